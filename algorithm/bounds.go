@@ -1,0 +1,84 @@
+package algorithm
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+const (
+	maxHeld     = 1<<52 - 1                     // the largest number a state holds
+	maxCapacity = 1 << 40                       // tokens
+	maxSpan     = 10 * 365 * 24 * 60 * 60 * 1e6 // ten years in µs
+	maxPerMicro = 1000                          // 10^9 a second
+	ahead       = quota.Micros(1_000_000)       // how far a state may be ahead of the clock
+	forever     = quota.Forever
+)
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("algorithm: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
+}
+
+// micros checks what all constructors take: a count of tokens in a period. It returns the period in µs.
+func micros(what string, tokens int64, per time.Duration) (int64, error) {
+	us := int64(per / time.Microsecond)
+	switch {
+	case tokens < 1:
+		return 0, invalid("%s is %d; accepted: at least 1", what, tokens)
+	case per <= 0 || per%time.Microsecond != 0 || us > maxSpan:
+		return 0, invalid("period is %v; accepted: whole microseconds from 1µs to ten years (87600h)", per)
+	case tokens/maxPerMicro > us || tokens/maxPerMicro == us && tokens%maxPerMicro > 0:
+		return 0, invalid("rate is %d in %v; accepted: up to 10^9 a second", tokens, per)
+	}
+	return us, nil
+}
+
+// tick returns the finest power of ten that divides per and for which fits says yes; 0 if there is none.
+func tick(per int64, fits func(tick int64) bool) int64 {
+	for t := int64(1); t <= per && per%t == 0; t *= 10 {
+		if fits(t) {
+			return t
+		}
+	}
+	return 0
+}
+
+// atMost reports whether a*b <= limit, for a and b of at least 0.
+func atMost(a, b, limit int64) bool {
+	return a == 0 || b <= limit/a
+}
+
+func gcd(a, b int64) int64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// ceil returns a/b rounded up, for a >= 0 and b > 0.
+func ceil(a, b int64) int64 {
+	q := a / b
+	if q*b < a {
+		q++
+	}
+	return q
+}
+
+// floor returns a/b rounded down, for b > 0.
+func floor(a, b int64) int64 {
+	q := a / b
+	if q*b > a {
+		q--
+	}
+	return q
+}
+
+// span returns ticks of a tick as a duration, or Never where that is too long.
+func span(ticks, tick int64) time.Duration {
+	if !atMost(ticks, tick, math.MaxInt64/1000) {
+		return quota.Never
+	}
+	return quota.Micros(ticks * tick).Duration()
+}

@@ -1,0 +1,35 @@
+// Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding
+// window log and fixed window. Each is a pure function over integers, see [quota.Algorithm].
+//
+//	bucket, err := algorithm.TokenBucket(1000, 21, 2*time.Second) // 10.5 tokens a second, exactly
+//	limit, err := quota.NewLimit("tokens", bucket)
+//
+// # Choosing
+//
+//	rule              admits at most                             state        use it for
+//	TokenBucket       capacity + rate·Δ in any interval Δ        2 numbers    bursts over a steady rate; the default
+//	SlidingWindow     2·limit in any window, 1·limit if steady   3 numbers    "n a minute", cheaply
+//	SlidingWindowLog  limit in any window                        1 a charge   "n a minute", to the letter
+//	FixedWindow       limit in each aligned window               2 numbers    "n a calendar day (UTC)"
+//	FixedWindowFromFirst  limit in each window from first use    2 numbers    "n a session", resets spread out
+//
+// # Numbers
+//
+// All arithmetic is on integers below 2^53, so that the same rule gives the same answer in Lua. Limits
+// go from one a year to 10^9 a second and capacities to 2^40, within two bounds: what is held must be a
+// number below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine
+// for that, a limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and
+// divides its period; a token bucket then admits at most capacity + rate·(Δ + one tick). Where nothing
+// fits, the constructor returns [quota.ErrInvalid] and says why.
+//
+// # Debt
+//
+// A debit charges what was really used, even when that is more than is left. Debt goes as deep as the
+// two bounds allow (Spec.Debt says how deep); what lies beyond is forgotten.
+//
+// # Time
+//
+// A state more than a second ahead of the clock, which has then been set back, is moved to the clock
+// with its consumption unchanged; up to a second it is waited for. A clock set forward by Λ lets a
+// token bucket admit at most min(capacity, rate·Λ) too much, and a window one limit.
+package algorithm

@@ -1,0 +1,150 @@
+package algorithm
+
+import (
+	"math"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// fixedWindow counts in windows that follow each other. It admits at most limit in each window, so less
+// than twice the limit in any interval of a window's length.
+//
+// State: Unit is the window in µs, A its start, B the count.
+type fixedWindow struct {
+	limit     int64
+	window    int64 // µs
+	fromFirst bool
+	most      int64
+}
+
+// FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
+// window of 24 hours is a day in UTC. Accepted: limits of 1 to 2^40, windows of whole microseconds up to
+// ten years, at most 10^9 a second; else ErrInvalid.
+func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
+	return newFixedWindow(limit, window, false)
+}
+
+// FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over,
+// at the next charge after that, so that different keys reset at different times.
+func FixedWindowFromFirst(limit int64, window time.Duration) (quota.Algorithm, error) {
+	return newFixedWindow(limit, window, true)
+}
+
+func newFixedWindow(limit int64, window time.Duration, fromFirst bool) (quota.Algorithm, error) {
+	w, err := windowMicros(limit, window)
+	if err != nil {
+		return nil, err
+	}
+	return &fixedWindow{limit: limit, window: w, fromFirst: fromFirst, most: maxHeld}, nil
+}
+
+// windowMicros checks what the window rules take, and returns the window in µs.
+func windowMicros(limit int64, window time.Duration) (int64, error) {
+	if limit > maxCapacity {
+		return 0, invalid("limit is %d; accepted: 1 to 2^40", limit)
+	}
+	return micros("limit", limit, window)
+}
+
+func (f *fixedWindow) Spec() quota.Spec {
+	rule := quota.Rule{'f', 'w', '1'}
+	if f.fromFirst {
+		rule = quota.Rule{'f', 'f', '1'}
+	}
+	return quota.Spec{
+		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: f.most - f.limit,
+		Params: [6]int64{f.limit, f.window, f.most},
+	}
+}
+
+func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+	t := int64(now)
+	var v quota.Verdict
+	start, count := t, int64(0)
+	if !f.fromFirst {
+		start -= t % f.window
+	}
+	end := start + f.window
+	if !s.IsZero() {
+		if quota.Micros(s.A)-now > ahead {
+			s.A, v.Write = t, true
+			if !f.fromFirst {
+				s.A -= t % s.Unit
+			}
+		}
+		if s.B > 0 && t < s.A+s.Unit {
+			count = min(s.B, f.most)
+			start, end = s.A, s.A+s.Unit
+			if s.Unit != f.window {
+				// The old window holds until it ends; a charge moves its count into one of ours.
+				if start = max(t, s.A); !f.fromFirst {
+					start -= start % f.window
+				}
+			}
+		}
+	}
+
+	v.Allowed = true
+	kept := count
+	switch r.Op {
+	case quota.OpTake, quota.OpPeek:
+		if r.Cost > f.limit {
+			v.Allowed, v.RetryAfter = false, forever
+		} else if count+r.Cost > f.limit {
+			v.Allowed, v.RetryAfter = false, quota.Micros(end-t)
+		} else if r.Op == quota.OpTake {
+			kept += r.Cost
+		}
+	case quota.OpDebit:
+		kept = min(kept+min(r.Cost, f.most), f.most)
+	case quota.OpRefund:
+		if int64(r.At) >= end-max(s.Unit, f.window) {
+			kept = max(kept-r.Cost, 0)
+		}
+	case quota.OpReset:
+		kept = 0
+		v.Write = !s.IsZero()
+	}
+	switch {
+	case kept == 0 && (kept != count || r.Op == quota.OpReset):
+		s, v.Write = quota.State{}, v.Write || kept != count
+	case kept != count:
+		s, v.Write = quota.State{Unit: f.window, A: start, B: kept}, true
+		end = start + f.window
+	}
+	v.Remaining = f.limit - kept
+	if kept > 0 {
+		v.ResetAfter = quota.Micros(end - t)
+	}
+	return s, v
+}
+
+// Forecast is exact: what exceeds the present window's remainder comes a limit a window.
+func (f *fixedWindow) Forecast(d quota.Decision, n int64) time.Duration {
+	more := n - max(d.Remaining, 0)
+	if more <= 0 {
+		return 0
+	}
+	first := d.ResetAfter
+	if first == 0 {
+		first = time.Duration(f.window-f.elapsed(int64(d.At))) * time.Microsecond
+	}
+	return later(first, (more-1)/f.limit, f.window)
+}
+
+// elapsed returns how much of the window that begins, or would begin, at or before t is over.
+func (f *fixedWindow) elapsed(t int64) int64 {
+	if f.fromFirst {
+		return 0
+	}
+	return t % f.window
+}
+
+// later returns first and n more windows, or Never.
+func later(first time.Duration, n, window int64) time.Duration {
+	if !atMost(n, window, math.MaxInt64/2000) {
+		return quota.Never
+	}
+	return first + time.Duration(n*window)*time.Microsecond
+}

@@ -1,0 +1,180 @@
+package algorithm
+
+import (
+	"math"
+	"math/bits"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// tokenBucket keeps the deficit: how far the bucket is from full. Over any interval Δ it admits at most
+// capacity + rate·(Δ + one tick). (J. Turner, "New directions in communications", IEEE Communications
+// Magazine 24(10), 1986; as a virtual schedule: ITU-T I.371, annex A.)
+//
+// State: A is the deficit in credits, B the time in µs up to which refill is counted. One token costs
+// unit credits and each tick repays perTick: the rate as a reduced fraction, so nothing is ever rounded.
+type tokenBucket struct {
+	unit     int64 // credits a token
+	perTick  int64 // credits repaid a tick
+	capacity int64 // credits
+	most     int64 // credits: capacity and debt
+	tick     int64 // µs
+	fill     int64 // ticks that repay most
+	tokens   int64 // capacity in tokens
+	debt     int64 // most - capacity, in tokens
+}
+
+// TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously:
+// 10.5 tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Accepted:
+// capacities of 1 to 2^40, rates up to 10^9 a second, whole microseconds, and a bucket that fills
+// within ten years; else ErrInvalid.
+func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
+	if capacity < 1 || capacity > maxCapacity {
+		return nil, invalid("capacity is %d; accepted: 1 to 2^40", capacity)
+	}
+	per, err := micros("refill", refill, period)
+	if err != nil {
+		return nil, err
+	}
+	// reduce gives the rate in credits at a tick, and the tokens that both bounds leave room for.
+	reduce := func(t int64) (unit, perTick, room int64) {
+		p := per / t
+		g := gcd(refill, p)
+		unit, perTick = p/g, refill/g
+		room = maxHeld
+		if ticks := maxSpan / t; atMost(perTick, ticks, maxHeld) {
+			room = perTick * ticks
+		}
+		return unit, perTick, room / unit
+	}
+	// A tick that leaves no room for debt is taken only if no coarser one would.
+	roomFor := func(want int64) int64 {
+		return tick(per, func(t int64) bool {
+			_, perTick, room := reduce(t)
+			return perTick <= maxHeld && room >= want
+		})
+	}
+	t := roomFor(2 * capacity)
+	if t == 0 {
+		t = roomFor(capacity)
+	}
+	if t == 0 {
+		return nil, invalid("a bucket of %d that gains %d each %v takes over ten years to fill, or needs numbers of 2^52 or more; accepted: a smaller capacity, a higher rate, or a rounder period",
+			capacity, refill, period)
+	}
+	unit, perTick, room := reduce(t)
+	return &tokenBucket{
+		unit: unit, perTick: perTick, capacity: capacity * unit, most: room * unit, tick: t,
+		fill: ceil(room*unit, perTick), tokens: capacity, debt: room - capacity,
+	}, nil
+}
+
+// GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function
+// as [TokenBucket] under the name telecommunications give it (ITU-T I.371): GCRA's theoretical arrival
+// time is the time at which the bucket is full again.
+func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
+	return TokenBucket(burst, rate, period)
+}
+
+func (b *tokenBucket) Spec() quota.Spec {
+	return quota.Spec{
+		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt,
+		Params: [6]int64{b.unit, b.perTick, b.capacity, b.most, b.tick, b.fill},
+	}
+}
+
+func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+	floored := int64(now)
+	if b.tick > 1 {
+		floored -= floored % b.tick
+	}
+	var v quota.Verdict
+	deficit, at := int64(0), floored // at is the time up to which refill is counted
+	if !s.IsZero() {
+		if s.Unit != b.unit {
+			s = quota.State{Unit: b.unit, A: b.convert(s.A, s.Unit), B: s.B}
+		}
+		if quota.Micros(s.B)-now > ahead {
+			s.B, v.Write = floored, true
+		}
+		last := s.B
+		if b.tick > 1 {
+			last = ceil(last, b.tick) * b.tick // another tick's state may lie between two of ours
+		}
+		if elapsed := (floored - last) / b.tick; elapsed < b.fill {
+			deficit = max(min(s.A, b.most)-max(elapsed, 0)*b.perTick, 0)
+		}
+		if deficit > 0 {
+			at = max(floored, last)
+		}
+	}
+
+	v.Allowed = true
+	kept := deficit
+	switch r.Op {
+	case quota.OpTake, quota.OpPeek:
+		if r.Cost > b.tokens {
+			v.Allowed, v.RetryAfter = false, forever
+		} else if over := deficit + r.Cost*b.unit - b.capacity; over > 0 {
+			v.Allowed = false
+			v.RetryAfter = quota.Micros(at+ceil(over, b.perTick)*b.tick) - now
+		} else if r.Op == quota.OpTake {
+			kept += r.Cost * b.unit
+		}
+	case quota.OpDebit:
+		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
+	case quota.OpRefund:
+		// Once a bucket could have filled from empty, refill has given back what was taken.
+		if int64(now-r.At) < ceil(b.capacity, b.perTick)*b.tick {
+			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
+		}
+	case quota.OpReset:
+		kept = 0
+		v.Write = !s.IsZero()
+	}
+	switch {
+	case kept == 0 && (kept != deficit || r.Op == quota.OpReset):
+		s, v.Write = quota.State{}, v.Write || kept != deficit
+	case kept != deficit:
+		s, v.Write = quota.State{Unit: b.unit, A: kept, B: at}, true
+	}
+	v.Remaining = floor(b.capacity-kept, b.unit)
+	if kept > 0 {
+		v.ResetAfter = quota.Micros(at+ceil(kept, b.perTick)*b.tick) - now
+	}
+	return s, v
+}
+
+// convert carries a deficit over from another unit: whole tokens exactly, a remainder as one token.
+func (b *tokenBucket) convert(deficit, unit int64) int64 {
+	return min(ceil(deficit, unit), b.tokens+b.debt) * b.unit
+}
+
+// Forecast is exact to within one tick: n tokens more than now are due when the deficit, and what they
+// cost beyond the capacity, is repaid.
+func (b *tokenBucket) Forecast(d quota.Decision, n int64) time.Duration {
+	if n <= d.Remaining {
+		return 0
+	}
+	beyond, sign := n-b.tokens, int64(1)
+	if beyond < 0 {
+		beyond, sign = -beyond, -1
+	}
+	hi, lo := bits.Mul64(uint64(beyond), uint64(b.unit))
+	if hi >= uint64(b.perTick) {
+		return quota.Never
+	}
+	ticks, rest := bits.Div64(hi, lo, uint64(b.perTick))
+	if ticks > math.MaxInt64/2 {
+		return quota.Never
+	}
+	if rest > 0 && sign < 0 {
+		ticks++
+	}
+	wait := span(int64(ticks), b.tick)
+	if sign > 0 && wait > quota.Never-d.ResetAfter {
+		return quota.Never
+	}
+	return max(d.ResetAfter+time.Duration(sign)*wait-span(1, b.tick), 0)
+}

@@ -1,0 +1,315 @@
+// Package local keeps limits in the memory of one process: the backend that needs nothing installed.
+//
+//	store := local.New(nil)
+//	limiter, err := quota.NewLimiter(store, limit, nil)
+//
+// It is sharded, starts no goroutine, and reads the monotonic clock, so steps of the wall clock do not
+// reach it. Every list of charges is decided in one step, whatever its keys.
+//
+// # Memory
+//
+// A key takes some 90 bytes beside its own text (a sliding window log 16 more for each charge it
+// remembers). Keys whose quota is whole again are removed as part of ordinary work. The number of keys
+// is bounded: when the store is full of keys that still hold consumption, charges to a key it does not
+// know fail with [quota.ErrOverloaded] and are not charged. Nothing alive is ever pushed out, so nobody
+// gains quota by flooding the store with keys.
+package local
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"math/bits"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// DefaultMaxKeys is how many keys a store holds unless Options say otherwise.
+const DefaultMaxKeys = 1 << 20
+
+// Options change what New makes. The zero value, and nil, take the defaults.
+type Options struct {
+	// MaxKeys bounds the keys held, and the request ids remembered, each; 0 is DefaultMaxKeys.
+	MaxKeys int
+	// Clock tells the time; nil is the monotonic clock. It is called with a lock held.
+	Clock func() time.Time
+}
+
+// Store is a quota.Store in memory.
+type Store struct {
+	clock   func() time.Time
+	start   time.Time // of the monotonic clock
+	epoch   quota.Micros
+	maxKeys int64
+	seed    maphash.Seed
+	closed  atomic.Bool
+	keys    atomic.Int64 // in all shards
+	grants  grants
+
+	reclaiming sync.Mutex
+	hand       int // the shard that reclaim looks at next
+
+	shards [shardCount]shard
+}
+
+const shardCount = 256
+
+var _ quota.Store = (*Store)(nil)
+
+// New returns an empty store. A negative MaxKeys panics.
+func New(o *Options) *Store {
+	if o == nil {
+		o = &Options{}
+	}
+	if o.MaxKeys < 0 {
+		panic(fmt.Sprintf("local: Options.MaxKeys is %d; accepted: 0 or more", o.MaxKeys))
+	}
+	now := time.Now()
+	s := &Store{
+		clock:   o.Clock,
+		start:   now,
+		epoch:   quota.Micros(now.UnixMicro()),
+		maxKeys: int64(o.MaxKeys),
+		seed:    maphash.MakeSeed(),
+	}
+	if s.maxKeys == 0 {
+		s.maxKeys = DefaultMaxKeys
+	}
+	return s
+}
+
+// Close ends the store; every later call is quota.ErrClosed.
+func (s *Store) Close() error {
+	s.closed.Store(true)
+	return nil
+}
+
+// Len returns the number of keys held, those that are whole again but not yet removed included.
+func (s *Store) Len() int { return int(s.keys.Load()) }
+
+// Take decides one charge.
+func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if err := s.ready(ctx); err != nil {
+		return quota.Decision{}, err
+	}
+	if c.ID != "" {
+		var out [1]quota.Decision
+		err := s.grants.once([]quota.Charge{c}, out[:], s)
+		return out[0], err
+	}
+	h := s.hash(&c)
+	sh := &s.shards[h%shardCount]
+	for try := 0; ; try++ {
+		sh.mu.Lock()
+		now := s.now(sh)
+		n := sh.find(h, &c)
+		it := sh.load(n)
+		d, err := quota.ApplyOne(&c, &it, now)
+		if err != nil || !it.Write || s.room(n, &it) {
+			if err == nil && it.Write {
+				s.keep(sh, h, n, &c, &it, &d)
+				sh.tidy(now, s)
+			}
+			sh.mu.Unlock()
+			return d, err
+		}
+		sh.mu.Unlock()
+		if try > 0 || !s.reclaim(now) {
+			return quota.Decision{}, s.full()
+		}
+	}
+}
+
+// TakeAll decides charges all-or-nothing, holding the locks of all their shards.
+func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if cs[0].ID != "" {
+		return s.grants.once(cs, out, s)
+	}
+	return s.takeAll(cs, out)
+}
+
+func (s *Store) ready(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.closed.Load() {
+		return fmt.Errorf("local: %w", quota.ErrClosed)
+	}
+	return nil
+}
+
+func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
+	var fewHashes [8]uint64
+	hashes := fewHashes[:0]
+	var set shardSet
+	for i := range cs {
+		h := s.hash(&cs[i])
+		hashes = append(hashes, h)
+		set.add(h % shardCount)
+	}
+	for try := 0; ; try++ {
+		now, full, err := s.tryAll(cs, hashes, &set, out)
+		if !full {
+			return err
+		}
+		if try > 0 || !s.reclaim(now) {
+			return s.full()
+		}
+	}
+}
+
+// tryAll decides and keeps a list, or reports that there is no room for its new keys.
+func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []quota.Decision) (now quota.Micros, full bool, err error) {
+	var fewItems [8]quota.Item
+	var fewSlots [8]int
+	items, slots := fewItems[:0], fewSlots[:0]
+	set.lock(s)
+	defer set.unlock(s)
+	for i := range set.each {
+		now = max(now, s.now(&s.shards[i]))
+	}
+	for i := range set.each {
+		s.shards[i].last = now
+	}
+	for i := range cs {
+		sh := &s.shards[hashes[i]%shardCount]
+		n := sh.find(hashes[i], &cs[i])
+		slots, items = append(slots, n), append(items, sh.load(n))
+	}
+	if err := quota.Apply(cs, items, now, out); err != nil {
+		return now, false, err
+	}
+	for i := range items {
+		if items[i].Write && !s.room(slots[i], &items[i]) {
+			for j := range i {
+				if items[j].Write && slots[j] < 0 {
+					s.keys.Add(-1)
+				}
+			}
+			return now, true, nil
+		}
+	}
+	for i := range items {
+		if items[i].Write {
+			s.keep(&s.shards[hashes[i]%shardCount], hashes[i], slots[i], &cs[i], &items[i], &out[i])
+		}
+	}
+	for i := range set.each {
+		s.shards[i].tidy(now, s)
+	}
+	return now, false, nil
+}
+
+// now returns the time for a decision under the shard's lock. It never runs behind an earlier one of
+// the shard, unless the clock was injected.
+func (s *Store) now(sh *shard) quota.Micros {
+	if s.clock != nil {
+		return s.read()
+	}
+	sh.last = max(sh.last, s.read())
+	return sh.last
+}
+
+func (s *Store) read() quota.Micros {
+	if s.clock != nil {
+		return quota.Micros(s.clock().UnixMicro())
+	}
+	return s.epoch + quota.Micros(time.Since(s.start)/time.Microsecond)
+}
+
+func (s *Store) hash(c *quota.Charge) uint64 { return s.hashOf(c.Key, c.Limit.Name()) }
+
+func (s *Store) hashOf(key, limit string) uint64 {
+	return maphash.String(s.seed, key) ^ bits.RotateLeft64(maphash.String(s.seed, limit), 17)
+}
+
+// room reports whether the item may be kept, and counts it if it is a new key.
+func (s *Store) room(n int, it *quota.Item) bool {
+	if n >= 0 || it.State.IsZero() {
+		return true
+	}
+	if s.keys.Add(1) > s.maxKeys {
+		s.keys.Add(-1)
+		return false
+	}
+	return true
+}
+
+// keep stores an item that Apply marked, in slot n or, where n is negative, in a new one.
+func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *quota.Item, d *quota.Decision) {
+	switch {
+	case it.State.IsZero():
+		if n >= 0 {
+			sh.remove(h, n)
+			s.keys.Add(-1)
+		}
+		return
+	case n < 0:
+		n = sh.insert(h, strings.Clone(c.Key), c.Limit.Handle())
+		sh.due += 4 * 8 // faster than keys can come
+	default:
+		sh.due++
+	}
+	sh.save(n, it, d.At+quota.Micros(d.ResetAfter/time.Microsecond))
+}
+
+// reclaim removes some keys that are whole again from any shards, and reports whether it found one.
+func (s *Store) reclaim(now quota.Micros) bool {
+	const budget = 4096 // slots looked at, so that a refused charge stays cheap
+	if !s.reclaiming.TryLock() {
+		return false
+	}
+	defer s.reclaiming.Unlock()
+	for looked, shards := 0, 0; looked < budget && shards < shardCount; shards++ {
+		sh := &s.shards[s.hand]
+		s.hand = (s.hand + 1) % shardCount
+		sh.mu.Lock()
+		look := sh.used
+		freed := sh.sweep(look, now, s)
+		sh.mu.Unlock()
+		looked += look
+		if freed > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Store) full() error {
+	return fmt.Errorf("local: %w: %d keys hold consumption, which is all that MaxKeys allows", quota.ErrOverloaded, s.maxKeys)
+}
+
+// shardSet is a set of shards that are locked together, in ascending order so that no two lists wait
+// for each other.
+type shardSet [shardCount / 64]uint64
+
+func (b *shardSet) add(i uint64) { b[i/64] |= 1 << (i % 64) }
+
+func (b *shardSet) each(yield func(int) bool) {
+	for w, word := range b {
+		for ; word != 0; word &= word - 1 {
+			if !yield(w*64 + bits.TrailingZeros64(word)) {
+				return
+			}
+		}
+	}
+}
+
+func (b *shardSet) lock(s *Store) {
+	for i := range b.each {
+		s.shards[i].mu.Lock()
+	}
+}
+
+func (b *shardSet) unlock(s *Store) {
+	for i := range b.each {
+		s.shards[i].mu.Unlock()
+	}
+}

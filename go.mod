@@ -1,0 +1,3 @@
+module github.com/fleetquota/fleetquota
+
+go 1.26

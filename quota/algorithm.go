@@ -1,0 +1,138 @@
+package quota
+
+import (
+	"math"
+	"time"
+)
+
+// Micros is a time in microseconds since the Unix epoch, or a span of microseconds.
+type Micros int64
+
+// Forever is the span after which nothing comes: the RetryAfter of a cost that can never fit.
+const Forever Micros = math.MaxInt64
+
+// Never is Forever as a duration: the RetryAfter of a [Decision] whose cost can never fit.
+const Never time.Duration = math.MaxInt64
+
+// Time returns m as a time, in UTC.
+func (m Micros) Time() time.Time { return time.UnixMicro(int64(m)).UTC() }
+
+// Duration returns the span m as a duration; Forever, and what a duration cannot hold, is Never.
+func (m Micros) Duration() time.Duration {
+	if m >= math.MaxInt64/1000 {
+		return Never
+	}
+	return time.Duration(m) * time.Microsecond
+}
+
+// An Algorithm is a rule: it decides what a request gets, given what was consumed before.
+//
+// It is a pure function: no clock, no randomness, no I/O, no panic on any input, integers only. A
+// value is immutable and safe for concurrent use. The rules it keeps, which package conformance checks:
+//
+//  1. Fresh: the zero State is a key never seen. A state kept until ResetAfter has passed decides as
+//     the zero State would, so a store may drop it then.
+//  2. Tight: a denied request is denied again at any time before RetryAfter has passed, and admitted
+//     when it has, if nothing else was charged meanwhile.
+//  3. Traceless: a denial and an [OpPeek] return Write false (but see 5).
+//  4. Never: a cost above Spec.Capacity is denied with RetryAfter [Forever], whatever the state.
+//  5. Clock: time that steps back never frees quota. A state more than a second ahead of now is moved
+//     to now, its consumption unchanged, and returned with Write true, even on a denial.
+//  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: what
+//     was consumed stays consumed, in whole tokens, rounded up.
+//  7. Untouched: Decide does not write to State.Tail and returns a new slice where it changes.
+type Algorithm interface {
+	// Spec describes the algorithm. Equal specs decide equally.
+	Spec() Spec
+	// Decide returns the verdict on a request at the store's time now, and the state to keep if the
+	// verdict says Write and the list of charges that the request belongs to is granted.
+	Decide(s State, r Request, now Micros) (State, Verdict)
+}
+
+// A Forecaster is an Algorithm that can tell how long a queue takes.
+type Forecaster interface {
+	// Forecast returns a lower bound on the time, counted from d.At, in which n more tokens can have
+	// been admitted, one after the other; n may exceed the capacity. d is any decision of the rule.
+	Forecast(d Decision, n int64) time.Duration
+}
+
+// Rule names a rule and the layout of its state, in ASCII, padded with zero bytes, such as "tb1".
+// The zero Rule stands for no state. A new layout has a new Rule.
+type Rule [8]byte
+
+// String returns the name without its padding.
+func (r Rule) String() string {
+	n := 0
+	for n < len(r) && r[n] != 0 {
+		n++
+	}
+	return string(r[:n])
+}
+
+// Spec describes an algorithm: which rule, with which numbers. Specs are comparable.
+type Spec struct {
+	Rule     Rule
+	Unit     int64 // the unit that states of this spec carry, see State; at least 1
+	Capacity int64 // the most tokens one request can take, at least 1
+	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; what exceeds it is forgotten
+	// Params are the rule's integer parameters, in the order its Lua twin takes them.
+	Params [6]int64
+}
+
+// State is what is kept for one limit and key: a few integers whose meaning is the rule's, and for
+// some rules a list. The zero State is a key never seen. Every number is within ±2^53.
+type State struct {
+	Unit    int64   // what the numbers count in; 0 in the zero State only
+	A, B, C int64   // the rule's numbers
+	Tail    []int64 // the rule's list, at most MaxTail numbers; never modified in place
+}
+
+// MaxTail is the most numbers that State.Tail may hold.
+const MaxTail = 8192
+
+// IsZero reports whether s is the zero State.
+func (s *State) IsZero() bool { return s.Unit == 0 }
+
+// Op is what a request does with a quota.
+type Op uint8
+
+const (
+	// OpTake charges Cost if it fits, else denies. A cost of 0 asks whether the key is out of debt, and charges nothing.
+	OpTake Op = iota
+	// OpPeek answers as OpTake would and changes nothing.
+	OpPeek
+	// OpDebit charges Cost without asking, into debt if need be, down to Spec.Debt. Always allowed.
+	OpDebit
+	// OpRefund gives back up to Cost of a charge made at Request.At. A refund to a window that has
+	// passed does nothing, and no refund lifts a quota above its capacity. Always allowed.
+	OpRefund
+	// OpReset makes the key fresh. Always allowed.
+	OpReset
+	opEnd
+)
+
+var opNames = [...]string{"take", "peek", "debit", "refund", "reset"}
+
+// String returns the operation's name in lower case.
+func (o Op) String() string {
+	if o < opEnd {
+		return opNames[o]
+	}
+	return "unknown"
+}
+
+// Request is what an Algorithm decides on.
+type Request struct {
+	Op   Op
+	Cost int64  // in tokens, 0 or more, without upper bound
+	At   Micros // OpRefund: when the charge was made, by the store's time; 0 is long ago
+}
+
+// Verdict is an Algorithm's answer.
+type Verdict struct {
+	Allowed    bool
+	Write      bool   // the returned state differs from the given one and is to be kept
+	Remaining  int64  // tokens that can be taken now; negative in debt
+	RetryAfter Micros // 0 where allowed; how long until the same request fits; Forever if it can never
+	ResetAfter Micros // how long until the key is as fresh
+}

@@ -1,0 +1,273 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A KV is what an author implements for a store that can load and compare-and-swap: a SQL database,
+// etcd, DynamoDB, bbolt. [NewCAS] makes a Store of it. Methods may be called concurrently.
+type KV interface {
+	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's
+	// time; an absent entry has an empty Value. Keys are printable ASCII or UTF-8 without spaces.
+	Load(ctx context.Context, keys []string) ([]Entry, Micros, error)
+	// Swap makes all changes in one step, if every Old is still what Load returned, and reports whether
+	// it did. An error means that the outcome is unknown, unless it is one of this package's errors.
+	Swap(ctx context.Context, changes []Change) (swapped bool, err error)
+}
+
+// Entry is what a KV holds under a key.
+type Entry struct {
+	Key, Value string
+	// Revision is for the KV's own use: what it wants to see again in Change.Old, such as a version.
+	Revision string
+}
+
+// Change is one compare-and-swap. Where Value equals Old.Value the comparison still counts.
+type Change struct {
+	Old   Entry
+	Value string        // the new value; "" deletes
+	TTL   time.Duration // the value may be dropped after this time, and not before
+}
+
+// ExpirySlack is how much longer than ResetAfter stores keep a state.
+const ExpirySlack = time.Second
+
+// CASOptions change what NewCAS makes. The zero value, and nil, take the defaults.
+type CASOptions struct {
+	// Atomicity says how far Load and Swap reach in one step; lists beyond are ErrCrossSlot.
+	Atomicity Atomicity
+	// Attempts bounds the swaps tried for one decision; 0 is 16. After that it is ErrConflict.
+	Attempts int
+}
+
+// NewCAS returns a Store over a KV. It loads, decides with [Apply], and swaps; where the swap did not
+// apply because something changed, it tries again after a short random pause. An error of Swap is
+// ErrIndeterminate and never tried again. Denials and peeks do not swap. Close closes the KV if it is
+// an [io.Closer].
+func NewCAS(kv KV, o *CASOptions) (Store, error) {
+	if o == nil {
+		o = &CASOptions{}
+	}
+	switch {
+	case kv == nil:
+		return nil, invalid("kv", "nil", "a KV")
+	case o.Attempts < 0:
+		return nil, invalid("CASOptions.Attempts", o.Attempts, "0 or more")
+	case o.Atomicity > OneKey:
+		return nil, invalid("CASOptions.Atomicity", o.Atomicity, "AnyKeys, OneGroup or OneKey")
+	}
+	s := &casStore{kv: kv, atomicity: o.Atomicity, attempts: o.Attempts}
+	if s.attempts == 0 {
+		s.attempts = 16
+	}
+	return s, nil
+}
+
+type casStore struct {
+	kv        KV
+	atomicity Atomicity
+	attempts  int
+}
+
+func (s *casStore) Take(ctx context.Context, c Charge) (Decision, error) {
+	var out [1]Decision
+	err := s.TakeAll(ctx, []Charge{c}, out[:])
+	return out[0], err
+}
+
+func (s *casStore) Close() error {
+	if c, ok := s.kv.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// Atomicity says how far the store decides several keys in one step.
+func (s *casStore) Atomicity() Atomicity { return s.atomicity }
+
+func (s *casStore) TakeAll(ctx context.Context, cs []Charge, out []Decision) error {
+	keys, err := s.keys(cs)
+	if err != nil {
+		return err
+	}
+	for attempt := 0; attempt < s.attempts; attempt++ {
+		if attempt > 0 {
+			if err := pause(ctx, attempt); err != nil {
+				return err
+			}
+		}
+		done, err := s.try(ctx, keys, cs, out)
+		if done || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("quota: %w: %d swaps of %s lost", ErrConflict, s.attempts, cs[0].Limit.name)
+}
+
+// keys returns the keys of the charges, and last that of their request id if they carry one.
+func (s *casStore) keys(cs []Charge) ([]string, error) {
+	keys := make([]string, 0, len(cs)+1)
+	for i := range cs {
+		if i > 0 && (s.atomicity == OneKey || s.atomicity == OneGroup && Group(cs[i].Key) != Group(cs[0].Key)) {
+			return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", ErrCrossSlot)
+		}
+		keys = append(keys, string(AppendKey(nil, cs[i].Limit.name, cs[i].Key)))
+	}
+	if id := cs[0].ID; id != "" {
+		if s.atomicity == OneKey {
+			return nil, fmt.Errorf("quota: %w: a request id needs a store that decides two keys in one step", ErrCrossSlot)
+		}
+		keys = append(keys, string(appendIDKey(nil, Group(cs[0].Key), id)))
+	}
+	return keys, nil
+}
+
+// try loads, decides and swaps once. It is done unless the swap was not applied.
+func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []Decision) (done bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	entries, now, err := s.kv.Load(ctx, keys)
+	if err != nil {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		return false, classify(err, ErrUnavailable)
+	}
+	if len(entries) != len(keys) {
+		return false, fmt.Errorf("quota: %w: Load returned %d entries for %d keys", ErrMisconfigured, len(entries), len(keys))
+	}
+	if len(keys) > len(cs) && entries[len(cs)].Value != "" {
+		return true, parseGrant(entries[len(cs)].Value, cs, out)
+	}
+	items := make([]Item, len(cs))
+	for i := range items {
+		if items[i], err = ParseItem(entries[i].Value); err != nil {
+			return false, err
+		}
+	}
+	if err := Apply(cs, items, now, out); err != nil {
+		return false, err
+	}
+	changes := make([]Change, 0, len(keys))
+	written := false
+	for i := range items {
+		c := Change{Old: entries[i], Value: entries[i].Value, TTL: out[i].ResetAfter + ExpirySlack}
+		if items[i].Write {
+			written = true
+			c.Value = ""
+			if !items[i].State.IsZero() {
+				c.Value = string(items[i].AppendText(nil))
+			}
+		}
+		changes = append(changes, c)
+	}
+	if len(keys) > len(cs) && Granted(out) && !onlyPeeks(cs) {
+		written = true
+		changes = append(changes, Change{Old: entries[len(cs)], Value: string(appendGrant(nil, cs, out)), TTL: IDWindow})
+	}
+	if !written {
+		return true, nil
+	}
+	done, err = s.kv.Swap(ctx, changes)
+	if err != nil {
+		return false, classify(err, ErrIndeterminate)
+	}
+	return done, nil
+}
+
+// classify wraps an error as the sentinel, unless it carries one already.
+func classify(err, sentinel error) error {
+	for _, known := range [...]error{ErrUnavailable, ErrIndeterminate, ErrOverloaded, ErrMisconfigured, ErrClosed, ErrInvalid, ErrConflict, ErrCrossSlot} {
+		if errors.Is(err, known) {
+			return err
+		}
+	}
+	return fmt.Errorf("quota: %w: %w", sentinel, err)
+}
+
+// pause waits before another attempt: longer and more spread out each time, up to some 64 ms.
+func pause(ctx context.Context, attempt int) error {
+	timer := time.NewTimer(rand.N(time.Millisecond << min(attempt, 6)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func onlyPeeks(cs []Charge) bool {
+	for i := range cs {
+		if cs[i].Op != OpPeek {
+			return false
+		}
+	}
+	return true
+}
+
+// appendIDKey appends the key of a request id: no limit's key has '#' after its group.
+func appendIDKey(dst []byte, group, id string) []byte {
+	dst = append(AppendGroup(dst, group), '#')
+	return appendEscaped(dst, id)
+}
+
+// appendGrant appends the text in which a grant is remembered: a fingerprint of the charges, then the
+// numbers of each decision.
+func appendGrant(dst []byte, cs []Charge, ds []Decision) []byte {
+	dst = append(dst, "id1:"...)
+	dst = append(dst, fingerprint(cs)...)
+	for i := range ds {
+		d := &ds[i]
+		for _, n := range [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At)} {
+			dst = strconv.AppendInt(append(dst, ':'), n, 10)
+		}
+	}
+	return dst
+}
+
+// parseGrant reads the decisions of a grant, if it was one of these charges.
+func parseGrant(text string, cs []Charge, out []Decision) error {
+	fields := strings.Split(text, ":")
+	if len(fields) < 2 || fields[0] != "id1" {
+		return notState(text)
+	}
+	if fields[1] != fingerprint(cs) {
+		return invalid("request id", cs[0].ID, "a new id: this one was granted to other charges")
+	}
+	fields = fields[2:]
+	if len(fields) != 5*len(cs) {
+		return notState(text)
+	}
+	for i := range out {
+		var n [5]int64
+		for j := range n {
+			var err error
+			if n[j], err = strconv.ParseInt(fields[5*i+j], 10, 64); err != nil {
+				return notState(text)
+			}
+		}
+		out[i] = Decision{Allowed: true, Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
+			ResetAfter: time.Duration(n[3]), At: Micros(n[4])}
+	}
+	return nil
+}
+
+// fingerprint tells charges apart: what SameCharge compares, in 128 bits.
+func fingerprint(cs []Charge) string {
+	h := fnv.New128a()
+	for i := range cs {
+		c := &cs[i]
+		fmt.Fprintf(h, "%s %d %d %d\n", AppendKey(nil, c.Limit.name, c.Key), c.Op, c.Cost, c.At)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))
+}

@@ -1,0 +1,108 @@
+package quota
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// MaxKey is the longest key, in bytes.
+const MaxKey = 512
+
+const keyForm = "1 to 512 bytes of UTF-8, segments separated by '/', none of them empty"
+
+// Key joins segments to a key. A '/' or '%' inside a segment is escaped, so an identifier that
+// somebody else chose cannot add a segment, and different segments give different keys.
+func Key(segments ...string) string {
+	var b strings.Builder
+	for i, s := range segments {
+		if i > 0 {
+			b.WriteByte('/')
+		}
+		for j := 0; j < len(s); j++ {
+			if c := s[j]; c == '/' || c == '%' {
+				writeEscaped(&b, c)
+			} else {
+				b.WriteByte(c)
+			}
+		}
+	}
+	return b.String()
+}
+
+// CheckKey returns an ErrInvalid unless key is 1 to [MaxKey] bytes of UTF-8 whose segments, separated
+// by '/', are not empty. Every other byte is accepted: [AppendKey] escapes what stores treat specially.
+func CheckKey(key string) error {
+	if !validKey(key) {
+		return invalid("key", key, keyForm)
+	}
+	return nil
+}
+
+func validKey(key string) bool {
+	if len(key) == 0 || len(key) > MaxKey {
+		return false
+	}
+	ascii, prev := true, byte('/')
+	for i := 0; i < len(key); i++ {
+		c := key[i]
+		if c == '/' && prev == '/' {
+			return false
+		}
+		if c >= utf8.RuneSelf {
+			ascii = false
+		}
+		prev = c
+	}
+	return prev != '/' && (ascii || utf8.ValidString(key))
+}
+
+// Group returns the key's first segment, its co-location group.
+func Group(key string) string {
+	if i := strings.IndexByte(key, '/'); i >= 0 {
+		return key[:i]
+	}
+	return key
+}
+
+// AppendKey appends the text under which stores keep a limit and key, and returns the extended slice:
+// "{group}/rest:limit", or "{group}:limit" where the key is one segment. Braces, '%', ':', spaces and
+// control bytes of the key are written as '%' and two hexadecimal digits. The text is injective:
+// different limits or keys have different texts. Its braces hold the group alone, so that Redis
+// Cluster places keys of one group in one slot and no key can choose another's.
+func AppendKey(dst []byte, limit, key string) []byte {
+	group := Group(key)
+	dst = AppendGroup(dst, group)
+	dst = appendEscaped(dst, key[len(group):])
+	dst = append(dst, ':')
+	return append(dst, limit...)
+}
+
+// AppendGroup appends "{group}", escaped as in [AppendKey]: the hash tag of a group's keys.
+func AppendGroup(dst []byte, group string) []byte {
+	dst = append(dst, '{')
+	dst = appendEscaped(dst, group)
+	return append(dst, '}')
+}
+
+func special(c byte) bool {
+	return c <= ' ' || c == 0x7f || c == '{' || c == '}' || c == '%' || c == ':'
+}
+
+const hexDigits = "0123456789ABCDEF"
+
+func appendEscaped(dst []byte, s string) []byte {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; special(c) {
+			dst = append(dst, '%', hexDigits[c>>4], hexDigits[c&15])
+		} else {
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+func writeEscaped(b *strings.Builder, c byte) {
+	b.WriteByte('%')
+	b.WriteByte(hexDigits[c>>4])
+	b.WriteByte(hexDigits[c&15])
+}

@@ -1,0 +1,69 @@
+package quota
+
+import (
+	"unique"
+)
+
+// A Limit is a named rule. The name is part of what a store keeps, so limits with one name and
+// different numbers share their consumption: that is how a limit's numbers change while in use, and
+// how each tenant can have its own numbers. Limits are immutable; make one with [NewLimit].
+type Limit struct {
+	name      string
+	handle    unique.Handle[string]
+	algorithm Algorithm
+	spec      Spec
+}
+
+// maxLimitName is the longest name of a limit, in bytes.
+const maxLimitName = 64
+
+// NewLimit returns the limit called name, kept by the algorithm. A name has 1 to 64 letters, digits,
+// '.', '_' and '-', in ASCII; anything else, and a nil algorithm, is ErrInvalid.
+func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
+	if !validLimitName(name) {
+		return nil, invalid("limit name", name, "1 to 64 of the characters a-z A-Z 0-9 . _ -")
+	}
+	if algorithm == nil {
+		return nil, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
+	}
+	spec := algorithm.Spec()
+	if spec.Rule == (Rule{}) || spec.Unit < 1 || spec.Capacity < 1 || spec.Debt < 0 {
+		return nil, invalid("spec of limit "+name, spec, "a rule, a unit and a capacity of at least 1, and a debt of at least 0")
+	}
+	return &Limit{name: name, handle: unique.Make(name), algorithm: algorithm, spec: spec}, nil
+}
+
+// Must returns v, and panics if err is not nil. It is for limits that are constants of a program:
+//
+//	var perAgent = quota.Must(quota.NewLimit("agent", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
+func Must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// Name returns the limit's name.
+func (l *Limit) Name() string { return l.name }
+
+// Handle returns the limit's name as a handle: limits with one name have one handle.
+func (l *Limit) Handle() unique.Handle[string] { return l.handle }
+
+// Algorithm returns the limit's algorithm.
+func (l *Limit) Algorithm() Algorithm { return l.algorithm }
+
+// Spec returns the algorithm's spec.
+func (l *Limit) Spec() *Spec { return &l.spec }
+
+func validLimitName(name string) bool {
+	if len(name) == 0 || len(name) > maxLimitName {
+		return false
+	}
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return true
+}

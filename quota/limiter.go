@@ -1,0 +1,199 @@
+package quota
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Options change what NewLimiter makes. The zero value, and nil, take the defaults.
+type Options struct {
+	// LimitFor chooses the limit of a key, by tenant or plan for example; nil, or a nil result, stands
+	// for the limiter's own limit. It is called for each request, concurrently, with a valid key.
+	LimitFor func(key string) *Limit
+	// Observer is told each decision and error, after it is made and on the caller's goroutine; it may
+	// be called concurrently. nil costs nothing.
+	Observer func(Event)
+	// MaxWaiters bounds the calls of Wait that wait, over all keys; 0 is 1024.
+	MaxWaiters int
+}
+
+// Event is what an Observer is told of one charge.
+type Event struct {
+	Limit, Key string
+	Op         Op
+	Cost       int64
+	Decision   Decision      // meaningless if Err is not nil
+	Err        error         // what the call returned
+	Took       time.Duration // the whole call, waiting not included
+}
+
+// A Limiter decides requests against a limit. It checks what it is given, picks the limit, and asks the
+// store. All methods may be called concurrently.
+//
+// Every method fails with ErrInvalid on a bad key or a negative cost, before the store is asked.
+type Limiter struct {
+	store      Store
+	limit      *Limit
+	limitFor   func(string) *Limit
+	observer   func(Event)
+	maxWaiters int
+
+	mu      sync.Mutex
+	queues  map[queueKey]*queue
+	waiting int
+}
+
+// NewLimiter returns a limiter of one limit on a store. A nil store or limit is ErrInvalid.
+func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	switch {
+	case store == nil:
+		return nil, invalid("store", "nil", "a Store, such as local.New(nil)")
+	case limit == nil:
+		return nil, invalid("limit", "nil", "a limit that NewLimit made")
+	case o.MaxWaiters < 0:
+		return nil, invalid("Options.MaxWaiters", o.MaxWaiters, "0 or more")
+	}
+	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: o.Observer, maxWaiters: o.MaxWaiters}
+	if l.maxWaiters == 0 {
+		l.maxWaiters = 1024
+	}
+	return l, nil
+}
+
+// Take charges n tokens to the key if they fit. A denial is a decision that is not Allowed, and says
+// when the same request would fit. An n of 0 asks whether the key is out of debt; an n above the
+// capacity is denied with RetryAfter Never.
+func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n})
+}
+
+// Peek tells what Take would answer, and changes nothing: RetryAfter says when n would fit.
+func (l *Limiter) Peek(ctx context.Context, key string, n int64) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpPeek})
+}
+
+// Debit charges n tokens whether they fit or not: for what was already used. The key may go into debt,
+// down to Spec.Debt, and is denied until refill has repaid it.
+func (l *Limiter) Debit(ctx context.Context, key string, n int64) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpDebit})
+}
+
+// Refund gives n tokens back of what the receipt d charged to the key, n at most d.Charged. A receipt
+// is good for one Refund or Settle; a refund to a window that has passed does nothing. If the outcome
+// is ErrIndeterminate do not repeat it: two refunds would mint quota.
+func (l *Limiter) Refund(ctx context.Context, key string, d Decision, n int64) (Decision, error) {
+	if n > d.Charged {
+		return Decision{}, invalid("refund", n, fmt.Sprintf("up to the %d that were charged", d.Charged))
+	}
+	return l.do(ctx, Charge{Key: key}.Refund(d, n))
+}
+
+// Settle corrects what the receipt d charged to the key, an estimate, to the actual cost.
+func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int64) (Decision, error) {
+	switch {
+	case actual < 0:
+		return Decision{}, invalid("actual cost", actual, "0 or more")
+	case !d.Allowed:
+		return Decision{}, invalid("receipt", "a denial", "a decision that was allowed")
+	}
+	return l.do(ctx, Charge{Key: key}.Settle(d, actual))
+}
+
+// Reset makes the key's quota whole.
+func (l *Limiter) Reset(ctx context.Context, key string) error {
+	_, err := l.do(ctx, Charge{Key: key, Op: OpReset})
+	return err
+}
+
+// Result is the answer to a list of charges.
+type Result struct {
+	// Granted says that all charges were made; otherwise none was.
+	Granted bool
+	// Decider is the index of the charge that settled it: of the denial that lasts longest, or, where
+	// granted, of the limit with the smallest share left.
+	Decider int
+	// Decisions are the verdicts, one a charge.
+	Decisions []Decision
+}
+
+// RetryAfter is 0 where granted, else how long until the same list fits if nobody else charges.
+func (r Result) RetryAfter() time.Duration { return r.Decisions[r.Decider].RetryAfter }
+
+// TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different
+// costs and operations. A charge without a limit is to the limiter's own. The same limit and key twice
+// is ErrInvalid.
+func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
+	cs := make([]Charge, len(charges))
+	copy(cs, charges)
+	for i := range cs {
+		if cs[i].Limit == nil && validKey(cs[i].Key) {
+			cs[i].Limit = l.limitOf(cs[i].Key)
+		}
+		if err := cs[i].check(); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := Check(cs); err != nil {
+		return Result{}, err
+	}
+	ds := make([]Decision, len(cs))
+	start := l.clock()
+	err := l.store.TakeAll(ctx, cs, ds)
+	if l.observer != nil {
+		took := time.Since(start)
+		for i := range cs {
+			l.observe(&cs[i], ds[i], err, took)
+		}
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
+}
+
+// Close closes the store.
+func (l *Limiter) Close() error { return l.store.Close() }
+
+// do fills in the limit, checks, asks the store and tells the observer.
+func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
+	c.Limit = l.limit
+	if err := c.check(); err != nil {
+		return Decision{}, err
+	}
+	if l.limitFor != nil {
+		c.Limit = l.limitOf(c.Key)
+	}
+	if l.observer == nil {
+		return l.store.Take(ctx, c)
+	}
+	start := time.Now()
+	d, err := l.store.Take(ctx, c)
+	l.observe(&c, d, err, time.Since(start))
+	return d, err
+}
+
+func (l *Limiter) limitOf(key string) *Limit {
+	if l.limitFor != nil {
+		if limit := l.limitFor(key); limit != nil {
+			return limit
+		}
+	}
+	return l.limit
+}
+
+// clock reads the time for an observer only.
+func (l *Limiter) clock() (t time.Time) {
+	if l.observer != nil {
+		t = time.Now()
+	}
+	return t
+}
+
+func (l *Limiter) observe(c *Charge, d Decision, err error, took time.Duration) {
+	l.observer(Event{Limit: c.Limit.name, Key: c.Key, Op: c.Op, Cost: c.Cost, Decision: d, Err: err, Took: took})
+}
