@@ -1,0 +1,206 @@
+// Package goredis keeps limits in Redis through a go-redis client: a single server, Sentinel, or a
+// Redis Cluster.
+//
+//	client := redis.NewClient(&redis.Options{Addr: "localhost:6379", ContextTimeoutEnabled: true})
+//	store, err := goredis.New(client, nil)
+//	limiter, err := quota.NewLimiter(store, limit, nil)
+//
+// A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
+//
+// # At most once
+//
+// The client is used as it is given. Its own retries, which would charge again where a reply was lost,
+// do not apply to the store's calls; redirections of a cluster are followed, and a lost connection makes
+// a cluster client look for the new master at once. Where the outcome of a call is unknown it fails with
+// [quota.ErrIndeterminate]; a charge with an ID may then be repeated.
+//
+// # Deadlines
+//
+// go-redis heeds a context's deadline while it waits for a reply only with ContextTimeoutEnabled, and
+// cancellation never; otherwise its ReadTimeout is what bounds a call.
+package goredis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Options change what New makes. The zero value, and nil, take the defaults.
+type Options struct {
+	// Prefix begins every key; "" is "quota:". Up to 64 printable ASCII characters, no space, no brace.
+	Prefix string
+	// Strict refuses lists of charges whose groups lie in different hash slots with quota.ErrCrossSlot,
+	// on a single server too, so that development behaves as production does. Otherwise a single server
+	// decides any list in one step, and a cluster decides such a list slot by slot; see Store.
+	Strict bool
+	// Notice is told what an operator should know, see [quota.Notice]; nil is nobody.
+	Notice func(quota.Notice)
+	// Clock replaces the server's time, for tests; nil is the server's time.
+	Clock func() time.Time
+}
+
+// Store is a quota.Store in Redis. It is safe for concurrent use.
+//
+// On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel;
+// where one denies, what the others granted is given back. Such decisions are marked Split. They never
+// admit too much; a denied list may hold tokens for one round trip, and tokens whose return was lost
+// come back by refill.
+type Store struct {
+	*engine.Store
+}
+
+var (
+	_ quota.Store  = (*Store)(nil)
+	_ quota.Graded = (*Store)(nil)
+)
+
+// Health is what servers say of themselves, see Store.Health.
+type Health = engine.Health
+
+// New returns a store over a client, which stays the caller's to close. It sends nothing. Accepted are
+// *redis.Client (a single server or Sentinel) and *redis.ClusterClient; a Ring, which would spread one
+// quota over servers that do not know of each other, and wrappers, behind which retries cannot be
+// seen, are quota.ErrInvalid.
+func New(client redis.UniversalClient, o *Options) (*Store, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	a := &adapter{client: client}
+	cluster, heedsDeadline := false, false
+	switch c := client.(type) {
+	case *redis.Client:
+		if c == nil {
+			return nil, refused("a nil *redis.Client")
+		}
+		heedsDeadline = c.Options().ContextTimeoutEnabled
+	case *redis.ClusterClient:
+		if c == nil {
+			return nil, refused("a nil *redis.ClusterClient")
+		}
+		if n := c.Options().MaxRedirects; n < 0 {
+			return nil, fmt.Errorf("goredis: %w: MaxRedirects is %d; accepted: 0 or more, or no redirection would be followed", quota.ErrInvalid, n)
+		}
+		heedsDeadline = c.Options().ContextTimeoutEnabled
+		a.cluster, cluster = c, true
+	default:
+		return nil, refused(fmt.Sprintf("a %T", client))
+	}
+	if !heedsDeadline && o.Notice != nil {
+		o.Notice(quota.Notice{Name: "deadline", Text: "ContextTimeoutEnabled is off: calls are bounded by the client's ReadTimeout, not by their context"})
+	}
+	s, err := engine.New(a, cluster, engine.Options(*o))
+	if err != nil {
+		return nil, err
+	}
+	return &Store{s}, nil
+}
+
+func refused(what string) error {
+	return fmt.Errorf("goredis: %w: the client is %s; accepted: a *redis.Client or a *redis.ClusterClient", quota.ErrInvalid, what)
+}
+
+// adapter is an engine.Client.
+type adapter struct {
+	client  redis.UniversalClient
+	cluster *redis.ClusterClient // nil unless it is one
+	owned   bool                 // Close closes the client
+}
+
+// once is a command that the client sends once: retries are for commands that change nothing.
+type once struct{ *redis.Cmd }
+
+func (once) NoRetry() bool { return true }
+
+func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, error) {
+	cmd := redis.NewCmd(ctx, args...)
+	if err := a.client.Process(ctx, once{cmd}); err != nil {
+		return nil, a.classify(ctx, err)
+	}
+	r, ok := cmd.Val().([]any)
+	if !ok {
+		return reply(nil), nil
+	}
+	return reply(r), nil
+}
+
+func (a *adapter) classify(ctx context.Context, err error) error {
+	var answer redis.Error
+	switch {
+	case errors.As(err, &answer):
+		if engine.IsNoScript(err) {
+			return err
+		}
+		return engine.ReplyError(err)
+	case errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+		return fmt.Errorf("redis: %w: %w", quota.ErrOverloaded, err)
+	case errors.Is(err, redis.ErrClosed):
+		return fmt.Errorf("redis: %w: %w", quota.ErrClosed, err)
+	}
+	if a.cluster != nil {
+		// Without retries the client would not ask who the master is now. It does so in the background,
+		// and not more often than it thinks right.
+		a.cluster.ReloadState(ctx)
+	}
+	return engine.TransportError(err)
+}
+
+func (a *adapter) Info(ctx context.Context) ([]string, error) {
+	var mu sync.Mutex
+	var infos []string
+	ask := func(ctx context.Context, c *redis.Client) error {
+		info, err := c.Info(ctx).Result()
+		mu.Lock()
+		defer mu.Unlock()
+		infos = append(infos, info)
+		return err
+	}
+	var err error
+	if a.cluster != nil {
+		err = a.cluster.ForEachMaster(ctx, ask)
+	} else {
+		err = ask(ctx, a.client.(*redis.Client))
+	}
+	if err != nil {
+		return nil, a.classify(ctx, err)
+	}
+	return infos, nil
+}
+
+func (a *adapter) Close() error {
+	if !a.owned {
+		return nil
+	}
+	return a.client.Close()
+}
+
+// reply is an engine.Reply.
+type reply []any
+
+func (r reply) Len() int { return len(r) }
+
+func (r reply) Int(i int) (int64, bool) {
+	if i >= len(r) {
+		return 0, false
+	}
+	n, ok := r[i].(int64)
+	return n, ok
+}
+
+func (r reply) Text(i int) (string, bool) {
+	if i >= len(r) {
+		return "", false
+	}
+	if r[i] == nil {
+		return "", true
+	}
+	s, ok := r[i].(string)
+	return s, ok
+}

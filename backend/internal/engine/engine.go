@@ -1,0 +1,351 @@
+// Package engine decides charges in Redis: one script call a decision, whatever the client library.
+//
+// The scripts are a driver (prelude.lua with single.lua or list.lua) and the kernels of the rules that a
+// call names. A script reads the states, lets the kernels decide, and writes the new ones. It answers
+// with the states as they were and its time, negative if nothing was granted or nothing changed. The
+// engine decides again on these in Go, so that the reply is the leanest there is and yet carries all of
+// a verdict, and so that any difference between a kernel and its Go is seen at once.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Client sends commands. Implementations are safe for concurrent use.
+type Client interface {
+	// Do sends one EVALSHA or EVAL, complete in args, whose elements are strings, and sends it once: the
+	// client's own retries must not apply to it. Errors have been through ReplyError or TransportError,
+	// but one for which IsNoScript is true is returned as it is.
+	Do(ctx context.Context, args []any, keys int) (Reply, error)
+	// Info returns the server's INFO; of a cluster, of each master.
+	Info(ctx context.Context) ([]string, error)
+	// Close closes what the store owns.
+	Close() error
+}
+
+// Reply is an array reply: integers, texts and nulls.
+type Reply interface {
+	Len() int
+	// Int returns element i if it is an integer.
+	Int(i int) (n int64, ok bool)
+	// Text returns element i if it is a bulk string, or "" if it is null.
+	Text(i int) (text string, ok bool)
+}
+
+// Options are common to all stores on Redis. The zero value takes the defaults.
+type Options struct {
+	// Prefix begins every key; "" is DefaultPrefix. 1 to 64 printable ASCII characters without braces.
+	Prefix string
+	// Strict refuses lists of charges whose groups lie in different hash slots with ErrCrossSlot, on a
+	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such
+	// a list slot by slot, and gives back what was granted where another slot denies.
+	Strict bool
+	// Notice is told what an operator should know, see quota.Notice; nil is nobody.
+	Notice func(quota.Notice)
+	// Clock replaces the server's time in tests; nil is the server's time.
+	Clock func() time.Time
+}
+
+// DefaultPrefix begins the keys of stores whose options name no other prefix.
+const DefaultPrefix = "quota:"
+
+// Store is a quota.Store over a Client.
+type Store struct {
+	client  Client
+	o       Options
+	cluster bool
+	scripts *scripts
+	cas     quota.Store
+	closed  atomic.Bool
+	evicted atomic.Int64
+
+	mu    sync.RWMutex
+	plans map[quota.Spec]*plan
+}
+
+// plan is what a spec sends with each charge, boxed once.
+type plan struct {
+	rule   quota.Rule
+	script *script // nil: no Lua
+	fixed  [8]any  // header, unit, p1 to p6; the header is sent first, the others last
+}
+
+const maxPlans = 4096
+
+// New returns a store over a client; cluster says that keys of different slots live apart.
+func New(client Client, cluster bool, o Options) (*Store, error) {
+	if o.Prefix == "" {
+		o.Prefix = DefaultPrefix
+	}
+	if !validPrefix(o.Prefix) {
+		return nil, fmt.Errorf("redis: %w: Options.Prefix is %q; accepted: 1 to 64 printable ASCII characters without braces", quota.ErrInvalid, o.Prefix)
+	}
+	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
+	atomicity := quota.AnyKeys
+	if cluster || o.Strict {
+		atomicity = quota.OneGroup
+	}
+	var err error
+	s.cas, err = quota.NewCAS(&kv{s}, &quota.CASOptions{Atomicity: atomicity})
+	return s, err
+}
+
+func validPrefix(p string) bool {
+	for i := range len(p) {
+		if c := p[i]; c <= ' ' || c > '~' || c == '{' || c == '}' {
+			return false
+		}
+	}
+	return len(p) <= 64
+}
+
+// Close closes the store, and the client if the store made it.
+func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	return s.client.Close()
+}
+
+// Atomicity says how far lists are decided in one step.
+func (s *Store) Atomicity() quota.Atomicity {
+	if s.cluster || s.o.Strict {
+		return quota.OneGroup
+	}
+	return quota.AnyKeys
+}
+
+// Take decides one charge.
+func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if err := s.ready(ctx); err != nil {
+		return quota.Decision{}, err
+	}
+	p, err := s.plan(c.Limit)
+	if err != nil {
+		return quota.Decision{}, err
+	}
+	if p.script == nil || c.ID != "" {
+		var out [1]quota.Decision
+		err := s.decide(ctx, []quota.Charge{c}, out[:])
+		return out[0], err
+	}
+	args := make([]any, 0, 3+1+chargeArgs+1)
+	args = append(args, evalSHA, p.script.sha, small[1], s.key(&c))
+	args = s.appendClock(p.appendArgs(args, &c))
+	r, err := s.run(ctx, p.script, args, 1)
+	if err != nil {
+		return quota.Decision{}, err
+	}
+	now, ok := r.Int(0)
+	held, text := r.Text(1)
+	if !ok || !text || r.Len() != 2 {
+		return quota.Decision{}, badReply(r)
+	}
+	it, err := unpack(held)
+	if err != nil {
+		return quota.Decision{}, err
+	}
+	wrote := now > 0
+	d, err := quota.ApplyOne(&c, &it, quota.Micros(max(now, -now)))
+	if err == nil && it.Write != wrote {
+		err = differs(c.Limit)
+	}
+	return d, err
+}
+
+// TakeAll decides a list of charges.
+func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if len(cs) == 1 && cs[0].ID == "" {
+		d, err := s.Take(ctx, cs[0])
+		out[0] = d
+		return err
+	}
+	if s.cluster || s.o.Strict {
+		if parts := bySlot(cs); len(parts) > 1 {
+			if s.o.Strict {
+				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots", quota.ErrCrossSlot, len(parts))
+			}
+			return s.takeSplit(ctx, cs, parts, out)
+		}
+	}
+	return s.decide(ctx, cs, out)
+}
+
+// decide decides charges whose keys share a slot, or a single node, in one script.
+func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	plans := make([]*plan, len(cs))
+	rules := make([]quota.Rule, len(cs))
+	for i := range cs {
+		p, err := s.plan(cs[i].Limit)
+		if err != nil {
+			return err
+		}
+		if p.script == nil {
+			return s.cas.TakeAll(ctx, cs, out)
+		}
+		plans[i], rules[i] = p, p.rule
+	}
+	script := s.scripts.list(rules)
+	keys := len(cs)
+	if cs[0].ID != "" {
+		keys++
+	}
+	args := make([]any, 0, 3+keys+2+chargeArgs*len(cs)+1)
+	args = append(args, evalSHA, script.sha, text(keys))
+	for i := range cs {
+		args = append(args, s.key(&cs[i]))
+	}
+	record, lifetime := any(""), any("0")
+	if cs[0].ID != "" {
+		args = append(args, s.idKey(&cs[0]))
+		if !onlyPeeks(cs) {
+			record, lifetime = recordHead(cs), idLifetime
+		}
+	}
+	args = append(args, record, lifetime)
+	for i, p := range plans {
+		args = p.appendArgs(args, &cs[i])
+	}
+	r, err := s.run(ctx, script, s.appendClock(args), keys)
+	if err != nil {
+		return err
+	}
+	if r.Len() == 1 && cs[0].ID != "" {
+		if grant, ok := r.Text(0); ok {
+			return replay(grant, cs, out)
+		}
+	}
+	now, ok := r.Int(0)
+	if !ok || r.Len() != 1+len(cs) {
+		return badReply(r)
+	}
+	items := make([]quota.Item, len(cs))
+	for i := range items {
+		held, ok := r.Text(1 + i)
+		if !ok {
+			return badReply(r)
+		}
+		if items[i], err = unpack(held); err != nil {
+			return err
+		}
+	}
+	if err := quota.Apply(cs, items, quota.Micros(max(now, -now)), out); err != nil {
+		return err
+	}
+	if quota.Granted(out) != (now > 0) {
+		return differs(cs[0].Limit)
+	}
+	return nil
+}
+
+// run sends a script by its SHA, and with its text only if the server does not know it.
+func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
+	r, err := s.client.Do(ctx, args, keys)
+	if err != nil && IsNoScript(err) {
+		args[0], args[1] = eval, sc.text
+		r, err = s.client.Do(ctx, args, keys)
+	}
+	if err != nil && IsNoScript(err) {
+		err = ReplyError(err)
+	}
+	return r, err
+}
+
+func (s *Store) ready(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.closed.Load() {
+		return fmt.Errorf("redis: %w", quota.ErrClosed)
+	}
+	return nil
+}
+
+// plan returns what charges to a limit send.
+func (s *Store) plan(l *quota.Limit) (*plan, error) {
+	spec := l.Spec()
+	s.mu.RLock()
+	p := s.plans[*spec]
+	s.mu.RUnlock()
+	if p != nil {
+		return p, nil
+	}
+	p = &plan{rule: spec.Rule}
+	if scripted, ok := l.Algorithm().(quota.Scripted); ok {
+		var err error
+		if p.script, err = s.scripts.one(spec.Rule, scripted.Lua()); err != nil {
+			return nil, err
+		}
+	}
+	p.fixed[0], p.fixed[1] = header(spec.Rule, spec.Unit), text(spec.Unit)
+	for i, n := range spec.Params {
+		p.fixed[2+i] = text(n)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.plans) >= maxPlans { // specs made without end, one a call perhaps: forget them all
+		clear(s.plans)
+	}
+	s.plans[*spec] = p
+	return p, nil
+}
+
+// chargeArgs is how many arguments a charge has.
+const chargeArgs = 11
+
+func (p *plan) appendArgs(args []any, c *quota.Charge) []any {
+	args = append(args, p.fixed[0], small[c.Op], text(min(c.Cost, maxCost)), text(c.At))
+	return append(args, p.fixed[1:]...)
+}
+
+// maxCost is sent for every cost above it: more than any limit holds, and exact in Lua.
+const maxCost = 1 << 52
+
+func (s *Store) appendClock(args []any) []any {
+	if s.o.Clock != nil {
+		args = append(args, text(s.o.Clock().UnixMicro()))
+	}
+	return args
+}
+
+func (s *Store) key(c *quota.Charge) string {
+	buf := make([]byte, 0, 128)
+	return string(quota.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
+}
+
+// Boxed arguments that most calls need.
+var (
+	evalSHA any = "evalsha"
+	eval    any = "eval"
+	small       = func() (s [256]any) {
+		for i := range s {
+			s[i] = strconv.Itoa(i)
+		}
+		return s
+	}()
+)
+
+func text[T ~int | ~int64](n T) any {
+	if n >= 0 && int64(n) < int64(len(small)) {
+		return small[n]
+	}
+	return strconv.FormatInt(int64(n), 10)
+}
+
+func badReply(r Reply) error {
+	return fmt.Errorf("redis: %w: the reply to a script has %d elements of the wrong kind: a proxy or another program may use its name", quota.ErrMisconfigured, r.Len())
+}
+
+func differs(l *quota.Limit) error {
+	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, l.Spec().Rule)
+}

@@ -1,0 +1,51 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// refusals are the replies by which a server that cannot serve now says so. The scripts read before they
+// write and only their first write can be refused, so none of these charged anything.
+var refusals = [...]string{
+	"LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "READONLY", "NOREPLICAS", "OOM", "MISCONF", "BUSY",
+	"MOVED", "ASK", "ERR max number of clients", "UNKILLABLE",
+}
+
+// ReplyError classifies an error reply of the server. The reply's text is kept: it names no key and no
+// credential.
+func ReplyError(err error) error {
+	text := err.Error()
+	for _, prefix := range refusals {
+		if strings.HasPrefix(text, prefix) {
+			return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+		}
+	}
+	// Up to Redis 6 an error inside a script is wrapped in a text of the script's own.
+	if strings.HasPrefix(text, "ERR Error running script") {
+		for _, prefix := range refusals {
+			if strings.Contains(text, "-"+prefix) {
+				return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+			}
+		}
+	}
+	return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
+}
+
+// IsNoScript reports whether a reply says that the server does not know a script; then nothing ran.
+func IsNoScript(err error) bool { return strings.HasPrefix(err.Error(), "NOSCRIPT") }
+
+// TransportError classifies an error that is no reply of the server: what never left was not charged,
+// of all else the outcome is unknown.
+func TransportError(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+	}
+	return fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err)
+}

@@ -1,0 +1,83 @@
+package engine
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strconv"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// A grant is remembered as recordHead, the time and, for each charge, the length and the bytes of the
+// state it was decided on: what it takes to give the same decision again.
+
+var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
+
+// idKey returns the key of a request id: no limit's key has '#' behind its group.
+func (s *Store) idKey(c *quota.Charge) string {
+	dst := append(quota.AppendGroup([]byte(s.o.Prefix), quota.Group(c.Key)), '#')
+	return string(quota.AppendEscaped(dst, c.ID))
+}
+
+// recordHead tells charges apart: what quota.SameCharge compares, in 128 bits.
+func recordHead(cs []quota.Charge) string {
+	var text []byte
+	for i := range cs {
+		c := &cs[i]
+		text = quota.AppendKey(text, c.Limit.Name(), c.Key)
+		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
+			text = strconv.AppendInt(append(text, ' '), n, 10)
+		}
+		text = append(text, '\n')
+	}
+	sum := sha256.Sum256(text)
+	return string(sum[:headSize])
+}
+
+const headSize = 16
+
+// replay decides charges as they were decided when the id was granted.
+func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
+	if len(grant) < headSize+numberSize || grant[:headSize] != recordHead(cs) {
+		return fmt.Errorf("redis: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
+	}
+	rest := grant[headSize:]
+	now := quota.Micros(number(rest))
+	rest = rest[numberSize:]
+	items := make([]quota.Item, len(cs))
+	for i := range items {
+		if len(rest) < numberSize {
+			return errState
+		}
+		n := number(rest)
+		rest = rest[numberSize:]
+		if n > int64(len(rest)) {
+			return errState
+		}
+		var err error
+		if items[i], err = unpack(rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	if err := quota.Apply(cs, items, now, out); err != nil {
+		return err
+	}
+	for i := range out {
+		// The limit's numbers may have changed since; that it was granted has not.
+		out[i].Allowed, out[i].RetryAfter, out[i].Replayed = true, 0, true
+		if op := cs[i].Op; op == quota.OpTake || op == quota.OpDebit {
+			out[i].Charged = cs[i].Cost
+		}
+	}
+	return nil
+}
+
+func onlyPeeks(cs []quota.Charge) bool {
+	for i := range cs {
+		if cs[i].Op != quota.OpPeek {
+			return false
+		}
+	}
+	return true
+}

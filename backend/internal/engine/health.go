@@ -1,0 +1,79 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Health is what a server, or the masters of a cluster together, say of themselves.
+type Health struct {
+	// Version is the server's; of a cluster the lowest.
+	Version string
+	// Eviction is the maxmemory policy that is not "noeviction", if a server has one: it may drop quota
+	// keys that still hold consumption, and each loss admits up to one limit again.
+	Eviction string
+	// Evicted counts the keys evicted since the servers started.
+	Evicted int64
+}
+
+// minMajor is the oldest major version of Redis that the scripts run on.
+const minMajor = 5
+
+// Health asks the server how it is, and gives notice of what endangers quotas: "eviction" of a policy
+// other than noeviction, "evicted" of keys evicted since the last call, "version" of a server too old.
+// It fails with ErrUnavailable or another error of package quota if the server cannot be asked.
+func (s *Store) Health(ctx context.Context) (Health, error) {
+	if err := s.ready(ctx); err != nil {
+		return Health{}, err
+	}
+	infos, err := s.client.Info(ctx)
+	if err != nil {
+		return Health{}, err
+	}
+	var h Health
+	for _, info := range infos {
+		if v := infoField(info, "redis_version"); h.Version == "" || major(v) < major(h.Version) {
+			h.Version = v
+		}
+		if p := infoField(info, "maxmemory_policy"); p != "" && p != "noeviction" {
+			h.Eviction = p
+		}
+		n, _ := strconv.ParseInt(infoField(info, "evicted_keys"), 10, 64)
+		h.Evicted += n
+	}
+	if h.Eviction != "" {
+		s.notice("eviction", fmt.Sprintf("maxmemory_policy is %s: it may drop quotas in use; set it to noeviction", h.Eviction))
+	}
+	if before := s.evicted.Swap(h.Evicted); h.Evicted > before {
+		s.notice("evicted", fmt.Sprintf("the server evicted %d keys: quotas among them are whole again too early", h.Evicted-before))
+	}
+	if major(h.Version) < minMajor {
+		s.notice("version", fmt.Sprintf("the server's version is %q; accepted: %d and later", h.Version, minMajor))
+	}
+	return h, nil
+}
+
+func (s *Store) notice(name, text string) {
+	if s.o.Notice != nil {
+		s.o.Notice(quota.Notice{Name: name, Text: text})
+	}
+}
+
+func infoField(info, name string) string {
+	for line := range strings.Lines(info) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+func major(version string) int {
+	first, _, _ := strings.Cut(version, ".")
+	n, _ := strconv.Atoi(first)
+	return n
+}

@@ -1,0 +1,89 @@
+package engine
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"strconv"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+//go:embed load.lua
+var loadText string
+
+//go:embed swap.lua
+var swapText string
+
+// kv hosts algorithms without Lua: it loads and compare-and-swaps what the scripts also read and write.
+type kv struct{ s *Store }
+
+// grantText marks the record of a request id that the adapter wrote; states are packed instead.
+const grantText = "id1:"
+
+func (k *kv) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micros, error) {
+	args := make([]any, 0, 3+len(keys)+1)
+	args = append(args, evalSHA, k.s.scripts.load.sha, text(len(keys)))
+	for _, key := range keys {
+		args = append(args, k.s.o.Prefix+key)
+	}
+	r, err := k.s.run(ctx, k.s.scripts.load, k.s.appendClock(args), len(keys))
+	if err != nil {
+		return nil, 0, err
+	}
+	now, ok := r.Int(0)
+	if !ok || r.Len() != 1+len(keys) {
+		return nil, 0, badReply(r)
+	}
+	entries := make([]quota.Entry, len(keys))
+	for i, key := range keys {
+		held, ok := r.Text(1 + i)
+		if !ok {
+			return nil, 0, badReply(r)
+		}
+		entries[i] = quota.Entry{Key: key, Value: held, Revision: held}
+		if len(held) >= len(grantText) && held[:len(grantText)] == grantText {
+			continue
+		}
+		it, err := unpack(held)
+		if err != nil {
+			return nil, 0, err
+		}
+		if entries[i].Value = ""; held != "" {
+			entries[i].Value = string(it.AppendText(nil))
+		}
+	}
+	return entries, quota.Micros(now), nil
+}
+
+func (k *kv) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
+	args := make([]any, 0, 3+4*len(changes))
+	args = append(args, evalSHA, k.s.scripts.swap.sha, text(len(changes)))
+	for _, c := range changes {
+		args = append(args, k.s.o.Prefix+c.Old.Key)
+	}
+	for _, c := range changes {
+		value := c.Value
+		if value != "" && (len(value) < len(grantText) || value[:len(grantText)] != grantText) {
+			it, err := quota.ParseItem(value)
+			if err != nil {
+				return false, err
+			}
+			value = pack(&it)
+		}
+		ttl := c.TTL.Milliseconds() + 1
+		if k.s.o.Clock != nil {
+			ttl = max(ttl, injectedSlack)
+		}
+		args = append(args, c.Old.Revision, value, strconv.FormatInt(ttl, 10))
+	}
+	r, err := k.s.run(ctx, k.s.scripts.swap, args, len(changes))
+	if err != nil {
+		return false, err
+	}
+	swapped, ok := r.Int(0)
+	if !ok {
+		return false, fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, badReply(r))
+	}
+	return swapped == 1, nil
+}

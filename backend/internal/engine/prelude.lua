@@ -1,0 +1,61 @@
+local call, byte, char, sub = redis.call, string.byte, string.char, string.sub
+local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
+
+-- A number is 7 bytes, the highest first: enough for 2^53.
+local function num(v, i)
+  local a, b, c, d, e, f, g = byte(v, i, i + 6)
+  return (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g
+end
+
+local function split(x)
+  local lo = x % 16777216
+  local hi = (x - lo) / 16777216
+  local c, f = hi % 65536, lo % 65536
+  local g, d = lo % 256, c % 256
+  local a = (hi - c) / 65536
+  local b = a % 256
+  return (a - b) / 256, b, (c - d) / 256, d, (lo - f) / 65536, (f - g) / 256, g
+end
+
+-- decode reads what is behind the header h: a, b and, where they are not zero, c and a tail.
+local function decode(v, h)
+  local n = #h
+  local u
+  if sub(v, 1, n) ~= h then
+    if sub(v, 1, n - 7) ~= sub(h, 1, n - 7) then return end
+    u = num(v, n - 6)
+  end
+  local more = #v - n - 14
+  if more < 0 or more % 7 > 0 then return end
+  local c, tail = 0
+  if more > 0 then
+    c = num(v, n + 15)
+    if more > 7 then
+      tail = {}
+      for i = n + 22, #v, 7 do tail[#tail + 1] = num(v, i) end
+    end
+  end
+  return u or num(h, n - 6), num(v, n + 1), num(v, n + 8), c, tail
+end
+
+-- write keeps a state until it is fresh and a second longer, or deletes a fresh one.
+local function write(key, h, reset, u, a, b, c, tail)
+  if u == 0 then
+    call('DEL', key)
+    return
+  end
+  local a1, a2, a3, a4, a5, a6, a7 = split(a)
+  local v = char(a1, a2, a3, a4, a5, a6, a7, split(b))
+  if c > 0 or tail then
+    v = v .. char(split(c))
+    if tail then
+      local t = {}
+      for i = 1, #tail do t[i] = char(split(tail[i])) end
+      v = v .. table.concat(t)
+    end
+  end
+  if u ~= num(h, #h - 6) then h = sub(h, 1, #h - 7) .. char(split(u)) end
+  call('SET', key, h .. v, 'PX', ceil(reset / 1000) + SLACK)
+end
+
+local foreign = {err = 'FLEETQUOTA the key holds no state of this rule and layout'}

@@ -1,0 +1,123 @@
+package engine
+
+import (
+	"crypto/sha1"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+//go:embed prelude.lua
+var preludeText string
+
+//go:embed single.lua
+var singleText string
+
+//go:embed list.lua
+var listText string
+
+const (
+	serverClock   = "local t = call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n"
+	injectedClock = "local now = table.remove(ARGV) + 0\n"
+	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)\n"
+)
+
+// injectedSlack is how many ms states outlive a clock that was injected, which may stand still.
+const injectedSlack = 24 * 60 * 60 * 1000
+
+// script is a text and its SHA-1, boxed for the clients' argument lists.
+type script struct {
+	text, sha any
+}
+
+func newScript(text string) *script {
+	sum := sha1.Sum([]byte(text))
+	return &script{text: text, sha: hex.EncodeToString(sum[:])}
+}
+
+// scripts assembles and keeps the texts: one for each rule alone, one for each set of rules in a list.
+// Texts hold constants and kernels only; what users choose travels as arguments.
+type scripts struct {
+	clock, slack string
+	load, swap   *script // of the compare-and-swap host
+
+	mu      sync.RWMutex
+	kernels map[quota.Rule]string
+	single  map[quota.Rule]*script
+	lists   map[string]*script // by the rules' names
+}
+
+func newScripts(injected bool) *scripts {
+	s := &scripts{
+		clock:   serverClock,
+		slack:   strconv.FormatInt(quota.ExpirySlack.Milliseconds(), 10),
+		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, lists: map[string]*script{},
+	}
+	if injected {
+		s.clock, s.slack = injectedClock, strconv.Itoa(injectedSlack)
+	}
+	s.load, s.swap = newScript(s.prelude()+loadText), newScript(swapText)
+	return s
+}
+
+// one returns the script of a single charge to a limit with this rule and kernel.
+func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
+	s.mu.RLock()
+	sc, known := s.single[rule], s.kernels[rule]
+	s.mu.RUnlock()
+	if sc == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if known = s.kernels[rule]; known == "" {
+			known = kernel
+			s.kernels[rule] = kernel
+		}
+		sc = newScript(s.prelude() + "local function kernel" + kernelParams + kernel + "\nend\n" + singleText)
+		s.single[rule] = sc
+	}
+	if known != kernel {
+		return nil, fmt.Errorf("engine: %w: two algorithms call themselves rule %q: give one another name", quota.ErrMisconfigured, rule)
+	}
+	return sc, nil
+}
+
+// list returns the script of a list of charges to limits with these rules, whose kernels one has seen.
+func (s *scripts) list(rules []quota.Rule) *script {
+	names := make([]string, 0, len(rules))
+	for _, r := range rules {
+		names = append(names, r.String())
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	key := strings.Join(names, " ")
+	s.mu.RLock()
+	sc := s.lists[key]
+	s.mu.RUnlock()
+	if sc != nil {
+		return sc
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var b strings.Builder
+	b.WriteString(s.prelude())
+	b.WriteString("local kernels = {}\n")
+	for _, name := range names {
+		var rule quota.Rule
+		copy(rule[:], name)
+		b.WriteString("kernels['" + name + "'] = function" + kernelParams + s.kernels[rule] + "\nend\n")
+	}
+	b.WriteString(listText)
+	sc = newScript(b.String())
+	s.lists[key] = sc
+	return sc
+}
+
+func (s *scripts) prelude() string {
+	return strings.ReplaceAll(preludeText, "SLACK", s.slack) + s.clock
+}

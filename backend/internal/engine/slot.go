@@ -1,0 +1,29 @@
+package engine
+
+// slots is the number of hash slots of a Redis Cluster.
+const slots = 16384
+
+// slot returns the hash slot of a group's keys: CRC16 (XMODEM) of what stands in the hash tag, see the
+// Redis Cluster specification, "Hash tags".
+func slot(tag []byte) uint16 {
+	var crc uint16
+	for _, b := range tag {
+		crc = crc<<8 ^ crc16[byte(crc>>8)^b]
+	}
+	return crc % slots
+}
+
+var crc16 = func() (table [256]uint16) {
+	for i := range table {
+		crc := uint16(i) << 8
+		for range 8 {
+			if crc&0x8000 != 0 {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
+		table[i] = crc
+	}
+	return table
+}()
