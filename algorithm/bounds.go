@@ -21,14 +21,14 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("algorithm: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
 }
 
-// micros checks what all constructors take: a count of tokens in a period. It returns the period in µs.
-func micros(what string, tokens int64, per time.Duration) (int64, error) {
+// micros checks what all constructors take: a count of tokens in a span, by their names. It returns the span in µs.
+func micros(what string, tokens int64, span string, per time.Duration) (int64, error) {
 	us := int64(per / time.Microsecond)
 	switch {
 	case tokens < 1:
 		return 0, invalid("%s is %d; accepted: at least 1", what, tokens)
 	case per <= 0 || per%time.Microsecond != 0 || us > maxSpan:
-		return 0, invalid("period is %v; accepted: whole microseconds from 1µs to ten years (87600h)", per)
+		return 0, invalid("%s is %v; accepted: whole microseconds from 1µs to ten years (87600h)", span, per)
 	case tokens/maxPerMicro > us || tokens/maxPerMicro == us && tokens%maxPerMicro > 0:
 		return 0, invalid("rate is %d in %v; accepted: up to 10^9 a second", tokens, per)
 	}
@@ -48,6 +48,11 @@ func tick(per int64, fits func(tick int64) bool) int64 {
 // atMost reports whether a*b <= limit, for a and b of at least 0.
 func atMost(a, b, limit int64) bool {
 	return a == 0 || b <= limit/a
+}
+
+// clamp returns n, but at least 0 and at most limit.
+func clamp(n, limit int64) int64 {
+	return min(max(n, 0), limit)
 }
 
 func gcd(a, b int64) int64 {

@@ -44,28 +44,24 @@ func windowMicros(limit int64, window time.Duration) (int64, error) {
 	if limit > maxCapacity {
 		return 0, invalid("limit is %d; accepted: 1 to 2^40", limit)
 	}
-	return micros("limit", limit, window)
+	return micros("limit", limit, "window", window)
 }
 
 func (f *fixedWindow) Spec() quota.Spec {
-	rule := quota.Rule{'f', 'w', '1'}
+	rule, fromFirst := quota.Rule{'f', 'w', '1'}, int64(0)
 	if f.fromFirst {
-		rule = quota.Rule{'f', 'f', '1'}
+		rule, fromFirst = quota.Rule{'f', 'f', '1'}, 1
 	}
 	return quota.Spec{
 		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: f.most - f.limit,
-		Params: [6]int64{f.limit, f.window, f.most},
+		Params: [6]int64{f.limit, f.most, fromFirst},
 	}
 }
 
 func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 	t := int64(now)
 	var v quota.Verdict
-	start, count := t, int64(0)
-	if !f.fromFirst {
-		start -= t % f.window
-	}
-	end := start + f.window
+	start, unit, count := f.start(t), f.window, int64(0)
 	if !s.IsZero() {
 		if quota.Micros(s.A)-now > ahead {
 			s.A, v.Write = t, true
@@ -74,16 +70,10 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 			}
 		}
 		if s.B > 0 && t < s.A+s.Unit {
-			count = min(s.B, f.most)
-			start, end = s.A, s.A+s.Unit
-			if s.Unit != f.window {
-				// The old window holds until it ends; a charge moves its count into one of ours.
-				if start = max(t, s.A); !f.fromFirst {
-					start -= start % f.window
-				}
-			}
+			start, unit, count = s.A, s.Unit, min(s.B, f.most)
 		}
 	}
+	end := start + unit
 
 	v.Allowed = true
 	kept := count
@@ -99,7 +89,7 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, f.most), f.most)
 	case quota.OpRefund:
-		if int64(r.At) >= end-max(s.Unit, f.window) {
+		if int64(r.At) >= start {
 			kept = max(kept-r.Cost, 0)
 		}
 	case quota.OpReset:
@@ -110,14 +100,26 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case kept == 0 && (kept != count || r.Op == quota.OpReset):
 		s, v.Write = quota.State{}, v.Write || kept != count
 	case kept != count:
-		s, v.Write = quota.State{Unit: f.window, A: start, B: kept}, true
-		end = start + f.window
+		if kept > count && unit != f.window {
+			// A window of another length holds until it ends, or until a charge moves its count into one of ours.
+			start, unit = f.start(max(t, start)), f.window
+			end = start + unit
+		}
+		s, v.Write = quota.State{Unit: unit, A: start, B: kept}, true
 	}
 	v.Remaining = f.limit - kept
 	if kept > 0 {
 		v.ResetAfter = quota.Micros(end - t)
 	}
 	return s, v
+}
+
+// start returns when the window of a first charge at t begins.
+func (f *fixedWindow) start(t int64) int64 {
+	if f.fromFirst {
+		return t
+	}
+	return t - t%f.window
 }
 
 // Forecast is exact: what exceeds the present window's remainder comes a limit a window.
@@ -128,17 +130,9 @@ func (f *fixedWindow) Forecast(d quota.Decision, n int64) time.Duration {
 	}
 	first := d.ResetAfter
 	if first == 0 {
-		first = time.Duration(f.window-f.elapsed(int64(d.At))) * time.Microsecond
+		first = time.Duration(f.start(int64(d.At))+f.window-int64(d.At)) * time.Microsecond
 	}
 	return later(first, (more-1)/f.limit, f.window)
-}
-
-// elapsed returns how much of the window that begins, or would begin, at or before t is over.
-func (f *fixedWindow) elapsed(t int64) int64 {
-	if f.fromFirst {
-		return 0
-	}
-	return t % f.window
 }
 
 // later returns first and n more windows, or Never.

@@ -47,10 +47,14 @@ func (l *slidingLog) Decide(s quota.State, r quota.Request, now quota.Micros) (q
 		s.Tail, v.Write = log, true
 	}
 	sum := s.A
+	if n := len(log); n > 0 && t-log[n-2] >= l.window {
+		log = nil
+	}
 	for len(log) > 0 && t-log[0] >= l.window {
 		sum -= log[1]
 		log = log[2:]
 	}
+	sum = clamp(sum, maxHeld)
 	if len(log) == 0 {
 		sum = 0
 	}
@@ -137,10 +141,10 @@ func take(log []int64, sum, at, n int64) ([]int64, int64) {
 	out := append([]int64(nil), log...)
 	if n < out[i+1] {
 		out[i+1] -= n
-		return out, sum - n
+		return out, max(sum-n, 0)
 	}
 	sum -= out[i+1]
-	return append(out[:i], out[i+2:]...), sum
+	return append(out[:i], out[i+2:]...), max(sum, 0)
 }
 
 // shift returns a copy of log with every time moved by d.
@@ -154,7 +158,7 @@ func shift(log []int64, d int64) []int64 {
 
 // Forecast counts the windows that must pass, for each admits a limit at the most.
 func (l *slidingLog) Forecast(d quota.Decision, n int64) time.Duration {
-	if n <= d.Remaining {
+	if n <= max(d.Remaining, 0) {
 		return 0
 	}
 	return later(0, (n-1)/l.limit, l.window)

@@ -45,7 +45,7 @@ func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 func (w *slidingWindow) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'s', 'w', '1'}, Unit: w.window, Capacity: w.limit, Debt: w.most - w.limit,
-		Params: [6]int64{w.limit, w.window, w.most, w.tick, w.ticks},
+		Params: [6]int64{w.limit, w.most, w.tick, w.ticks},
 	}
 }
 
@@ -60,7 +60,7 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 			v.Write = true
 		}
 		if t < s.A+2*s.Unit {
-			c = windowCounts{start: s.A, unit: s.Unit, cur: min(s.B, w.most), prev: min(s.C, w.most)}
+			c = windowCounts{start: s.A, unit: s.Unit, cur: clamp(s.B, w.most), prev: clamp(s.C, w.most)}
 			if t >= s.A+s.Unit {
 				c = windowCounts{start: s.A + s.Unit, unit: s.Unit, prev: c.cur}
 			}
@@ -80,7 +80,7 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 			next = w.add(c, used, r.Cost, t)
 		}
 	case quota.OpDebit:
-		next = w.add(c, used, min(r.Cost, w.most), t)
+		next = w.add(c, used, max(min(r.Cost, w.most-used), 0), t)
 	case quota.OpRefund:
 		if int64(r.At) >= c.start {
 			next.cur = max(c.cur-r.Cost, 0)
@@ -125,14 +125,14 @@ func (w *slidingWindow) used(c windowCounts, t int64) int64 {
 
 // add charges n, moving counts of windows of another length into one of ours.
 func (w *slidingWindow) add(c windowCounts, used, n, t int64) windowCounts {
-	if n == 0 {
+	if n <= 0 {
 		return c
 	}
 	if c.unit != w.window {
 		start := max(t, c.start)
 		c = windowCounts{start: start - start%w.window, unit: w.window, cur: used}
 	}
-	c.cur = min(c.cur+n, w.most)
+	c.cur += n
 	return c
 }
 

@@ -33,7 +33,7 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 	if capacity < 1 || capacity > maxCapacity {
 		return nil, invalid("capacity is %d; accepted: 1 to 2^40", capacity)
 	}
-	per, err := micros("refill", refill, period)
+	per, err := micros("refill", refill, "period", period)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 func (b *tokenBucket) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt,
-		Params: [6]int64{b.unit, b.perTick, b.capacity, b.most, b.tick, b.fill},
+		Params: [6]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
 	}
 }
 
@@ -92,18 +92,19 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	var v quota.Verdict
 	deficit, at := int64(0), floored // at is the time up to which refill is counted
 	if !s.IsZero() {
+		held, last := s.A, s.B
 		if s.Unit != b.unit {
-			s = quota.State{Unit: b.unit, A: b.convert(s.A, s.Unit), B: s.B}
+			held = b.convert(held, s.Unit)
 		}
-		if quota.Micros(s.B)-now > ahead {
-			s.B, v.Write = floored, true
+		if quota.Micros(last)-now > ahead {
+			last = floored
+			s, v.Write = quota.State{Unit: b.unit, A: held, B: last}, true
 		}
-		last := s.B
 		if b.tick > 1 {
 			last = ceil(last, b.tick) * b.tick // another tick's state may lie between two of ours
 		}
 		if elapsed := (floored - last) / b.tick; elapsed < b.fill {
-			deficit = max(min(s.A, b.most)-max(elapsed, 0)*b.perTick, 0)
+			deficit = max(clamp(held, b.most)-max(elapsed, 0)*b.perTick, 0)
 		}
 		if deficit > 0 {
 			at = max(floored, last)
@@ -126,7 +127,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
 	case quota.OpRefund:
 		// Once a bucket could have filled from empty, refill has given back what was taken.
-		if int64(now-r.At) < ceil(b.capacity, b.perTick)*b.tick {
+		if int64(r.At) > int64(now)-ceil(b.capacity, b.perTick)*b.tick {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
 	case quota.OpReset:
@@ -148,11 +149,11 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 
 // convert carries a deficit over from another unit: whole tokens exactly, a remainder as one token.
 func (b *tokenBucket) convert(deficit, unit int64) int64 {
-	return min(ceil(deficit, unit), b.tokens+b.debt) * b.unit
+	return clamp(ceil(deficit, unit), b.tokens+b.debt) * b.unit
 }
 
-// Forecast is exact to within one tick: n tokens more than now are due when the deficit, and what they
-// cost beyond the capacity, is repaid.
+// Forecast is exact to within one tick, unless a tick refills more than capacity - 1: n tokens more than
+// now are due when the deficit, and what they cost beyond the capacity, is repaid.
 func (b *tokenBucket) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= d.Remaining {
 		return 0
@@ -173,8 +174,12 @@ func (b *tokenBucket) Forecast(d quota.Decision, n int64) time.Duration {
 		ticks++
 	}
 	wait := span(int64(ticks), b.tick)
+	start := d.ResetAfter
+	if start == 0 { // a full bucket counts from the tick before
+		start = -span(int64(d.At)%b.tick, 1)
+	}
 	if sign > 0 && wait > quota.Never-d.ResetAfter {
 		return quota.Never
 	}
-	return max(d.ResetAfter+time.Duration(sign)*wait-span(1, b.tick), 0)
+	return max(start+time.Duration(sign)*wait, 0)
 }

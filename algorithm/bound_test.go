@@ -1,0 +1,220 @@
+package algorithm_test
+
+import (
+	"math/big"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+)
+
+type admitted struct{ at, n int64 }
+
+// demand takes from a fresh key by a clock that never steps back, and returns what was admitted. A
+// greedy client takes all there is, as soon as there is something.
+func demand(rng *rand.Rand, r rule, steps int, greedy bool) (grants []admitted, begin, end int64) {
+	var c cell
+	now := int64(base) + rng.Int64N(1e13)
+	begin = now
+	for range steps {
+		v := c.peek(r, 1, now)
+		cost := max(v.Remaining, 1)
+		if !greedy {
+			cost = randomCost(rng, r, v.Remaining)
+		}
+		if v = c.take(r, cost, now); v.Allowed && cost > 0 {
+			grants = append(grants, admitted{now, cost})
+		}
+		end = now
+		if greedy {
+			now += max(int64(c.peek(r, 1, now).RetryAfter), 1)
+		} else {
+			now += forward(rng, r, v)
+		}
+	}
+	return grants, begin, end
+}
+
+// admits runs a property of what was admitted against rules of all sizes.
+func admits(t *testing.T, k kind, property func(t *testing.T, r rule, grants []admitted)) {
+	t.Helper()
+	rng := random(t)
+	for i := range size(150) {
+		r := randomRule(rng, k)
+		grants, _, _ := demand(rng, r, 300, i%2 == 0)
+		property(t, r, grants)
+		if t.Failed() {
+			t.Fatalf("limit %d refill %d period %dµs tick %dµs", r.limit, r.refill, r.period, r.tick)
+		}
+	}
+}
+
+// A bucket's bound over every interval at once: with S(t) admitted until t, S(t) - rate·t never exceeds
+// its least value before by more than capacity + rate·tick.
+func TestTokenBucketBound(t *testing.T) {
+	admits(t, bucket, func(t *testing.T, r rule, grants []admitted) {
+		rate := big.NewRat(r.refill, r.period)
+		bound := new(big.Rat).Mul(rate, new(big.Rat).SetInt64(r.tick))
+		bound.Add(bound, new(big.Rat).SetInt64(r.limit))
+		sum := new(big.Rat)
+		var least *big.Rat
+		for i, g := range grants {
+			refilled := new(big.Rat).SetInt64(g.at)
+			refilled.Mul(refilled, rate)
+			before := new(big.Rat).Sub(sum, refilled)
+			if least == nil || before.Cmp(least) < 0 {
+				least = before
+			}
+			sum.Add(sum, new(big.Rat).SetInt64(g.n))
+			over := new(big.Rat).Sub(sum, refilled)
+			if over.Sub(over, least).Cmp(bound) > 0 {
+				t.Fatalf("grant %d of %d at %d breaks the bound", i, g.n, g.at)
+			}
+		}
+	})
+}
+
+// heaviest returns the most that was admitted in any half-open interval of a length, and its begin.
+func heaviest(grants []admitted, length int64) (most *big.Int, begin int64) {
+	most, sum, i := new(big.Int), new(big.Int), 0
+	for _, g := range grants {
+		sum.Add(sum, integer(g.n))
+		for ; grants[i].at <= g.at-length; i++ {
+			sum.Sub(sum, integer(grants[i].n))
+		}
+		if sum.Cmp(most) > 0 {
+			most, begin = new(big.Int).Set(sum), grants[i].at
+		}
+	}
+	return most, begin
+}
+
+func TestFixedWindowBound(t *testing.T) {
+	for _, k := range []kind{fixed, first} {
+		t.Run(k.String(), func(t *testing.T) {
+			admits(t, k, func(t *testing.T, r rule, grants []admitted) {
+				var start, sum int64
+				for i, g := range grants {
+					if i == 0 || g.at-start >= r.period {
+						sum = 0
+						if start = g.at; k == fixed {
+							start = down(g.at, r.period)
+						}
+					}
+					if sum += g.n; sum > r.limit {
+						t.Fatalf("%d admitted in the window of %d", sum, start)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestSlidingWindowLogBound(t *testing.T) {
+	admits(t, slidingLog, func(t *testing.T, r rule, grants []admitted) {
+		if most, begin := heaviest(grants, r.period); most.Cmp(integer(r.limit)) > 0 {
+			t.Fatalf("%v admitted from %d", most, begin)
+		}
+	})
+}
+
+// The bound of a window that begins a fraction x into an aligned one is limit·(1 + x).
+func TestSlidingWindowBound(t *testing.T) {
+	admits(t, sliding, func(t *testing.T, r rule, grants []admitted) {
+		sum, i := new(big.Int), 0
+		for _, g := range grants {
+			sum.Add(sum, integer(g.n))
+			for ; grants[i].at <= g.at-r.period; i++ {
+				sum.Sub(sum, integer(grants[i].n))
+			}
+			into := grants[i].at % r.period
+			bound := new(big.Int).Mul(integer(r.limit), integer(r.period+into))
+			if new(big.Int).Mul(sum, integer(r.period)).Cmp(bound) > 0 {
+				t.Fatalf("%v admitted from %d to %d", sum, grants[i].at, g.at)
+			}
+		}
+	})
+}
+
+func TestSlidingWindowLogEntries(t *testing.T) {
+	r := mustRule(t, slidingLog, 1<<30, 0, time.Minute)
+	var c cell
+	now := int64(base)
+	for range algorithm.MaxLogEntries {
+		now++
+		if !c.take(r, 1, now).Allowed {
+			t.Fatal("denied before the log is full")
+		}
+	}
+	if v := c.take(r, 1, now); !v.Allowed {
+		t.Errorf("a charge in the newest entry's microsecond is denied: %+v", v)
+	}
+	v := c.take(r, 1, now+1)
+	wait := int64(v.RetryAfter)
+	if v.Allowed || v.Remaining != 0 || now+1+wait != base+1+r.period {
+		t.Errorf("a full log answers %+v", v)
+	}
+	if !c.peek(r, 0, now+1).Allowed {
+		t.Error("a full log is not in debt")
+	}
+	if c.peek(r, 1, now+wait).Allowed || !c.peek(r, 1, now+1+wait).Allowed {
+		t.Error("retry after is not tight")
+	}
+	c.do(r, debit(5), now+2)
+	if n := len(c.state.Tail); n != 2*algorithm.MaxLogEntries {
+		t.Errorf("%d numbers after a debit to a full log", n)
+	}
+	if left := c.peek(r, 0, now+1+wait).Remaining; left != r.limit-(algorithm.MaxLogEntries-1)-1-5 {
+		t.Errorf("%d remain once the oldest entry left", left)
+	}
+}
+
+// overfills reports whether a tick can overfill the bucket of a client that takes whole tokens as they come.
+func overfills(r rule) bool {
+	return perTick(r).Cmp(new(big.Rat).SetInt64(r.limit-1)) > 0
+}
+
+// A greedy client gets what it is due.
+func TestGreedyGetsItsDue(t *testing.T) {
+	forEach(t, func(t *testing.T, k kind) {
+		rng := random(t)
+		for range size(100) {
+			r := randomRule(rng, k)
+			if k == slidingLog && r.limit > 1<<12 {
+				continue // greedy fills its entries first
+			}
+			grants, begin, end := demand(rng, r, 200, true)
+			got := new(big.Int)
+			for _, g := range grants {
+				got.Add(got, integer(g.n))
+			}
+			due := integer(r.limit)
+			switch k {
+			case bucket:
+				if overfills(r) {
+					continue
+				}
+				ticks := (down(end, r.tick) - down(begin, r.tick)) / r.tick
+				gain := new(big.Rat).SetInt64(ticks)
+				gain.Mul(gain, perTick(r))
+				due.Add(due, new(big.Int).Quo(gain.Num(), gain.Denom()))
+			case fixed:
+				windows := down(end, r.period)/r.period - down(begin, r.period)/r.period + 1
+				due.Mul(due, integer(windows))
+			case first, slidingLog:
+				due.Mul(due, integer((end-begin)/r.period+1))
+			case sliding:
+				// At a window's last tick, the count before still weighs one tick, rounded up.
+				windows := down(end, r.period)/r.period - down(begin, r.period)/r.period
+				ticks := r.period / r.tick
+				each := r.limit - (r.limit+ticks-1)/ticks
+				due.Add(due, new(big.Int).Mul(integer(max(windows-1, 0)), integer(each)))
+			}
+			if got.Cmp(due) < 0 {
+				t.Fatalf("limit %d refill %d period %dµs tick %d: %v admitted from %d to %d, due are %v",
+					r.limit, r.refill, r.period, r.tick, got, begin, end, due)
+			}
+		}
+	})
+}

@@ -1,0 +1,151 @@
+package algorithm_test
+
+import (
+	"math/big"
+	"testing"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// A backward step never frees quota, however far it goes.
+func TestClockBackFreesNothing(t *testing.T) {
+	forEach(t, func(t *testing.T, k kind) {
+		rng := random(t)
+		for range size(3000) {
+			r := randomRule(rng, k)
+			c, now := busy(rng, r)
+			if c.state.IsZero() {
+				continue
+			}
+			// A log of a shorter window than its state's would forget, but then not for the clock.
+			if k != slidingLog && rng.IntN(4) == 0 {
+				r = randomRule(rng, k)
+			}
+			now += forward(rng, r, quota.Verdict{})
+			last := c.peek(r, 0, now).Remaining
+			for range 4 {
+				back := []int64{1, second, second + 1, rng.Int64N(second), rng.Int64N(2*r.period + 1), rng.Int64N(1e14)}[rng.IntN(6)]
+				now -= back
+				v := c.take(r, r.limit+1, now) // denied; writes a state that lies ahead
+				if v.Remaining > max(last, -r.debt) {
+					t.Fatalf("limit %d in %dµs: %d back frees: %d remained, now %+v of %+v", r.limit, r.period, back, last, v, c)
+				}
+				if v.Write && aheadOf(k, c.state, now) {
+					t.Fatalf("%+v is still ahead of %d", c, now)
+				}
+				last = v.Remaining
+			}
+		}
+	})
+}
+
+// After a backward step a key is as fresh within the time it takes to recover from its consumption, and
+// the second that is waited for.
+func TestClockBackStarvesNobody(t *testing.T) {
+	forEach(t, func(t *testing.T, k kind) {
+		rng := random(t)
+		for range size(2000) {
+			r := randomRule(rng, k)
+			c, now := busy(rng, r)
+			full := int64(c.peek(r, 0, now).ResetAfter)
+			switch k {
+			case bucket: // what was refilled since the last charge is not in the state
+				if !c.state.IsZero() {
+					full = int64(c.peek(r, 0, c.state.B).ResetAfter)
+				}
+			case fixed, first, slidingLog:
+				full = max(full, r.period)
+			case sliding:
+				full = max(full, 2*r.period)
+			}
+			now -= rng.Int64N(1e14)
+			v := c.take(r, r.limit+1, now)
+			// A coarse tick may have just begun where the clock is now.
+			if int64(v.ResetAfter) > full+second+r.tick {
+				t.Fatalf("limit %d in %dµs: reset after %dµs, was %dµs, of %+v", r.limit, r.period, v.ResetAfter, full, c)
+			}
+			if !c.take(r, r.limit, now+int64(v.ResetAfter)).Allowed {
+				t.Fatalf("%+v has not recovered", c)
+			}
+		}
+	})
+}
+
+// A clock that flaps adds at most what its forward steps are worth: rate × step for a bucket, one limit
+// for a window whose boundary the step passes.
+func TestClockFlaps(t *testing.T) {
+	forEach(t, func(t *testing.T, k kind) {
+		rng := random(t)
+		for range size(150) {
+			r := randomRule(rng, k)
+			var c cell
+			now := int64(base) + rng.Int64N(1e13)
+			got, bound := new(big.Int), new(big.Rat).SetInt64(r.limit)
+			if k == sliding {
+				bound.SetInt64(2 * r.limit)
+			}
+			for range 100 {
+				step := forward(rng, r, quota.Verdict{})
+				if rng.IntN(2) == 0 {
+					step = rng.Int64N(3 * second)
+				}
+				if rng.IntN(3) > 0 {
+					now -= step
+				} else {
+					now += step
+					more := new(big.Rat).SetInt64(r.limit)
+					if k == bucket {
+						// Both ends of a step are floored, so a coarse tick may pass within it.
+						ticks := step / r.tick
+						if r.tick > 1 {
+							ticks++
+						}
+						more = lesser(more, new(big.Rat).Mul(perTick(r), new(big.Rat).SetInt64(ticks)))
+					} else if step == 0 {
+						more.SetInt64(0)
+					}
+					bound.Add(bound, more)
+				}
+				if n := max(c.peek(r, 0, now).Remaining, 1); c.take(r, n, now).Allowed {
+					got.Add(got, integer(n))
+				}
+				if new(big.Rat).SetInt(got).Cmp(bound) > 0 {
+					t.Fatalf("limit %d refill %d in %dµs tick %d: %v admitted, bound %v", r.limit, r.refill, r.period, r.tick, got, bound)
+				}
+			}
+		}
+	})
+}
+
+// The second is the line: a state up to it ahead is waited for, one further ahead is moved to the clock,
+// and written, also where the request is denied.
+func TestClockBackRebases(t *testing.T) {
+	tests := map[kind]struct{ early, late int64 }{ // RetryAfter when a second, and a second and 1 µs, behind
+		bucket:     {second + second/10, second / 10},
+		fixed:      {second + 60*second, 1 + second},
+		first:      {second + 60*second, 60 * second},
+		sliding:    {second + 66*second, 1 + second + 6*second},
+		slidingLog: {second + 60*second, 60 * second},
+	}
+	forEach(t, func(t *testing.T, k kind) {
+		want := tests[k]
+		r := mustRule(t, k, 10, 600, 60*1e9)
+		start := down(base, 60*second)
+		var c cell
+		c.take(r, 10, start)
+		used := c.state
+		if v := c.take(r, 1, start-second); v.Write || int64(v.RetryAfter) != want.early {
+			t.Errorf("a second behind: %+v, should retry after %d", v, want.early)
+		}
+		v := c.take(r, 1, start-second-1)
+		if v.Allowed || !v.Write || v.Remaining != 0 || int64(v.RetryAfter) != want.late {
+			t.Errorf("more than a second behind: %+v, should retry after %d", v, want.late)
+		}
+		if sameState(used, c.state) {
+			t.Error("the state did not move")
+		}
+		if v = c.take(r, 1, start-second-1); v.Write {
+			t.Errorf("the state moved again: %+v", v)
+		}
+	})
+}

@@ -1,0 +1,171 @@
+package algorithm_test
+
+import (
+	"errors"
+	"math"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func TestAccepted(t *testing.T) {
+	for _, n := range extremeBuckets {
+		if r, err := newRule(bucket, n.limit, n.refill, n.period); err != nil {
+			t.Error(err)
+		} else {
+			checkSpec(t, r)
+		}
+	}
+	for _, n := range extremeWindows {
+		for _, k := range kinds[1:] {
+			if r, err := newRule(k, n.limit, 0, n.period); err == nil {
+				checkSpec(t, r)
+			} else if k != sliding {
+				t.Error(k, err)
+			}
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	const µs = time.Microsecond
+	windows := kinds[1:]
+	tests := []struct {
+		name          string
+		kinds         []kind
+		limit, refill int64
+		period        time.Duration
+		says          []string // the field, the value and what is accepted
+	}{
+		{"no capacity", kinds[:1], 0, 1, time.Second, []string{"capacity is 0", "1 to 2^40"}},
+		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "1 to 2^40"}},
+		{"capacity over 2^40", kinds[:1], 1<<40 + 1, 1000, time.Second, []string{"capacity is 1099511627777", "1 to 2^40"}},
+		{"no refill", kinds[:1], 1, 0, time.Second, []string{"refill is 0", "at least 1"}},
+		{"least refill", kinds[:1], 1, math.MinInt64, time.Second, []string{"refill is -9223372036854775808", "at least 1"}},
+		{"no period", kinds[:1], 1, 1, 0, []string{"period is 0s", "1µs to ten years"}},
+		{"negative period", kinds[:1], 1, 1, -time.Second, []string{"period is -1s", "1µs to ten years"}},
+		{"half a microsecond", kinds[:1], 1, 1, µs + 500, []string{"period is 1.5µs", "whole microseconds"}},
+		{"over ten years", kinds[:1], 1, 1, 10*year + µs, []string{"period is 87600h0m0.000001s", "ten years"}},
+		{"over 10^9 a second", kinds[:1], 1, 1_000_000_001, time.Second, []string{"rate is 1000000001 in 1s", "10^9 a second"}},
+		{"most refill", kinds[:1], 1, math.MaxInt64, time.Second, []string{"rate is", "10^9 a second"}},
+		{"fills in over ten years", kinds[:1], 11, 1, year, []string{"bucket of 11", "gains 1", "8760h0m0s", "over ten years", "smaller capacity"}},
+		{"needs large numbers", kinds[:1], 1 << 40, 1<<40 - 87, (1<<43 - 57) * µs, []string{"2^52", "rounder period"}},
+
+		{"no limit", windows, 0, 0, time.Second, []string{"limit is 0", "at least 1"}},
+		{"negative limit", windows, math.MinInt64, 0, time.Second, []string{"limit is -9223372036854775808", "at least 1"}},
+		{"limit over 2^40", windows, 1<<40 + 1, 0, time.Hour, []string{"limit is 1099511627777", "1 to 2^40"}},
+		{"no window", windows, 1, 0, 0, []string{"window is 0s", "1µs to ten years"}},
+		{"window over ten years", windows, 1, 0, 10*year + µs, []string{"window is 87600h0m0.000001s", "ten years"}},
+		{"window of no whole microseconds", windows, 1, 0, time.Nanosecond, []string{"window is 1ns", "whole microseconds"}},
+		{"1001 a microsecond", windows, 1001, 0, µs, []string{"rate is 1001 in 1µs", "10^9 a second"}},
+		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit 1048576", "35m47.483649s", "2^51", "shorter or rounder window"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			for _, k := range test.kinds {
+				_, err := newRule(k, test.limit, test.refill, test.period)
+				if !errors.Is(err, quota.ErrInvalid) {
+					t.Errorf("%v: the error is %v", k, err)
+					continue
+				}
+				for _, say := range test.says {
+					if !strings.Contains(err.Error(), say) {
+						t.Errorf("%v: %q does not say %q", k, err, say)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestTick(t *testing.T) {
+	const µs = time.Microsecond
+	tests := []struct {
+		name string
+		rule rule
+		tick int64
+	}{
+		{"microseconds", mustRule(t, bucket, 1000, 10, time.Second), 1},
+		{"one a year", mustRule(t, bucket, 10, 1, year), 1},
+		{"large capacity at a simple rate", mustRule(t, bucket, 1<<40, 1_000_000_000, time.Second), 1},
+		{"prime rate, large capacity", mustRule(t, bucket, 1_000_000_000, 1_000_000_007, time.Hour), 10_000},
+		{"no room for debt in any tick", mustRule(t, bucket, 1<<21, 1<<21, (1<<31-1)*µs), 1},
+		{"no finer one fits", mustRule(t, sliding, 1<<20, 0, 5000*time.Second), 10},
+		{"just below 2^51", mustRule(t, sliding, 1<<20-1, 0, (1<<31-1)*µs), 1},
+	}
+	for _, test := range tests {
+		if test.rule.tick != test.tick {
+			t.Errorf("%s: the tick is %d µs, should be %d", test.name, test.rule.tick, test.tick)
+		}
+	}
+}
+
+// checkSpec computes, without bound, the largest numbers that a decision by this rule can meet.
+func checkSpec(t *testing.T, r rule) {
+	t.Helper()
+	const spanMax = 10 * 365 * 24 * 3600 * second
+	spec := r.Spec()
+	below := func(what string, bits uint, factors ...int64) {
+		t.Helper()
+		product := integer(1)
+		for _, f := range factors {
+			if f < 0 {
+				t.Errorf("%v: %s: %d is negative", spec, what, f)
+			}
+			product.Mul(product, integer(f))
+		}
+		if product.Cmp(new(big.Int).Lsh(integer(1), bits)) >= 0 {
+			t.Errorf("%v: %s is %v, 2^%d or more", spec, what, product, bits)
+		}
+	}
+	if spec.Capacity != r.limit || spec.Unit < 1 || spec.Debt < 0 || spec.Rule == (quota.Rule{}) {
+		t.Errorf("the spec of limit %d is %+v", r.limit, spec)
+	}
+	below("capacity and debt", 52, spec.Capacity+spec.Debt)
+	switch r.kind {
+	case bucket:
+		unit, each, most, fill := spec.Unit, spec.Params[0], spec.Params[2], spec.Params[4]
+		if unit != perTick(r).Denom().Int64() || each != perTick(r).Num().Int64() {
+			t.Errorf("%+v: %d/%d a tick is not %v", spec, each, unit, perTick(r))
+		}
+		below("most", 52, most)
+		below("a credit", 52, each)
+		below("deficit and cost", 53, most+unit*r.limit)
+		below("refill", 53, fill-1, each)
+		below("the deficit of capacity and debt", 52, unit, spec.Capacity+spec.Debt)
+		if r.period%r.tick != 0 || fill*r.tick > spanMax || new(big.Int).Mul(integer(fill), integer(each)).Cmp(integer(most)) < 0 {
+			t.Errorf("%+v: a full debt is repaid in %d ticks", spec, fill)
+		}
+	case sliding:
+		ticks := spec.Params[3]
+		below("weighed count", 52, spec.Params[1], ticks)
+		below("weighed limit", 52, r.limit, ticks)
+		if ticks*r.tick != r.period {
+			t.Errorf("%+v: %d ticks of %d in %d", spec, ticks, r.tick, r.period)
+		}
+	}
+}
+
+func TestGCRAIsTokenBucket(t *testing.T) {
+	a, err := algorithm.GCRA(50, 21, 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := mustRule(t, bucket, 50, 21, 2*time.Second)
+	if a.Spec() != b.Spec() {
+		t.Errorf("%+v is not %+v", a.Spec(), b.Spec())
+	}
+}
+
+func TestRandomSpecs(t *testing.T) {
+	forEach(t, func(t *testing.T, k kind) {
+		rng := random(t)
+		for range size(5000) {
+			checkSpec(t, randomRule(rng, k))
+		}
+	})
+}

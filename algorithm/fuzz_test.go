@@ -1,0 +1,95 @@
+package algorithm_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+const exact = 1 << 53 // what a number in Lua holds exactly
+
+// FuzzDecide gives rules states that they never wrote, and clocks and requests of any size.
+func FuzzDecide(f *testing.F) {
+	tail := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, base), 5)
+	f.Add(byte(bucket), int64(10), int64(21), int64(2_000_000_000), int64(200_000), int64(1_000_000), int64(base), int64(0), []byte(nil), byte(0), int64(3), int64(0), int64(base+second))
+	f.Add(byte(slidingLog), int64(10), int64(0), int64(1_000_000_000), int64(1), int64(5), int64(0), int64(0), tail, byte(3), int64(3), int64(base), int64(base-2*second))
+	f.Fuzz(func(t *testing.T, k byte, limit, refill, period, unit, a, b, c int64, tail []byte, op byte, cost, at, now int64) {
+		r, err := newRule(kind(k%byte(len(kinds))), limit, refill, time.Duration(period))
+		if err != nil {
+			return
+		}
+		s := quota.State{Unit: unit, A: a, B: b, C: c}
+		for len(tail) >= 8 && len(s.Tail) < quota.MaxTail {
+			s.Tail = append(s.Tail, int64(binary.BigEndian.Uint64(tail)))
+			tail = tail[8:]
+		}
+		req := quota.Request{Op: quota.Op(op), Cost: cost, At: quota.Micros(at)}
+		before := slices.Clone(s.Tail)
+		r.Decide(s, req, quota.Micros(now)) // must not panic
+		if !slices.Equal(before, s.Tail) {
+			t.Fatal("the tail was written to")
+		}
+
+		// What a store decodes is within ±2^53, and so is its clock, which has no negative times.
+		s.Unit, s.A, s.B, s.C = max(s.Unit%exact, -(s.Unit%exact), 1), s.A%exact, s.B%exact, s.C%exact
+		for i := range s.Tail {
+			s.Tail[i] %= exact
+		}
+		req.Op, req.Cost, now = req.Op%5, max(req.Cost, 0), max(now%exact, 0)
+		got, v := r.Decide(s, req, quota.Micros(now))
+		if again, w := r.Decide(s, req, quota.Micros(now)); w != v || !sameState(again, got) {
+			t.Errorf("decided anew: %+v %+v", again, w)
+		}
+		asks := req.Op == quota.OpTake || req.Op == quota.OpPeek
+		switch {
+		case v.Remaining > r.limit:
+			t.Error("more remains than there is")
+		case v.Allowed != (v.RetryAfter == 0), v.RetryAfter < 0, v.ResetAfter < 0:
+			t.Error("a wait that cannot be")
+		case !asks && !v.Allowed:
+			t.Error("denied what is always allowed")
+		case asks && (req.Cost > r.limit) != (v.RetryAfter == quota.Forever):
+			t.Error("forever is for what never fits")
+		case v.Write && (!v.Allowed || req.Op == quota.OpPeek) && !aheadOf(r.kind, even(s), now):
+			t.Error("left a trace")
+		case !v.Write && !sameState(got, s):
+			t.Error("another state, and no write")
+		}
+		for _, n := range append([]int64{got.Unit, got.A, got.B, got.C}, got.Tail...) {
+			if v.Write && r.kind != slidingLog && (n > exact || n < -exact) {
+				t.Errorf("%d is stored", n)
+			}
+		}
+		if len(got.Tail) > quota.MaxTail {
+			t.Errorf("a list of %d", len(got.Tail))
+		}
+		if t.Failed() {
+			t.Fatalf("limit %d refill %d in %dµs: %v of %d (at %d) at %d on %+v gives %+v %+v",
+				r.limit, r.refill, r.period, req.Op, req.Cost, req.At, now, s, v, got)
+		}
+	})
+}
+
+// even returns s without the last number of a list that breaks off within an entry.
+func even(s quota.State) quota.State {
+	s.Tail = s.Tail[:len(s.Tail)&^1]
+	return s
+}
+
+// FuzzLimits checks that a constructor accepts only what keeps every number exact.
+func FuzzLimits(f *testing.F) {
+	f.Add(byte(bucket), int64(1<<40), int64(1_000_000_007), int64(time.Hour))
+	f.Add(byte(sliding), int64(1<<20-1), int64(0), int64((1<<31-1)*time.Microsecond))
+	f.Fuzz(func(t *testing.T, k byte, limit, refill, period int64) {
+		r, err := newRule(kind(k%byte(len(kinds))), limit, refill, time.Duration(period))
+		if err == nil {
+			checkSpec(t, r)
+		} else if !errors.Is(err, quota.ErrInvalid) {
+			t.Error(err)
+		}
+	})
+}
