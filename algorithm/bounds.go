@@ -64,6 +64,9 @@ func gcd(a, b int64) int64 {
 
 // ceil returns a/b rounded up, for a >= 0 and b > 0.
 func ceil(a, b int64) int64 {
+	if b == 1 { // of most rates; a division costs more than all else here
+		return a
+	}
 	q := a / b
 	if q*b < a {
 		q++

@@ -1,6 +1,6 @@
 -- slidingLog.Decide. p1 limit, p2 window, p3 the largest sum, p4 the most entries
 local log = tail or {}
-local changed, n = false, #log
+local changed, n = false, #log - #log % 2
 if n > 0 and log[n - 1] - now > 1000000 then
   local moved, by = {}, now - log[n - 1]
   for i = 1, n, 2 do moved[i], moved[i + 1] = log[i] + by, log[i + 1] end

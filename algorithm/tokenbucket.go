@@ -100,10 +100,12 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 			last = floored
 			s, v.Write = quota.State{Unit: b.unit, A: held, B: last}, true
 		}
+		elapsed := floored - last
 		if b.tick > 1 {
 			last = ceil(last, b.tick) * b.tick // another tick's state may lie between two of ours
+			elapsed = (floored - last) / b.tick
 		}
-		if elapsed := (floored - last) / b.tick; elapsed < b.fill {
+		if elapsed < b.fill {
 			deficit = max(clamp(held, b.most)-max(elapsed, 0)*b.perTick, 0)
 		}
 		if deficit > 0 {

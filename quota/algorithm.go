@@ -52,12 +52,23 @@ type Algorithm interface {
 // A Forecaster is an Algorithm that can tell how long a queue takes.
 type Forecaster interface {
 	// Forecast returns a lower bound on the time, counted from d.At, in which n more tokens can have
-	// been admitted, one after the other; n may exceed the capacity. d is any decision of the rule.
+	// been admitted, in requests of any size that come one after the other. d is the decision on a peek
+	// of n tokens, or of the capacity where n exceeds it.
 	Forecast(d Decision, n int64) time.Duration
 }
 
-// Rule names a rule and the layout of its state, in ASCII, padded with zero bytes, such as "tb1".
-// The zero Rule stands for no state. A new layout has a new Rule.
+// A Sharer is an Algorithm that can be split among the instances of a fleet: each keeps a share on its own
+// while they cannot ask the store they have in common.
+type Sharer interface {
+	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down but at least 1,
+	// and of the rate, never more than an n-th. The same rule, so that a state carries over from one share
+	// to another. An n of 1 or less is the whole. It fails with ErrInvalid where the share is too slow for
+	// the rule's numbers.
+	Share(n int64) (Algorithm, error)
+}
+
+// Rule names a rule and the layout of its state, such as "tb1": letters, digits, '.', '_' and '-', in
+// ASCII, padded with zero bytes. The zero Rule stands for no state. A new layout has a new Rule.
 type Rule [8]byte
 
 // String returns the name without its padding.
@@ -67,6 +78,17 @@ func (r Rule) String() string {
 		n++
 	}
 	return string(r[:n])
+}
+
+// valid reports whether r is a name that can be written and read back.
+func (r Rule) valid() bool {
+	n := len(r.String())
+	for i, c := range r {
+		if i < n && !nameByte(c) || i >= n && c != 0 {
+			return false
+		}
+	}
+	return n > 0
 }
 
 // Spec describes an algorithm: which rule, with which numbers. Specs are comparable.

@@ -16,13 +16,11 @@ type Item struct {
 }
 
 // ApplyOne is Apply for a single charge.
-func ApplyOne(c *Charge, it *Item, now Micros) (Decision, error) {
-	if err := fits(c, it); err != nil {
-		return Decision{}, err
+func ApplyOne(c *Charge, it *Item, now Micros) (d Decision, err error) {
+	if err = fits(c, it); err == nil {
+		decide(c, it, c.Op, now, &d)
 	}
-	var d Decision
-	decide(c, it, c.Op, now, &d)
-	return d, nil
+	return
 }
 
 // Apply decides charges on the items a store holds for them, at one time: the all-or-nothing rule,
@@ -65,20 +63,23 @@ func Apply(cs []Charge, items []Item, now Micros, out []Decision) error {
 
 // decide runs one charge as op and fills in its decision.
 func decide(c *Charge, it *Item, op Op, now Micros, d *Decision) {
-	s, v := c.Limit.algorithm.Decide(it.State, Request{Op: op, Cost: c.Cost, At: c.At}, now)
+	held := &it.State
+	s, v := c.Limit.algorithm.Decide(
+		State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail},
+		Request{Op: op, Cost: c.Cost, At: c.At}, now)
 	it.Write = v.Write
 	if v.Write {
-		it.State = s
+		held.Unit, held.A, held.B, held.C, held.Tail = s.Unit, s.A, s.B, s.C, s.Tail
 		it.Rule = c.Limit.spec.Rule
 	}
-	*d = Decision{
-		Allowed:    v.Allowed,
-		Limit:      c.Limit.spec.Capacity,
-		Remaining:  v.Remaining,
-		RetryAfter: v.RetryAfter.Duration(),
-		ResetAfter: v.ResetAfter.Duration(),
-		At:         now,
-	}
+	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
+	d.Allowed, d.Source, d.Split, d.Replayed = v.Allowed, FromStore, false, false
+	d.Limit = c.Limit.spec.Capacity
+	d.Remaining = v.Remaining
+	d.Charged = 0
+	d.RetryAfter = v.RetryAfter.Duration()
+	d.ResetAfter = v.ResetAfter.Duration()
+	d.At = now
 	if v.Allowed && (op == OpTake || op == OpDebit) {
 		d.Charged = c.Cost
 	}
@@ -114,7 +115,7 @@ func Decider(ds []Decision) int {
 	return best
 }
 
-// less reports whether a*b < c*d, for b and d of at least 0.
+// less reports whether a*b < c*d, for b and d of at least 1.
 func less(a, b, c, d int64) bool {
 	if (a < 0) != (c < 0) {
 		return a < 0
@@ -133,8 +134,12 @@ func less(a, b, c, d int64) bool {
 
 func fits(c *Charge, it *Item) error {
 	if it.Rule != c.Limit.spec.Rule && it.Rule != (Rule{}) {
-		return fmt.Errorf("quota: %w: limit %q holds state of rule %q and is now %q: give the limit another name",
-			ErrMisconfigured, c.Limit.name, it.Rule, c.Limit.spec.Rule)
+		return misfit(c, it)
 	}
 	return nil
+}
+
+func misfit(c *Charge, it *Item) error {
+	return fmt.Errorf("quota: %w: limit %q holds state of rule %q and is now %q: give the limit another name",
+		ErrMisconfigured, c.Limit.name, it.Rule, c.Limit.spec.Rule)
 }

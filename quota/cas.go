@@ -2,13 +2,14 @@ package quota
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,7 +17,7 @@ import (
 // etcd, DynamoDB, bbolt. [NewCAS] makes a Store of it. Methods may be called concurrently.
 type KV interface {
 	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's
-	// time; an absent entry has an empty Value. Keys are printable ASCII or UTF-8 without spaces.
+	// time; an absent entry has an empty Value. Keys are UTF-8 without ASCII spaces and control bytes.
 	Load(ctx context.Context, keys []string) ([]Entry, Micros, error)
 	// Swap makes all changes in one step, if every Old is still what Load returned, and reports whether
 	// it did. An error means that the outcome is unknown, unless it is one of this package's errors.
@@ -75,15 +76,21 @@ type casStore struct {
 	kv        KV
 	atomicity Atomicity
 	attempts  int
+	closed    atomic.Bool
 }
 
 func (s *casStore) Take(ctx context.Context, c Charge) (Decision, error) {
 	var out [1]Decision
-	err := s.TakeAll(ctx, []Charge{c}, out[:])
-	return out[0], err
+	if err := s.TakeAll(ctx, []Charge{c}, out[:]); err != nil {
+		return Decision{}, err
+	}
+	return out[0], nil
 }
 
 func (s *casStore) Close() error {
+	if closed := s.closed.Swap(true); closed {
+		return nil
+	}
 	if c, ok := s.kv.(io.Closer); ok {
 		return c.Close()
 	}
@@ -94,6 +101,9 @@ func (s *casStore) Close() error {
 func (s *casStore) Atomicity() Atomicity { return s.atomicity }
 
 func (s *casStore) TakeAll(ctx context.Context, cs []Charge, out []Decision) error {
+	if s.closed.Load() {
+		return fmt.Errorf("quota: %w", ErrClosed)
+	}
 	keys, err := s.keys(cs)
 	if err != nil {
 		return err
@@ -160,7 +170,7 @@ func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []De
 	changes := make([]Change, 0, len(keys))
 	written := false
 	for i := range items {
-		c := Change{Old: entries[i], Value: entries[i].Value, TTL: out[i].ResetAfter + ExpirySlack}
+		c := Change{Old: entries[i], Value: entries[i].Value, TTL: ttl(out[i].ResetAfter)}
 		if items[i].Write {
 			written = true
 			c.Value = ""
@@ -182,6 +192,11 @@ func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []De
 		return false, classify(err, ErrIndeterminate)
 	}
 	return done, nil
+}
+
+// ttl returns how long a state is kept that is as fresh after reset.
+func ttl(reset time.Duration) time.Duration {
+	return min(reset, Never-ExpirySlack) + ExpirySlack
 }
 
 // classify wraps an error as the sentinel, unless it carries one already.
@@ -218,7 +233,7 @@ func onlyPeeks(cs []Charge) bool {
 // appendIDKey appends the key of a request id: no limit's key has '#' after its group.
 func appendIDKey(dst []byte, group, id string) []byte {
 	dst = append(AppendGroup(dst, group), '#')
-	return appendEscaped(dst, id)
+	return AppendEscaped(dst, id)
 }
 
 // appendGrant appends the text in which a grant is remembered: a fingerprint of the charges, then the
@@ -262,12 +277,13 @@ func parseGrant(text string, cs []Charge, out []Decision) error {
 	return nil
 }
 
-// fingerprint tells charges apart: what SameCharge compares, in 128 bits.
+// fingerprint tells charges apart: what SameCharge compares, in 128 bits that nobody can find twice, or
+// a grant could be had again for other charges.
 func fingerprint(cs []Charge) string {
-	h := fnv.New128a()
+	h := sha256.New()
 	for i := range cs {
 		c := &cs[i]
 		fmt.Fprintf(h, "%s %d %d %d\n", AppendKey(nil, c.Limit.name, c.Key), c.Op, c.Cost, c.At)
 	}
-	return fmt.Sprintf("%x", h.Sum(nil))
+	return fmt.Sprintf("%x", h.Sum(nil)[:16])
 }

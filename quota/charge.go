@@ -16,6 +16,9 @@ type Charge struct {
 	Cost int64
 	// Op is what to do; the zero value takes.
 	Op Op
+	// From is, for a charge that Refund or Settle made, where the charge it corrects was made:
+	// Decision.Source of the receipt. Stores ignore it; a policy sends the correction where it belongs.
+	From Source
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At.
 	At Micros
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first
@@ -93,19 +96,19 @@ type Decision struct {
 // Refund returns the charge that gives n tokens of c back, where d is the receipt. Give a receipt back
 // once only: nothing else keeps account. It carries no ID.
 func (c Charge) Refund(d Decision, n int64) Charge {
-	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: OpRefund, At: d.At}
+	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: OpRefund, From: d.Source, At: d.At}
 }
 
 // Settle returns the charge that corrects what d charged to the actual cost: a refund of what was too
 // much, or a debit of what was missing.
 func (c Charge) Settle(d Decision, actual int64) Charge {
 	if actual > d.Charged {
-		return Charge{Limit: c.Limit, Key: c.Key, Cost: actual - d.Charged, Op: OpDebit}
+		return Charge{Limit: c.Limit, Key: c.Key, Cost: actual - d.Charged, Op: OpDebit, From: d.Source}
 	}
 	return c.Refund(d, d.Charged-actual)
 }
 
-// SameCharge reports whether a and b ask for the same: limit, key, cost, operation and receipt.
+// SameCharge reports whether a and b ask for the same: limit, key, cost, operation and time of the receipt.
 func SameCharge(a, b Charge) bool {
 	return a.Limit.handle == b.Limit.handle && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At
 }
@@ -123,7 +126,7 @@ func Check(cs []Charge) error {
 		}
 		for j := range i {
 			if cs[j].Key == cs[i].Key && cs[j].Limit.handle == cs[i].Limit.handle {
-				return invalid("charge of limit "+cs[i].Limit.name, "a repetition", "each limit and key once in a call")
+				return invalid("key of a second charge to limit "+cs[i].Limit.name, cs[i].Key, "each limit and key once in a call")
 			}
 		}
 		if cs[i].ID != cs[0].ID {
@@ -138,13 +141,13 @@ func Check(cs []Charge) error {
 
 func (c *Charge) check() error {
 	switch {
-	case c.Limit == nil:
+	case c.Limit == nil || c.Limit.algorithm == nil:
 		return invalid("limit", "nil", "a limit that NewLimit made")
 	case !validKey(c.Key):
 		return invalid("key", c.Key, keyForm)
 	case c.Cost < 0:
 		return invalid("cost", c.Cost, "0 or more")
-	case c.At < 0:
+	case c.At < 0 || c.At > maxNumber:
 		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
 	case c.Op >= opEnd:
 		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund or OpReset")

@@ -31,14 +31,13 @@ func ParseItem(text string) (Item, error) {
 		return it, nil
 	}
 	rule, rest, _ := strings.Cut(text, ":")
-	if len(rule) == 0 || len(rule) > len(it.Rule) || strings.IndexByte(rule, 0) >= 0 {
+	if copy(it.Rule[:], rule) < len(rule) || !it.Rule.valid() || len(rule) != len(it.Rule.String()) {
 		return Item{}, notState(text)
 	}
-	copy(it.Rule[:], rule)
 	for i := 0; ; i++ {
 		number, more, again := strings.Cut(rest, ":")
-		n, err := strconv.ParseInt(number, 10, 64)
-		if err != nil || n > maxNumber || n < -maxNumber || i >= 4+MaxTail || number[0] == '+' {
+		n, ok := parseNumber(number)
+		if !ok || i >= 4+MaxTail {
 			return Item{}, notState(text)
 		}
 		switch i {
@@ -61,6 +60,17 @@ func ParseItem(text string) (Item, error) {
 		}
 		rest = more
 	}
+}
+
+// parseNumber reads a number of a state in the one form that AppendText writes: what is not that was
+// written by something else.
+func parseNumber(s string) (int64, bool) {
+	digits := strings.TrimPrefix(s, "-")
+	if digits == "" || digits[0] < '0' || digits[0] > '9' || digits[0] == '0' && s != "0" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil && n <= maxNumber && n >= -maxNumber
 }
 
 func notState(text string) error {

@@ -72,7 +72,7 @@ func Group(key string) string {
 func AppendKey(dst []byte, limit, key string) []byte {
 	group := Group(key)
 	dst = AppendGroup(dst, group)
-	dst = appendEscaped(dst, key[len(group):])
+	dst = AppendEscaped(dst, key[len(group):])
 	dst = append(dst, ':')
 	return append(dst, limit...)
 }
@@ -80,7 +80,7 @@ func AppendKey(dst []byte, limit, key string) []byte {
 // AppendGroup appends "{group}", escaped as in [AppendKey]: the hash tag of a group's keys.
 func AppendGroup(dst []byte, group string) []byte {
 	dst = append(dst, '{')
-	dst = appendEscaped(dst, group)
+	dst = AppendEscaped(dst, group)
 	return append(dst, '}')
 }
 
@@ -90,7 +90,8 @@ func special(c byte) bool {
 
 const hexDigits = "0123456789ABCDEF"
 
-func appendEscaped(dst []byte, s string) []byte {
+// AppendEscaped appends s with its special bytes escaped, as in [AppendKey].
+func AppendEscaped(dst []byte, s string) []byte {
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; special(c) {
 			dst = append(dst, '%', hexDigits[c>>4], hexDigits[c&15])

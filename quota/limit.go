@@ -1,6 +1,7 @@
 package quota
 
 import (
+	"hash/maphash"
 	"unique"
 )
 
@@ -10,6 +11,7 @@ import (
 type Limit struct {
 	name      string
 	handle    unique.Handle[string]
+	hash      uint64
 	algorithm Algorithm
 	spec      Spec
 }
@@ -27,10 +29,10 @@ func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 		return nil, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
 	}
 	spec := algorithm.Spec()
-	if spec.Rule == (Rule{}) || spec.Unit < 1 || spec.Capacity < 1 || spec.Debt < 0 {
-		return nil, invalid("spec of limit "+name, spec, "a rule, a unit and a capacity of at least 1, and a debt of at least 0")
+	if !spec.Rule.valid() || spec.Unit < 1 || spec.Capacity < 1 || spec.Debt < 0 {
+		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', a unit and a capacity of at least 1, and a debt of at least 0")
 	}
-	return &Limit{name: name, handle: unique.Make(name), algorithm: algorithm, spec: spec}, nil
+	return &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm, spec: spec}, nil
 }
 
 // Must returns v, and panics if err is not nil. It is for limits that are constants of a program:
@@ -49,6 +51,11 @@ func (l *Limit) Name() string { return l.name }
 // Handle returns the limit's name as a handle: limits with one name have one handle.
 func (l *Limit) Handle() unique.Handle[string] { return l.handle }
 
+// Hash returns a hash of the limit's name, which differs from process to process.
+func (l *Limit) Hash() uint64 { return l.hash }
+
+var nameSeed = maphash.MakeSeed()
+
 // Algorithm returns the limit's algorithm.
 func (l *Limit) Algorithm() Algorithm { return l.algorithm }
 
@@ -60,10 +67,14 @@ func validLimitName(name string) bool {
 		return false
 	}
 	for i := 0; i < len(name); i++ {
-		c := name[i]
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-') {
+		if !nameByte(name[i]) {
 			return false
 		}
 	}
 	return true
+}
+
+// nameByte reports whether names of limits and rules may have c: none of them is special to any store.
+func nameByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-'
 }

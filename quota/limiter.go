@@ -13,7 +13,7 @@ type Options struct {
 	// for the limiter's own limit. It is called for each request, concurrently, with a valid key.
 	LimitFor func(key string) *Limit
 	// Observer is told each decision and error, after it is made and on the caller's goroutine; it may
-	// be called concurrently. nil costs nothing.
+	// be called concurrently. What was refused before the store was asked is not told. nil costs nothing.
 	Observer func(Event)
 	// MaxWaiters bounds the calls of Wait that wait, over all keys; 0 is 1024.
 	MaxWaiters int
@@ -53,7 +53,7 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 	switch {
 	case store == nil:
 		return nil, invalid("store", "nil", "a Store, such as local.New(nil)")
-	case limit == nil:
+	case limit == nil || limit.algorithm == nil:
 		return nil, invalid("limit", "nil", "a limit that NewLimit made")
 	case o.MaxWaiters < 0:
 		return nil, invalid("Options.MaxWaiters", o.MaxWaiters, "0 or more")
@@ -122,7 +122,12 @@ type Result struct {
 }
 
 // RetryAfter is 0 where granted, else how long until the same list fits if nobody else charges.
-func (r Result) RetryAfter() time.Duration { return r.Decisions[r.Decider].RetryAfter }
+func (r Result) RetryAfter() time.Duration {
+	if r.Granted || len(r.Decisions) == 0 {
+		return 0
+	}
+	return r.Decisions[r.Decider].RetryAfter
+}
 
 // TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different
 // costs and operations. A charge without a limit is to the limiter's own. The same limit and key twice
@@ -131,12 +136,13 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 	cs := make([]Charge, len(charges))
 	copy(cs, charges)
 	for i := range cs {
-		if cs[i].Limit == nil && validKey(cs[i].Key) {
-			cs[i].Limit = l.limitOf(cs[i].Key)
+		if cs[i].Limit != nil {
+			continue
 		}
-		if err := cs[i].check(); err != nil {
+		if err := CheckKey(cs[i].Key); err != nil {
 			return Result{}, err
 		}
+		cs[i].Limit = l.limitOf(cs[i].Key)
 	}
 	if err := Check(cs); err != nil {
 		return Result{}, err

@@ -43,3 +43,11 @@ const (
 type Graded interface {
 	Atomicity() Atomicity
 }
+
+// A Prompt store declares that its calls always return by their context's deadline, whatever its
+// server does. A timeout around it then needs no goroutine of its own for each call. A store without
+// this method is not prompt.
+type Prompt interface {
+	// Prompt reports whether every call returns by its context's deadline. It always answers the same.
+	Prompt() bool
+}

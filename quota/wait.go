@@ -11,11 +11,13 @@ import (
 // giveBackTimeout bounds the refund of a grant that nobody waits for any more.
 const giveBackTimeout = time.Second
 
+// leastPause is how long a waiter pauses after a denial that does not say how long.
+const leastPause = time.Millisecond
+
 // queue is the waiters of one limit and key, first come first served: the first one asks the store, the
 // others wait for their turn.
 type queue struct {
 	waiters []*waiter
-	cost    int64 // of all waiters together
 }
 
 type queueKey struct {
@@ -26,17 +28,19 @@ type queueKey struct {
 type waiter struct {
 	cost    int64
 	head    chan struct{} // closed when the waiter is the first
-	counted bool          // in Limiter.waiting; under its lock
+	asking  bool          // the first only: the store may have charged it; under Limiter.mu
+	counted bool          // in Limiter.waiting; under Limiter.mu
 }
 
 // Wait takes n tokens, waiting until they fit. The waiters of this limiter and key are served in the
 // order in which they came; other processes, and calls of Take, are not held up by them. A nil error
 // means that the tokens were taken.
 //
-// It fails at once, charging nothing, with ErrInvalid where n exceeds the capacity, with ErrOverloaded
-// where Options.MaxWaiters wait already, and with an error that is [context.DeadlineExceeded] where the
-// context's deadline comes before the quota would, the queue ahead counted in. A wait whose context
-// ends gives back what was granted meanwhile and fails with the context's error.
+// It fails at once, charging nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
+// Options.MaxWaiters wait already, and with an error that is [context.DeadlineExceeded] where the
+// context's deadline comes before the quota would; the queue ahead is counted in as far as the rule can
+// tell, see [Forecaster]. A wait whose context ends gives back what was granted meanwhile and fails
+// with the context's error.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	c := Charge{Limit: l.limit, Key: key, Cost: n}
 	if err := c.check(); err != nil {
@@ -50,7 +54,7 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 		return Decision{}, err
 	}
 	k := queueKey{c.Limit.handle, key}
-	w, ahead, err := l.enqueue(k, n)
+	w, err := l.enqueue(k, n)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -60,8 +64,8 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 		return l.waitFirst(ctx, c, w)
 	default:
 	}
-	if d, err := l.forecast(ctx, c, ahead); err != nil {
-		return d, err
+	if err := l.forecast(ctx, c, k, w); err != nil {
+		return Decision{}, err
 	}
 	select {
 	case <-w.head:
@@ -83,39 +87,73 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 		case d.Allowed:
 			l.giveBack(ctx, c, d)
 			return Decision{}, ctx.Err()
+		case d.RetryAfter == Never:
+			return d, invalid("cost", c.Cost, fmt.Sprintf("what limit %q can ever admit", c.Limit.name))
 		}
 		if err := inTime(ctx, d.RetryAfter); err != nil {
 			return d, err
 		}
-		if err := l.count(w); err != nil {
+		if err := l.rest(w); err != nil {
 			return d, err
 		}
-		timer := time.NewTimer(d.RetryAfter)
+		after := d.RetryAfter
+		if after <= 0 {
+			after = leastPause
+		}
+		timer := time.NewTimer(after)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			return d, ctx.Err()
 		}
+		l.ask(w)
 	}
 }
 
 // forecast fails if the deadline comes before the tokens ahead in the queue and the waiter's own can.
-func (l *Limiter) forecast(ctx context.Context, c Charge, ahead int64) (Decision, error) {
+func (l *Limiter) forecast(ctx context.Context, c Charge, k queueKey, w *waiter) error {
 	if _, ok := ctx.Deadline(); !ok {
-		return Decision{}, nil
+		return nil
 	}
-	all, most := ahead+c.Cost, c.Limit.spec.Capacity
-	peek := c
-	peek.Op, peek.Cost = OpPeek, min(all, most)
-	d, err := l.store.Take(ctx, peek)
+	const tries = 3
+	for range tries {
+		ahead := l.ahead(k, w)
+		err := l.forecastAll(ctx, c, ahead+c.Cost)
+		// Who left the queue meanwhile may have been counted twice: in it, and as charged.
+		if err == nil || l.ahead(k, w) >= ahead {
+			return err
+		}
+	}
+	return nil
+}
+
+// forecastAll fails if the deadline comes before all tokens, the last of them those of c, can.
+func (l *Limiter) forecastAll(ctx context.Context, c Charge, all int64) error {
+	own, most := c.Cost, c.Limit.spec.Capacity
+	c.Op, c.Cost = OpPeek, min(all, most)
+	d, err := l.store.Take(ctx, c)
 	if err != nil {
-		return d, err
+		return err
 	}
-	if f, ok := c.Limit.algorithm.(Forecaster); ok && all > most {
-		d.RetryAfter = max(d.RetryAfter, f.Forecast(d, all))
+	after := d.RetryAfter
+	if f, ok := c.Limit.algorithm.(Forecaster); ok {
+		least := f.Forecast(d, all)
+		if err := inTime(ctx, least); err != nil {
+			return err
+		}
+		after = max(after, least)
 	}
-	return d, inTime(ctx, d.RetryAfter)
+	if all == own || inTime(ctx, after) == nil {
+		return inTime(ctx, after)
+	}
+	// That all tokens fit at once only later does not say that they cannot come one after the other by
+	// then: a rule may forget some of them on the way. But the waiter's own must fit.
+	c.Cost = own
+	if d, err = l.store.Take(ctx, c); err != nil {
+		return err
+	}
+	return inTime(ctx, d.RetryAfter)
 }
 
 // inTime fails if the context's deadline comes before after has passed.
@@ -134,29 +172,49 @@ func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision) {
 	l.do(ctx, c.Refund(d, d.Charged)) // an error is the observer's; the tokens come back by refill
 }
 
-// enqueue joins the queue of a key and returns the tokens ahead in it.
-func (l *Limiter) enqueue(k queueKey, n int64) (w *waiter, ahead int64, err error) {
-	w = &waiter{cost: n, head: make(chan struct{})}
+// enqueue joins the queue of a key.
+func (l *Limiter) enqueue(k queueKey, n int64) (*waiter, error) {
+	w := &waiter{cost: n, head: make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.queues[k]
-	if q == nil {
+	switch {
+	case q != nil:
+		if err := l.count(w); err != nil {
+			return nil, err
+		}
+	default:
 		if l.queues == nil {
 			l.queues = make(map[queueKey]*queue)
 		}
 		q = &queue{}
 		l.queues[k] = q
-		close(w.head)
+		w.lead()
 	}
-	if len(q.waiters) > 0 {
-		if err := l.countLocked(w); err != nil {
-			return nil, 0, err
+	q.waiters = append(q.waiters, w)
+	return w, nil
+}
+
+// ahead returns the tokens of the waiters before w, without the first's while the store may have
+// charged them.
+func (l *Limiter) ahead(k queueKey, w *waiter) (tokens int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, v := range l.queues[k].waiters {
+		if v == w {
+			break
+		}
+		if !v.asking {
+			tokens += v.cost
 		}
 	}
-	ahead = q.cost
-	q.waiters = append(q.waiters, w)
-	q.cost += n
-	return w, ahead, nil
+	return tokens
+}
+
+// lead makes w the first of its queue, which asks the store next.
+func (w *waiter) lead() {
+	w.asking = true
+	close(w.head)
 }
 
 // leave quits the queue, and lets the next waiter ask the store if this one was the first.
@@ -166,25 +224,33 @@ func (l *Limiter) leave(k queueKey, w *waiter) {
 	q := l.queues[k]
 	i := slices.Index(q.waiters, w)
 	q.waiters = slices.Delete(q.waiters, i, i+1)
-	q.cost -= w.cost
 	if len(q.waiters) == 0 {
 		delete(l.queues, k)
 	} else if i == 0 {
-		close(q.waiters[0].head)
+		q.waiters[0].lead()
 	}
 	if w.counted {
 		l.waiting--
 	}
 }
 
-// count makes room for a waiter, once.
-func (l *Limiter) count(w *waiter) error {
+// ask notes that the first waiter is about to ask the store.
+func (l *Limiter) ask(w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.countLocked(w)
+	w.asking = true
 }
 
-func (l *Limiter) countLocked(w *waiter) error {
+// rest notes that the first waiter was denied, and makes room for it among those that wait.
+func (l *Limiter) rest(w *waiter) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w.asking = false
+	return l.count(w)
+}
+
+// count makes room for a waiter, once. The caller holds the lock.
+func (l *Limiter) count(w *waiter) error {
 	if w.counted {
 		return nil
 	}

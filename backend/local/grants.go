@@ -33,7 +33,8 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	now := s.read()
 	g.expire(now)
 	id := grantID{quota.Group(cs[0].Key), cs[0].ID}
-	if held := g.byID[id]; held != nil {
+	held := g.byID[id]
+	if held != nil && !held.over(now) {
 		if !slices.EqualFunc(held.charges, cs, quota.SameCharge) {
 			return fmt.Errorf("local: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
 		}
@@ -43,7 +44,7 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 		}
 		return nil
 	}
-	if int64(len(g.byID)) >= s.maxKeys {
+	if held == nil && int64(len(g.byID)) >= s.maxKeys {
 		return fmt.Errorf("local: %w: %d request ids are remembered, which is all that MaxKeys allows", quota.ErrOverloaded, s.maxKeys)
 	}
 	if err := s.takeAll(cs, out); err != nil {
@@ -52,9 +53,10 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	if !quota.Granted(out) || !slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op != quota.OpPeek }) {
 		return nil
 	}
-	held := &grant{id: grantID{strings.Clone(id.group), strings.Clone(id.id)}, at: now, charges: slices.Clone(cs), decisions: slices.Clone(out)}
+	// Texts are cloned: an id or a key may be a piece of something larger.
+	held = &grant{id: grantID{strings.Clone(id.group), strings.Clone(id.id)}, at: max(now, out[0].At), charges: slices.Clone(cs), decisions: slices.Clone(out)}
 	for i := range held.charges {
-		held.charges[i].Key = strings.Clone(cs[i].Key)
+		held.charges[i].Key, held.charges[i].ID = strings.Clone(cs[i].Key), held.id.id
 	}
 	if g.byID == nil {
 		g.byID = make(map[grantID]*grant)
@@ -64,13 +66,21 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	return nil
 }
 
+// over reports whether the grant need not be remembered any more.
+func (g *grant) over(now quota.Micros) bool {
+	return g.at+quota.Micros(quota.IDWindow/time.Microsecond) < now
+}
+
+// expire forgets some grants that are over: more than come, and not so many that a call notices.
 func (g *grants) expire(now quota.Micros) {
-	const window = quota.Micros(quota.IDWindow / time.Microsecond)
 	n := 0
-	for n < len(g.queue) && g.queue[n].at+window < now {
-		delete(g.byID, g.queue[n].id)
+	for ; n < len(g.queue) && n < 16 && g.queue[n].over(now); n++ {
+		if old := g.queue[n]; g.byID[old.id] == old { // and has not come back since
+			delete(g.byID, old.id)
+		}
 		g.queue[n] = nil
-		n++
 	}
-	g.queue = g.queue[n:]
+	if g.queue = g.queue[n:]; len(g.queue) == 0 {
+		g.byID, g.queue = nil, nil // a map keeps the size it once had
+	}
 }

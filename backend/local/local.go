@@ -51,14 +51,18 @@ type Store struct {
 	grants  grants
 
 	reclaiming sync.Mutex
-	hand       int // the shard that reclaim looks at next
+	hand       int  // the shard that reclaim looks at next
+	reclaimed  bool // whether it found something the last time
 
 	shards [shardCount]shard
 }
 
 const shardCount = 256
 
-var _ quota.Store = (*Store)(nil)
+var (
+	_ quota.Store  = (*Store)(nil)
+	_ quota.Prompt = (*Store)(nil)
+)
 
 // New returns an empty store. A negative MaxKeys panics.
 func New(o *Options) *Store {
@@ -88,17 +92,20 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Prompt says that every call returns by its context's deadline: none of them waits for anything but a lock.
+func (s *Store) Prompt() bool { return true }
+
 // Len returns the number of keys held, those that are whole again but not yet removed included.
 func (s *Store) Len() int { return int(s.keys.Load()) }
 
 // Take decides one charge.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if err := s.ready(ctx); err != nil {
-		return quota.Decision{}, err
+func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	if err = s.ready(ctx); err != nil {
+		return d, err
 	}
 	if c.ID != "" {
 		var out [1]quota.Decision
-		err := s.grants.once([]quota.Charge{c}, out[:], s)
+		err = s.grants.once([]quota.Charge{c}, out[:], s)
 		return out[0], err
 	}
 	h := s.hash(&c)
@@ -107,18 +114,20 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 		sh.mu.Lock()
 		now := s.now(sh)
 		n := sh.find(h, &c)
-		it := sh.load(n)
-		d, err := quota.ApplyOne(&c, &it, now)
-		if err != nil || !it.Write || s.room(n, &it) {
-			if err == nil && it.Write {
+		it := sh.load(n, now)
+		d, err = quota.ApplyOne(&c, &it, now)
+		full := false
+		if err == nil && it.Write {
+			if full = !s.room(n, &it); !full {
 				s.keep(sh, h, n, &c, &it, &d)
 				sh.tidy(now, s)
 			}
-			sh.mu.Unlock()
-			return d, err
 		}
 		sh.mu.Unlock()
-		if try > 0 || !s.reclaim(now) {
+		if !full {
+			return d, err
+		}
+		if try > reclaimTries || !s.reclaim(now) {
 			return quota.Decision{}, s.full()
 		}
 	}
@@ -159,7 +168,7 @@ func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
 		if !full {
 			return err
 		}
-		if try > 0 || !s.reclaim(now) {
+		if try > reclaimTries+len(cs) || !s.reclaim(now) {
 			return s.full()
 		}
 	}
@@ -181,7 +190,7 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	for i := range cs {
 		sh := &s.shards[hashes[i]%shardCount]
 		n := sh.find(hashes[i], &cs[i])
-		slots, items = append(slots, n), append(items, sh.load(n))
+		slots, items = append(slots, n), append(items, sh.load(n, now))
 	}
 	if err := quota.Apply(cs, items, now, out); err != nil {
 		return now, false, err
@@ -189,7 +198,7 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	for i := range items {
 		if items[i].Write && !s.room(slots[i], &items[i]) {
 			for j := range i {
-				if items[j].Write && slots[j] < 0 {
+				if items[j].Write && slots[j] < 0 && !items[j].State.IsZero() {
 					s.keys.Add(-1)
 				}
 			}
@@ -224,10 +233,8 @@ func (s *Store) read() quota.Micros {
 	return s.epoch + quota.Micros(time.Since(s.start)/time.Microsecond)
 }
 
-func (s *Store) hash(c *quota.Charge) uint64 { return s.hashOf(c.Key, c.Limit.Name()) }
-
-func (s *Store) hashOf(key, limit string) uint64 {
-	return maphash.String(s.seed, key) ^ bits.RotateLeft64(maphash.String(s.seed, limit), 17)
+func (s *Store) hash(c *quota.Charge) uint64 {
+	return maphash.String(s.seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
 }
 
 // room reports whether the item may be kept, and counts it if it is a new key.
@@ -247,39 +254,47 @@ func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *quota.Item
 	switch {
 	case it.State.IsZero():
 		if n >= 0 {
-			sh.remove(h, n)
+			sh.remove(tag(h), n)
 			s.keys.Add(-1)
 		}
 		return
 	case n < 0:
 		n = sh.insert(h, strings.Clone(c.Key), c.Limit.Handle())
-		sh.due += 4 * 8 // faster than keys can come
+		sh.due += 8 * 8 // two slots or more: faster than keys can come
 	default:
-		sh.due++
+		sh.due += 2
 	}
 	sh.save(n, it, d.At+quota.Micros(d.ResetAfter/time.Microsecond))
 }
 
+// reclaimTries is how often a charge that found no room tries again, because others may be faster. A list
+// needs room for several keys.
+const reclaimTries = 3
+
 // reclaim removes some keys that are whole again from any shards, and reports whether it found one.
 func (s *Store) reclaim(now quota.Micros) bool {
-	const budget = 4096 // slots looked at, so that a refused charge stays cheap
+	const budget = 4096 // keys looked at, so that a refused charge stays cheap
 	if !s.reclaiming.TryLock() {
-		return false
+		// Somebody is at it: what they find, or do not, holds for this charge too.
+		s.reclaiming.Lock()
+		defer s.reclaiming.Unlock()
+		return s.reclaimed
 	}
 	defer s.reclaiming.Unlock()
+	s.reclaimed = false
 	for looked, shards := 0, 0; looked < budget && shards < shardCount; shards++ {
 		sh := &s.shards[s.hand]
 		s.hand = (s.hand + 1) % shardCount
 		sh.mu.Lock()
-		look := sh.used
-		freed := sh.sweep(look, now, s)
+		looked += sh.live
+		freed := sh.sweep(len(sh.index), now, s)
 		sh.mu.Unlock()
-		looked += look
 		if freed > 0 {
-			return true
+			s.reclaimed = true
+			break
 		}
 	}
-	return false
+	return s.reclaimed
 }
 
 func (s *Store) full() error {

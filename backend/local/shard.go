@@ -1,6 +1,7 @@
 package local
 
 import (
+	"math/rand/v2"
 	"sync"
 	"unique"
 
@@ -20,7 +21,8 @@ type shard struct {
 	free  int             // a freed slot's number plus one, the first of a list; 0 is none
 	hand  int             // the slot that sweep looks at next
 	due   int             // looks that sweep owes, in eighths
-	_     [24]byte        // keeps neighbours' locks off one cache line
+	turns int             // times that tidy swept
+	_     [16]byte        // keeps neighbours' locks off one cache line
 }
 
 const pageSize = 16
@@ -62,12 +64,15 @@ func (sh *shard) find(h uint64, c *quota.Charge) int {
 	}
 }
 
-// load returns what slot n holds, or the zero Item if n is negative.
-func (sh *shard) load(n int) (it quota.Item) {
+// load returns what slot n holds, or the zero Item if n is negative or what it holds is as fresh.
+func (sh *shard) load(n int, now quota.Micros) (it quota.Item) {
 	if n < 0 {
 		return it
 	}
 	sl := sh.slot(n)
+	if sl.expires <= now {
+		return it
+	}
 	it.Rule = sl.rule
 	it.State.Unit, it.State.A, it.State.B, it.State.C = sl.unit, sl.a, sl.b, sl.c
 	if sh.tails != nil {
@@ -115,10 +120,10 @@ func (sh *shard) link(tag uint64, n int) {
 	sh.index[i] = tag<<32 | uint64(n+1)
 }
 
-// remove frees slot n.
-func (sh *shard) remove(h uint64, n int) {
+// remove frees slot n, whose hash has this tag.
+func (sh *shard) remove(tag uint64, n int) {
 	mask := uint64(len(sh.index) - 1)
-	i := tag(h) & mask
+	i := tag & mask
 	for uint32(sh.index[i]) != uint32(n+1) {
 		i = (i + 1) & mask
 	}
@@ -152,24 +157,43 @@ func (sh *shard) tidy(now quota.Micros, s *Store) {
 	if sh.due >= 8 {
 		sh.sweep(sh.due/8, now, s)
 		sh.due = 0
+		if sh.turns++; sh.turns%8 == 0 {
+			sh.tidyAnother(now, s)
+		}
 	}
 }
 
-// sweep looks at some slots, removes those whose state is as fresh, and returns how many these were.
+// tidyAnother sweeps a little in some other shard: perhaps nobody charges to its keys any more. The
+// caller may hold other locks, so it does not wait for that one.
+func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
+	if other := &s.shards[rand.N(shardCount)]; other.mu.TryLock() {
+		other.sweep(8, now, s)
+		other.mu.Unlock()
+	}
+}
+
+// sweep looks at some places of the index, removes slots whose state is as fresh, and returns how many
+// these were.
 func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
-	for ; looks > 0 && sh.used > 0; looks-- {
-		if sh.hand++; sh.hand >= sh.used {
+	for ; looks > 0 && sh.live > 0; looks-- {
+		if sh.hand++; sh.hand >= len(sh.index) {
 			sh.hand = 0
 		}
-		sl := sh.slot(sh.hand)
-		if sl.key != "" && sl.expires <= now {
-			sh.remove(s.hashOf(sl.key, sl.limit.Value()), sh.hand)
+		// What a removal moves to this place is looked at as well.
+		for e := sh.index[sh.hand]; e != 0; e = sh.index[sh.hand] {
+			n := int(uint32(e)) - 1
+			if sh.slot(n).expires > now {
+				break
+			}
+			sh.remove(e>>32, n)
 			freed++
 		}
 	}
-	s.keys.Add(-int64(freed))
-	if freed > 0 && 8*sh.live < len(sh.index) && len(sh.index) > 16 {
-		sh.shrink()
+	if freed > 0 {
+		s.keys.Add(-int64(freed))
+		if 8*sh.live < len(sh.index) && len(sh.index) > 16 {
+			sh.shrink()
+		}
 	}
 	return freed
 }

@@ -1,0 +1,274 @@
+package local
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// check fails unless index, slots, free list and tails of a shard agree with each other.
+func (sh *shard) check(t *testing.T) {
+	t.Helper()
+	linked := map[int]bool{}
+	for i, e := range sh.index {
+		if e == 0 {
+			continue
+		}
+		n := int(uint32(e)) - 1
+		if n < 0 || n >= sh.used || linked[n] || sh.slot(n).key == "" {
+			t.Fatalf("entry %d links slot %d of %d, which is free, or linked twice", i, n, sh.used)
+		}
+		linked[n] = true
+	}
+	if len(linked) != sh.live {
+		t.Fatalf("%d slots are linked, %d are live", len(linked), sh.live)
+	}
+	if 4*sh.live > 3*len(sh.index) {
+		t.Fatalf("%d keys in an index of %d", sh.live, len(sh.index))
+	}
+	free := 0
+	for n := sh.free - 1; n >= 0; n = int(sh.slot(n).unit) - 1 {
+		if free++; sh.slot(n).key != "" || free > sh.used {
+			t.Fatalf("free slot %d is in use, or the list has no end", n)
+		}
+	}
+	if free+sh.live != sh.used || len(sh.pages)*pageSize < sh.used {
+		t.Fatalf("%d free and %d live slots, %d handed out", free, sh.live, sh.used)
+	}
+	for n := range sh.tails {
+		if n >= sh.used || sh.slot(n).key == "" {
+			t.Fatalf("free slot %d has a tail", n)
+		}
+	}
+}
+
+// TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share tags and runs grow
+// long and go around the end.
+func TestIndex(t *testing.T) {
+	r := random(t)
+	limits := []*quota.Limit{bucket("a", 1, time.Second), bucket("b", 1, time.Second)}
+	type held struct {
+		hash uint64
+		a    int64
+		tail []int64
+	}
+	type name struct{ key, limit string }
+	for range sized(60, 1500) {
+		spread := uint64(1) << r.IntN(12)
+		near := r.Uint64() // the tags' common part: where in the index the runs are
+		var sh shard
+		model := map[name]held{}
+		hashes := map[name]uint64{}
+		growing := true
+		for step := range 1500 {
+			if step%300 == 0 {
+				growing = r.IntN(2) == 0
+			}
+			limit := limits[r.IntN(2)]
+			nm := name{fmt.Sprint("k", r.IntN(400)), limit.Name()}
+			c := quota.Charge{Limit: limit, Key: nm.key}
+			h, ok := hashes[nm]
+			if !ok {
+				h = (near + r.Uint64N(spread)) << 32
+				hashes[nm] = h
+			}
+			n := sh.find(h, &c)
+			want, known := model[nm]
+			if known != (n >= 0) {
+				t.Fatalf("step %d: %v is in slot %d, known %v", step, nm, n, known)
+			}
+			if known {
+				if it := sh.load(n, 0); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+					t.Fatalf("step %d: %v holds %+v, want %+v", step, nm, it.State, want)
+				}
+			}
+			switch grow := r.IntN(5) > 0; {
+			case r.IntN(200) == 0 && 8*sh.live < len(sh.index):
+				sh.shrink()
+			case known && grow != growing:
+				sh.remove(tag(h), n)
+				delete(model, nm)
+			case known || grow == growing:
+				if !known {
+					n = sh.insert(h, nm.key, limit.Handle())
+				}
+				it := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1, A: r.Int64()}}
+				if r.IntN(3) == 0 {
+					it.State.Tail = []int64{r.Int64(), r.Int64()}
+				}
+				sh.save(n, &it, 1)
+				model[nm] = held{h, it.State.A, it.State.Tail}
+			}
+			if step%25 == 0 {
+				sh.check(t)
+			}
+		}
+		sh.check(t)
+		if sh.live != len(model) {
+			t.Fatalf("%d live, want %d", sh.live, len(model))
+		}
+		for nm, want := range model {
+			n := sh.find(want.hash, &quota.Charge{Limit: limits[nm.limit[0]-'a'], Key: nm.key})
+			if n < 0 {
+				t.Fatalf("%v is lost", nm)
+			}
+			if it := sh.load(n, 0); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+				t.Fatalf("%v holds %+v, want %+v", nm, it.State, want)
+			}
+		}
+	}
+}
+
+// model is the plainest store: a map of items.
+type model map[string]quota.Item
+
+func (m model) apply(t *testing.T, cs []quota.Charge, now quota.Micros) []quota.Decision {
+	t.Helper()
+	items := make([]quota.Item, len(cs))
+	out := make([]quota.Decision, len(cs))
+	for i, c := range cs {
+		items[i] = m[c.Limit.Name()+" "+c.Key]
+	}
+	if err := quota.Apply(cs, items, now, out); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range cs {
+		if items[i].Write {
+			items[i].Write = false
+			m[c.Limit.Name()+" "+c.Key] = items[i]
+		}
+	}
+	return out
+}
+
+// checkAll checks every shard, and that the store counts its keys right.
+func (s *Store) checkAll(t *testing.T) {
+	t.Helper()
+	live := 0
+	for i := range s.shards {
+		s.shards[i].check(t)
+		live += s.shards[i].live
+	}
+	if s.Len() != live {
+		t.Fatalf("Len is %d, %d slots are live", s.Len(), live)
+	}
+}
+
+// TestSweepingChangesNothing runs histories over many keys, in which crowds come and expire so that shards grow, sweep and
+// shrink, beside a map from which nothing is ever removed: each decision is the same.
+func TestSweepingChangesNothing(t *testing.T) {
+	r := random(t)
+	limits := append(everyRule(5, time.Second), bucket("slow", 1000, 24*time.Hour))
+	s, c := withClock(0)
+	m := model{}
+	keys := sized(4_000, 40_000)
+	most, least := 0, 1<<60
+	for range sized(6, 12) {
+		crowd := 1 + r.IntN(keys)
+		for range 3 * crowd {
+			c.add(time.Duration(r.IntN(20)) * time.Microsecond)
+			same(t, s, m, c, randomCharges(r, limits, crowd))
+		}
+		most = max(most, s.Len())
+		s.checkAll(t)
+		c.add(3 * time.Second)
+		for range 30_000 {
+			c.add(time.Duration(r.IntN(20)) * time.Microsecond)
+			same(t, s, m, c, randomCharges(r, limits[:5], 100))
+		}
+		least = min(least, s.Len()-slowKeys(s))
+		s.checkAll(t)
+	}
+	if least > most/4 {
+		t.Errorf("between %d and %d keys: hardly anything was swept", least, most)
+	}
+	for i := range keys { // every key, also those that were moved and never asked for since
+		for _, l := range limits {
+			same(t, s, m, c, []quota.Charge{{Limit: l, Key: fmt.Sprint("k", i), Op: quota.OpPeek, Cost: 2}})
+		}
+	}
+}
+
+func slowKeys(s *Store) (n int) {
+	for i := range s.shards {
+		for j := range s.shards[i].used {
+			if sl := s.shards[i].slot(j); sl.key != "" && sl.limit.Value() == "slow" {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func randomCharges(r *rand.Rand, limits []*quota.Limit, keys int) []quota.Charge {
+	cs := []quota.Charge{{Limit: limits[r.IntN(len(limits))], Key: fmt.Sprint("k", r.IntN(keys)), Cost: r.Int64N(4)}}
+	switch r.IntN(12) {
+	case 0:
+		cs[0].Op = quota.OpDebit
+	case 1:
+		cs[0].Op = quota.OpReset
+	case 2:
+		cs = append(cs, quota.Charge{Limit: limits[r.IntN(len(limits))], Key: fmt.Sprint("l", r.IntN(keys)), Cost: 3})
+	}
+	return cs
+}
+
+func same(t *testing.T, s *Store, m model, c *clock, cs []quota.Charge) {
+	t.Helper()
+	want := m.apply(t, cs, c.now())
+	got := make([]quota.Decision, len(cs))
+	var err error
+	if len(cs) == 1 {
+		got[0], err = s.Take(bg, cs[0])
+	} else {
+		err = s.TakeAll(bg, cs, got)
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Fatalf("%v gives %+v, %v, want %+v", cs, got, err, want)
+	}
+}
+
+func TestTailsGoWithTheirKeys(t *testing.T) {
+	s, c := withClock(0)
+	log := everyRule(3, time.Second)[2]
+	slow := quota.Must(quota.NewLimit("slow", everyRule(3, time.Hour)[2].Algorithm()))
+	tails := func() (n int) {
+		for i := range s.shards {
+			n += len(s.shards[i].tails)
+		}
+		return n
+	}
+	const keys, kept = 3000, 100
+	for i := range keys {
+		take(t, s, quota.Charge{Limit: log, Key: fmt.Sprint("k", i), Cost: 1})
+		if i < kept {
+			take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("k", i), Cost: 2})
+		}
+	}
+	if got := tails(); got != keys+kept {
+		t.Fatalf("%d tails, want %d", got, keys+kept)
+	}
+	c.add(2 * time.Second)
+	for i := range s.shards {
+		s.shards[i].sweep(len(s.shards[i].index), c.now(), s)
+	}
+	s.checkAll(t)
+	if got := tails(); got != kept || s.Len() != kept {
+		t.Errorf("%d tails and %d keys are left, want %d", got, s.Len(), kept)
+	}
+	for i := range kept {
+		if d := take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("k", i), Cost: 2}); d.Allowed || d.Remaining != 1 {
+			t.Fatalf("key %d forgot its charge: %+v", i, d)
+		}
+	}
+	for i := range kept {
+		take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("k", i), Op: quota.OpReset})
+	}
+	if got := tails(); got != 0 || s.Len() != 0 {
+		t.Errorf("%d tails and %d keys are left after their reset", got, s.Len())
+	}
+}

@@ -1,0 +1,89 @@
+package local
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var bg = context.Background()
+
+// sized returns the size of a test: the reduced one unless FLEETQUOTA_FULL=1.
+func sized(reduced, whole int) int {
+	if os.Getenv("FLEETQUOTA_FULL") == "1" {
+		return whole
+	}
+	return reduced
+}
+
+// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
+func random(t testing.TB) *rand.Rand {
+	seed := rand.Uint64()
+	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
+		seed, _ = strconv.ParseUint(s, 10, 64)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
+		}
+	})
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// clock is a clock that tests move.
+type clock struct{ micros atomic.Int64 }
+
+func newClock() *clock {
+	c := &clock{}
+	c.micros.Store(1_795_427_141_791_724)
+	return c
+}
+
+func (c *clock) time() time.Time     { return time.UnixMicro(c.micros.Load()) }
+func (c *clock) now() quota.Micros   { return quota.Micros(c.micros.Load()) }
+func (c *clock) add(d time.Duration) { c.micros.Add(int64(d / time.Microsecond)) }
+
+// withClock returns a store on a clock of its own.
+func withClock(maxKeys int) (*Store, *clock) {
+	c := newClock()
+	return New(&Options{MaxKeys: maxKeys, Clock: c.time}), c
+}
+
+func bucket(name string, tokens int64, per time.Duration) *quota.Limit {
+	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, tokens, per))))
+}
+
+// everyRule returns a limit of each rule, named by it.
+func everyRule(tokens int64, per time.Duration) (ls []*quota.Limit) {
+	for _, make := range []func() (quota.Algorithm, error){
+		func() (quota.Algorithm, error) { return algorithm.TokenBucket(tokens, tokens, per) },
+		func() (quota.Algorithm, error) { return algorithm.SlidingWindow(tokens, per) },
+		func() (quota.Algorithm, error) { return algorithm.SlidingWindowLog(tokens, per) },
+		func() (quota.Algorithm, error) { return algorithm.FixedWindow(tokens, per) },
+		func() (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(tokens, per) },
+	} {
+		a := quota.Must(make())
+		ls = append(ls, quota.Must(quota.NewLimit(a.Spec().Rule.String(), a)))
+	}
+	return ls
+}
+
+func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
+	t.Helper()
+	d, err := s.Take(bg, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}

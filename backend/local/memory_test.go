@@ -1,0 +1,262 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func TestFloodFreesNobody(t *testing.T) {
+	maxKeys, flood := sized(500, 10_000), sized(10_000, 1_000_000)
+	s, _ := withClock(maxKeys)
+	r := random(t)
+	l := bucket("n", 2, time.Hour)
+	exhausted := quota.Charge{Limit: l, Key: "exhausted", Cost: 1}
+	take(t, s, exhausted)
+	take(t, s, exhausted)
+	if d := take(t, s, exhausted); d.Allowed {
+		t.Fatal(d)
+	}
+	take(t, s, quota.Charge{Limit: l, Key: "half", Cost: 1})
+	refused := 0
+	for i := range flood {
+		_, err := s.Take(bg, quota.Charge{Limit: l, Key: fmt.Sprintf("%016x", r.Uint64()), Cost: 1})
+		switch {
+		case errors.Is(err, quota.ErrOverloaded):
+			refused++
+		case err != nil:
+			t.Fatal(err)
+		}
+		if i%97 == 0 {
+			if d := take(t, s, exhausted); d.Allowed {
+				t.Fatalf("the exhausted key was admitted after %d others", i)
+			}
+			if s.Len() > maxKeys {
+				t.Fatalf("%d keys, at most %d were asked for", s.Len(), maxKeys)
+			}
+		}
+	}
+	if refused != flood-(maxKeys-2) || s.Len() != maxKeys {
+		t.Errorf("%d of %d were refused, %d keys are held", refused, flood, s.Len())
+	}
+	s.checkAll(t)
+
+	// Known keys go on, unknown ones may be asked about.
+	if d := take(t, s, quota.Charge{Limit: l, Key: "half", Cost: 1}); !d.Allowed || d.Remaining != 0 {
+		t.Errorf("a known key: %+v", d)
+	}
+	for _, c := range []quota.Charge{{Op: quota.OpPeek, Cost: 1}, {Cost: 3}, {Cost: 0}, {Op: quota.OpReset}, {Op: quota.OpRefund, Cost: 1}} {
+		c.Limit, c.Key = l, "unknown"
+		if _, err := s.Take(bg, c); err != nil {
+			t.Errorf("%s of %d on an unknown key: %v", c.Op, c.Cost, err)
+		}
+	}
+	_, err := s.Take(bg, quota.Charge{Limit: l, Key: "unknown", Op: quota.OpDebit, Cost: 1})
+	if !errors.Is(err, quota.ErrOverloaded) {
+		t.Errorf("a debit to an unknown key: %v", err)
+	}
+	// A list with one unknown key is refused whole.
+	cs := []quota.Charge{{Limit: l, Key: "half", Op: quota.OpRefund, Cost: 1, At: 1 << 60}, {Limit: l, Key: "unknown", Cost: 1}}
+	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrOverloaded) {
+		t.Errorf("a list with an unknown key: %v", err)
+	}
+	if d := take(t, s, quota.Charge{Limit: l, Key: "half", Op: quota.OpPeek}); d.Remaining != 0 || s.Len() != maxKeys {
+		t.Errorf("the list left %+v and %d keys", d, s.Len())
+	}
+	// A freed place is taken.
+	take(t, s, quota.Charge{Limit: l, Key: "half", Op: quota.OpReset})
+	if d := take(t, s, quota.Charge{Limit: l, Key: "unknown", Cost: 1}); !d.Allowed {
+		t.Error(d)
+	}
+}
+
+func TestUnknownKeysLeaveNoTrace(t *testing.T) {
+	s, _ := withClock(0)
+	for _, l := range everyRule(5, time.Second) {
+		for i := range 100 {
+			for _, c := range []quota.Charge{{Op: quota.OpPeek, Cost: 5}, {Op: quota.OpPeek, Cost: 6}, {Cost: 6}, {Cost: 0}, {Op: quota.OpReset}, {Op: quota.OpRefund, Cost: 2}, {Op: quota.OpDebit}} {
+				c.Limit, c.Key = l, fmt.Sprint("k", i)
+				take(t, s, c)
+			}
+			cs := []quota.Charge{{Limit: l, Key: fmt.Sprint("k", i), Cost: 1}, {Limit: l, Key: "other", Cost: 6}}
+			if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if s.Len() != 0 {
+		t.Errorf("%d keys are held", s.Len())
+	}
+	s.checkAll(t)
+}
+
+func TestSpaceIsReclaimed(t *testing.T) {
+	for _, maxKeys := range []int{10, 100, 3000} {
+		s, c := withClock(maxKeys)
+		l := bucket("n", 100, 100*time.Second)
+		fill := func(name string) {
+			t.Helper()
+			for i := range maxKeys {
+				if d := take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint(name, i), Cost: 1}); !d.Allowed {
+					t.Fatal(d)
+				}
+			}
+			if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
+				t.Fatalf("a full store: %v", err)
+			}
+		}
+		fill("a")
+		c.add(time.Second - time.Microsecond)
+		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
+			t.Fatalf("before the keys are whole: %v", err)
+		}
+		c.add(time.Microsecond)
+		fill("b") // in the place of all that expired
+		c.add(time.Second)
+		cs := make([]quota.Charge, 8) // a list needs several places at once
+		for i := range cs {
+			cs[i] = quota.Charge{Limit: l, Key: fmt.Sprint("list", i), Cost: 1}
+		}
+		if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+			t.Errorf("a list of %d, all of %d keys expired: %v", len(cs), maxKeys, err)
+		}
+		s.checkAll(t)
+	}
+}
+
+func TestSpaceIsReclaimedForEverybodyAtOnce(t *testing.T) {
+	// Many find the store full of expired keys at the same time: none of them is refused.
+	const maxKeys, clients = 512, 8
+	l := bucket("n", 100, 100*time.Second)
+	for range sized(20, 200) {
+		s, c := withClock(maxKeys)
+		for i := range maxKeys {
+			take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("a", i), Cost: 1})
+		}
+		c.add(time.Minute)
+		var wg sync.WaitGroup
+		for client := range clients {
+			wg.Go(func() {
+				for i := range maxKeys / clients / 2 {
+					if _, err := s.Take(bg, quota.Charge{Limit: l, Key: fmt.Sprint(client, "-", i), Cost: 1}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		s.checkAll(t)
+	}
+}
+
+func TestOneExpiredKeyIsFound(t *testing.T) {
+	// The search for space looks at some slots only, so it may take a few calls, each of which is refused.
+	s, c := withClock(10_000)
+	l := bucket("n", 10_000, 10_000*time.Second)
+	for i := range 10_000 {
+		take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("k", i), Cost: min(int64(i), 1)*1000 + 1})
+	}
+	c.add(time.Second)
+	for tries := 1; ; tries++ {
+		_, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1})
+		if err == nil {
+			return
+		}
+		if tries == 5 {
+			t.Fatal("not found")
+		}
+	}
+}
+
+// TestMemoryFollowsActiveKeys lets a crowd expire while few keys are charged: ordinary work removes the crowd and gives its
+// memory back, wherever it was.
+func TestMemoryFollowsActiveKeys(t *testing.T) {
+	for name, active := range map[string]int{"one key": 1, "a hundred keys": 100} {
+		t.Run(name, func(t *testing.T) {
+			crowd := sized(10_000, 300_000)
+			s, c := withClock(0)
+			l, slow, busy := bucket("n", 100, 100*time.Second), bucket("slow", 10, 1000*time.Hour), bucket("busy", 1<<30, time.Hour)
+			before := heap()
+			for i := range crowd {
+				take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("crowd", i), Cost: 1})
+				if i%100 == 0 {
+					take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("crowd", i), Cost: 1})
+				}
+			}
+			held := heap() - before
+			c.add(2 * time.Second)
+			for i := range 30 * crowd {
+				take(t, s, quota.Charge{Limit: busy, Key: fmt.Sprint("active", i%active), Cost: 1})
+			}
+			if n, want := s.Len(), crowd/100+active; n > want+crowd/100 {
+				t.Errorf("%d keys are left of %d, %d are alive", n, crowd, want)
+			}
+			s.checkAll(t)
+			const least = 400_000 // what 256 shards hold that were once in use
+			if after := heap() - before; after > held/10+least {
+				t.Errorf("%d bytes are left of %d", after, held)
+			}
+			for i := 0; i < crowd; i += 100 {
+				if d := take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("crowd", i), Op: quota.OpPeek}); d.Remaining != 9 {
+					t.Fatalf("a living key was lost: %+v", d)
+				}
+			}
+			runtime.KeepAlive(s)
+		})
+	}
+}
+
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func TestBytesPerKey(t *testing.T) {
+	l := bucket("tokens", 1000, time.Hour)
+	whole := sized(100_000, 1_000_000)
+	for _, n := range []int{whole / 2, whole * 3 / 4, whole} { // the index has another load in each
+		keys := make([]string, n)
+		total := 0
+		for i := range keys {
+			keys[i] = fmt.Sprintf("team-%03d/agent-%08d", i%1000, i)
+			total += len(keys[i])
+		}
+		before := heap()
+		s := New(nil)
+		for _, k := range keys {
+			take(t, s, quota.Charge{Limit: l, Key: k, Cost: 1})
+		}
+		each := float64(heap()-before-int64(total)) / float64(n)
+		t.Logf("%d keys: %.1f bytes a key beside its text", n, each)
+		if each > 120 {
+			t.Errorf("%d keys: %.1f bytes a key beside its text, at most 120 are promised", n, each)
+		}
+		runtime.KeepAlive(keys)
+		runtime.KeepAlive(s)
+	}
+}
+
+func TestKeysDoNotPinTheirSource(t *testing.T) {
+	// A key cut from a large text, a request body for example, does not keep the text in memory.
+	l := bucket("n", 10, time.Hour)
+	s, _ := withClock(0)
+	before := heap()
+	for i := range 100 {
+		body := fmt.Sprintf("%0100000d", i)
+		take(t, s, quota.Charge{Limit: l, Key: body[len(body)-10:], Cost: 1})
+		take(t, s, quota.Charge{Limit: l, Key: "k", Op: quota.OpDebit, Cost: 1, ID: body[len(body)-12:]})
+		take(t, s, quota.Charge{Limit: l, Key: body[len(body)-20:], Op: quota.OpDebit, Cost: 1, ID: "id"})
+	}
+	if grown := heap() - before; grown > 2_000_000 {
+		t.Errorf("100 keys hold %d bytes", grown)
+	}
+	runtime.KeepAlive(s)
+}

@@ -1,0 +1,210 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func TestClose(t *testing.T) {
+	s, _ := withClock(0)
+	l := bucket("n", 5, time.Hour)
+	take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1})
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, id := range []string{"", "id"} {
+		c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id}
+		if d, err := s.Take(bg, c); !errors.Is(err, quota.ErrClosed) || d != (quota.Decision{}) {
+			t.Errorf("Take: %+v, %v", d, err)
+		}
+		if err := s.TakeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("TakeAll: %v", err)
+		}
+	}
+}
+
+func TestDoneContextChargesNothing(t *testing.T) {
+	s, _ := withClock(0)
+	l := bucket("n", 5, time.Hour)
+	cancelled, cancel := context.WithCancel(bg)
+	cancel()
+	late, cancel := context.WithDeadline(bg, time.Unix(0, 0))
+	defer cancel()
+	for ctx, want := range map[context.Context]error{cancelled: context.Canceled, late: context.DeadlineExceeded} {
+		for _, id := range []string{"", "id"} {
+			c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id}
+			if d, err := s.Take(ctx, c); err != want || d != (quota.Decision{}) {
+				t.Errorf("Take: %+v, %v", d, err)
+			}
+			if err := s.TakeAll(ctx, []quota.Charge{c}, make([]quota.Decision, 1)); err != want {
+				t.Errorf("TakeAll: %v", err)
+			}
+		}
+	}
+	if s.Len() != 0 || len(s.grants.byID) != 0 {
+		t.Error("something was charged")
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	defer func() {
+		if text := fmt.Sprint(recover()); !strings.Contains(text, "MaxKeys is -1") || !strings.Contains(text, "accepted: ") {
+			t.Errorf("New panicked with %s", text)
+		}
+	}()
+	New(&Options{MaxKeys: -1})
+}
+
+func TestListsDoNotDeadlock(t *testing.T) {
+	// Lists over many shards, in both orders and in any, at the same time.
+	s, _ := withClock(0)
+	l := bucket("n", 1<<30, time.Hour)
+	const lists = 8
+	var charged atomic.Int64
+	var wg sync.WaitGroup
+	seed := random(t).Uint64()
+	for client := range lists {
+		r := rand.New(rand.NewPCG(seed, uint64(client)))
+		wg.Go(func() {
+			cs := make([]quota.Charge, quota.MaxCharges)
+			out := make([]quota.Decision, len(cs))
+			for range sized(200, 5000) {
+				order := r.Perm(len(cs))
+				for i := range cs {
+					n := order[i]
+					if client < 4 {
+						if n = i; client%2 == 0 {
+							n = len(cs) - 1 - i
+						}
+					}
+					cs[i] = quota.Charge{Limit: l, Key: fmt.Sprint("k", n), Cost: 1}
+				}
+				if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) {
+					t.Error(out, err)
+				}
+				charged.Add(1)
+				for i := range out { // one time for all
+					if out[i].At != out[0].At {
+						t.Errorf("decided at %d and %d", out[0].At, out[i].At)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range quota.MaxCharges {
+		if d := take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("k", i), Op: quota.OpPeek}); d.Remaining != 1<<30-charged.Load() {
+			t.Fatalf("key %d: %d remain after %d lists", i, d.Remaining, charged.Load())
+		}
+	}
+}
+
+func TestTimeStandsStillForNobody(t *testing.T) {
+	// Decisions on one key never go back in time, and a list's time is that of all its keys.
+	s := New(nil)
+	l := bucket("n", 1<<30, time.Hour)
+	var wg sync.WaitGroup
+	for client := range 4 {
+		wg.Go(func() {
+			last := quota.Micros(0)
+			out := make([]quota.Decision, 2)
+			for range sized(3000, 100_000) {
+				if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}, {Limit: l, Key: fmt.Sprint(client), Cost: 1}}, out); err != nil {
+					t.Error(err)
+				}
+				if d := take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1}); d.At < out[0].At || out[0].At < last || out[0].At != out[1].At {
+					t.Errorf("decided at %d, %d and %d", last, out[0].At, d.At)
+				} else {
+					last = d.At
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestMonotonicClockFollowsTheBubble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(nil)
+		c := quota.Charge{Limit: bucket("n", 1, time.Second), Key: "k", Cost: 1}
+		if d := take(t, s, c); !d.Allowed || d.At.Time() != time.Now().UTC() {
+			t.Errorf("%+v at %v", d, time.Now())
+		}
+		time.Sleep(time.Second - time.Microsecond)
+		if d := take(t, s, c); d.Allowed || d.RetryAfter != time.Microsecond {
+			t.Errorf("%+v", d)
+		}
+		time.Sleep(time.Microsecond)
+		if d := take(t, s, c); !d.Allowed {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
+// TestClockSetBackMintsNothing moves an injected clock back, or to and fro within the second that is waited for: no more is
+// admitted than if it had stood still.
+func TestClockSetBackMintsNothing(t *testing.T) {
+	r := random(t)
+	const capacity = 20
+	for name, step := range map[string]func(at time.Duration) time.Duration{
+		"back":     func(at time.Duration) time.Duration { return at - time.Duration(r.Int64N(int64(20*time.Second))) },
+		"far back": func(at time.Duration) time.Duration { return at - time.Duration(r.Int64N(int64(1000*time.Hour))) },
+		"flapping": func(time.Duration) time.Duration { return -time.Duration(r.Int64N(int64(time.Second))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, l := range everyRule(capacity, time.Minute) {
+				for range sized(20, 500) {
+					s, c := withClock(0)
+					start, at := c.micros.Load(), time.Duration(0)
+					keys := []string{"a", "b"}
+					admitted := map[string]int64{}
+					for range 80 {
+						for _, key := range keys {
+							ch := quota.Charge{Limit: l, Key: key, Cost: 1 + r.Int64N(3)}
+							if d := take(t, s, ch); d.Allowed {
+								admitted[key] += ch.Cost
+							}
+							take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint(r.IntN(1000)), Cost: 1}) // sweeps along
+						}
+						at = step(at)
+						c.micros.Store(start + int64(at/time.Microsecond))
+					}
+					for key, n := range admitted {
+						if n > capacity {
+							t.Fatalf("%s admitted %d of %d to %s", l.Name(), n, capacity, key)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestExpiredStateIsNobodys(t *testing.T) {
+	// What is as fresh as no state is no state: a limit may get another rule then, whether or not the slot was swept.
+	s, c := withClock(0)
+	rules := everyRule(5, time.Second)
+	for i := range 10 {
+		l := quota.Must(quota.NewLimit("n", rules[i%len(rules)].Algorithm()))
+		if d := take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 2}); d.Remaining != 3 {
+			t.Fatalf("%+v", d)
+		}
+		other := quota.Must(quota.NewLimit("n", rules[(i+1)%len(rules)].Algorithm()))
+		if _, err := s.Take(bg, quota.Charge{Limit: other, Key: "k", Cost: 2}); !errors.Is(err, quota.ErrMisconfigured) {
+			t.Fatalf("%v, want ErrMisconfigured", err)
+		}
+		c.add(2 * time.Second)
+	}
+}

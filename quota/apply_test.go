@@ -1,0 +1,275 @@
+package quota_test
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/big"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// randomCharge returns a charge of any operation to a key of a few; its cost is around what the limit holds.
+func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micros) quota.Charge {
+	l := limits[r.IntN(len(limits))]
+	c := quota.Charge{Limit: l, Key: fmt.Sprint("g/", r.IntN(keys)), Cost: r.Int64N(l.Spec().Capacity + 2)}
+	switch r.IntN(12) {
+	case 0:
+		c.Op = quota.OpPeek
+	case 1:
+		c.Op = quota.OpDebit
+	case 2, 3:
+		c.Op, c.At = quota.OpRefund, max(now-quota.Micros(r.Int64N(3_000_000)), 0)
+	case 4:
+		if r.IntN(4) == 0 {
+			c.Op = quota.OpReset
+		}
+	case 5:
+		c.Cost = 0
+	default:
+		c.Cost = r.Int64N(l.Spec().Capacity/2 + 1)
+	}
+	return c
+}
+
+// randomList returns charges that Check accepts.
+func randomList(r *rand.Rand, limits []*quota.Limit, keys, most int, now quota.Micros) []quota.Charge {
+	var cs []quota.Charge
+	for range 1 + r.IntN(most) {
+		c := randomCharge(r, limits, keys, now)
+		if !slices.ContainsFunc(cs, func(d quota.Charge) bool { return d.Limit.Handle() == c.Limit.Handle() && d.Key == c.Key }) {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
+
+// someLimits returns limits of every rule, small enough to be exhausted.
+func someLimits() []*quota.Limit {
+	var ls []*quota.Limit
+	for i, rule := range rules {
+		ls = append(ls, limitOf(rule.name, rule.name, int64(3+4*i), time.Duration(1+i)*300*time.Millisecond))
+	}
+	return append(ls, limitOf("unit", "tb1", 7, 333*time.Millisecond))
+}
+
+// shelf keeps items by limit and key, as the simplest of stores would.
+type shelf map[string]quota.Item
+
+func shelfKey(c quota.Charge) string { return c.Limit.Name() + " " + c.Key }
+
+func (s shelf) items(cs []quota.Charge) []quota.Item {
+	items := make([]quota.Item, len(cs))
+	for i, c := range cs {
+		items[i] = s[shelfKey(c)]
+	}
+	return items
+}
+
+func (s shelf) put(cs []quota.Charge, items []quota.Item) {
+	for i, it := range items {
+		if it.Write {
+			it.Write = false
+			if s[shelfKey(cs[i])] = it; it.State.IsZero() {
+				delete(s, shelfKey(cs[i]))
+			}
+		}
+	}
+}
+
+// apply decides and keeps a list.
+func (s shelf) apply(cs []quota.Charge, now quota.Micros, out []quota.Decision) error {
+	items := s.items(cs)
+	if err := quota.Apply(cs, items, now, out); err != nil {
+		return err
+	}
+	s.put(cs, items)
+	return nil
+}
+
+func TestApplyIsAllOrNothing(t *testing.T) {
+	r := random(t)
+	limits := someLimits()
+	granted, denied := 0, 0
+	for range sized(300, 5000) {
+		kept, now := shelf{}, epoch
+		for range 60 {
+			now += quota.Micros(r.Int64N(400_000))
+			cs := randomList(r, limits, 3, 12, now)
+			before := kept.items(cs)
+			items := slices.Clone(before)
+			out := make([]quota.Decision, len(cs))
+			if err := quota.Apply(cs, items, now, out); err != nil {
+				t.Fatal(err)
+			}
+			one := make([]quota.Decision, len(cs)) // each charge alone, on the states before
+			after := slices.Clone(before)
+			for i := range cs {
+				one[i] = mustDecide(t, cs[i], &after[i], now)
+			}
+			if quota.Granted(one) != quota.Granted(out) {
+				t.Fatalf("%s: granted %v, but alone %v", show(cs), out, one)
+			}
+			if quota.Granted(out) {
+				granted++
+				if !reflect.DeepEqual(out, one) || !reflect.DeepEqual(items, after) {
+					t.Fatalf("%s granted: %v %v, one by one %v %v", show(cs), out, items, one, after)
+				}
+				kept.put(cs, items)
+				continue
+			}
+			denied++
+			if !reflect.DeepEqual(items, before) {
+				t.Fatalf("%s denied, but the states went from %v to %v", show(cs), before, items)
+			}
+			for i, c := range cs {
+				c.Op = quota.OpPeek
+				if cs[i].Op == quota.OpDebit || cs[i].Op == quota.OpRefund || cs[i].Op == quota.OpReset {
+					c.Cost = 0
+				}
+				it := before[i]
+				want := mustDecide(t, c, &it, now)
+				want.Allowed = one[i].Allowed
+				if want.Allowed {
+					want.RetryAfter = 0
+				}
+				if out[i] != want {
+					t.Fatalf("%s denied: verdict %d is %+v, uncharged it is %+v", show(cs), i, out[i], want)
+				}
+			}
+		}
+	}
+	if granted < 1000 || denied < 1000 {
+		t.Errorf("the lists were lopsided: %d granted, %d denied", granted, denied)
+	}
+}
+
+func mustDecide(t *testing.T, c quota.Charge, it *quota.Item, now quota.Micros) quota.Decision {
+	t.Helper()
+	d, err := quota.ApplyOne(&c, it, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestApplyRebasesOnDenial(t *testing.T) {
+	// The one write that a denial makes: a state ahead of the clock comes back to it, its consumption unchanged.
+	eachRule(t, 4, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+		kept, out := shelf{}, make([]quota.Decision, 2)
+		cs := []quota.Charge{{Limit: l, Key: "a", Cost: 4}, {Limit: l, Key: "b", Cost: 1}}
+		if err := kept.apply(cs, epoch, out); err != nil || !quota.Granted(out) {
+			t.Fatal(out, err)
+		}
+		back := epoch - 3_600_000_000
+		if err := kept.apply(cs, back, out); err != nil || out[0].Allowed || !out[1].Allowed {
+			t.Fatal(out, err)
+		}
+		if out[0].Remaining != 0 || out[1].Remaining != 3 || out[0].RetryAfter > 20*time.Second {
+			t.Errorf("after the step back: %+v", out)
+		}
+	})
+}
+
+func TestApplyRefusesAnotherRule(t *testing.T) {
+	for i, r := range rules {
+		mine := limitOf("n", r.name, 5, time.Second)
+		theirs := limitOf("n", rules[(i+1)%len(rules)].name, 5, time.Second)
+		fresh := quota.Charge{Limit: bucket("fresh", 5, time.Second), Key: "k", Cost: 1}
+		var held quota.Item
+		mustDecide(t, quota.Charge{Limit: theirs, Key: "k", Cost: 1}, &held, epoch)
+		held.Write = false
+		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+			items := []quota.Item{{}, held}
+			out := make([]quota.Decision, 2)
+			err := quota.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, epoch, out)
+			if !errors.Is(err, quota.ErrMisconfigured) {
+				t.Fatalf("%s on a state of %s: %v, want ErrMisconfigured", r.name, held.Rule, err)
+			}
+			if !reflect.DeepEqual(items, []quota.Item{{}, held}) {
+				t.Errorf("items changed: %v", items)
+			}
+			it := held
+			if _, err := quota.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, epoch); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
+				t.Errorf("ApplyOne: %v, %v", err, it)
+			}
+		}
+	}
+}
+
+func TestLess(t *testing.T) {
+	r := random(t)
+	edges := []int64{0, 1, 2, 3, math.MaxInt64, math.MaxInt64 - 1, 1 << 32, 1<<32 + 1, 1 << 62}
+	number := func() int64 {
+		n := r.Int64() >> r.IntN(63)
+		if r.IntN(3) == 0 {
+			n = edges[r.IntN(len(edges))]
+		}
+		return n
+	}
+	for range sized(200_000, 5_000_000) {
+		a, b, c, d := number(), max(number(), 1), number(), max(number(), 1)
+		if r.IntN(2) == 0 {
+			a = -a - int64(r.IntN(2)) // down to the smallest integer
+		}
+		if r.IntN(2) == 0 {
+			c = -c - int64(r.IntN(2))
+		}
+		if r.IntN(4) == 0 {
+			c, d = a, b
+		}
+		left := new(big.Int).Mul(big.NewInt(a), big.NewInt(b))
+		right := new(big.Int).Mul(big.NewInt(c), big.NewInt(d))
+		if got, want := quota.Less(a, b, c, d), left.Cmp(right) < 0; got != want {
+			t.Fatalf("%d*%d < %d*%d: %v, want %v", a, b, c, d, got, want)
+		}
+	}
+}
+
+func TestDecider(t *testing.T) {
+	ok := func(remaining, limit int64) quota.Decision {
+		return quota.Decision{Allowed: true, Remaining: remaining, Limit: limit}
+	}
+	no := func(after time.Duration) quota.Decision { return quota.Decision{RetryAfter: after, Limit: 1} }
+	for _, c := range []struct {
+		ds   []quota.Decision
+		want int
+	}{
+		{[]quota.Decision{ok(1, 2)}, 0},
+		{[]quota.Decision{ok(1, 2), ok(1, 3), ok(1, 2)}, 1},
+		{[]quota.Decision{ok(5, 10), ok(1, 2)}, 0},
+		{[]quota.Decision{ok(0, 10), ok(-1, 1000)}, 1},
+		{[]quota.Decision{ok(-1, 10), ok(-1, 9)}, 1},
+		{[]quota.Decision{ok(1<<40, 1<<40), ok(1<<40-1, 1<<40)}, 1},
+		{[]quota.Decision{ok(0, 1), no(time.Second), ok(-5, 1)}, 1},
+		{[]quota.Decision{no(time.Second), no(time.Minute), no(time.Hour), no(time.Minute)}, 2},
+		{[]quota.Decision{no(quota.Never - 1), no(quota.Never)}, 1},
+		{[]quota.Decision{no(time.Second), no(time.Second)}, 0},
+	} {
+		if got := quota.Decider(c.ds); got != c.want {
+			t.Errorf("Decider(%v) = %d, want %d", c.ds, got, c.want)
+		}
+	}
+	// Against exact fractions.
+	r := random(t)
+	for range sized(5000, 100_000) {
+		ds := make([]quota.Decision, 1+r.IntN(6))
+		best := 0
+		var share *big.Rat
+		for i := range ds {
+			ds[i] = ok(r.Int64N(40)-20, 1+r.Int64N(20))
+			s := big.NewRat(ds[i].Remaining, ds[i].Limit)
+			if share == nil || s.Cmp(share) < 0 {
+				best, share = i, s
+			}
+		}
+		if got := quota.Decider(ds); got != best {
+			t.Fatalf("Decider(%v) = %d, want %d", ds, got, best)
+		}
+	}
+}

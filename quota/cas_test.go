@@ -1,0 +1,298 @@
+package quota_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func newCAS(t testing.TB, kv quota.KV, o *quota.CASOptions) quota.Store {
+	t.Helper()
+	return must[quota.Store](t)(quota.NewCAS(kv, o))
+}
+
+// TestStoresDecideAlike runs random histories on the local store, on the compare-and-swap adapter and on Apply itself: every
+// decision is the same, to the last number.
+func TestStoresDecideAlike(t *testing.T) {
+	r := random(t)
+	limits := someLimits()
+	for i := range sized(40, 1500) {
+		c := newClock()
+		kv := newKV(c.micros)
+		stores := map[string]quota.Store{"local": newLocal(t, c), "cas": newCAS(t, kv, nil)}
+		flaps := i%4 == 0
+		if flaps {
+			// What has expired is gone, also when the clock is set back; only a store that keeps everything still decides as Apply.
+			kv.keep = true
+			delete(stores, "local")
+		}
+		kept := shelf{}
+		for range 150 {
+			c.add(time.Duration(r.IntN(300)) * time.Millisecond)
+			if flaps && r.IntN(10) == 0 {
+				c.add(-time.Duration(r.IntN(3000)) * time.Millisecond)
+			}
+			cs := randomList(r, limits, 3, 5, c.micros())
+			want := make([]quota.Decision, len(cs))
+			if err := kept.apply(cs, c.micros(), want); err != nil {
+				t.Fatal(err)
+			}
+			for name, s := range stores {
+				got := make([]quota.Decision, len(cs))
+				var err error
+				if len(cs) == 1 {
+					got[0], err = s.Take(bg, cs[0])
+				} else {
+					err = s.TakeAll(bg, cs, got)
+				}
+				if err != nil || !reflect.DeepEqual(got, want) {
+					t.Fatalf("%s on %s: %+v, %v, want %+v", show(cs), name, got, err, want)
+				}
+			}
+		}
+		for _, swap := range kv.swaps {
+			for _, change := range swap {
+				if change.TTL < 0 {
+					t.Fatalf("TTL of %q is %v", change.Old.Key, change.TTL)
+				}
+			}
+		}
+	}
+}
+
+func TestCASKeepsUntilReset(t *testing.T) {
+	eachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+		c := newClock()
+		kv := newKV(c.micros)
+		s := newCAS(t, kv, nil)
+		for i, op := range []quota.Op{quota.OpTake, quota.OpDebit} {
+			d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4, Op: op}))
+			if ttl := kv.swaps[i][0].TTL; ttl < d.ResetAfter || ttl > d.ResetAfter+quota.ExpirySlack {
+				t.Errorf("%s: TTL %v, ResetAfter %v", op, ttl, d.ResetAfter)
+			}
+		}
+		d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset}))
+		if change := kv.swaps[2][0]; change.Value != "" || len(kv.entries) != 0 || d.Remaining != 5 {
+			t.Errorf("reset swapped %+v and left %v", change, kv.entries)
+		}
+	})
+	// A quota that never comes back is kept for good.
+	kv := newKV(newClock().micros)
+	s := newCAS(t, kv, nil)
+	if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("n", counter{capacity: 3})), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
+		t.Fatal(d)
+	}
+	if ttl := kv.swaps[0][0].TTL; ttl != quota.Never {
+		t.Errorf("TTL %v of a quota that never comes back", ttl)
+	}
+}
+
+func TestCASWritesNothingInVain(t *testing.T) {
+	eachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+		kv := newKV(newClock().micros)
+		s := newCAS(t, kv, nil)
+		must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4}))
+		for _, c := range []quota.Charge{{Cost: 2}, {Cost: 6}, {Op: quota.OpPeek, Cost: 1}, {Op: quota.OpPeek, Cost: 1, ID: "p"}, {Cost: 2, ID: "d"}, {}} {
+			c.Limit, c.Key = l, "k"
+			must[quota.Decision](t)(s.Take(bg, c))
+		}
+		if n := kv.swapped(); n != 1 {
+			t.Errorf("denials and peeks swapped %d times", n-1)
+		}
+		// In a list, what is only read is compared too: it is part of the decision.
+		out := make([]quota.Decision, 2)
+		if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Op: quota.OpPeek}, {Limit: l, Key: "other", Cost: 1}}, out); err != nil {
+			t.Fatal(err)
+		}
+		if last := kv.swaps[1]; len(last) != 2 || last[0].Value != last[0].Old.Value || last[0].Value == "" || last[1].Old.Value != "" {
+			t.Errorf("swapped %+v", last)
+		}
+	})
+}
+
+func TestCASRetries(t *testing.T) {
+	l := bucket("n", 100, time.Hour)
+	synctest.Test(t, func(t *testing.T) {
+		// A change that comes between Load and Swap is seen, and the decision made anew.
+		kv := newKV(newClock().micros)
+		rival, s := newCAS(t, kv, nil), newCAS(t, kv, nil)
+		conflicts := 5
+		kv.beforeSwap = func() {
+			if conflicts--; conflicts >= 0 {
+				hook := kv.beforeSwap
+				kv.beforeSwap = nil
+				must[quota.Decision](t)(rival.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
+				kv.beforeSwap = hook
+			}
+		}
+		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})); !d.Allowed || d.Remaining != 49 {
+			t.Errorf("%+v", d)
+		}
+	})
+	for _, attempts := range []int{0, 1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			kv := newKV(newClock().micros)
+			kv.deny = func([]quota.Change) bool { return true }
+			s := newCAS(t, kv, &quota.CASOptions{Attempts: attempts})
+			start := time.Now()
+			d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
+			if !errors.Is(err, quota.ErrConflict) || d != (quota.Decision{}) {
+				t.Errorf("%+v, %v", d, err)
+			}
+			want := attempts
+			if want == 0 {
+				want = 16
+			}
+			if kv.loads != want || kv.swapped() != want {
+				t.Errorf("%d attempts: %d loads and %d swaps", attempts, kv.loads, kv.swapped())
+			}
+			if took := time.Since(start); took > time.Duration(want)*64*time.Millisecond || want > 1 && took == 0 {
+				t.Errorf("%d attempts took %v", want, took)
+			}
+			// The pause between attempts ends with the context.
+			ctx, cancel := context.WithTimeout(bg, time.Microsecond)
+			defer cancel()
+			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestCASErrors(t *testing.T) {
+	l := bucket("n", 100, time.Hour)
+	cause := errors.New("broken pipe")
+	take := quota.Charge{Limit: l, Key: "k", Cost: 1}
+	for _, c := range []struct {
+		name       string
+		load, swap error
+		want       error
+		not        error
+	}{
+		{"Load fails", cause, nil, quota.ErrUnavailable, quota.ErrIndeterminate},
+		{"Load is refused", fmt.Errorf("no: %w", quota.ErrMisconfigured), nil, quota.ErrMisconfigured, quota.ErrUnavailable},
+		{"Swap fails", nil, cause, quota.ErrIndeterminate, quota.ErrUnavailable},
+		{"Swap times out", nil, context.DeadlineExceeded, quota.ErrIndeterminate, quota.ErrUnavailable},
+		{"Swap is refused", nil, fmt.Errorf("no: %w", quota.ErrUnavailable), quota.ErrUnavailable, quota.ErrIndeterminate},
+		{"Swap is overloaded", nil, quota.ErrOverloaded, quota.ErrOverloaded, quota.ErrIndeterminate},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			kv := newKV(newClock().micros)
+			kv.loadErr, kv.swapErr = c.load, c.swap
+			d, err := newCAS(t, kv, nil).Take(bg, take)
+			if !errors.Is(err, c.want) || errors.Is(err, c.not) || d != (quota.Decision{}) {
+				t.Errorf("%+v, %v", d, err)
+			}
+			if given := errors.Join(c.load, c.swap); !errors.Is(err, cause) && errors.Is(given, cause) {
+				t.Errorf("%v does not wrap its cause", err)
+			}
+			if kv.loads != 1 || kv.swapped() > 1 {
+				t.Errorf("%d loads, %d swaps", kv.loads, kv.swapped())
+			}
+		})
+	}
+
+	ctx, cancel := context.WithCancel(bg)
+	cancel()
+	kv := newKV(newClock().micros)
+	if _, err := newCAS(t, kv, nil).Take(ctx, take); !errors.Is(err, context.Canceled) || kv.loads != 0 {
+		t.Errorf("done context: %v, %d loads", err, kv.loads)
+	}
+	ctx, cancel = context.WithCancel(bg)
+	kv.clock = func() quota.Micros { cancel(); return epoch } // ends within Load
+	kv.loadErr = cause
+	if _, err := newCAS(t, kv, nil).Take(ctx, take); err != context.Canceled {
+		t.Errorf("context that ends in Load: %v", err)
+	}
+
+	kv = newKV(newClock().micros)
+	s := newCAS(t, kv, nil)
+	for _, text := range []string{"hello", "tb9:1:2:3:4", "sw1:1:2:3:4"} {
+		kv.entries["{k}:n"] = memEntry{value: text, expires: epoch * 2}
+		if _, err := s.Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) || kv.swapped() != 0 || kv.entries["{k}:n"].value != text {
+			t.Errorf("on %q: %v, %d swaps", text, err, kv.swapped())
+		}
+	}
+	if _, err := newCAS(t, short{kv}, nil).Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
+		t.Errorf("Load of too few: %v", err)
+	}
+}
+
+// short is a KV that forgets entries.
+type short struct{ quota.KV }
+
+func (short) Load(context.Context, []string) ([]quota.Entry, quota.Micros, error) {
+	return nil, epoch, nil
+}
+
+func TestNewCASRefuses(t *testing.T) {
+	kv := newKV(nil)
+	_, err := quota.NewCAS(nil, nil)
+	wantInvalid(t, err, "kv", "nil")
+	_, err = quota.NewCAS(kv, &quota.CASOptions{Attempts: -1})
+	wantInvalid(t, err, "CASOptions.Attempts", "-1", "0 or more")
+	_, err = quota.NewCAS(kv, &quota.CASOptions{Atomicity: 3})
+	wantInvalid(t, err, "CASOptions.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
+}
+
+func TestCASAtomicity(t *testing.T) {
+	l, m := bucket("n", 100, time.Hour), bucket("m", 100, time.Hour)
+	lists := map[string][]quota.Charge{
+		"one":        {{Limit: l, Key: "g/a", Cost: 1}},
+		"one group":  {{Limit: l, Key: "g/a", Cost: 1}, {Limit: l, Key: "g/b", Cost: 1}},
+		"one key":    {{Limit: l, Key: "g/a", Cost: 1}, {Limit: m, Key: "g/a", Cost: 1}},
+		"two groups": {{Limit: l, Key: "g/a", Cost: 1}, {Limit: l, Key: "h/a", Cost: 1}},
+		"one, id":    {{Limit: l, Key: "g/a", Cost: 1, ID: "i"}},
+		"group, id":  {{Limit: l, Key: "g/a", Cost: 1, ID: "j"}, {Limit: l, Key: "g/b", Cost: 1, ID: "j"}},
+	}
+	for grade, crossing := range map[quota.Atomicity]string{
+		quota.AnyKeys: "", quota.OneGroup: "two groups", quota.OneKey: "one group|one key|two groups|one, id|group, id",
+	} {
+		kv := newKV(newClock().micros)
+		s := newCAS(t, kv, &quota.CASOptions{Atomicity: grade})
+		if got := s.(quota.Graded).Atomicity(); got != grade {
+			t.Errorf("Atomicity = %v, want %v", got, grade)
+		}
+		for name, cs := range lists {
+			loads := kv.loads
+			err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
+			if want := strings.Contains("|"+crossing+"|", "|"+name+"|"); errors.Is(err, quota.ErrCrossSlot) != want || !want && err != nil {
+				t.Errorf("grade %d, %s: %v", grade, name, err)
+			}
+			if err != nil && kv.loads != loads {
+				t.Errorf("grade %d, %s: the KV was asked", grade, name)
+			}
+		}
+	}
+}
+
+func TestCASCloses(t *testing.T) {
+	l := bucket("n", 100, time.Hour)
+	kv := newKV(newClock().micros)
+	for _, kv := range []quota.KV{kv, struct{ quota.KV }{newKV(newClock().micros)}} {
+		s := newCAS(t, kv, nil)
+		for range 2 {
+			if err := s.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("Take after Close: %v", err)
+		}
+		if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("TakeAll after Close: %v", err)
+		}
+	}
+	if kv.closed != 1 || kv.loads != 0 {
+		t.Errorf("closed %d times, %d loads", kv.closed, kv.loads)
+	}
+	var _ io.Closer = kv
+}

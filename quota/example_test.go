@@ -1,0 +1,107 @@
+package quota_test
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func ExampleLimiter_Take() {
+	ctx := context.Background()
+	perAgent := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Minute))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), perAgent, nil))
+	defer limiter.Close()
+
+	for range 2 {
+		d, err := limiter.Take(ctx, "team-7/agent-123", 600)
+		switch {
+		case err != nil:
+			fmt.Println("no decision:", err)
+		case d.Allowed:
+			fmt.Println("allowed,", d.Remaining, "of", d.Limit, "left")
+		default:
+			fmt.Println("denied, retry in", d.RetryAfter.Round(time.Minute))
+		}
+	}
+	// Output:
+	// allowed, 400 of 1000 left
+	// denied, retry in 20m0s
+}
+
+// An agent, its team and the fleet are charged together or not at all, in tokens and in requests.
+func ExampleLimiter_TakeAll() {
+	ctx := context.Background()
+	limit := func(name string, capacity int64) *quota.Limit {
+		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+	}
+	agent, team, fleet, requests := limit("agent", 1000), limit("team", 1500), limit("fleet", 50_000), limit("requests", 60)
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), agent, nil))
+	defer limiter.Close()
+
+	for _, name := range []string{"agent-1", "agent-2"} {
+		key := quota.Key("team-7", name)
+		r, err := limiter.TakeAll(ctx,
+			quota.Charge{Key: key, Cost: 900},
+			quota.Charge{Limit: requests, Key: key, Cost: 1},
+			quota.Charge{Limit: team, Key: "team-7", Cost: 900},
+			quota.Charge{Limit: fleet, Key: "fleet", Cost: 900},
+		)
+		if err != nil {
+			fmt.Println("no decision:", err)
+			continue
+		}
+		fmt.Printf("%s: granted %v, decided by charge %d, team has %d left\n", name, r.Granted, r.Decider, r.Decisions[2].Remaining)
+	}
+	// Output:
+	// agent-1: granted true, decided by charge 0, team has 600 left
+	// agent-2: granted false, decided by charge 2, team has 600 left
+}
+
+// The cost of a call to a language model is known when it is over: charge an estimate, then settle.
+func ExampleLimiter_Settle() {
+	ctx := context.Background()
+	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(10_000, 24*time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+
+	receipt, err := limiter.Take(ctx, "agent-123", 2000)
+	if err != nil || !receipt.Allowed {
+		return
+	}
+	fmt.Println("estimated:", receipt.Remaining, "left")
+
+	used := int64(1234) // as the model reports
+	d, err := limiter.Settle(ctx, "agent-123", receipt, used)
+	if err != nil {
+		return
+	}
+	fmt.Println("settled:", d.Remaining, "left")
+	// Output:
+	// estimated: 8000 left
+	// settled: 8766 left
+}
+
+func ExampleLimiter_Wait() {
+	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(1, 1, time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for range 2 {
+		_, err := limiter.Wait(ctx, "agent-123", 1)
+		fmt.Println(err == nil) // the second would come after the deadline, and is refused at once
+	}
+	// Output:
+	// true
+	// false
+}
+
+func ExampleKey() {
+	fmt.Println(quota.Key("team-7", "user/../../admin"))
+	// Output: team-7/user%2F..%2F..%2Fadmin
+}

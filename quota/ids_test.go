@@ -1,0 +1,263 @@
+package quota_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// eachStore runs a test on a local store and on the compare-and-swap adapter, both on one clock.
+func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *clock)) {
+	t.Run("local", func(t *testing.T) {
+		c := newClock()
+		test(t, newLocal(t, c), c)
+	})
+	t.Run("cas", func(t *testing.T) {
+		c := newClock()
+		test(t, newCAS(t, newKV(c.micros), nil), c)
+	})
+}
+
+// takeAll is TakeAll whose error fails the test.
+func takeAll(t *testing.T, s quota.Store, cs ...quota.Charge) []quota.Decision {
+	t.Helper()
+	out := make([]quota.Decision, len(cs))
+	if err := s.TakeAll(bg, cs, out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func remaining(t *testing.T, s quota.Store, l *quota.Limit, key string) int64 {
+	t.Helper()
+	return must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})).Remaining
+}
+
+func TestIDIsGrantedOnce(t *testing.T) {
+	eachRule(t, 10, 24*time.Hour, func(t *testing.T, l *quota.Limit) {
+		eachStore(t, func(t *testing.T, s quota.Store, c *clock) {
+			ok := must[quota.Decision](t)
+			charge := quota.Charge{Limit: l, Key: "g/k", Cost: 4, ID: "one"}
+			first := ok(s.Take(bg, charge))
+			if !first.Allowed || first.Replayed || first.Charged != 4 {
+				t.Fatalf("%+v", first)
+			}
+			c.add(time.Minute)
+			ok(s.Take(bg, quota.Charge{Limit: l, Key: "g/k", Cost: 1})) // between the first and the repeat
+			want := first
+			want.Replayed = true
+			for range 3 {
+				if d := ok(s.Take(bg, charge)); d != want {
+					t.Errorf("repeat gives %+v, want %+v", d, want)
+				}
+			}
+			if out := takeAll(t, s, charge); out[0] != want {
+				t.Errorf("repeat as a list gives %+v, want %+v", out[0], want)
+			}
+			if n := remaining(t, s, l, "g/k"); n != 5 {
+				t.Errorf("%d remain, want 5", n)
+			}
+			// Another id, and the same id in another group, are other calls.
+			for _, other := range []quota.Charge{{Limit: l, Key: "g/k", Cost: 4, ID: "two"}, {Limit: l, Key: "h/k", Cost: 4, ID: "one"}} {
+				if d := ok(s.Take(bg, other)); !d.Allowed || d.Replayed {
+					t.Errorf("%+v gives %+v", other, d)
+				}
+			}
+		})
+	})
+}
+
+func TestIDWithOtherChargesIsInvalid(t *testing.T) {
+	l, m := bucket("n", 10, time.Hour), bucket("m", 10, time.Hour)
+	eachStore(t, func(t *testing.T, s quota.Store, _ *clock) {
+		a := quota.Charge{Limit: l, Key: "g/a", Cost: 2, ID: "i"}
+		b := quota.Charge{Limit: l, Key: "g/b", Cost: 2, ID: "i"}
+		first := takeAll(t, s, a, b)
+		change := func(c quota.Charge, f func(*quota.Charge)) quota.Charge { f(&c); return c }
+		for name, cs := range map[string][]quota.Charge{
+			"one of them": {a},
+			"swapped":     {b, a},
+			"one more":    {a, b, {Limit: m, Key: "g/a", Cost: 2, ID: "i"}},
+			"other limit": {change(a, func(c *quota.Charge) { c.Limit = m }), b},
+			"other key":   {change(a, func(c *quota.Charge) { c.Key = "g/c" }), b},
+			"other cost":  {a, change(b, func(c *quota.Charge) { c.Cost = 1 })},
+			"other op":    {a, change(b, func(c *quota.Charge) { c.Op = quota.OpDebit })},
+			"other time":  {a, change(b, func(c *quota.Charge) { c.At = 1 })},
+			"a peek":      {change(a, func(c *quota.Charge) { c.Op = quota.OpPeek }), b},
+		} {
+			err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
+			if !errors.Is(err, quota.ErrInvalid) {
+				t.Errorf("%s: %v, want ErrInvalid", name, err)
+			}
+		}
+		for i, d := range takeAll(t, s, a, b) {
+			if want := first[i]; !d.Replayed || d.Remaining != want.Remaining || d.At != want.At {
+				t.Errorf("repeat gives %+v, want %+v", d, want)
+			}
+		}
+		if n := remaining(t, s, l, "g/a"); n != 8 {
+			t.Errorf("%d remain, want 8", n)
+		}
+	})
+}
+
+func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
+	l := bucket("n", 10, 10*time.Second)
+	eachStore(t, func(t *testing.T, s quota.Store, c *clock) {
+		ok := must[quota.Decision](t)
+		ok(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
+		charge := quota.Charge{Limit: l, Key: "k", Cost: 3, ID: "i"}
+		for range 2 {
+			if d := ok(s.Take(bg, charge)); d.Allowed || d.Replayed {
+				t.Fatalf("%+v", d)
+			}
+		}
+		other := charge
+		other.Cost = 4 // a denial binds an id to nothing
+		if d := ok(s.Take(bg, other)); d.Allowed || d.Replayed {
+			t.Fatalf("%+v", d)
+		}
+		peek := charge
+		peek.Op, peek.Cost = quota.OpPeek, 0
+		for range 2 {
+			if d := ok(s.Take(bg, peek)); !d.Allowed || d.Replayed {
+				t.Fatalf("%+v", d)
+			}
+		}
+		c.add(3 * time.Second)
+		if d := ok(s.Take(bg, charge)); !d.Allowed || d.Replayed || d.Charged != 3 {
+			t.Fatalf("%+v", d)
+		}
+		if d := ok(s.Take(bg, charge)); !d.Allowed || !d.Replayed || d.Charged != 3 {
+			t.Fatalf("%+v", d)
+		}
+	})
+}
+
+func TestIDCoversEveryOperation(t *testing.T) {
+	l := bucket("n", 10, time.Hour)
+	eachStore(t, func(t *testing.T, s quota.Store, _ *clock) {
+		receipt := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 9}))
+		for i, c := range []struct {
+			charge quota.Charge
+			left   int64
+		}{
+			{quota.Charge{Op: quota.OpDebit, Cost: 3}, -2},
+			{quota.Charge{Op: quota.OpRefund, Cost: 5, At: receipt.At}, 3},
+			{quota.Charge{Op: quota.OpTake, Cost: 0}, 3},
+			{quota.Charge{Op: quota.OpTake, Cost: 2}, 1},
+			{quota.Charge{Op: quota.OpReset}, 10},
+		} {
+			c.charge.Limit, c.charge.Key, c.charge.ID = l, "k", fmt.Sprint("id ", i)
+			for again := range 2 {
+				d := must[quota.Decision](t)(s.Take(bg, c.charge))
+				if n := remaining(t, s, l, "k"); n != c.left || d.Replayed != (again == 1) {
+					t.Errorf("%s, time %d: %+v, %d remain, want %d", c.charge.Op, again, d, n, c.left)
+				}
+			}
+		}
+	})
+}
+
+func TestIDIsForgotten(t *testing.T) {
+	l := bucket("n", 1000, 24*time.Hour)
+	eachStore(t, func(t *testing.T, s quota.Store, c *clock) {
+		charge := quota.Charge{Limit: l, Key: "k", Cost: 400, ID: "i"}
+		must[quota.Decision](t)(s.Take(bg, charge))
+		c.add(quota.IDWindow - time.Microsecond)
+		if d := must[quota.Decision](t)(s.Take(bg, charge)); !d.Replayed {
+			t.Fatalf("forgotten too early: %+v", d)
+		}
+		c.add(2 * time.Second)
+		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 400 {
+			t.Fatalf("remembered too long: %+v", d)
+		}
+		c.add(quota.IDWindow + time.Second)
+		charge.Cost = 1 // an id that is forgotten may come back with other charges
+		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 1 {
+			t.Fatalf("%+v", d)
+		}
+	})
+}
+
+func TestLostReply(t *testing.T) {
+	// The swap is applied and its reply lost: without an id nobody can know; with one the repeat gets the first decision.
+	l := bucket("n", 10, time.Hour)
+	kv := newKV(newClock().micros)
+	s := newCAS(t, kv, nil)
+	lose := func() { kv.lostReply = errors.New("connection reset") }
+	lose()
+	if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrIndeterminate) {
+		t.Fatal(err)
+	}
+	if n := remaining(t, s, l, "k"); n != 9 || kv.swapped() != 1 {
+		t.Fatalf("%d remain after %d swaps", n, kv.swapped())
+	}
+	lose()
+	cs := []quota.Charge{{Limit: l, Key: "k", Cost: 2, ID: "i"}, {Limit: l, Key: "k/2", Cost: 3, ID: "i"}}
+	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
+		t.Fatal(err)
+	}
+	out := takeAll(t, s, cs...)
+	if !out[0].Replayed || out[0].Remaining != 7 || out[0].Charged != 2 || !out[1].Replayed || out[1].Remaining != 7 || out[1].Charged != 3 {
+		t.Errorf("%+v", out)
+	}
+	if a, b := remaining(t, s, l, "k"), remaining(t, s, l, "k/2"); a != 7 || b != 7 {
+		t.Errorf("%d and %d remain", a, b)
+	}
+	// The swap was lost before it was applied: the repeat is the first.
+	kv.swapErr = errors.New("connection reset")
+	cs[0].ID, cs[1].ID = "j", "j"
+	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
+		t.Fatal(err)
+	}
+	kv.swapErr = nil
+	if out := takeAll(t, s, cs...); out[0].Replayed || out[0].Remaining != 5 {
+		t.Errorf("%+v", out)
+	}
+}
+
+func TestRememberedGrantIsChecked(t *testing.T) {
+	l := bucket("n", 10, time.Hour)
+	kv := newKV(newClock().micros)
+	s := newCAS(t, kv, nil)
+	charge := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: "i"}
+	must[quota.Decision](t)(s.Take(bg, charge))
+	held := kv.entries["{k}#i"]
+	for _, text := range []string{"tb1:1:2:3:4", "id2" + held.value[3:], held.value + ":1", held.value + "x", "id1", "id1:", held.value[:len(held.value)-20]} {
+		kv.entries["{k}#i"] = memEntry{text, held.version, held.expires}
+		d, err := s.Take(bg, charge)
+		if err == nil || d != (quota.Decision{}) {
+			t.Errorf("on %q: %+v, %v", text, d, err)
+		}
+	}
+	if n := remaining(t, s, l, "k"); n != 9 {
+		t.Errorf("%d remain", n)
+	}
+}
+
+func TestIDKeysAreEscaped(t *testing.T) {
+	// No id reaches another key than its own.
+	l := bucket("n", 100, time.Hour)
+	kv := newKV(newClock().micros)
+	s := newCAS(t, kv, nil)
+	ids := []string{"x", "}", "{", "a b", "\x00", "%", "%7D", ":n", "}:n", "/x:n", "#", "é"}
+	for _, id := range ids {
+		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id})); d.Replayed {
+			t.Errorf("id %q is somebody else's", id)
+		}
+	}
+	if len(kv.entries) != len(ids)+1 {
+		t.Errorf("%d entries for %d ids and a key", len(kv.entries), len(ids))
+	}
+	for key := range kv.entries {
+		for i := range len(key) {
+			if key[i] <= ' ' || key[i] == 0x7f {
+				t.Errorf("key %q", key)
+			}
+		}
+	}
+}

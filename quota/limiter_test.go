@@ -1,0 +1,314 @@
+package quota_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func TestLimiterOperations(t *testing.T) {
+	c := newClock()
+	lim := newLimiter(t, newLocal(t, c), bucket("n", 10, 10*time.Second), nil)
+	ok := must[quota.Decision](t)
+	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
+		t.Helper()
+		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.micros()}
+		if d != w {
+			t.Fatalf("decision is %+v, want %+v", d, w)
+		}
+	}
+	const s = time.Second
+	want(ok(lim.Peek(bg, "k", 10)), true, 10, 0, 0, 0)
+	receipt := ok(lim.Take(bg, "k", 7))
+	want(receipt, true, 3, 7, 0, 7*s)
+	want(ok(lim.Take(bg, "k", 4)), false, 3, 0, s, 7*s)
+	want(ok(lim.Peek(bg, "k", 4)), false, 3, 0, s, 7*s)
+	want(ok(lim.Take(bg, "k", 11)), false, 3, 0, quota.Never, 7*s)
+	want(ok(lim.Take(bg, "k", 0)), true, 3, 0, 0, 7*s)
+	want(ok(lim.Take(bg, "other", 1)), true, 9, 1, 0, s)
+	want(ok(lim.Refund(bg, "k", receipt, 2)), true, 5, 0, 0, 5*s)
+	want(ok(lim.Debit(bg, "k", 8)), true, -3, 8, 0, 13*s)
+	want(ok(lim.Take(bg, "k", 0)), false, -3, 0, 3*s, 13*s)
+	c.add(4 * s)
+	want(ok(lim.Take(bg, "k", 1)), true, 0, 1, 0, 10*s)
+	if err := lim.Reset(bg, "k"); err != nil {
+		t.Fatal(err)
+	}
+	receipt = ok(lim.Take(bg, "k", 5))
+	want(receipt, true, 5, 5, 0, 5*s)
+	want(ok(lim.Settle(bg, "k", receipt, 3)), true, 7, 0, 0, 3*s) // less than estimated
+	receipt = ok(lim.Take(bg, "k", 2))
+	want(ok(lim.Settle(bg, "k", receipt, 6)), true, 1, 4, 0, 9*s) // more
+	receipt = ok(lim.Take(bg, "k", 1))
+	want(ok(lim.Settle(bg, "k", receipt, 1)), true, 0, 0, 0, 10*s) // exactly
+	want(ok(lim.Settle(bg, "k", receipt, 100)), true, -99, 99, 0, 109*s)
+}
+
+func TestLimiterRefuses(t *testing.T) {
+	r := &recorder{}
+	lim := newLimiter(t, r, bucket("n", 10, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit {
+		t.Errorf("LimitFor was asked for %q", key)
+		return nil
+	}})
+	receipt := quota.Decision{Allowed: true, Charged: 5, At: 1}
+	calls := map[string]func(key string, n int64) error{
+		"take":   func(key string, n int64) error { _, err := lim.Take(bg, key, n); return err },
+		"peek":   func(key string, n int64) error { _, err := lim.Peek(bg, key, n); return err },
+		"debit":  func(key string, n int64) error { _, err := lim.Debit(bg, key, n); return err },
+		"wait":   func(key string, n int64) error { _, err := lim.Wait(bg, key, n); return err },
+		"refund": func(key string, n int64) error { _, err := lim.Refund(bg, key, receipt, n); return err },
+		"settle": func(key string, n int64) error { _, err := lim.Settle(bg, key, receipt, n); return err },
+		"reset": func(key string, n int64) error {
+			if n < 0 {
+				key = ""
+			}
+			return lim.Reset(bg, key)
+		},
+	}
+	for name, call := range calls {
+		wantInvalid(t, call("", 1), "key", `""`, "1 to 512")
+		wantInvalid(t, call("a//b", 1), "key", "a//b")
+		if err := call("k", -1); name != "reset" {
+			wantInvalid(t, err, "cost", "-1", "0 or more")
+		}
+	}
+	_, err := lim.Refund(bg, "k", receipt, 6)
+	wantInvalid(t, err, "refund", "6", "up to the 5")
+	_, err = lim.Refund(bg, "k", quota.Decision{RetryAfter: 1}, 1)
+	wantInvalid(t, err, "refund", "up to the 0")
+	_, err = lim.Settle(bg, "k", quota.Decision{RetryAfter: 1}, 1)
+	wantInvalid(t, err, "receipt", "denial")
+	if len(r.calls) > 0 {
+		t.Errorf("the store was asked: %v", r.calls)
+	}
+}
+
+func TestNewLimiter(t *testing.T) {
+	l, r := bucket("n", 10, time.Second), &recorder{}
+	_, err := quota.NewLimiter(nil, l, nil)
+	wantInvalid(t, err, "store", "nil", "local.New")
+	_, err = quota.NewLimiter(r, nil, nil)
+	wantInvalid(t, err, "limit", "nil", "NewLimit")
+	_, err = quota.NewLimiter(r, new(quota.Limit), nil)
+	wantInvalid(t, err, "limit", "NewLimit")
+	_, err = quota.NewLimiter(r, l, &quota.Options{MaxWaiters: -1})
+	wantInvalid(t, err, "Options.MaxWaiters", "-1", "0 or more")
+}
+
+func TestReceiptTravels(t *testing.T) {
+	// Refund and Settle hand the store the time and the source of the charge; neither carries the charge's id.
+	r := &recorder{}
+	lim := newLimiter(t, r, bucket("n", 10, time.Second), nil)
+	d := quota.Decision{Allowed: true, Charged: 5, At: 77, Source: quota.FromFallback}
+	must[quota.Decision](t)(lim.Refund(bg, "k", d, 2))
+	must[quota.Decision](t)(lim.Settle(bg, "k", d, 1))
+	must[quota.Decision](t)(lim.Settle(bg, "k", d, 9))
+	charge := quota.Charge{Limit: bucket("m", 1, time.Second), Key: "q", Cost: 5, ID: "id"}
+	must[quota.Result](t)(lim.TakeAll(bg, charge.Refund(d, 5)))
+	must[quota.Result](t)(lim.TakeAll(bg, charge.Settle(d, 6)))
+	var got []quota.Charge
+	for _, c := range r.calls {
+		c[0].Limit = nil
+		got = append(got, c...)
+	}
+	const f = quota.FromFallback
+	if want := []quota.Charge{
+		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, From: f},
+		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f}, {Key: "q", Cost: 1, Op: quota.OpDebit, From: f},
+	}; !slices.Equal(got, want) {
+		t.Errorf("the store got %+v, want %+v", got, want)
+	}
+}
+
+func TestLimiterTakeAll(t *testing.T) {
+	c := newClock()
+	agent, team := bucket("agent", 5, 5*time.Second), bucket("team", 8, 8*time.Second)
+	lim := newLimiter(t, newLocal(t, c), agent, nil)
+	list := func(key string, n int64) []quota.Charge {
+		return []quota.Charge{{Key: "team-1/" + key, Cost: n}, {Limit: team, Key: "team-1", Cost: n}}
+	}
+	given := list("a", 4)
+	r := must[quota.Result](t)(lim.TakeAll(bg, given...))
+	if !r.Granted || r.Decider != 0 || r.Decisions[0].Remaining != 1 || r.Decisions[1].Remaining != 4 || r.RetryAfter() != 0 {
+		t.Fatalf("%+v", r)
+	}
+	if given[0].Limit != nil {
+		t.Error("TakeAll wrote to its caller's charges")
+	}
+	r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)) // the team has 4
+	if r.Granted || r.Decider != 1 || !r.Decisions[0].Allowed || r.Decisions[0].Remaining != 5 || r.RetryAfter() != time.Second {
+		t.Fatalf("%+v", r)
+	}
+	c.add(r.RetryAfter() - time.Microsecond)
+	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); r.Granted || r.RetryAfter() != time.Microsecond {
+		t.Fatalf("%+v", r)
+	}
+	c.add(time.Microsecond)
+	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); !r.Granted {
+		t.Fatalf("%+v", r)
+	}
+	if (quota.Result{}).RetryAfter() != 0 {
+		t.Error("RetryAfter of the zero Result")
+	}
+}
+
+func TestLimitFor(t *testing.T) {
+	plans := map[string]*quota.Limit{"gold": bucket("n", 100, time.Second)}
+	lim := newLimiter(t, newLocal(t, newClock()), bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
+	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
+		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Limit != want {
+			t.Errorf("Take on %s: limit %d, want %d", key, d.Limit, want)
+		}
+		if d := must[quota.Decision](t)(lim.Wait(bg, key, 1)); d.Limit != want {
+			t.Errorf("Wait on %s: limit %d, want %d", key, d.Limit, want)
+		}
+		r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: key, Op: quota.OpPeek}))
+		if d := r.Decisions[0]; d.Limit != want || d.Remaining != want-2 {
+			t.Errorf("TakeAll on %s: %+v, want limit %d", key, d, want)
+		}
+	}
+	_, err := lim.Wait(bg, "tin/a", 3)
+	wantInvalid(t, err, "cost", "3", "capacity", "2")
+	if d := must[quota.Decision](t)(lim.Wait(bg, "gold/a", 3)); !d.Allowed {
+		t.Error(d)
+	}
+}
+
+// slow is a store whose answers take a while and come from somewhere else.
+type slow struct {
+	quota.Store
+	takes atomic.Int64 // a time.Duration
+	err   error
+}
+
+func newSlow(s quota.Store, takes time.Duration) *slow {
+	slow := &slow{Store: s}
+	slow.takes.Store(int64(takes))
+	return slow
+}
+
+func (s *slow) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	time.Sleep(time.Duration(s.takes.Load())) // a bubble's time
+	if s.err != nil {
+		return quota.Decision{}, s.err
+	}
+	d, err := s.Store.Take(ctx, c)
+	d.Source = quota.FromFallback
+	return d, err
+}
+
+func (s *slow) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	time.Sleep(time.Duration(s.takes.Load()))
+	if s.err != nil {
+		return s.err
+	}
+	return s.Store.TakeAll(ctx, cs, out)
+}
+
+func TestObserver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var events []quota.Event
+		store := newSlow(local.New(nil), 30*time.Millisecond)
+		lim := newLimiter(t, store, bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { events = append(events, e) }})
+		ok := must[quota.Decision](t)
+		other := bucket("m", 9, time.Hour)
+
+		d := ok(lim.Take(bg, "k", 4))
+		want := []quota.Event{{Limit: "n", Key: "k", Cost: 4, Decision: d}}
+		d = ok(lim.Take(bg, "k", 2))
+		want = append(want, quota.Event{Limit: "n", Key: "k", Cost: 2, Decision: d})
+		p := ok(lim.Peek(bg, "k", 1))
+		want = append(want, quota.Event{Limit: "n", Key: "k", Op: quota.OpPeek, Cost: 1, Decision: p})
+		d = ok(lim.Debit(bg, "k", 7))
+		want = append(want, quota.Event{Limit: "n", Key: "k", Op: quota.OpDebit, Cost: 7, Decision: d})
+		r := ok(lim.Refund(bg, "k", d, 6))
+		want = append(want, quota.Event{Limit: "n", Key: "k", Op: quota.OpRefund, Cost: 6, Decision: r})
+		if err := lim.Reset(bg, "k"); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, quota.Event{Limit: "n", Key: "k", Op: quota.OpReset, Decision: events[len(events)-1].Decision})
+		all := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "x", Cost: 2}, quota.Charge{Limit: other, Key: "y", Cost: 10}))
+		want = append(want, quota.Event{Limit: "n", Key: "x", Cost: 2, Decision: all.Decisions[0]}, quota.Event{Limit: "m", Key: "y", Cost: 10, Decision: all.Decisions[1]})
+		d = ok(lim.Wait(bg, "w", 1))
+		want = append(want, quota.Event{Limit: "n", Key: "w", Cost: 1, Decision: d})
+		store.err = quota.ErrUnavailable
+		lim.Take(bg, "k", 1)
+		lim.TakeAll(bg, quota.Charge{Key: "x", Cost: 2})
+		want = append(want, quota.Event{Limit: "n", Key: "k", Cost: 1, Err: store.err}, quota.Event{Limit: "n", Key: "x", Cost: 2, Err: store.err})
+		for i := range want {
+			want[i].Took = 30 * time.Millisecond
+		}
+		if !slices.Equal(events, want) {
+			t.Errorf("events are\n%+v, want\n%+v", events, want)
+		}
+		if events[0].Decision.Source != quota.FromFallback {
+			t.Errorf("source is %v", events[0].Decision.Source)
+		}
+	})
+}
+
+func TestObserverIsToldNothingOfRefusals(t *testing.T) {
+	// They never became a decision, and their keys could be anything.
+	lim := newLimiter(t, &recorder{}, bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { t.Errorf("%+v", e) }})
+	lim.Take(bg, "", 1)
+	lim.Take(bg, "k", -1)
+	lim.TakeAll(bg)
+	lim.Wait(bg, "k", 6)
+}
+
+func TestErrorsPassThrough(t *testing.T) {
+	for _, cause := range []error{quota.ErrUnavailable, quota.ErrIndeterminate, context.Canceled} {
+		lim := newLimiter(t, &slow{err: cause}, bucket("n", 5, time.Hour), nil)
+		if d, err := lim.Take(bg, "k", 1); !errors.Is(err, cause) || d != (quota.Decision{}) {
+			t.Errorf("Take: %+v, %v", d, err)
+		}
+		if r, err := lim.TakeAll(bg, quota.Charge{Key: "k"}); !errors.Is(err, cause) || r.Decisions != nil || r.Granted {
+			t.Errorf("TakeAll: %+v, %v", r, err)
+		}
+		if _, err := lim.Wait(bg, "k", 1); !errors.Is(err, cause) {
+			t.Errorf("Wait: %v", err)
+		}
+	}
+}
+
+type closer struct {
+	recorder
+	closed atomic.Int32
+}
+
+func (c *closer) Close() error { c.closed.Add(1); return nil }
+
+func TestLimiterCloses(t *testing.T) {
+	c := &closer{}
+	if err := newLimiter(t, c, bucket("n", 1, time.Second), nil).Close(); err != nil || c.closed.Load() != 1 {
+		t.Errorf("Close: %v, closed %d times", err, c.closed.Load())
+	}
+}
+
+func TestTakeDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	for _, o := range []*quota.Options{nil, {LimitFor: func(string) *quota.Limit { return nil }}, {Observer: func(quota.Event) {}}} {
+		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
+			lim := newLimiter(t, newLocal(t, nil), limitOf("n", rule, 500, time.Hour), o)
+			for name, call := range map[string]func(){
+				"Take":   func() { lim.Take(bg, "team/agent", 1) }, // granted, then denied
+				"Peek":   func() { lim.Peek(bg, "team/agent", 1) },
+				"denial": func() { lim.Take(bg, "team/agent", 501) },
+				"Debit":  func() { lim.Debit(bg, "team/agent", 1) },
+			} {
+				if n := testing.AllocsPerRun(1000, call); n != 0 {
+					t.Errorf("%s of %s with %+v allocates %v times", name, rule, o, n)
+				}
+			}
+		}
+	}
+}

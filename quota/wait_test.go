@@ -1,0 +1,504 @@
+package quota_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// waits runs calls of Wait in a bubble and notes how each ended.
+type waits struct {
+	lim   *quota.Limiter
+	start time.Time
+	wg    sync.WaitGroup
+	mu    sync.Mutex
+	order []string // names of the granted, in the order of their grants
+	ended map[string]ended
+}
+
+type ended struct {
+	err  error
+	at   time.Duration // since the start
+	took time.Duration
+}
+
+func newWaits(lim *quota.Limiter) *waits {
+	return &waits{lim: lim, start: time.Now(), ended: map[string]ended{}}
+}
+
+// call starts a Wait and returns when it waits or is over.
+func (w *waits) call(ctx context.Context, name, key string, n int64) {
+	w.wg.Go(func() { w.wait(ctx, name, key, n) })
+	synctest.Wait()
+}
+
+func (w *waits) wait(ctx context.Context, name, key string, n int64) {
+	from := time.Now()
+	_, err := w.lim.Wait(ctx, key, n)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		w.order = append(w.order, name)
+	}
+	w.ended[name] = ended{err, time.Since(w.start), time.Since(from)}
+}
+
+// over reports how a call ended, if it has.
+func (w *waits) over(name string) (ended, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e, ok := w.ended[name]
+	return e, ok
+}
+
+// end waits for all calls and fails if the limiter keeps anything of them.
+func (w *waits) end(t *testing.T) {
+	t.Helper()
+	w.wg.Wait()
+	if keys, waiting := w.lim.Queues(); keys != 0 || waiting != 0 {
+		t.Errorf("%d queues and %d waiters are left", keys, waiting)
+	}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(bg, d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eachRuleWaits runs a test in a bubble that begins at the start of a window, with a limiter on an exhausted key "k".
+func eachRuleWaits(t *testing.T, tokens int64, test func(t *testing.T, w *waits)) {
+	eachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
+		synctest.Test(t, func(t *testing.T) {
+			lim := newLimiter(t, local.New(nil), l, nil)
+			must[quota.Decision](t)(lim.Take(bg, "k", tokens))
+			test(t, newWaits(lim))
+		})
+	})
+}
+
+func TestWaitersAreServedInOrder(t *testing.T) {
+	eachRuleWaits(t, 1, func(t *testing.T, w *waits) {
+		var want []string
+		for i := range 6 {
+			want = append(want, fmt.Sprint(i))
+			w.call(bg, fmt.Sprint(i), "k", 1)
+		}
+		apart := time.Second
+		if w.lim.Limit().Name() == "sw1" {
+			apart = 2 * time.Second // a single token counts in full in its window, and fades over all of the next
+		}
+		w.call(bg, "other", "other", 1) // is not held up
+		if e, ok := w.over("other"); !ok || e.err != nil || e.at != 0 {
+			t.Errorf("another key waited: %+v", e)
+		}
+		w.end(t)
+		if got := w.order[1:]; !slices.Equal(got, want) {
+			t.Errorf("granted in the order %v", got)
+		}
+		for i := 1; i < len(want); i++ {
+			if a, b := w.ended[want[i-1]].at, w.ended[want[i]].at; b-a != apart {
+				t.Errorf("granted at %v and %v, not %v apart", a, b, apart)
+			}
+		}
+	})
+}
+
+func TestWaitersOfDifferentCostsKeepTheirOrder(t *testing.T) {
+	// A small request behind a large one would fit sooner, and still comes later.
+	eachRuleWaits(t, 10, func(t *testing.T, w *waits) {
+		w.call(bg, "large", "k", 10)
+		w.call(bg, "small", "k", 1)
+		w.end(t)
+		if !slices.Equal(w.order, []string{"large", "small"}) {
+			t.Errorf("granted in the order %v", w.order)
+		}
+	})
+}
+
+func TestWaitRefusesAtOnce(t *testing.T) {
+	eachRuleWaits(t, 1, func(t *testing.T, w *waits) {
+		for i := range 5 {
+			w.call(bg, fmt.Sprint(i), "k", 1)
+		}
+		w.call(within(t, 3*time.Second), "sixth", "k", 1)
+		if e, ok := w.over("sixth"); !ok || !errors.Is(e.err, context.DeadlineExceeded) || e.took != 0 {
+			t.Errorf("the sixth with a deadline of 3 s: %v, %+v", ok, e)
+		}
+		w.call(within(t, 20*time.Second), "seventh", "k", 1)
+		if e, ok := w.over("seventh"); ok {
+			t.Errorf("the seventh with a deadline of 20 s: %+v", e)
+		}
+		w.end(t)
+		if len(w.order) != 6 {
+			t.Errorf("granted were %v", w.order)
+		}
+	})
+}
+
+func TestFirstWaiterIsRefusedAtOnce(t *testing.T) {
+	eachRuleWaits(t, 4, func(t *testing.T, w *waits) {
+		w.call(within(t, 100*time.Millisecond), "first", "k", 4)
+		if e, ok := w.over("first"); !ok || !errors.Is(e.err, context.DeadlineExceeded) || e.took != 0 {
+			t.Errorf("%v, %+v", ok, e)
+		}
+		w.end(t)
+	})
+}
+
+// A history of waiters of one key, for TestWaitForecast.
+type arrival struct {
+	at       time.Duration
+	cost     int64
+	deadline time.Duration // after the arrival; 0 is none
+}
+
+// play runs a history in a bubble.
+func play(t *testing.T, l *quota.Limit, arrivals []arrival) (w *waits) {
+	synctest.Test(t, func(t *testing.T) {
+		w = newWaits(newLimiter(t, local.New(nil), l, nil))
+		for i, a := range arrivals {
+			w.wg.Go(func() {
+				time.Sleep(a.at)
+				ctx := bg
+				if a.deadline > 0 {
+					ctx = within(t, a.deadline)
+				}
+				w.wait(ctx, fmt.Sprint(i), "k", a.cost)
+			})
+		}
+		w.end(t)
+	})
+	return w
+}
+
+// TestWaitForecast plays random histories. A waiter that was refused is played again without its deadline: had the quota come in
+// time, the refusal was wrong. Where the forecast is exact, no waiter waits only to be refused.
+func TestWaitForecast(t *testing.T) {
+	for _, tokens := range []int64{1, 3, 10} {
+		eachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
+			r := random(t)
+			exact := l.Name() == "tb1" || tokens == 1 && (l.Name() == "fw1" || l.Name() == "ff1") // costs need not fill a window
+			refused, judged := 0, 0
+			for range sized(12, 200) {
+				arrivals := make([]arrival, 12)
+				at := time.Duration(0)
+				for i := range arrivals {
+					at += time.Duration(1+r.IntN(300_000)) * time.Microsecond // never when another is granted
+					arrivals[i] = arrival{at: at, cost: 1 + r.Int64N(tokens)}
+					if r.IntN(2) == 0 {
+						arrivals[i].deadline = time.Duration(r.IntN(4000))*time.Millisecond + 501*time.Microsecond
+					}
+				}
+				w := play(t, l, arrivals)
+				for i, a := range arrivals {
+					e := w.ended[fmt.Sprint(i)]
+					if e.err == nil {
+						continue
+					}
+					if !errors.Is(e.err, context.DeadlineExceeded) {
+						t.Fatal(e.err)
+					}
+					refused++
+					if e.took > 0 && exact {
+						t.Fatalf("waiter %d of %+v waited %v to be refused", i, arrivals, e.took)
+					}
+					if slices.ContainsFunc(arrivals[:i], func(b arrival) bool {
+						e := w.ended[fmt.Sprint(slices.Index(arrivals, b))]
+						return e.err != nil && e.at > a.at
+					}) {
+						continue // who gave up ahead of it was counted in, as nobody could know
+					}
+					judged++
+					patient := slices.Clone(arrivals)
+					patient[i].deadline = 0
+					if g := play(t, l, patient).ended[fmt.Sprint(i)]; g.took <= a.deadline {
+						t.Fatalf("waiter %d of %+v was refused with %v, but its quota came after %v", i, arrivals, e.err, g.took)
+					}
+				}
+			}
+			if judged < refused/4 || refused == 0 {
+				t.Errorf("of %d refusals only %d could be judged", refused, judged)
+			}
+		})
+	}
+}
+
+// lateReply is a store whose first grant takes effect at once and is reported later.
+type lateReply struct {
+	quota.Store
+	once  sync.Once
+	takes time.Duration
+}
+
+func (s *lateReply) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	d, err = s.Store.Take(ctx, c)
+	if c.Op == quota.OpTake && d.Allowed {
+		s.once.Do(func() { time.Sleep(s.takes) })
+	}
+	return d, err
+}
+
+func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
+	// The first waiter's token is gone from the bucket while its reply is under way: it is no longer ahead in the queue.
+	eachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWaits(newLimiter(t, &lateReply{Store: local.New(nil), takes: 500 * time.Millisecond}, l, nil))
+			w.call(bg, "first", "k", 1)
+			time.Sleep(100 * time.Millisecond)
+			deadline := 1700 * time.Millisecond
+			if l.Name() == "sw1" {
+				deadline = 2 * time.Second // the first token counts in full until the next window, and fades over all of it
+			}
+			w.call(within(t, deadline), "second", "k", 1)
+			w.end(t)
+			if e := w.ended["second"]; e.err != nil || e.at > deadline {
+				t.Errorf("second: %+v", e)
+			}
+		})
+	})
+}
+
+func TestForecastOfAWindowThatForgets(t *testing.T) {
+	// At 0.3 s 9 of 10 count: 7 of the window before and 2 of this one. The first waiter's 3 fit at 0.5 s. The second's 6 fit at
+	// 1.2 s, when the 5 of this window have become 4; had all 9 been taken at once, it would have been 1.5 s.
+	synctest.Test(t, func(t *testing.T) {
+		lim := newLimiter(t, local.New(nil), limitOf("n", "sw1", 10, time.Second), nil)
+		must[quota.Decision](t)(lim.Take(bg, "k", 10))
+		time.Sleep(time.Second)
+		must[quota.Decision](t)(lim.Debit(bg, "k", 2))
+		time.Sleep(300 * time.Millisecond)
+		w := newWaits(lim)
+		w.call(bg, "first", "k", 3)
+		w.call(within(t, 1050*time.Millisecond), "second", "k", 6)
+		w.end(t)
+		if e := w.ended["first"]; e.err != nil || e.at != 200*time.Millisecond {
+			t.Errorf("first: %+v", e)
+		}
+		if e := w.ended["second"]; e.err != nil || e.at != 900*time.Millisecond {
+			t.Errorf("second: %+v", e)
+		}
+	})
+}
+
+func TestWaitWithoutAForecaster(t *testing.T) {
+	// The queue ahead cannot be counted in; the call's own cost can.
+	synctest.Test(t, func(t *testing.T) {
+		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{bucket("n", 1, time.Second).Algorithm()})), nil))
+		w.call(bg, "taken", "k", 1)
+		w.call(bg, "first", "k", 1)
+		w.call(within(t, 500*time.Millisecond), "soon", "k", 1)
+		if e, ok := w.over("soon"); !ok || !errors.Is(e.err, context.DeadlineExceeded) {
+			t.Errorf("%v, %+v", ok, e)
+		}
+		w.call(within(t, 1500*time.Millisecond), "later", "k", 1)
+		w.end(t)
+		if e := w.ended["later"]; !errors.Is(e.err, context.DeadlineExceeded) || e.at != time.Second { // when it became the first
+			t.Errorf("%+v", e)
+		}
+	})
+}
+
+// unforeseen hides a rule's Forecast.
+type unforeseen struct{ quota.Algorithm }
+
+func TestCancelledWaitLeaves(t *testing.T) {
+	eachRuleWaits(t, 1, func(t *testing.T, w *waits) {
+		first, stopFirst := context.WithCancel(bg)
+		second, stopSecond := context.WithCancel(bg)
+		w.call(first, "first", "k", 1)
+		w.call(second, "second", "k", 1)
+		w.call(bg, "third", "k", 1)
+		stopSecond()
+		synctest.Wait()
+		stopFirst()
+		synctest.Wait()
+		for _, name := range []string{"first", "second"} {
+			if e, ok := w.over(name); !ok || !errors.Is(e.err, context.Canceled) || e.at != 0 {
+				t.Errorf("%s: %v, %+v", name, ok, e)
+			}
+		}
+		w.end(t)
+		if e := w.ended["third"]; e.err != nil || e.at > 2*time.Second {
+			t.Errorf("third: %+v", e)
+		}
+	})
+}
+
+// tooLate is a store that grants after the caller's context has ended.
+type tooLate struct {
+	quota.Store
+	end func()
+}
+
+func (s tooLate) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if c.Op != quota.OpTake {
+		return s.Store.Take(ctx, c)
+	}
+	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
+	if d.Allowed {
+		s.end()
+	}
+	return d, err
+}
+
+func TestCancelledWaitGivesBack(t *testing.T) {
+	eachRule(t, 5, time.Hour, func(t *testing.T, l *quota.Limit) {
+		synctest.Test(t, func(t *testing.T) {
+			store := local.New(nil)
+			ctx, cancel := context.WithCancel(bg)
+			lim := newLimiter(t, tooLate{store, cancel}, l, nil)
+			d, err := lim.Wait(ctx, "k", 3)
+			if !errors.Is(err, context.Canceled) || d.Allowed {
+				t.Errorf("cancelled: %+v, %v", d, err)
+			}
+			lim = newLimiter(t, tooLate{store, func() { time.Sleep(time.Minute) }}, l, nil)
+			if d, err = lim.Wait(within(t, time.Second), "k", 3); !errors.Is(err, context.DeadlineExceeded) || d.Allowed {
+				t.Errorf("too late: %+v, %v", d, err)
+			}
+			if d := must[quota.Decision](t)(lim.Peek(bg, "k", 5)); d.Remaining != 5 {
+				t.Errorf("%d of 5 remain: what nobody waited for was not given back", d.Remaining)
+			}
+		})
+	})
+}
+
+func TestWaitersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newSlow(local.New(nil), 0)
+		lim := newLimiter(t, store, bucket("n", 1, time.Second), &quota.Options{MaxWaiters: 3})
+		for _, key := range []string{"a", "b", "c"} {
+			must[quota.Decision](t)(lim.Take(bg, key, 1))
+		}
+		must[quota.Decision](t)(lim.Debit(bg, "b", 5)) // who waits for b waits for long
+		w := newWaits(lim)
+		overloaded := func(name, key string) {
+			t.Helper()
+			w.call(bg, name, key, 1)
+			if e, ok := w.over(name); !ok || !errors.Is(e.err, quota.ErrOverloaded) || e.took > 0 {
+				t.Errorf("%s: %v, %+v", name, ok, e)
+			}
+		}
+		w.call(bg, "a1", "a", 1)
+		w.call(bg, "a2", "a", 1)
+		w.call(bg, "b1", "b", 1)
+		overloaded("a3", "a")
+		overloaded("b2", "b")
+		overloaded("c1", "c")
+		w.call(bg, "free", "free", 1) // need not wait
+		if e, ok := w.over("free"); !ok || e.err != nil {
+			t.Errorf("free: %v, %+v", ok, e)
+		}
+		// While a2, promoted, asks, another call takes the place that a1 left, and there is none for one more: a2 keeps its own.
+		time.Sleep(990 * time.Millisecond)
+		store.takes.Store(int64(200 * time.Millisecond))
+		time.Sleep(250 * time.Millisecond)
+		if e, ok := w.over("a1"); !ok || e.err != nil {
+			t.Fatalf("a1: %v, %+v", ok, e)
+		}
+		w.call(bg, "b3", "b", 1)
+		overloaded("b4", "b")
+		w.end(t)
+		for _, name := range []string{"a2", "b1", "b3"} {
+			if e := w.ended[name]; e.err != nil {
+				t.Errorf("%s: %+v", name, e)
+			}
+		}
+	})
+}
+
+func TestWaitRefusesWhatNeverFits(t *testing.T) {
+	r := &recorder{}
+	lim := newLimiter(t, r, bucket("n", 5, time.Second), nil)
+	_, err := lim.Wait(bg, "k", 6)
+	wantInvalid(t, err, "cost", "6", "capacity", "5")
+	ctx, cancel := context.WithCancel(bg)
+	cancel()
+	if _, err = lim.Wait(ctx, "k", 1); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if len(r.calls) > 0 {
+		t.Errorf("the store was asked: %v", r.calls)
+	}
+	// A quota that is used up for good: there is nothing to wait for.
+	synctest.Test(t, func(t *testing.T) {
+		lim := newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", counter{capacity: 2})), nil)
+		must[quota.Decision](t)(lim.Wait(bg, "k", 2))
+		_, err := lim.Wait(bg, "k", 1)
+		wantInvalid(t, err, "cost", "1")
+	})
+}
+
+// denier is a store that denies without saying for how long.
+type denier struct {
+	quota.Store
+	calls int
+	until time.Time
+}
+
+func (s *denier) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if s.calls++; time.Now().Before(s.until) {
+		return quota.Decision{Limit: 1, Source: quota.FromClosed}, nil
+	}
+	return s.Store.Take(ctx, c)
+}
+
+func TestWaitDoesNotSpin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &denier{Store: local.New(nil), until: time.Now().Add(time.Second)}
+		must[quota.Decision](t)(newLimiter(t, s, bucket("n", 5, time.Second), nil).Wait(bg, "k", 1))
+		if s.calls > 2000 {
+			t.Errorf("the store was asked %d times in a second", s.calls)
+		}
+	})
+}
+
+func TestWaitForNothing(t *testing.T) {
+	// A cost of 0 waits until the key is out of debt.
+	synctest.Test(t, func(t *testing.T) {
+		lim := newLimiter(t, local.New(nil), bucket("n", 5, 5*time.Second), nil)
+		must[quota.Decision](t)(lim.Debit(bg, "k", 7))
+		w := newWaits(lim)
+		w.call(bg, "w", "k", 0)
+		w.end(t)
+		if e := w.ended["w"]; e.err != nil || e.at != 2*time.Second {
+			t.Errorf("%+v", e)
+		}
+	})
+}
+
+func TestWaitUnderLoad(t *testing.T) {
+	// Many waiters on few keys, some of which give up: nothing is left, and no more was admitted than the limit allows.
+	eachRule(t, 5, time.Second, func(t *testing.T, l *quota.Limit) {
+		synctest.Test(t, func(t *testing.T) {
+			r := random(t)
+			w := newWaits(newLimiter(t, local.New(nil), l, nil))
+			for i := range sized(300, 1000) {
+				key, cost, ctx := fmt.Sprint("k", i%3), 1+r.Int64N(5), bg
+				if r.IntN(3) == 0 {
+					ctx = within(t, time.Duration(r.Int64N(int64(time.Minute))))
+				}
+				if r.IntN(4) == 0 {
+					c, cancel := context.WithCancel(ctx)
+					ctx = c
+					time.AfterFunc(time.Duration(r.Int64N(int64(time.Minute))), cancel)
+				}
+				w.wg.Go(func() { w.wait(ctx, fmt.Sprint(i), key, cost) })
+			}
+			w.end(t)
+			for name, e := range w.ended {
+				if e.err != nil && !errors.Is(e.err, context.DeadlineExceeded) && !errors.Is(e.err, context.Canceled) {
+					t.Errorf("%s: %v", name, e.err)
+				}
+			}
+		})
+	})
+}
