@@ -7,8 +7,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// fixedWindow counts in windows that follow each other. It admits at most limit in each window, so less
-// than twice the limit in any interval of a window's length.
+// fixedWindow counts in windows that follow each other. It admits at most limit in each window, so up to
+// twice the limit in an interval of a window's length: just before a boundary and again just after.
 //
 // State: Unit is the window in µs, A its start, B the count.
 type fixedWindow struct {

@@ -156,10 +156,11 @@ func shift(log []int64, d int64) []int64 {
 	return out
 }
 
-// Forecast counts the windows that must pass, for each admits a limit at the most.
+// Forecast counts the windows that must pass, for each admits a limit at the most. Up to a limit it is
+// exact: what the queue takes on the way does not leave before its end.
 func (l *slidingLog) Forecast(d quota.Decision, n int64) time.Duration {
-	if n <= max(d.Remaining, 0) {
-		return 0
+	if n <= l.limit {
+		return d.RetryAfter
 	}
 	return later(0, (n-1)/l.limit, l.window)
 }

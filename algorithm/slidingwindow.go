@@ -151,11 +151,12 @@ func (w *slidingWindow) retryAfter(c windowCounts, room, t int64) quota.Micros {
 	return quota.Micros(at - t)
 }
 
-// Forecast counts the boundaries that must pass, for an aligned window admits a limit at the most.
+// Forecast counts the boundaries that must pass, for an aligned window admits a limit at the most. Up to
+// the next boundary nothing fades that the queue takes on the way.
 func (w *slidingWindow) Forecast(d quota.Decision, n int64) time.Duration {
-	boundaries := (n - 1) / w.limit
-	if n <= d.Remaining || boundaries < 1 {
-		return 0
+	boundary := time.Duration(w.window-int64(d.At)%w.window) * time.Microsecond
+	if n <= w.limit {
+		return min(d.RetryAfter, boundary)
 	}
-	return later(time.Duration(w.window-int64(d.At)%w.window)*time.Microsecond, boundaries-1, w.window)
+	return later(boundary, (n-1)/w.limit-1, w.window)
 }

@@ -30,7 +30,7 @@ type grant struct {
 func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	now := s.read()
+	now := s.now()
 	g.expire(now)
 	id := grantID{quota.Group(cs[0].Key), cs[0].ID}
 	held := g.byID[id]

@@ -112,7 +112,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	sh := &s.shards[h%shardCount]
 	for try := 0; ; try++ {
 		sh.mu.Lock()
-		now := s.now(sh)
+		now := s.now()
 		n := sh.find(h, &c)
 		it := sh.load(n, now)
 		d, err = quota.ApplyOne(&c, &it, now)
@@ -181,12 +181,7 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	items, slots := fewItems[:0], fewSlots[:0]
 	set.lock(s)
 	defer set.unlock(s)
-	for i := range set.each {
-		now = max(now, s.now(&s.shards[i]))
-	}
-	for i := range set.each {
-		s.shards[i].last = now
-	}
+	now = s.now()
 	for i := range cs {
 		sh := &s.shards[hashes[i]%shardCount]
 		n := sh.find(hashes[i], &cs[i])
@@ -216,17 +211,9 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	return now, false, nil
 }
 
-// now returns the time for a decision under the shard's lock. It never runs behind an earlier one of
-// the shard, unless the clock was injected.
-func (s *Store) now(sh *shard) quota.Micros {
-	if s.clock != nil {
-		return s.read()
-	}
-	sh.last = max(sh.last, s.read())
-	return sh.last
-}
-
-func (s *Store) read() quota.Micros {
+// now returns the time. A decision reads it under its locks, so that times do not run behind the order of
+// decisions.
+func (s *Store) now() quota.Micros {
 	if s.clock != nil {
 		return quota.Micros(s.clock().UnixMicro())
 	}
