@@ -1,0 +1,322 @@
+// Package backend chooses the store of limits at run time, by a URL or by the environment.
+//
+//	store, err := backend.Open(ctx, "memory://?max_keys=100000")
+//
+// The scheme says which driver opens the store. A program links the drivers it imports, and no others,
+// as with database/sql:
+//
+//	import _ "github.com/fleetquota/fleetquota/backend/goredis"
+//
+//	scheme                                              driver
+//	memory                                              always there: package backend/local
+//	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
+//
+// Where several linked drivers know a scheme, the parameter client names the one to use, as in
+// "redis://host:6379?client=rueidis"; without it goredis is taken, and rueidis for redis+cluster.
+//
+// # Errors
+//
+// What Open refuses is [quota.ErrInvalid]; what a driver fails with is wrapped. No error holds a
+// credential of the URL: a driver's message that does is withheld.
+//
+// # Concurrency
+//
+// All functions may be called concurrently.
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and
+// no parameter client. A driver refuses parameters it does not know with [quota.ErrInvalid].
+type OpenFunc func(ctx context.Context, u *url.URL) (quota.Store, error)
+
+// importPath is where the drivers of this module are, by name.
+const importPath = "github.com/fleetquota/fleetquota/backend/"
+
+// known are the drivers of this module that are not always linked, by scheme, the preferred one first.
+var known = map[string][]string{
+	"redis":          {"goredis", "rueidis"},
+	"rediss":         {"goredis", "rueidis"},
+	"redis+sentinel": {"goredis", "rueidis"},
+	"redis+cluster":  {"rueidis", "goredis"},
+}
+
+var (
+	mu      sync.RWMutex // guards drivers
+	drivers = map[string]driver{"memory": {[]string{"memory"}, openMemory}}
+)
+
+type driver struct {
+	schemes []string
+	open    OpenFunc
+}
+
+// Register makes a driver known under a name, for some URL schemes; a driver's package calls it from
+// init. Several drivers may share a scheme. Names and schemes have lower-case letters, digits, '+', '-'
+// and '.', and begin with a letter. It panics on other ones, on a nil open, and on a name registered
+// before.
+func Register(name string, schemes []string, open OpenFunc) {
+	switch {
+	case !validScheme(name):
+		panic(fmt.Sprintf("backend: Register of driver %q: accepted: a lower-case name such as goredis", name))
+	case len(schemes) == 0:
+		panic("backend: Register of driver " + name + " without a scheme")
+	case open == nil:
+		panic("backend: Register of driver " + name + " with a nil OpenFunc")
+	}
+	for _, s := range schemes {
+		if !validScheme(s) {
+			panic(fmt.Sprintf("backend: Register of driver %s for scheme %q: accepted: a lower-case scheme such as redis", name, s))
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if _, twice := drivers[name]; twice {
+		panic("backend: Register called twice for driver " + name)
+	}
+	drivers[name] = driver{slices.Clone(schemes), open}
+}
+
+// Schemes returns the schemes that Open can open, sorted.
+func Schemes() []string {
+	var all []string
+	for _, d := range linked() {
+		all = append(all, d.schemes...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// linked returns the drivers of this program, by name.
+func linked() map[string]driver {
+	mu.RLock()
+	defer mu.RUnlock()
+	return maps.Clone(drivers)
+}
+
+// Open opens the store that a URL describes; the package documentation lists the schemes. The caller
+// closes it.
+//
+// memory:// opens a new, empty store in this process each time. Its parameter max_keys bounds the keys
+// it holds, from 1 to 2147483647 (see local.Options).
+func Open(ctx context.Context, rawURL string) (quota.Store, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	u, err := parse(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	scheme := u.Scheme
+	client, err := takeClient(u)
+	if err != nil {
+		return nil, err
+	}
+	open, err := pick(scheme, client)
+	if err != nil {
+		return nil, err
+	}
+	store, err := open(ctx, u)
+	switch {
+	case err != nil:
+		return nil, withhold(err, scheme, rawURL, u)
+	case store == nil:
+		return nil, fmt.Errorf("backend: %w: the driver of %s:// returned no store", quota.ErrMisconfigured, scheme)
+	}
+	return store, nil
+}
+
+// parse reads a URL whose scheme some driver knows. Its errors hold no part of the URL that could belong
+// to credentials, which those of url.Parse do.
+func parse(rawURL string) (*url.URL, error) {
+	scheme, rest, ok := strings.Cut(rawURL, "://")
+	scheme = strings.ToLower(scheme)
+	switch {
+	case !ok || !validScheme(scheme):
+		return nil, invalid("the URL does not begin with a scheme; accepted: %s", accepted())
+	case !slices.Contains(Schemes(), scheme) && known[scheme] == nil:
+		name := bounded(scheme)
+		if strings.Contains(rest, "@") {
+			name = "of the URL" // which may be a user or password: whoever forgets the scheme begins with these
+		}
+		return nil, invalid("no driver for scheme %s; accepted: %s, or import the driver's package", name, accepted())
+	}
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	u, err := url.Parse(rawURL)
+	// A '@' behind the host means that the password was cut at one of / ? #, and part of it taken for a host.
+	if err != nil || strings.Contains(rest[end:], "@") {
+		return nil, invalid("the %s URL cannot be parsed; accepted: scheme://user:password@host:port/path?name=value, "+
+			"with the characters / ? # @ %% of a user or password written as %%2F %%3F %%23 %%40 %%25", scheme)
+	}
+	return u, nil
+}
+
+// takeClient removes the parameter client from a URL and returns it.
+func takeClient(u *url.URL) (string, error) {
+	q, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return "", invalid("the parameters of the %s URL cannot be parsed; accepted: ?name=value&name=value", u.Scheme)
+	}
+	values, there := q["client"]
+	if !there {
+		return "", nil
+	}
+	if len(values) > 1 {
+		return "", invalid("parameter client comes %d times; accepted: once", len(values))
+	}
+	q.Del("client")
+	u.RawQuery = q.Encode()
+	return values[0], nil
+}
+
+// pick returns the driver for a scheme: the one named client, or else the preferred one.
+func pick(scheme, client string) (OpenFunc, error) {
+	drivers := linked()
+	var names []string
+	for name, d := range drivers {
+		if slices.Contains(d.schemes, scheme) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	switch {
+	case client != "" && slices.Contains(names, client):
+		return drivers[client].open, nil
+	case client != "" && slices.Contains(known[scheme], client):
+		return nil, notLinked(scheme, []string{client})
+	case client != "":
+		all := append(names, known[scheme]...)
+		slices.Sort(all)
+		return nil, invalid("parameter client of the %s URL names no driver; accepted: %s", scheme, either(slices.Compact(all)))
+	}
+	for _, name := range known[scheme] {
+		if slices.Contains(names, name) {
+			return drivers[name].open, nil
+		}
+	}
+	switch {
+	case len(names) == 1:
+		return drivers[names[0]].open, nil
+	case len(names) > 1:
+		return nil, invalid("several drivers open %s://; accepted: parameter client with one of %s", scheme, either(names))
+	}
+	return nil, notLinked(scheme, known[scheme])
+}
+
+func notLinked(scheme string, names []string) error {
+	imports := make([]string, len(names))
+	for i, name := range names {
+		imports[i] = fmt.Sprintf("import _ %q", importPath+name)
+	}
+	return invalid("no driver for scheme %s is linked into this program; add %s", scheme, either(imports))
+}
+
+// accepted lists the schemes that are linked or could be.
+func accepted() string {
+	all := Schemes()
+	for s := range known {
+		all = append(all, s)
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	for i := range all {
+		all[i] += "://"
+	}
+	return either(all)
+}
+
+// withhold wraps a driver's error, unless its text holds a secret of the URL: then only the sentinel
+// that it carries is kept.
+func withhold(err error, scheme, rawURL string, u *url.URL) error {
+	text := err.Error()
+	if !slices.ContainsFunc(secrets(rawURL, u), func(s string) bool { return strings.Contains(text, s) }) {
+		return fmt.Errorf("backend: open %s: %w", scheme, err)
+	}
+	for _, sentinel := range [...]error{
+		quota.ErrInvalid, quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded, quota.ErrCrossSlot,
+		quota.ErrMisconfigured, quota.ErrClosed, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, sentinel) {
+			return fmt.Errorf("backend: open %s: %w: the driver's message is withheld, it holds credentials", scheme, sentinel)
+		}
+	}
+	return fmt.Errorf("backend: open %s: %w: the driver's message is withheld, it holds credentials", scheme, quota.ErrMisconfigured)
+}
+
+// secrets returns the credentials of a URL in each form that a message may quote them in.
+func secrets(rawURL string, u *url.URL) []string {
+	var plain, all []string
+	if u.User != nil {
+		if password, ok := u.User.Password(); ok {
+			plain = append(plain, password)
+		} else {
+			plain = append(plain, u.User.Username()) // a token
+		}
+		_, rest, _ := strings.Cut(rawURL, "://")
+		if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+			rest = rest[:end]
+		}
+		info := rest[:max(strings.LastIndexByte(rest, '@'), 0)]
+		if _, password, ok := strings.Cut(info, ":"); ok {
+			info = password
+		}
+		all = append(all, info)
+	}
+	for name, values := range u.Query() {
+		if name = strings.ToLower(name); strings.Contains(name, "pass") || strings.Contains(name, "secret") {
+			plain = append(plain, values...)
+		}
+	}
+	for _, s := range plain {
+		quoted := strconv.Quote(s)
+		all = append(all, s, quoted[1:len(quoted)-1], url.QueryEscape(s), url.PathEscape(s), url.User(s).String())
+	}
+	return slices.DeleteFunc(all, func(s string) bool { return s == "" })
+}
+
+func validScheme(s string) bool {
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		letter := 'a' <= c && c <= 'z'
+		if !letter && (i == 0 || !('0' <= c && c <= '9' || c == '+' || c == '-' || c == '.')) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// either joins alternatives: "a, b or c".
+func either(s []string) string {
+	if len(s) < 2 {
+		return strings.Join(s, "")
+	}
+	return strings.Join(s[:len(s)-1], ", ") + " or " + s[len(s)-1]
+}
+
+// bounded quotes a value for a message.
+func bounded(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strconv.Quote(s)
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("backend: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
+}

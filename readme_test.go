@@ -1,0 +1,154 @@
+package fleetquota_test
+
+import (
+	"go/format"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// block is a fenced block of the README.
+type block struct{ language, text string }
+
+func readme(t *testing.T) (text string, blocks []block) {
+	t.Helper()
+	b, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = string(b)
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(text, -1) {
+		blocks = append(blocks, block{m[1], m[2]})
+	}
+	if n := strings.Count(text, "\n```"); n != 2*len(blocks) {
+		t.Fatalf("README.md has %d fences and %d blocks", n, len(blocks))
+	}
+	return text, blocks
+}
+
+// command returns a command in a clean environment, which shows its output when it fails.
+func command(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	for _, v := range os.Environ() {
+		switch key, _, _ := strings.Cut(v, "="); key {
+		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE":
+		default:
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Errorf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, &stderr)
+	}
+	return string(out)
+}
+
+// TestReadmePrograms runs every program in the README. The text block that follows one is its output.
+func TestReadmePrograms(t *testing.T) {
+	_, blocks := readme(t)
+	programs := 0
+	for i, b := range blocks {
+		switch b.language {
+		case "go":
+			programs++
+			if i+1 == len(blocks) || blocks[i+1].language != "text" {
+				t.Errorf("a program without its output:\n%s", b.text)
+				continue
+			}
+			file := filepath.Join(t.TempDir(), "main.go")
+			if err := os.WriteFile(file, []byte(b.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			command(t, "go", "vet", file)
+			if got := command(t, "go", "run", file); got != blocks[i+1].text {
+				t.Errorf("a program prints\n%s\nand not, as the README says,\n%s", got, blocks[i+1].text)
+			}
+			if formatted, err := format.Source([]byte(b.text)); err != nil || string(formatted) != b.text {
+				t.Errorf("a program is not formatted (%v):\n%s", err, b.text)
+			}
+		case "text":
+			if i == 0 || blocks[i-1].language != "go" {
+				t.Errorf("output without a program:\n%s", b.text)
+			}
+		case "sh":
+		default:
+			t.Errorf("a block in %q, which nothing runs", b.language)
+		}
+	}
+	if programs < 3 {
+		t.Errorf("found %d programs", programs)
+	}
+}
+
+// TestReadmeCommands runs every command in the README, the long ones in a short form.
+func TestReadmeCommands(t *testing.T) {
+	_, blocks := readme(t)
+	checks := map[string]func(t *testing.T){
+		"go run ./examples/fleet": func(t *testing.T) {
+			if out := command(t, "go", "run", "./examples/fleet"); !strings.Contains(out, "No limit was exceeded") {
+				t.Errorf("it prints\n%s", out)
+			}
+		},
+		"./test": func(t *testing.T) { // which runs this test
+			if out := command(t, "./test", "-h"); !strings.Contains(out, "-no-install") || !strings.Contains(out, "-full") {
+				t.Errorf("-h prints\n%s", out)
+			}
+		},
+		"go -C bench test -bench . -count 5": func(t *testing.T) {
+			out := command(t, "go", "-C", "bench", "test", "-bench", "Hot", "-benchtime", "1x")
+			if strings.Count(out, "ns/op") != 4 {
+				t.Errorf("it prints\n%s", out)
+			}
+		},
+	}
+	seen := map[string]bool{}
+	for _, b := range blocks {
+		if b.language != "sh" {
+			continue
+		}
+		for line := range strings.Lines(b.text) {
+			line = strings.TrimSpace(line)
+			if seen[line] {
+				continue
+			}
+			seen[line] = true
+			if check := checks[line]; check != nil {
+				t.Run(line, check)
+			} else {
+				t.Errorf("no test runs the command %q", line)
+			}
+		}
+	}
+	for line := range checks {
+		if !seen[line] {
+			t.Errorf("the README no longer has the command %q", line)
+		}
+	}
+	if info, err := os.Stat(".ci/run"); err != nil || info.Mode()&0o111 == 0 {
+		t.Errorf(".ci/run: %v, %v", info, err)
+	}
+}
+
+// TestReadmeLinks checks that what the README links to in the repository is there.
+func TestReadmeLinks(t *testing.T) {
+	text, _ := readme(t)
+	headings := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		headings["#"+strings.ReplaceAll(strings.ToLower(m[1]), " ", "-")] = true
+	}
+	for _, m := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(text, -1) {
+		switch target := m[1]; {
+		case strings.HasPrefix(target, "https://"), headings[target]:
+		default:
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("README.md links to %s, which is not there", target)
+			}
+		}
+	}
+}
