@@ -1,0 +1,12 @@
+//go:build !unix
+
+package redistest
+
+import "syscall"
+
+// There is no redis-server for these systems: the package compiles, so that ./... does, and tests skip.
+const sigStop, sigCont = syscall.SIGKILL, syscall.SIGKILL
+
+func sysProcAttr() *syscall.SysProcAttr { return nil }
+
+func awaitStopped(int) {}
