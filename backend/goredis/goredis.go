@@ -24,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -85,8 +86,8 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 		if c == nil {
 			return nil, refused("a nil *redis.ClusterClient")
 		}
-		if n := c.Options().MaxRedirects; n < 0 {
-			return nil, fmt.Errorf("goredis: %w: MaxRedirects is %d; accepted: 0 or more, or no redirection would be followed", quota.ErrInvalid, n)
+		if c.Options().MaxRedirects < 1 { // what the client makes of -1; of 0 it makes 3
+			return nil, fmt.Errorf("goredis: %w: MaxRedirects is -1; accepted: 0, which is 3, or more, or no redirection would be followed", quota.ErrInvalid)
 		}
 		heedsDeadline = c.Options().ContextTimeoutEnabled
 		a.cluster, cluster = c, true
@@ -148,6 +149,9 @@ func (a *adapter) classify(ctx context.Context, err error) error {
 		// Without retries the client would not ask who the master is now. It does so in the background,
 		// and not more often than it thinks right.
 		a.cluster.ReloadState(ctx)
+	}
+	if end, set := ctx.Deadline(); set && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(end) {
+		err = fmt.Errorf("%w: %w", context.DeadlineExceeded, err) // the client does not tell it from its own timeouts
 	}
 	return engine.TransportError(err)
 }

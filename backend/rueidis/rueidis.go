@@ -129,14 +129,14 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 }
 
 func classify(err error) error {
-	if _, ok := rueidis.IsRedisErr(err); ok {
+	if _, ok := rueidis.IsRedisErr(err); ok || rueidis.IsRedisNil(err) { // a null is a reply too
 		if engine.IsNoScript(err) {
 			return err
 		}
 		return engine.ReplyError(err)
 	}
-	if errors.Is(err, rueidis.ErrClosing) {
-		return fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err)
+	if errors.Is(err, rueidis.ErrNoSlot) { // no node to send to
+		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 	}
 	return engine.TransportError(err)
 }
@@ -179,6 +179,9 @@ func (r reply) Text(i int) (string, bool) {
 	}
 	if r[i].IsNil() {
 		return "", true
+	}
+	if !r[i].IsString() { // ToString makes texts of other kinds too
+		return "", false
 	}
 	s, err := r[i].ToString()
 	return s, err == nil

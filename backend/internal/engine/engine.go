@@ -88,12 +88,8 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 		return nil, fmt.Errorf("redis: %w: Options.Prefix is %q; accepted: 1 to 64 printable ASCII characters without braces", quota.ErrInvalid, o.Prefix)
 	}
 	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
-	atomicity := quota.AnyKeys
-	if cluster || o.Strict {
-		atomicity = quota.OneGroup
-	}
 	var err error
-	s.cas, err = quota.NewCAS(&kv{s}, &quota.CASOptions{Atomicity: atomicity})
+	s.cas, err = quota.NewCAS(&kv{s}, nil) // it is given what one script can do, and groups may share a slot
 	return s, err
 }
 
@@ -143,7 +139,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	if err != nil {
 		return quota.Decision{}, err
 	}
-	now, ok := r.Int(0)
+	now, wrote, ok := stamp(r)
 	held, text := r.Text(1)
 	if !ok || !text || r.Len() != 2 {
 		return quota.Decision{}, badReply(r)
@@ -152,8 +148,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	if err != nil {
 		return quota.Decision{}, err
 	}
-	wrote := now > 0
-	d, err := quota.ApplyOne(&c, &it, quota.Micros(max(now, -now)))
+	d, err := quota.ApplyOne(&c, &it, now)
 	if err == nil && it.Write != wrote {
 		err = differs(c.Limit)
 	}
@@ -225,7 +220,7 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 			return replay(grant, cs, out)
 		}
 	}
-	now, ok := r.Int(0)
+	now, granted, ok := stamp(r)
 	if !ok || r.Len() != 1+len(cs) {
 		return badReply(r)
 	}
@@ -239,10 +234,10 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 			return err
 		}
 	}
-	if err := quota.Apply(cs, items, quota.Micros(max(now, -now)), out); err != nil {
+	if err := quota.Apply(cs, items, now, out); err != nil {
 		return err
 	}
-	if quota.Granted(out) != (now > 0) {
+	if quota.Granted(out) != granted {
 		return differs(cs[0].Limit)
 	}
 	return nil
@@ -340,6 +335,12 @@ func text[T ~int | ~int64](n T) any {
 		return small[n]
 	}
 	return strconv.FormatInt(int64(n), 10)
+}
+
+// stamp returns the script's time, and whether its sign says yes.
+func stamp(r Reply) (now quota.Micros, yes, ok bool) {
+	n, ok := r.Int(0)
+	return quota.Micros(max(n, -n)), n > 0, ok && n != 0 && exact(n)
 }
 
 func badReply(r Reply) error {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,20 +15,20 @@ import (
 // write and only their first write can be refused, so none of these charged anything.
 var refusals = [...]string{
 	"LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "READONLY", "NOREPLICAS", "OOM", "MISCONF", "BUSY",
-	"MOVED", "ASK", "ERR max number of clients", "UNKILLABLE",
+	"MOVED", "ASK", "max number of clients", "UNKILLABLE",
 }
 
 // ReplyError classifies an error reply of the server. The reply's text is kept: it names no key and no
 // credential.
 func ReplyError(err error) error {
-	text := err.Error()
+	text := strings.TrimPrefix(err.Error(), "ERR ") // rueidis leaves it out
 	for _, prefix := range refusals {
 		if strings.HasPrefix(text, prefix) {
 			return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 		}
 	}
 	// Up to Redis 6 an error inside a script is wrapped in a text of the script's own.
-	if strings.HasPrefix(text, "ERR Error running script") {
+	if strings.HasPrefix(text, "Error running script") {
 		for _, prefix := range refusals {
 			if strings.Contains(text, "-"+prefix) {
 				return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
@@ -44,8 +45,29 @@ func IsNoScript(err error) bool { return strings.HasPrefix(err.Error(), "NOSCRIP
 // of all else the outcome is unknown.
 func TransportError(err error) error {
 	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" || errors.Is(err, syscall.ECONNREFUSED) {
+	if errors.As(err, &op) && op.Op == "dial" || errors.Is(err, syscall.ECONNREFUSED) || handshakeFailed(err) {
 		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 	}
 	return fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err)
+}
+
+// handshakeFailed reports whether a TLS connection did not come about, on either side's account: then no
+// server read a command.
+func handshakeFailed(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	var noTLS tls.RecordHeaderError
+	if errors.As(err, &certificate) || errors.As(err, &noTLS) {
+		return true
+	}
+	// The server's alert may come after the client took the handshake for done.
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		text := op.Err.Error()
+		for _, alert := range [...]string{"certificate", "handshake failure", "protocol version"} {
+			if strings.Contains(text, alert) {
+				return true
+			}
+		}
+	}
+	return false
 }

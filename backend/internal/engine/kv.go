@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -28,11 +29,14 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micr
 		args = append(args, k.s.o.Prefix+key)
 	}
 	r, err := k.s.run(ctx, k.s.scripts.load, k.s.appendClock(args), len(keys))
+	if errors.Is(err, quota.ErrIndeterminate) {
+		err = fmt.Errorf("redis: %w: %v", quota.ErrUnavailable, err) // what is only read is not charged
+	}
 	if err != nil {
 		return nil, 0, err
 	}
-	now, ok := r.Int(0)
-	if !ok || r.Len() != 1+len(keys) {
+	now, positive, ok := stamp(r)
+	if !ok || !positive || r.Len() != 1+len(keys) {
 		return nil, 0, badReply(r)
 	}
 	entries := make([]quota.Entry, len(keys))
@@ -53,7 +57,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micr
 			entries[i].Value = string(it.AppendText(nil))
 		}
 	}
-	return entries, quota.Micros(now), nil
+	return entries, now, nil
 }
 
 func (k *kv) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
@@ -82,7 +86,7 @@ func (k *kv) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
 		return false, err
 	}
 	swapped, ok := r.Int(0)
-	if !ok {
+	if !ok || r.Len() != 1 || swapped != 0 && swapped != 1 {
 		return false, fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, badReply(r))
 	}
 	return swapped == 1, nil

@@ -36,9 +36,21 @@ if not granted then
     new[i] = run(i, 1, op <= 1 and A[11 * i - 6] + 0 or 0)
   end
 end
+-- Whatever can fail comes before the first write.
+local values = {}
 for i = 1, n do
   local s = new[i]
-  if s[2] then write(KEYS[i], A[11 * i - 8], s[3], s[4], s[5], s[6], s[7], s[8]) end
+  if s[2] then
+    values[i] = encode(A[11 * i - 8], s[4], s[5], s[6], s[7], s[8])
+    if not (s[3] >= 0 and s[3] < BIG) then error('FLEETQUOTA the kernel returned no time') end
+  end
+end
+-- A user may lack the right to DEL, which then must fail before anything is set.
+for i = 1, n do
+  if values[i] == false then write(KEYS[i], false) end
+end
+for i = 1, n do
+  if values[i] then write(KEYS[i], values[i], new[i][3]) end
 end
 if not granted then
   reply[1] = -now

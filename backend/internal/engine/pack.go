@@ -2,14 +2,18 @@ package engine
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // A state is kept as bytes: its header, which is the length and the name of its rule and its unit, then
-// A, B and, where they are not zero, C and the tail. A number is 7 bytes, the highest first, so a token
-// bucket takes 25 bytes, and one size class less in Redis than as text.
-const numberSize = 7
+// A, B and, where they are not zero, C and the tail. A number is 7 bytes in two's complement, the highest
+// first, so a token bucket takes 25 bytes, and one size class less in Redis than as text.
+const (
+	numberSize = 7
+	maxNumber  = 1 << 53
+)
 
 func appendNumber(dst []byte, n int64) []byte {
 	return append(dst, byte(n>>48), byte(n>>40), byte(n>>32), byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
@@ -18,6 +22,9 @@ func appendNumber(dst []byte, n int64) []byte {
 func number(s string) int64 {
 	return int64(s[0])<<48 | int64(s[1])<<40 | int64(s[2])<<32 | int64(s[3])<<24 | int64(s[4])<<16 | int64(s[5])<<8 | int64(s[6])
 }
+
+// signed is number for one that may be below 0, as states of rules without Lua may have.
+func signed(s string) int64 { return number(s) << 8 >> 8 }
 
 // header returns the first bytes of a state of a rule in a unit.
 func header(rule quota.Rule, unit int64) string {
@@ -45,25 +52,31 @@ func unpack(v string) (it quota.Item, err error) {
 	}
 	n := 1 + int(v[0])
 	rest := len(v) - n - 3*numberSize
-	if n == 1 || n > 1+len(it.Rule) || rest < 0 || rest%numberSize != 0 || rest/numberSize > 1+quota.MaxTail {
+	if n == 1 || n > 1+len(it.Rule) || rest < 0 || rest%numberSize != 0 || rest/numberSize > 1+quota.MaxTail || strings.IndexByte(v[1:n], 0) >= 0 {
 		return it, errState
 	}
 	copy(it.Rule[:], v[1:n])
 	s := &it.State
-	s.Unit, s.A, s.B = number(v[n:]), number(v[n+numberSize:]), number(v[n+2*numberSize:])
-	if s.Unit == 0 {
-		return quota.Item{}, errState
-	}
+	s.Unit, s.A, s.B = signed(v[n:]), signed(v[n+numberSize:]), signed(v[n+2*numberSize:])
+	sound := s.Unit > 0 && exact(s.Unit) && exact(s.A) && exact(s.B)
 	if rest > 0 {
-		s.C = number(v[n+3*numberSize:])
+		s.C = signed(v[n+3*numberSize:])
+		sound = sound && exact(s.C)
 		if rest > numberSize {
 			s.Tail = make([]int64, 0, rest/numberSize-1)
 			for i := n + 4*numberSize; i < len(v); i += numberSize {
-				s.Tail = append(s.Tail, number(v[i:]))
+				x := signed(v[i:])
+				sound = sound && exact(x)
+				s.Tail = append(s.Tail, x)
 			}
 		}
 	}
+	if !sound {
+		return quota.Item{}, errState
+	}
 	return it, nil
 }
+
+func exact(n int64) bool { return -maxNumber <= n && n <= maxNumber }
 
 var errState = fmt.Errorf("engine: %w: the store holds what is no state of a limit", quota.ErrMisconfigured)

@@ -17,33 +17,38 @@ local function split(x)
   return (a - b) / 256, b, (c - d) / 256, d, (lo - f) / 65536, (f - g) / 256, g
 end
 
--- decode reads what is behind the header h: a, b and, where they are not zero, c and a tail.
+-- decode reads what is behind the header h: a, b and, where they are not zero, c and a tail. It returns
+-- nothing for what no kernel wrote: numbers from 2^53 on are not exact.
+local BIG = 9007199254740992
 local function decode(v, h)
-  local n = #h
-  local u
+  local n, u = #h
+  local more = #v - n - 14
+  if more < 0 or more % 7 > 0 or more > MOST then return end
   if sub(v, 1, n) ~= h then
     if sub(v, 1, n - 7) ~= sub(h, 1, n - 7) then return end
     u = num(v, n - 6)
+    if u == 0 or u >= BIG then return end
   end
-  local more = #v - n - 14
-  if more < 0 or more % 7 > 0 then return end
-  local c, tail = 0
+  local a, b, c, tail = num(v, n + 1), num(v, n + 8), 0
+  if a >= BIG or b >= BIG then return end
   if more > 0 then
     c = num(v, n + 15)
+    if c >= BIG then return end
     if more > 7 then
       tail = {}
-      for i = n + 22, #v, 7 do tail[#tail + 1] = num(v, i) end
+      for i = n + 22, #v, 7 do
+        local x = num(v, i)
+        if x >= BIG then return end
+        tail[#tail + 1] = x
+      end
     end
   end
-  return u or num(h, n - 6), num(v, n + 1), num(v, n + 8), c, tail
+  return u or num(h, n - 6), a, b, c, tail
 end
 
--- write keeps a state until it is fresh and a second longer, or deletes a fresh one.
-local function write(key, h, reset, u, a, b, c, tail)
-  if u == 0 then
-    call('DEL', key)
-    return
-  end
+-- encode returns the bytes of a state, false for a fresh one.
+local function encode(h, u, a, b, c, tail)
+  if u == 0 then return false end
   local a1, a2, a3, a4, a5, a6, a7 = split(a)
   local v = char(a1, a2, a3, a4, a5, a6, a7, split(b))
   if c > 0 or tail then
@@ -55,7 +60,16 @@ local function write(key, h, reset, u, a, b, c, tail)
     end
   end
   if u ~= num(h, #h - 6) then h = sub(h, 1, #h - 7) .. char(split(u)) end
-  call('SET', key, h .. v, 'PX', ceil(reset / 1000) + SLACK)
+  return h .. v
+end
+
+-- write keeps a state until it is fresh and a second longer, and deletes a fresh one.
+local function write(key, v, reset)
+  if v then
+    call('SET', key, v, 'PX', ceil(reset / 1000) + SLACK)
+  else
+    call('DEL', key)
+  end
 end
 
 local foreign = {err = 'FLEETQUOTA the key holds no state of this rule and layout'}

@@ -119,5 +119,5 @@ func (s *scripts) list(rules []quota.Rule) *script {
 }
 
 func (s *scripts) prelude() string {
-	return strings.ReplaceAll(preludeText, "SLACK", s.slack) + s.clock
+	return strings.NewReplacer("SLACK", s.slack, "MOST", strconv.Itoa((1+quota.MaxTail)*numberSize)).Replace(preludeText) + s.clock
 }

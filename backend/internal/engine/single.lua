@@ -10,7 +10,7 @@ local allowed, changed, reset
 allowed, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, A[2] + 0, A[3] + 0, A[4] + 0, now,
   A[5] + 0, A[6] + 0, A[7] + 0, A[8] + 0, A[9] + 0, A[10] + 0, A[11] + 0)
 if changed then
-  write(KEYS[1], A[1], reset, u, a, b, c, tail)
+  write(KEYS[1], encode(A[1], u, a, b, c, tail), reset)
   return {now, v}
 end
 return {-now, v}

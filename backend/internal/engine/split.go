@@ -37,19 +37,20 @@ next:
 	return parts
 }
 
-// takeSplit decides a list slot by slot, in parallel. Charges that can be denied come first; where one
-// is, what the other slots granted is given back, once: a give-back that fails is not repeated, since
-// two would mint quota. The rest of the list, which is never denied, follows a grant.
+// takeSplit decides a list slot by slot, in parallel. What can be denied comes first; where one slot
+// denies, what the others granted is given back, once: a give-back that fails is not repeated, since two
+// would mint quota. What is never denied follows a grant, for it could not be taken back: a debit may
+// have charged less than its cost.
 func (s *Store) takeSplit(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) error {
-	firm := make([]part, 0, len(parts)) // of charges that are always allowed and cannot be taken back
+	firm := make([]part, 0, len(parts))
 	ask := make([]part, 0, len(parts))
 	for _, p := range parts {
 		var f, a part
 		for _, i := range p.places {
-			if op := cs[i].Op; op == quota.OpRefund || op == quota.OpReset {
-				f.places = append(f.places, i)
-			} else {
+			if op := cs[i].Op; op == quota.OpTake || op == quota.OpPeek {
 				a.places = append(a.places, i)
+			} else {
+				f.places = append(f.places, i)
 			}
 		}
 		if len(f.places) > 0 {
@@ -64,8 +65,9 @@ func (s *Store) takeSplit(ctx context.Context, cs []quota.Charge, parts []part, 
 	case err != nil:
 		return err
 	case granted:
-		if _, err := s.takeParts(ctx, cs, firm, out); err != nil {
-			if len(ask) > 0 {
+		made, errs := s.decideParts(ctx, cs, firm, out)
+		if err := worst(errs); err != nil {
+			if made || len(ask) > 0 {
 				err = partly(err)
 			}
 			return err
@@ -81,38 +83,51 @@ func (s *Store) takeSplit(ctx context.Context, cs []quota.Charge, parts []part, 
 	return nil
 }
 
+// decideParts decides parts in parallel. It returns an error for each, nil where it was decided, and
+// whether any was.
+func (s *Store) decideParts(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) (any bool, errs []error) {
+	errs = make([]error, len(parts))
+	each(len(parts), func(i int) {
+		answers := make([]quota.Decision, len(parts[i].places))
+		if errs[i] = s.decide(ctx, parts[i].of(cs), answers); errs[i] != nil {
+			return
+		}
+		for j, place := range parts[i].places {
+			out[place] = answers[j]
+		}
+	})
+	for _, err := range errs {
+		any = any || err == nil
+	}
+	return any, errs
+}
+
+// worst returns the error that says least of what was charged.
+func worst(errs []error) (err error) {
+	for _, e := range errs {
+		if e != nil && (err == nil || errors.Is(e, quota.ErrIndeterminate)) {
+			err = e
+		}
+	}
+	return err
+}
+
 // takeParts decides parts in parallel and gives back what was granted unless all were.
 func (s *Store) takeParts(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) (granted bool, err error) {
-	errs := make([]error, len(parts))
-	lists := make([][]quota.Charge, len(parts))
-	answers := make([][]quota.Decision, len(parts))
-	each(len(parts), func(i int) {
-		lists[i], answers[i] = parts[i].of(cs), make([]quota.Decision, len(parts[i].places))
-		errs[i] = s.decide(ctx, lists[i], answers[i])
-	})
-	granted = true
-	for i := range parts {
-		granted = granted && errs[i] == nil && quota.Granted(answers[i])
-		if errs[i] != nil && (err == nil || errors.Is(errs[i], quota.ErrIndeterminate)) {
-			err = errs[i]
+	_, errs := s.decideParts(ctx, cs, parts, out)
+	err = worst(errs)
+	granted = err == nil
+	var back []part
+	for i, p := range parts {
+		if errs[i] == nil && p.granted(out) {
+			back = append(back, p)
+		} else {
+			granted = false
 		}
 	}
 	if !granted {
-		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
-		defer cancel()
-		lost := make([]error, len(parts))
-		each(len(parts), func(i int) {
-			if errs[i] == nil && quota.Granted(answers[i]) {
-				lost[i] = s.giveBack(back, lists[i], answers[i])
-			}
-		})
-		if e := errors.Join(lost...); err != nil && e != nil {
+		if e := s.giveBack(ctx, cs, back, out); e != nil && err != nil {
 			err = partly(err)
-		}
-	}
-	for i := range parts {
-		for j, place := range parts[i].places {
-			out[place] = answers[i][j]
 		}
 	}
 	return granted, err
@@ -126,21 +141,34 @@ func partly(err error) error {
 	return fmt.Errorf("redis: %w: part of the list was charged: %v", quota.ErrIndeterminate, err)
 }
 
-// giveBack refunds what a part was granted and corrects its decisions.
-func (s *Store) giveBack(ctx context.Context, cs []quota.Charge, ds []quota.Decision) error {
+// giveBack refunds what parts were granted and corrects their decisions.
+func (s *Store) giveBack(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
+	defer cancel()
 	refunds := make([]quota.Charge, len(cs))
-	for i := range cs {
-		refunds[i] = cs[i].Refund(ds[i], ds[i].Charged)
-	}
 	after := make([]quota.Decision, len(cs))
-	err := s.decide(ctx, refunds, after)
-	for i := range ds {
-		if err == nil {
-			ds[i].Remaining, ds[i].ResetAfter = after[i].Remaining, after[i].ResetAfter
+	var charged []part
+	for _, p := range parts {
+		var c part
+		for _, i := range p.places {
+			if out[i].Charged > 0 {
+				refunds[i] = cs[i].Refund(out[i], out[i].Charged)
+				c.places = append(c.places, i)
+			}
 		}
-		ds[i].Charged = 0
+		if len(c.places) > 0 {
+			charged = append(charged, c)
+		}
 	}
-	return err
+	_, errs := s.decideParts(ctx, refunds, charged, after)
+	for k, p := range charged {
+		for _, i := range p.places {
+			if out[i].Charged = 0; errs[k] == nil {
+				out[i].Remaining, out[i].ResetAfter = after[i].Remaining, after[i].ResetAfter
+			}
+		}
+	}
+	return worst(errs)
 }
 
 // peekParts fills in decisions for charges that a denied list did not make.
@@ -149,13 +177,23 @@ func (s *Store) peekParts(ctx context.Context, cs []quota.Charge, parts []part, 
 	for i := range cs {
 		peeks[i] = quota.Charge{Limit: cs[i].Limit, Key: cs[i].Key, Op: quota.OpPeek}
 	}
-	_, err := s.takeParts(ctx, peeks, parts, out)
+	_, errs := s.decideParts(ctx, peeks, parts, out)
 	for _, p := range parts {
 		for _, i := range p.places {
 			out[i].Allowed, out[i].RetryAfter = true, 0
 		}
 	}
-	return err
+	return worst(errs)
+}
+
+// granted reports whether all of the part's decisions are allowed.
+func (p part) granted(out []quota.Decision) bool {
+	for _, i := range p.places {
+		if !out[i].Allowed {
+			return false
+		}
+	}
+	return true
 }
 
 // of returns the part's charges.

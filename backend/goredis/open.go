@@ -1,0 +1,137 @@
+package goredis
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/url"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/fleetquota/fleetquota/backend"
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/backend/internal/redisurl"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func init() { backend.Register("goredis", redisurl.Schemes, open) }
+
+// open makes the store of a URL, and its client. It sends nothing: with Redis down it works, and calls
+// fail until Redis is there.
+func open(_ context.Context, u *url.URL) (quota.Store, error) {
+	c, err := redisurl.Parse(u)
+	if err != nil {
+		return nil, err
+	}
+	a := &adapter{owned: true}
+	switch {
+	case c.Cluster:
+		a.cluster = redis.NewClusterClient(clusterOptions(c))
+		a.client = a.cluster
+	case c.Master != "":
+		client := redis.NewFailoverClient(failoverOptions(c))
+		client.AddHook(definite{c.Master})
+		a.client = client
+	default:
+		a.client = redis.NewClient(clientOptions(c))
+	}
+	s, err := engine.New(c.Guard(a), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
+	if err != nil {
+		a.Close()
+		return nil, err
+	}
+	return &Store{s}, nil
+}
+
+// The options: one attempt at connecting, and nothing sent on a new connection but the credentials and
+// the database. A user needs rights for the scripts only, and of a cluster for CLUSTER SLOTS.
+
+func clientOptions(c *redisurl.Config) *redis.Options {
+	return &redis.Options{
+		Addr:                     c.Addrs[0],
+		Dialer:                   dialer(c),
+		Username:                 c.Username,
+		Password:                 c.Password,
+		DB:                       c.DB,
+		TLSConfig:                c.TLS,
+		MaxRetries:               -1,
+		DialTimeout:              c.DialTimeout,
+		DialerRetries:            1,
+		ReadTimeout:              c.Timeout,
+		WriteTimeout:             c.Timeout,
+		PoolTimeout:              c.Timeout,
+		ContextTimeoutEnabled:    true,
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	}
+}
+
+func failoverOptions(c *redisurl.Config) *redis.FailoverOptions {
+	return &redis.FailoverOptions{
+		MasterName:            c.Master,
+		SentinelAddrs:         c.Addrs,
+		SentinelUsername:      c.SentinelUsername,
+		SentinelPassword:      c.SentinelPassword,
+		Dialer:                dialer(c),
+		Username:              c.Username,
+		Password:              c.Password,
+		DB:                    c.DB,
+		TLSConfig:             c.TLS,
+		MaxRetries:            -1,
+		DialTimeout:           c.DialTimeout,
+		DialerRetries:         1,
+		ReadTimeout:           c.Timeout,
+		WriteTimeout:          c.Timeout,
+		PoolTimeout:           c.Timeout,
+		ContextTimeoutEnabled: true,
+		DisableIdentity:       true,
+	}
+}
+
+func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
+	return &redis.ClusterOptions{
+		Addrs:                    c.Addrs,
+		Dialer:                   dialer(c),
+		Username:                 c.Username,
+		Password:                 c.Password,
+		TLSConfig:                c.TLS,
+		DialTimeout:              c.DialTimeout,
+		DialerRetries:            1,
+		ReadTimeout:              c.Timeout,
+		WriteTimeout:             c.Timeout,
+		PoolTimeout:              c.Timeout,
+		ContextTimeoutEnabled:    true,
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		// The policies come from COMMAND, which a user would need a right to, and serve commands without keys.
+		DisableRoutingPolicies: true,
+	}
+}
+
+func dialer(c *redisurl.Config) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return c.Dial(ctx, &net.Dialer{}, addr)
+	}
+}
+
+// definite makes what sentinels fail with, while they are asked for the master, an error of connecting:
+// nothing was charged.
+type definite struct{ master string }
+
+func (d definite) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := next(ctx, network, addr)
+		var answer redis.Error
+		if err != nil && !errors.As(err, &answer) {
+			err = redisurl.DialError("master "+d.master, err)
+		}
+		return conn, err
+	}
+}
+
+func (definite) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (definite) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}

@@ -1,0 +1,78 @@
+package engine
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var bg = context.Background()
+
+// fake is a Client that answers as a test wants.
+type fake func(args []any, keys int) (Reply, error)
+
+func (f fake) Do(_ context.Context, args []any, keys int) (Reply, error) { return f(args, keys) }
+func (fake) Info(context.Context) ([]string, error)                      { return nil, nil }
+func (fake) Close() error                                                { return nil }
+
+// elements is a Reply of int64, string, nil and what no script returns.
+type elements []any
+
+func (e elements) Len() int { return len(e) }
+
+func (e elements) Int(i int) (int64, bool) {
+	if i >= len(e) {
+		return 0, false
+	}
+	n, ok := e[i].(int64)
+	return n, ok
+}
+
+func (e elements) Text(i int) (string, bool) {
+	if i >= len(e) {
+		return "", false
+	}
+	if e[i] == nil {
+		return "", true
+	}
+	s, ok := e[i].(string)
+	return s, ok
+}
+
+func newStore(t testing.TB, cluster bool, f fake) *Store {
+	t.Helper()
+	s, err := New(f, cluster, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.Must(quota.NewLimit(name, a)) }
+
+func window(limit int64) quota.Algorithm {
+	return quota.Must(algorithm.FixedWindow(limit, 365*24*time.Hour))
+}
+
+// hidden is an algorithm whose Lua the store does not see.
+type hidden struct{ quota.Algorithm }
+
+// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
+func random(t testing.TB) *rand.Rand {
+	seed := rand.Uint64()
+	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
+		seed, _ = strconv.ParseUint(s, 10, 64)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
+		}
+	})
+	return rand.New(rand.NewPCG(seed, 0))
+}

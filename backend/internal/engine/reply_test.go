@@ -1,0 +1,98 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Whatever comes back for a script is a decision or an error of the right class, and never a panic.
+func TestHostileReplies(t *testing.T) {
+	const now = int64(1_795_427_141_791_724)
+	state := pack(&quota.Item{Rule: quota.Rule{'f', 'w', '1'}, State: quota.State{Unit: 1, A: 1, B: 1}})
+	table := []elements{
+		nil, {}, {nil}, {""}, {"OK"}, {now}, {-now}, {nil, nil}, {"x", nil}, {state, now}, {now, now}, {now, int64(0)}, {now, "x"},
+		{now, []any{now}}, {[]any{now}, nil}, {now, true}, {now, 1.5}, {1.5, nil}, {now, errors.New("ERR")}, {errors.New("ERR"), nil},
+		{now, nil, nil, nil, nil, nil}, {now, state, state, state, state},
+		{int64(0), nil}, {int64(0), nil, nil}, {int64(math.MaxInt64), nil}, {int64(math.MinInt64), nil}, {int64(math.MaxInt64), nil, nil}, {int64(math.MinInt64), nil, nil},
+		{int64(1<<53 + 1), nil}, {int64(-1<<53 - 1), nil, nil}, {now, "\x00"}, {now, string(make([]byte, 1<<20))}, {now, state[:len(state)-1]}, {now, state + "x"},
+		{now, "\xff" + state[1:]}, {now, pack(&quota.Item{Rule: quota.Rule{'t', 'b', '1'}, State: quota.State{Unit: 1}})},
+		{-now, nil}, {-now, nil, nil}, // a grant on fresh states, said to be none
+	}
+	for i, r := range table {
+		hostile(t, fmt.Sprintf("reply %d: %.60q", i, []any(r)), r, true)
+	}
+
+	rng := random(t)
+	pick := func(depth int) any { return nil }
+	pick = func(depth int) any {
+		switch n := rng.IntN(12); {
+		case n < 2:
+			return []int64{now, -now, 0, 1, -1, 1 << 53, math.MaxInt64, math.MinInt64}[rng.IntN(8)]
+		case n < 4:
+			return nil
+		case n < 6:
+			b := []byte(state)
+			for range rng.IntN(3) {
+				b[rng.IntN(len(b))] = byte(rng.Uint32())
+			}
+			return string(b[:rng.IntN(len(b)+1)])
+		case n == 6:
+			return state
+		case n == 7:
+			return rng.Uint64()
+		case n == 8 && depth < 3:
+			return []any{pick(depth + 1), pick(depth + 1)}
+		case n == 9:
+			return 1.5
+		case n == 10:
+			return "id1:" + state
+		default:
+			return now
+		}
+	}
+	for range 20_000 {
+		r := make(elements, rng.IntN(5))
+		for i := range r {
+			r[i] = pick(0)
+		}
+		hostile(t, fmt.Sprintf("%q", []any(r)), r, false)
+	}
+}
+
+// hostile gives one reply to each kind of call; must says that it is no decision for any of them.
+func hostile(t *testing.T, name string, r Reply, must bool) {
+	t.Helper()
+	s := newStore(t, false, func([]any, int) (Reply, error) { return r, nil })
+	scripted, unscripted := limitOf("a", window(10)), limitOf("b", hidden{rules()["FixedWindowFromFirst"]})
+	for _, cs := range [][]quota.Charge{
+		{{Limit: scripted, Key: "k", Cost: 1}},
+		{{Limit: scripted, Key: "k", Cost: 1}, {Limit: scripted, Key: "l", Cost: 1}},
+		{{Limit: scripted, Key: "k", Cost: 1, ID: "r"}},
+		{{Limit: unscripted, Key: "k", Cost: 1}},
+		{{Limit: unscripted, Key: "k", Cost: 1, ID: "r"}},
+	} {
+		out := make([]quota.Decision, len(cs))
+		err := s.TakeAll(bg, cs, out)
+		for _, d := range out {
+			if err == nil && (d.At <= 0 || d.At > maxNumber || d.Remaining > d.Limit || d.ResetAfter < 0 || d.RetryAfter < 0) {
+				t.Errorf("%s to %s: decided %+v", name, show(cs), d)
+			}
+		}
+		// A swap whose reply is no reply may have happened; an id's record may be of other charges.
+		known := errors.Is(err, quota.ErrMisconfigured) || cs[0].ID != "" && errors.Is(err, quota.ErrInvalid)
+		if err != nil && !known || err == nil && must {
+			t.Errorf("%s to %s: %+v, %v", name, show(cs), out, err)
+		}
+	}
+}
+
+func show(cs []quota.Charge) (s string) {
+	for _, c := range cs {
+		s += fmt.Sprintf(" %s %s id %q;", c.Limit.Name(), c.Key, c.ID)
+	}
+	return s
+}

@@ -1,0 +1,58 @@
+package redisurl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Guard returns a client whose errors do not name the user of the URL, and say so where the URL does not
+// fit the server.
+func (c *Config) Guard(client engine.Client) engine.Client { return &guard{client, c} }
+
+type guard struct {
+	engine.Client
+	c *Config
+}
+
+func (g *guard) Do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
+	r, err := g.Client.Do(ctx, args, keys)
+	if err != nil {
+		err = g.explain(err)
+	}
+	return r, err
+}
+
+func (g *guard) Info(ctx context.Context) ([]string, error) {
+	infos, err := g.Client.Info(ctx)
+	if err != nil {
+		err = g.explain(err)
+	}
+	return infos, err
+}
+
+func (g *guard) explain(err error) error {
+	text := err.Error()
+	switch {
+	case errors.Is(err, quota.ErrUnavailable) && !g.c.Cluster && strings.Contains(text, ": MOVED "):
+		return fmt.Errorf("redis: %w: the server is part of a cluster; accepted for it: redis+cluster://", quota.ErrMisconfigured)
+	case errors.Is(err, quota.ErrMisconfigured):
+		for _, name := range [...]string{g.c.Username, g.c.SentinelUsername} {
+			if full := "User " + name + " "; name != "" && strings.Contains(text, full) {
+				text = strings.ReplaceAll(text, full, "the user ")
+				err = &anonymous{text}
+			}
+		}
+	}
+	return err
+}
+
+// anonymous is an ErrMisconfigured. What it was made from is not unwrapped, for it tells more.
+type anonymous struct{ text string }
+
+func (a *anonymous) Error() string { return a.text }
+func (a *anonymous) Unwrap() error { return quota.ErrMisconfigured }

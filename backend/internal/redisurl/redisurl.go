@@ -1,0 +1,339 @@
+// Package redisurl reads the URLs of stores on Redis, the same for every client library, and makes
+// their connections. The README lists the forms and parameters, for users.
+package redisurl
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Schemes are the schemes that Parse knows.
+var Schemes = []string{"redis", "rediss", "redis+cluster", "redis+sentinel"}
+
+// What a URL that does not say otherwise means.
+const (
+	DefaultTimeout     = 500 * time.Millisecond
+	DefaultDialTimeout = time.Second
+
+	minTimeout = time.Millisecond
+	maxTimeout = time.Minute
+
+	serverPort   = "6379"
+	sentinelPort = "26379"
+)
+
+// Config is what a URL says.
+type Config struct {
+	Cluster bool
+	// Addrs are those of the server, of nodes of the cluster, or of the sentinels.
+	Addrs []string
+	// Master is the name that the sentinels know the master by; "" without Sentinel.
+	Master string
+	DB     int
+	// Username and Password are for the servers, "" for none.
+	Username, Password string
+	// SentinelUsername and SentinelPassword are for the sentinels.
+	SentinelUsername, SentinelPassword string
+	// TLS is nil for connections without it.
+	TLS *tls.Config
+
+	Prefix  string
+	Strict  bool
+	Timeout time.Duration
+	// DialTimeout is how long connecting may take, handshakes included.
+	DialTimeout time.Duration
+}
+
+// parser reads one URL.
+type parser struct {
+	c       Config
+	scheme  string
+	q       url.Values
+	secrets []string
+}
+
+// Parse reads a URL. Its errors are quota.ErrInvalid and hold no credential.
+func Parse(u *url.URL) (*Config, error) {
+	// A '@' that is not the one behind the userinfo means that a password was cut at one of / ? #:
+	// then no part of the URL is what it seems, and none may be shown.
+	if strings.Contains(u.EscapedPath()+u.RawQuery+u.EscapedFragment()+u.Opaque, "@") {
+		return nil, invalid("the URL has a '@' behind its host; accepted: /, ?, # and @ in a user or password as %%2F, %%3F, %%23 and %%40, and @ in a parameter as %%40")
+	}
+	p := &parser{scheme: u.Scheme}
+	if !slices.Contains(Schemes, p.scheme) {
+		return nil, invalid("the scheme is not one of %s", strings.Join(Schemes, ", "))
+	}
+	var err error
+	if p.q, err = url.ParseQuery(u.RawQuery); err != nil {
+		return nil, invalid("the parameters cannot be read; accepted: ?name=value&name=value, with a %% as %%25")
+	}
+	p.findSecrets(u)
+	if u.Fragment != "" || u.Opaque != "" {
+		return nil, invalid("the URL has a fragment; accepted: a # in a password as %%23")
+	}
+	for _, step := range []func(*url.URL) error{
+		p.names, p.userinfo, p.addrs, p.path, p.sentinel, p.options, p.tls,
+	} {
+		if err := step(u); err != nil {
+			return nil, err
+		}
+	}
+	return &p.c, nil
+}
+
+func (p *parser) clustered() bool { return p.scheme == "redis+cluster" }
+func (p *parser) watched() bool   { return p.scheme == "redis+sentinel" }
+
+// accepted returns the names of the parameters that the scheme has.
+func (p *parser) accepted() []string {
+	names := []string{"prefix", "strict", "timeout", "dial_timeout", "ca"}
+	if p.clustered() || p.watched() {
+		names = append(names, "addr", "tls")
+	}
+	if p.watched() {
+		names = append(names, "master", "sentinel_user", "sentinel_password")
+	}
+	return names
+}
+
+func (p *parser) names(*url.URL) error {
+	accepted := p.accepted()
+	names := make([]string, 0, len(p.q))
+	for name := range p.q {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		switch {
+		case !slices.Contains(accepted, name):
+			return invalid("unknown parameter %s; accepted with %s://: client, %s", p.show(name), p.scheme, strings.Join(accepted, ", "))
+		case len(p.q[name]) > 1 && name != "addr":
+			return invalid("parameter %s comes %d times; accepted: once", name, len(p.q[name]))
+		}
+	}
+	return nil
+}
+
+func (p *parser) userinfo(u *url.URL) error {
+	if u.User == nil {
+		return nil
+	}
+	p.c.Username = u.User.Username()
+	p.c.Password, _ = u.User.Password()
+	if p.c.Username != "" && p.c.Password == "" {
+		// Some programs take a lone name for the user, others for the password.
+		return invalid("the URL has a user and no password; accepted: user:password@host or :password@host")
+	}
+	return nil
+}
+
+func (p *parser) addrs(u *url.URL) error {
+	if u.Host == "" {
+		return invalid("the URL has no host; accepted: %s://host:port", p.scheme)
+	}
+	for i, text := range append([]string{u.Host}, p.q["addr"]...) {
+		addr, ok := p.addr(text)
+		if !ok {
+			what := "the host"
+			if i > 0 {
+				what = "parameter addr"
+			}
+			more := ""
+			if p.clustered() || p.watched() {
+				more = ", and further ones as parameters addr, as in ?addr=host2:port&addr=host3:port"
+			}
+			return invalid("%s is %s; accepted: one host or host:port%s", what, p.show(text), more)
+		}
+		if !slices.Contains(p.c.Addrs, addr) {
+			p.c.Addrs = append(p.c.Addrs, addr)
+		}
+	}
+	return nil
+}
+
+// addr completes an address with the default port.
+func (p *parser) addr(text string) (string, bool) {
+	for _, r := range text {
+		if r <= ' ' || r > '~' || strings.ContainsRune(`/?#@,;\"'`, r) {
+			return "", false
+		}
+	}
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		host, port = text, serverPort
+		if p.watched() {
+			port = sentinelPort
+		}
+		v6 := strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]")
+		if v6 {
+			host = host[1 : len(host)-1]
+		}
+		if strings.ContainsAny(host, "[]") || strings.Contains(host, ":") != v6 {
+			return "", false
+		}
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || host == "" {
+		return "", false
+	}
+	return net.JoinHostPort(host, strconv.FormatUint(n, 10)), true
+}
+
+func (p *parser) path(u *url.URL) error {
+	text := strings.TrimPrefix(u.Path, "/")
+	if text == "" {
+		return nil
+	}
+	n, err := strconv.ParseUint(text, 10, 31)
+	switch {
+	case err != nil:
+		return invalid("the path is %s; accepted: the number of a database, such as /0", p.show(u.Path))
+	case p.clustered() && n != 0:
+		return invalid("the path is %s; accepted with a cluster: none, for it has only database 0", p.show(u.Path))
+	}
+	p.c.DB = int(n)
+	return nil
+}
+
+func (p *parser) sentinel(*url.URL) error {
+	if !p.watched() {
+		return nil
+	}
+	p.c.Master = p.q.Get("master")
+	p.c.SentinelUsername, p.c.SentinelPassword = p.q.Get("sentinel_user"), p.q.Get("sentinel_password")
+	switch {
+	case p.c.Master == "":
+		return invalid("parameter master is missing; accepted: the name that the sentinels know the master by, as in ?master=mymaster")
+	case strings.ContainsFunc(p.c.Master, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return invalid("parameter master is %s; accepted: printable ASCII without spaces", p.show(p.c.Master))
+	case p.c.SentinelUsername != "" && p.c.SentinelPassword == "":
+		return invalid("parameter sentinel_user is there without sentinel_password; accepted: both, or the password alone")
+	}
+	return nil
+}
+
+func (p *parser) options(*url.URL) (err error) {
+	p.c.Cluster = p.clustered()
+	p.c.Prefix = p.q.Get("prefix")
+	if _, there := p.q["prefix"]; there {
+		bad := p.c.Prefix == "" || len(p.c.Prefix) > 64 ||
+			strings.ContainsFunc(p.c.Prefix, func(r rune) bool { return r <= ' ' || r > '~' || r == '{' || r == '}' })
+		if bad {
+			return invalid("parameter prefix is %s; accepted: 1 to 64 printable ASCII characters, no space, no brace", p.show(p.c.Prefix))
+		}
+	}
+	if p.c.Strict, err = p.bool("strict"); err != nil {
+		return err
+	}
+	if p.c.Timeout, err = p.duration("timeout", DefaultTimeout); err != nil {
+		return err
+	}
+	p.c.DialTimeout, err = p.duration("dial_timeout", max(DefaultDialTimeout, p.c.Timeout))
+	return err
+}
+
+func (p *parser) tls(*url.URL) error {
+	on, err := p.bool("tls")
+	if err != nil {
+		return err
+	}
+	ca, file := p.q["ca"]
+	if p.scheme == "rediss" || on {
+		p.c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	switch {
+	case !file:
+		return nil
+	case p.c.TLS == nil && p.scheme == "redis":
+		return invalid("parameter ca needs TLS; accepted with rediss://")
+	case p.c.TLS == nil:
+		return invalid("parameter ca needs TLS; accepted with tls=true")
+	}
+	text, err := os.ReadFile(ca[0])
+	if err != nil {
+		if where := (*fs.PathError)(nil); errors.As(err, &where) {
+			err = where.Err
+		}
+		return invalid("parameter ca is %s: %v; accepted: a file of certificates in PEM form", p.show(ca[0]), err)
+	}
+	p.c.TLS.RootCAs = x509.NewCertPool()
+	if !p.c.TLS.RootCAs.AppendCertsFromPEM(text) {
+		return invalid("parameter ca is %s, which holds no certificate; accepted: a file of certificates in PEM form", p.show(ca[0]))
+	}
+	return nil
+}
+
+func (p *parser) bool(name string) (bool, error) {
+	if _, there := p.q[name]; !there {
+		return false, nil
+	}
+	switch v := p.q.Get(name); v {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	default:
+		return false, invalid("parameter %s is %s; accepted: true or false", name, p.show(v))
+	}
+}
+
+func (p *parser) duration(name string, otherwise time.Duration) (time.Duration, error) {
+	if _, there := p.q[name]; !there {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(p.q.Get(name))
+	if err != nil || d < minTimeout || d > maxTimeout {
+		return 0, invalid("parameter %s is %s; accepted: a duration from %v to %v, such as 500ms", name, p.show(p.q.Get(name)), minTimeout, maxTimeout)
+	}
+	return d, nil
+}
+
+// findSecrets collects what no message may show, before anything can fail.
+func (p *parser) findSecrets(u *url.URL) {
+	if u.User != nil {
+		password, _ := u.User.Password()
+		p.secrets = append(p.secrets, u.User.Username(), password)
+	}
+	for name, values := range p.q {
+		for _, word := range []string{"user", "pass", "secret", "token", "auth"} {
+			if strings.Contains(strings.ToLower(name), word) {
+				p.secrets = append(p.secrets, values...)
+				break
+			}
+		}
+	}
+	p.secrets = slices.DeleteFunc(p.secrets, func(s string) bool { return s == "" })
+}
+
+// show quotes a value for a message, unless it has to do with a credential.
+func (p *parser) show(v string) string {
+	const most, telling = 64, 3
+	for _, s := range p.secrets {
+		if strings.Contains(v, s) || len(v) >= telling && strings.Contains(s, v) {
+			return "(not shown)"
+		}
+	}
+	if strings.Contains(v, "@") {
+		return "(not shown)"
+	}
+	if len(v) > most {
+		v = v[:most] + "…"
+	}
+	return strconv.Quote(v)
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("redis: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
+}

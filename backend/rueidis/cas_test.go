@@ -1,0 +1,9 @@
+package rueidis_test
+
+import (
+	"testing"
+
+	"github.com/fleetquota/fleetquota/backend/internal/enginetest"
+)
+
+func TestCAS(t *testing.T) { enginetest.CAS(t, connect) }

@@ -1,0 +1,224 @@
+package rueidis
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/fleetquota/fleetquota/backend"
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/backend/internal/redisurl"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func init() { backend.Register("rueidis", redisurl.Schemes, open) }
+
+// open makes the store of a URL. It sends nothing: the first call connects.
+func open(_ context.Context, u *url.URL) (quota.Store, error) {
+	c, err := redisurl.Parse(u)
+	if err != nil {
+		return nil, err
+	}
+	s, err := engine.New(c.Guard(newLazy(c)), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
+	if err != nil {
+		return nil, err
+	}
+	return &Store{s}, nil
+}
+
+const (
+	// keepAlive is how long a connection may be silent before it is asked whether it lives.
+	keepAlive = time.Second
+	// topologyInterval is how often sentinels are asked for the master, lest a missed message binds the
+	// client to a server that was demoted.
+	topologyInterval = 5 * time.Second
+	// redirections bounds how often a call is sent on by nodes of a cluster that disagree.
+	redirections = 3
+)
+
+// options returns the client's options. ConnLifetime stays 0, see the package documentation.
+func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)) rueidis.ClientOption {
+	dialer := net.Dialer{Timeout: c.DialTimeout, KeepAlive: keepAlive}
+	o := rueidis.ClientOption{
+		InitAddress:      c.Addrs,
+		Username:         c.Username,
+		Password:         c.Password,
+		SelectDB:         c.DB,
+		TLSConfig:        c.TLS,
+		Dialer:           dialer,
+		DialCtxFn:        dial,
+		ConnWriteTimeout: 2 * c.Timeout,
+		// A caller that gives up leaves its place on the shared connection, and does not close it.
+		AlwaysPipelining: true,
+		// Both need rights that the scripts do not.
+		DisableCache:  true,
+		ClientSetInfo: rueidis.DisableClientSetInfo,
+		ClusterOption: rueidis.ClusterOption{MaxMovedRedirections: redirections},
+		// A single server is not asked for a cluster's slots.
+		ForceSingleClient: !c.Cluster && c.Master == "",
+	}
+	if c.Master != "" {
+		o.Sentinel = rueidis.SentinelOption{
+			MasterSet:               c.Master,
+			Username:                c.SentinelUsername,
+			Password:                c.SentinelPassword,
+			TLSConfig:               c.TLS,
+			Dialer:                  dialer,
+			TopologyRefreshInterval: topologyInterval,
+		}
+	}
+	return o
+}
+
+// lazy is an engine.Client that connects when it is first used, for rueidis makes no client while Redis
+// is down. One attempt is made at a time, and all calls that find it under way share it.
+type lazy struct {
+	c    *redisurl.Config
+	made atomic.Pointer[adapter]
+	// life ends with Close, and with it a dial under way.
+	life context.Context
+	end  context.CancelFunc
+
+	mu      sync.Mutex
+	closed  bool
+	current *attempt // nil if none is under way
+}
+
+// attempt is an attempt at connecting; err is there once done is closed.
+type attempt struct {
+	done chan struct{}
+	err  error
+}
+
+func newLazy(c *redisurl.Config) *lazy {
+	l := &lazy{c: c}
+	l.life, l.end = context.WithCancel(context.Background())
+	return l
+}
+
+func (l *lazy) Do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
+	a := l.made.Load()
+	if a == nil {
+		var err error
+		if a, err = l.connected(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return a.Do(ctx, args, keys)
+}
+
+func (l *lazy) Info(ctx context.Context) ([]string, error) {
+	a, err := l.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.Info(ctx)
+}
+
+// connected returns the client, or why there is none yet; then nothing was charged.
+func (l *lazy) connected(ctx context.Context) (*adapter, error) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("redis: %w", quota.ErrClosed)
+	}
+	if a := l.made.Load(); a != nil {
+		l.mu.Unlock()
+		return a, nil
+	}
+	t := l.current
+	if t == nil {
+		t = &attempt{done: make(chan struct{})}
+		l.current = t
+		go l.try(t)
+	}
+	l.mu.Unlock()
+
+	patience := time.NewTimer(l.c.DialTimeout)
+	defer patience.Stop()
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-patience.C:
+		return nil, fmt.Errorf("redis: %w: no connection within %v", quota.ErrUnavailable, l.c.DialTimeout)
+	}
+	if t.err != nil {
+		return nil, t.err
+	}
+	return l.made.Load(), nil
+}
+
+// try makes an attempt.
+func (l *lazy) try(t *attempt) {
+	client, err := l.connect()
+	l.mu.Lock()
+	closed := l.closed
+	if err == nil && !closed {
+		l.made.Store(&adapter{client: client, owned: true})
+	}
+	l.current = nil
+	l.mu.Unlock()
+	if closed {
+		if err == nil {
+			client.Close()
+		}
+		err = fmt.Errorf("redis: %w", quota.ErrClosed)
+	}
+	t.err = err
+	close(t.done)
+}
+
+// connect makes a client, or fails with an error that says 'not charged'.
+func (l *lazy) connect() (rueidis.Client, error) {
+	client, err := rueidis.NewClient(options(l.c, l.dial))
+	if err != nil {
+		if client != nil {
+			client.Close() // of a single server there is one, connected or not
+		}
+		if _, answer := rueidis.IsRedisErr(err); answer {
+			return nil, engine.ReplyError(err)
+		}
+		return nil, fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+	}
+	if l.c.Cluster && client.Mode() != rueidis.ClientModeCluster {
+		// Where CLUSTER SLOTS fails, rueidis settles for the one server it knows. That one answers MOVED
+		// for most keys, if it is part of a cluster at all.
+		client.Close()
+		return nil, fmt.Errorf("redis: %w: the server is no part of a cluster, or the user may not ask for the cluster's slots; accepted: redis:// for a single server, or the right to CLUSTER SLOTS",
+			quota.ErrMisconfigured)
+	}
+	return client, nil
+}
+
+func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.life, cancel)()
+	return l.c.Dial(ctx, d, addr)
+}
+
+// Close closes the client, if there is one, and waits for an attempt under way.
+func (l *lazy) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	t := l.current
+	l.mu.Unlock()
+	l.end()
+	if t != nil {
+		<-t.done
+	}
+	if a := l.made.Load(); a != nil {
+		return a.Close()
+	}
+	return nil
+}
+
+var _ engine.Client = (*lazy)(nil)
