@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"math"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -34,7 +35,11 @@ func Allocs(t *testing.T, connect Connect, bare func(tb testing.TB, addr string)
 	value := string(make([]byte, 25)) // as long as a bucket's state
 	measure := func(f func()) int {
 		f()
-		return int(testing.AllocsPerRun(500, f))
+		least := math.Inf(1)
+		for range 5 { // the client's goroutines allocate as well, now and then
+			least = min(least, testing.AllocsPerRun(100, f))
+		}
+		return int(least)
 	}
 	floor := measure(func() {
 		if err := call(sha, "bare", value); err != nil {

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	// Clients that are closed leave goroutines that sleep for up to five seconds.
 	var left error
-	for range 10 {
+	for start := time.Now(); time.Since(start) < patience; {
 		if left = goleak.Find(); left == nil {
 			break
 		}
