@@ -174,6 +174,17 @@ func TestShareOfOneIsTheWhole(t *testing.T) {
 	})
 }
 
+func TestShareOfFarTooManyFails(t *testing.T) {
+	// 10^6 µs times this is 10^6 µs again, modulo 2^64.
+	const n = 1<<58 + 1
+	forEach(t, func(t *testing.T, k kind) {
+		r := mustRule(t, k, 1, 1, time.Second)
+		if s, err := share(t, r.Algorithm, n); !errors.Is(err, quota.ErrInvalid) {
+			t.Errorf("%v, %v", s, err)
+		}
+	})
+}
+
 func TestShareFails(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		slow := mustRule(t, k, 1, 1, 10*year)

@@ -14,6 +14,11 @@
 // a cluster client look for the new master at once. Where the outcome of a call is unknown it fails with
 // [quota.ErrIndeterminate]; a charge with an ID may then be repeated.
 //
+// # Clusters
+//
+// A ClusterClient asks the server for COMMAND to learn where commands go. Its user needs a right to that,
+// or ClusterOptions.DisableRoutingPolicies, without which each refusal costs a round trip a decision.
+//
 // # Deadlines
 //
 // go-redis heeds a context's deadline while it waits for a reply only with ContextTimeoutEnabled, and

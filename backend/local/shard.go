@@ -12,8 +12,7 @@ import (
 // while in use and hold no pointers but the key's, which keeps a key small and cheap to collect.
 type shard struct {
 	mu    sync.Mutex
-	last  quota.Micros // time of the latest decision
-	index []uint64     // 32 bits of hash and a slot number plus one; 0 is empty
+	index []uint64 // 32 bits of hash and a slot number plus one; 0 is empty
 	pages []*page
 	tails map[int][]int64 // State.Tail of the slots that have one
 	live  int             // slots in use
@@ -22,7 +21,7 @@ type shard struct {
 	hand  int             // the slot that sweep looks at next
 	due   int             // looks that sweep owes, in eighths
 	turns int             // times that tidy swept
-	_     [16]byte        // keeps neighbours' locks off one cache line
+	_     [24]byte        // keeps neighbours' locks off one cache line
 }
 
 const pageSize = 16

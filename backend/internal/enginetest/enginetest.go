@@ -96,8 +96,9 @@ func (s *server) count(t testing.TB) map[string]stats {
 	}
 	counts := map[string]stats{}
 	for line := range strings.Lines(info) {
-		name, fields, ok := strings.Cut(strings.TrimSpace(line), ":")
-		if name, ok = strings.CutPrefix(name, "cmdstat_"); !ok {
+		head, fields, _ := strings.Cut(strings.TrimSpace(line), ":")
+		name, ok := strings.CutPrefix(head, "cmdstat_")
+		if !ok {
 			continue
 		}
 		var c stats

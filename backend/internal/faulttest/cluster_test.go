@@ -107,6 +107,7 @@ func TestRestart(t *testing.T) {
 			ok(t, server.Restart())
 		}
 		y.more(t, 1)
+		time.Sleep(time.Second) // time to take all there is
 		stop()
 		t.Log(y)
 		y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
