@@ -14,6 +14,11 @@
 // again. Where the outcome of a call is unknown it fails with [quota.ErrIndeterminate]; a charge with an
 // ID may then be repeated.
 //
+// # Clusters
+//
+// Set ClusterOption.MaxMovedRedirections, to 3 for example: by default a redirection that cannot be followed
+// is followed for ever, or until the context ends.
+//
 // # Deadlines
 //
 // Many callers share a connection: set AlwaysPipelining, or one caller's deadline closes the connection

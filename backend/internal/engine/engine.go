@@ -1,6 +1,6 @@
 // Package engine decides charges in Redis: one script call a decision, whatever the client library.
 //
-// The scripts are a driver (prelude.lua with single.lua or list.lua) and the kernels of the rules that a
+// The scripts are a driver (single.lua or list.lua, with state.lua) and the kernels of the rules that a
 // call names. A script reads the states, lets the kernels decide, and writes the new ones. It answers
 // with the states as they were and its time, negative if nothing was granted or nothing changed. The
 // engine decides again on these in Go, so that the reply is the leanest there is and yet carries all of

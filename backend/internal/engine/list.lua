@@ -1,6 +1,16 @@
 -- A list of charges, all or none. KEYS: one for each charge, and the request id's if there is one.
 -- ARGV: '' or what the record of a grant begins with, the record's lifetime in ms, then for each charge
 -- header, op, cost, at, unit, p1 to p6.
+HELPERS
+-- write keeps a state until it is fresh and a second longer, and deletes a fresh one.
+local function write(key, v, reset)
+  if v then
+    call('SET', key, v, 'PX', ceil(reset / 1000) + SLACK)
+  else
+    call('DEL', key)
+  end
+end
+
 local A = ARGV
 local n = (#A - 2) / 11
 if KEYS[n + 1] then
@@ -13,7 +23,7 @@ for i = 1, n do
   local s = {0, 0, 0, 0}
   if v then
     s = {decode(v, A[11 * i - 8])}
-    if not s[1] then return foreign end
+    if not s[1] then return FOREIGN end
   end
   reply[i + 1], old[i] = v, s
 end

@@ -16,6 +16,9 @@ import (
 //go:embed prelude.lua
 var preludeText string
 
+//go:embed state.lua
+var stateText string
+
 //go:embed single.lua
 var singleText string
 
@@ -62,7 +65,7 @@ func newScripts(injected bool) *scripts {
 	if injected {
 		s.clock, s.slack = injectedClock, strconv.Itoa(injectedSlack)
 	}
-	s.load, s.swap = newScript(s.prelude()+loadText), newScript(swapText)
+	s.load, s.swap = newScript(s.assemble("", loadText)), newScript(swapText)
 	return s
 }
 
@@ -78,7 +81,7 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 			known = kernel
 			s.kernels[rule] = kernel
 		}
-		sc = newScript(s.prelude() + "local function kernel" + kernelParams + kernel + "\nend\n" + singleText)
+		sc = newScript(s.assemble("local function kernel"+kernelParams+kernel+"\nend\n", singleText))
 		s.single[rule] = sc
 	}
 	if known != kernel {
@@ -105,19 +108,25 @@ func (s *scripts) list(rules []quota.Rule) *script {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var b strings.Builder
-	b.WriteString(s.prelude())
 	b.WriteString("local kernels = {}\n")
 	for _, name := range names {
 		var rule quota.Rule
 		copy(rule[:], name)
 		b.WriteString("kernels['" + name + "'] = function" + kernelParams + s.kernels[rule] + "\nend\n")
 	}
-	b.WriteString(listText)
-	sc = newScript(b.String())
+	sc = newScript(s.assemble(b.String(), listText))
 	s.lists[key] = sc
 	return sc
 }
 
-func (s *scripts) prelude() string {
-	return strings.NewReplacer("SLACK", s.slack, "MOST", strconv.Itoa((1+quota.MaxTail)*numberSize)).Replace(preludeText) + s.clock
+// assemble puts a text of ours behind the locals, the clock and the kernels, with its constants filled in.
+// Kernels are somebody else's words and stay as they are.
+func (s *scripts) assemble(kernels, text string) string {
+	text = strings.ReplaceAll(text, "HELPERS", stateText)
+	return preludeText + s.clock + kernels + strings.NewReplacer(
+		"SLACK", s.slack,
+		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
+		"BIG", strconv.Itoa(maxNumber),
+		"FOREIGN", "{err = 'FLEETQUOTA the key holds no state of this rule and layout'}",
+	).Replace(text)
 }

@@ -1,0 +1,329 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// The defaults of [BreakerOptions].
+const (
+	DefaultFailures = 3
+	DefaultDelay    = 30 * time.Second
+	DefaultJitter   = 0.1
+)
+
+// BreakerOptions change what [Breaker] makes. The zero value, and nil, take the defaults.
+type BreakerOptions struct {
+	// Failures is how many calls in a row must fail to open the breaker; 0 is DefaultFailures.
+	Failures int
+	// Trip replaces Failures: it is asked after each failure whether to open. It is called with a lock
+	// held and must not call the store. nil counts failures in a row.
+	Trip func(gobreaker.Counts) bool
+	// Window is how far back Trip counts; 0 is back to when the breaker closed. It moves in Slices.
+	Window time.Duration
+	// Slice is the step in which Window moves, at most Window; 0 forgets everything each Window.
+	Slice time.Duration
+	// Delay is how long the breaker stays open before it lets a probe through, at most; 0 is DefaultDelay.
+	Delay time.Duration
+	// Jitter is the part of Delay that is random, so that the processes of a fleet do not probe together:
+	// each opening lasts between Delay·(1-Jitter) and Delay. Up to 1; 0 is DefaultJitter, negative is none.
+	Jitter float64
+	// Probes is how many calls in a row must succeed to close the breaker, and how many may be made at a
+	// time while it is half-open; 0 is 1.
+	Probes int
+	// ProbeLimit is how long a probe may take; after it the probe is given up and counts as failed, so
+	// that a store that hangs keeps the breaker from nothing. 0 is Delay. A Timeout inside is sooner.
+	ProbeLimit time.Duration
+	// Notice is told each change of state, as "breaker", in order; and as "misconfigured" of a store
+	// that is, at most once a minute, unless a policy outside does. nil is nobody.
+	Notice func(quota.Notice)
+}
+
+// Breaker returns the policy that a store which keeps failing is left alone: after some failures in a row
+// the breaker opens and calls fail at once, with an error that is quota.ErrUnavailable and [ErrOpen]; after
+// a delay it is half-open and lets a probe through, a call like any other; a probe that succeeds closes it,
+// one that fails opens it again. It is a sony/gobreaker.
+//
+// ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and
+// errors that are none of package quota's; but nothing counts where the caller's own context has ended.
+// A denial is a success. Every other error says nothing of the store's health, and a probe that ends so
+// leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
+// [Shared]. Results of calls that began before the last change of state are ignored.
+//
+// Negative numbers, a Jitter above 1 and a Slice above Window are refused by Wrap.
+func Breaker(o *BreakerOptions) Policy {
+	if o == nil {
+		o = &BreakerOptions{}
+	}
+	return breakerPolicy(*o)
+}
+
+type breakerPolicy BreakerOptions
+
+func (breakerPolicy) kind() kind    { return kindBreaker }
+func (p breakerPolicy) tells() bool { return p.Notice != nil }
+
+func (p breakerPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+	o := BreakerOptions(p)
+	switch {
+	case o.Failures < 0 || o.Probes < 0 || o.Delay < 0 || o.ProbeLimit < 0:
+		return nil, invalid(fmt.Sprintf("BreakerOptions are %d failures, %d probes, a delay of %v and a limit of %v for probes", o.Failures, o.Probes, o.Delay, o.ProbeLimit), "0 or more")
+	case o.Jitter > 1:
+		return nil, invalid(fmt.Sprintf("BreakerOptions.Jitter is %v", o.Jitter), "up to 1")
+	case o.Window < 0 || o.Slice < 0 || o.Slice > o.Window:
+		return nil, invalid(fmt.Sprintf("BreakerOptions.Window is %v in slices of %v", o.Window, o.Slice), "0 or more, and slices up to the window")
+	}
+	if o.Failures == 0 {
+		o.Failures = DefaultFailures
+	}
+	if o.Delay == 0 {
+		o.Delay = DefaultDelay
+	}
+	if o.Jitter == 0 {
+		o.Jitter = DefaultJitter
+	}
+	o.Jitter = max(o.Jitter, 0)
+	if o.Probes == 0 {
+		o.Probes = 1
+	}
+	if o.ProbeLimit == 0 {
+		o.ProbeLimit = o.Delay
+	}
+	b := &breaker{layer: layer{inner: inner, of: kindBreaker}, o: o, base: time.Now().Add(-1)}
+	b.notes.tell = o.Notice
+	b.alarm = alarm{notifier: &b.notes, loud: at.loud, base: b.base}
+	b.circuit.Store(b.newCircuit())
+	return b, nil
+}
+
+type breaker struct {
+	layer
+	o     BreakerOptions
+	base  time.Time // a moment before the breaker was made, so that no time since is 0
+	notes notifier
+	alarm alarm
+	trips trips
+
+	circuit atomic.Pointer[circuit]
+	until   atomic.Int64 // time since base up to which the open breaker refuses; 0 if it is not open
+	cause   atomic.Value // cause{} of the latest failure
+	giving  sync.Mutex   // held while a circuit is given up
+}
+
+// circuit is a gobreaker. It is replaced where a probe hangs: gobreaker waits for its probes without end.
+type circuit struct {
+	*gobreaker.CircuitBreaker[none]
+	probed  atomic.Int64 // time since base of the latest probe, 0 unless half-open
+	given   atomic.Bool  // up: what it does is of no interest
+	tripped bool         // opens at the next failure
+}
+
+type none struct{}
+
+type cause struct{ error }
+
+// What gobreaker is told of a call.
+var (
+	errFailed    = errors.New("failed")
+	errUnrelated = errors.New("unrelated")
+)
+
+func (b *breaker) newCircuit() *circuit {
+	c := &circuit{}
+	c.CircuitBreaker = gobreaker.NewCircuitBreaker[none](gobreaker.Settings{
+		MaxRequests:  uint32(b.o.Probes),
+		Interval:     b.o.Window,
+		BucketPeriod: b.o.Slice,
+		// The shortest delay: gobreaker's is always the same, so what is random is added in front of it.
+		// It is up only after this time, we say when at it.
+		Timeout: max(time.Duration(float64(b.o.Delay)*(1-b.o.Jitter))-1, 1),
+		ReadyToTrip: func(n gobreaker.Counts) bool {
+			switch {
+			case c.tripped:
+				return true
+			case b.o.Trip != nil:
+				return b.o.Trip(n)
+			}
+			return n.ConsecutiveFailures >= uint32(b.o.Failures)
+		},
+		IsExcluded:    func(err error) bool { return err == errUnrelated },
+		OnStateChange: func(_ string, from, to gobreaker.State) { b.changed(c, from, to) },
+	})
+	return c
+}
+
+func (b *breaker) now() int64 { return int64(time.Since(b.base)) }
+
+// changed is called with gobreaker's lock held.
+func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
+	if c.given.Load() {
+		return
+	}
+	until, probed := int64(0), int64(0)
+	switch to {
+	case gobreaker.StateOpen:
+		delay := b.o.Delay - time.Duration(rand.Float64()*b.o.Jitter*float64(b.o.Delay))
+		until = b.now() + int64(delay)
+		text := fmt.Sprintf("the circuit breaker opened, the store keeps failing; it is probed in %v", delay)
+		if from == gobreaker.StateHalfOpen || c.tripped {
+			text = fmt.Sprintf("the circuit breaker opened again, a probe of the store failed; the next is in %v", delay)
+		}
+		last, _ := b.cause.Load().(cause)
+		b.notes.send("breaker", text, last.error)
+	case gobreaker.StateHalfOpen:
+		probed = b.now()
+		b.notes.send("breaker", "the circuit breaker is half-open: the store is being probed", nil)
+	case gobreaker.StateClosed:
+		b.notes.send("breaker", "the circuit breaker closed: the store answers", nil)
+	}
+	b.until.Store(until)
+	c.probed.Store(probed)
+}
+
+func (b *breaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	if until := b.until.Load(); until != 0 {
+		if left := until - b.now(); left > 0 {
+			return d, b.unless(&openError{time.Duration(left)})
+		}
+	}
+	circuit, exited := b.circuit.Load(), false
+	defer func() {
+		if exited {
+			recover()
+		}
+	}()
+	_, verdict := circuit.Execute(func() (none, error) {
+		returned := false
+		defer func() {
+			if !returned {
+				b.unwind(&exited, recover())
+			}
+		}()
+		circuit.probing(b)
+		d, err = b.inner.Take(ctx, c)
+		returned = true
+		if err == nil {
+			return none{}, nil
+		}
+		return none{}, b.tell(ctx, err)
+	})
+	if verdict == gobreaker.ErrOpenState || verdict == gobreaker.ErrTooManyRequests {
+		err = b.refused(circuit)
+	}
+	return d, err
+}
+
+func (b *breaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+	if until := b.until.Load(); until != 0 {
+		if left := until - b.now(); left > 0 {
+			return b.unless(&openError{time.Duration(left)})
+		}
+	}
+	circuit, exited := b.circuit.Load(), false
+	defer func() {
+		if exited {
+			recover()
+		}
+	}()
+	_, verdict := circuit.Execute(func() (none, error) {
+		returned := false
+		defer func() {
+			if !returned {
+				b.unwind(&exited, recover())
+			}
+		}()
+		circuit.probing(b)
+		err = b.inner.TakeAll(ctx, cs, out)
+		returned = true
+		if err == nil {
+			return none{}, nil
+		}
+		return none{}, b.tell(ctx, err)
+	})
+	if verdict == gobreaker.ErrOpenState || verdict == gobreaker.ErrTooManyRequests {
+		err = b.refused(circuit)
+	}
+	return err
+}
+
+// unwind goes on with a panic, and makes a panic of a runtime.Goexit, which gobreaker would not see: it
+// would wait for the call without end. Whoever set exited stops that panic where gobreaker has seen it,
+// and the goroutine goes on exiting.
+func (b *breaker) unwind(exited *bool, v any) {
+	if v == nil {
+		*exited = true
+		v = "runtime.Goexit in a store"
+	}
+	b.cause.Store(cause{fmt.Errorf("resilience: the store did not return: %v", v)})
+	panic(v)
+}
+
+// probing notes when a probe begins.
+func (c *circuit) probing(b *breaker) {
+	if c.probed.Load() != 0 {
+		c.probed.Store(b.now())
+	}
+}
+
+// tell returns what gobreaker is told of an error.
+func (b *breaker) tell(ctx context.Context, err error) error {
+	b.alarm.see(err)
+	if judge(ctx, err) != failed || b.trips.again(err) {
+		return errUnrelated
+	}
+	b.cause.Store(cause{err})
+	return errFailed
+}
+
+// refused returns what a call gets that gobreaker did not let through, and gives a probe up that hangs.
+func (b *breaker) refused(c *circuit) error {
+	if b.hangs(c) {
+		b.giveUp(c)
+	}
+	return b.unless(&openError{time.Duration(max(b.until.Load()-b.now(), 0))})
+}
+
+func (b *breaker) hangs(c *circuit) bool {
+	at := c.probed.Load()
+	return at != 0 && b.now()-at >= int64(b.o.ProbeLimit)
+}
+
+// giveUp replaces a circuit whose probe hangs by one that is open.
+func (b *breaker) giveUp(c *circuit) {
+	b.giving.Lock()
+	defer b.giving.Unlock()
+	if b.circuit.Load() != c || !b.hangs(c) {
+		return
+	}
+	c.given.Store(true)
+	b.cause.Store(cause{fmt.Errorf("resilience: a probe of the store has not returned within %v", b.o.ProbeLimit)})
+	open := b.newCircuit()
+	open.tripped = true
+	open.Execute(func() (none, error) { return none{}, errFailed })
+	open.tripped = false
+	b.circuit.Store(open)
+}
+
+// openError is what an open breaker refuses with.
+type openError struct{ after time.Duration }
+
+func (e *openError) Error() string {
+	if e.after <= 0 {
+		return fmt.Sprintf("resilience: %v: %v, and the store is being probed", quota.ErrUnavailable, ErrOpen)
+	}
+	return fmt.Sprintf("resilience: %v: %v, the next probe is in %v", quota.ErrUnavailable, ErrOpen, e.after)
+}
+
+func (e *openError) Is(target error) bool { return target == ErrOpen || target == quota.ErrUnavailable }
+
+// RetryAfter is how long until the next probe, 0 if that is unknown.
+func (e *openError) RetryAfter() time.Duration { return e.after }

@@ -1,0 +1,171 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// DefaultRetryAfter is FailOptions.RetryAfter unless options say otherwise.
+const DefaultRetryAfter = time.Second
+
+// FailOptions change what [FailOpen] and [FailClosed] make. The zero value, and nil, take the defaults.
+type FailOptions struct {
+	// Overloaded answers quota.ErrOverloaded too. Otherwise it passes: whoever can bring about an
+	// overload of this process would be admitted without limit, or have everyone denied.
+	Overloaded bool
+	// RetryAfter is what a denial of FailClosed says where no breaker tells when the store is probed
+	// next; 0 is DefaultRetryAfter.
+	RetryAfter time.Duration
+	// Notice is told, as "degraded", that answers are no longer the store's, as "recovered", that they
+	// are again, and as "misconfigured", at most once a minute, of a store that is. nil is nobody.
+	Notice func(quota.Notice)
+}
+
+// FailOpen returns the policy that a request is admitted where the store cannot decide it: where
+// everything inside failed with quota.ErrUnavailable or quota.ErrIndeterminate. While that lasts there is
+// no limit: for limits that are a courtesy, not a protection.
+//
+// Such a decision is Allowed, [quota.FromOpen], with Charged 0 and At 0, so that its receipt gives nothing
+// back, and Remaining as the limit's capacity; if the outcome was unknown it may have been charged all
+// the same. A cost above the capacity is denied with quota.Never, as always.
+//
+// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was
+// not done, and an answer would hide that. So do all other errors, and those of a call whose context has
+// ended.
+//
+// A negative RetryAfter is refused by Wrap.
+func FailOpen(o *FailOptions) Policy { return newFail(o, quota.FromOpen) }
+
+// FailClosed returns the policy that a request is denied where the store cannot decide it, see
+// [FailOpen] for when that is. While it lasts nobody is admitted: for limits that protect something.
+//
+// Such a decision is denied, [quota.FromClosed], with Remaining 0 and a RetryAfter that says when the
+// breaker inside probes the store next, or FailOptions.RetryAfter. If the outcome was unknown the request
+// may have been charged.
+func FailClosed(o *FailOptions) Policy { return newFail(o, quota.FromClosed) }
+
+// FailWithError returns the policy that errors are the caller's to deal with: it does nothing, and says
+// so where a policy must be named.
+func FailWithError() Policy { return failPolicy{source: quota.FromStore} }
+
+func newFail(o *FailOptions, source quota.Source) Policy {
+	if o == nil {
+		o = &FailOptions{}
+	}
+	return failPolicy{*o, source}
+}
+
+type failPolicy struct {
+	o      FailOptions
+	source quota.Source
+}
+
+func (failPolicy) kind() kind    { return kindFallback }
+func (p failPolicy) tells() bool { return p.o.Notice != nil }
+
+func (p failPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+	switch {
+	case p.source == quota.FromStore:
+		return inner, nil
+	case p.o.RetryAfter < 0:
+		return nil, invalid(fmt.Sprintf("FailOptions.RetryAfter is %v", p.o.RetryAfter), "0 or more")
+	case p.o.RetryAfter == 0:
+		p.o.RetryAfter = DefaultRetryAfter
+	}
+	s := &fail{layer: layer{inner: inner, of: kindFallback}, o: p.o, source: p.source}
+	s.notes.tell = p.o.Notice
+	s.alarm = alarm{notifier: &s.notes, loud: at.loud, base: time.Now()}
+	return s, nil
+}
+
+type fail struct {
+	layer
+	o        FailOptions
+	source   quota.Source
+	notes    notifier
+	alarm    alarm
+	degraded atomic.Bool
+}
+
+func (s *fail) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.inner.Take(ctx, c)
+	if err == nil {
+		s.answered(d.Source)
+		return d, nil
+	}
+	if c.Op != quota.OpTake && c.Op != quota.OpPeek || !s.answers(ctx, err) {
+		return d, err
+	}
+	return s.decide(&c, err), nil
+}
+
+func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	err := s.inner.TakeAll(ctx, cs, out)
+	if err == nil {
+		s.answered(out[0].Source)
+		return nil
+	}
+	if !asking(cs) || !s.answers(ctx, err) {
+		return err
+	}
+	for i := range cs {
+		out[i] = s.decide(&cs[i], err)
+	}
+	return nil
+}
+
+// answers reports whether the policy answers in the place of err.
+func (s *fail) answers(ctx context.Context, err error) bool {
+	if !cannotDecide(ctx, err, s.o.Overloaded) {
+		s.alarm.see(err)
+		return false
+	}
+	if !s.degraded.Load() && !s.degraded.Swap(true) {
+		text := "the store cannot decide: everything is admitted"
+		if s.source == quota.FromClosed {
+			text = "the store cannot decide: everything is denied"
+		}
+		s.notes.send("degraded", text, err)
+	}
+	return true
+}
+
+// answered notes that the store decided.
+func (s *fail) answered(by quota.Source) {
+	if s.degraded.Load() && by == quota.FromStore && s.degraded.Swap(false) {
+		s.notes.send("recovered", "the store decides again", nil)
+	}
+}
+
+// cannotDecide reports whether err says that the store cannot decide, to a caller who still wants to know.
+func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	return errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrIndeterminate) || overloaded && errors.Is(err, quota.ErrOverloaded)
+}
+
+func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
+	d := quota.Decision{Source: s.source, Limit: c.Limit.Spec().Capacity}
+	switch {
+	case c.Cost > d.Limit:
+		d.RetryAfter = quota.Never
+	case s.source == quota.FromOpen:
+		d.Allowed, d.Remaining = true, d.Limit
+	default:
+		d.RetryAfter = s.o.RetryAfter
+		if r, ok := errors.AsType[interface {
+			error
+			RetryAfter() time.Duration
+		}](err); ok && r.RetryAfter() > 0 {
+			d.RetryAfter = r.RetryAfter()
+		}
+	}
+	d.ResetAfter = d.RetryAfter
+	return d
+}

@@ -1,0 +1,510 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/failsafe-go/failsafe-go"
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// FailsafeOptions change what [Failsafe], [RetryFailsafe] and [HedgeFailsafe] make. The zero value, and
+// nil, take the defaults.
+type FailsafeOptions struct {
+	// ProbeLimit is how long a probe of a circuit breaker may take; after it the breaker is opened again.
+	// 0 is DefaultDelay. A Timeout inside is sooner.
+	ProbeLimit time.Duration
+	// Notice is told the changes of state of a circuit breaker, as "breaker", in order; as
+	// "misconfigured", at most once a minute, of a store that is, where a circuit breaker stands
+	// outermost; as "repeat", that a policy of an unknown kind tried to repeat a charge without a request
+	// id; and as "panic", that a hedge which nobody waits for panicked in the store. Where it is nil, nobody
+	// is told, and such a panic ends the program.
+	Notice func(quota.Notice)
+}
+
+// Failsafe returns a failsafe-go policy as a policy of this package: a circuit breaker takes the place of
+// [Breaker]; a bulkhead, rate limiter, adaptive limiter or throttler, and any policy of the program's own,
+// takes that of [Bulkhead]. A policy of failsafe-go has its state in itself: give each store one of its own.
+//
+// What counts as a failure is what [Breaker] says, whatever the policy's conditions: they are asked about
+// those errors alone, and about results; every other error looks to the policy like an empty result.
+// The result of a call, a list or not, is a quota.Result.
+//
+// A circuit breaker is driven by hand, so that it is free of these faults: a panic or a probe that hangs
+// takes its permit for good; results from before it opened count while it is half-open; and what says
+// nothing of the store's health, such as a caller's cancellation, counts as a success. Its conditions are
+// not asked at all. A panic in any other policy is caught and goes on once the policy has seen the call
+// end; after runtime.Goexit in the store the policy's permit is lost, unless a [Timeout] hands calls over.
+//
+// What the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
+// quota.ErrUnavailable and [ErrOpen] if it is a circuit breaker.
+//
+// Wrap refuses retry and hedge policies, which have constructors of their own; failsafe-go's timeout, which
+// returns when the store does and not before: use [Timeout]; its fallback and its cache, whose decisions
+// nobody made: use [FailOpen], [FailClosed] or a fallback store. A policy that nevertheless repeats a charge without a
+// request id gets the answer to the first attempt again.
+func Failsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
+	k := kindBulkhead
+	if _, ok := p.(circuitbreaker.CircuitBreaker[quota.Result]); ok {
+		k = kindBreaker
+	}
+	return newFailsafe(p, o, k)
+}
+
+// RetryFailsafe returns a failsafe-go retry policy in the place of [Retry]. It applies to peeks and to
+// charges with a request id; every other charge goes straight through, once. See [Failsafe] for what it is
+// asked about, and [Retry] for the error where an attempt had an unknown outcome.
+//
+// Nothing bounds its attempts and pauses together but the policy's own maximum duration: each attempt has
+// its timeout. Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
+func RetryFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
+	return newFailsafe(p, o, kindRetry)
+}
+
+// HedgeFailsafe returns a failsafe-go hedge policy: a second attempt where the first is slow, and the answer
+// that comes first. It applies to peeks and to charges with a request id; every other charge goes straight
+// through, once. The attempt that lost is cancelled and ends by its timeout; Close waits for it.
+//
+// A panic in an attempt that is waited for is the caller's. Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
+func HedgeFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
+	return newFailsafe(p, o, kindHedge)
+}
+
+func newFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions, k kind) Policy {
+	if o == nil {
+		o = &FailsafeOptions{}
+	}
+	return failsafePolicy{p, *o, k}
+}
+
+type failsafePolicy struct {
+	p failsafe.Policy[quota.Result]
+	o FailsafeOptions
+	k kind
+}
+
+func (p failsafePolicy) kind() kind  { return p.k }
+func (p failsafePolicy) tells() bool { return p.k == kindBreaker && p.o.Notice != nil }
+
+// unfit says why failsafe-go's policies do not fit where they were given.
+var unfit = map[string]string{
+	"timeout":     "it returns when the store does, not when the time is up; accepted: Timeout",
+	"fallback":    "nobody made its decisions; accepted: FailOpen, FailClosed or a fallback store",
+	"cachepolicy": "a decision holds for one charge; accepted: DenialMemory",
+	"retrypolicy": "a charge without a request id must not be repeated; accepted: RetryFailsafe, which repeats no other",
+	"hedgepolicy": "a charge without a request id must not be repeated; accepted: HedgeFailsafe, which repeats no other",
+}
+
+// native returns the package that a policy of failsafe-go is of, or "" for any other.
+func native(p any) string {
+	t := reflect.TypeOf(p)
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if pkg := t.PkgPath(); strings.HasPrefix(pkg, "github.com/failsafe-go/failsafe-go/") {
+		return path.Base(pkg)
+	}
+	return ""
+}
+
+func (p failsafePolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+	if p.p == nil {
+		return nil, invalid("the failsafe-go policy is nil", "a policy")
+	}
+	pkg := native(p.p)
+	switch own := map[kind]string{kindRetry: "retrypolicy", kindHedge: "hedgepolicy"}[p.k]; {
+	case p.o.ProbeLimit < 0:
+		return nil, invalid(fmt.Sprintf("FailsafeOptions.ProbeLimit is %v", p.o.ProbeLimit), "0 or more")
+	case own != "" && pkg != "" && pkg != own:
+		return nil, invalid(fmt.Sprintf("failsafe-go's %s is given as a %s", pkg, p.k), own)
+	case own == "" && unfit[pkg] != "":
+		return nil, fmt.Errorf("resilience: %w: failsafe-go's %s does not fit: %s", quota.ErrInvalid, pkg, unfit[pkg])
+	case own != "":
+		if _, err := timeoutInside(inner, p.k); err != nil {
+			return nil, err
+		}
+	}
+	if cb, ok := p.p.(circuitbreaker.CircuitBreaker[quota.Result]); ok {
+		return newFailsafeBreaker(cb, p.o, inner, at), nil
+	}
+	s := &failsafeStore{layer: layer{inner: inner, of: p.k}, exec: failsafe.With(p.p)}
+	s.notes.tell = p.o.Notice
+	return s, nil
+}
+
+// failsafeStore runs calls under a failsafe-go executor.
+type failsafeStore struct {
+	layer
+	exec  failsafe.Executor[quota.Result]
+	notes notifier
+
+	mu      sync.Mutex
+	running int           // attempts
+	idle    chan struct{} // closed when running is 0, if Close waits for that
+}
+
+func (s *failsafeStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if s.of != kindBulkhead && c.ID == "" && c.Op != quota.OpPeek {
+		return s.inner.Take(ctx, c)
+	}
+	var out [1]quota.Decision
+	err := s.do(ctx, &execution{cs: []quota.Charge{c}, single: true}, out[:])
+	return out[0], err
+}
+
+func (s *failsafeStore) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if s.of != kindBulkhead && !repeatable(cs) {
+		return s.inner.TakeAll(ctx, cs, out)
+	}
+	// A hedge that lost may read the charges after the call returned.
+	return s.do(ctx, &execution{cs: append([]quota.Charge(nil), cs...)}, out)
+}
+
+// execution is one decision: the attempts that a policy made for it.
+type execution struct {
+	cs     []quota.Charge
+	single bool
+
+	mu       sync.Mutex
+	attempts []*attempt
+	over     bool // nobody waits any more
+}
+
+// attempt is one call to the store, and what became of it once done is closed.
+type attempt struct {
+	ds     []quota.Decision
+	err    error
+	hidden bool // the policy was told of a result, not of err
+	panic  *Panic
+	done   chan struct{}
+}
+
+func (a *attempt) ended() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decision) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.closed.Load() {
+		return errClosed
+	}
+	r, err := s.exec.WithContext(ctx).GetWithExecution(func(e failsafe.Execution[quota.Result]) (quota.Result, error) {
+		return s.attempt(ctx, e.Context(), x)
+	})
+	x.mu.Lock()
+	x.over = true
+	attempts := x.attempts
+	x.mu.Unlock()
+	unknown, peeks := false, true
+	for i := range x.cs {
+		peeks = peeks && x.cs[i].Op == quota.OpPeek
+	}
+	var last, chosen *attempt
+	for _, a := range attempts {
+		if !a.ended() {
+			unknown = true
+			continue
+		}
+		if a.panic != nil {
+			panic(a.panic)
+		}
+		unknown = unknown || errors.Is(a.err, quota.ErrIndeterminate)
+		last = a
+		if err == nil && len(r.Decisions) > 0 && &r.Decisions[0] == &a.ds[0] {
+			chosen = a
+		}
+	}
+	switch {
+	case err != nil && !classified(err) && last != nil:
+		chosen = last // the policy gave up, and the last answer is what it has
+	case err == nil && chosen == nil:
+		err = fmt.Errorf("resilience: %w: a failsafe-go policy answered in the store's place", quota.ErrMisconfigured)
+	case err != nil:
+		err = translate(ctx, err, len(attempts))
+	}
+	if chosen != nil {
+		err = chosen.err
+	}
+	if err != nil {
+		return still(unknown && !peeks, err)
+	}
+	copy(out, chosen.ds)
+	return nil
+}
+
+// attempt calls the store, for the policy.
+func (s *failsafeStore) attempt(caller, ctx context.Context, x *execution) (quota.Result, error) {
+	a := &attempt{ds: make([]quota.Decision, len(x.cs)), done: make(chan struct{})}
+	x.mu.Lock()
+	if x.over {
+		x.mu.Unlock()
+		return quota.Result{}, context.Canceled
+	}
+	if len(x.attempts) > 0 && !repeatable(x.cs) {
+		first := x.attempts[0]
+		x.mu.Unlock()
+		s.notes.send("repeat", "a policy tried to repeat a charge without a request id; it was not repeated", nil)
+		<-first.done
+		return first.tell()
+	}
+	x.attempts = append(x.attempts, a)
+	x.mu.Unlock()
+	s.count(1)
+	returned := false
+	defer func() {
+		if !returned {
+			if v := recover(); v != nil {
+				a.panic, a.hidden = newPanic(v), true
+			}
+		}
+		x.mu.Lock()
+		orphan := x.over
+		close(a.done)
+		x.mu.Unlock()
+		s.count(-1)
+		if a.panic != nil && orphan {
+			s.notes.lost(a.panic)
+		}
+	}()
+	s.call(caller, ctx, x, a)
+	returned = true
+	return a.tell()
+}
+
+func (s *failsafeStore) call(caller, ctx context.Context, x *execution, a *attempt) {
+	if x.single {
+		a.ds[0], a.err = s.inner.Take(ctx, x.cs[0])
+	} else {
+		a.err = s.inner.TakeAll(ctx, x.cs, a.ds)
+	}
+	a.hidden = judge(caller, a.err) == unrelated
+}
+
+// tell returns what the policy is told of an attempt.
+func (a *attempt) tell() (quota.Result, error) {
+	if a.err != nil && !a.hidden {
+		return quota.Result{}, a.err
+	}
+	r := quota.Result{Decisions: a.ds}
+	if a.err == nil && a.panic == nil {
+		r.Granted, r.Decider = quota.Granted(a.ds), quota.Decider(a.ds)
+	}
+	return r, nil
+}
+
+// translate returns an error of an executor as one of this library's.
+func translate(ctx context.Context, err error, attempts int) error {
+	switch {
+	case classified(err):
+		return err
+	case attempts > 0: // and none has ended
+		return fmt.Errorf("resilience: %w: %w", quota.ErrIndeterminate, err)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, circuitbreaker.ErrOpen):
+		return fmt.Errorf("resilience: %w: %w: %w", quota.ErrUnavailable, ErrOpen, err)
+	}
+	return fmt.Errorf("resilience: %w: %w: %w", quota.ErrOverloaded, ErrRejected, err)
+}
+
+func (s *failsafeStore) count(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running += n
+	if s.running == 0 && s.idle != nil {
+		close(s.idle)
+		s.idle = nil
+	}
+}
+
+// Close closes the store inside and waits for attempts that nobody waits for any more, which have their timeout.
+func (s *failsafeStore) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	err := s.inner.Close()
+	t, ok := find[interface{ bound() time.Duration }](s.inner)
+	if !ok {
+		return err // only a hedge leaves attempts, and has a timeout inside
+	}
+	s.mu.Lock()
+	idle := make(chan struct{})
+	s.idle = idle
+	if s.running == 0 {
+		close(idle)
+		s.idle = nil
+	}
+	s.mu.Unlock()
+	timer := time.NewTimer(t.bound())
+	defer timer.Stop()
+	select {
+	case <-idle:
+		return err
+	case <-timer.C:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(err, fmt.Errorf("resilience: %d attempts have not ended %v after the store was closed", s.running, t.bound()))
+}
+
+// failsafeBreaker drives a failsafe-go circuit breaker by hand.
+type failsafeBreaker struct {
+	layer
+	cb    circuitbreaker.CircuitBreaker[quota.Result]
+	limit time.Duration
+	notes notifier
+	alarm alarm
+	trips trips
+
+	mu    sync.Mutex
+	state circuitbreaker.State // the latest seen
+	epoch uint64               // counts the changes of state
+	// Of the present half-open state: permits of probes that said nothing, which there is no way to give
+	// back, so the next probe takes them; and when the probes under way began.
+	spare  int
+	probes map[*probe]struct{}
+}
+
+// probe is a call's permit.
+type probe struct {
+	epoch uint64
+	began time.Time
+}
+
+func newFailsafeBreaker(cb circuitbreaker.CircuitBreaker[quota.Result], o FailsafeOptions, inner quota.Store, at place) *failsafeBreaker {
+	b := &failsafeBreaker{layer: layer{inner: inner, of: kindBreaker}, cb: cb, limit: o.ProbeLimit, state: cb.State(), probes: map[*probe]struct{}{}}
+	if b.limit == 0 {
+		b.limit = DefaultDelay
+	}
+	b.notes.tell = o.Notice
+	b.alarm = alarm{notifier: &b.notes, loud: at.loud, base: time.Now()}
+	return b
+}
+
+func (b *failsafeBreaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	p, err := b.enter()
+	if err != nil {
+		return d, err
+	}
+	o := failed // where the store does not return
+	defer func() { b.leave(p, o) }()
+	d, err = b.inner.Take(ctx, c)
+	o = b.tell(ctx, err)
+	return d, err
+}
+
+func (b *failsafeBreaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	p, err := b.enter()
+	if err != nil {
+		return err
+	}
+	o := failed
+	defer func() { b.leave(p, o) }()
+	err = b.inner.TakeAll(ctx, cs, out)
+	o = b.tell(ctx, err)
+	return err
+}
+
+func (b *failsafeBreaker) tell(ctx context.Context, err error) outcome {
+	if err == nil {
+		return healthy
+	}
+	b.alarm.see(err)
+	o := judge(ctx, err)
+	if o == failed && b.trips.again(err) {
+		o = unrelated
+	}
+	return o
+}
+
+// see notes the breaker's state and returns the epoch. The caller holds the lock.
+func (b *failsafeBreaker) see(state circuitbreaker.State) uint64 {
+	if state != b.state {
+		b.state = state
+		b.epoch++
+		b.spare = 0
+		clear(b.probes)
+		b.notes.send("breaker", "the circuit breaker is "+state.String(), nil)
+	}
+	return b.epoch
+}
+
+// enter asks for a permit.
+func (b *failsafeBreaker) enter() (*probe, error) {
+	b.mu.Lock()
+	b.see(b.cb.State())
+	if b.spare > 0 {
+		b.spare--
+		p := b.begin()
+		b.mu.Unlock()
+		return p, nil
+	}
+	b.mu.Unlock()
+	// Not under the lock: it calls the program's listeners.
+	permitted := b.cb.TryAcquirePermit()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.see(b.cb.State())
+	if permitted {
+		return b.begin(), nil
+	}
+	if b.state == circuitbreaker.HalfOpenState {
+		for p := range b.probes {
+			if time.Since(p.began) >= b.limit {
+				b.mu.Unlock()
+				b.cb.Open()
+				b.mu.Lock()
+				b.see(b.cb.State())
+				break
+			}
+		}
+	}
+	return nil, b.unless(&openError{b.cb.RemainingDelay()})
+}
+
+// begin notes a call that has a permit. The caller holds the lock.
+func (b *failsafeBreaker) begin() *probe {
+	p := &probe{epoch: b.epoch}
+	if b.state == circuitbreaker.HalfOpenState {
+		p.began = time.Now()
+		b.probes[p] = struct{}{}
+	}
+	return p
+}
+
+// leave tells the breaker how a call ended, unless its state is another by now.
+func (b *failsafeBreaker) leave(p *probe, o outcome) {
+	b.mu.Lock()
+	stale := b.see(b.cb.State()) != p.epoch
+	delete(b.probes, p)
+	if !stale && o == unrelated && b.state == circuitbreaker.HalfOpenState {
+		b.spare++
+	}
+	b.mu.Unlock()
+	if stale || o == unrelated {
+		return
+	}
+	if o == failed {
+		b.cb.RecordFailure()
+	} else {
+		b.cb.RecordSuccess()
+	}
+	b.mu.Lock()
+	b.see(b.cb.State())
+	b.mu.Unlock()
+}

@@ -1,0 +1,1096 @@
+package resilience_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
+)
+
+// remote is a primary whose faults a test scripts: a local store behind a hook, with a log of what it charged.
+type remote struct {
+	*local.Store
+	atomic quota.Atomicity
+
+	mu     sync.Mutex
+	before error                   // instead of the answer: nothing is charged
+	after  error                   // instead of the answer: it is charged
+	hook   func(cs []quota.Charge) // before anything
+	log    []string
+	ids    []string
+}
+
+func (r *remote) Atomicity() quota.Atomicity { return r.atomic }
+func (r *remote) Prompt() bool               { return false }
+
+func (r *remote) set(before, after error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.before, r.after = before, after
+}
+
+func (r *remote) hooked(hook func(cs []quota.Charge)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hook = hook
+}
+
+// calls returns what was asked since the last time: operation, cost and key of each charge.
+func (r *remote) calls() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	log := strings.Join(r.log, "; ")
+	r.log = nil
+	return log
+}
+
+func (r *remote) take(cs []quota.Charge, do func() error) error {
+	r.mu.Lock()
+	hook := r.hook
+	var parts []string
+	for _, c := range cs {
+		part := fmt.Sprint(c.Op, " ", c.Cost)
+		if len(cs) > 1 {
+			part += " " + c.Key
+		}
+		parts = append(parts, part)
+	}
+	r.log = append(r.log, strings.Join(parts, ", "))
+	r.ids = append(r.ids, cs[0].ID)
+	r.mu.Unlock()
+	if hook != nil {
+		hook(cs)
+	}
+	r.mu.Lock()
+	before, after := r.before, r.after
+	r.mu.Unlock()
+	if before != nil {
+		return before
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return after
+}
+
+func (r *remote) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	err = r.take([]quota.Charge{c}, func() (err error) {
+		d, err = r.Store.Take(ctx, c)
+		return err
+	})
+	return d, err
+}
+
+func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return r.take(cs, func() error { return r.Store.TakeAll(ctx, cs, out) })
+}
+
+// outage is one instance of four: a share of the limit "tokens", 100 and 10 a second, is 25 and 2.5 a second.
+type outage struct {
+	t     *testing.T
+	r     *remote
+	here  *local.Store
+	s     quota.Store
+	notes notices
+}
+
+func inOutage(t *testing.T, test func(o *outage)) {
+	t.Helper()
+	withFallback(t, resilience.Instances(4), 0, test)
+}
+
+func withFallback(t *testing.T, n func() int64, maxKeys int, test func(o *outage)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		o := &outage{t: t, r: &remote{Store: local.New(nil)}, here: local.New(nil)}
+		o.s = wrap(t, o.r, resilience.Fallback(o.here, n, &resilience.FallbackOptions{MaxKeys: maxKeys, Notice: o.notes.add}))
+		test(o)
+		if err := o.s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (o *outage) down() { o.r.set(as(quota.ErrUnavailable), nil) }
+func (o *outage) up()   { o.r.set(nil, nil) }
+
+func (o *outage) do(c quota.Charge) quota.Decision {
+	o.t.Helper()
+	d, err := o.s.Take(bg, c)
+	if err != nil {
+		o.t.Fatalf("%v %d: %v", c.Op, c.Cost, err)
+	}
+	return d
+}
+
+// want makes a charge and compares.
+func (o *outage) want(c quota.Charge, source quota.Source, allowed bool, remaining int64) quota.Decision {
+	o.t.Helper()
+	d := o.do(c)
+	if d.Source != source || d.Allowed != allowed || d.Remaining != remaining {
+		o.t.Fatalf("%v %d: %+v; want source %v, allowed %v, %d remaining", c.Op, c.Cost, d, source, allowed, remaining)
+	}
+	return d
+}
+
+func (o *outage) asked(want string) {
+	o.t.Helper()
+	if got := o.r.calls(); got != want {
+		o.t.Fatalf("the primary was asked %q, want %q", got, want)
+	}
+}
+
+func op(op quota.Op, n int64) quota.Charge {
+	c := charge(n)
+	c.Op = op
+	return c
+}
+
+const (
+	store = quota.FromStore
+	fall  = quota.FromFallback
+)
+
+func TestFallbackShareIsWarm(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spend int64
+		idle  time.Duration
+		want  int64
+	}{
+		{"never seen", -1, 0, 25},
+		{"whole", 0, 0, 25},
+		{"hardly used", 1, 0, 24},
+		{"half used", 50, 0, 12},
+		{"nearly exhausted", 97, 0, 0},
+		{"exhausted", 100, 0, 0},
+		{"in debt", 141, 0, -11},
+		{"exhausted, refilled since", 100, 5 * time.Second, 12},
+		{"exhausted, whole since", 100, 10 * time.Second, 25},
+		{"in debt, hardly repaid since", 141, 5 * time.Second, 2},
+		{"in debt, not repaid since", 141, 4 * time.Second, -1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inOutage(t, func(o *outage) {
+				if test.spend >= 0 {
+					o.do(op(quota.OpDebit, test.spend))
+				}
+				time.Sleep(test.idle)
+				o.down()
+				o.want(peek(0), fall, test.want >= 0, test.want)
+				// And a second time: it is not made anew.
+				if test.want > 0 {
+					o.want(charge(1), fall, true, test.want-1)
+				}
+				o.want(charge(test.want+1), fall, false, test.want-min(1, max(test.want, 0)))
+			})
+		})
+	}
+}
+
+func TestFallbackShareRefills(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.do(charge(100))
+		o.down()
+		o.want(charge(1), fall, false, 0)
+		time.Sleep(399 * time.Millisecond)
+		o.want(charge(1), fall, false, 0)
+		time.Sleep(time.Millisecond)
+		o.want(charge(1), fall, true, 0)
+		time.Sleep(time.Minute)
+		o.want(charge(25), fall, true, 0)
+	})
+}
+
+func TestFallbackPersists(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.do(charge(1))
+		time.Sleep(time.Second)
+		for range 100 { // as often as the primary comes and goes, with nobody asking for the key
+			o.down()
+			if d := o.do(charge(3)); d.Source != fall {
+				t.Fatal(d)
+			}
+			o.up()
+			o.do(quota.Charge{Limit: limit, Key: "team/other", Cost: 1})
+		}
+		o.down()
+		o.want(charge(1), fall, true, 0)
+		o.want(charge(1), fall, false, 0)
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 75)
+		o.asked("debit 25; peek 0")
+	})
+}
+
+func TestFallbackDoesNotRefillWhileThePrimaryServes(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.down()
+		o.want(charge(25), fall, true, 0)
+		o.up()
+		// While the reconciliation is under way other calls of the key do not wait for it, and are served.
+		release := make(chan struct{})
+		o.r.hooked(func(cs []quota.Charge) {
+			if cs[0].Op == quota.OpDebit {
+				<-release
+			}
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() { o.do(peek(0)) })
+		synctest.Wait()
+		time.Sleep(time.Second) // refills 2 here, the primary serves from then on
+		o.want(charge(1), store, true, 99)
+		time.Sleep(8 * time.Second)
+		o.down()
+		o.want(peek(0), fall, true, 2)
+		time.Sleep(400 * time.Millisecond)
+		o.want(peek(0), fall, true, 3)
+		o.up()
+		o.r.hooked(nil)
+		close(release)
+		wg.Wait()
+		o.want(peek(0), store, true, 75)
+	})
+}
+
+func TestFallbackReconcilesExactlyOnce(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.down()
+		o.do(charge(10))
+		o.do(op(quota.OpDebit, 30)) // into debt here
+		o.want(charge(1), fall, false, -15)
+		o.r.calls()
+
+		// Definitely not charged: next time with whatever is owed then.
+		o.want(charge(1), fall, false, -15)
+		o.asked("debit 40")
+		o.do(op(quota.OpDebit, 1))
+		o.asked("debit 40")
+		// The reply is lost: charged, but who knows.
+		o.r.set(nil, as(quota.ErrIndeterminate))
+		o.want(charge(1), fall, false, -16)
+		o.asked("debit 41")
+		o.do(op(quota.OpDebit, 5))
+		o.asked("debit 41")
+		o.up()
+		o.want(peek(0), store, true, 59) // the same again, and not what came after
+		o.asked("debit 41; peek 0")
+		o.want(charge(1), store, true, 53)
+		o.asked("debit 5; take 1")
+		o.want(charge(1), store, true, 52)
+		o.asked("take 1")
+
+		ids := slices.Compact(slices.DeleteFunc(slices.Clone(o.r.ids), func(id string) bool { return id == "" }))
+		if len(ids) != 6 || len(ids[0]) > 128 { // 10, 40, 40, 40, 41 (three times), 5
+			t.Errorf("the ids are %q", ids)
+		}
+	})
+}
+
+func TestFallbackAnIndeterminateClaimStaysSo(t *testing.T) {
+	// The reply to a reconciliation is lost, then the store is refused: the first attempt may have been charged all the same.
+	inOutage(t, func(o *outage) {
+		o.down()
+		o.do(charge(10))
+		o.r.set(nil, as(quota.ErrIndeterminate))
+		o.do(charge(1))
+		o.down()
+		o.do(charge(1))
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 90)
+		o.asked("debit 10; peek 0")
+		o.want(peek(0), store, true, 88)
+		o.asked("debit 2; peek 0")
+	})
+}
+
+func TestFallbackLearnsFromReconciliations(t *testing.T) {
+	// Reconciliations get through, the calls behind them do not: each time the share is what the debits left.
+	inOutage(t, func(o *outage) {
+		o.do(peek(0))
+		o.down()
+		o.want(charge(25), fall, true, 0)
+		o.r.hooked(func(cs []quota.Charge) {
+			if cs[0].Op == quota.OpDebit {
+				o.up()
+			} else {
+				o.down()
+			}
+		})
+		o.want(charge(18), fall, true, 0) // a quarter of 75
+		o.want(charge(14), fall, true, 0) // of 57
+		o.want(charge(10), fall, true, 0)
+	})
+}
+
+func TestFallbackReconcilesIntoDebt(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.do(charge(80))
+		o.down()
+		for range 100 {
+			o.do(charge(2))
+			time.Sleep(400 * time.Millisecond)
+		}
+		o.up()
+		d := o.do(peek(1))
+		// 100 s of refill at the primary, whole since; 2 tokens were admitted in every 800 ms, and 4 at first.
+		if d.Source != store || d.Remaining != 100-o.admitted() || d.Allowed {
+			t.Fatalf("%+v, %d admitted", d, o.admitted())
+		}
+		o.down()
+		o.want(charge(1), fall, false, -1)
+	})
+}
+
+// admitted returns what the reconciliations charged.
+func (o *outage) admitted() (n int64) {
+	for _, call := range strings.Split(o.r.calls(), "; ") {
+		var k int64
+		if _, err := fmt.Sscanf(call, "debit %d", &k); err == nil {
+			n = k
+		}
+	}
+	return n
+}
+
+func TestFallbackLists(t *testing.T) {
+	a, b, other := quota.Charge{Limit: limit, Key: "team/a", Cost: 3}, quota.Charge{Limit: limit, Key: "team/b", Cost: 4}, quota.Charge{Limit: limit, Key: "other/c", Cost: 5}
+	list := []quota.Charge{a, b, other}
+	for _, test := range []struct {
+		atomic quota.Atomicity
+		want   string
+	}{
+		{quota.AnyKeys, "debit 3 team/a, debit 4 team/b; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
+		{quota.OneGroup, "debit 3 team/a, debit 4 team/b; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
+		{quota.OneKey, "debit 3; debit 4; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
+	} {
+		inOutage(t, func(o *outage) {
+			o.r.atomic = test.atomic
+			out := make([]quota.Decision, 3)
+			o.down()
+			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall || out[1].Remaining != 21 {
+				t.Fatal(out, err)
+			}
+			// A denied list is owed nowhere.
+			big := slices.Clone(list)
+			big[2].Cost = 25
+			if err := o.s.TakeAll(bg, big, out); err != nil || quota.Granted(out) || out[0].Remaining != 22 || out[2].Source != fall {
+				t.Fatal(out, err)
+			}
+			// The lost reply to a list is repeated as it was, by a call of any of its keys.
+			o.r.set(nil, as(quota.ErrIndeterminate))
+			if test.atomic == quota.OneKey {
+				o.up()
+			}
+			o.r.calls()
+			if err := o.s.TakeAll(bg, list, out); err != nil {
+				t.Fatal(err)
+			}
+			if test.atomic == quota.OneKey {
+				o.asked(test.want)
+				return
+			}
+			o.asked("debit 3 team/a, debit 4 team/b")
+			o.up()
+			if d := o.do(quota.Charge{Limit: limit, Key: "team/b", Op: quota.OpPeek}); d.Remaining != 96 {
+				t.Fatal(d)
+			}
+			o.asked("debit 3 team/a, debit 4 team/b; peek 0") // and not the 4 of meanwhile
+			if err := o.s.TakeAll(bg, list, out); err != nil || out[0].Source != store {
+				t.Fatal(err)
+			}
+			o.asked("debit 3 team/a, debit 4 team/b; debit 10; take 3 team/a, take 4 team/b, take 5 other/c")
+			if out[0].Remaining != 91 || out[1].Remaining != 88 || out[2].Remaining != 85 {
+				t.Fatal(out)
+			}
+		})
+	}
+}
+
+func TestFallbackRefunds(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		before := o.do(charge(10))
+		o.down()
+		d := o.want(charge(10), fall, true, 12)
+		// A receipt of the fallback lowers what is owed.
+		o.want(charge(0).Settle(d, 4), fall, true, 18)
+		more := o.want(charge(5), fall, true, 13)
+		// A receipt of the store belongs there.
+		_, err := o.s.Take(bg, charge(0).Refund(before, 3))
+		wantErr(t, err, quota.ErrUnavailable)
+		o.want(peek(0), fall, true, 13)
+		// A debit does not wait for the store.
+		o.want(charge(0).Settle(before, 11), fall, true, 12)
+		o.up()
+		o.r.calls()
+		o.want(charge(0), store, true, 100-10-4-5-1)
+		o.asked("debit 10; take 0")
+		// What is reconciled is refunded at the store.
+		o.want(charge(0).Refund(more, 2), store, true, 82)
+		o.asked("refund 2")
+		// And not here, where it is owed no more.
+		o.down()
+		_, err = o.s.Take(bg, charge(0).Refund(more, 3))
+		wantErr(t, err, quota.ErrUnavailable)
+		o.want(peek(0), fall, true, 20)
+		o.up()
+		o.want(charge(0), store, true, 82)
+		// A receipt that nobody here gave out gives nothing.
+		stranger := quota.Decision{Allowed: true, Source: fall, Charged: 50, At: more.At + 1e9}
+		o.want(charge(0).Refund(stranger, 50), store, true, 82)
+		if d, err := o.s.Take(bg, quota.Charge{Limit: limit, Key: "team/unseen"}.Refund(stranger, 50)); err != nil || d.Remaining != 100 {
+			t.Fatal(d, err)
+		}
+	})
+}
+
+func TestFallbackForgottenReceipt(t *testing.T) {
+	// The account that knew of a receipt was dropped. A new one does not take the receipt for one of its own.
+	inOutage(t, func(o *outage) {
+		o.down()
+		d := o.do(charge(10))
+		o.up()
+		o.do(peek(0))
+		time.Sleep(time.Second)
+		for i := range 1000 {
+			o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
+		}
+		o.down()
+		o.want(charge(20), fall, true, 5)
+		_, err := o.s.Take(bg, charge(0).Refund(d, 10))
+		wantErr(t, err, quota.ErrUnavailable)
+		o.up()
+		o.want(charge(0).Refund(d, 10), store, true, 80)
+	})
+}
+
+func TestFallbackRefundGoesToItsWindow(t *testing.T) {
+	// 8 calls a minute, of which a share is 2. What a window had is not given back to a later one.
+	calls := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.FixedWindow(8, time.Minute))))
+	c := quota.Charge{Limit: calls, Key: "k", Cost: 1}
+	inOutage(t, func(o *outage) {
+		o.down()
+		first := o.do(c)
+		o.up()
+		o.want(c, store, true, 6)
+		time.Sleep(time.Minute)
+		o.want(c, store, true, 7)
+		o.want(c.Refund(first, 1), store, true, 7)
+		o.down()
+		second := o.do(c)
+		o.up()
+		o.want(c, store, true, 5)
+		o.want(c.Refund(second, 1), store, true, 6)
+	})
+}
+
+func TestFallbackReset(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.do(charge(100))
+		o.down()
+		o.want(charge(1), fall, false, 0)
+		time.Sleep(4 * time.Second)
+		o.want(charge(10), fall, true, 0)
+		_, err := o.s.Take(bg, op(quota.OpReset, 0))
+		wantErr(t, err, quota.ErrUnavailable)
+		o.want(charge(1), fall, false, 0)
+		o.up()
+		o.r.calls()
+		o.want(op(quota.OpReset, 0), store, true, 100)
+		o.asked("reset 0")
+		o.down()
+		o.want(peek(0), fall, true, 25)
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 100) // nothing is owed
+		o.asked("peek 0")
+	})
+}
+
+func TestFallbackIDs(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.down()
+		first := o.do(withID(charge(5), "x"))
+		again := o.do(withID(charge(5), "x"))
+		if !again.Replayed || again.Source != fall || first.Replayed {
+			t.Fatalf("%+v, then %+v", first, again)
+		}
+		o.want(peek(0), fall, true, 20)
+		o.up()
+		o.want(peek(0), store, true, 95)
+	})
+}
+
+func TestFallbackErrors(t *testing.T) {
+	unknown := errors.New("what is this")
+	for _, test := range []struct {
+		err   error
+		falls bool
+	}{
+		{as(quota.ErrUnavailable), true},
+		{as(quota.ErrIndeterminate), true},
+		{as(quota.ErrOverloaded), true},
+		{fmt.Errorf("%w: %w", quota.ErrOverloaded, resilience.ErrRejected), true},
+		{unknown, true},
+		{context.DeadlineExceeded, true}, // of another's context
+		{as(quota.ErrInvalid), false},
+		{as(quota.ErrMisconfigured), false},
+		{as(quota.ErrCrossSlot), false},
+		{as(quota.ErrConflict), false},
+		{as(quota.ErrClosed), false},
+	} {
+		both(t, func(t *testing.T, take func(quota.Store, context.Context, quota.Charge) (quota.Decision, error)) {
+			inOutage(t, func(o *outage) {
+				o.r.set(test.err, nil)
+				d, err := take(o.s, bg, charge(1))
+				if test.falls != (err == nil && d.Source == fall) || !test.falls && err != test.err {
+					t.Errorf("%v gives %+v, %v", test.err, d, err)
+				}
+				// The same from the reconciliation.
+				o.down()
+				o.do(charge(1))
+				o.r.set(test.err, nil)
+				d, err = take(o.s, bg, charge(1))
+				if test.falls != (err == nil && d.Source == fall) || !test.falls && err != test.err {
+					t.Errorf("%v gives %+v, %v to a reconciliation", test.err, d, err)
+				}
+				synctest.Wait()
+				o.notes.take()
+				if errors.Is(test.err, quota.ErrMisconfigured) {
+					time.Sleep(time.Minute)
+					take(o.s, bg, charge(1))
+					synctest.Wait()
+					if ns := o.notes.take(); len(ns) != 1 || ns[0].Name != "misconfigured" {
+						t.Errorf("notices %v", ns)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestFallbackCallersContext(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		ctx, cancel := context.WithCancel(bg)
+		o.r.hooked(func([]quota.Charge) { cancel() })
+		o.r.set(as(quota.ErrIndeterminate), nil)
+		_, err := o.s.Take(ctx, charge(1))
+		wantErr(t, err, quota.ErrIndeterminate)
+		o.r.hooked(nil)
+		o.do(charge(1))
+		_, err = o.s.Take(ctx, charge(1)) // what was owed cannot be paid, the call was not sent
+		wantErr(t, err, context.Canceled)
+		wantNot(t, err, quota.ErrIndeterminate)
+		o.up()
+		o.want(peek(0), store, true, 99)
+	})
+}
+
+func TestFallbackBothFail(t *testing.T) {
+	for _, test := range []struct{ cause, here, is, not error }{
+		{quota.ErrUnavailable, quota.ErrOverloaded, quota.ErrUnavailable, quota.ErrIndeterminate},
+		{quota.ErrIndeterminate, quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrUnavailable},
+		{quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrIndeterminate, quota.ErrUnavailable},
+	} {
+		bad := &remote{Store: local.New(nil)}
+		s := wrap(t, &remote{Store: local.New(nil), before: as(test.cause)}, resilience.Fallback(bad, resilience.Instances(4), nil))
+		for _, at := range []string{"while the share is made", "later"} {
+			bad.set(as(test.here), nil)
+			_, err := s.Take(bg, charge(1))
+			if wantErr(t, err, test.is); errors.Is(err, test.not) {
+				t.Errorf("%s: %v", at, err)
+			}
+			bad.set(nil, nil)
+			if d, err := s.Take(bg, charge(1)); err != nil || d.Source != fall {
+				t.Errorf("%s: the fallback does not recover: %v, %v", at, d, err)
+			}
+		}
+	}
+}
+
+func TestFallbackCostAboveTheShare(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.down()
+		if d := o.do(charge(26)); d.Allowed || d.RetryAfter != resilience.DefaultRetryAfter || d.Limit != 25 {
+			t.Errorf("%+v", d)
+		}
+		if d := o.do(charge(101)); d.Allowed || d.RetryAfter != quota.Never {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
+func TestFallbackNeedsSharer(t *testing.T) {
+	type plain struct{ quota.Algorithm }
+	whole := quota.Must(quota.NewLimit("whole", plain{limit.Algorithm()}))
+	slow := bucket("slow", 1, 1, 10*365*24*time.Hour)
+	inOutage(t, func(o *outage) {
+		for _, l := range []*quota.Limit{whole, slow} {
+			c := quota.Charge{Limit: l, Key: "k", Cost: 1}
+			_, err := o.s.Take(bg, c)
+			wantErr(t, err, quota.ErrInvalid)
+			wantErr(t, o.s.TakeAll(bg, []quota.Charge{c, charge(1)}, make([]quota.Decision, 2)), quota.ErrInvalid)
+			if !strings.Contains(err.Error(), l.Name()) {
+				t.Error(err)
+			}
+		}
+		o.asked("") // before anything is charged
+	})
+}
+
+func TestFallbackInstancesChange(t *testing.T) {
+	n := int64(4)
+	withFallback(t, func() int64 { return n }, 0, func(o *outage) {
+		o.down()
+		o.want(charge(20), fall, true, 5)
+		n = 10
+		o.want(charge(1), fall, false, -10)
+		n = 2
+		o.want(charge(1), fall, true, 29)
+		n = 0 // nobody knows: as before
+		o.want(charge(1), fall, true, 28)
+		n = 4
+		o.want(charge(1), fall, true, 2)
+		o.up()
+		o.want(peek(0), store, true, 77)
+		n = 7
+		o.down()
+		o.want(peek(0), fall, true, 11)
+	})
+}
+
+func TestFallbackRefuses(t *testing.T) {
+	for name, p := range map[string]resilience.Policy{
+		"no store":      resilience.Fallback(nil, resilience.Instances(1), nil),
+		"no instances":  resilience.Fallback(local.New(nil), nil, nil),
+		"0 instances":   resilience.Fallback(local.New(nil), resilience.Instances(0), nil),
+		"negative keys": resilience.Fallback(local.New(nil), resilience.Instances(1), &resilience.FallbackOptions{MaxKeys: -1}),
+	} {
+		if _, err := resilience.Wrap(&stub{}, p); !errors.Is(err, quota.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestFallbackTableIsBounded(t *testing.T) {
+	key := func(i int) quota.Charge { return quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1} }
+	const keys = 2000 // for 640 accounts
+	withFallback(t, resilience.Instances(4), 640, func(o *outage) {
+		o.down()
+		here, denied := 0, 0
+		for i := range keys {
+			d := o.do(key(i))
+			if d.Source != fall || d.Limit != 25 || !d.Allowed && d.RetryAfter <= 0 {
+				t.Fatal(d)
+			}
+			if d.Allowed {
+				here++
+			} else {
+				denied++
+			}
+		}
+		if here > 640 || here < 500 || denied != keys-here {
+			t.Fatalf("%d keys were admitted, %d denied", here, denied)
+		}
+		_, err := o.s.Take(bg, quota.Charge{Limit: limit, Key: "k1999", Op: quota.OpDebit, Cost: 1})
+		wantErr(t, err, quota.ErrOverloaded)
+		time.Sleep(time.Hour) // what is owed is not forgotten
+		if d := o.do(key(keys)); d.Allowed {
+			t.Fatal(d)
+		}
+		o.up()
+		owed := int64(0)
+		for i := range keys {
+			c := key(i)
+			c.Op = quota.OpPeek
+			owed += 100 - o.do(c).Remaining
+		}
+		if owed != int64(here) {
+			t.Fatalf("%d were admitted and %d charged", here, owed)
+		}
+		// While the primary says that keys are in use, those left out are not known to be well.
+		for i := range keys {
+			c := key(i)
+			c.Cost = 99
+			o.do(c)
+		}
+		o.down()
+		for i := range keys {
+			if d := o.do(key(i)); d.Allowed {
+				t.Fatalf("exhausted key %d: %+v", i, d)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		if d := o.do(key(keys + 1)); !d.Allowed {
+			t.Fatalf("a new key, when all are well again: %+v", d)
+		}
+	})
+}
+
+func TestFallbackLeftOutKeys(t *testing.T) {
+	// A key that was exhausted when there was no room for its account is not taken for a new one when there is.
+	withFallback(t, resilience.Instances(4), 64, func(o *outage) {
+		for i := range 500 {
+			o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
+		}
+		o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 100})
+		time.Sleep(time.Second)
+		o.down()
+		if d := o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 1}); d.Allowed {
+			t.Fatalf("%+v", d)
+		}
+		time.Sleep(9 * time.Second)
+		if d := o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 1}); !d.Allowed {
+			t.Fatalf("%+v", d)
+		}
+	})
+}
+
+func TestFallbackStaleAnswer(t *testing.T) {
+	// The answer to a call that was decided before a reconciliation comes after it. It says that much is left.
+	inOutage(t, func(o *outage) {
+		held, answered := make(chan struct{}), make(chan struct{})
+		s := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+			d, err := o.r.Take(ctx, c)
+			if c.ID == "slow" {
+				close(answered)
+				<-held
+			}
+			return d, err
+		}}
+		f := wrap(t, s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil))
+		take := func(c quota.Charge, source quota.Source, remaining int64) {
+			t.Helper()
+			if d, err := f.Take(bg, c); err != nil || d.Source != source || d.Remaining != remaining {
+				t.Fatalf("%+v, %v; want %d from the %v", d, err, remaining, source)
+			}
+		}
+		o.down()
+		take(charge(20), fall, 5)
+		o.up()
+		var wg sync.WaitGroup
+		o.r.hooked(func(cs []quota.Charge) {
+			if cs[0].Op == quota.OpDebit {
+				time.Sleep(time.Millisecond)
+			}
+		})
+		wg.Go(func() { take(charge(80), store, 0) })
+		time.Sleep(time.Microsecond)
+		wg.Go(func() { f.Take(bg, withID(peek(0), "slow")) }) // decided while the debit is on its way: 100 are left
+		<-answered
+		time.Sleep(10 * time.Millisecond)
+		close(held)
+		wg.Wait()
+		o.down()
+		take(peek(0), fall, 0)
+	})
+}
+
+func TestFallbackWithinOneTimeout(t *testing.T) {
+	// A call with a reconciliation in front of it makes two requests within one timeout.
+	synctest.Test(t, func(t *testing.T) {
+		r := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}
+		s := wrap(t, r, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), resilience.Timeout(100*time.Millisecond, nil))
+		s.Take(bg, charge(1))
+		r.set(nil, nil)
+		r.hooked(func([]quota.Charge) { time.Sleep(80 * time.Millisecond) })
+		began := time.Now()
+		d, err := s.Take(bg, charge(1))
+		if took := time.Since(began); took != 100*time.Millisecond || err != nil || d.Source != fall {
+			t.Errorf("%v, %v after %v", d, err, took)
+		}
+		time.Sleep(time.Second)
+		s.Close()
+	})
+}
+
+func TestFallbackNotices(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		want := func(texts ...string) {
+			t.Helper()
+			synctest.Wait()
+			got := o.notes.take()
+			if len(got) != len(texts) {
+				t.Fatalf("notices %v, want %v", got, texts)
+			}
+			for i := range got {
+				if got[i].Name != "fallback" || !strings.HasPrefix(got[i].Text, texts[i]) {
+					t.Fatalf("notices %v, want %v", got, texts)
+				}
+			}
+		}
+		o.do(charge(1))
+		want()
+		o.down()
+		o.do(charge(1))
+		o.do(charge(1))
+		want("began")
+		for range 20 { // flapping
+			o.up()
+			o.do(charge(1))
+			time.Sleep(time.Second)
+			o.down()
+			o.do(charge(1))
+			time.Sleep(time.Second)
+		}
+		want()
+		o.up()
+		o.do(charge(1))
+		want()
+		time.Sleep(5 * time.Second)
+		o.do(charge(1))
+		o.do(charge(1))
+		want("ended: the store decides again; 22 calls")
+		o.down()
+		o.do(charge(1))
+		want("began")
+	})
+}
+
+func TestFallbackClose(t *testing.T) {
+	bad := errors.New("bad")
+	primary, here := &stub{onClose: func() error { return bad }}, &stub{}
+	s := wrap(t, primary, resilience.Fallback(here, resilience.Instances(1), nil))
+	wantErr(t, s.Close(), bad)
+	s.Close()
+	if primary.closed != 1 || here.closed == 0 {
+		t.Errorf("the stores were closed %d and %d times", primary.closed, here.closed)
+	}
+}
+
+func TestFallbackAtomicity(t *testing.T) {
+	for a := quota.AnyKeys; a <= quota.OneKey; a++ {
+		for b := quota.AnyKeys; b <= quota.OneKey; b++ {
+			s := wrap(t, &stub{atomic: a}, resilience.Fallback(&stub{atomic: b}, resilience.Instances(1), nil))
+			if got := s.(quota.Graded).Atomicity(); got != max(a, b) {
+				t.Errorf("%v and %v give %v", a, b, got)
+			}
+		}
+	}
+}
+
+func TestFallbackPanics(t *testing.T) {
+	// Neither a primary nor a fallback that panics leaves the key stuck.
+	r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+	s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
+	panics := func(c quota.Charge) {
+		t.Helper()
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+		}()
+		s.Take(bg, c)
+	}
+	boom := func(of quota.Op) func([]quota.Charge) {
+		return func(cs []quota.Charge) {
+			if cs[0].Op == of {
+				panic("boom")
+			}
+		}
+	}
+	for _, of := range []quota.Op{quota.OpReset, quota.OpTake} {
+		here.hooked(boom(of))
+		panics(charge(1))
+	}
+	here.hooked(nil)
+	if d, err := s.Take(bg, charge(5)); err != nil || d.Remaining != 20 {
+		t.Fatal(d, err)
+	}
+	r.hooked(boom(quota.OpDebit))
+	panics(charge(1))
+	r.hooked(nil)
+	r.set(nil, nil)
+	if d, err := s.Take(bg, peek(0)); err != nil || d.Remaining != 95 {
+		t.Fatal(d, err)
+	}
+}
+
+func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
+	// Between its two steps the bucket is whole, though the key is exhausted: nobody may take from it.
+	synctest.Test(t, func(t *testing.T) {
+		r, here := &remote{Store: local.New(nil)}, &remote{Store: local.New(nil)}
+		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
+		s.Take(bg, op(quota.OpDebit, 200))
+		r.set(as(quota.ErrUnavailable), nil)
+		here.hooked(func(cs []quota.Charge) {
+			if cs[0].Op == quota.OpDebit {
+				time.Sleep(time.Second)
+			}
+		})
+		var wg sync.WaitGroup
+		for i := range 3 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 300 * time.Millisecond)
+				if d, err := s.Take(bg, charge(1)); err != nil || d.Allowed {
+					t.Errorf("%+v, %v", d, err)
+				}
+			})
+		}
+		// Who does not want to wait need not.
+		ctx, cancel := context.WithTimeout(bg, 500*time.Millisecond)
+		defer cancel()
+		wg.Go(func() {
+			time.Sleep(time.Millisecond)
+			_, err := s.Take(ctx, charge(1))
+			wantErr(t, err, context.DeadlineExceeded, quota.ErrUnavailable)
+		})
+		wg.Wait()
+	})
+}
+
+func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
+	// What was taken is known only when the store has answered. Until then the share is not made anew.
+	synctest.Test(t, func(t *testing.T) {
+		r, buckets := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, local.New(nil)
+		here := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+			d, err := buckets.Take(ctx, c)
+			if c.Op == quota.OpTake && c.Cost == 20 {
+				time.Sleep(time.Second)
+			}
+			return d, err
+		}}
+		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if d, err := s.Take(bg, charge(20)); err != nil || !d.Allowed {
+				t.Errorf("%+v, %v", d, err)
+			}
+		})
+		time.Sleep(100 * time.Millisecond)
+		r.set(nil, nil)
+		if d, err := s.Take(bg, peek(0)); err != nil || d.Remaining != 100 {
+			t.Fatal(d, err)
+		}
+		r.set(as(quota.ErrUnavailable), nil)
+		if d, err := s.Take(bg, charge(10)); err != nil || d.Allowed || d.Source != fall || d.Remaining != 5 {
+			t.Errorf("%+v, %v", d, err)
+		}
+		wg.Wait()
+	})
+}
+
+// TestFallbackRace has many goroutines on few keys while the primary flaps: run it with the race detector.
+func TestFallbackRace(t *testing.T) {
+	r, here := &remote{Store: local.New(nil)}, local.New(nil)
+	s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
+	big := bucket("big", 1<<20, 100, time.Hour)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	total := map[string]int64{}
+	stop := make(chan struct{})
+	for range 8 {
+		wg.Go(func() {
+			for i := range 400 {
+				keys := []string{"a/x", "a/y", "b"}
+				cs := []quota.Charge{{Limit: big, Key: keys[i%3], Cost: 1}}
+				if i%5 == 0 {
+					cs = append(cs, quota.Charge{Limit: big, Key: keys[(i+1)%3], Cost: 2})
+				}
+				out := make([]quota.Decision, len(cs))
+				if err := s.TakeAll(bg, cs, out); err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				for j := range out {
+					total[cs[j].Key] += out[j].Charged
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	var flaps sync.WaitGroup
+	flaps.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			r.set([]error{nil, as(quota.ErrUnavailable)}[i%2], nil)
+		}
+	})
+	wg.Wait()
+	close(stop)
+	flaps.Wait()
+	r.set(nil, nil)
+	for key, want := range total {
+		s.Take(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek})
+		if d, err := s.Take(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek}); err != nil || 1<<20-d.Remaining != want {
+			t.Errorf("%s: %d were admitted and %d charged, %v", key, want, 1<<20-d.Remaining, err)
+		}
+	}
+}
+
+func TestFallbackAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	s := wrap(t, local.New(nil), resilience.Fallback(local.New(nil), resilience.Instances(4), nil))
+	c := quota.Charge{Limit: bucket("big", 1<<20, 100, time.Hour), Key: "team/agent", Cost: 1}
+	if n := testing.AllocsPerRun(1000, func() { s.Take(bg, c) }); n > 0 {
+		t.Errorf("%v allocations a decision of a healthy primary", n)
+	}
+}
+
+func BenchmarkFallbackHealthy(b *testing.B) {
+	l := bucket("big", 1<<20, 1_000_000_000, time.Second)
+	c := quota.Charge{Limit: l, Key: "team/agent", Cost: 1}
+	for _, bench := range []struct {
+		name string
+		s    quota.Store
+	}{
+		{"store", local.New(nil)},
+		{"fallback", wrap(b, local.New(nil), resilience.Fallback(local.New(nil), resilience.Instances(4), nil))},
+		{"outage", wrap(b, &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
+			return quota.Decision{}, quota.ErrUnavailable
+		}}, resilience.Fallback(local.New(nil), resilience.Instances(4), nil))},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := bench.s.Take(bg, c); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkStandardHealthy(b *testing.B) {
+	c := quota.Charge{Limit: bucket("big", 1<<20, 1_000_000_000, time.Second), Key: "team/agent", Cost: 1}
+	for _, bench := range []struct {
+		name string
+		s    quota.Store
+	}{
+		{"store", &prompt{local.New(nil)}},
+		{"closed", quota.Must(resilience.Standard(&prompt{local.New(nil)}, resilience.FailClosed(nil), nil))},
+		{"fallback", quota.Must(resilience.Standard(&prompt{local.New(nil)}, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), nil))},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := bench.s.Take(bg, c); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+type prompt struct{ *local.Store }
+
+func (prompt) Prompt() bool { return true }

@@ -1,0 +1,219 @@
+package resilience_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
+)
+
+var raceEnabled bool
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var bg = context.Background()
+
+// sized returns the size of a test: the reduced one unless FLEETQUOTA_FULL=1.
+func sized(reduced, whole int) int {
+	if os.Getenv("FLEETQUOTA_FULL") == "1" {
+		return whole
+	}
+	return reduced
+}
+
+// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
+func random(t testing.TB) *rand.Rand {
+	seed := rand.Uint64()
+	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
+		seed, _ = strconv.ParseUint(s, 10, 64)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
+		}
+	})
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+func bucket(name string, tokens, refill int64, per time.Duration) *quota.Limit {
+	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, refill, per))))
+}
+
+var limit = bucket("tokens", 100, 10, time.Second)
+
+func charge(n int64) quota.Charge { return quota.Charge{Limit: limit, Key: "team/agent", Cost: n} }
+
+func withID(c quota.Charge, id string) quota.Charge {
+	c.ID = id
+	return c
+}
+
+func peek(n int64) quota.Charge {
+	return quota.Charge{Limit: limit, Key: "team/agent", Cost: n, Op: quota.OpPeek}
+}
+
+var granted = quota.Decision{Allowed: true, Limit: 100, Remaining: 99, Charged: 1, At: 1}
+
+// stub is a store whose answers a test scripts. It is prompt only if it says so.
+type stub struct {
+	prompt bool
+	atomic quota.Atomicity
+	// answer decides every charge; nil grants.
+	answer func(ctx context.Context, c quota.Charge) (quota.Decision, error)
+	// answerAll decides lists; nil decides charge by charge.
+	answerAll func(ctx context.Context, cs []quota.Charge, out []quota.Decision) error
+	onClose   func() error
+
+	mu     sync.Mutex
+	calls  int
+	closed int
+}
+
+func (s *stub) Prompt() bool               { return s.prompt }
+func (s *stub) Atomicity() quota.Atomicity { return s.atomic }
+
+// count counts a call and returns how to answer it.
+func (s *stub) count() func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	return s.answer
+}
+
+// set changes the answers while the store is in use.
+func (s *stub) set(answer func(ctx context.Context, c quota.Charge) (quota.Decision, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
+}
+
+func (s *stub) called() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
+}
+
+func (s *stub) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	answer := s.count()
+	if answer == nil {
+		return granted, nil
+	}
+	return answer(ctx, c)
+}
+
+func (s *stub) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+	answer := s.count()
+	if s.answerAll != nil {
+		return s.answerAll(ctx, cs, out)
+	}
+	for i := range cs {
+		out[i] = granted
+		if answer != nil {
+			if out[i], err = answer(ctx, cs[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *stub) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed++
+	if s.onClose != nil {
+		return s.onClose()
+	}
+	return nil
+}
+
+// script returns answers that fail with each error in turn, nil being a grant, and then grant.
+func script(errs ...error) func(context.Context, quota.Charge) (quota.Decision, error) {
+	var mu sync.Mutex
+	n := 0
+	return func(context.Context, quota.Charge) (quota.Decision, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		n++
+		if n <= len(errs) && errs[n-1] != nil {
+			return quota.Decision{}, errs[n-1]
+		}
+		return granted, nil
+	}
+}
+
+func as(sentinel error) error { return fmt.Errorf("test: %w", sentinel) }
+
+func wrap(t testing.TB, s quota.Store, ps ...resilience.Policy) quota.Store {
+	t.Helper()
+	w, err := resilience.Wrap(s, ps...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// notices collects notices.
+type notices struct {
+	mu  sync.Mutex
+	all []quota.Notice
+}
+
+func (n *notices) add(x quota.Notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = append(n.all, x)
+}
+
+func (n *notices) take() []quota.Notice {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := n.all
+	n.all = nil
+	return all
+}
+
+func wantErr(t testing.TB, err error, is ...error) {
+	t.Helper()
+	for _, e := range is {
+		if !errors.Is(err, e) {
+			t.Fatalf("the error is %v, want one that is %v", err, e)
+		}
+	}
+}
+
+func wantNot(t testing.TB, err error, is ...error) {
+	t.Helper()
+	for _, e := range is {
+		if errors.Is(err, e) {
+			t.Fatalf("the error is %v, and is %v", err, e)
+		}
+	}
+}
+
+// both runs a test with Take and with a TakeAll of one charge.
+func both(t *testing.T, test func(t *testing.T, take func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error))) {
+	t.Run("Take", func(t *testing.T) {
+		test(t, func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error) {
+			return s.Take(ctx, c)
+		})
+	})
+	t.Run("TakeAll", func(t *testing.T) {
+		test(t, func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error) {
+			var out [1]quota.Decision
+			err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+			return out[0], err
+		})
+	})
+}

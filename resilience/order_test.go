@@ -1,0 +1,206 @@
+package resilience_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/failsafe-go/failsafe-go"
+	"github.com/failsafe-go/failsafe-go/bulkhead"
+	"github.com/failsafe-go/failsafe-go/cachepolicy"
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
+	"github.com/failsafe-go/failsafe-go/fallback"
+	"github.com/failsafe-go/failsafe-go/hedgepolicy"
+	"github.com/failsafe-go/failsafe-go/retrypolicy"
+	"github.com/failsafe-go/failsafe-go/timeout"
+
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
+)
+
+type (
+	result = quota.Result
+	fsp    = failsafe.Policy[result]
+)
+
+func allPolicies() []resilience.Policy {
+	return []resilience.Policy{
+		resilience.FailOpen(nil),
+		resilience.DenialMemory(nil),
+		resilience.Breaker(nil),
+		resilience.Bulkhead(8),
+		resilience.Retry(nil),
+		resilience.HedgeFailsafe(hedgepolicy.NewWithDelay[result](time.Second), nil),
+		resilience.Timeout(time.Second, nil),
+	}
+}
+
+func TestWrapOrder(t *testing.T) {
+	all := allPolicies()
+	names := []string{"fallback", "memory of denials", "breaker", "bulkhead", "retry", "hedge", "timeout"}
+	wrap(t, &stub{}, all...).Close()
+	for i := range all {
+		for j := range all {
+			// Retry and hedge need a timeout, which would be two of a kind beside one.
+			ps := []resilience.Policy{all[i], all[j]}
+			if i != 6 && j != 6 {
+				ps = append(ps, all[6])
+			}
+			_, err := resilience.Wrap(&stub{}, ps...)
+			inner, outer := names[j], names[i]
+			switch {
+			case i < j && err != nil:
+				t.Errorf("%s( %s ) is refused: %v", outer, inner, err)
+			case i == j && (!errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "two policies of the kind "+inner)):
+				t.Errorf("%s( %s ): %v", outer, inner, err)
+			case i > j && (!errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "the "+inner+" is inside the "+outer) || !strings.Contains(err.Error(), "because ")):
+				t.Errorf("%s( %s ): %v", outer, inner, err)
+			}
+			if i == j || i == 6 || j == 6 {
+				continue
+			}
+			// The same in two steps.
+			first, err := resilience.Wrap(&stub{}, all[j], all[6])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = resilience.Wrap(first, all[i]); (err == nil) != (i < j) {
+				t.Errorf("%s( %s ) in two steps: %v", outer, inner, err)
+			}
+		}
+	}
+}
+
+type custom struct{ fsp }
+
+func TestWrapRefuses(t *testing.T) {
+	retry := retrypolicy.NewWithDefaults[result]()
+	hedge := hedgepolicy.NewWithDelay[result](time.Second)
+	tm := resilience.Timeout(time.Second, nil)
+	type ps = []resilience.Policy
+	for want, ps := range map[string]ps{
+		"the store is nil":                 nil,
+		"policy 1 is nil":                  {nil},
+		"the timeout is 0s":                {resilience.Timeout(0, nil)},
+		"MaxCalls is -1":                   {resilience.Timeout(1, &resilience.TimeoutOptions{MaxCalls: -1})},
+		"the bulkhead is 0":                {resilience.Bulkhead(0)},
+		"-1 failures":                      {resilience.Breaker(&resilience.BreakerOptions{Failures: -1})},
+		"delay of -1":                      {resilience.Breaker(&resilience.BreakerOptions{Delay: -1})},
+		"Jitter is 1.5":                    {resilience.Breaker(&resilience.BreakerOptions{Jitter: 1.5})},
+		"slices of 2s":                     {resilience.Breaker(&resilience.BreakerOptions{Window: time.Second, Slice: 2 * time.Second})},
+		"FailOptions.RetryAfter is -1ns":   {resilience.FailClosed(&resilience.FailOptions{RetryAfter: -1})},
+		"MemoryOptions.Keys is -1":         {resilience.DenialMemory(&resilience.MemoryOptions{Keys: -1})},
+		"-1 attempts":                      {resilience.Retry(&resilience.RetryOptions{Attempts: -1}), tm},
+		"no timeout inside the retry":      {resilience.Retry(nil)},
+		"no timeout inside the retry ":     {resilience.RetryFailsafe(retry, nil)}, // the blank is only for the map
+		"no timeout inside the hedge":      {resilience.HedgeFailsafe(hedge, nil)},
+		"accepted: RetryFailsafe":          {resilience.Failsafe(retry, nil), tm},
+		"accepted: HedgeFailsafe":          {resilience.Failsafe(hedge, nil), tm},
+		"returns when the store does":      {resilience.Failsafe(timeout.New[result](time.Second), nil)},
+		"nobody made its decisions":        {resilience.Failsafe(fallback.NewWithResult(result{}), nil)},
+		"holds for one charge":             {resilience.Failsafe(cachepolicy.New[result](nil), nil)},
+		"hedgepolicy is given as a retry":  {resilience.RetryFailsafe(hedge, nil), tm},
+		"retrypolicy is given as a hedge":  {resilience.HedgeFailsafe(retry, nil), tm},
+		"bulkhead is given as a retry":     {resilience.RetryFailsafe(bulkhead.New[result](1), nil), tm},
+		"failsafe-go policy is nil":        {resilience.Failsafe(nil, nil)},
+		"ProbeLimit is -1ns":               {resilience.Failsafe(bulkhead.New[result](1), &resilience.FailsafeOptions{ProbeLimit: -1})},
+		"two policies of the kind breaker": {resilience.Breaker(nil), resilience.Failsafe(circuitbreaker.NewWithDefaults[result](), nil)},
+	} {
+		var s quota.Store = &stub{}
+		if ps == nil {
+			s = nil
+		}
+		_, err := resilience.Wrap(s, ps...)
+		if !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), strings.TrimSpace(want)) || !strings.Contains(err.Error(), "accepted: ") {
+			t.Errorf("want %q: %v", want, err)
+		}
+	}
+	// Policies of a kind that nobody knows are taken where they are given.
+	wrap(t, &stub{}, resilience.Failsafe(custom{retry}, nil))
+	wrap(t, &stub{}, resilience.RetryFailsafe(custom{retry}, nil), tm)
+}
+
+func TestUnwrap(t *testing.T) {
+	inner := &stub{atomic: quota.OneGroup}
+	s := wrap(t, inner, allPolicies()...)
+	layers := 0
+	var at quota.Store = s
+	for {
+		u, ok := at.(interface{ Unwrap() quota.Store })
+		if !ok {
+			break
+		}
+		if g := at.(quota.Graded).Atomicity(); g != quota.OneGroup {
+			t.Errorf("layer %d is %d", layers, g)
+		}
+		if !at.(quota.Prompt).Prompt() {
+			t.Errorf("layer %d is not prompt, though there is a timeout inside", layers)
+		}
+		at = u.Unwrap()
+		layers++
+	}
+	if layers != len(allPolicies()) || at != quota.Store(inner) {
+		t.Errorf("%d layers, and at the end %T", layers, at)
+	}
+	if b := wrap(t, inner, resilience.Breaker(nil)); b.(quota.Prompt).Prompt() {
+		t.Error("a breaker made a store prompt")
+	}
+	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(quota.Prompt).Prompt() || b.(quota.Graded).Atomicity() != quota.AnyKeys {
+		t.Error("what the local store declares is lost")
+	}
+	for range 2 {
+		if err := s.Close(); err != nil || inner.closed != 1 {
+			t.Errorf("closed %d times: %v", inner.closed, err)
+		}
+	}
+	if same := wrap(t, inner); same != quota.Store(inner) {
+		t.Errorf("no policies make %T", same)
+	}
+}
+
+// TestClosed holds that what a policy answers by itself is ErrClosed after Close.
+func TestClosed(t *testing.T) {
+	store := local.New(nil)
+	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
+	if _, err := s.Take(bg, charge(100)); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := s.Take(bg, charge(100)); err != nil || d.Allowed {
+		t.Fatal(d, err)
+	}
+	if d, err := s.Take(bg, charge(100)); err != nil || d.Source != quota.FromMemory {
+		t.Fatal(d, err)
+	}
+	s.Close()
+	_, err := s.Take(bg, charge(100))
+	wantErr(t, err, quota.ErrClosed)
+
+	broken := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailOpen(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
+	broken.Take(bg, charge(1))
+	if d, err := broken.Take(bg, charge(1)); err != nil || d.Source != quota.FromOpen {
+		t.Fatal(d, err)
+	}
+	broken.Close()
+	_, err = broken.Take(bg, charge(1))
+	wantErr(t, err, quota.ErrClosed)
+}
+
+func TestStandard(t *testing.T) {
+	for _, p := range []resilience.Policy{nil, resilience.Bulkhead(1)} {
+		if _, err := resilience.Standard(&stub{}, p, nil); !errors.Is(err, quota.ErrInvalid) {
+			t.Errorf("%v", err)
+		}
+	}
+	for _, p := range []resilience.Policy{resilience.FailOpen(nil), resilience.FailClosed(nil), resilience.FailWithError()} {
+		s, err := resilience.Standard(local.New(nil), p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, err := s.Take(bg, charge(1)); err != nil || !d.Allowed || d.Source != quota.FromStore {
+			t.Error(d, err)
+		}
+		s.Close()
+	}
+}

@@ -1,0 +1,154 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// The defaults of [RetryOptions].
+const (
+	DefaultAttempts = 3
+	DefaultBackoff  = 2 * time.Millisecond
+)
+
+// RetryOptions change what [Retry] makes. The zero value, and nil, take the defaults.
+type RetryOptions struct {
+	// Attempts is how many attempts a decision may take, the first included; 0 is DefaultAttempts.
+	Attempts int
+	// Backoff is the longest pause before the second attempt; it doubles with each further one. Pauses
+	// are random, from 0 up. 0 is DefaultBackoff.
+	Backoff time.Duration
+	// Budget is how long the attempts and pauses may take together. 0 is the time of the Timeout inside,
+	// so that retries make no decision later; a longer one leaves room for attempts that timed out.
+	Budget time.Duration
+}
+
+// Retry returns the policy that a peek, or a charge with a request id, is tried again where the store
+// was unavailable or the outcome is unknown. Every other charge goes straight through, once: without an
+// id nobody can tell whether a repeat charges twice, and charges that may be repeated carry one.
+//
+// If one attempt had an unknown outcome and the last one failed, the error is quota.ErrIndeterminate
+// whatever the last one's was. Other errors are not tried again and pass: a misconfigured store stays
+// so, and an overloaded one would be more so. Nothing is tried again once the caller's context has ended.
+//
+// A request id guards against two grants, not against a grant that comes late: where an attempt was
+// given up and the next one is denied, the first may yet be charged.
+//
+// Negative numbers, and a stack without a [Timeout] inside, are refused by Wrap.
+func Retry(o *RetryOptions) Policy {
+	if o == nil {
+		o = &RetryOptions{}
+	}
+	return retryPolicy(*o)
+}
+
+type retryPolicy RetryOptions
+
+func (retryPolicy) kind() kind { return kindRetry }
+
+func (p retryPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
+	o := RetryOptions(p)
+	if o.Attempts < 0 || o.Backoff < 0 || o.Budget < 0 {
+		return nil, invalid(fmt.Sprintf("RetryOptions are %d attempts, a backoff of %v and a budget of %v", o.Attempts, o.Backoff, o.Budget), "0 or more")
+	}
+	timeout, err := timeoutInside(inner, kindRetry)
+	if err != nil {
+		return nil, err
+	}
+	if o.Attempts == 0 {
+		o.Attempts = DefaultAttempts
+	}
+	if o.Backoff == 0 {
+		o.Backoff = DefaultBackoff
+	}
+	if o.Budget == 0 {
+		o.Budget = timeout
+	}
+	return &retry{layer: layer{inner: inner, of: kindRetry}, o: o, base: time.Now()}, nil
+}
+
+// timeoutInside returns the time of the timeout inside, which every attempt needs.
+func timeoutInside(inner quota.Store, k kind) (time.Duration, error) {
+	t, ok := find[interface{ bound() time.Duration }](inner)
+	if !ok {
+		return 0, invalid(fmt.Sprintf("there is no timeout inside the %s", k), order+", because nothing else ends an attempt")
+	}
+	return t.bound(), nil
+}
+
+type retry struct {
+	layer
+	o    RetryOptions
+	base time.Time
+}
+
+func (s *retry) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	if c.ID == "" && c.Op != quota.OpPeek {
+		return s.inner.Take(ctx, c)
+	}
+	err = s.do(ctx, c.Op == quota.OpPeek, func(ctx context.Context) (err error) {
+		d, err = s.inner.Take(ctx, c)
+		return err
+	})
+	return d, err
+}
+
+func (s *retry) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if !repeatable(cs) {
+		return s.inner.TakeAll(ctx, cs, out)
+	}
+	peeks := true
+	for i := range cs {
+		peeks = peeks && cs[i].Op == quota.OpPeek
+	}
+	return s.do(ctx, peeks, func(ctx context.Context) error { return s.inner.TakeAll(ctx, cs, out) })
+}
+
+func (s *retry) do(ctx context.Context, peeks bool, attempt func(context.Context) error) error {
+	d := &deadline{Context: ctx, at: after(s.base, s.o.Budget)}
+	defer d.release()
+	unknown := false
+	for n := 1; ; n++ {
+		err := attempt(d)
+		if err != nil {
+			err = ranOut(ctx, d, s.o.Budget, err)
+		}
+		unknown = unknown || errors.Is(err, quota.ErrIndeterminate)
+		if err == nil || n == s.o.Attempts || !s.pause(d, n, err) {
+			return still(unknown && !peeks, err)
+		}
+	}
+}
+
+// pause waits before the attempt after the nth, or reports that there is to be none.
+func (s *retry) pause(d *deadline, n int, err error) bool {
+	if !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrIndeterminate) {
+		return false
+	}
+	most := s.o.Backoff << min(n-1, 10)
+	wait := rand.N(most) + 1
+	if time.Until(d.at) <= wait || d.Err() != nil {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return d.Err() == nil
+	case <-d.Done():
+		return false
+	}
+}
+
+// still returns the error of a call of which an attempt, if unknown is set, may have been charged.
+func still(unknown bool, err error) error {
+	if err == nil || !unknown || errors.Is(err, quota.ErrIndeterminate) {
+		return err
+	}
+	return fmt.Errorf("resilience: %w: an earlier attempt may have been charged; the last one: %v", quota.ErrIndeterminate, err)
+}

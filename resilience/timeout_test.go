@@ -1,0 +1,473 @@
+package resilience_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
+)
+
+const (
+	ms   = time.Millisecond
+	tick = time.Nanosecond
+)
+
+type ctxKey struct{}
+
+// TestDeadline holds the small context against the standard library's, in every order of what may end it.
+func TestDeadline(t *testing.T) {
+	type ctx interface {
+		context.Context
+		Release()
+	}
+	var events = []string{"ask", "expire", "cancel", "release", "err", "child"}
+	var orders [][]string
+	var permute func(done, left []string)
+	permute = func(done, left []string) {
+		if len(left) == 0 {
+			orders = append(orders, slices.Clone(done))
+		}
+		for i := range left {
+			permute(append(done, left[i]), slices.Delete(slices.Clone(left), i, i+1))
+		}
+	}
+	permute(nil, events)
+	for _, order := range orders {
+		synctest.Test(t, func(t *testing.T) {
+			parent, cancel := context.WithCancel(context.WithValue(bg, ctxKey{}, "v"))
+			defer cancel()
+			at := time.Now().Add(time.Second)
+			var own ctx = resilience.NewDeadline(parent, at)
+			std, release := context.WithDeadline(parent, at)
+			defer own.Release()
+			defer release()
+			if d, ok := own.Deadline(); !ok || !d.Equal(at) || own.Value(ctxKey{}) != "v" {
+				t.Fatalf("deadline %v %v", d, ok)
+			}
+			for _, e := range order {
+				switch e {
+				case "ask":
+					own.Done()
+				case "expire":
+					time.Sleep(time.Second)
+				case "cancel":
+					cancel()
+				case "release":
+					own.Release()
+					release()
+				case "err":
+					own.Err()
+				case "child":
+					c, stop := context.WithCancel(own)
+					defer stop()
+					defer func() {
+						synctest.Wait()
+						if c.Err() == nil {
+							t.Errorf("%v: the child did not end", order)
+						}
+					}()
+				}
+				synctest.Wait()
+				// Done is asked for in some orders only: it is lazy. It is looked at before Err, which looks by itself.
+				if slices.Index(order, "ask") <= slices.Index(order, e) {
+					select {
+					case <-own.Done():
+						if std.Err() == nil {
+							t.Fatalf("%v at %s: done too early", order, e)
+						}
+					default:
+						if std.Err() != nil {
+							t.Fatalf("%v at %s: not done", order, e)
+						}
+					}
+				}
+				if a, b := own.Err(), std.Err(); !errors.Is(a, b) || (a == nil) != (b == nil) {
+					t.Fatalf("%v at %s: Err is %v, want %v", order, e, a, b)
+				}
+			}
+		})
+	}
+}
+
+// slow is a store that answers after a while, and heeds its context as told.
+func slow(after time.Duration, heeds bool, sent bool) *stub {
+	return &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+		done := ctx.Done()
+		if !heeds {
+			done = nil
+		}
+		select {
+		case <-time.After(after):
+			return granted, nil
+		case <-done:
+			if sent {
+				return quota.Decision{}, fmt.Errorf("test: %w: %w", quota.ErrIndeterminate, ctx.Err())
+			}
+			return quota.Decision{}, ctx.Err()
+		}
+	}}
+}
+
+func TestTimeoutPrompt(t *testing.T) {
+	both(t, func(t *testing.T, take func(quota.Store, context.Context, quota.Charge) (quota.Decision, error)) {
+		synctest.Test(t, func(t *testing.T) {
+			run := func(store *stub, ctx context.Context) (quota.Decision, time.Duration, error) {
+				store.prompt = true
+				start := time.Now()
+				d, err := take(wrap(t, store, resilience.Timeout(50*ms, nil)), ctx, charge(1))
+				return d, time.Since(start), err
+			}
+			if d, took, err := run(slow(49*ms, true, true), bg); err != nil || took != 49*ms || d != granted {
+				t.Error(d, err, took)
+			}
+			_, took, err := run(slow(time.Hour, true, true), bg)
+			wantErr(t, err, quota.ErrIndeterminate)
+			if took != 50*ms || !strings.Contains(err.Error(), "timeout of 50ms") {
+				t.Error(err, took)
+			}
+			_, took, err = run(slow(time.Hour, true, false), bg) // certainly not sent
+			wantErr(t, err, quota.ErrUnavailable, context.DeadlineExceeded)
+			wantNot(t, err, quota.ErrIndeterminate)
+			if took != 50*ms || !strings.Contains(err.Error(), "timeout of 50ms") {
+				t.Error(err, took)
+			}
+			// The caller's own context comes first: its error is the store's.
+			ctx, cancel := context.WithTimeout(bg, 20*ms)
+			defer cancel()
+			if _, took, err = run(slow(time.Hour, true, false), ctx); err != context.DeadlineExceeded || took != 20*ms {
+				t.Error(err, took)
+			}
+			ctx, cancel = context.WithCancel(bg)
+			time.AfterFunc(10*ms, cancel)
+			_, took, err = run(slow(time.Hour, true, true), ctx)
+			wantErr(t, err, quota.ErrIndeterminate, context.Canceled)
+			if took != 10*ms || strings.Contains(err.Error(), "timeout") {
+				t.Error(err, took)
+			}
+			// The store is called on the caller's goroutine.
+			defer func() {
+				if v := recover(); v != "as it is" {
+					t.Errorf("recovered %v", v)
+				}
+			}()
+			run(&stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { panic("as it is") }}, bg)
+		})
+	})
+}
+
+func TestTimeoutHandOff(t *testing.T) {
+	both(t, func(t *testing.T, take func(quota.Store, context.Context, quota.Charge) (quota.Decision, error)) {
+		synctest.Test(t, func(t *testing.T) {
+			const T = 50 * ms
+			ends := func(after time.Duration) func() context.Context {
+				return func() context.Context {
+					ctx, cancel := context.WithCancel(bg)
+					time.AfterFunc(after, cancel)
+					return ctx
+				}
+			}
+			within := func(after time.Duration) func() context.Context {
+				return func() context.Context {
+					ctx, cancel := context.WithTimeout(bg, after)
+					time.AfterFunc(time.Hour, cancel)
+					return ctx
+				}
+			}
+			ended, cancel := context.WithCancel(bg)
+			cancel()
+			for name, c := range map[string]struct {
+				store *stub
+				ctx   func() context.Context
+				took  time.Duration
+				is    []error
+			}{
+				"at once":                      {&stub{}, nil, 0, nil},
+				"just in time":                 {slow(T-1, false, true), nil, T - 1, nil},
+				"too late":                     {slow(T+1, false, true), nil, T, []error{quota.ErrIndeterminate}},
+				"never, heeds":                 {slow(time.Hour, true, true), nil, T, []error{quota.ErrIndeterminate}},
+				"never":                        {slow(time.Hour, false, true), nil, T, []error{quota.ErrIndeterminate}},
+				"caller left":                  {slow(time.Hour, false, true), ends(20 * ms), 20 * ms, []error{quota.ErrIndeterminate, context.Canceled}},
+				"caller's deadline":            {slow(time.Hour, false, true), within(20 * ms), 20 * ms, []error{quota.ErrIndeterminate, context.DeadlineExceeded}},
+				"caller's deadline comes late": {slow(time.Hour, false, true), within(80 * ms), T, []error{quota.ErrIndeterminate}},
+				"caller had left":              {&stub{}, func() context.Context { return ended }, 0, []error{context.Canceled}},
+				"the store's own error":        {&stub{answer: script(as(quota.ErrMisconfigured))}, nil, 0, []error{quota.ErrMisconfigured}},
+			} {
+				s := wrap(t, c.store, resilience.Timeout(T, nil))
+				ctx := bg
+				if c.ctx != nil {
+					ctx = c.ctx()
+				}
+				start := time.Now()
+				d, err := take(s, ctx, charge(1))
+				took := time.Since(start)
+				if took != c.took || (err == nil) != (c.is == nil) || err == nil && d != granted {
+					t.Errorf("%s: %v %v after %v", name, d, err, took)
+				}
+				for _, is := range c.is {
+					if !errors.Is(err, is) {
+						t.Errorf("%s: %v is not %v", name, err, is)
+					}
+				}
+				if name == "caller had left" && (err != context.Canceled || c.store.called() != 0) {
+					t.Errorf("%s: %v after %d calls", name, err, c.store.called())
+				}
+				if took == T && c.is != nil && !strings.Contains(err.Error(), "timeout of 50ms") {
+					t.Errorf("%s: %v does not name the timeout", name, err)
+				}
+			}
+			time.Sleep(2 * time.Hour)
+			synctest.Wait() // and synctest fails if a goroutine is left
+		})
+	})
+}
+
+// TestTimeoutInnerContext holds that the call gets a context which ends with its caller and at T.
+func TestTimeoutInnerContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var after time.Duration
+		var value any
+		store := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+			if d, ok := ctx.Deadline(); !ok || d.Sub(start) != 50*ms {
+				t.Errorf("deadline in %v", d.Sub(start))
+			}
+			<-ctx.Done()
+			after, value = time.Since(start), ctx.Value(ctxKey{})
+			return quota.Decision{}, as(quota.ErrIndeterminate)
+		}}
+		s := wrap(t, store, resilience.Timeout(50*ms, nil))
+		s.Take(context.WithValue(bg, ctxKey{}, "v"), charge(1))
+		synctest.Wait()
+		if after != 50*ms || value != "v" {
+			t.Error(after, value)
+		}
+		start = time.Now()
+		ctx, cancel := context.WithCancel(bg)
+		time.AfterFunc(5*ms, cancel)
+		s.Take(ctx, charge(1))
+		synctest.Wait()
+		if after != 5*ms {
+			t.Error(after)
+		}
+	})
+}
+
+// TestTimeoutPrivate runs a store that reads the charges and writes the decisions late, while the caller
+// uses its own slices again: the race detector sees a sharing of any.
+func TestTimeoutPrivate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		seen := make(chan string, 1)
+		store := &stub{answerAll: func(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			time.Sleep(100 * ms)
+			for i := range out {
+				out[i] = quota.Decision{Remaining: 4711}
+			}
+			seen <- cs[0].Key + cs[1].Key
+			return nil
+		}}
+		s := wrap(t, store, resilience.Timeout(50*ms, nil))
+		cs := []quota.Charge{{Limit: limit, Key: "a"}, {Limit: limit, Key: "b"}}
+		out := make([]quota.Decision, 2)
+		if err := s.TakeAll(bg, cs, out); !errors.Is(err, quota.ErrIndeterminate) {
+			t.Fatal(err)
+		}
+		cs[0].Key, cs[1].Key = "c", "d"
+		out[0], out[1] = granted, granted
+		if keys := <-seen; keys != "ab" {
+			t.Errorf("the store saw %q", keys)
+		}
+		synctest.Wait()
+		if out[0] != granted || out[1] != granted {
+			t.Errorf("the store wrote %v", out)
+		}
+		// In time, the decisions are the caller's.
+		store.answerAll = nil
+		if err := s.TakeAll(bg, cs, out); err != nil || out[1] != granted {
+			t.Error(out, err)
+		}
+	})
+}
+
+func TestTimeoutBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := slow(time.Hour, false, true)
+		s := wrap(t, store, resilience.Timeout(50*ms, &resilience.TimeoutOptions{MaxCalls: 4}))
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { s.Take(bg, charge(1)) })
+		}
+		synctest.Wait()
+		// All are waited for: the load is this process's.
+		_, err := s.Take(bg, charge(1))
+		wantErr(t, err, quota.ErrOverloaded, resilience.ErrRejected)
+		wg.Wait()
+		// All are abandoned: the store is what is slow.
+		start := time.Now()
+		for range 100 {
+			_, err := s.Take(bg, charge(1))
+			wantErr(t, err, quota.ErrOverloaded)
+			wantNot(t, err, resilience.ErrRejected)
+		}
+		if time.Since(start) != 0 || store.called() != 4 || resilience.Calls(s) != 4 {
+			t.Errorf("%d calls, %d under way, after %v", store.called(), resilience.Calls(s), time.Since(start))
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := resilience.Calls(s); n != 0 {
+			t.Errorf("%d calls have not ended", n)
+		}
+		store.answer = nil
+		if _, err := s.Take(bg, charge(1)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTimeoutPanics(t *testing.T) {
+	cause := errors.New("broken store")
+	after := time.Duration(0)
+	store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
+		time.Sleep(after)
+		panic(cause)
+	}}
+	both(t, func(t *testing.T, take func(quota.Store, context.Context, quota.Charge) (quota.Decision, error)) {
+		synctest.Test(t, func(t *testing.T) {
+			var n notices
+			s := wrap(t, store, resilience.Timeout(50*ms, &resilience.TimeoutOptions{MaxCalls: 1, Notice: n.add}))
+			after = 0
+			for range 3 { // a slot lost would refuse the second
+				func() {
+					defer func() {
+						p, ok := recover().(*resilience.Panic)
+						if !ok || p.Value != cause || !errors.Is(p, cause) || !strings.Contains(p.Error(), "TestTimeoutPanics") {
+							t.Errorf("recovered %v", p)
+						}
+					}()
+					take(s, bg, charge(1))
+				}()
+			}
+			if all := n.take(); len(all) > 0 {
+				t.Errorf("%v", all)
+			}
+			after = 60 * ms
+			_, err := take(s, bg, charge(1))
+			wantErr(t, err, quota.ErrIndeterminate)
+			time.Sleep(20 * ms)
+			synctest.Wait()
+			if all := n.take(); len(all) != 1 || all[0].Name != "panic" || !errors.Is(all[0].Err, cause) {
+				t.Errorf("%v", all)
+			}
+			if resilience.Calls(s) != 0 {
+				t.Error("a slot is lost")
+			}
+		})
+	})
+}
+
+func TestTimeoutGoexit(t *testing.T) {
+	store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
+		runtime.Goexit()
+		return granted, nil
+	}}
+	s := wrap(t, store, resilience.Timeout(time.Minute, &resilience.TimeoutOptions{MaxCalls: 1}))
+	for range 3 {
+		returned := true
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			returned = false
+			_, err := s.Take(bg, charge(1))
+			returned = err == nil || true
+		}()
+		<-done
+		if returned {
+			t.Fatal("the caller went on")
+		}
+	}
+}
+
+// TestTimeoutWithdrawn holds that a caller who gets its context's error alone was not charged, however
+// narrowly it left.
+func TestTimeoutWithdrawn(t *testing.T) {
+	var sent sync.Map
+	store := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+		sent.Store(c.Key, true)
+		return granted, nil
+	}}
+	s := wrap(t, store, resilience.Timeout(time.Minute, &resilience.TimeoutOptions{MaxCalls: 1 << 20}))
+	var withdrawn sync.Map
+	n := 0
+	var wg sync.WaitGroup
+	for i := range sized(2000, 100_000) {
+		ctx, cancel := context.WithCancel(bg)
+		c := charge(1)
+		c.Key = fmt.Sprint(i)
+		wg.Go(func() {
+			_, err := s.Take(ctx, c)
+			if err == context.Canceled {
+				withdrawn.Store(c.Key, true)
+			} else if err != nil && !errors.Is(err, quota.ErrIndeterminate) {
+				t.Error(err)
+			}
+		})
+		wg.Go(cancel)
+	}
+	wg.Wait()
+	if err := s.Close(); err != nil { // all calls have ended
+		t.Fatal(err)
+	}
+	for key := range withdrawn.Range {
+		n++
+		if _, ok := sent.Load(key); ok {
+			t.Error("a call that was withdrawn reached the store")
+		}
+	}
+	t.Logf("%d calls were withdrawn", n)
+}
+
+func TestTimeoutClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		closed := make(chan struct{})
+		store := &stub{onClose: func() error { close(closed); return nil }}
+		store.answer = func(context.Context, quota.Charge) (quota.Decision, error) {
+			<-closed
+			time.Sleep(20 * ms)
+			return quota.Decision{}, as(quota.ErrClosed)
+		}
+		s := wrap(t, store, resilience.Timeout(50*ms, nil))
+		for range 3 {
+			s.Take(bg, charge(1))
+		}
+		start := time.Now()
+		if err := s.Close(); err != nil || time.Since(start) != 20*ms || resilience.Calls(s) != resilience.DefaultMaxCalls {
+			t.Error(err, time.Since(start))
+		}
+		_, err := s.Take(bg, charge(1))
+		wantErr(t, err, quota.ErrClosed)
+
+		// A store that does not even end when it is closed is reported.
+		broken := errors.New("close failed")
+		store = slow(time.Hour, false, true)
+		store.onClose = func() error { return broken }
+		s = wrap(t, store, resilience.Timeout(50*ms, nil))
+		for range 3 {
+			s.Take(bg, charge(1))
+		}
+		start = time.Now()
+		err = s.Close()
+		wantErr(t, err, broken)
+		if !strings.Contains(err.Error(), "3 calls") || time.Since(start) != 50*ms {
+			t.Error(err, time.Since(start))
+		}
+		time.Sleep(time.Hour)
+	})
+}
