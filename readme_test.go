@@ -107,6 +107,15 @@ func TestReadmeCommands(t *testing.T) {
 			}
 		},
 	}
+	checks["go test -run '^$' -bench Decision -count 5 ./backend/internal/engine"] = func(t *testing.T) {
+		if _, err := exec.LookPath("redis-server"); err != nil {
+			t.Skip("there is no redis-server")
+		}
+		out := command(t, "go", "test", "-run", "^$", "-bench", "Decision/g1/", "-benchtime", "1x", "./backend/internal/engine")
+		if strings.Count(out, "ns/op") != 6 {
+			t.Errorf("it prints\n%s", out)
+		}
+	}
 	seen := map[string]bool{}
 	for _, b := range blocks {
 		if b.language != "sh" {
