@@ -180,7 +180,7 @@ func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []De
 		}
 		changes = append(changes, c)
 	}
-	if len(keys) > len(cs) && Granted(out) && !onlyPeeks(cs) {
+	if len(keys) > len(cs) && Granted(out) && !OnlyPeeks(cs) {
 		written = true
 		changes = append(changes, Change{Old: entries[len(cs)], Value: string(appendGrant(nil, cs, out)), TTL: IDWindow})
 	}
@@ -219,15 +219,6 @@ func pause(ctx context.Context, attempt int) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-func onlyPeeks(cs []Charge) bool {
-	for i := range cs {
-		if cs[i].Op != OpPeek {
-			return false
-		}
-	}
-	return true
 }
 
 // appendIDKey appends the key of a request id: no limit's key has '#' after its group.

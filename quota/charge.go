@@ -113,6 +113,17 @@ func SameCharge(a, b Charge) bool {
 	return a.Limit.handle == b.Limit.handle && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At
 }
 
+// OnlyPeeks reports whether a list changes nothing even where it is granted; stores do not remember the id
+// of such a list.
+func OnlyPeeks(cs []Charge) bool {
+	for i := range cs {
+		if cs[i].Op != OpPeek {
+			return false
+		}
+	}
+	return true
+}
+
 // Check returns an ErrInvalid, or ErrCrossSlot for an ID over several groups, unless the charges are
 // such as a Store takes: 1 to [MaxCharges] of them, valid keys, costs of at least 0, known operations,
 // no limit and key twice, one ID for all.

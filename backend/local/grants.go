@@ -50,7 +50,7 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	if err := s.takeAll(cs, out); err != nil {
 		return err
 	}
-	if !quota.Granted(out) || !slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op != quota.OpPeek }) {
+	if !quota.Granted(out) || quota.OnlyPeeks(cs) {
 		return nil
 	}
 	// Texts are cloned: an id or a key may be a piece of something larger.

@@ -203,7 +203,7 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	record, lifetime := any(""), any("0")
 	if cs[0].ID != "" {
 		args = append(args, s.idKey(&cs[0]))
-		if !onlyPeeks(cs) {
+		if !quota.OnlyPeeks(cs) {
 			record, lifetime = recordHead(cs), idLifetime
 		}
 	}

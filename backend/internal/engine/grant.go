@@ -72,12 +72,3 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	}
 	return nil
 }
-
-func onlyPeeks(cs []quota.Charge) bool {
-	for i := range cs {
-		if cs[i].Op != quota.OpPeek {
-			return false
-		}
-	}
-	return true
-}
