@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota"
-	"github.com/fleetquota/fleetquota/backend/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
 )
 

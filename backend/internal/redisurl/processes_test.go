@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/backend/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redistest"
 )
 
 // The example is tested here and not where it is, for only what is in backend may start servers with redistest.
