@@ -74,7 +74,8 @@ type Store struct {
 type plan struct {
 	rule   quota.Rule
 	script *script // nil: no Lua
-	fixed  [8]any  // header, unit, p1 to p6; the header is sent first, the others last
+	header any     // what its states begin with
+	params any     // unit, p1 to p6, packed
 }
 
 const maxPlans = 4096
@@ -134,8 +135,11 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	}
 	args := make([]any, 0, 3+1+chargeArgs+1)
 	args = append(args, evalSHA, p.script.sha, small[1], s.key(&c))
-	args = s.appendClock(p.appendArgs(args, &c))
-	r, err := s.run(ctx, p.script, args, 1)
+	args = append(args, p.header, p.params, cost(&c))
+	if c.Op != quota.OpTake {
+		args = append(args, small[c.Op], text(c.At))
+	}
+	r, err := s.run(ctx, p.script, s.appendClock(args), 1)
 	if err != nil {
 		return quota.Decision{}, err
 	}
@@ -209,7 +213,7 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	}
 	args = append(args, record, lifetime)
 	for i, p := range plans {
-		args = p.appendArgs(args, &cs[i])
+		args = append(args, p.header, p.params, cost(&cs[i]), small[cs[i].Op], text(cs[i].At))
 	}
 	r, err := s.run(ctx, script, s.appendClock(args), keys)
 	if err != nil {
@@ -282,10 +286,15 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 			return nil, err
 		}
 	}
-	p.fixed[0], p.fixed[1] = header(spec.Rule, spec.Unit), text(spec.Unit)
-	for i, n := range spec.Params {
-		p.fixed[2+i] = text(n)
+	p.header = header(spec.Rule, spec.Unit)
+	packed := appendNumber(nil, spec.Unit)
+	for _, n := range spec.Params {
+		if !exact(n) && p.script != nil {
+			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: what Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
+		}
+		packed = appendNumber(packed, n)
 	}
+	p.params = string(packed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.plans) >= maxPlans { // specs made without end, one a call perhaps: forget them all
@@ -295,13 +304,10 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	return p, nil
 }
 
-// chargeArgs is how many arguments a charge has.
-const chargeArgs = 11
+// chargeArgs is how many arguments a charge has, at most.
+const chargeArgs = 5
 
-func (p *plan) appendArgs(args []any, c *quota.Charge) []any {
-	args = append(args, p.fixed[0], small[c.Op], text(min(c.Cost, maxCost)), text(c.At))
-	return append(args, p.fixed[1:]...)
-}
+func cost(c *quota.Charge) any { return text(min(c.Cost, maxCost)) }
 
 // maxCost is sent for every cost above it: more than any limit holds, and exact in Lua.
 const maxCost = 1 << 52

@@ -125,6 +125,7 @@ func (s *scripts) assemble(kernels, text string) string {
 	text = strings.ReplaceAll(text, "HELPERS", stateText)
 	return preludeText + s.clock + kernels + strings.NewReplacer(
 		"SLACK", s.slack,
+		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
 		"BIG", strconv.Itoa(maxNumber),
 		"FOREIGN", "{err = 'FLEETQUOTA the key holds no state of this rule and layout'}",

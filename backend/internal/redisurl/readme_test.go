@@ -9,8 +9,8 @@ import (
 	"testing"
 
 	"github.com/fleetquota/fleetquota/backend"
-	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/backend/internal/redisurl"
+	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
