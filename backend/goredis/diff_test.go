@@ -31,6 +31,10 @@ func connect(tb testing.TB, cluster bool, addrs ...string) func(engine.Options) 
 
 func TestDifferential(t *testing.T) { enginetest.Differential(t, connect) }
 
+func TestBatches(t *testing.T) { enginetest.Batches(t, connect) }
+
+func TestBatchCalls(t *testing.T) { enginetest.BatchCalls(t, connect) }
+
 func TestExpiry(t *testing.T) { enginetest.Expiry(t, connect) }
 
 func TestForeign(t *testing.T) { enginetest.Foreign(t, connect) }

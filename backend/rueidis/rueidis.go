@@ -45,6 +45,10 @@ type Options struct {
 	// on a single server too, so that development behaves as production does. Otherwise a single server
 	// decides any list in one step, and a cluster decides such a list slot by slot; see Store.
 	Strict bool
+	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
+	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
+	// together in the next: more decisions a second under load, and no wait without.
+	NoBatching bool
 	// Notice is told what an operator should know, see [quota.Notice]; nil is nobody.
 	Notice func(quota.Notice)
 	// Clock replaces the server's time, for tests; nil is the server's time.

@@ -80,9 +80,13 @@ func BenchmarkDecision(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	for _, g := range []int{1, 256} {
+	for _, load := range []struct {
+		name    string
+		g, keys int
+	}{{"g1", 1, keys}, {"g64", 64, keys}, {"g256", 256, keys}, {"hot/g1", 1, 1}, {"hot/g64", 64, 1}, {"hot/g256", 256, 1}} {
 		for _, w := range works {
-			b.Run(fmt.Sprintf("g%d/%s", g, w.name), func(b *testing.B) {
+			b.Run(load.name+"/"+w.name, func(b *testing.B) {
+				g, keys := load.g, load.keys
 				b.ReportAllocs()
 				if g == 1 {
 					for b.Loop() {

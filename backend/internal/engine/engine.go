@@ -47,6 +47,10 @@ type Options struct {
 	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such
 	// a list slot by slot, and gives back what was granted where another slot denies.
 	Strict bool
+	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
+	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
+	// together in the next.
+	NoBatching bool
 	// Notice is told what an operator should know, see quota.Notice; nil is nobody.
 	Notice func(quota.Notice)
 	// Clock replaces the server's time in tests; nil is the server's time.
@@ -66,13 +70,18 @@ type Store struct {
 	closed  atomic.Bool
 	evicted atomic.Int64
 
-	mu    sync.RWMutex
-	plans map[quota.Spec]*plan
+	lanes   []lane // one, or one for each slot; nil without batching
+	flights sync.WaitGroup
+
+	mu      sync.RWMutex
+	plans   map[quota.Spec]*plan
+	planned int64
 }
 
 // plan is what a spec sends with each charge, boxed once.
 type plan struct {
 	rule   quota.Rule
+	serial int64   // orders plans
 	script *script // nil: no Lua
 	header any     // what its states begin with
 	params any     // unit, p1 to p6, packed
@@ -89,6 +98,12 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 		return nil, fmt.Errorf("redis: %w: Options.Prefix is %q; accepted: 1 to 64 printable ASCII characters without braces", quota.ErrInvalid, o.Prefix)
 	}
 	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
+	if !o.NoBatching {
+		s.lanes = make([]lane, 1)
+		if cluster {
+			s.lanes = make([]lane, slots)
+		}
+	}
 	var err error
 	s.cas, err = quota.NewCAS(&kv{s}, nil) // it is given what one script can do, and groups may share a slot
 	return s, err
@@ -103,12 +118,17 @@ func validPrefix(p string) bool {
 	return len(p) <= 64
 }
 
-// Close closes the store, and the client if the store made it.
+// Close closes the store, and the client if the store made it. It returns when no batch is under way.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	return s.client.Close()
+	for i := range s.lanes {
+		s.lanes[i].close()
+	}
+	err := s.client.Close()
+	s.flights.Wait()
+	return err
 }
 
 // Atomicity says how far lists are decided in one step.
@@ -133,9 +153,17 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 		err := s.decide(ctx, []quota.Charge{c}, out[:])
 		return out[0], err
 	}
+	if s.lanes == nil {
+		return s.alone(ctx, p, &c)
+	}
+	return s.gather(ctx, p, &c)
+}
+
+// alone decides a charge in a script of its own.
+func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Decision, error) {
 	args := make([]any, 0, 3+1+chargeArgs+1)
-	args = append(args, evalSHA, p.script.sha, small[1], s.key(&c))
-	args = append(args, p.header, p.params, cost(&c))
+	args = append(args, evalSHA, p.script.sha, small[1], s.key(c))
+	args = append(args, p.header, p.params, cost(c))
 	if c.Op != quota.OpTake {
 		args = append(args, small[c.Op], text(c.At))
 	}
@@ -152,7 +180,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	if err != nil {
 		return quota.Decision{}, err
 	}
-	d, err := quota.ApplyOne(&c, &it, now)
+	d, err := quota.ApplyOne(c, &it, now)
 	if err == nil && it.Write != wrote {
 		err = differs(c.Limit)
 	}
@@ -194,7 +222,7 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 		}
 		plans[i], rules[i] = p, p.rule
 	}
-	script := s.scripts.list(rules)
+	script := s.scripts.several(rules, listText)
 	keys := len(cs)
 	if cs[0].ID != "" {
 		keys++
@@ -265,7 +293,7 @@ func (s *Store) ready(ctx context.Context) error {
 		return err
 	}
 	if s.closed.Load() {
-		return fmt.Errorf("redis: %w", quota.ErrClosed)
+		return errClosed
 	}
 	return nil
 }
@@ -300,6 +328,8 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	if len(s.plans) >= maxPlans { // specs made without end, one a call perhaps: forget them all
 		clear(s.plans)
 	}
+	s.planned++
+	p.serial = s.planned
 	s.plans[*spec] = p
 	return p, nil
 }
@@ -356,3 +386,5 @@ func badReply(r Reply) error {
 func differs(l *quota.Limit) error {
 	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, l.Spec().Rule)
 }
+
+var errClosed = fmt.Errorf("redis: %w", quota.ErrClosed)

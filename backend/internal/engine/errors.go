@@ -24,6 +24,9 @@ func ReplyError(err error) error {
 	text := strings.TrimPrefix(err.Error(), "ERR ") // rueidis leaves it out
 	for _, prefix := range refusals {
 		if strings.HasPrefix(text, prefix) {
+			if prefix == "TRYAGAIN" {
+				err = tryAgain{err}
+			}
 			return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 		}
 	}
@@ -36,6 +39,16 @@ func ReplyError(err error) error {
 		}
 	}
 	return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
+}
+
+// tryAgain is the reply to a command over several keys of a slot that is being moved.
+type tryAgain struct{ error }
+
+func (e tryAgain) Unwrap() error { return e.error }
+
+func isTryAgain(err error) bool {
+	_, is := errors.AsType[tryAgain](err)
+	return is
 }
 
 // IsNoScript reports whether a reply says that the server does not know a script; then nothing ran.

@@ -90,6 +90,31 @@ func hostile(t *testing.T, name string, r Reply, must bool) {
 	}
 }
 
+// Nor does a batch take a hostile reply for decisions.
+func TestHostileBatchReplies(t *testing.T) {
+	const now = int64(1_795_427_141_791_724)
+	for i, r := range []elements{
+		nil, {}, {now}, {now, int64(1)}, {now, int64(1), nil}, {now, int64(1), nil, nil, nil}, {-now, int64(1), nil, nil},
+		{now, int64(0), nil, nil}, {now, int64(2), nil, nil}, {now, int64(-1), nil, nil}, {now, nil, nil, nil}, {now, "1", nil, nil},
+		{now, int64(1), int64(1), nil}, {now, int64(1), errors.New("ERR"), nil}, {now, int64(1), []any{}, nil}, {now, int64(1), 1.5, nil},
+		{"x", int64(1), nil, nil}, {int64(0), int64(1), nil, nil}, {int64(math.MinInt64), int64(1), nil, nil},
+	} {
+		s := newStore(t, false, func([]any, int) (Reply, error) { return r, nil })
+		cs := []quota.Charge{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}, {Limit: limitOf("a", window(10)), Key: "l", Cost: 11}}
+		_, errs := Together(bg, s, cs)
+		if !errors.Is(errs[0], quota.ErrMisconfigured) || !errors.Is(errs[1], quota.ErrMisconfigured) {
+			t.Errorf("reply %d %v: %v", i, []any(r), errs)
+		}
+	}
+	for i, held := range []any{int64(0), "x"} { // one key's value is nobody else's
+		s := newStore(t, false, func([]any, int) (Reply, error) { return elements{now, int64(1), held, nil}, nil })
+		d, errs := Together(bg, s, []quota.Charge{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}, {Limit: limitOf("a", window(10)), Key: "l", Cost: 1}})
+		if !errors.Is(errs[0], quota.ErrMisconfigured) || errs[1] != nil || !d[1].Allowed {
+			t.Errorf("value %d: %+v, %v", i, d, errs)
+		}
+	}
+}
+
 func show(cs []quota.Charge) (s string) {
 	for _, c := range cs {
 		s += fmt.Sprintf(" %s %s id %q;", c.Limit.Name(), c.Key, c.ID)

@@ -25,6 +25,9 @@ var singleText string
 //go:embed list.lua
 var listText string
 
+//go:embed batch.lua
+var batchText string
+
 const (
 	serverClock   = "local t = call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n"
 	injectedClock = "local now = table.remove(ARGV) + 0\n"
@@ -53,14 +56,14 @@ type scripts struct {
 	mu      sync.RWMutex
 	kernels map[quota.Rule]string
 	single  map[quota.Rule]*script
-	lists   map[string]*script // by the rules' names
+	sets    map[string]*script // by the rules' names, then the text
 }
 
 func newScripts(injected bool) *scripts {
 	s := &scripts{
 		clock:   serverClock,
 		slack:   strconv.FormatInt(quota.ExpirySlack.Milliseconds(), 10),
-		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, lists: map[string]*script{},
+		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, sets: map[string]*script{},
 	}
 	if injected {
 		s.clock, s.slack = injectedClock, strconv.Itoa(injectedSlack)
@@ -90,17 +93,17 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 	return sc, nil
 }
 
-// list returns the script of a list of charges to limits with these rules, whose kernels one has seen.
-func (s *scripts) list(rules []quota.Rule) *script {
+// several returns the script that text makes with the kernels of these rules, which one has seen.
+func (s *scripts) several(rules []quota.Rule, text string) *script {
 	names := make([]string, 0, len(rules))
 	for _, r := range rules {
 		names = append(names, r.String())
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-	key := strings.Join(names, " ")
+	key := strings.Join(append(names, text), " ")
 	s.mu.RLock()
-	sc := s.lists[key]
+	sc := s.sets[key]
 	s.mu.RUnlock()
 	if sc != nil {
 		return sc
@@ -114,8 +117,8 @@ func (s *scripts) list(rules []quota.Rule) *script {
 		copy(rule[:], name)
 		b.WriteString("kernels['" + name + "'] = function" + kernelParams + s.kernels[rule] + "\nend\n")
 	}
-	sc = newScript(s.assemble(b.String(), listText))
-	s.lists[key] = sc
+	sc = newScript(s.assemble(b.String(), text))
+	s.sets[key] = sc
 	return sc
 }
 

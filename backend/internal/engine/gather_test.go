@@ -1,0 +1,326 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// slow is a Client whose calls wait to be answered: with fresh states, or an error.
+type slow struct {
+	mu    sync.Mutex
+	calls []*call
+}
+
+type call struct {
+	ctx    context.Context
+	args   []any
+	keys   int
+	answer chan error
+	landed bool
+}
+
+func (s *slow) Do(ctx context.Context, args []any, keys int) (Reply, error) {
+	c := &call{ctx: ctx, args: args, keys: keys, answer: make(chan error)}
+	s.mu.Lock()
+	s.calls = append(s.calls, c)
+	s.mu.Unlock()
+	if err := <-c.answer; err != nil {
+		return nil, err
+	}
+	r := elements{int64(1_795_427_141_791_724)}
+	if len(args) > 3+keys+3 { // a batch, each of whose keys is changed
+		r = append(r, int64(keys))
+	}
+	for range keys {
+		r = append(r, nil)
+	}
+	return r, nil
+}
+func (*slow) Info(context.Context) ([]string, error) { return nil, nil }
+func (*slow) Close() error                           { return nil }
+
+// taken is what became of a Take.
+type taken struct {
+	key  string
+	d    quota.Decision
+	err  error
+	done bool
+}
+
+// gathering is a store over a slow client.
+type gathering struct {
+	*slow
+	store *Store
+	limit *quota.Limit
+	wg    sync.WaitGroup
+}
+
+func newGathering(t *testing.T, cluster bool, o Options) *gathering {
+	g := &gathering{slow: &slow{}, limit: limitOf("n", window(10))}
+	var err error
+	if g.store, err = New(g.slow, cluster, o); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// take begins a Take, which synctest.Wait lets come as far as it can.
+func (g *gathering) take(ctx context.Context, key string) *taken {
+	r := &taken{key: key}
+	g.wg.Go(func() {
+		r.d, r.err = g.store.Take(ctx, quota.Charge{Limit: g.limit, Key: key, Cost: 1})
+		r.done = true
+	})
+	synctest.Wait()
+	return r
+}
+
+// fill begins so many Takes, of keys with a prefix.
+func (g *gathering) fill(prefix string, n int) (all []*taken) {
+	for i := range n {
+		all = append(all, g.take(bg, fmt.Sprint(prefix, i)))
+	}
+	return all
+}
+
+// land answers call i and what comes of it.
+func (g *gathering) land(i int, err error) {
+	g.calls[i].landed = true
+	g.calls[i].answer <- err
+	synctest.Wait()
+}
+
+// end answers all calls and waits for all Takes.
+func (g *gathering) end() {
+	for i := 0; i < len(g.calls); i++ {
+		if !g.calls[i].landed {
+			g.land(i, nil)
+		}
+	}
+	g.wg.Wait()
+}
+
+func (g *gathering) sent(t *testing.T, keys ...int) {
+	t.Helper()
+	var got []int
+	for _, c := range g.calls {
+		got = append(got, c.keys)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(keys) {
+		t.Errorf("calls with %v keys, not %v", got, keys)
+	}
+}
+
+func allowed(t *testing.T, all ...*taken) {
+	t.Helper()
+	for _, r := range all {
+		if !r.done || r.err != nil || !r.d.Allowed || r.d.Remaining != 9 {
+			t.Errorf("%s: %+v, %v (done: %v)", r.key, r.d, r.err, r.done)
+		}
+	}
+}
+
+// Nobody waits while a place is free; those who wait go together when a script has landed.
+func TestGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		first := g.fill("a", maxFlying)
+		g.sent(t, 1, 1, 1, 1)
+		rest := g.fill("b", maxBatch+10)
+		g.sent(t, 1, 1, 1, 1)
+		g.land(2, nil)
+		g.sent(t, 1, 1, 1, 1, maxBatch)
+		allowed(t, first[2])
+		g.land(maxFlying, nil)
+		g.sent(t, 1, 1, 1, 1, maxBatch, 10)
+		allowed(t, rest[:maxBatch]...)
+		g.land(maxFlying+1, nil)
+		allowed(t, rest[maxBatch:]...)
+		g.fill("c", 2) // one place is free
+		g.sent(t, 1, 1, 1, 1, maxBatch, 10, 1)
+		g.end()
+	})
+}
+
+func TestNoBatching(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{NoBatching: true})
+		all := g.fill("a", 2*maxFlying)
+		if len(g.calls) != 2*maxFlying {
+			t.Errorf("%d calls", len(g.calls))
+		}
+		g.end()
+		allowed(t, all...)
+	})
+}
+
+// On a cluster only those of one slot wait for each other.
+func TestGatherBySlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, true, Options{})
+		g.fill("team/a", maxFlying+2)
+		g.fill("other", 1)
+		g.sent(t, 1, 1, 1, 1, 1)
+		g.land(0, nil)
+		g.sent(t, 1, 1, 1, 1, 1, 2)
+		g.end()
+	})
+}
+
+// Who leaves before the send is not charged, and the others are.
+func TestWithdraw(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		g.fill("a", maxFlying)
+		ctx, cancel := context.WithCancel(bg)
+		left := g.take(ctx, "left")
+		stays := g.take(bg, "stays")
+		cancel()
+		synctest.Wait()
+		if !left.done || left.err != context.Canceled {
+			t.Errorf("who left: %v (done: %v)", left.err, left.done)
+		}
+		g.land(0, nil)
+		g.sent(t, 1, 1, 1, 1, 1)
+		if key := g.calls[maxFlying].args[3]; key != "quota:{stays}:n" {
+			t.Errorf("sent %v", key)
+		}
+		g.land(maxFlying, nil)
+		allowed(t, stays)
+
+		g.fill("c", 1) // nobody of the next batch stays: it is not sent
+		ctx, cancel = context.WithCancel(bg)
+		g.take(ctx, "left")
+		cancel()
+		synctest.Wait()
+		g.land(1, nil)
+		g.sent(t, 1, 1, 1, 1, 1, 1)
+		g.fill("d", 1)
+		g.sent(t, 1, 1, 1, 1, 1, 1, 1)
+		g.end()
+	})
+}
+
+// Who leaves after the send does not know, and takes nothing from the others.
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		g.fill("a", maxFlying)
+		ctx, cancel := context.WithTimeout(bg, time.Second)
+		defer cancel()
+		leaves, stays := g.take(ctx, "leaves"), g.take(bg, "stays")
+		g.land(0, nil)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if !errors.Is(leaves.err, quota.ErrIndeterminate) || !errors.Is(leaves.err, context.DeadlineExceeded) {
+			t.Errorf("who left: %v", leaves.err)
+		}
+		if end, set := g.calls[maxFlying].ctx.Deadline(); set {
+			t.Errorf("the others have no deadline, the batch has %v", end)
+		}
+		g.land(maxFlying, nil)
+		allowed(t, stays)
+		g.end()
+	})
+}
+
+// A batch has the latest deadline of those who wait for it.
+func TestBatchDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		g.fill("a", maxFlying)
+		late := time.Now().Add(3 * time.Second)
+		for i, end := range []time.Time{late.Add(-time.Second), late, late.Add(-2 * time.Second)} {
+			ctx, cancel := context.WithDeadline(bg, end)
+			defer cancel()
+			g.take(ctx, fmt.Sprint("b", i))
+		}
+		g.land(0, nil)
+		if end, set := g.calls[maxFlying].ctx.Deadline(); !set || !end.Equal(late) {
+			t.Errorf("the batch ends %v, not %v", end, late)
+		}
+		g.end()
+	})
+}
+
+// The error of a batch is one for all of it, and says so; an error of a call alone is its own.
+func TestBatchError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		alone := g.fill("a", maxFlying)
+		rest := g.fill("b", 3)
+		lost := fmt.Errorf("%w: lost", quota.ErrIndeterminate)
+		g.land(0, lost)
+		g.land(1, nil)
+		g.land(maxFlying, lost)
+		trips := map[any]bool{}
+		for _, r := range rest {
+			var shared interface{ RoundTrip() any }
+			if !errors.Is(r.err, quota.ErrIndeterminate) || !errors.As(r.err, &shared) {
+				t.Fatalf("%s: %v", r.key, r.err)
+			}
+			trips[shared.RoundTrip()] = true
+		}
+		if len(trips) != 1 {
+			t.Errorf("%d round trips", len(trips))
+		}
+		if alone[0].err != lost {
+			t.Errorf("alone: %v", alone[0].err)
+		}
+		g.end()
+	})
+}
+
+// A batch over a slot that is being moved is asked key by key.
+func TestBatchTryAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, true, Options{})
+		g.fill("team/a", maxFlying)
+		rest := g.fill("team/b", 3)
+		g.land(0, nil)
+		g.land(maxFlying, ReplyError(errors.New("TRYAGAIN Multiple keys request during rehashing of slot")))
+		g.sent(t, 1, 1, 1, 1, 3, 1, 1, 1)
+		g.end()
+		allowed(t, rest...)
+	})
+}
+
+// Close refuses those who wait, and returns when what was sent has landed.
+func TestCloseGathering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		g.fill("a", maxFlying)
+		sent := g.fill("b", 2)
+		g.land(0, nil)
+		waiting := g.fill("c", 2)
+		closed := false
+		g.wg.Go(func() {
+			if err := g.store.Close(); err != nil {
+				t.Error(err)
+			}
+			closed = true
+		})
+		synctest.Wait()
+		for _, r := range waiting {
+			if !errors.Is(r.err, quota.ErrClosed) {
+				t.Errorf("%s waited: %v", r.key, r.err)
+			}
+		}
+		if closed {
+			t.Error("closed before the batch landed")
+		}
+		g.land(maxFlying, nil)
+		allowed(t, sent...)
+		if !closed {
+			t.Error("not closed after the batch landed")
+		}
+		g.end()
+	})
+}
