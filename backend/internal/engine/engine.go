@@ -161,7 +161,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 
 // alone decides a charge in a script of its own.
 func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Decision, error) {
-	args := make([]any, 0, 3+1+chargeArgs+1)
+	args := make([]any, 0, 3+1+5+1)
 	args = append(args, evalSHA, p.script.sha, small[1], s.key(c))
 	args = append(args, p.header, p.params, cost(c))
 	if c.Op != quota.OpTake {
@@ -208,10 +208,9 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	return s.decide(ctx, cs, out)
 }
 
-// decide decides charges whose keys share a slot, or a single node, in one script.
+// decide decides a list whose keys share a slot, or a single node, in one step.
 func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	plans := make([]*plan, len(cs))
-	rules := make([]quota.Rule, len(cs))
 	for i := range cs {
 		p, err := s.plan(cs[i].Limit)
 		if err != nil {
@@ -220,59 +219,14 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 		if p.script == nil {
 			return s.cas.TakeAll(ctx, cs, out)
 		}
-		plans[i], rules[i] = p, p.rule
+		plans[i] = p
 	}
-	script := s.scripts.several(rules, listText)
-	keys := len(cs)
-	if cs[0].ID != "" {
-		keys++
+	l := &list{plans: plans, charges: cs, decisions: out}
+	if s.lanes == nil || cs[0].ID != "" {
+		s.sendLists(ctx, []*list{l})
+		return l.err
 	}
-	args := make([]any, 0, 3+keys+2+chargeArgs*len(cs)+1)
-	args = append(args, evalSHA, script.sha, text(keys))
-	for i := range cs {
-		args = append(args, s.key(&cs[i]))
-	}
-	record, lifetime := any(""), any("0")
-	if cs[0].ID != "" {
-		args = append(args, s.idKey(&cs[0]))
-		if !quota.OnlyPeeks(cs) {
-			record, lifetime = recordHead(cs), idLifetime
-		}
-	}
-	args = append(args, record, lifetime)
-	for i, p := range plans {
-		args = append(args, p.header, p.params, cost(&cs[i]), small[cs[i].Op], text(cs[i].At))
-	}
-	r, err := s.run(ctx, script, s.appendClock(args), keys)
-	if err != nil {
-		return err
-	}
-	if r.Len() == 1 && cs[0].ID != "" {
-		if grant, ok := r.Text(0); ok {
-			return replay(grant, cs, out)
-		}
-	}
-	now, granted, ok := stamp(r)
-	if !ok || r.Len() != 1+len(cs) {
-		return badReply(r)
-	}
-	items := make([]quota.Item, len(cs))
-	for i := range items {
-		held, ok := r.Text(1 + i)
-		if !ok {
-			return badReply(r)
-		}
-		if items[i], err = unpack(held); err != nil {
-			return err
-		}
-	}
-	if err := quota.Apply(cs, items, now, out); err != nil {
-		return err
-	}
-	if quota.Granted(out) != granted {
-		return differs(cs[0].Limit)
-	}
-	return nil
+	return s.gatherList(ctx, l)
 }
 
 // run sends a script by its SHA, and with its text only if the server does not know it.
@@ -333,9 +287,6 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	s.plans[*spec] = p
 	return p, nil
 }
-
-// chargeArgs is how many arguments a charge has, at most.
-const chargeArgs = 5
 
 func cost(c *quota.Charge) any { return text(min(c.Cost, maxCost)) }
 

@@ -25,7 +25,7 @@ func ReplyError(err error) error {
 	for _, prefix := range refusals {
 		if strings.HasPrefix(text, prefix) {
 			if prefix == "TRYAGAIN" {
-				err = tryAgain{err}
+				err = keysError{err}
 			}
 			return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 		}
@@ -38,16 +38,21 @@ func ReplyError(err error) error {
 			}
 		}
 	}
+	if strings.HasPrefix(text, "NOPERM") {
+		err = keysError{err}
+	}
 	return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
 }
 
-// tryAgain is the reply to a command over several keys of a slot that is being moved.
-type tryAgain struct{ error }
+// keysError is a refusal that is about some keys of a call and would not have come for the others: a slot is
+// being moved and has keys on either node, or the user may not touch them all.
+type keysError struct{ error }
 
-func (e tryAgain) Unwrap() error { return e.error }
+func (e keysError) Unwrap() error { return e.error }
 
-func isTryAgain(err error) bool {
-	_, is := errors.AsType[tryAgain](err)
+// ofSomeKeys reports whether a call with fewer keys may do better.
+func ofSomeKeys(err error) bool {
+	_, is := errors.AsType[keysError](err)
 	return is
 }
 

@@ -1,10 +1,8 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -26,11 +24,13 @@ type lane struct {
 	closed  bool
 }
 
-// A batch is charges that go in one script.
+// A batch is what goes together: charges in one script, and lists of charges in another.
 type batch struct {
-	units []unit
-	sent  bool          // units are the sender's from now on
-	done  chan struct{} // closed when units hold their answers
+	units []*unit
+	lists []*list
+	size  int           // charges
+	sent  bool          // units and lists are the sender's from now on
+	done  chan struct{} // closed when they hold their answers
 
 	until   time.Time // the latest deadline of those who wait
 	endless bool      // one of them has none
@@ -58,58 +58,105 @@ func (s *Store) lane(key string) *lane {
 // gather decides a charge, alone if its lane is free, else with others.
 func (s *Store) gather(ctx context.Context, p *plan, c *quota.Charge) (quota.Decision, error) {
 	l := s.lane(c.Key)
-	l.mu.Lock()
-	switch {
-	case l.closed:
-		l.mu.Unlock()
-		return quota.Decision{}, errClosed
-	case l.flying < maxFlying:
-		l.flying++
-		l.mu.Unlock()
+	free, err := l.enter()
+	if err != nil {
+		return quota.Decision{}, err
+	}
+	if free {
 		defer s.landed(l)
 		return s.alone(ctx, p, c)
 	}
-	b, i := l.join(ctx, p, c)
+	u := &unit{plan: p, charge: *c}
+	b := l.batch(ctx, 1)
+	b.units = append(b.units, u)
 	l.mu.Unlock()
-	if ctx.Done() == nil {
-		<-b.done
-		return b.units[i].decision, b.units[i].err
+	if err := l.wait(ctx, b, &u.gone); err != nil {
+		return quota.Decision{}, err
 	}
-	select {
-	case <-b.done:
-		return b.units[i].decision, b.units[i].err
-	case <-ctx.Done():
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !b.sent {
-		b.units[i].gone = true
-		return quota.Decision{}, ctx.Err()
-	}
-	select {
-	case <-b.done:
-		return b.units[i].decision, b.units[i].err
-	default:
-		return quota.Decision{}, b.shared(TransportError(ctx.Err()))
-	}
+	return u.decision, u.err
 }
 
-// join adds a charge to the last batch that waits, or to a new one.
-func (l *lane) join(ctx context.Context, p *plan, c *quota.Charge) (*batch, int) {
+// gatherList is gather for a list.
+func (s *Store) gatherList(ctx context.Context, q *list) error {
+	l := s.lane(q.charges[0].Key)
+	free, err := l.enter()
+	if err != nil {
+		return err
+	}
+	if free {
+		defer s.landed(l)
+		s.sendLists(ctx, []*list{q})
+		return q.err
+	}
+	// The caller may leave, and take its charges and decisions along.
+	private := &list{plans: q.plans, charges: slices.Clone(q.charges), decisions: make([]quota.Decision, len(q.charges))}
+	b := l.batch(ctx, len(q.charges))
+	b.lists = append(b.lists, private)
+	l.mu.Unlock()
+	if err := l.wait(ctx, b, &private.gone); err != nil {
+		return err
+	}
+	copy(q.decisions, private.decisions)
+	return private.err
+}
+
+// enter takes a free place in the lane. Where there is none it leaves the lane locked, for who joins a batch.
+func (l *lane) enter() (free bool, err error) {
+	l.mu.Lock()
+	switch {
+	case l.closed:
+		err = errClosed
+	case l.flying < maxFlying:
+		l.flying++
+		free = true
+	default:
+		return false, nil
+	}
+	l.mu.Unlock()
+	return free, err
+}
+
+// batch returns the batch that so many charges join, which wait until the end of ctx.
+func (l *lane) batch(ctx context.Context, charges int) *batch {
 	var b *batch
-	if n := len(l.waiting); n > 0 && len(l.waiting[n-1].units) < maxBatch {
+	if n := len(l.waiting); n > 0 && l.waiting[n-1].size+charges <= maxBatch {
 		b = l.waiting[n-1]
 	} else {
-		b = &batch{done: make(chan struct{}), units: make([]unit, 0, 8)}
+		b = &batch{done: make(chan struct{})}
 		l.waiting = append(l.waiting, b)
 	}
+	b.size += charges
 	if end, set := ctx.Deadline(); !set {
 		b.endless = true
 	} else if end.After(b.until) {
 		b.until = end
 	}
-	b.units = append(b.units, unit{plan: p, charge: *c})
-	return b, len(b.units) - 1
+	return b
+}
+
+// wait returns when the batch has its answers, or with an error when the context ends.
+func (l *lane) wait(ctx context.Context, b *batch, gone *bool) error {
+	if ctx.Done() == nil {
+		<-b.done
+		return nil
+	}
+	select {
+	case <-b.done:
+		return nil
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !b.sent {
+		*gone = true
+		return b.shared(ctx.Err()) // the context's own: nothing was sent
+	}
+	select {
+	case <-b.done:
+		return nil
+	default:
+		return b.shared(TransportError(ctx.Err()))
+	}
 }
 
 // landed is called when a script has landed: the next batch takes its place.
@@ -153,8 +200,11 @@ func (l *lane) close() {
 	l.closed = true
 	for _, b := range l.waiting {
 		b.sent = true
-		for i := range b.units {
-			b.units[i].err = errClosed
+		for _, u := range b.units {
+			u.err = errClosed
+		}
+		for _, q := range b.lists {
+			q.err = errClosed
 		}
 		close(b.done)
 	}
@@ -170,178 +220,66 @@ func (s *Store) fly(b *batch) {
 		ctx, cancel = context.WithDeadline(ctx, b.until)
 		defer cancel()
 	}
-	left := make([]*unit, 0, len(b.units))
-	for i := range b.units {
-		if !b.units[i].gone {
-			left = append(left, &b.units[i])
+	units := slices.DeleteFunc(b.units, func(u *unit) bool { return u.gone })
+	lists := slices.DeleteFunc(b.lists, func(q *list) bool { return q.gone })
+	if len(lists) == 0 {
+		s.sendUnits(ctx, b, units)
+		return
+	}
+	each(2, func(i int) {
+		if i == 0 {
+			s.sendUnits(ctx, b, units)
+			return
 		}
-	}
-	for len(left) > 0 {
-		left = s.send(ctx, b, left)
-	}
+		s.sendLists(ctx, lists)
+		for _, q := range lists {
+			if q.err != nil {
+				q.err = b.shared(q.err)
+			}
+		}
+	})
 }
 
-// Together decides charges as a batch, each alone: what becomes of those that wait, for tests.
-func Together(ctx context.Context, s *Store, cs []quota.Charge) ([]quota.Decision, []error) {
+// Together decides lists as a batch, each alone: what becomes of those that wait, for tests.
+func Together(ctx context.Context, s *Store, calls [][]quota.Charge) ([][]quota.Decision, []error) {
 	l, b := &lane{}, (*batch)(nil)
-	decisions, errs := make([]quota.Decision, len(cs)), make([]error, len(cs))
-	for i := range cs {
-		p, err := s.plan(cs[i].Limit)
-		if err != nil {
-			return nil, []error{err}
+	units, lists := make([]*unit, len(calls)), make([]*list, len(calls))
+	for i, cs := range calls {
+		plans := make([]*plan, len(cs))
+		for j := range cs {
+			var err error
+			if plans[j], err = s.plan(cs[j].Limit); err != nil {
+				return nil, []error{err}
+			}
 		}
-		b, _ = l.join(ctx, p, &cs[i])
+		b = l.batch(ctx, 0)
+		if len(cs) == 1 {
+			units[i] = &unit{plan: plans[0], charge: cs[0]}
+			b.units = append(b.units, units[i])
+		} else {
+			lists[i] = &list{plans: plans, charges: cs, decisions: make([]quota.Decision, len(cs))}
+			b.lists = append(b.lists, lists[i])
+		}
 	}
 	s.fly(b)
-	for i, u := range b.units {
-		decisions[i], errs[i] = u.decision, u.err
+	decisions, errs := make([][]quota.Decision, len(calls)), make([]error, len(calls))
+	for i := range calls {
+		if u := units[i]; u != nil {
+			decisions[i], errs[i] = []quota.Decision{u.decision}, u.err
+		} else {
+			decisions[i], errs[i] = lists[i].decisions, lists[i].err
+		}
 	}
 	return decisions, errs
 }
 
-// asked is a key of a batch and the charges to it, in order.
-type asked struct {
-	key         string
-	plan        *plan
-	first, last *unit
-}
-
-// send decides units in one script. It returns those that it left out: where the numbers of a key's limit
-// changed, the charges with the other numbers go in a script of their own.
-func (s *Store) send(ctx context.Context, b *batch, units []*unit) (left []*unit) {
-	keys, left := s.byKey(units)
-	s.sendKeys(ctx, b, keys)
-	return left
-}
-
-// sendKeys decides what is asked of keys in one script. While a slot moves, some of its keys may be on either
-// node: then every key goes alone.
-func (s *Store) sendKeys(ctx context.Context, b *batch, keys []asked) {
-	rules := make([]quota.Rule, 0, 4)
-	args := make([]any, 3, 3+2*len(keys)+3*cap(rules)+1)
-	for i := range keys {
-		args = append(args, keys[i].key)
-	}
-	for i := 0; i < len(keys); {
-		p := keys[i].plan
-		n := 1
-		for i+n < len(keys) && keys[i+n].plan == p {
-			n++
-		}
-		args = append(args, p.header, p.params, text(n))
-		for _, k := range keys[i : i+n] {
-			args = append(args, k.todo())
-		}
-		rules = append(rules, p.rule)
-		i += n
-	}
-	script := s.scripts.several(rules, batchText)
-	args[0], args[1], args[2] = evalSHA, script.sha, text(len(keys))
-	r, err := s.run(ctx, script, s.appendClock(args), len(keys))
-	switch {
-	case err == nil:
-		err = conclude(keys, r)
-	case len(keys) > 1 && isTryAgain(err):
-		each(len(keys), func(i int) { s.sendKeys(ctx, b, keys[i:i+1]) })
-		return
-	}
-	if err != nil {
-		err = b.shared(err)
-		for i := range keys {
-			for u := keys[i].first; u != nil; u = u.next {
-				u.err = err
-			}
-		}
-	}
-}
-
-// byKey returns the keys of units, those with the same plan together, and the units that are left out.
-func (s *Store) byKey(units []*unit) (keys []asked, left []*unit) {
-	keys = make([]asked, 0, len(units))
-	places := make(map[string]int, len(units))
-	mixed, n := false, 0
-	for i, u := range units {
-		if i == 0 || u.charge.Limit != units[i-1].charge.Limit || u.charge.Key != units[i-1].charge.Key {
-			key := s.key(&u.charge)
-			var known bool
-			if n, known = places[key]; !known {
-				n = len(keys)
-				places[key] = n
-				mixed = mixed || n > 0 && keys[n-1].plan != u.plan
-				keys = append(keys, asked{key: key, plan: u.plan})
-			}
-		}
-		switch k := &keys[n]; {
-		case k.plan != u.plan:
-			left = append(left, u)
-		case k.first == nil:
-			k.first, k.last = u, u
-		default:
-			k.last.next = u
-			k.last = u
-		}
-	}
-	if mixed {
-		slices.SortStableFunc(keys, func(a, b asked) int { return cmp.Compare(a.plan.serial, b.plan.serial) })
-	}
-	return keys, left
-}
-
-// todo is the argument that says what is asked of a key.
-func (k *asked) todo() any {
-	if k.first == k.last && k.first.charge.Op == quota.OpTake {
-		return cost(&k.first.charge)
-	}
-	var dst []byte
-	for u := k.first; u != nil; {
-		c, times := &u.charge, int64(0)
-		for ; u != nil && u.charge.Op == c.Op && u.charge.Cost == c.Cost && u.charge.At == c.At; u = u.next {
-			times++
-		}
-		for _, n := range [...]int64{int64(c.Op), min(c.Cost, maxCost), int64(c.At), times} {
-			dst = append(strconv.AppendInt(dst, n, 10), ' ')
-		}
-	}
-	return string(dst)
-}
-
-// conclude decides the units again on what the script found. An error is about the call as a whole.
-func conclude(keys []asked, r Reply) error {
-	now, positive, ok := stamp(r)
-	changes, counted := r.Int(1)
-	if !ok || !positive || !counted || r.Len() != 2+len(keys) {
-		return badReply(r)
-	}
-	for i := range keys {
-		held, text := r.Text(2 + i)
-		it, err := unpack(held)
-		if !text {
-			if n, ok := r.Int(2 + i); !ok || n != 0 {
-				return badReply(r)
-			}
-			err = errState
-		}
-		for u := keys[i].first; u != nil; u = u.next {
-			if u.err = err; err == nil {
-				if u.decision, u.err = quota.ApplyOne(&u.charge, &it, now); u.err == nil && it.Write {
-					changes--
-				}
-			}
-		}
-	}
-	if changes != 0 {
-		return differs(keys[0].first.charge.Limit)
-	}
-	return nil
-}
-
-// batchError is the error of a script that several calls shared. Policies know it as resilience.Shared.
+// batchError is the error of a round trip that several calls shared, or waited for: resilience.Shared.
 type batchError struct {
 	error
-	batch *batch
+	trip chan struct{}
 }
 
 func (e *batchError) Unwrap() error  { return e.error }
-func (e *batchError) RoundTrip() any { return e.batch }
+func (e *batchError) RoundTrip() any { return e.trip }
 
-func (b *batch) shared(err error) error { return &batchError{err, b} }
+func (b *batch) shared(err error) error { return &batchError{err, b.done} }

@@ -101,15 +101,15 @@ func TestHostileBatchReplies(t *testing.T) {
 	} {
 		s := newStore(t, false, func([]any, int) (Reply, error) { return r, nil })
 		cs := []quota.Charge{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}, {Limit: limitOf("a", window(10)), Key: "l", Cost: 11}}
-		_, errs := Together(bg, s, cs)
+		_, errs := Together(bg, s, [][]quota.Charge{cs[:1], cs[1:]})
 		if !errors.Is(errs[0], quota.ErrMisconfigured) || !errors.Is(errs[1], quota.ErrMisconfigured) {
 			t.Errorf("reply %d %v: %v", i, []any(r), errs)
 		}
 	}
 	for i, held := range []any{int64(0), "x"} { // one key's value is nobody else's
 		s := newStore(t, false, func([]any, int) (Reply, error) { return elements{now, int64(1), held, nil}, nil })
-		d, errs := Together(bg, s, []quota.Charge{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}, {Limit: limitOf("a", window(10)), Key: "l", Cost: 1}})
-		if !errors.Is(errs[0], quota.ErrMisconfigured) || errs[1] != nil || !d[1].Allowed {
+		d, errs := Together(bg, s, [][]quota.Charge{{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}}, {{Limit: limitOf("a", window(10)), Key: "l", Cost: 1}}})
+		if !errors.Is(errs[0], quota.ErrMisconfigured) || errs[1] != nil || !d[1][0].Allowed {
 			t.Errorf("value %d: %+v, %v", i, d, errs)
 		}
 	}

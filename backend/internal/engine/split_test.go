@@ -39,14 +39,14 @@ func TestSplitErrors(t *testing.T) {
 			var calls []string
 			s := newStore(t, true, func(args []any, keys int) (Reply, error) {
 				key := args[3].(string)
-				call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[args[3+keys+5].(string)[0]-'0']
+				call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[strings.Fields(args[3+keys+3].(string))[1][0]-'0']
 				mu.Lock()
 				defer mu.Unlock()
 				calls = append(calls, call)
 				if err := test.fail[call]; err != nil {
 					return nil, err
 				}
-				return elements{int64(1_795_427_141_791_724), nil}, nil
+				return elements{int64(1_795_427_141_791_724), int64(1), nil}, nil
 			})
 			cs := make([]quota.Charge, 3)
 			for i := range cs {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -36,68 +37,81 @@ func Batches(t *testing.T, connect Connect) {
 	wg.Wait()
 }
 
-// batch has random charges decided together.
+// batch has random charges, or lists of several, decided together.
 func (w *worker) batch(t *testing.T, store *engine.Store) {
 	w.tick()
-	var cs []quota.Charge
-	var items []*item
-	for want := 1 + w.rng.IntN(32); len(cs) < want; {
-		c, it := w.request(t)
+	var calls [][]quota.Charge
+	var items [][]*item
+	lists := w.rng.IntN(2) == 0
+	for want := 1 + w.rng.IntN(24); len(calls) < want; {
+		cs, its := w.request(t)
 		for range 1 + w.rng.IntN(3)*w.rng.IntN(3) { // the same again
-			cs, items = append(cs, c...), append(items, it...)
+			switch {
+			case !lists:
+				for i := range cs {
+					calls, items = append(calls, cs[i:i+1]), append(items, its[i:i+1])
+				}
+			case len(cs) > 1:
+				calls, items = append(calls, cs), append(items, its)
+			}
 		}
 	}
-	const most = 60
-	cs, items = cs[:min(len(cs), most)], items[:min(len(items), most)]
-	got, errs := engine.Together(bg, store, cs)
-	held := map[*item]int{}
-	for _, left := range order(cs, items) {
-		for _, i := range left {
-			it, before := items[i], items[i].Item
-			want, err := quota.ApplyOne(&cs[i], &it.Item, quota.Micros(w.now))
-			if err != nil || errs[i] != nil || got[i] != want {
-				t.Errorf("%s at %d, charge %d of %d:%s\n decided %+v, %v\n Go says %+v, %v\n on %+v", w.name, w.now, i, len(cs), show(cs[i:i+1]), got[i], errs[i], want, err, before)
-				return
-			}
-			it.left = want.Remaining
-			if want.Charged > 0 {
+	got, errs := engine.Together(bg, store, calls)
+	held := map[*item]quota.Charge{}
+	for _, i := range order(calls, items) {
+		cs := calls[i]
+		before, want := make([]quota.Item, len(cs)), make([]quota.Decision, len(cs))
+		for j, it := range items[i] {
+			before[j] = it.Item
+		}
+		after := slices.Clone(before)
+		err := quota.Apply(cs, after, quota.Micros(w.now), want)
+		if err != nil || errs[i] != nil || !slices.Equal(got[i], want) {
+			t.Errorf("%s at %d, call %d of %d:%s\n decided %+v, %v\n Go says %+v, %v\n on %+v", w.name, w.now, i, len(calls), show(cs), got[i], errs[i], want, err, before)
+			return
+		}
+		for j, it := range items[i] {
+			it.Item, it.left = after[j], want[j].Remaining
+			if want[j].Charged > 0 {
 				it.receipts = append(it.receipts[max(0, len(it.receipts)-7):], quota.Micros(w.now))
 			}
-			held[it] = i
-			w.last, w.key = want, cs[i].Key
+			held[it] = cs[j]
 		}
+		w.last, w.key = want[0], cs[0].Key
 	}
-	for it, i := range held {
-		if text := w.server.held(t, cs[i]); text != packed(&it.Item) {
-			t.Errorf("%s at %d left %x\n Go says %x = %+v%s", w.name, w.now, text, packed(&it.Item), it.Item, show(cs[i:i+1]))
+	for it, c := range held {
+		if text := w.server.held(t, c); text != packed(&it.Item) {
+			t.Errorf("%s at %d left %x\n Go says %x = %+v%s", w.name, w.now, text, packed(&it.Item), it.Item, show([]quota.Charge{c}))
 		}
 	}
 }
 
-// order returns the charges in the order in which a batch decides them: those whose limit has other numbers
-// than the first to the same key come after all the others.
-func order(cs []quota.Charge, items []*item) (passes [][]int) {
-	rest := make([]int, len(cs))
+// order returns the calls in the order in which a batch decides them: those to a key whose limit had other
+// numbers in a call before come after all the others.
+func order(calls [][]quota.Charge, items [][]*item) (done []int) {
+	rest := make([]int, len(calls))
 	for i := range rest {
 		rest[i] = i
 	}
 	for len(rest) > 0 {
-		first := map[*item]*quota.Spec{}
-		var now, later []int
+		specs := map[*item]*quota.Spec{}
+		var later []int
+	next:
 		for _, i := range rest {
-			spec := cs[i].Limit.Spec()
-			if first[items[i]] == nil {
-				first[items[i]] = spec
+			for j, it := range items[i] {
+				if spec := specs[it]; spec != nil && *spec != *calls[i][j].Limit.Spec() {
+					later = append(later, i)
+					continue next
+				}
 			}
-			if *first[items[i]] == *spec {
-				now = append(now, i)
-			} else {
-				later = append(later, i)
+			for j, it := range items[i] {
+				specs[it] = calls[i][j].Limit.Spec()
 			}
+			done = append(done, i)
 		}
-		passes, rest = append(passes, now), later
+		rest = later
 	}
-	return passes
+	return done
 }
 
 // BatchCalls: a batch is one script call, whatever is in it, and a key that holds something else fails nobody
@@ -113,27 +127,44 @@ func BatchCalls(t *testing.T, connect Connect) {
 	if err := server.Set(bg, place(charge(b, "text")), "17", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	var cs []quota.Charge
+	var calls [][]quota.Charge
 	for range 60 {
-		cs = append(cs, charge(a, "hot"))
+		calls = append(calls, []quota.Charge{charge(a, "hot")})
 	}
-	cs = append(cs, charge(b, "hot"), charge(a, "list"), charge(b, "text"), charge(b, "cold"))
-	engine.Together(bg, store, []quota.Charge{charge(a, "other"), charge(b, "other")}) // the server learns the script
-	server.resetCounts(t)
-	got, errs := engine.Together(bg, store, cs)
-	if n := server.count(t); n["evalsha"].calls != 1 || n["eval"].calls != 0 || n["set"].calls != 3 {
-		t.Errorf("EVALSHA %+v, EVAL %+v, SET %+v", n["evalsha"], n["eval"], n["set"])
+	for _, c := range []quota.Charge{charge(b, "hot"), charge(a, "list"), charge(b, "text"), charge(b, "cold")} {
+		calls = append(calls, []quota.Charge{c})
 	}
-	for i := range cs {
-		key := cs[i].Key
-		if foreign := key == "list" || key == "text"; foreign != errors.Is(errs[i], quota.ErrMisconfigured) || !foreign && errs[i] != nil {
-			t.Errorf("charge %d to %s: %v", i, key, errs[i])
+	for _, both := range []bool{false, true} {
+		if both { // the same with another key in each
+			for i, cs := range calls {
+				calls[i] = append([]quota.Charge{charge(b, "both")}, cs...)
+			}
+			server.Del(bg, place(charge(a, "hot")), place(charge(b, "hot")), place(charge(b, "cold")))
 		}
-		if i < 60 && (got[i].Allowed != (i < 40) || got[i].Remaining != max(0, 39-int64(i))) {
-			t.Errorf("charge %d to the hot key: %+v", i, got[i])
+		warm := []quota.Charge{charge(a, "other"), charge(b, "other")}
+		engine.Together(bg, store, [][]quota.Charge{warm, warm[:1], warm[1:]}) // the server learns the scripts
+		server.resetCounts(t)
+		got, errs := engine.Together(bg, store, calls)
+		sets := 3
+		if both {
+			sets++
 		}
-	}
-	if got[60].Remaining != 999 || got[63].Remaining != 999 {
-		t.Errorf("the others: %+v, %+v", got[60], got[63])
+		if n := server.count(t); n["evalsha"].calls != 1 || n["eval"].calls != 0 || n["set"].calls != sets {
+			t.Errorf("EVALSHA %+v, EVAL %+v, SET %+v", n["evalsha"], n["eval"], n["set"])
+		}
+		for i, cs := range calls {
+			last := len(cs) - 1
+			key := cs[last].Key
+			if foreign := key == "list" || key == "text"; foreign != errors.Is(errs[i], quota.ErrMisconfigured) || !foreign && errs[i] != nil {
+				t.Errorf("charge %d to %s: %v", i, key, errs[i])
+			}
+			if d := got[i][last]; i < 60 && (d.Allowed != (i < 40) || d.Remaining != max(0, 39-int64(i))) {
+				t.Errorf("charge %d to the hot key: %+v", i, d)
+			}
+		}
+		last := len(got[60]) - 1
+		if got[60][last].Remaining != 999 || got[63][last].Remaining != 999 || both && got[63][0].Remaining != 1000-42 {
+			t.Errorf("the others: %+v, %+v", got[60], got[63])
+		}
 	}
 }
