@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -148,7 +149,7 @@ func (l *lazy) connected(ctx context.Context) (*adapter, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-patience.C:
-		return nil, fmt.Errorf("redis: %w: no connection within %v", quota.ErrUnavailable, l.c.DialTimeout)
+		return nil, fmt.Errorf("redis: %w: no connection within %v: %w", quota.ErrUnavailable, l.c.DialTimeout, os.ErrDeadlineExceeded)
 	}
 	if t.err != nil {
 		return nil, t.err

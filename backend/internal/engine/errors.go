@@ -25,7 +25,7 @@ func ReplyError(err error) error {
 	for _, prefix := range refusals {
 		if strings.HasPrefix(text, prefix) {
 			if prefix == "TRYAGAIN" {
-				err = keysError{err}
+				err = KeysError{err}
 			}
 			return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 		}
@@ -39,20 +39,21 @@ func ReplyError(err error) error {
 		}
 	}
 	if strings.HasPrefix(text, "NOPERM") {
-		err = keysError{err}
+		err = KeysError{err}
 	}
 	return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
 }
 
-// keysError is a refusal that is about some keys of a call and would not have come for the others: a slot is
+// KeysError is a refusal that is about some keys of a call and would not have come for the others: a slot is
 // being moved and has keys on either node, or the user may not touch them all.
-type keysError struct{ error }
+type KeysError struct{ Err error }
 
-func (e keysError) Unwrap() error { return e.error }
+func (e KeysError) Error() string { return e.Err.Error() }
+func (e KeysError) Unwrap() error { return e.Err }
 
 // ofSomeKeys reports whether a call with fewer keys may do better.
 func ofSomeKeys(err error) bool {
-	_, is := errors.AsType[keysError](err)
+	_, is := errors.AsType[KeysError](err)
 	return is
 }
 

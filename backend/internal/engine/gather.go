@@ -2,6 +2,9 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -56,14 +59,14 @@ func (s *Store) lane(key string) *lane {
 }
 
 // gather decides a charge, alone if its lane is free, else with others.
-func (s *Store) gather(ctx context.Context, p *plan, c *quota.Charge) (quota.Decision, error) {
+func (s *Store) gather(ctx context.Context, p *plan, c *quota.Charge) (d quota.Decision, err error) {
 	l := s.lane(c.Key)
 	free, err := l.enter()
 	if err != nil {
 		return quota.Decision{}, err
 	}
 	if free {
-		defer s.landed(l)
+		defer func() { s.landed(l, stuck(ctx, err)) }()
 		return s.alone(ctx, p, c)
 	}
 	u := &unit{plan: p, charge: *c}
@@ -84,7 +87,7 @@ func (s *Store) gatherList(ctx context.Context, q *list) error {
 		return err
 	}
 	if free {
-		defer s.landed(l)
+		defer func() { s.landed(l, stuck(ctx, q.err)) }()
 		s.sendLists(ctx, []*list{q})
 		return q.err
 	}
@@ -159,11 +162,23 @@ func (l *lane) wait(ctx context.Context, b *batch, gone *bool) error {
 	}
 }
 
+// stuck returns the error of a call that the client gave up by its own patience, which those who wait behind
+// it would try again; nil for any other.
+func stuck(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return err
+	}
+	return nil
+}
+
 // landed is called when a script has landed: the next batch takes its place.
-func (s *Store) landed(l *lane) {
+func (s *Store) landed(l *lane, stuck error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if b := l.next(); b != nil {
+	if b := l.next(stuck); b != nil {
 		s.flights.Go(func() { s.flyAll(l, b) })
 	}
 }
@@ -171,15 +186,19 @@ func (s *Store) landed(l *lane) {
 // flyAll sends a batch, and those that follow it in its place.
 func (s *Store) flyAll(l *lane, b *batch) {
 	for b != nil {
-		s.fly(b)
+		stuck := s.fly(b)
 		l.mu.Lock()
-		b = l.next()
+		b = l.next(stuck)
 		l.mu.Unlock()
 	}
 }
 
-// next returns the batch that goes now; without one, a place is free.
-func (l *lane) next() *batch {
+// next returns the batch that goes now; without one, a place is free. If the call before got stuck, nobody
+// waits for the next one to: all who wait are told that nothing was sent.
+func (l *lane) next(stuck error) *batch {
+	if stuck != nil {
+		l.refuse(fmt.Errorf("redis: %w: nothing was sent, for a call before got no answer: %v", quota.ErrUnavailable, stuck))
+	}
 	if len(l.waiting) == 0 {
 		l.flying--
 		return nil
@@ -193,26 +212,33 @@ func (l *lane) next() *batch {
 	return b
 }
 
-// close ends what waits; what is in flight lands.
-func (l *lane) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
+// refuse ends what waits.
+func (l *lane) refuse(err error) {
 	for _, b := range l.waiting {
 		b.sent = true
+		err := b.shared(err)
 		for _, u := range b.units {
-			u.err = errClosed
+			u.err = err
 		}
 		for _, q := range b.lists {
-			q.err = errClosed
+			q.err = err
 		}
 		close(b.done)
 	}
 	l.waiting = nil
 }
 
-// fly sends a batch under a deadline of its own: the latest of those who wait for it.
-func (s *Store) fly(b *batch) {
+// close ends what waits; what is in flight lands.
+func (l *lane) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.refuse(errClosed)
+}
+
+// fly sends a batch under a deadline of its own: the latest of those who wait for it. It returns the error of
+// a call that got stuck.
+func (s *Store) fly(b *batch) error {
 	defer close(b.done)
 	ctx := context.Background()
 	if !b.endless {
@@ -224,20 +250,27 @@ func (s *Store) fly(b *batch) {
 	lists := slices.DeleteFunc(b.lists, func(q *list) bool { return q.gone })
 	if len(lists) == 0 {
 		s.sendUnits(ctx, b, units)
-		return
-	}
-	each(2, func(i int) {
-		if i == 0 {
-			s.sendUnits(ctx, b, units)
-			return
-		}
-		s.sendLists(ctx, lists)
-		for _, q := range lists {
-			if q.err != nil {
-				q.err = b.shared(q.err)
+	} else {
+		each(2, func(i int) {
+			if i == 0 {
+				s.sendUnits(ctx, b, units)
+				return
 			}
-		}
-	})
+			s.sendLists(ctx, lists)
+			for _, q := range lists {
+				if q.err != nil {
+					q.err = b.shared(q.err)
+				}
+			}
+		})
+	}
+	switch {
+	case len(units) > 0:
+		return stuck(ctx, units[0].err)
+	case len(lists) > 0:
+		return stuck(ctx, lists[0].err)
+	}
+	return nil
 }
 
 // Together decides lists as a batch, each alone: what becomes of those that wait, for tests.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // slow is a Client whose calls wait to be answered: with fresh states, or an error.
@@ -280,6 +282,60 @@ func TestBatchError(t *testing.T) {
 		}
 		if alone[0].err != lost {
 			t.Errorf("alone: %v", alone[0].err)
+		}
+		g.end()
+	})
+}
+
+// Where the client gave a call up by its own patience, nobody waits for the next one to get stuck.
+func TestStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		g.fill("a", maxFlying)
+		frozen := fmt.Errorf("%w: %w", quota.ErrIndeterminate, os.ErrDeadlineExceeded)
+		for i, err := range []error{frozen, quota.ErrUnavailable, frozen} { // alone, and as a batch
+			waits := g.fill("b", 3)
+			g.land([]int{0, 1, maxFlying}[i], err)
+			for _, r := range waits {
+				refused := errors.Is(r.err, quota.ErrUnavailable) && !errors.Is(r.err, quota.ErrIndeterminate)
+				if want := i != 1; r.done != want || want && !refused {
+					t.Errorf("behind %v: %v (done: %v)", err, r.err, r.done)
+				}
+			}
+			if i == 0 {
+				g.fill("c", 1) // in the place that is free
+			}
+		}
+		g.keys(t, 1, 1, 1, 1, 1, 3)
+		g.end()
+	})
+}
+
+// A frozen server costs a breaker one failure for each script, whoever waited for it.
+func TestBatchBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		const trips = maxFlying + 1
+		for _, failures := range []int{trips + 1, trips} {
+			store := quota.Must(resilience.Wrap(g.store, resilience.Breaker(&resilience.BreakerOptions{Failures: failures}), resilience.Timeout(time.Second, nil)))
+			for i := range maxFlying + 20 {
+				g.wg.Go(func() {
+					if _, err := store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint(failures, i), Cost: 1}); err == nil {
+						t.Error("a frozen server decided")
+					}
+				})
+				synctest.Wait()
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if got, want := resilience.BreakerState(store), map[bool]string{true: "open", false: "closed"}[failures == trips]; got != want {
+				t.Errorf("the breaker is %s after %d round trips of %d failures", got, trips, failures)
+			}
+			for i, c := range g.calls {
+				if !c.landed {
+					g.land(i, nil)
+				}
+			}
 		}
 		g.end()
 	})

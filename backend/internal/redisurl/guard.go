@@ -44,7 +44,10 @@ func (g *guard) explain(err error) error {
 		for _, name := range [...]string{g.c.Username, g.c.SentinelUsername} {
 			if full := "User " + name + " "; name != "" && strings.Contains(text, full) {
 				text = strings.ReplaceAll(text, full, "the user ")
-				err = &anonymous{text}
+				some, _ := errors.AsType[engine.KeysError](err)
+				if err = error(&anonymous{text}); some.Err != nil {
+					err = engine.KeysError{Err: err}
+				}
 			}
 		}
 	}

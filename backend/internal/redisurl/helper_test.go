@@ -54,7 +54,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		// A cluster client of rueidis that was closed sleeps for up to a second, and for five after a change of nodes.
 		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"),
-		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func1"))
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func1"),
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"))
 }
 
 // with runs a test with each client. URLs are completed by the parameter client.
