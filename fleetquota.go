@@ -19,13 +19,24 @@ package fleetquota
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend"
 	_ "github.com/fleetquota/fleetquota/backend/goredis" // so that REDIS_URL works out of the box
+	"github.com/fleetquota/fleetquota/backend/local"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
 )
+
+// timeout leaves room for connecting, with TLS and to a cluster, in front of the first decision.
+const timeout = 500 * time.Millisecond
+
+const maxFleet = 1_000_000
 
 // FromEnv returns a limiter that the environment configures: a token bucket for each key, under a limit
 // called "tokens".
@@ -33,34 +44,91 @@ import (
 //	REDIS_URL          the store, such as redis://:password@host:6379/0; default: the memory of this process
 //	TOKEN_BUCKET_SIZE  capacity in tokens; default 1000
 //	TOKEN_REFILL_RATE  tokens a second, such as 10.5; default 10.0
+//	FLEET_SIZE         how many processes share the store, 1 to 1000000; default: not known
 //
-// Nothing is sent yet: with Redis down a limiter is made all the same, its calls fail with
-// [quota.ErrUnavailable], and it works once Redis is there.
+// Nothing is sent yet: with Redis down a limiter is made all the same, and it works once Redis is there.
+//
+// Around a store in Redis are the policies of [resilience.Standard]: a decision comes within half a second,
+// at most 256 are in flight, and after three failures in a row Redis is left alone for up to 30 seconds at a
+// time. What happens to a request that Redis does not decide, FLEET_SIZE says:
+//
+//   - Without it the caller gets the error, such as [quota.ErrUnavailable].
+//   - With it this process decides on its share of the limit, one part in FLEET_SIZE, as
+//     [resilience.Fallback] describes; such a decision is [quota.FromFallback]. A fleet that grows beyond
+//     FLEET_SIZE admits more than its limit in an outage.
+//
+// What an operator should know, such as that the breaker opened, is logged with slog.Warn. Without REDIS_URL
+// there is nothing to fail, and FLEET_SIZE changes nothing.
 //
 // Close the limiter to close its store. A variable with a value that is not accepted is
 // [quota.ErrInvalid]; the error names it and what it accepts, and holds no credentials. See
 // backend.FromEnv for the ranges.
 func FromEnv(ctx context.Context) (*quota.Limiter, error) {
+	fleet, err := fleetSize()
+	if err != nil {
+		return nil, err
+	}
 	env, err := backend.FromEnv(ctx)
 	if err != nil {
 		return nil, err
 	}
-	limiter, err := newLimiter(env)
+	limiter, err := newLimiter(env, fleet)
 	if err != nil {
 		env.Store.Close()
-		return nil, fmt.Errorf("fleetquota: %w", err)
+		return nil, err
 	}
 	return limiter, nil
 }
 
-func newLimiter(env backend.Env) (*quota.Limiter, error) {
+// fleetSize reads FLEET_SIZE; it is 0 where that is absent.
+func fleetSize() (int64, error) {
+	s := os.Getenv("FLEET_SIZE")
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 1 || n > maxFleet {
+		return 0, fmt.Errorf("fleetquota: %w: FLEET_SIZE is %.40q; accepted: the number of processes, 1 to %d", quota.ErrInvalid, s, maxFleet)
+	}
+	return n, nil
+}
+
+func newLimiter(env backend.Env, fleet int64) (*quota.Limiter, error) {
 	bucket, err := algorithm.TokenBucket(env.Capacity, env.Refill, env.Per)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("fleetquota: %w", err)
 	}
 	limit, err := quota.NewLimit("tokens", bucket)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("fleetquota: %w", err)
 	}
-	return quota.NewLimiter(env.Store, limit, nil)
+	store := env.Store
+	if _, ok := store.(*local.Store); !ok {
+		if store, err = guard(store, bucket, fleet); err != nil {
+			return nil, err
+		}
+	}
+	return quota.NewLimiter(store, limit, nil)
+}
+
+// guard puts policies around a store that a fleet of this size, or 0, shares.
+func guard(store quota.Store, a quota.Algorithm, fleet int64) (quota.Store, error) {
+	fallback := resilience.FailWithError()
+	if fleet > 0 {
+		if s, ok := a.(quota.Sharer); ok {
+			if _, err := s.Share(fleet); err != nil {
+				return nil, fmt.Errorf("fleetquota: FLEET_SIZE is %d: %w", fleet, err)
+			}
+		}
+		fallback = resilience.Fallback(local.New(nil), resilience.Instances(fleet), &resilience.FallbackOptions{Notice: warn})
+	}
+	return resilience.Standard(store, fallback, &resilience.StandardOptions{Timeout: timeout, Notice: warn})
+}
+
+func warn(n quota.Notice) {
+	if n.Err != nil {
+		slog.Warn("fleetquota: "+n.Text, "err", n.Err)
+		return
+	}
+	slog.Warn("fleetquota: " + n.Text)
 }

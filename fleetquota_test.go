@@ -1,15 +1,20 @@
 package fleetquota_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/fleetquota/fleetquota"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
 )
 
 func ExampleFromEnv() {
@@ -77,14 +82,95 @@ func TestFromEnvLinksRedis(t *testing.T) {
 	}
 }
 
+// TestFromEnvOutage: with Redis down the breaker opens, and FLEET_SIZE says who decides. Nothing listens on port 1.
+func TestFromEnvOutage(t *testing.T) {
+	var logged bytes.Buffer
+	var mu sync.Mutex
+	old := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(lockedWriter{&mu, &logged}, nil)))
+	defer slog.SetDefault(old)
+	t.Setenv("REDIS_URL", "redis://:secret@127.0.0.1:1")
+	t.Setenv("TOKEN_BUCKET_SIZE", "1000")
+	open := func(fleet string) *quota.Limiter {
+		t.Setenv("FLEET_SIZE", fleet)
+		limiter, err := fleetquota.FromEnv(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { limiter.Close() })
+		return limiter
+	}
+
+	limiter := open("")
+	for n := range 4 {
+		_, err := limiter.Take(t.Context(), "k", 1)
+		if !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, resilience.ErrOpen) != (n == 3) {
+			t.Errorf("call %d: %v", n+1, err)
+		}
+	}
+
+	limiter = open("4")
+	for n, allowed := range []bool{true, true, false, false} {
+		d, err := limiter.Take(t.Context(), "k", 120)
+		if err != nil || d.Allowed != allowed || d.Source != quota.FromFallback || d.Limit != 250 {
+			t.Errorf("call %d on a share of 250: %+v, %v", n+1, d, err)
+		}
+	}
+
+	// Notices are delivered by a goroutine of their own.
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		text := logged.String()
+		mu.Unlock()
+		if strings.Count(text, "the circuit breaker opened") == 2 && strings.Count(text, "decides on its share") == 1 {
+			if strings.Contains(text, "secret") {
+				t.Errorf("it logged a password:\n%s", text)
+			}
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it logged\n%s", text)
+		}
+	}
+
+	// In memory there is nothing to share.
+	t.Setenv("REDIS_URL", "")
+	if d, err := open("4").Take(t.Context(), "k", 1); err != nil || d.Limit != 1000 || d.Source != quota.FromStore {
+		t.Errorf("in memory: %+v, %v", d, err)
+	}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
 func TestFromEnvRefuses(t *testing.T) {
-	for name, value := range map[string]string{"REDIS_URL": "redis://:secret@host/x", "TOKEN_BUCKET_SIZE": "-1", "TOKEN_REFILL_RATE": "fast"} {
-		t.Run(name, func(t *testing.T) {
-			t.Setenv(name, value)
+	for _, test := range []struct{ name, value string }{
+		{"REDIS_URL", "redis://:secret@host/x"}, {"TOKEN_BUCKET_SIZE", "-1"}, {"TOKEN_REFILL_RATE", "fast"},
+		{"FLEET_SIZE", "0"}, {"FLEET_SIZE", "-1"}, {"FLEET_SIZE", "1000001"}, {"FLEET_SIZE", "four"}, {"FLEET_SIZE", "4.0"},
+		{"FLEET_SIZE", strings.Repeat("9", 1000)},
+	} {
+		t.Run(test.name+" "+test.value[:min(len(test.value), 9)], func(t *testing.T) {
+			t.Setenv(test.name, test.value)
 			limiter, err := fleetquota.FromEnv(t.Context())
-			if limiter != nil || !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "secret") {
+			if limiter != nil || !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), test.name) || strings.Contains(err.Error(), "secret") || len(err.Error()) > 300 {
 				t.Errorf("%v, %v", limiter, err)
 			}
 		})
+	}
+	// 10^6 shares of one token in three years.
+	t.Setenv("REDIS_URL", "redis://127.0.0.1:1")
+	t.Setenv("TOKEN_BUCKET_SIZE", "1")
+	t.Setenv("TOKEN_REFILL_RATE", "0.00000001")
+	t.Setenv("FLEET_SIZE", "1000000")
+	if _, err := fleetquota.FromEnv(t.Context()); !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "FLEET_SIZE is 1000000") {
+		t.Error(err)
 	}
 }

@@ -35,7 +35,7 @@ func command(t *testing.T, name string, args ...string) string {
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	for _, v := range os.Environ() {
 		switch key, _, _ := strings.Cut(v, "="); key {
-		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE":
+		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE", "FLEET_SIZE":
 		default:
 			cmd.Env = append(cmd.Env, v)
 		}
@@ -49,7 +49,8 @@ func command(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// TestReadmePrograms runs every program in the README. The text block that follows one is its output.
+// TestReadmePrograms runs every program in the README. The text block that follows one is its output; that
+// of a command is checked with the command.
 func TestReadmePrograms(t *testing.T) {
 	_, blocks := readme(t)
 	programs := 0
@@ -73,7 +74,7 @@ func TestReadmePrograms(t *testing.T) {
 				t.Errorf("a program is not formatted (%v):\n%s", err, b.text)
 			}
 		case "text":
-			if i == 0 || blocks[i-1].language != "go" {
+			if i == 0 || blocks[i-1].language != "go" && blocks[i-1].language != "sh" {
 				t.Errorf("output without a program:\n%s", b.text)
 			}
 		case "sh":
@@ -116,10 +117,27 @@ func TestReadmeCommands(t *testing.T) {
 			t.Errorf("it prints\n%s", out)
 		}
 	}
+	const outage = "go run ./examples/outage"
+	shown := map[string]string{} // the output of commands
+	checks[outage] = func(t *testing.T) {
+		want := shown[outage]
+		if _, err := exec.LookPath("redis-server"); err != nil {
+			t.Skip("there is no redis-server")
+		}
+		if out := command(t, "go", "run", "./examples/outage"); want == "" || shape(out) != shape(want) || !strings.Contains(out, "The bound holds.") {
+			t.Errorf("it prints\n%s\nwhich has not the shape of what the README shows:\n%s\nbut\n%s", out, shape(want), shape(out))
+		}
+	}
 	seen := map[string]bool{}
-	for _, b := range blocks {
+	for i, b := range blocks {
 		if b.language != "sh" {
 			continue
+		}
+		if i+1 < len(blocks) && blocks[i+1].language == "text" {
+			shown[strings.TrimSpace(b.text)] = blocks[i+1].text
+			if strings.TrimSpace(b.text) != outage {
+				t.Errorf("no test checks the output of %q", b.text)
+			}
 		}
 		for line := range strings.Lines(b.text) {
 			line = strings.TrimSpace(line)
@@ -142,6 +160,20 @@ func TestReadmeCommands(t *testing.T) {
 	if info, err := os.Stat(".ci/run"); err != nil || info.Mode()&0o111 == 0 {
 		t.Errorf(".ci/run: %v, %v", info, err)
 	}
+}
+
+// shape returns what does not differ between runs of examples/outage: a text without lines that were left
+// out, without numbers and states, and without one line twice in a row.
+func shape(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		line = regexp.MustCompile(`\d+(\.\d+)?`).ReplaceAllString(strings.Join(strings.Fields(line), " "), "0")
+		line = regexp.MustCompile(`^0s (up|killed)( [-X?]){4}`).ReplaceAllString(line, "0s")
+		if line != "…" && (len(lines) == 0 || lines[len(lines)-1] != line) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // TestReadmeLinks checks that what the README links to in the repository is there.

@@ -2,6 +2,7 @@ package resilience_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,39 +17,47 @@ type nothing struct{ prompt bool }
 func (n nothing) Prompt() bool { return n.prompt }
 func (nothing) Close() error   { return nil }
 
-func (nothing) Take(context.Context, quota.Charge) (quota.Decision, error) { return granted, nil }
+func (nothing) Take(context.Context, quota.Charge) (quota.Decision, error) { return partly, nil }
 
 func (nothing) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
 	for i := range out {
-		out[i] = granted
+		out[i] = partly
 	}
 	return nil
 }
+
+// partly is granted with something used, so that a fallback keeps account of it.
+var partly = quota.Decision{Allowed: true, Limit: 100, Remaining: 99, Charged: 1, ResetAfter: time.Second, At: 1}
 
 var benchLimit = bucket("tokens", 1<<30, 1e9, time.Second)
 
 // stacks are what is measured. The preset around a prompt store may cost 300 ns and one allocation.
 func stacks(tb testing.TB) []stack {
-	preset := func(s quota.Store) quota.Store {
-		s, err := resilience.Standard(s, resilience.FailClosed(nil), nil)
+	standard := func(s quota.Store, fallback resilience.Policy) quota.Store {
+		s, err := resilience.Standard(s, fallback, nil)
 		if err != nil {
 			tb.Fatal(err)
 		}
 		return s
 	}
+	preset := func(s quota.Store) quota.Store { return standard(s, resilience.FailClosed(nil)) }
+	share := func() resilience.Policy { return resilience.Fallback(local.New(nil), resilience.Instances(4), nil) }
 	return []stack{
 		{"bare", nothing{true}, 0},
 		{"preset", preset(nothing{true}), 1},
+		{"preset+fallback", standard(nothing{true}, share()), 1},
 		{"preset+memory", wrap(tb, nothing{true}, resilience.FailClosed(nil), resilience.DenialMemory(nil), resilience.Breaker(nil), resilience.Bulkhead(256), resilience.Timeout(time.Second, nil)), 1},
 		{"timeout", wrap(tb, nothing{true}, resilience.Timeout(time.Second, nil)), 1},
 		{"breaker", wrap(tb, nothing{true}, resilience.Breaker(nil)), 0},
 		{"bulkhead", wrap(tb, nothing{true}, resilience.Bulkhead(256)), 0},
+		{"fallback", wrap(tb, nothing{true}, share()), 0},
 		{"failclosed", wrap(tb, nothing{true}, resilience.FailClosed(nil)), 0},
 		{"memory", wrap(tb, nothing{true}, resilience.DenialMemory(nil)), 0},
 		{"handoff", wrap(tb, nothing{false}, resilience.Timeout(time.Second, nil)), -1},
 		{"preset-handoff", preset(nothing{false}), -1},
 		{"local", local.New(nil), 0},
 		{"preset-local", preset(local.New(nil)), 1},
+		{"preset+fallback-local", standard(local.New(nil), share()), 1},
 	}
 }
 
@@ -72,14 +81,23 @@ func BenchmarkPolicies(b *testing.B) {
 	}
 }
 
+// BenchmarkOpen is a decision while the breaker is open.
 func BenchmarkOpen(b *testing.B) {
-	s := wrap(b, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailClosed(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
-	s.Take(bg, charge(1))
-	b.ReportAllocs()
-	for b.Loop() {
-		if d, err := s.Take(bg, charge(1)); err != nil || d.Allowed {
-			b.Fatal(d, err)
-		}
+	for name, fallback := range map[string]resilience.Policy{
+		"failclosed": resilience.FailClosed(nil),
+		"fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+	} {
+		b.Run(name, func(b *testing.B) {
+			s := wrap(b, &stub{answer: script(as(quota.ErrUnavailable))}, fallback, resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
+			c := quota.Charge{Limit: benchLimit, Key: "agent-0000042", Cost: 1}
+			s.Take(bg, c)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := s.Take(bg, c); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
@@ -102,7 +120,7 @@ func TestAllocations(t *testing.T) {
 				t.Errorf("%s: %v allocations a decision, want up to %v", s.name, n, s.allocs)
 			}
 			cs, out := []quota.Charge{c}, make([]quota.Decision, 1)
-			if s.name == "preset-local" || s.name == "local" {
+			if strings.HasSuffix(s.name, "local") {
 				continue
 			}
 			if n := testing.AllocsPerRun(200, func() { s.store.TakeAll(ctx, cs, out) }); n > s.allocs {

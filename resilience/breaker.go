@@ -26,7 +26,8 @@ type BreakerOptions struct {
 	// Failures is how many calls in a row must fail to open the breaker; 0 is DefaultFailures.
 	Failures int
 	// Trip replaces Failures: it is asked after each failure whether to open. It is called with a lock
-	// held and must not call the store. nil counts failures in a row.
+	// held and must not call the store. nil counts failures in a row, which costs a healthy store's calls
+	// next to nothing; with Trip gobreaker counts each of them, which takes locks and an allocation.
 	Trip func(gobreaker.Counts) bool
 	// Window is how far back Trip counts; 0 is back to when the breaker closed. It moves in Slices.
 	Window time.Duration
@@ -107,11 +108,9 @@ func (p breakerPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
 
 type breaker struct {
 	layer
-	o     BreakerOptions
-	base  time.Time // a moment before the breaker was made, so that no time since is 0
-	notes notifier
-	alarm alarm
-	trips trips
+	witness
+	o    BreakerOptions
+	base time.Time // a moment before the breaker was made, so that no time since is 0
 
 	circuit atomic.Pointer[circuit]
 	until   atomic.Int64 // time since base up to which the open breaker refuses; 0 if it is not open
@@ -119,12 +118,64 @@ type breaker struct {
 	giving  sync.Mutex   // held while a circuit is given up
 }
 
+// witness tells what calls say about the store, and tells of a misconfigured one.
+type witness struct {
+	notes notifier
+	alarm alarm
+	trips trips
+}
+
+// judge is judge, with the failures of one round trip counted once.
+func (w *witness) judge(ctx context.Context, err error) outcome {
+	if err == nil {
+		return healthy
+	}
+	w.alarm.see(err)
+	o := judge(ctx, err)
+	if o == failed && w.trips.again(err) {
+		return unrelated
+	}
+	return o
+}
+
 // circuit is a gobreaker. It is replaced where a probe hangs: gobreaker waits for its probes without end.
 type circuit struct {
-	*gobreaker.CircuitBreaker[none]
-	probed  atomic.Int64 // time since base of the latest probe, 0 unless half-open
-	given   atomic.Bool  // up: what it does is of no interest
-	tripped bool         // opens at the next failure
+	*gobreaker.TwoStepCircuitBreaker[none]
+	phase   atomic.Uint64 // four times the changes of state, plus the state
+	probed  atomic.Int64  // time since base of the latest probe, 0 unless half-open
+	given   atomic.Bool   // up: what it does is of no interest
+	tripped bool          // opens at the next failure
+
+	// Failures that gobreaker was told of, and those of them that a success came after. Where these are
+	// equal, and failures in a row are what counts, another success means nothing.
+	failures, forgiven atomic.Uint64
+}
+
+const phases = 4 // more than gobreaker has states
+
+func (c *circuit) quiet() bool {
+	return c.phase.Load()%phases == uint64(gobreaker.StateClosed) && c.failures.Load() == c.forgiven.Load()
+}
+
+// BreakerState returns the state of the breaker around a store: "closed", "open", or "half-open" from when a
+// probe may be made. It is "" if the store has none.
+func BreakerState(s quota.Store) string {
+	if b, ok := find[interface {
+		quota.Store
+		state() string
+	}](s); ok {
+		return b.state()
+	}
+	return ""
+}
+
+func (b *breaker) state() string {
+	// gobreaker's State would make it half-open before our delay is over.
+	state := gobreaker.State(b.circuit.Load().phase.Load() % phases)
+	if state == gobreaker.StateOpen && b.until.Load() <= b.now() {
+		state = gobreaker.StateHalfOpen
+	}
+	return state.String()
 }
 
 type none struct{}
@@ -139,7 +190,7 @@ var (
 
 func (b *breaker) newCircuit() *circuit {
 	c := &circuit{}
-	c.CircuitBreaker = gobreaker.NewCircuitBreaker[none](gobreaker.Settings{
+	c.TwoStepCircuitBreaker = gobreaker.NewTwoStepCircuitBreaker[none](gobreaker.Settings{
 		MaxRequests:  uint32(b.o.Probes),
 		Interval:     b.o.Window,
 		BucketPeriod: b.o.Slice,
@@ -165,6 +216,7 @@ func (b *breaker) now() int64 { return int64(time.Since(b.base)) }
 
 // changed is called with gobreaker's lock held.
 func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
+	defer c.phase.Store((c.phase.Load()/phases+1)*phases + uint64(to))
 	if c.given.Load() {
 		return
 	}
@@ -190,98 +242,112 @@ func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
 }
 
 func (b *breaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	if until := b.until.Load(); until != 0 {
-		if left := until - b.now(); left > 0 {
-			return d, b.unless(&openError{time.Duration(left)})
-		}
+	p, err := b.enter()
+	if err != nil {
+		return d, err
 	}
-	circuit, exited := b.circuit.Load(), false
-	defer func() {
-		if exited {
-			recover()
-		}
-	}()
-	_, verdict := circuit.Execute(func() (none, error) {
-		returned := false
-		defer func() {
-			if !returned {
-				b.unwind(&exited, recover())
-			}
-		}()
-		circuit.probing(b)
-		d, err = b.inner.Take(ctx, c)
-		returned = true
-		if err == nil {
-			return none{}, nil
-		}
-		return none{}, b.tell(ctx, err)
-	})
-	if verdict == gobreaker.ErrOpenState || verdict == gobreaker.ErrTooManyRequests {
-		err = b.refused(circuit)
-	}
+	defer b.leave(&p)
+	d, err = b.inner.Take(ctx, c)
+	b.ended(&p, ctx, err)
 	return d, err
 }
 
-func (b *breaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
-	if until := b.until.Load(); until != 0 {
-		if left := until - b.now(); left > 0 {
-			return b.unless(&openError{time.Duration(left)})
-		}
+func (b *breaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	p, err := b.enter()
+	if err != nil {
+		return err
 	}
-	circuit, exited := b.circuit.Load(), false
-	defer func() {
-		if exited {
-			recover()
-		}
-	}()
-	_, verdict := circuit.Execute(func() (none, error) {
-		returned := false
-		defer func() {
-			if !returned {
-				b.unwind(&exited, recover())
-			}
-		}()
-		circuit.probing(b)
-		err = b.inner.TakeAll(ctx, cs, out)
-		returned = true
-		if err == nil {
-			return none{}, nil
-		}
-		return none{}, b.tell(ctx, err)
-	})
-	if verdict == gobreaker.ErrOpenState || verdict == gobreaker.ErrTooManyRequests {
-		err = b.refused(circuit)
-	}
+	defer b.leave(&p)
+	err = b.inner.TakeAll(ctx, cs, out)
+	b.ended(&p, ctx, err)
 	return err
 }
 
-// unwind goes on with a panic, and makes a panic of a runtime.Goexit, which gobreaker would not see: it
-// would wait for the call without end. Whoever set exited stops that panic where gobreaker has seen it,
-// and the goroutine goes on exiting.
-func (b *breaker) unwind(exited *bool, v any) {
-	if v == nil {
-		*exited = true
-		v = "runtime.Goexit in a store"
-	}
-	b.cause.Store(cause{fmt.Errorf("resilience: the store did not return: %v", v)})
-	panic(v)
+// pass is a call that was let through.
+type pass struct {
+	circuit *circuit
+	phase   uint64      // the circuit's when the call began
+	done    func(error) // tells gobreaker how the call ended; nil where gobreaker was not asked
+	ended   bool
+	outcome outcome
 }
 
-// probing notes when a probe begins.
-func (c *circuit) probing(b *breaker) {
-	if c.probed.Load() != 0 {
-		c.probed.Store(b.now())
+// enter lets a call through, or returns what it gets instead. While all is quiet gobreaker, which takes its
+// lock and reads the clock twice for each call, is not asked: it is told of failures and of the success after one.
+func (b *breaker) enter() (p pass, err error) {
+	if until := b.until.Load(); until != 0 {
+		if left := until - b.now(); left > 0 {
+			return p, b.unless(&openError{time.Duration(left)})
+		}
+	}
+	p.circuit = b.circuit.Load()
+	p.phase = p.circuit.phase.Load()
+	if b.o.Trip == nil && p.circuit.quiet() {
+		return p, nil
+	}
+	if p.done, err = p.circuit.Allow(); err != nil {
+		return p, b.refused(p.circuit)
+	}
+	if now := p.circuit.phase.Load(); now%phases == uint64(gobreaker.StateHalfOpen) {
+		p.phase = now // that Allow made it
+	}
+	if p.circuit.probed.Load() != 0 {
+		p.circuit.probed.Store(b.now())
+	}
+	return p, nil
+}
+
+// ended notes how a call ended.
+func (b *breaker) ended(p *pass, ctx context.Context, err error) {
+	p.ended = true
+	if p.outcome = b.judge(ctx, err); p.outcome == failed {
+		b.cause.Store(cause{err})
 	}
 }
 
-// tell returns what gobreaker is told of an error.
-func (b *breaker) tell(ctx context.Context, err error) error {
-	b.alarm.see(err)
-	if judge(ctx, err) != failed || b.trips.again(err) {
-		return errUnrelated
+// leave tells gobreaker how a call ended that was let through, a panic or runtime.Goexit included.
+func (b *breaker) leave(p *pass) {
+	if !p.ended {
+		p.outcome = failed
+		b.cause.Store(cause{errNoReturn})
 	}
-	b.cause.Store(cause{err})
-	return errFailed
+	switch {
+	case p.outcome == failed:
+		p.tell(errFailed)
+	case p.outcome == unrelated && p.done != nil:
+		p.tell(errUnrelated)
+	case p.outcome == healthy && (p.done != nil || !p.circuit.quiet()):
+		p.tell(nil)
+	}
+}
+
+var errNoReturn = errors.New("resilience: the store did not return: a panic or runtime.Goexit")
+
+// tell tells gobreaker of a call, unless the state is another than when it began. Then gobreaker would not
+// listen, but look at its clock, and might become half-open before our delay is over.
+func (p *pass) tell(verdict error) {
+	c, done := p.circuit, p.done
+	if c.phase.Load() != p.phase {
+		return
+	}
+	if done == nil {
+		var err error
+		if done, err = c.Allow(); err != nil {
+			return
+		}
+		if c.phase.Load() != p.phase {
+			verdict = errUnrelated
+		}
+	}
+	failures := c.failures.Load()
+	done(verdict)
+	switch {
+	case verdict == errFailed:
+		// Only now: a success that came before gobreaker knew must not pass for one that came after.
+		c.failures.Add(1)
+	case verdict == nil && c.phase.Load() == p.phase: // else perhaps it did not listen
+		c.forgiven.Store(failures)
+	}
 }
 
 // refused returns what a call gets that gobreaker did not let through, and gives a probe up that hangs.
@@ -308,7 +374,9 @@ func (b *breaker) giveUp(c *circuit) {
 	b.cause.Store(cause{fmt.Errorf("resilience: a probe of the store has not returned within %v", b.o.ProbeLimit)})
 	open := b.newCircuit()
 	open.tripped = true
-	open.Execute(func() (none, error) { return none{}, errFailed })
+	if done, err := open.Allow(); err == nil {
+		done(errFailed)
+	}
 	open.tripped = false
 	b.circuit.Store(open)
 }

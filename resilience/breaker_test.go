@@ -134,7 +134,7 @@ func (r *rig) call(answer func(context.Context, func()) (quota.Decision, error))
 
 func (r *rig) want(t *testing.T, state, when string) {
 	t.Helper()
-	if s := resilience.StateOf(r.Store); s != state {
+	if s := resilience.BreakerState(r.Store); s != state {
 		t.Errorf("%s: the breaker is %s, want %s", when, s, state)
 	}
 }
@@ -185,6 +185,7 @@ func TestBreakerFaults(t *testing.T) {
 						t.Error("a probe too early")
 					}
 					time.Sleep(tick)
+					r.want(t, "half-open", "when a probe may be made")
 					if reached, err := r.call(f.answer); !reached {
 						t.Fatalf("no probe: %v", err)
 					}
@@ -354,6 +355,71 @@ func TestBreakerStale(t *testing.T) {
 	}
 }
 
+// TestBreakerOverlap: a success counts when it comes, whenever its call began.
+func TestBreakerOverlap(t *testing.T) {
+	eachBreaker(t, func(t *testing.T, b resilience.Policy) {
+		r := newRig(t, b)
+		fail := says(as(quota.ErrUnavailable))
+		for range 2 {
+			r.inner.answer = func(context.Context, quota.Charge) (quota.Decision, error) {
+				time.Sleep(time.Second)
+				return granted, nil
+			}
+			go r.Take(bg, charge(1))
+			synctest.Wait()
+			r.call(fail)
+			r.call(fail)
+			time.Sleep(2 * time.Second)
+			r.call(fail)
+			r.call(fail)
+			r.want(t, "closed", "a success between two failures and two")
+			r.call(says(nil))
+		}
+		for range 3 {
+			r.want(t, "closed", "up to three")
+			r.call(fail)
+		}
+		r.want(t, "open", "three in a row")
+	})
+}
+
+// TestBreakerStaleProbe: a call that began before the breaker opened brings no probe forward.
+func TestBreakerStaleProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fail := says(as(quota.ErrUnavailable))
+		for n := range 20 {
+			r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{Delay: 10 * time.Second, Jitter: 0.9}))
+			if n%2 == 0 {
+				r.call(fail) // so that the success that comes late would count
+			}
+			late := make(chan error)
+			r.inner.answer = func(context.Context, quota.Charge) (quota.Decision, error) { return granted, <-late }
+			go r.Take(bg, charge(1))
+			synctest.Wait()
+			for range 3 {
+				r.call(fail)
+			}
+			_, err := r.call(fail)
+			var after interface{ RetryAfter() time.Duration }
+			if !errors.As(err, &after) {
+				t.Fatal(err)
+			}
+			time.Sleep(after.RetryAfter() - 1)
+			late <- []error{nil, as(quota.ErrUnavailable)}[n/2%2]
+			synctest.Wait()
+			r.want(t, "open", "before the delay is over")
+			if reached, _ := r.call(fail); reached {
+				t.Fatal("a probe too early")
+			}
+			time.Sleep(tick)
+			if reached, _ := r.call(says(nil)); !reached {
+				t.Fatal("no probe")
+			}
+			r.want(t, "closed", "after the probe")
+		}
+	})
+}
+
 // TestBreakerPanics: a panic goes on as it is, and Goexit exits.
 func TestBreakerPanics(t *testing.T) {
 	eachBreaker(t, func(t *testing.T, b resilience.Policy) {
@@ -383,7 +449,7 @@ func TestBreakerPanics(t *testing.T) {
 		if returned || !deferred {
 			t.Errorf("after Goexit: returned %v, deferred without a panic %v", returned, deferred)
 		}
-		if s := resilience.StateOf(s); s != "open" {
+		if s := resilience.BreakerState(s); s != "open" {
 			t.Error(s)
 		}
 	})
@@ -533,6 +599,18 @@ func TestBreakerSettings(t *testing.T) {
 		r.want(t, "closed", "what is long ago does not count")
 		r.call(fail)
 		r.want(t, "open", "half of four")
+
+		r = newRig(t, resilience.Breaker(&resilience.BreakerOptions{Trip: half}))
+		for _, answer := range []func(context.Context, func()) (quota.Decision, error){ok, ok, ok, fail, fail} {
+			r.call(answer)
+			r.want(t, "closed", "less than half")
+		}
+		r.call(fail)
+		r.want(t, "open", "half of six")
+
+		if s := resilience.BreakerState(wrap(t, &stub{}, resilience.Bulkhead(1))); s != "" {
+			t.Errorf("the breaker of a store without one is %q", s)
+		}
 	})
 }
 
@@ -609,10 +687,10 @@ func TestBreakerRace(t *testing.T) {
 		mu.Lock()
 		store.answer = nil
 		mu.Unlock()
-		for end := time.Now().Add(5 * time.Second); resilience.StateOf(s) != "closed" && time.Now().Before(end); {
+		for end := time.Now().Add(5 * time.Second); resilience.BreakerState(s) != "closed" && time.Now().Before(end); {
 			s.Take(bg, charge(1))
 		}
-		if state := resilience.StateOf(s); state != "closed" {
+		if state := resilience.BreakerState(s); state != "closed" {
 			t.Errorf("the breaker is %s though the store is well", state)
 		}
 	}

@@ -42,7 +42,7 @@
 //	FailOpen      an answer: admitted, FromOpen             nothing while healthy; the quota is not kept in an outage
 //	FailClosed    an answer: denied, FromClosed             nothing while healthy; an outage denies everyone
 //	DenialMemory  an exhausted key costs the store nothing  a map; denies too long after another process's refund
-//	Breaker       an outage costs microseconds a decision   two uncontended locks; a wrong guess costs one delay
+//	Breaker       an outage costs microseconds a decision   nothing while healthy; a wrong guess costs one delay
 //	Bulkhead      at most n decisions in flight             an atomic counter; refuses above n
 //	Retry         a short fault is not seen                 load during faults; only for peeks and request ids
 //	Timeout       a decision by T, whatever the store does  one allocation; for a store that is not prompt a goroutine
@@ -74,5 +74,5 @@
 // # Unwrapping
 //
 // Every store this package makes has the methods Unwrap, Atomicity and Prompt, which tell of the store
-// inside what it says of itself.
+// inside what it says of itself. [BreakerState] looks through them.
 package resilience

@@ -367,17 +367,22 @@ type failsafeBreaker struct {
 	layer
 	cb    circuitbreaker.CircuitBreaker[quota.Result]
 	limit time.Duration
-	notes notifier
-	alarm alarm
-	trips trips
+	witness
 
 	mu    sync.Mutex
-	state circuitbreaker.State // the latest seen
+	last  circuitbreaker.State // the latest state seen
 	epoch uint64               // counts the changes of state
 	// Of the present half-open state: permits of probes that said nothing, which there is no way to give
 	// back, so the next probe takes them; and when the probes under way began.
 	spare  int
 	probes map[*probe]struct{}
+}
+
+func (b *failsafeBreaker) state() string {
+	if b.cb.State() == circuitbreaker.OpenState && b.cb.RemainingDelay() == 0 {
+		return circuitbreaker.HalfOpenState.String()
+	}
+	return b.cb.State().String()
 }
 
 // probe is a call's permit.
@@ -387,7 +392,7 @@ type probe struct {
 }
 
 func newFailsafeBreaker(cb circuitbreaker.CircuitBreaker[quota.Result], o FailsafeOptions, inner quota.Store, at place) *failsafeBreaker {
-	b := &failsafeBreaker{layer: layer{inner: inner, of: kindBreaker}, cb: cb, limit: o.ProbeLimit, state: cb.State(), probes: map[*probe]struct{}{}}
+	b := &failsafeBreaker{layer: layer{inner: inner, of: kindBreaker}, cb: cb, limit: o.ProbeLimit, last: cb.State(), probes: map[*probe]struct{}{}}
 	if b.limit == 0 {
 		b.limit = DefaultDelay
 	}
@@ -404,7 +409,7 @@ func (b *failsafeBreaker) Take(ctx context.Context, c quota.Charge) (d quota.Dec
 	o := failed // where the store does not return
 	defer func() { b.leave(p, o) }()
 	d, err = b.inner.Take(ctx, c)
-	o = b.tell(ctx, err)
+	o = b.judge(ctx, err)
 	return d, err
 }
 
@@ -416,26 +421,14 @@ func (b *failsafeBreaker) TakeAll(ctx context.Context, cs []quota.Charge, out []
 	o := failed
 	defer func() { b.leave(p, o) }()
 	err = b.inner.TakeAll(ctx, cs, out)
-	o = b.tell(ctx, err)
+	o = b.judge(ctx, err)
 	return err
-}
-
-func (b *failsafeBreaker) tell(ctx context.Context, err error) outcome {
-	if err == nil {
-		return healthy
-	}
-	b.alarm.see(err)
-	o := judge(ctx, err)
-	if o == failed && b.trips.again(err) {
-		o = unrelated
-	}
-	return o
 }
 
 // see notes the breaker's state and returns the epoch. The caller holds the lock.
 func (b *failsafeBreaker) see(state circuitbreaker.State) uint64 {
-	if state != b.state {
-		b.state = state
+	if state != b.last {
+		b.last = state
 		b.epoch++
 		b.spare = 0
 		clear(b.probes)
@@ -463,7 +456,7 @@ func (b *failsafeBreaker) enter() (*probe, error) {
 	if permitted {
 		return b.begin(), nil
 	}
-	if b.state == circuitbreaker.HalfOpenState {
+	if b.last == circuitbreaker.HalfOpenState {
 		for p := range b.probes {
 			if time.Since(p.began) >= b.limit {
 				b.mu.Unlock()
@@ -480,7 +473,7 @@ func (b *failsafeBreaker) enter() (*probe, error) {
 // begin notes a call that has a permit. The caller holds the lock.
 func (b *failsafeBreaker) begin() *probe {
 	p := &probe{epoch: b.epoch}
-	if b.state == circuitbreaker.HalfOpenState {
+	if b.last == circuitbreaker.HalfOpenState {
 		p.began = time.Now()
 		b.probes[p] = struct{}{}
 	}
@@ -492,7 +485,7 @@ func (b *failsafeBreaker) leave(p *probe, o outcome) {
 	b.mu.Lock()
 	stale := b.see(b.cb.State()) != p.epoch
 	delete(b.probes, p)
-	if !stale && o == unrelated && b.state == circuitbreaker.HalfOpenState {
+	if !stale && o == unrelated && b.last == circuitbreaker.HalfOpenState {
 		b.spare++
 	}
 	b.mu.Unlock()

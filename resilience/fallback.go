@@ -33,7 +33,7 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 
 // Fallback returns the policy that decisions the primary, which is everything inside, cannot make are made
 // by another store, on this instance's share of the limit: one n-th, where instances reports n, the number
-// of instances now. The store is usually a local.New(nil), and is the policy's own: Close closes both.
+// of instances now. The store is usually a local.New(nil), and is the policy's own, for one primary: Close closes both.
 //
 // That is where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded
 // (of a bulkhead, a pool or the store: who cannot be asked in time cannot be asked) or an error that the
@@ -52,8 +52,9 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 //   - what is admitted here is charged to the primary in front of the key's next call that reaches it,
 //     exactly once, into debt if need be (Spec.Debt says how far). Such a call makes two requests, within one
 //     timeout of the [Timeout] inside; if the outcome of the first is unknown, the key's next call
-//     repeats it under the same id. Other calls of the key do not wait for it. A list pays for all its
-//     keys, those of one group in one request;
+//     repeats it under the same id. A repeat that comes more than quota.IDWindow after the first may charge
+//     twice, and so deny too much. Other calls of the key do not wait for it. A list pays for all its keys,
+//     those of one group in one request;
 //   - until that is done the key gets no fresh share: if the primary fails again it goes on with what it had
 //     left, in whole tokens, without refill for the time in between.
 //

@@ -20,7 +20,16 @@ import (
 
 var raceEnabled bool
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(outageURL); url != "" {
+		if err := outageMember(url); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var bg = context.Background()
 

@@ -25,9 +25,10 @@ type (
 	fsp    = failsafe.Policy[result]
 )
 
-func allPolicies() []resilience.Policy {
+// allPolicies returns one policy of each kind, the first as given.
+func allPolicies(fallback resilience.Policy) []resilience.Policy {
 	return []resilience.Policy{
-		resilience.FailOpen(nil),
+		fallback,
 		resilience.DenialMemory(nil),
 		resilience.Breaker(nil),
 		resilience.Bulkhead(8),
@@ -37,8 +38,22 @@ func allPolicies() []resilience.Policy {
 	}
 }
 
+// fallbacks returns what may stand outermost.
+func fallbacks() map[string]resilience.Policy {
+	return map[string]resilience.Policy{
+		"FailOpen":   resilience.FailOpen(nil),
+		"FailClosed": resilience.FailClosed(nil),
+		"Fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+	}
+}
+
 func TestWrapOrder(t *testing.T) {
-	all := allPolicies()
+	for name, fallback := range fallbacks() {
+		t.Run(name, func(t *testing.T) { testWrapOrder(t, allPolicies(fallback)) })
+	}
+}
+
+func testWrapOrder(t *testing.T, all []resilience.Policy) {
 	names := []string{"fallback", "memory of denials", "breaker", "bulkhead", "retry", "hedge", "timeout"}
 	wrap(t, &stub{}, all...).Close()
 	for i := range all {
@@ -123,8 +138,14 @@ func TestWrapRefuses(t *testing.T) {
 }
 
 func TestUnwrap(t *testing.T) {
+	for name, fallback := range fallbacks() {
+		t.Run(name, func(t *testing.T) { testUnwrap(t, allPolicies(fallback)) })
+	}
+}
+
+func testUnwrap(t *testing.T, all []resilience.Policy) {
 	inner := &stub{atomic: quota.OneGroup}
-	s := wrap(t, inner, allPolicies()...)
+	s := wrap(t, inner, all...)
 	layers := 0
 	var at quota.Store = s
 	for {
@@ -141,7 +162,7 @@ func TestUnwrap(t *testing.T) {
 		at = u.Unwrap()
 		layers++
 	}
-	if layers != len(allPolicies()) || at != quota.Store(inner) {
+	if layers != len(all) || at != quota.Store(inner) {
 		t.Errorf("%d layers, and at the end %T", layers, at)
 	}
 	if b := wrap(t, inner, resilience.Breaker(nil)); b.(quota.Prompt).Prompt() {
@@ -193,7 +214,9 @@ func TestStandard(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	for _, p := range []resilience.Policy{resilience.FailOpen(nil), resilience.FailClosed(nil), resilience.FailWithError()} {
+	all := fallbacks()
+	all["FailWithError"] = resilience.FailWithError()
+	for _, p := range all {
 		s, err := resilience.Standard(local.New(nil), p, nil)
 		if err != nil {
 			t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 )
 
 // A Policy is what [Wrap] puts around a store. The functions of this package make them. A policy is a
-// description: it may be given to Wrap again, and each store gets state of its own (but see [Failsafe]).
+// description: it may be given to Wrap again, and each store gets state of its own (but see [Failsafe] and [Fallback]).
 type Policy interface {
 	// kind is the policy's place in the order.
 	kind() kind

@@ -31,7 +31,7 @@ type TimeoutOptions struct {
 //
 // A [quota.Prompt] store gets a context with the deadline and is called directly; it is held to what
 // it declared. Any other store is called on a goroutine, with copies of the charges and the decisions
-// that nobody else sees. At t, or when the caller's own context ends, the call is abandoned: it keeps
+// that nobody else sees, under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends, the call is abandoned: it keeps
 // its goroutine and counts against MaxCalls until the store returns.
 //
 // A call that ran out of t is quota.ErrIndeterminate, or quota.ErrUnavailable if it was certainly not
@@ -145,6 +145,9 @@ func (s *handOff) bound() time.Duration { return s.t }
 // Prompt says that every call returns by its context's deadline: this is what makes a store prompt.
 func (s *handOff) Prompt() bool { return true }
 
+// maxHead is how much earlier than a call is abandoned its deadline comes, at most.
+const maxHead = 5 * time.Millisecond
+
 // call is a call that was handed over. The goroutine owns ctx, the charges, the decisions and the rest
 // until state says that it has finished.
 type call struct {
@@ -207,7 +210,8 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 	timer := time.NewTimer(s.t)
 	defer timer.Stop()
 	k.done = make(chan struct{})
-	k.ctx.Context, k.ctx.at = ctx, after(s.base, s.t)
+	// A store that heeds its deadline knows more of the call than that it has not ended.
+	k.ctx.Context, k.ctx.at = ctx, after(s.base, s.t-min(s.t/20, maxHead))
 	if own, ok := ctx.Deadline(); ok && own.Before(k.ctx.at) {
 		k.ctx.at = own
 	}

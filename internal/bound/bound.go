@@ -1,0 +1,104 @@
+// Package bound keeps account of what a fleet admits through outages, and says how much that may be: it is the
+// bound that resilience.Fallback states, for one key of a token bucket.
+package bound
+
+import (
+	"sync"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Rule is a token bucket that instances share.
+type Rule struct {
+	Capacity  int64 // tokens
+	Refill    int64 // tokens a second
+	Instances int64
+}
+
+// Terms are what the bound is made of, in tokens, each rounded up.
+type Terms struct {
+	Burst, Refill             int64 // of the bucket
+	ShareBursts, ShareRefills int64 // of all instances' shares
+	Losses                    int64 // for all losses of state
+}
+
+// Sum is how many tokens the fleet may admit.
+func (t Terms) Sum() int64 { return t.Burst + t.Refill + t.ShareBursts + t.ShareRefills + t.Losses }
+
+// Bound returns the bound for a time in which the instances served the key in the primary's place for so long
+// together, and the primary lost its state so often.
+func (r Rule) Bound(elapsed, served time.Duration, losses int) Terms {
+	gains := func(d time.Duration, n int64) int64 { // in d, and a tick of the rule
+		return (r.Refill*(d.Microseconds()+1) + n*micros - 1) / (n * micros)
+	}
+	t := Terms{
+		Burst: r.Capacity, Refill: gains(elapsed, 1),
+		ShareBursts: r.Instances * max(r.Capacity/r.Instances, 1), ShareRefills: gains(served, r.Instances),
+	}
+	t.Losses = int64(losses) * (t.Burst + t.ShareBursts)
+	return t
+}
+
+const micros = 1_000_000 // in a second
+
+// Account is what one instance admitted of one key. The zero value is ready to use; methods may be called
+// concurrently.
+type Account struct {
+	mu      sync.Mutex
+	sum     Sum
+	serving bool      // in the primary's place
+	since   time.Time // it was, if serving
+	fell    time.Time // when the latest decision of its own was known
+}
+
+// Sum is what instances admitted.
+type Sum struct {
+	Store    int64         // tokens, by the primary
+	Fallback int64         // tokens, in its place
+	Served   time.Duration // how long the key was served in its place
+}
+
+// Add returns the sum of both.
+func (s Sum) Add(o Sum) Sum {
+	return Sum{s.Store + o.Store, s.Fallback + o.Fallback, s.Served + o.Served}
+}
+
+// Admitted returns the tokens, whoever admitted them.
+func (s Sum) Admitted() int64 { return s.Store + s.Fallback }
+
+// Add notes a decision on a take of so many tokens that was asked for at a time and has just been made. Calls overlap, so it is
+// not known which decision came first: the time in the primary's place counts from when its first decision was
+// asked for, to when the primary has answered a call that was made after all of them.
+func (a *Account) Add(asked time.Time, cost int64, d quota.Decision) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !d.Allowed {
+		cost = 0
+	}
+	now := time.Now()
+	if d.Source == quota.FromStore {
+		a.sum.Store += cost
+		if a.serving && asked.After(a.fell) {
+			a.serving = false
+			a.sum.Served += now.Sub(a.since) + time.Microsecond // a tick of the rule
+		}
+		return
+	}
+	a.sum.Fallback += cost
+	a.fell = now
+	if !a.serving {
+		a.serving, a.since = true, asked
+	}
+}
+
+// Sum returns the account as it is now.
+func (a *Account) Sum() Sum {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.sum
+	if a.serving {
+		s.Served += time.Since(a.since)
+	}
+	return s
+}

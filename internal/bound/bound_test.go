@@ -1,0 +1,72 @@
+package bound_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/internal/bound"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+func TestBound(t *testing.T) {
+	r := bound.Rule{Capacity: 10, Refill: 3, Instances: 4}
+	for _, test := range []struct {
+		elapsed, served time.Duration
+		losses          int
+		want            bound.Terms
+	}{
+		{0, 0, 0, bound.Terms{Burst: 10, Refill: 1, ShareBursts: 8, ShareRefills: 1}},
+		// One microsecond less than what gives the next token, for a tick is counted on top.
+		{time.Second - time.Microsecond, 4*time.Second - time.Microsecond, 2, bound.Terms{10, 3, 8, 3, 36}},
+		{time.Second, 4 * time.Second, 0, bound.Terms{10, 4, 8, 4, 0}},
+	} {
+		got := r.Bound(test.elapsed, test.served, test.losses)
+		if got != test.want || got.Sum() != got.Burst+got.Refill+got.ShareBursts+got.ShareRefills+got.Losses {
+			t.Errorf("%v, %v, %d: %+v, want %+v", test.elapsed, test.served, test.losses, got, test.want)
+		}
+	}
+	if got := (bound.Rule{Capacity: 2, Refill: 1, Instances: 3}).Bound(0, 0, 0).ShareBursts; got != 3 {
+		t.Errorf("a share of less than a token: %d for three", got)
+	}
+}
+
+func TestAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var a bound.Account
+		start := time.Now()
+		at := func(s int) { time.Sleep(time.Until(start.Add(time.Duration(s) * time.Second))) }
+		// note notes a call that was asked for at a second and is answered now.
+		note := func(asked int, allowed bool, by quota.Source) {
+			a.Add(start.Add(time.Duration(asked)*time.Second), 5, quota.Decision{Allowed: allowed, Source: by})
+		}
+		want := func(store, fallback int64, served time.Duration) {
+			t.Helper()
+			if got, want := a.Sum(), (bound.Sum{Store: store, Fallback: fallback, Served: served}); got != want {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+		}
+		at(1)
+		note(0, true, quota.FromStore)
+		note(0, false, quota.FromStore)
+		want(5, 0, 0)
+		at(4)
+		note(2, true, quota.FromFallback)
+		want(5, 5, 2*time.Second) // from when it was asked for
+		at(6)
+		note(3, true, quota.FromStore) // perhaps made before the fallback's
+		want(10, 5, 4*time.Second)
+		note(5, false, quota.FromFallback)
+		at(8)
+		note(7, false, quota.FromStore)
+		want(10, 5, 6*time.Second+time.Microsecond)
+		at(20)
+		want(10, 5, 6*time.Second+time.Microsecond)
+		note(20, true, quota.FromFallback)
+		at(21)
+		want(10, 10, 7*time.Second+time.Microsecond)
+		if s := a.Sum().Add(bound.Sum{Store: 1, Fallback: 2, Served: 3}); s.Admitted() != 23 || s.Served != 7*time.Second+time.Microsecond+3 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
