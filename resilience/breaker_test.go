@@ -695,3 +695,21 @@ func TestBreakerRace(t *testing.T) {
 		}
 	}
 }
+
+// late is a context whose deadline has passed before its timer says so.
+type late struct{ context.Context }
+
+func (late) Deadline() (time.Time, bool) { return time.Now().Add(-time.Microsecond), true }
+
+// TestBreakerLateTimer: a caller whose deadline has passed says nothing of the store, whichever clock saw it first.
+func TestBreakerLateTimer(t *testing.T) {
+	eachBreaker(t, func(t *testing.T, b resilience.Policy) {
+		s := wrap(t, &stub{answer: script(as(quota.ErrIndeterminate))}, b)
+		for range 2 * resilience.DefaultFailures {
+			s.Take(late{bg}, charge(1))
+		}
+		if got := resilience.BreakerState(s); got != "closed" {
+			t.Errorf("the breaker is %s", got)
+		}
+	})
+}

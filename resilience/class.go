@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -47,7 +48,7 @@ func judge(ctx context.Context, err error) outcome {
 	switch {
 	case err == nil:
 		return healthy
-	case ctx.Err() != nil, errors.Is(err, ErrRejected):
+	case ended(ctx), errors.Is(err, ErrRejected):
 		return unrelated
 	case errors.Is(err, quota.ErrIndeterminate), errors.Is(err, quota.ErrUnavailable), errors.Is(err, quota.ErrOverloaded):
 		return failed
@@ -56,6 +57,16 @@ func judge(ctx context.Context, err error) outcome {
 		return unrelated
 	}
 	return failed // an error that the contract does not know: nothing says that the store is well
+}
+
+// ended reports whether a context ended. Its deadline may be seen to pass, by a client's socket for example, just
+// before its timer says so.
+func ended(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	end, set := ctx.Deadline()
+	return set && !time.Now().Before(end)
 }
 
 // classified reports whether err is one of quota's: whether it says if the call was charged.

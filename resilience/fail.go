@@ -144,7 +144,7 @@ func (s *fail) answered(by quota.Source) {
 
 // cannotDecide reports whether err says that the store cannot decide, to a caller who still wants to know.
 func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
-	if ctx.Err() != nil {
+	if ended(ctx) {
 		return false
 	}
 	return errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrIndeterminate) || overloaded && errors.Is(err, quota.ErrOverloaded)

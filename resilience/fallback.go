@@ -262,7 +262,7 @@ type seen struct {
 
 // falls reports whether a call that the primary failed is decided here.
 func (f *fallback) falls(ctx context.Context, err error) bool {
-	if ctx.Err() == nil && (errors.Is(err, ErrRejected) || judge(ctx, err) == failed) {
+	if !ended(ctx) && (errors.Is(err, ErrRejected) || judge(ctx, err) == failed) {
 		return true
 	}
 	f.alarm.see(err)

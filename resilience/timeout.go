@@ -119,7 +119,7 @@ func (s *promptTimeout) TakeAll(ctx context.Context, cs []quota.Charge, out []qu
 // understands, who does not know of d.
 func ranOut(ctx context.Context, d *deadline, t time.Duration, err error) error {
 	switch {
-	case ctx.Err() != nil || d.Err() == nil:
+	case ended(ctx) || d.Err() == nil:
 		return err
 	case errors.Is(err, quota.ErrIndeterminate):
 		return fmt.Errorf("resilience: no answer within the timeout of %v: %w", t, err)
