@@ -704,7 +704,9 @@ func (late) Deadline() (time.Time, bool) { return time.Now().Add(-time.Microseco
 // TestBreakerLateTimer: a caller whose deadline has passed says nothing of the store, whichever clock saw it first.
 func TestBreakerLateTimer(t *testing.T) {
 	eachBreaker(t, func(t *testing.T, b resilience.Policy) {
-		s := wrap(t, &stub{answer: script(as(quota.ErrIndeterminate))}, b)
+		s := wrap(t, &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
+			return quota.Decision{}, as(quota.ErrIndeterminate)
+		}}, b)
 		for range 2 * resilience.DefaultFailures {
 			s.Take(late{bg}, charge(1))
 		}

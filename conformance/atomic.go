@@ -1,0 +1,296 @@
+package conformance
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var atomicCases = []testCase{
+	{rule: s2, name: "pairs", needs: []Feature{Exact}, run: pairs},
+	{rule: c3, name: "race", needs: []Feature{IDs}, run: sameID},
+	{rule: c4, name: "budget", run: budget},
+	{rule: c4, name: "linearizable", needs: []Feature{Exact}, run: linearizable},
+}
+
+// handles opens one handle, or two where they share, in turn for n goroutines.
+func (t *trial) handles(in *recorder, n int) []*handle {
+	o := Opening{Data: t.data()}
+	each := []*handle{t.openIn(in, o)}
+	if !t.lacks(Shared) {
+		each = append(each, t.openIn(in, o))
+	}
+	all := make([]*handle, n)
+	for i := range all {
+		all[i] = each[i%len(each)]
+	}
+	return all
+}
+
+// persist makes a call until it is answered or its outcome is unknown.
+func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.Decision, unknown bool) {
+	for r := t.retry(); ; {
+		var err error
+		if len(cs) == 1 && !list {
+			var d quota.Decision
+			d, err = h.take(bg, cs[0])
+			ds = []quota.Decision{d}
+		} else {
+			ds, err = h.takeAll(bg, cs...)
+		}
+		switch {
+		case err == nil:
+			return ds, substituted(ds)
+		case indeterminate(err):
+			return nil, true
+		case !transient(err) || !r.again():
+			t.fatalf("%s:\n%s\n\twant an answer", strings.TrimSpace(show(cs)), answer(nil, err))
+		}
+	}
+}
+
+// budget has goroutines race for tokens that do not come back, as long as there are some.
+func budget(t *trial) {
+	const capacity, callers = 120, 8
+	for _, k := range []kind{tokenBucket, fromFirst, slidingLog, goOnly} {
+		t.within(func(in *recorder) {
+			l := t.named("tokens", k, numbers{capacity, 1, 100 * time.Hour})
+			var granted, unknown atomic.Int64
+			hs := t.handles(in, callers)
+			lists := atomicity(hs[0].store) != quota.OneKey
+			take := func(h *handle, cost int64, list bool) bool {
+				cs := []quota.Charge{{Limit: l, Key: "k", Cost: cost}}
+				if list && lists {
+					cs = append(cs, quota.Charge{Limit: l, Key: "k/free", Op: quota.OpPeek, Cost: 1})
+				}
+				ds, unsure := t.persist(h, list, cs...)
+				switch {
+				case unsure:
+					unknown.Add(cost)
+				case ds[0].Allowed:
+					granted.Add(cost)
+					return true
+				}
+				return unsure
+			}
+			t.together(callers, func(i int) {
+				rng := t.suite.random(fmt.Sprint(t.of.path(), k.name, i))
+				for n := 0; n < capacity && take(hs[i], 1+rng.Int64N(3), rng.IntN(3) == 0); n++ {
+				}
+				for n := 0; n < capacity && take(hs[i], 1, rng.IntN(3) == 0); n++ {
+				}
+			})
+			got, most := granted.Load(), granted.Load()+unknown.Load()
+			switch {
+			case got > capacity:
+				t.fatalf("got: %d goroutines were granted %d tokens of %s; want: no more than %d", callers, got, t.describe(l), capacity)
+			case t.lacks(Exact) && most == 0:
+				t.fatalf("got: nothing was granted of %s; want: something", t.describe(l))
+			case !t.lacks(Exact) && most < capacity:
+				t.fatalf("got: %d goroutines were granted %d tokens of %s before they were denied one; want: all %d", callers, got, t.describe(l), capacity)
+			}
+		})
+	}
+}
+
+// pairs has goroutines charge two keys together, and look at both together.
+func pairs(t *trial) {
+	needLists(t)
+	l := t.named("tokens", goOnly, numbers{limit: 1 << 30})
+	tight := t.named("tight", goOnly, numbers{limit: 40})
+	hs := t.handles(t.root, 6)
+	var granted, unknown atomic.Int64
+	pair := func(op quota.Op, cost int64) []quota.Charge {
+		return []quota.Charge{{Limit: l, Key: "g/a", Op: op, Cost: cost}, {Limit: l, Key: "g/b", Op: op, Cost: cost}}
+	}
+	t.together(len(hs), func(i int) {
+		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
+		for range t.suite.sized(40) {
+			if rng.IntN(3) == 0 {
+				ds, unsure := t.persist(hs[i], true, pair(quota.OpPeek, 1)...)
+				if !unsure && ds[0].Remaining != ds[1].Remaining {
+					t.fatalf("two keys that are charged in lists only:\n%s\n\twant the same remaining for both", answer(ds, nil))
+				}
+				continue
+			}
+			cs := append(pair(quota.OpTake, 1), quota.Charge{Limit: tight, Key: "g/c", Cost: 1})
+			if rng.IntN(2) == 0 { // what is denied comes first, or last
+				cs[0], cs[2] = cs[2], cs[0]
+			}
+			switch ds, unsure := t.persist(hs[i], true, cs...); {
+			case unsure:
+				unknown.Add(1)
+			case quota.Granted(ds):
+				granted.Add(1)
+			}
+		}
+	})
+	for _, key := range []string{"g/a", "g/b"} {
+		if got, least := t.used(hs[0], l, key), granted.Load(); got < least || got > least+unknown.Load() {
+			t.fatalf("got: %d tokens are charged to %q; want: %d, which is 1 for each list that was granted, and up to %d more, whose outcome is unknown", got, key, least, unknown.Load())
+		}
+	}
+}
+
+// sameID has goroutines make one call under one id.
+func sameID(t *trial) {
+	t.rounds(5, func(n int) {
+		t.within(func(in *recorder) {
+			hs := t.handles(in, 8)
+			c := quota.Charge{Limit: t.named("tokens", goOnly, numbers{limit: 1 << 30}), Key: "g/k", Cost: 2, ID: "r"}
+			var made, unknown atomic.Int64
+			t.together(len(hs), func(i int) {
+				for j := range 4 {
+					ds, unsure := t.persist(hs[i], j%2 == 0, c)
+					switch {
+					case unsure:
+						unknown.Add(1)
+					case !ds[0].Allowed || ds[0].Charged != 2:
+						t.fatalf("many calls of%s:\n%s\n\twant a grant, or its repeat", show([]quota.Charge{c}), answer(ds, nil))
+					case !ds[0].Replayed:
+						made.Add(1)
+					}
+				}
+			})
+			if n := made.Load(); n > 1 || n == 0 && unknown.Load() == 0 {
+				t.fatalf("many calls of%s:\n\tgot  %d of them granted anew\n\twant 1, and the others replayed", show([]quota.Charge{c}), n)
+			}
+			if got := t.used(hs[0], c.Limit, c.Key); got != 2 && !t.lacks(Exact) {
+				t.fatalf("many calls of%s:\n\tgot  %d tokens charged\n\twant 2", show([]quota.Charge{c}), got)
+			}
+		})
+	})
+}
+
+// linear is the sequential meaning of a store: Apply on the states of some keys, at the time of the decision. The
+// state is their text, so that it can be compared.
+type linear struct{ places []place }
+
+func (m linear) step(state, in, out any) (bool, any) {
+	lines := strings.Split(state.(string), "\n")
+	cs, got := in.([]quota.Charge), out.([]quota.Decision)
+	items := make([]quota.Item, len(cs))
+	at := make([]int, len(cs))
+	for i := range cs {
+		for j, p := range m.places {
+			if p == placeOf(&cs[i]) {
+				at[i] = j
+			}
+		}
+		var err error
+		if items[i], err = quota.ParseItem(lines[at[i]]); err != nil {
+			return false, state
+		}
+	}
+	want := make([]quota.Decision, len(cs))
+	if err := quota.Apply(cs, items, got[0].At, want); err != nil || differ(got, nil, want, nil) != "" {
+		return false, state
+	}
+	for i := range items {
+		if items[i].Write {
+			lines[at[i]] = ""
+			if !items[i].State.IsZero() {
+				lines[at[i]] = string(items[i].AppendText(nil))
+			}
+		}
+	}
+	return true, strings.Join(lines, "\n")
+}
+
+// linearizable records what goroutines ask and are told, and looks for an order that explains it.
+func linearizable(t *trial) {
+	const clients, calls = 6, 8
+	t.rounds(4*len(kinds), func(round int) {
+		t.within(func(in *recorder) {
+			k := kinds[round%len(kinds)]
+			l := t.named("tokens", k, numbers{6, 1, 100 * time.Hour})
+			hs := t.handles(in, clients)
+			lists := atomicity(hs[0].store) != quota.OneKey
+			names := []string{"g/a", "g/b", "g/c"}
+			model := linear{}
+			for _, name := range names {
+				model.places = append(model.places, place{l.Name(), name})
+			}
+			histories := make([][]porcupine.Operation, clients)
+			var tick atomic.Int64
+			var unknown atomic.Bool
+			t.together(clients, func(i int) {
+				rng := t.suite.random(fmt.Sprint(t.of.path(), round, i))
+				made := map[string]quota.Micros{}
+				for range calls {
+					var cs []quota.Charge
+					for j, n := range rng.Perm(len(names)) {
+						if j > 0 && (!lists || rng.IntN(3) > 0) {
+							continue
+						}
+						c := quota.Charge{Limit: l, Key: names[n], Cost: 1 + rng.Int64N(3), Op: oneOf(rng, anyOps)}
+						if c.Op == quota.OpRefund {
+							c.At = made[c.Key]
+						}
+						cs = append(cs, c)
+					}
+					op := porcupine.Operation{ClientId: i, Input: cs, Call: tick.Add(1)}
+					ds, unsure := t.persist(hs[i], rng.IntN(2) == 0, cs...)
+					op.Return = tick.Add(1)
+					if unsure {
+						unknown.Store(true)
+						return
+					}
+					for j := range ds {
+						if ds[j].Charged > 0 {
+							made[cs[j].Key] = ds[j].At
+						}
+					}
+					op.Output = ds
+					histories[i] = append(histories[i], op)
+				}
+			})
+			if unknown.Load() {
+				return
+			}
+			var all []porcupine.Operation
+			for _, h := range histories {
+				all = append(all, h...)
+			}
+			m := porcupine.Model{
+				Init: func() any { return strings.Repeat("\n", len(names)-1) },
+				Step: model.step,
+			}
+			if porcupine.CheckOperationsTimeout(m, all, 10*time.Second) == porcupine.Illegal {
+				t.fatalf("No order of these calls explains the answers, each at the time it tells; from and to are when it began and ended.%s\n\t%q is %s", history(m, all), l.Name(), t.describe(l))
+			}
+		})
+	})
+}
+
+// history returns the shortest beginning of a history that no order explains, as text.
+func history(m porcupine.Model, all []porcupine.Operation) string {
+	end := int64(0)
+	for _, op := range all {
+		end = max(end, op.Return)
+	}
+	upTo := func(end int64) (some []porcupine.Operation) {
+		for _, op := range all {
+			if op.Return <= end {
+				some = append(some, op)
+			}
+		}
+		return some
+	}
+	// What has begun by the end may matter, but mostly does not.
+	for at, until := int64(1), time.Now().Add(5*time.Second); at < end && time.Now().Before(until); at++ {
+		if porcupine.CheckOperationsTimeout(m, upTo(at), time.Second) == porcupine.Illegal {
+			end = at
+		}
+	}
+	var b strings.Builder
+	for _, op := range upTo(end) {
+		fmt.Fprintf(&b, "\n\tfrom %d to %d:%s\n%s", op.Call, op.Return, show(op.Input.([]quota.Charge)), answer(op.Output.([]quota.Decision), nil))
+	}
+	return b.String()
+}

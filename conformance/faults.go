@@ -1,0 +1,136 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var faultCases = []testCase{
+	{rule: s4, name: "faults", run: func(t *trial) { faults(t, false) }},
+	{rule: s4, name: "ids and faults", needs: []Feature{IDs}, run: func(t *trial) { faults(t, true) }},
+	{rule: c7, name: "frozen", run: frozen},
+}
+
+// breakable opens a handle that can be broken, and one on the same data that cannot, if there is one.
+func (t *trial) breakable() (broken, sound *handle, set func(Fault)) {
+	if t.suite.h.Fault == nil {
+		t.skipf("Harness.Fault is nil: no faults are injected")
+	}
+	o := Opening{Data: t.data()}
+	s, set := t.suite.h.Fault(t.root, o)
+	if s == nil || set == nil {
+		t.fatalf("Harness.Fault returned nil")
+	}
+	broken = t.handle(t.root, s, o)
+	t.root.Cleanup(func() { set(NoFault) }) // before the store is closed
+	sound = broken
+	if !t.lacks(Shared) {
+		sound = t.open(o)
+	}
+	return broken, sound, set
+}
+
+// faults breaks the connection again and again, and compares what was charged with the answers.
+func faults(t *trial, withIDs bool) {
+	h, sound, set := t.breakable()
+	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
+	var book ledger
+	var serial atomic.Int64
+	calls := func(n int) {
+		t.together(4, func(int) {
+			for range n {
+				c := quota.Charge{Limit: l, Key: "k", Cost: 1}
+				if withIDs {
+					c.ID = fmt.Sprint(serial.Add(1))
+				}
+				ctx, cancel := context.WithTimeout(bg, 200*time.Millisecond)
+				d, err := h.take(ctx, c)
+				if !withIDs {
+					book.book(t, ctx, c, d, err)
+				} else if err != nil {
+					t.wantKnown(ctx, c, err)
+				}
+				cancel()
+			}
+		})
+	}
+	t.rounds(2, func(int) {
+		for _, f := range []Fault{LostReply, Refused, Frozen} {
+			set(f)
+			n := 3
+			if f == Frozen {
+				n = 1
+			}
+			calls(n)
+			set(NoFault)
+			t.ask(h, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek}) // it comes back
+			calls(2)
+		}
+	})
+	if !withIDs {
+		book.audit(t, sound, l, "k")
+		return
+	}
+	// Who repeats every call until it is answered has charged each once.
+	for n := range serial.Load() {
+		c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint(n + 1)}
+		if d := t.ask(h, c); !d.Allowed || d.Charged != 1 {
+			t.fatalf("Take%s:\n%s\n\twant a grant: there is enough left", show([]quota.Charge{c}), answer([]quota.Decision{d}, nil))
+		}
+	}
+	if got := t.used(sound, l, "k"); got != serial.Load() && !t.lacks(Exact) {
+		t.fatalf("got: %d tokens are charged; want: %d, which is 1 for each request id, whatever was repeated", got, serial.Load())
+	}
+}
+
+// frozen freezes the server under a store that says it is prompt. Its calls have 2 s more than their deadline,
+// in ticks, which a process that stands still does not count.
+func frozen(t *trial) {
+	if !isPrompt(t.open(Opening{}).store) {
+		t.excusef("the store does not say that it is prompt")
+	}
+	h, _, set := t.breakable()
+	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 100, period: year}), Key: "k", Cost: 1}
+	t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
+	for round := range 3 {
+		set(Frozen)
+		ctx, cancel := context.WithTimeout(bg, 100*time.Millisecond)
+		type result struct {
+			d   quota.Decision
+			err error
+		}
+		returned := make(chan result, 1)
+		go func() {
+			defer t.rescue()
+			d, err := h.take(ctx, c)
+			returned <- result{d, err}
+		}()
+		ticker := time.NewTicker(100 * time.Millisecond)
+		var r result
+		waiting := true
+		for ticks := 0; waiting && ticks < 21; ticks++ {
+			select {
+			case r = <-returned:
+				waiting = false
+			case <-ticker.C:
+			}
+		}
+		ticker.Stop()
+		set(NoFault)
+		if waiting {
+			t.fatalf("got: with a server that is frozen, a call in round %d had not returned 2s after its deadline; want: it returns by its deadline", round+1)
+		}
+		cancel()
+		switch ds := []quota.Decision{r.d}; {
+		case r.err != nil:
+			t.wantKnown(ctx, c, r.err)
+		case !substituted(ds) && r.d.Source != quota.FromLease:
+			t.fatalf("with a server that is frozen, a call in round %d:\n%s\n\twant an error", round+1, answer(ds, nil))
+		}
+		t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
+	}
+}

@@ -1,0 +1,128 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var gradedCases = []testCase{
+	{rule: s2, name: "longest list", needs: []Feature{Exact}, run: longestList},
+	{rule: c3, name: "refused", run: refusedIDs},
+	{rule: c6, name: "beyond", needs: []Feature{Exact}, run: beyond},
+}
+
+// longestList charges as many keys as there can be in one call, as far apart as the store decides in one step.
+func longestList(t *trial) {
+	needLists(t)
+	format := "g/%d"
+	if atomicity(t.open(Opening{}).store) == quota.AnyKeys {
+		format = "g%d"
+	}
+	l := t.named("tokens", tokenBucket, numbers{10, 1, 1e9})
+	var trace []step
+	for i, fits := range []bool{true, false, true} {
+		s := step{id: i + 1}
+		for n := range quota.MaxCharges {
+			c := quota.Charge{Limit: l, Key: fmt.Sprintf(format, n), Cost: int64(1 + n%3)}
+			if !fits && n == quota.MaxCharges-1 {
+				c.Cost = 10
+			}
+			s.charges = append(s.charges, charge{Charge: c})
+		}
+		trace = append(trace, s)
+	}
+	t.perform(trace)
+}
+
+// refusedIDs asks a store that does not remember ids for calls with one: charging them as often as they come would be
+// the worst answer.
+func refusedIDs(t *trial) {
+	if !t.lacks(IDs) {
+		t.excusef("the backend remembers ids")
+	}
+	h := t.open(Opening{})
+	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "k", Cost: 1, ID: "r"}
+	d, err := h.take(bg, c)
+	if !errors.Is(err, quota.ErrCrossSlot) {
+		t.fatalf("Take%s:\n%s\n\twant quota.ErrCrossSlot", show([]quota.Charge{c}), answer([]quota.Decision{d}, err))
+	}
+	if got := t.used(h, c.Limit, c.Key); got != 0 {
+		t.fatalf("got: %d tokens are charged by a call that was refused; want: 0", got)
+	}
+}
+
+// beyond makes lists that the store does not decide in one step, while nobody else calls.
+func beyond(t *trial) {
+	h := t.open(Opening{})
+	grade := atomicity(h.store)
+	if grade == quota.AnyKeys {
+		t.excusef("the store decides any keys in one step, says its Atomicity")
+	}
+	keys := []string{"g0/a", "g1/a", "g2/a", "g3/a", "g4/a", "g0/b", "g1/b"}
+	if grade == quota.OneKey {
+		keys = append(keys, "g0/c", "g0/d", "g0/e")
+	}
+	l := t.named("tokens", goOnly, numbers{limit: 12})
+	used := map[string]int64{}
+	want := func(c quota.Charge, granted bool) (d quota.Decision) {
+		left := 12 - used[c.Key]
+		d.Allowed = c.Op != quota.OpTake || c.Cost <= left
+		if !granted {
+			return quota.Decision{Allowed: d.Allowed, Limit: 12, Remaining: left}
+		}
+		d.Limit = 12
+		if c.Op != quota.OpRefund {
+			d.Charged = c.Cost
+			used[c.Key] += c.Cost
+		} else {
+			used[c.Key] = max(used[c.Key]-c.Cost, 0)
+		}
+		d.Remaining = 12 - used[c.Key]
+		return d
+	}
+	t.rounds(40, func(int) {
+		var cs []quota.Charge
+		granted := true
+		for _, n := range t.rng.Perm(len(keys))[:2+t.rng.IntN(len(keys)-2)] {
+			c := quota.Charge{Limit: l, Key: keys[n], Cost: 1 + t.rng.Int64N(3)}
+			switch t.rng.IntN(8) {
+			case 0:
+				c.Op = quota.OpDebit
+			case 1, 2:
+				c.Op, c.At = quota.OpRefund, 1<<53
+			case 3:
+				c.Cost = 12
+			}
+			granted = granted && (c.Op != quota.OpTake || c.Cost <= 12-used[c.Key])
+			cs = append(cs, c)
+		}
+		ds, err := h.takeAll(bg, cs...)
+		switch {
+		case errors.Is(err, quota.ErrCrossSlot): // and nothing is charged
+		case transient(err), indeterminate(err), err == nil && substituted(ds):
+			t.skipf("not judged, because the store does not answer: %v", err)
+		case err != nil:
+			t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
+		default:
+			wants := make([]quota.Decision, len(cs))
+			for i := range cs {
+				wants[i] = want(cs[i], granted)
+			}
+			got := slices.Clone(ds)
+			for i := range got { // these come at different times
+				got[i].At, got[i].RetryAfter, got[i].ResetAfter, got[i].Split = 0, 0, 0, false
+			}
+			if !slices.Equal(got, wants) {
+				t.fatalf("TakeAll%s:\n%s\nwhere it should be, but for times,\n%s", show(cs), answer(ds, nil), expectation(wants))
+			}
+		}
+		for _, key := range keys {
+			if got := t.used(h, l, key); got != used[key] {
+				t.fatalf("TakeAll%s:\n%s\nafterwards:\n\tgot  %d tokens charged to %q\n\twant %d", show(cs), answer(ds, err), got, key, used[key])
+			}
+		}
+	})
+}

@@ -1,0 +1,171 @@
+// Command capabilities runs the conformance tests of modules and writes a table of what their backends do.
+//
+//	go run ./conformance/internal/capabilities -o conformance/CAPABILITIES.md . examples/backend-bbolt
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/fleetquota/fleetquota/conformance"
+)
+
+func main() {
+	out := flag.String("o", "", "the file to write; without it, the standard output")
+	flag.Parse()
+	if err := run(*out, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "capabilities:", err)
+		os.Exit(1)
+	}
+}
+
+// run tests the modules and writes the table, even if a test fails.
+func run(out string, modules []string) error {
+	dir, err := os.MkdirTemp("", "capabilities")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	var failed error
+	for _, module := range modules {
+		cmd := exec.Command("go", "test", "-count", "1", "-run", "^(TestConformance|TestRun)$", "./...")
+		cmd.Dir = module
+		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1")
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			failed = fmt.Errorf("go test in %s: %w", module, err)
+		}
+	}
+	reports, err := read(dir)
+	if err != nil {
+		return err
+	}
+	w := io.Writer(os.Stdout)
+	if out != "" {
+		f, err := os.Create(out)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		w = f
+	}
+	if err := write(w, reports); err != nil {
+		return err
+	}
+	return failed
+}
+
+// read returns the reports in a directory, by name of the backend.
+func read(dir string) ([]conformance.Report, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var all []conformance.Report
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		var r conformance.Report
+		if err := json.Unmarshal(text, &r); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		all = append(all, r)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no reports in %s", dir)
+	}
+	slices.SortFunc(all, func(a, b conformance.Report) int { return strings.Compare(a.Backend, b.Backend) })
+	return all, nil
+}
+
+// write writes the tables: what the backends do, which rules they passed, and what was not tested.
+func write(w io.Writer, reports []conformance.Report) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# What the backends do\n\nFound by the conformance suite, version %s; `go generate ./conformance` writes this file.\n\n", reports[0].Suite)
+	b.WriteString("| backend | keys in one step | shared | request ids | verdicts | clock can be set | prompt | faults injected |\n|---|---|---|---|---|---|---|---|\n")
+	for _, r := range reports {
+		has := func(f conformance.Feature) string {
+			return yes(!slices.ContainsFunc(r.Lacks, func(l conformance.Lack) bool { return l.Feature == f }))
+		}
+		verdicts := "exact"
+		if has(conformance.Exact) == no {
+			verdicts = "bounds"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Backend, r.Atomicity, has(conformance.Shared), has(conformance.IDs), verdicts, has(conformance.Clock), yes(r.Prompt), yes(r.Faults))
+	}
+	b.WriteString("\nRules, as the package documentation numbers them: passed, passed in part (some cases were not tested), not tested, **failed**, or – where a rule does not concern a backend.\n\n")
+	var rules []string
+	for _, r := range reports[0].Results {
+		if !slices.Contains(rules, r.Rule) {
+			rules = append(rules, r.Rule)
+		}
+	}
+	fmt.Fprintf(&b, "| backend | %s |\n|---|%s\n", strings.Join(rules, " | "), strings.Repeat("---|", len(rules)))
+	for _, r := range reports {
+		fmt.Fprintf(&b, "| %s |", r.Backend)
+		for _, rule := range rules {
+			fmt.Fprintf(&b, " %s |", verdict(r.Results, rule))
+		}
+		b.WriteByte('\n')
+	}
+	b.WriteString("\n## Not tested\n")
+	for _, r := range reports {
+		var reasons []string
+		cases := map[string][]string{}
+		for _, c := range r.Results {
+			if c.Outcome == conformance.Skipped {
+				if cases[c.Text] == nil {
+					reasons = append(reasons, c.Text)
+				}
+				cases[c.Text] = append(cases[c.Text], fmt.Sprintf("%s (%s)", c.Rule, c.Case))
+			}
+		}
+		if len(reasons) > 0 {
+			fmt.Fprintf(&b, "\n%s:\n\n", r.Backend)
+		}
+		for _, reason := range reasons {
+			fmt.Fprintf(&b, "- %s: %s\n", reason, strings.Join(cases[reason], ", "))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+const no = "no"
+
+func yes(is bool) string {
+	if is {
+		return "yes"
+	}
+	return no
+}
+
+// verdict sums up the cases of a rule.
+func verdict(results []conformance.Result, rule string) string {
+	count := map[conformance.Outcome]int{}
+	for _, r := range results {
+		if r.Rule == rule {
+			count[r.Outcome]++
+		}
+	}
+	switch {
+	case count[conformance.Failed] > 0:
+		return "**failed**"
+	case count[conformance.Passed] == 0 && count[conformance.Skipped] == 0:
+		return "–"
+	case count[conformance.Passed] == 0:
+		return "not tested"
+	case count[conformance.Skipped]+count[conformance.Provisional] > 0:
+		return "in part"
+	}
+	return "passed"
+}

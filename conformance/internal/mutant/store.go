@@ -1,0 +1,250 @@
+package mutant
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Data is what the handles of one name share: the server.
+type Data struct {
+	mu     sync.Mutex
+	items  map[string]item
+	grants map[string]grant
+}
+
+type item struct {
+	quota.Item
+	until quota.Micros
+}
+
+type grant struct {
+	charges   []quota.Charge
+	decisions []quota.Decision
+	until     quota.Micros
+}
+
+// NewData returns what is empty.
+func NewData() *Data { return &Data{items: map[string]item{}, grants: map[string]grant{}} }
+
+// parts are what a store is made of. A mutant has another part.
+type parts struct {
+	// Before and after the server: is the call refused, and what is told.
+	ready func(s *Handle, ctx context.Context) error
+	reply func(cs []quota.Charge, out []quota.Decision, err error) error
+	send  func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error
+	// On the server.
+	now    func(s *Handle) quota.Micros
+	key    func(c *quota.Charge) string
+	id     func(s *Handle, c *quota.Charge) string
+	load   func(s *Handle, it item, now quota.Micros) quota.Item
+	apply  func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error
+	life   func(reset time.Duration) time.Duration
+	gap    func(d *Data) // between reading and writing
+	recall func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error
+	record func(cs []quota.Charge, out []quota.Decision) (grant, bool)
+	window time.Duration
+	close  func(s *Handle) error
+}
+
+// sound returns the parts of a correct store.
+func sound() parts {
+	return parts{
+		ready: func(s *Handle, ctx context.Context) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if s.closed.Load() {
+				return fmt.Errorf("mutant: %w", quota.ErrClosed)
+			}
+			return nil
+		},
+		reply: func(_ []quota.Charge, _ []quota.Decision, err error) error { return err },
+		send:  (*Handle).once,
+		now:   func(s *Handle) quota.Micros { return quota.Micros(s.clock().UnixMicro()) },
+		key:   func(c *quota.Charge) string { return string(quota.AppendKey(nil, c.Limit.Name(), c.Key)) },
+		id:    func(_ *Handle, c *quota.Charge) string { return quota.Group(c.Key) + "\n" + c.ID },
+		load: func(_ *Handle, it item, now quota.Micros) quota.Item {
+			if it.until < now {
+				return quota.Item{}
+			}
+			return it.Item
+		},
+		apply: quota.Apply,
+		life: func(reset time.Duration) time.Duration {
+			return min(reset, quota.Never-quota.ExpirySlack) + quota.ExpirySlack
+		},
+		gap: func(*Data) {},
+		recall: func(_ *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+			if !slices.EqualFunc(g.charges, cs, quota.SameCharge) {
+				return fmt.Errorf("mutant: %w: the id was granted to other charges", quota.ErrInvalid)
+			}
+			copy(out, g.decisions)
+			for i := range out {
+				out[i].Replayed = true
+			}
+			return nil
+		},
+		record: func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+			return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out) && !quota.OnlyPeeks(cs)
+		},
+		window: quota.IDWindow,
+		close:  func(s *Handle) error { s.closed.Store(true); return nil },
+	}
+}
+
+// Handle is a store on data, sound but for the part that was altered.
+type Handle struct {
+	parts
+	data   *Data
+	clock  func() time.Time
+	grade  quota.Atomicity
+	serial int64
+	closed atomic.Bool
+	link   link
+}
+
+var serial atomic.Int64
+
+// Open returns a handle by a clock; nil is the machine's.
+func (m *Store) Open(d *Data, clock func() time.Time) *Handle {
+	if clock == nil {
+		clock = time.Now
+	}
+	s := &Handle{parts: sound(), grade: m.Grade, data: d, clock: clock, serial: serial.Add(1)}
+	if m.alter != nil {
+		m.alter(&s.parts)
+	}
+	return s
+}
+
+// Take decides one charge.
+func (s *Handle) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	var out [1]quota.Decision
+	err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+	return out[0], err
+}
+
+// TakeAll decides a list.
+func (s *Handle) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.ready(s, ctx); err != nil {
+		return err
+	}
+	return s.reply(cs, out, s.send(s, ctx, cs, out))
+}
+
+// Atomicity says how far it decides in one step.
+func (s *Handle) Atomicity() quota.Atomicity { return s.grade }
+
+// Prompt says that calls return by their deadline.
+func (s *Handle) Prompt() bool { return true }
+
+// Close ends the handle.
+func (s *Handle) Close() error { return s.close(s) }
+
+// once sends a request over the link, once.
+func (s *Handle) once(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.link.request(ctx); err != nil {
+		return err
+	}
+	err := s.serve(cs, out)
+	if lost := s.link.response(); lost != nil {
+		return lost
+	}
+	return err
+}
+
+// serve is the server's part of a call.
+func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
+	d := s.data
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := s.now(s)
+	if g, ok := d.grants[s.id(s, &cs[0])]; ok && cs[0].ID != "" && now <= g.until {
+		return s.recall(s, g, cs, out)
+	}
+	items := make([]quota.Item, len(cs))
+	for i := range cs {
+		items[i] = s.load(s, d.items[s.key(&cs[i])], now)
+	}
+	if err := s.apply(cs, items, now, out); err != nil {
+		return err
+	}
+	s.gap(d)
+	for i := range items {
+		switch key := s.key(&cs[i]); {
+		case !items[i].Write:
+		case items[i].State.IsZero():
+			delete(d.items, key)
+		default:
+			items[i].Write = false
+			d.items[key] = item{items[i], later(now, s.life(out[i].ResetAfter))}
+		}
+	}
+	if cs[0].ID != "" {
+		if g, keep := s.record(cs, out); keep {
+			g.until = later(now, s.window)
+			d.grants[s.id(s, &cs[0])] = g
+		}
+	}
+	return nil
+}
+
+func later(now quota.Micros, span time.Duration) quota.Micros {
+	return now + quota.Micros(span/time.Microsecond)
+}
+
+// link is the way to the server.
+type link struct {
+	mu     sync.Mutex
+	fault  conformance.Fault
+	thawed chan struct{} // closed when a freeze ends
+}
+
+// Break sets what goes wrong from now on.
+func (s *Handle) Break(f conformance.Fault) {
+	l := &s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fault == conformance.Frozen && f != conformance.Frozen {
+		close(l.thawed)
+	}
+	if f == conformance.Frozen && l.fault != conformance.Frozen {
+		l.thawed = make(chan struct{})
+	}
+	l.fault = f
+}
+
+func (l *link) now() (conformance.Fault, chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fault, l.thawed
+}
+
+func (l *link) request(ctx context.Context) error {
+	switch f, thawed := l.now(); f {
+	case conformance.Refused:
+		return fmt.Errorf("mutant: %w: refused", quota.ErrUnavailable)
+	case conformance.Frozen:
+		select {
+		case <-thawed:
+			return fmt.Errorf("mutant: %w: the connection was frozen", quota.ErrIndeterminate)
+		case <-ctx.Done():
+			return fmt.Errorf("mutant: %w: %w", quota.ErrIndeterminate, ctx.Err())
+		}
+	}
+	return nil
+}
+
+func (l *link) response() error {
+	if f, _ := l.now(); f == conformance.LostReply {
+		return fmt.Errorf("mutant: %w: the reply was lost", quota.ErrIndeterminate)
+	}
+	return nil
+}

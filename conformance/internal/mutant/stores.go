@@ -1,0 +1,544 @@
+package mutant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Store is a broken store.
+type Store struct {
+	Name  string // what is wrong
+	Rule  string // the rule of conformance.Run that it breaks
+	Grade quota.Atomicity
+	Races bool // what is wrong is a data race, too
+	alter func(*parts)
+}
+
+// Sound is the store that nothing is wrong with.
+var Sound = &Store{Name: "nothing"}
+
+// telling alters decisions.
+func telling(f func(c *quota.Charge, d *quota.Decision)) func(*parts) {
+	return func(p *parts) {
+		p.reply = func(cs []quota.Charge, out []quota.Decision, err error) error {
+			for i := range out {
+				f(&cs[i], &out[i])
+			}
+			return err
+		}
+	}
+}
+
+// charging alters charges on their way to Apply.
+func charging(f func(c *quota.Charge)) func(*parts) {
+	return func(p *parts) {
+		p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			cs = slices.Clone(cs)
+			for i := range cs {
+				f(&cs[i])
+			}
+			return quota.Apply(cs, items, now, out)
+		}
+	}
+}
+
+// holding alters states on their way into the store.
+func holding(f func(s *quota.State)) func(*parts) {
+	return func(p *parts) {
+		p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			err := quota.Apply(cs, items, now, out)
+			for i := range items {
+				if items[i].Write && err == nil {
+					f(&items[i].State)
+				}
+			}
+			return err
+		}
+	}
+}
+
+// keying alters keys.
+func keying(f func(c *quota.Charge) string) func(*parts) {
+	return func(p *parts) { p.key = f }
+}
+
+func sent(f func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error) func(*parts) {
+	return func(p *parts) { p.send = f }
+}
+
+func plainKey(c *quota.Charge) string { return string(quota.AppendKey(nil, c.Limit.Name(), c.Key)) }
+
+// oneByOne decides each charge of a list alone, as if it were granted.
+func oneByOne(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+	for i := range cs {
+		if err := quota.Apply(cs[i:i+1], items[i:i+1], now, out[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stores returns the broken stores.
+func Stores() []*Store {
+	return []*Store{
+		// What is told.
+		{Name: "Remaining is one too few", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Remaining-- })},
+		{Name: "RetryAfter is a tick early", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
+			if d.RetryAfter > 0 && d.RetryAfter < quota.Never {
+				d.RetryAfter -= time.Microsecond
+			}
+		})},
+		{Name: "RetryAfter is rounded up to milliseconds", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
+			if d.RetryAfter < quota.Never {
+				d.RetryAfter = (d.RetryAfter + time.Millisecond - 1).Truncate(time.Millisecond)
+			}
+		})},
+		{Name: "ResetAfter is in seconds", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.ResetAfter = d.ResetAfter.Truncate(time.Second) })},
+		{Name: "Charged is told for a denial", Rule: "S1", alter: telling(func(c *quota.Charge, d *quota.Decision) { d.Charged = c.Cost })},
+		{Name: "At is the process's time", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.At = quota.Micros(time.Now().UnixMicro()) })},
+		{Name: "a denial is an error", Rule: "S1", alter: func(p *parts) {
+			p.reply = func(cs []quota.Charge, out []quota.Decision, err error) error {
+				if err == nil && !quota.Granted(out) {
+					return errors.New("rate limited")
+				}
+				return err
+			}
+		}},
+		{Name: "the decisions of a list are in the order of their keys", Rule: "S1", alter: func(p *parts) {
+			p.reply = func(cs []quota.Charge, out []quota.Decision, err error) error {
+				if len(cs) > 1 && cs[0].Key > cs[1].Key {
+					out[0], out[1] = out[1], out[0]
+				}
+				return err
+			}
+		}},
+		// How it is decided.
+		{Name: "the keys of a list get each other's costs", Rule: "S1", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				if len(cs) > 1 && cs[0].Limit == cs[1].Limit {
+					cs = slices.Clone(cs)
+					cs[0].Cost, cs[1].Cost = cs[1].Cost, cs[0].Cost
+				}
+				return quota.Apply(cs, items, now, out)
+			}
+		}},
+		{Name: "a cost is cut to 32 bits", Rule: "S1", alter: charging(func(c *quota.Charge) { c.Cost = int64(uint32(c.Cost)) })},
+		{Name: "a state is kept in 32 bits", Rule: "S1", alter: holding(func(s *quota.State) { s.A = int64(int32(s.A)) })},
+		{Name: "a state is kept in a float32", Rule: "S1", alter: holding(func(s *quota.State) { s.A = int64(float32(s.A)) })},
+		{Name: "a state loses its last bit beyond 2^52", Rule: "S1", alter: holding(func(s *quota.State) {
+			if s.A > 1<<52 || s.A < -1<<52 {
+				s.A &^= 1
+			}
+		})},
+		{Name: "negative numbers of a state are lost", Rule: "S1", alter: holding(func(s *quota.State) { s.A = max(s.A, 0) })},
+		{Name: "the list of a state is cut", Rule: "S1", alter: holding(func(s *quota.State) { s.Tail = s.Tail[:min(len(s.Tail), 4)] })},
+		{Name: "each handle has a clock of its own", Rule: "S1", alter: func(p *parts) {
+			p.now = func(s *Handle) quota.Micros {
+				return quota.Micros(s.clock().UnixMicro()) + quota.Micros(s.serial%2)*700_000
+			}
+		}},
+		{Name: "the clock is in milliseconds", Rule: "S1", alter: func(p *parts) {
+			p.now = func(s *Handle) quota.Micros { return quota.Micros(s.clock().UnixMilli() * 1000) }
+		}},
+		{Name: "a clock set back mints", Rule: "S1", alter: func(p *parts) {
+			p.load = func(_ *Handle, it item, now quota.Micros) quota.Item {
+				if it.until < now || it.State.B > int64(now) {
+					return quota.Item{}
+				}
+				return it.Item
+			}
+		}},
+		{Name: "nothing comes back until all does", Rule: "S1", alter: func(p *parts) {
+			p.load = func(_ *Handle, it item, now quota.Micros) quota.Item {
+				if it.until < now {
+					return quota.Item{}
+				}
+				if it.Rule.String() == "tb1" {
+					it.State.B = int64(now)
+				}
+				return it.Item
+			}
+		}},
+		{Name: "a debit is denied where it does not fit", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpDebit {
+				c.Op = quota.OpTake
+			}
+		})},
+		{Name: "a reset does nothing", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpReset {
+				c.Op, c.Cost = quota.OpRefund, 0
+			}
+		})},
+		{Name: "a refund is made twice", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpRefund {
+				c.Cost = min(c.Cost, math.MaxInt64/2) * 2
+			}
+		})},
+		{Name: "a refund is good for ever", Rule: "S1", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				cs = slices.Clone(cs)
+				for i := range cs {
+					cs[i].At = now
+				}
+				return quota.Apply(cs, items, now, out)
+			}
+		}},
+		{Name: "denies everything", Rule: "C5", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					out[i] = quota.Decision{Limit: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: now}
+				}
+				return nil
+			}
+		}},
+		{Name: "allows everything", Rule: "C5", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					out[i] = quota.Decision{Allowed: true, Limit: cs[i].Limit.Spec().Capacity, Remaining: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: now}
+				}
+				return nil
+			}
+		}},
+		// Lists.
+		{Name: "each charge of a list is made that fits", Rule: "S2", alter: func(p *parts) { p.apply = oneByOne }},
+		{Name: "the ninth charge of a list is not made", Rule: "S2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				err := quota.Apply(cs, items, now, out)
+				if len(cs) > 8 {
+					items[8].Write = false
+				}
+				return err
+			}
+		}},
+		{Name: "a list is charged key by key, with the lock given up between", Rule: "S2", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			peeks := slices.Clone(cs)
+			for i := range peeks {
+				if peeks[i].Op == quota.OpTake {
+					peeks[i].Op = quota.OpPeek
+				}
+				peeks[i].ID = ""
+			}
+			if err := s.once(ctx, peeks, out); err != nil || !quota.Granted(out) || len(cs) == 1 || quota.OnlyPeeks(cs) {
+				return s.once(ctx, cs, out)
+			}
+			for i := range cs {
+				runtime.Gosched()
+				if err := s.once(ctx, cs[i:i+1], out[i:i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})},
+		// Traces.
+		{Name: "a denial is charged", Rule: "S3", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				err := quota.Apply(cs, items, now, out)
+				if err == nil && len(cs) == 1 && !out[0].Allowed && cs[0].Op == quota.OpTake {
+					more, told := slices.Clone(cs), [1]quota.Decision{}
+					more[0].Op, more[0].Cost = quota.OpDebit, 1
+					return quota.Apply(more, items, now, told[:])
+				}
+				return err
+			}
+		}},
+		{Name: "a denied list keeps its first charge", Rule: "S3", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				err := quota.Apply(cs, items, now, out)
+				if err == nil && len(cs) > 1 && !quota.Granted(out) && out[0].Allowed {
+					var told [1]quota.Decision
+					return quota.Apply(cs[:1], items[:1], now, told[:])
+				}
+				return err
+			}
+		}},
+		{Name: "a peek is charged", Rule: "S3", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpPeek {
+				c.Op = quota.OpTake
+			}
+		})},
+		{Name: "a peek makes the state last", Rule: "S3", alter: func(p *parts) {
+			p.load = func(_ *Handle, it item, now quota.Micros) quota.Item { return it.Item }
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				err := quota.Apply(cs, items, now, out)
+				for i := range items {
+					if cs[i].Op == quota.OpPeek && items[i].State.Unit > 0 && items[i].Rule.String() == "tb1" {
+						items[i].Write, items[i].State.B = true, int64(now)
+					}
+				}
+				return err
+			}
+		}},
+		// Faults.
+		{Name: "a request whose reply was lost is sent again", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			err := s.once(ctx, cs, out)
+			for range 3 {
+				if !errors.Is(err, quota.ErrIndeterminate) || ctx.Err() != nil {
+					break
+				}
+				err = s.once(ctx, cs, out)
+			}
+			if errors.Is(err, quota.ErrIndeterminate) {
+				return fmt.Errorf("mutant: %w: gave up", quota.ErrIndeterminate)
+			}
+			return err
+		})},
+		{Name: "a lost reply is ErrUnavailable", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			err := s.once(ctx, cs, out)
+			if errors.Is(err, quota.ErrIndeterminate) {
+				return fmt.Errorf("mutant: %w: %v", quota.ErrUnavailable, err)
+			}
+			return err
+		})},
+		{Name: "an error is a grant", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			if err := s.once(ctx, cs, out); err != nil && !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) {
+				for i := range out {
+					out[i] = quota.Decision{Allowed: true, Limit: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: s.now(s)}
+				}
+				return nil
+			} else {
+				return err
+			}
+		})},
+		{Name: "an error is a denial", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			err := s.once(ctx, cs, out)
+			if errors.Is(err, quota.ErrIndeterminate) || errors.Is(err, quota.ErrUnavailable) {
+				for i := range out {
+					out[i] = quota.Decision{Limit: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: s.now(s)}
+				}
+				return nil
+			}
+			return err
+		})},
+		{Name: "an error of no known kind", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			err := s.once(ctx, cs, out)
+			if errors.Is(err, quota.ErrUnavailable) {
+				return errors.New("connection refused")
+			}
+			return err
+		})},
+		// Expiry.
+		{Name: "a state is dropped at half its ResetAfter", Rule: "S5", alter: func(p *parts) {
+			p.life = func(reset time.Duration) time.Duration { return reset / 2 }
+		}},
+		{Name: "a state is dropped a microsecond early", Rule: "S5", alter: func(p *parts) {
+			p.life = func(reset time.Duration) time.Duration { return reset - 2*time.Microsecond }
+		}},
+		{Name: "a state lives in whole seconds, rounded down", Rule: "S5", alter: func(p *parts) {
+			p.life = func(reset time.Duration) time.Duration { return reset.Truncate(time.Second) }
+		}},
+		{Name: "a state lives a day at most", Rule: "S5", alter: func(p *parts) {
+			p.life = func(reset time.Duration) time.Duration { return min(reset, 24*time.Hour) }
+		}},
+		// Calls.
+		{Name: "the context is ignored", Rule: "S6", alter: func(p *parts) {
+			p.ready = func(s *Handle, _ context.Context) error { return sound().ready(s, context.Background()) }
+		}},
+		{Name: "a context that is done is ErrUnavailable", Rule: "S6", alter: func(p *parts) {
+			p.ready = func(s *Handle, ctx context.Context) error {
+				if err := sound().ready(s, ctx); err != nil {
+					if ctx.Err() != nil {
+						return fmt.Errorf("mutant: %w", quota.ErrUnavailable)
+					}
+					return err
+				}
+				return nil
+			}
+		}},
+		{Name: "a call that was given up writes its decisions later", Rule: "S7", Races: true, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			done := make(chan error, 1)
+			cs = slices.Clone(cs)
+			go func() {
+				own := make([]quota.Decision, len(out))
+				err := s.once(context.Background(), cs, own)
+				if ctx.Done() != nil {
+					time.Sleep(2 * time.Millisecond) // the way back
+				}
+				copy(out, own)
+				done <- err
+			}()
+			select {
+			case err := <-done:
+				return err
+			case <-ctx.Done():
+				return fmt.Errorf("mutant: %w: %w", quota.ErrIndeterminate, ctx.Err())
+			}
+		})},
+		{Name: "the decisions of a grant are kept, not copied", Rule: "S7", alter: func(p *parts) {
+			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+				return grant{charges: slices.Clone(cs), decisions: out}, quota.Granted(out) && !quota.OnlyPeeks(cs)
+			}
+		}},
+		{Name: "a goroutine outlives Close", Rule: "S8", alter: func(p *parts) {
+			p.close = func(s *Handle) error {
+				if !s.closed.Swap(true) {
+					go func() { time.Sleep(time.Minute) }()
+				}
+				return nil
+			}
+		}},
+		{Name: "works after Close", Rule: "S8", alter: func(p *parts) { p.close = func(*Handle) error { return nil } }},
+		{Name: "the second Close is an error", Rule: "S8", alter: func(p *parts) {
+			p.close = func(s *Handle) error {
+				if s.closed.Swap(true) {
+					return quota.ErrClosed
+				}
+				return nil
+			}
+		}},
+		{Name: "Close empties what others use", Rule: "S8", alter: func(p *parts) {
+			p.close = func(s *Handle) error {
+				s.closed.Store(true)
+				s.data.mu.Lock()
+				defer s.data.mu.Unlock()
+				clear(s.data.items)
+				return nil
+			}
+		}},
+		// Keys.
+		{Name: "keys are alike but for case", Rule: "C1", alter: keying(func(c *quota.Charge) string { return strings.ToLower(c.Key) + ":" + c.Limit.Name() })},
+		{Name: "spaces at a key's end are lost", Rule: "C1", alter: keying(func(c *quota.Charge) string { return strings.TrimRight(c.Key, " ") + ":" + c.Limit.Name() })},
+		{Name: "keys are cleaned like paths", Rule: "C1", alter: keying(func(c *quota.Charge) string {
+			return strings.Trim(strings.ReplaceAll(c.Key, "/./", "/"), "/.") + ":" + c.Limit.Name()
+		})},
+		{Name: "braces of a key are dropped", Rule: "C1", alter: keying(func(c *quota.Charge) string {
+			return strings.NewReplacer("{", "", "}", "").Replace(c.Key) + ":" + c.Limit.Name()
+		})},
+		{Name: "keys end at a zero byte", Rule: "C1", alter: keying(func(c *quota.Charge) string {
+			key, _, _ := strings.Cut(c.Key, "\x00")
+			return key + ":" + c.Limit.Name()
+		})},
+		{Name: "keys end after 255 bytes", Rule: "C1", alter: keying(func(c *quota.Charge) string { return c.Key[:min(len(c.Key), 255)] + ":" + c.Limit.Name() })},
+		{Name: "a key runs into its limit's name", Rule: "C1", alter: keying(func(c *quota.Charge) string { return c.Limit.Name() + c.Key })},
+		{Name: "limits share a key's state", Rule: "C1", alter: keying(func(c *quota.Charge) string { return c.Limit.Spec().Rule.String() + c.Key })},
+		{Name: "panics on a key with a line break", Rule: "C1", alter: keying(func(c *quota.Charge) string {
+			if strings.Contains(c.Key, "\n") {
+				panic("line break in key")
+			}
+			return plainKey(c)
+		})},
+		{Name: "request ids count across groups", Rule: "C1", alter: func(p *parts) {
+			p.id = func(_ *Handle, c *quota.Charge) string { return c.ID }
+		}},
+		// Limits that change.
+		{Name: "other numbers are another limit", Rule: "C2", alter: keying(func(c *quota.Charge) string { return plainKey(c) + fmt.Sprint(*c.Limit.Spec()) })},
+		{Name: "state of other numbers is fresh", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if items[i].State.Unit != cs[i].Limit.Spec().Unit && items[i].Rule == cs[i].Limit.Spec().Rule {
+						items[i] = quota.Item{}
+					}
+				}
+				return quota.Apply(cs, items, now, out)
+			}
+		}},
+		// Request ids.
+		{Name: "ids are not remembered", Rule: "C3", alter: func(p *parts) {
+			p.record = func([]quota.Charge, []quota.Decision) (grant, bool) { return grant{}, false }
+		}},
+		{Name: "a denial is repeated", Rule: "C3", alter: func(p *parts) {
+			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+				return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, !quota.OnlyPeeks(cs)
+			}
+		}},
+		{Name: "a peek uses its id up", Rule: "C3", alter: func(p *parts) {
+			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+				return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out)
+			}
+		}},
+		{Name: "an id is good for other charges", Rule: "C3", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				return sound().recall(s, g, g.charges, out[:min(len(out), len(g.decisions))])
+			}
+		}},
+		{Name: "an id is forgotten after four minutes", Rule: "C3", alter: func(p *parts) { p.window = 4 * time.Minute }},
+		{Name: "an id is remembered by one handle alone", Rule: "C3", alter: func(p *parts) {
+			p.id = func(s *Handle, c *quota.Charge) string {
+				return fmt.Sprint(s.serial, "\n", quota.Group(c.Key), "\n", c.ID)
+			}
+		}},
+		{Name: "a repeat is not marked", Rule: "C3", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range out {
+					out[i].Replayed = false
+				}
+				return err
+			}
+		}},
+		{Name: "a repeat is decided by what remains now", Rule: "C3", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				if err := sound().recall(s, g, cs, out); err != nil {
+					return err
+				}
+				for i := range out {
+					out[i].At = s.now(s)
+				}
+				return nil
+			}
+		}},
+		// At the same time.
+		{Name: "an update is lost", Rule: "C4", alter: func(p *parts) {
+			p.gap = func(d *Data) {
+				d.mu.Unlock()
+				runtime.Gosched()
+				d.mu.Lock()
+			}
+		}},
+		{Name: "a handle caches what it has read", Rule: "C4", alter: func(p *parts) {
+			seen := map[string]quota.Item{}
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if it, ok := seen[plainKey(&cs[i])]; ok {
+						items[i] = it
+					}
+				}
+				err := quota.Apply(cs, items, now, out)
+				for i := range cs {
+					seen[plainKey(&cs[i])] = items[i]
+				}
+				return err
+			}
+		}},
+		// What a store says of itself.
+		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Grade: quota.OneKey, alter: func(p *parts) { p.apply = oneByOne }},
+		{Name: "says one group, and splits without a mark", Rule: "C6", Grade: quota.OneGroup, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			for i := range cs {
+				if err := s.once(ctx, cs[i:i+1], out[i:i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})},
+		{Name: "says it is prompt, and waits for ever", Rule: "C7", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			return s.once(context.WithoutCancel(ctx), cs, out)
+		})},
+		{Name: "state of another rule is fresh", Rule: "C8", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if items[i].Rule != cs[i].Limit.Spec().Rule {
+						items[i] = quota.Item{}
+					}
+				}
+				return quota.Apply(cs, items, now, out)
+			}
+		}},
+		{Name: "a reset clears state of another rule", Rule: "C8", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if cs[i].Op == quota.OpReset {
+						items[i].Rule = cs[i].Limit.Spec().Rule
+					}
+				}
+				return quota.Apply(cs, items, now, out)
+			}
+		}},
+	}
+}

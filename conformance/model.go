@@ -1,0 +1,220 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// model is what a store must hold, as far as answers tell: for each limit and key the states that explain
+// all answers so far. There is more than one where a store may forget, and may not.
+type model struct {
+	places  map[place][]held
+	granted map[place]grant // by group and request id
+	seen    quota.Micros    // the latest time there was
+}
+
+// place is a limit's name and a key, or a group and a request id.
+type place struct{ name, key string }
+
+// held is a state that a store may hold, until a time at least.
+type held struct {
+	quota.Item
+	until quota.Micros
+}
+
+// grant is a call that was granted under an id.
+type grant struct {
+	charges   []quota.Charge
+	decisions []quota.Decision
+	until     quota.Micros
+}
+
+func newModel() *model {
+	return &model{places: map[place][]held{}, granted: map[place]grant{}}
+}
+
+func placeOf(c *quota.Charge) place { return place{c.Limit.Name(), c.Key} }
+
+// most bounds the combinations of states that one answer is compared with.
+const most = 64
+
+// check returns what is wrong with the answer to a call at a time, 0 being the one that the answer tells, or "". It
+// learns from an answer that is right.
+func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now quota.Micros) string {
+	if err == nil && now == 0 {
+		now = got[0].At
+	}
+	m.seen = max(m.seen, now)
+	id := place{quota.Group(cs[0].Key), cs[0].ID}
+	if g, ok := m.granted[id]; ok && cs[0].ID != "" {
+		wrong := g.check(cs, got, err)
+		if wrong == "" {
+			return ""
+		}
+		if m.seen < g.until {
+			return wrong
+		}
+	}
+	options := make([][]held, len(cs))
+	n := 1
+	for i := range cs {
+		options[i] = m.options(placeOf(&cs[i]))
+		n *= len(options[i])
+	}
+	var wrong string
+	next := make([][]held, len(cs))
+	right := false
+	for pick := range min(n, most) {
+		items := make([]quota.Item, len(cs))
+		from := make([]held, len(cs))
+		for i, rest := 0, pick; i < len(cs); i++ {
+			from[i] = options[i][rest%len(options[i])]
+			items[i] = from[i].Item
+			rest /= len(options[i])
+		}
+		want := make([]quota.Decision, len(cs))
+		failed := quota.Apply(cs, items, now, want)
+		if diff := differ(got, err, want, failed); diff != "" {
+			if wrong == "" {
+				wrong = diff
+			}
+			continue
+		}
+		right = true
+		for i := range items {
+			if failed == nil && items[i].Write {
+				from[i] = held{items[i], after(now, want[i].ResetAfter)}
+			}
+			next[i] = append(next[i], from[i])
+		}
+	}
+	if !right {
+		return wrong
+	}
+	for i := range cs {
+		m.learn(placeOf(&cs[i]), next[i])
+	}
+	if err == nil && cs[0].ID != "" && quota.Granted(got) && !quota.OnlyPeeks(cs) {
+		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, quota.IDWindow)}
+	}
+	return ""
+}
+
+// options returns the states that a store may decide on: those it may hold, and a fresh one where it may
+// have forgotten.
+func (m *model) options(p place) []held {
+	all := slices.Clone(m.places[p])
+	fresh := len(all) == 0
+	for i := range all {
+		all[i].Write = false
+		fresh = fresh || all[i].until <= m.seen
+	}
+	if fresh && !slices.ContainsFunc(all, func(h held) bool { return h.State.IsZero() }) {
+		all = append(all, held{until: math.MaxInt64})
+	}
+	return all
+}
+
+// learn keeps the states that explain an answer, each once. What was not written may have been there or not.
+func (m *model) learn(p place, next []held) {
+	for _, h := range m.places[p] {
+		if h.until <= m.seen && slices.ContainsFunc(next, func(n held) bool { return n.State.IsZero() && !n.Write }) {
+			h.Write = false
+			next = append(next, h)
+		}
+	}
+	var each []held
+	for _, h := range next {
+		h.Write = false
+		if h.State.IsZero() {
+			h = held{until: math.MaxInt64}
+		}
+		if !slices.ContainsFunc(each, func(e held) bool { return same(&e, &h) }) {
+			each = append(each, h)
+		}
+	}
+	m.places[p] = each
+}
+
+func same(a, b *held) bool {
+	return a.Rule == b.Rule && sameState(a.State, b.State) && a.until == b.until
+}
+
+// after returns when a span from now is over.
+func after(now quota.Micros, span time.Duration) quota.Micros {
+	if span == quota.Never {
+		return math.MaxInt64
+	}
+	return now + quota.Micros(span/time.Microsecond)
+}
+
+// check returns what is wrong with the answer to charges whose id was granted, or "".
+func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string {
+	if !slices.EqualFunc(g.charges, cs, quota.SameCharge) {
+		if !errors.Is(err, quota.ErrInvalid) {
+			return fmt.Sprintf("the id was granted to%s\n%s\n\twant quota.ErrInvalid", show(g.charges), answer(got, err))
+		}
+		return ""
+	}
+	want := slices.Clone(g.decisions)
+	for i := range want {
+		want[i].Replayed = true
+		// The limit's numbers may have changed; that it was granted has not.
+		if err == nil && *g.charges[i].Limit.Spec() != *cs[i].Limit.Spec() {
+			want[i].Limit, want[i].Remaining, want[i].ResetAfter = got[i].Limit, got[i].Remaining, got[i].ResetAfter
+		}
+	}
+	return differ(got, err, want, nil)
+}
+
+// differ returns how an answer differs from what it should be, or "".
+func differ(got []quota.Decision, err error, want []quota.Decision, failed error) string {
+	switch {
+	case failed != nil:
+		if errors.Is(err, quota.ErrMisconfigured) {
+			return ""
+		}
+		return fmt.Sprintf("%s\n\twant quota.ErrMisconfigured", answer(got, err))
+	case err == nil && slices.Equal(got, want):
+		return ""
+	}
+	return fmt.Sprintf("%s\n%s", answer(got, err), expectation(want))
+}
+
+func answer(got []quota.Decision, err error) string {
+	if err != nil {
+		return fmt.Sprintf("\tgot  error: %v", err)
+	}
+	return "\tgot  " + decisions(got)
+}
+
+func expectation(want []quota.Decision) string { return "\twant " + decisions(want) }
+
+// decisions returns decisions as text.
+func decisions(ds []quota.Decision) string {
+	texts := make([]string, len(ds))
+	for i, d := range ds {
+		flags := "denied"
+		if d.Allowed {
+			flags = "allowed"
+		}
+		if d.Split {
+			flags += " split"
+		}
+		if d.Replayed {
+			flags += " replayed"
+		}
+		if d.Source != quota.FromStore {
+			flags += " by " + d.Source.String()
+		}
+		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, at %d",
+			flags, d.Limit, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.At)
+	}
+	return strings.Join(texts, "\n\t     ")
+}

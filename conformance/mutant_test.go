@@ -1,0 +1,121 @@
+package conformance_test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/conformance/internal/mutant"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Each mutant is failed by the rule that it breaks. With -v it prints the table.
+func TestMutants(t *testing.T) {
+	algorithms, stores := mutant.Algorithms(), mutant.Stores()
+	rows := make([]string, len(algorithms)+len(stores))
+	try := func(t *testing.T, row int, name, rule string, examine func(t *testing.T) []conformance.Result) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			start := time.Now()
+			rules, caught := failed(examine(t), rule)
+			for tries := 1; !caught && tries < 3; tries++ { // a search at random may miss it once
+				rules, caught = failed(examine(t), rule)
+			}
+			rows[row] = fmt.Sprintf("| %s | %s | %.2f |\n", name, strings.Join(rules, ", "), time.Since(start).Seconds())
+			if !caught {
+				t.Errorf("failed by %v; want: failed by %s", rules, rule)
+			}
+		})
+	}
+	t.Run("of", func(t *testing.T) {
+		for i, m := range algorithms {
+			try(t, i, m.Name, m.Rule, func(t *testing.T) []conformance.Result {
+				return conformance.ExamineAlgorithm(t, seed(t), m.Make()...)
+			})
+		}
+		for i, m := range stores {
+			if m.Races && raceEnabled {
+				rows[len(algorithms)+i] = fmt.Sprintf("| %s | (the race detector's) | |\n", m.Name)
+				continue
+			}
+			try(t, len(algorithms)+i, m.Name, m.Rule, func(t *testing.T) []conformance.Result {
+				return conformance.Examine(t, harness(m), 3*time.Second, m.Rule).Results
+			})
+		}
+	})
+	t.Logf("%d mutants\n\n| mutant | failed by | seconds |\n|---|---|---|\n%s", len(rows), strings.Join(rows, ""))
+}
+
+// failed returns the rules that failed, each once, and whether a rule is among them.
+func failed(results []conformance.Result, want string) (rules []string, found bool) {
+	for _, r := range results {
+		if r.Outcome == conformance.Failed && (len(rules) == 0 || rules[len(rules)-1] != r.Rule) {
+			rules = append(rules, r.Rule)
+			found = found || r.Rule == want
+		}
+	}
+	return rules, found
+}
+
+// seed returns the seed of searches: the same every time, unless FLEETQUOTA_SEED says another.
+func seed(t *testing.T) uint64 {
+	text := os.Getenv("FLEETQUOTA_SEED")
+	if text == "" {
+		return 1
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A store that nothing is wrong with passes every time.
+func TestSound(t *testing.T) {
+	runs := 2
+	if os.Getenv("FLEETQUOTA_FULL") == "1" {
+		runs = 100
+		t.Setenv("FLEETQUOTA_FULL", "") // many runs of the usual length
+	}
+	together := make(chan struct{}, 4)
+	var wg sync.WaitGroup
+	for range runs {
+		together <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-together }()
+			for _, r := range conformance.Examine(t, harness(mutant.Sound), 0).Results {
+				if r.Outcome == conformance.Failed || r.Outcome == conformance.Provisional {
+					t.Error(r.Text)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// harness opens stores with a mutation.
+func harness(m *mutant.Store) conformance.Harness {
+	var mu sync.Mutex
+	all := map[string]*mutant.Data{}
+	open := func(o conformance.Opening) *mutant.Handle {
+		mu.Lock()
+		defer mu.Unlock()
+		if all[o.Data] == nil {
+			all[o.Data] = mutant.NewData()
+		}
+		return m.Open(all[o.Data], o.Clock)
+	}
+	return conformance.Harness{
+		Name: m.Name,
+		Open: func(_ testing.TB, o conformance.Opening) quota.Store { return open(o) },
+		Fault: func(_ testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+			s := open(o)
+			return s, s.Break
+		},
+	}
+}

@@ -1,0 +1,52 @@
+package conformance
+
+import (
+	"testing"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// graded makes stores that decide fewer keys in one step.
+func (m *memory) graded(a quota.Atomicity) Harness {
+	h := m.harness()
+	h.Name += ", " + atomicityNames[a]
+	h.Open = func(t testing.TB, o Opening) quota.Store {
+		s, _ := m.breakable(t, o, &quota.CASOptions{Atomicity: a})
+		return s
+	}
+	h.Fault = nil
+	return h
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	t.Run("any keys", func(t *testing.T) {
+		t.Parallel()
+		Run(t, newMemory().harness())
+	})
+	t.Run("one group", func(t *testing.T) {
+		t.Parallel()
+		Run(t, newMemory().graded(quota.OneGroup))
+	})
+	t.Run("one key", func(t *testing.T) {
+		t.Parallel()
+		h := newMemory().graded(quota.OneKey)
+		h.Lacks = []Lack{{IDs, "an id needs two keys in one step"}}
+		Run(t, h)
+	})
+}
+
+// The keys that are tested must be such as a store gets.
+func TestTexts(t *testing.T) {
+	seen := map[string]bool{}
+	for _, text := range texts {
+		if err := quota.CheckKey(text); err != nil || seen[text] {
+			t.Errorf("%.80q is there twice, or %v", text, err)
+		}
+		seen[text] = true
+	}
+}
+
+func FuzzStore(f *testing.F) { Fuzz(f, newMemory().harness()) }
+
+func BenchmarkStore(b *testing.B) { Benchmark(b, newMemory().harness()) }

@@ -1,0 +1,240 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// trial is a case at work.
+type trial struct {
+	suite    *suite
+	of       *testCase
+	tb       testing.TB // the author's test
+	rng      *rand.Rand // of the case's own goroutine
+	root     *recorder
+	until    time.Time // when random search ends, if it did enough
+	progress atomic.Int64
+	finished atomic.Bool
+
+	mu       sync.Mutex
+	over     bool // nobody listens any more
+	failure  string
+	skipped  string
+	excused  bool                 // it was skipped because the rule does not concern the store
+	calls    map[*string]struct{} // that have not returned
+	limits   map[*quota.Limit]string
+	refuting bool // a trace is being shortened
+}
+
+// enough is how long a case searches at random, ten times that with FLEETQUOTA_FULL=1.
+const enough = 700 * time.Millisecond
+
+func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
+	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}}
+	t.root = newRecorder(t)
+	t.until = time.Now().Add(time.Duration(s.sized(1)) * enough)
+	return t
+}
+
+// random returns a generator for what name says.
+func (s *suite) random(name string) *rand.Rand {
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	return rand.New(rand.NewPCG(s.seed, h.Sum64()))
+}
+
+// sized returns n, or ten times as much in a full run.
+func (s *suite) sized(n int) int {
+	if s.full {
+		return 10 * n
+	}
+	return n
+}
+
+// rounds calls f n times, ten times as often in a full run, and at least once; where time runs out it
+// calls it less often.
+func (t *trial) rounds(n int, f func(i int)) {
+	for i := range t.suite.sized(n) {
+		if i > 0 && (time.Now().After(t.until) || t.hasFailed()) {
+			return
+		}
+		f(i)
+	}
+}
+
+// record notes a failure; the first is the one that counts.
+func (t *trial) record(format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.over && t.failure == "" {
+		t.failure = strings.TrimSpace(fmt.Sprintf(format, args...))
+	}
+}
+
+// fatalf notes a failure and ends the goroutine.
+func (t *trial) fatalf(format string, args ...any) {
+	t.record(format, args...)
+	runtime.Goexit()
+}
+
+// skipf ends the case, which must not have failed, with the reason why it is not tested.
+func (t *trial) skipf(format string, args ...any) {
+	t.mu.Lock()
+	t.skipped = fmt.Sprintf(format, args...)
+	t.mu.Unlock()
+	runtime.Goexit()
+}
+
+// excusef ends the case with the reason why it does not concern the store.
+func (t *trial) excusef(format string, args ...any) {
+	t.mu.Lock()
+	t.excused = true
+	t.mu.Unlock()
+	t.skipf(format, args...)
+}
+
+func (t *trial) hasFailed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failure != "" || t.over
+}
+
+// together runs f on n goroutines and returns when all have ended; it ends the case if it has failed.
+func (t *trial) together(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			defer t.rescue()
+			f(i)
+		})
+	}
+	wg.Wait()
+	if t.hasFailed() {
+		runtime.Goexit()
+	}
+}
+
+// lacks reports whether the backend lacks a feature.
+func (t *trial) lacks(f Feature) bool { return t.suite.h.lacks(f) != "" }
+
+// data returns the name of data that nobody has opened yet.
+func (t *trial) data() string {
+	return fmt.Sprintf("%s%06d", t.suite.run, t.suite.opened.Add(1))
+}
+
+// open opens a handle that is closed with the case. The zero Opening is new data by the store's own clock.
+func (t *trial) open(o Opening) *handle { return t.openIn(t.root, o) }
+
+// openIn opens a handle that is closed with a scope.
+func (t *trial) openIn(in *recorder, o Opening) *handle {
+	if o.Data == "" {
+		o.Data = t.data()
+	}
+	s := t.suite.h.Open(in, o)
+	t.progress.Add(1)
+	if s == nil {
+		t.fatalf("Harness.Open returned nil")
+	}
+	return t.handle(in, s, o)
+}
+
+// handle returns a handle that is closed with a scope.
+func (t *trial) handle(in *recorder, s quota.Store, o Opening) *handle {
+	h := &handle{t: t, store: s, opening: o}
+	in.Cleanup(func() { h.close() })
+	return h
+}
+
+// within runs f with a scope of its own: what it opens is closed when it returns.
+func (t *trial) within(f func(in *recorder)) {
+	in := newRecorder(t)
+	defer in.end()
+	f(in)
+}
+
+// under returns the calls that have not returned.
+func (t *trial) under() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var b strings.Builder
+	for text := range t.calls {
+		fmt.Fprintf(&b, "\n\t%s", *text)
+	}
+	if b.Len() == 0 {
+		return "none is under way"
+	}
+	return "under way are" + b.String()
+}
+
+// handle is a store that the suite calls.
+type handle struct {
+	t       *trial
+	store   quota.Store
+	opening Opening
+}
+
+// take decides one charge by Take.
+func (h *handle) take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	defer h.called(&err, "Take", c)()
+	return h.store.Take(ctx, c)
+}
+
+// takeAll decides a list by TakeAll.
+func (h *handle) takeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.Decision, err error) {
+	defer h.called(&err, "TakeAll", cs...)()
+	ds = make([]quota.Decision, len(cs))
+	for i := range ds { // so that what the store does not write is seen
+		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, At: -1}
+	}
+	return ds, h.store.TakeAll(ctx, cs, ds)
+}
+
+// close closes the store.
+func (h *handle) close() (err error) {
+	defer h.called(&err, "Close")()
+	return h.store.Close()
+}
+
+// called notes that a call is under way, and returns the function that notes its end and makes an error of a panic.
+func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
+	text := method + show(cs)
+	h.t.mu.Lock()
+	h.t.calls[&text] = struct{}{}
+	h.t.mu.Unlock()
+	return func() {
+		if v := recover(); v != nil {
+			*err = fmt.Errorf("the store panicked on %s: %v", text, v)
+		}
+		h.t.progress.Add(1)
+		h.t.mu.Lock()
+		delete(h.t.calls, &text)
+		h.t.mu.Unlock()
+	}
+}
+
+// show returns charges as text.
+func show(cs []quota.Charge) string {
+	var b strings.Builder
+	for i := range cs {
+		c := &cs[i]
+		fmt.Fprintf(&b, " [%s %d of %q to %q", c.Op, c.Cost, c.Limit.Name(), c.Key)
+		if c.Op == quota.OpRefund {
+			fmt.Fprintf(&b, " charged at %d", c.At)
+		}
+		if c.ID != "" {
+			fmt.Fprintf(&b, " with id %q", c.ID)
+		}
+		b.WriteByte(']')
+	}
+	return b.String()
+}
