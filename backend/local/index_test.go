@@ -46,6 +46,12 @@ func (sh *shard) check(t *testing.T) {
 	}
 }
 
+// item returns what slot n holds.
+func (sh *shard) item(n int) (it quota.Item) {
+	sh.load(n, 0, &it)
+	return it
+}
+
 // TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share tags and runs grow
 // long and go around the end.
 func TestIndex(t *testing.T) {
@@ -82,7 +88,7 @@ func TestIndex(t *testing.T) {
 				t.Fatalf("step %d: %v is in slot %d, known %v", step, nm, n, known)
 			}
 			if known {
-				if it := sh.load(n, 0); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+				if it := sh.item(n); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
 					t.Fatalf("step %d: %v holds %+v, want %+v", step, nm, it.State, want)
 				}
 			}
@@ -116,7 +122,7 @@ func TestIndex(t *testing.T) {
 			if n < 0 {
 				t.Fatalf("%v is lost", nm)
 			}
-			if it := sh.load(n, 0); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+			if it := sh.item(n); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
 				t.Fatalf("%v holds %+v, want %+v", nm, it.State, want)
 			}
 		}

@@ -114,8 +114,9 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 		sh.mu.Lock()
 		now := s.now()
 		n := sh.find(h, &c)
-		it := sh.load(n, now)
-		d, err = quota.ApplyOne(&c, &it, now)
+		var it quota.Item
+		sh.load(n, now, &it)
+		err = quota.ApplyOne(&c, &it, now, &d)
 		full := false
 		if err == nil && it.Write {
 			if full = !s.room(n, &it); !full {
@@ -185,7 +186,8 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	for i := range cs {
 		sh := &s.shards[hashes[i]%shardCount]
 		n := sh.find(hashes[i], &cs[i])
-		slots, items = append(slots, n), append(items, sh.load(n, now))
+		slots, items = append(slots, n), append(items, quota.Item{})
+		sh.load(n, now, &items[i])
 	}
 	if err := quota.Apply(cs, items, now, out); err != nil {
 		return now, false, err

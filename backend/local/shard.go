@@ -63,21 +63,20 @@ func (sh *shard) find(h uint64, c *quota.Charge) int {
 	}
 }
 
-// load returns what slot n holds, or the zero Item if n is negative or what it holds is as fresh.
-func (sh *shard) load(n int, now quota.Micros) (it quota.Item) {
+// load fills a zero Item with what slot n holds, unless n is negative or what it holds is as fresh.
+func (sh *shard) load(n int, now quota.Micros, it *quota.Item) {
 	if n < 0 {
-		return it
+		return
 	}
 	sl := sh.slot(n)
 	if sl.expires <= now {
-		return it
+		return
 	}
 	it.Rule = sl.rule
 	it.State.Unit, it.State.A, it.State.B, it.State.C = sl.unit, sl.a, sl.b, sl.c
 	if sh.tails != nil {
 		it.State.Tail = sh.tails[n]
 	}
-	return it
 }
 
 func (sh *shard) save(n int, it *quota.Item, expires quota.Micros) {

@@ -148,7 +148,8 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	if err != nil {
 		return quota.Decision{}, err
 	}
-	d, err := quota.ApplyOne(&c, &it, now)
+	var d quota.Decision
+	err = quota.ApplyOne(&c, &it, now, &d)
 	if err == nil && it.Write != wrote {
 		err = differs(c.Limit)
 	}
