@@ -163,7 +163,7 @@ func (c *Charge) check() error {
 		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
 	case c.Op >= opEnd:
 		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund or OpReset")
-	case len(c.ID) > maxID || !utf8.ValidString(c.ID):
+	case c.ID != "" && (len(c.ID) > maxID || !utf8.ValidString(c.ID)):
 		return invalid("request id", c.ID, "up to 128 bytes of UTF-8")
 	}
 	return nil
