@@ -40,6 +40,8 @@ type Options struct {
 
 // Store is a quota.Store in memory.
 type Store struct {
+	shards [shardCount]shard // first, where cache lines begin
+
 	clock   func() time.Time
 	start   time.Time // of the monotonic clock
 	epoch   quota.Micros
@@ -52,8 +54,6 @@ type Store struct {
 	reclaiming sync.Mutex
 	hand       int  // the shard that reclaim looks at next
 	reclaimed  bool // whether it found something the last time
-
-	shards [shardCount]shard
 }
 
 const shardCount = 256
@@ -110,8 +110,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	h := s.hash(&c)
 	sh := &s.shards[h%shardCount]
 	for try := 0; ; try++ {
-		sh.mu.Lock()
-		now := s.now()
+		now := s.lock(sh)
 		n := sh.find(h, &c)
 		var it quota.Item
 		sh.load(n, now, &it)
@@ -182,6 +181,9 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	set.lock(s)
 	defer set.unlock(s)
 	now = s.now()
+	for i := range set.each {
+		s.shards[i].last = now
+	}
 	for i := range cs {
 		sh := &s.shards[hashes[i]%shardCount]
 		n := sh.find(hashes[i], &cs[i])
@@ -212,8 +214,21 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	return now, false, nil
 }
 
-// now returns the time. A decision reads it under its locks, so that times do not run behind the order of
-// decisions.
+// lock locks a shard and returns the time, which does not run behind the order of decisions. The monotonic
+// clock takes as long to read as a decision, so it is read before the lock.
+func (s *Store) lock(sh *shard) quota.Micros {
+	if s.clock != nil {
+		sh.mu.Lock()
+		return s.now()
+	}
+	now := s.now()
+	sh.mu.Lock()
+	now = max(now, sh.last)
+	sh.last = now
+	return now
+}
+
+// now returns the time.
 func (s *Store) now() quota.Micros {
 	if s.clock != nil {
 		return quota.Micros(s.clock().UnixMicro())

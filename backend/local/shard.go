@@ -10,17 +10,21 @@ import (
 // shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use. Neither
 // index nor slots hold a pointer, so the garbage collector does not look into them.
 type shard struct {
+	// A cache line that every charge writes.
 	mu    sync.Mutex
-	index []uint64 // 32 bits of hash and a slot number plus one; 0 is empty
-	slots slab[slot]
-	kinds kinds
+	last  quota.Micros       // of the latest decision, by the monotonic clock
+	index []uint64           // 32 bits of hash and a slot number plus one; 0 is empty
+	due   int                // looks that sweep owes, in eighths
+	kept  int                // charges kept
 	tails map[uint32][]int64 // State.Tail of the slots that have one
+
+	// One that most only read.
+	kinds kinds
+	slots slab[slot]
 	rests slab[rest]
-	live  int      // slots in use
-	hand  int      // the place in the index that sweep looks at next
-	due   int      // looks that sweep owes, in eighths
-	kept  int      // charges kept
-	_     [24]byte // keeps neighbours' locks off one cache line
+	live  int // slots in use
+	hand  int // the place in the index that sweep looks at next
+	_     [40]byte
 }
 
 // slot is what is held for a limit and key: one cache line, unless the key is long.
