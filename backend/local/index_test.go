@@ -105,11 +105,12 @@ func TestIndex(t *testing.T) {
 	r := random(t)
 	limits := []*quota.Limit{bucket("a", 1, time.Second), bucket("b", 1, time.Second)}
 	type held struct {
-		hash uint64
-		a    int64
-		tail []int64
+		hash    uint64
+		unit, a int64
+		tail    []int64
 	}
 	type name struct{ key, limit string }
+	shrinks := 0
 	for range sized(60, 1500) {
 		spread := uint64(1) << r.IntN(12)
 		near := r.Uint64() // the tags' common part: where in the index the runs are
@@ -122,7 +123,7 @@ func TestIndex(t *testing.T) {
 				growing = r.IntN(2) == 0
 			}
 			limit := limits[r.IntN(2)]
-			nm := name{someKey(r.IntN(400)), limit.Name()}
+			nm := name{someKey(r.IntN(60)), limit.Name()}
 			c := quota.Charge{Limit: limit, Key: nm.key}
 			h, ok := hashes[nm]
 			if !ok {
@@ -135,13 +136,17 @@ func TestIndex(t *testing.T) {
 				t.Fatalf("step %d: %v is in slot %d, known %v", step, nm, n, known)
 			}
 			if known {
-				if it := sh.item(n); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+				if it := sh.item(n); it.State.Unit != want.unit || it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
 					t.Fatalf("step %d: %v holds %+v, want %+v", step, nm, it.State, want)
 				}
 			}
 			switch grow := r.IntN(5) > 0; {
-			case r.IntN(200) == 0 && 8*sh.live < len(sh.index):
+			case r.IntN(20) == 0 && 6*sh.live < len(sh.index):
 				sh.shrink()
+				shrinks++
+				if slices.ContainsFunc(sh.kinds, func(k numbered) bool { return k.slots == 0 }) {
+					t.Fatalf("kinds nobody has are left: %v", sh.kinds)
+				}
 			case known && grow != growing:
 				sh.remove(tag(h), uint32(n))
 				delete(model, nm)
@@ -149,12 +154,12 @@ func TestIndex(t *testing.T) {
 				if !known {
 					n = sh.insert(h, nm.key, kind{limit: limit.Handle()})
 				}
-				it := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(3), A: r.Int64()}}
+				it := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(50), A: r.Int64()}}
 				if r.IntN(3) == 0 {
 					it.State.Tail = []int64{r.Int64(), r.Int64()}
 				}
 				sh.save(n, &it, 1)
-				model[nm] = held{h, it.State.A, it.State.Tail}
+				model[nm] = held{h, it.State.Unit, it.State.A, it.State.Tail}
 			}
 			if step%25 == 0 {
 				sh.check(t)
@@ -169,10 +174,13 @@ func TestIndex(t *testing.T) {
 			if n < 0 {
 				t.Fatalf("%v is lost", nm)
 			}
-			if it := sh.item(n); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+			if it := sh.item(n); it.State.Unit != want.unit || it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
 				t.Fatalf("%v holds %+v, want %+v", nm, it.State, want)
 			}
 		}
+	}
+	if shrinks < 20 {
+		t.Errorf("shrunk %d times only", shrinks)
 	}
 }
 

@@ -14,7 +14,9 @@ type kind struct {
 }
 
 // kinds numbers the kinds in use, so that a slot holds a number and no pointer. They are few.
-type kinds []struct {
+type kinds []numbered
+
+type numbered struct {
 	kind
 	slots int // that are of this kind; 0 is a free number
 }
@@ -32,7 +34,7 @@ func (ks *kinds) add(k kind) uint32 {
 		}
 	}
 	if id == len(*ks) {
-		*ks = append(*ks, kinds{{}}...)
+		*ks = append(*ks, numbered{})
 	}
 	(*ks)[id].kind, (*ks)[id].slots = k, 1
 	return uint32(id)
