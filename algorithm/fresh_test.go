@@ -46,7 +46,7 @@ func TestReset(t *testing.T) {
 			c, now := busy(rng, r)
 			stored := !c.state.IsZero()
 			v := c.do(r, quota.Request{Op: quota.OpReset, Cost: 5}, now)
-			if want := (quota.Verdict{Allowed: true, Write: stored, Remaining: r.limit}); v != want || !c.state.IsZero() {
+			if want := (quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: stored}, Remaining: r.limit}); v != want || !c.state.IsZero() {
 				t.Fatalf("reset gives %+v and leaves %+v", v, c)
 			}
 		}

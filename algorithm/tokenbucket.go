@@ -85,20 +85,24 @@ func (b *tokenBucket) Spec() quota.Spec {
 }
 
 func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+	// Numbers by themselves, not fields of s and of a verdict: the compiler keeps these in registers.
+	unit, a, up := s.Unit, s.A, s.B
+	allowed, write := true, false
+	var retryAfter, resetAfter quota.Micros
+
 	floored := int64(now)
 	if b.tick > 1 {
 		floored -= floored % b.tick
 	}
-	var v quota.Verdict
 	deficit, at := int64(0), floored // at is the time up to which refill is counted
-	if !s.IsZero() {
-		held, last := s.A, s.B
-		if s.Unit != b.unit {
-			held = b.convert(held, s.Unit)
+	if unit != 0 {
+		held, last := a, up
+		if unit != b.unit {
+			held = b.convert(held, unit)
 		}
 		if quota.Micros(last)-now > ahead {
 			last = floored
-			s, v.Write = quota.State{Unit: b.unit, A: held, B: last}, true
+			unit, a, up, write = b.unit, held, last, true
 		}
 		elapsed := floored - last
 		if b.tick > 1 {
@@ -113,15 +117,14 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		}
 	}
 
-	v.Allowed = true
 	kept := deficit
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek:
 		if r.Cost > b.tokens {
-			v.Allowed, v.RetryAfter = false, forever
+			allowed, retryAfter = false, forever
 		} else if over := deficit + r.Cost*b.unit - b.capacity; over > 0 {
-			v.Allowed = false
-			v.RetryAfter = quota.Micros(at+ceil(over, b.perTick)*b.tick) - now
+			allowed = false
+			retryAfter = quota.Micros(at+ceil(over, b.perTick)*b.tick) - now
 		} else if r.Op == quota.OpTake {
 			kept += r.Cost * b.unit
 		}
@@ -134,19 +137,21 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		}
 	case quota.OpReset:
 		kept = 0
-		v.Write = !s.IsZero()
+		write = s.Unit != 0
 	}
 	switch {
 	case kept == 0 && (kept != deficit || r.Op == quota.OpReset):
-		s, v.Write = quota.State{}, v.Write || kept != deficit
+		unit, a, up, write = 0, 0, 0, write || kept != deficit
 	case kept != deficit:
-		s, v.Write = quota.State{Unit: b.unit, A: kept, B: at}, true
+		unit, a, up, write = b.unit, kept, at, true
 	}
-	v.Remaining = floor(b.capacity-kept, b.unit)
 	if kept > 0 {
-		v.ResetAfter = quota.Micros(at+ceil(kept, b.perTick)*b.tick) - now
+		resetAfter = quota.Micros(at+ceil(kept, b.perTick)*b.tick) - now
 	}
-	return s, v
+	return quota.State{Unit: unit, A: a, B: up}, quota.Verdict{
+		Outcome:   quota.Outcome{Allowed: allowed, Write: write},
+		Remaining: floor(b.capacity-kept, b.unit), RetryAfter: retryAfter, ResetAfter: resetAfter,
+	}
 }
 
 // convert carries a deficit over from another unit: whole tokens exactly, a remainder as one token.

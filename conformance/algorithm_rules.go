@@ -110,7 +110,7 @@ func (x *situation) checkVerdict() {
 	case v.Remaining < floor && !x.mixed && !x.back:
 		x.fail(a11, "got: remaining %d; want: a debt of at most Spec.Debt, %d", v.Remaining, -floor)
 	}
-	if fresh := x.peek(quota.State{}, capacity, x.now); fresh != (quota.Verdict{Allowed: true, Remaining: capacity}) {
+	if fresh := x.peek(quota.State{}, capacity, x.now); fresh != (quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: capacity}) {
 		x.fail(a11, "got: a peek of the capacity on the zero State answers %s; want: allowed, remaining %d", showVerdict(fresh), capacity)
 	}
 	if x.req.Op == quota.OpTake {
@@ -250,7 +250,7 @@ func (x *situation) checkUndo() {
 }
 
 func (x *situation) checkReset() {
-	want := quota.Verdict{Allowed: true, Write: !x.before.IsZero(), Remaining: x.spec().Capacity}
+	want := quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: !x.before.IsZero()}, Remaining: x.spec().Capacity}
 	if got := x.v; got.Write != want.Write && x.prior() == want.Remaining {
 		want.Write = got.Write // it was fresh already
 	}

@@ -72,7 +72,7 @@ func (t tally) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.Sta
 			return s, quota.Verdict{Remaining: math.MinInt64} // the numbers are not those that were left
 		}
 	}
-	v := quota.Verdict{Allowed: true}
+	v := quota.Verdict{Outcome: quota.Outcome{Allowed: true}}
 	kept := used
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek:

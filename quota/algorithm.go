@@ -150,10 +150,15 @@ type Request struct {
 	At   Micros // OpRefund: when the charge was made, by the store's time; 0 is long ago
 }
 
-// Verdict is an Algorithm's answer.
+// Outcome is what a Verdict comes to.
+type Outcome struct {
+	Allowed bool
+	Write   bool // the returned state differs from the given one and is to be kept
+}
+
+// Verdict is an Algorithm's answer. It has four fields, which is what the compiler keeps in registers.
 type Verdict struct {
-	Allowed    bool
-	Write      bool   // the returned state differs from the given one and is to be kept
+	Outcome
 	Remaining  int64  // tokens that can be taken now; negative in debt
 	RetryAfter Micros // 0 where allowed; how long until the same request fits; Forever if it can never
 	ResetAfter Micros // how long until the key is as fresh

@@ -16,11 +16,12 @@ type Item struct {
 }
 
 // ApplyOne is Apply for a single charge.
-func ApplyOne(c *Charge, it *Item, now Micros) (d Decision, err error) {
-	if err = fits(c, it); err == nil {
-		decide(c, it, c.Op, now, &d)
+func ApplyOne(c *Charge, it *Item, now Micros, d *Decision) error {
+	if err := fits(c, it); err != nil {
+		return err
 	}
-	return
+	decide(c, it, c.Op, now, d)
+	return nil
 }
 
 // Apply decides charges on the items a store holds for them, at one time: the all-or-nothing rule,

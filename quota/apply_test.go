@@ -151,8 +151,8 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 
 func mustDecide(t *testing.T, c quota.Charge, it *quota.Item, now quota.Micros) quota.Decision {
 	t.Helper()
-	d, err := quota.ApplyOne(&c, it, now)
-	if err != nil {
+	var d quota.Decision
+	if err := quota.ApplyOne(&c, it, now, &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -195,7 +195,7 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 				t.Errorf("items changed: %v", items)
 			}
 			it := held
-			if _, err := quota.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, epoch); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
+			if err := quota.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, epoch, new(quota.Decision)); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
 				t.Errorf("ApplyOne: %v, %v", err, it)
 			}
 		}

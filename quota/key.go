@@ -42,18 +42,20 @@ func validKey(key string) bool {
 	if len(key) == 0 || len(key) > MaxKey {
 		return false
 	}
-	ascii, prev := true, byte('/')
+	empty, all := true, byte(0) // whether the segment is, and all bytes in one
 	for i := 0; i < len(key); i++ {
 		c := key[i]
-		if c == '/' && prev == '/' {
+		all |= c
+		if c != '/' {
+			empty = false
+			continue
+		}
+		if empty {
 			return false
 		}
-		if c >= utf8.RuneSelf {
-			ascii = false
-		}
-		prev = c
+		empty = true
 	}
-	return prev != '/' && (ascii || utf8.ValidString(key))
+	return !empty && (all < utf8.RuneSelf || utf8.ValidString(key))
 }
 
 // Group returns the key's first segment, its co-location group.

@@ -30,7 +30,7 @@ func (c counter) Spec() quota.Spec {
 }
 
 func (c counter) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
-	v := quota.Verdict{Allowed: true}
+	v := quota.Verdict{Outcome: quota.Outcome{Allowed: true}}
 	kept := s.A
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek:

@@ -69,7 +69,7 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 // when the same request would fit. An n of 0 asks whether the key is out of debt; an n above the
 // capacity is denied with RetryAfter Never.
 func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, error) {
-	return l.do(ctx, Charge{Key: key, Cost: n})
+	return l.do(ctx, Charge{Limit: l.limit, Key: key, Cost: n})
 }
 
 // Peek tells what Take would answer, and changes nothing: RetryAfter says when n would fit.

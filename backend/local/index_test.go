@@ -4,25 +4,41 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// check fails unless index, slots, free list and tails of a shard agree with each other.
+// check fails unless index, slots, free lists, kinds and tails of a shard agree with each other.
 func (sh *shard) check(t *testing.T) {
 	t.Helper()
-	linked := map[int]bool{}
+	linked := map[uint32]bool{}
+	rests := map[uint32]bool{}
+	slots := map[uint32]int{} // of each kind
 	for i, e := range sh.index {
 		if e == 0 {
 			continue
 		}
-		n := int(uint32(e)) - 1
-		if n < 0 || n >= sh.used || linked[n] || sh.slot(n).key == "" {
-			t.Fatalf("entry %d links slot %d of %d, which is free, or linked twice", i, n, sh.used)
+		n := uint32(e) - 1
+		if int(n) >= sh.slots.used || linked[n] || sh.slots.at(n).size == 0 {
+			t.Fatalf("entry %d links slot %d of %d, which is free, or linked twice", i, n, sh.slots.used)
 		}
 		linked[n] = true
+		sl := sh.slots.at(n)
+		slots[sl.kind]++
+		size := len(sl.text)
+		for at := sl.rest; at != 0; at = sh.rests.at(at - 1).rest {
+			if rests[at-1] {
+				t.Fatalf("rest %d is linked twice", at-1)
+			}
+			rests[at-1] = true
+			size += len(rest{}.text)
+		}
+		if over := size - int(sl.size); over < 0 || over >= len(rest{}.text) {
+			t.Fatalf("slot %d has room for %d bytes and holds %d", n, size, sl.size)
+		}
 	}
 	if len(linked) != sh.live {
 		t.Fatalf("%d slots are linked, %d are live", len(linked), sh.live)
@@ -30,20 +46,57 @@ func (sh *shard) check(t *testing.T) {
 	if 4*sh.live > 3*len(sh.index) {
 		t.Fatalf("%d keys in an index of %d", sh.live, len(sh.index))
 	}
-	free := 0
-	for n := sh.free - 1; n >= 0; n = int(sh.slot(n).unit) - 1 {
-		if free++; sh.slot(n).key != "" || free > sh.used {
-			t.Fatalf("free slot %d is in use, or the list has no end", n)
+	checkSlab(t, "slot", &sh.slots, linked)
+	checkSlab(t, "rest", &sh.rests, rests)
+	for _, n := range sh.slots.free {
+		if *sh.slots.at(n) != (slot{}) {
+			t.Fatalf("free slot %d is in use", n)
 		}
 	}
-	if free+sh.live != sh.used || len(sh.pages)*pageSize < sh.used {
-		t.Fatalf("%d free and %d live slots, %d handed out", free, sh.live, sh.used)
+	for id, k := range sh.kinds {
+		if k.slots != slots[uint32(id)] || (k.slots == 0) != (k.kind == kind{}) {
+			t.Fatalf("kind %d, %v, counts %d slots, %d have it", id, k.kind, k.slots, slots[uint32(id)])
+		}
+		for _, other := range sh.kinds[:id] {
+			if k.slots > 0 && k.kind == other.kind {
+				t.Fatalf("kind %v has two numbers", k.kind)
+			}
+		}
 	}
 	for n := range sh.tails {
-		if n >= sh.used || sh.slot(n).key == "" {
+		if !linked[n] {
 			t.Fatalf("free slot %d has a tail", n)
 		}
 	}
+}
+
+// checkSlab fails unless each place is in use or free, and not both.
+func checkSlab[T any](t *testing.T, what string, s *slab[T], used map[uint32]bool) {
+	t.Helper()
+	free := map[uint32]bool{}
+	for _, n := range s.free {
+		if free[n] || used[n] {
+			t.Fatalf("%s %d is free, and in use or free twice", what, n)
+		}
+		free[n] = true
+	}
+	if len(free)+len(used) != s.used || len(s.pages)*pageSize < s.used {
+		t.Fatalf("%d free and %d live %ss, %d handed out", len(free), len(used), what, s.used)
+	}
+}
+
+// item returns what slot n holds.
+func (sh *shard) item(n int) (it quota.Item) {
+	sh.load(n, 0, &it)
+	return it
+}
+
+// someKey returns one of many keys: of any length, many of them alike but for a byte near the end, where pieces meet, or at it.
+func someKey(i int) string {
+	size := []int{1, 21, 22, 23, 49, 50, 51, 78, 79, 512}[i%10]
+	key := []byte(strings.Repeat("k", size))
+	key[size-1-(i/10%2)*(size-1)/2] = byte('a' + i/20)
+	return string(key)
 }
 
 // TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share tags and runs grow
@@ -52,11 +105,12 @@ func TestIndex(t *testing.T) {
 	r := random(t)
 	limits := []*quota.Limit{bucket("a", 1, time.Second), bucket("b", 1, time.Second)}
 	type held struct {
-		hash uint64
-		a    int64
-		tail []int64
+		hash    uint64
+		unit, a int64
+		tail    []int64
 	}
 	type name struct{ key, limit string }
+	shrinks := 0
 	for range sized(60, 1500) {
 		spread := uint64(1) << r.IntN(12)
 		near := r.Uint64() // the tags' common part: where in the index the runs are
@@ -69,7 +123,7 @@ func TestIndex(t *testing.T) {
 				growing = r.IntN(2) == 0
 			}
 			limit := limits[r.IntN(2)]
-			nm := name{fmt.Sprint("k", r.IntN(400)), limit.Name()}
+			nm := name{someKey(r.IntN(60)), limit.Name()}
 			c := quota.Charge{Limit: limit, Key: nm.key}
 			h, ok := hashes[nm]
 			if !ok {
@@ -82,26 +136,30 @@ func TestIndex(t *testing.T) {
 				t.Fatalf("step %d: %v is in slot %d, known %v", step, nm, n, known)
 			}
 			if known {
-				if it := sh.load(n, 0); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+				if it := sh.item(n); it.State.Unit != want.unit || it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
 					t.Fatalf("step %d: %v holds %+v, want %+v", step, nm, it.State, want)
 				}
 			}
 			switch grow := r.IntN(5) > 0; {
-			case r.IntN(200) == 0 && 8*sh.live < len(sh.index):
+			case r.IntN(20) == 0 && 6*sh.live < len(sh.index):
 				sh.shrink()
+				shrinks++
+				if slices.ContainsFunc(sh.kinds, func(k numbered) bool { return k.slots == 0 }) {
+					t.Fatalf("kinds nobody has are left: %v", sh.kinds)
+				}
 			case known && grow != growing:
-				sh.remove(tag(h), n)
+				sh.remove(tag(h), uint32(n))
 				delete(model, nm)
 			case known || grow == growing:
 				if !known {
-					n = sh.insert(h, nm.key, limit.Handle())
+					n = sh.insert(h, nm.key, kind{limit: limit.Handle()})
 				}
-				it := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1, A: r.Int64()}}
+				it := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(50), A: r.Int64()}}
 				if r.IntN(3) == 0 {
 					it.State.Tail = []int64{r.Int64(), r.Int64()}
 				}
 				sh.save(n, &it, 1)
-				model[nm] = held{h, it.State.A, it.State.Tail}
+				model[nm] = held{h, it.State.Unit, it.State.A, it.State.Tail}
 			}
 			if step%25 == 0 {
 				sh.check(t)
@@ -116,10 +174,13 @@ func TestIndex(t *testing.T) {
 			if n < 0 {
 				t.Fatalf("%v is lost", nm)
 			}
-			if it := sh.load(n, 0); it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
+			if it := sh.item(n); it.State.Unit != want.unit || it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
 				t.Fatalf("%v holds %+v, want %+v", nm, it.State, want)
 			}
 		}
+	}
+	if shrinks < 20 {
+		t.Errorf("shrunk %d times only", shrinks)
 	}
 }
 
@@ -195,8 +256,8 @@ func TestSweepingChangesNothing(t *testing.T) {
 
 func slowKeys(s *Store) (n int) {
 	for i := range s.shards {
-		for j := range s.shards[i].used {
-			if sl := s.shards[i].slot(j); sl.key != "" && sl.limit.Value() == "slow" {
+		for j := range s.shards[i].slots.used {
+			if sl := s.shards[i].slots.at(uint32(j)); sl.size > 0 && s.shards[i].kinds[sl.kind].limit.Value() == "slow" {
 				n++
 			}
 		}

@@ -236,8 +236,8 @@ func TestBytesPerKey(t *testing.T) {
 		}
 		each := float64(heap()-before-int64(total)) / float64(n)
 		t.Logf("%d keys: %.1f bytes a key beside its text", n, each)
-		if each > 120 {
-			t.Errorf("%d keys: %.1f bytes a key beside its text, at most 120 are promised", n, each)
+		if each > 100 {
+			t.Errorf("%d keys: %.1f bytes a key beside its text, at most 100 are promised", n, each)
 		}
 		runtime.KeepAlive(keys)
 		runtime.KeepAlive(s)

@@ -3,41 +3,45 @@ package local
 import (
 	"math/rand/v2"
 	"sync"
-	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// shard is a hash table: an open-addressed index of slot numbers over pages of slots. Slots never move
-// while in use and hold no pointers but the key's, which keeps a key small and cheap to collect.
+// shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use. Neither
+// index nor slots hold a pointer, so the garbage collector does not look into them.
 type shard struct {
+	// A cache line that every charge writes.
 	mu    sync.Mutex
-	index []uint64 // 32 bits of hash and a slot number plus one; 0 is empty
-	pages []*page
-	tails map[int][]int64 // State.Tail of the slots that have one
-	live  int             // slots in use
-	used  int             // slots ever handed out
-	free  int             // a freed slot's number plus one, the first of a list; 0 is none
-	hand  int             // the slot that sweep looks at next
-	due   int             // looks that sweep owes, in eighths
-	turns int             // times that tidy swept
-	_     [24]byte        // keeps neighbours' locks off one cache line
+	last  quota.Micros       // of the latest decision, by the monotonic clock
+	index []uint64           // 32 bits of hash and a slot number plus one; 0 is empty
+	due   int                // looks that sweep owes, in eighths
+	kept  int                // charges kept
+	tails map[uint32][]int64 // State.Tail of the slots that have one
+
+	// One that most only read.
+	kinds kinds
+	slots slab[slot]
+	rests slab[rest]
+	live  int // slots in use
+	hand  int // the place in the index that sweep looks at next
+	_     [40]byte
 }
 
-const pageSize = 16
-
-type page [pageSize]slot
-
+// slot is what is held for a limit and key: one cache line, unless the key is long.
 type slot struct {
-	key     string // "" is a free slot
-	limit   unique.Handle[string]
-	rule    quota.Rule
-	unit    int64 // of a free slot: the next one's number plus one
 	a, b, c int64
 	expires quota.Micros // when the state is as fresh
+	kind    uint32
+	rest    uint32 // where the key goes on, plus one
+	size    uint16 // of the key in bytes; 0 is a free slot
+	text    [22]byte
 }
 
-func (sh *shard) slot(n int) *slot { return &sh.pages[n/pageSize][n%pageSize] }
+// rest is a further piece of a long key.
+type rest struct {
+	rest uint32 // where it goes on, plus one
+	text [28]byte
+}
 
 // tag is the part of a hash that the index keeps; the rest chose the shard.
 func tag(h uint64) uint64 { return h >> 32 }
@@ -55,62 +59,91 @@ func (sh *shard) find(h uint64, c *quota.Charge) int {
 			return -1
 		}
 		if e>>32 == tag(h) {
-			n := int(uint32(e)) - 1
-			if sl := sh.slot(n); sl.limit == limit && sl.key == c.Key {
-				return n
+			n := uint32(e) - 1
+			if sl := sh.slots.at(n); int(sl.size) == len(c.Key) && sh.kinds[sl.kind].limit == limit && sh.holds(sl, c.Key) {
+				return int(n)
 			}
 		}
 	}
 }
 
-// load returns what slot n holds, or the zero Item if n is negative or what it holds is as fresh.
-func (sh *shard) load(n int, now quota.Micros) (it quota.Item) {
+// holds reports whether the key of a slot, which is as long as key, is key.
+func (sh *shard) holds(sl *slot, key string) bool {
+	if len(key) <= len(sl.text) {
+		return string(sl.text[:len(key)]) == key
+	}
+	if string(sl.text[:]) != key[:len(sl.text)] {
+		return false
+	}
+	key = key[len(sl.text):]
+	for at := sl.rest; at != 0; {
+		r := sh.rests.at(at - 1)
+		n := min(len(key), len(r.text))
+		if string(r.text[:n]) != key[:n] {
+			return false
+		}
+		key, at = key[n:], r.rest
+	}
+	return true
+}
+
+// load fills a zero Item with what slot n holds, unless n is negative or what it holds is as fresh.
+func (sh *shard) load(n int, now quota.Micros, it *quota.Item) {
 	if n < 0 {
-		return it
+		return
 	}
-	sl := sh.slot(n)
+	sl := sh.slots.at(uint32(n))
 	if sl.expires <= now {
-		return it
+		return
 	}
-	it.Rule = sl.rule
-	it.State.Unit, it.State.A, it.State.B, it.State.C = sl.unit, sl.a, sl.b, sl.c
+	k := &sh.kinds[sl.kind]
+	it.Rule = k.rule
+	it.State.Unit, it.State.A, it.State.B, it.State.C = k.unit, sl.a, sl.b, sl.c
 	if sh.tails != nil {
-		it.State.Tail = sh.tails[n]
+		it.State.Tail = sh.tails[uint32(n)]
 	}
-	return it
 }
 
 func (sh *shard) save(n int, it *quota.Item, expires quota.Micros) {
-	sl := sh.slot(n)
-	sl.rule = it.Rule
-	sl.unit, sl.a, sl.b, sl.c = it.State.Unit, it.State.A, it.State.B, it.State.C
+	sl := sh.slots.at(uint32(n))
+	if k := sh.kinds[sl.kind]; k.rule != it.Rule || k.unit != it.State.Unit {
+		sh.kinds.drop(sl.kind)
+		sl.kind = sh.kinds.add(kind{k.limit, it.Rule, it.State.Unit})
+	}
+	sl.a, sl.b, sl.c = it.State.A, it.State.B, it.State.C
 	sl.expires = expires
 	if it.State.Tail != nil {
-		sh.setTail(n, it.State.Tail)
+		if sh.tails == nil {
+			sh.tails = make(map[uint32][]int64)
+		}
+		sh.tails[uint32(n)] = it.State.Tail
 	} else if sh.tails != nil {
-		delete(sh.tails, n)
+		delete(sh.tails, uint32(n))
 	}
 }
 
 // insert makes a slot for a key that find did not find.
-func (sh *shard) insert(h uint64, key string, limit unique.Handle[string]) int {
+func (sh *shard) insert(h uint64, key string, k kind) int {
 	if 4*(sh.live+1) > 3*len(sh.index) {
 		sh.resize(max(16, 2*len(sh.index)))
 	}
-	n := sh.free - 1
-	if n >= 0 {
-		sh.free = int(sh.slot(n).unit)
-	} else {
-		n = sh.extend()
+	n := sh.slots.take()
+	sl := sh.slots.at(n)
+	*sl = slot{kind: sh.kinds.add(k), size: uint16(len(key))}
+	key = key[copy(sl.text[:], key):]
+	for at := &sl.rest; len(key) > 0; {
+		next := sh.rests.take()
+		*at = next + 1
+		r := sh.rests.at(next)
+		key = key[copy(r.text[:], key):]
+		r.rest, at = 0, &r.rest
 	}
-	sl := sh.slot(n)
-	sl.key, sl.limit = key, limit
 	sh.live++
 	sh.link(tag(h), n)
-	return n
+	return int(n)
 }
 
-func (sh *shard) link(tag uint64, n int) {
+func (sh *shard) link(tag uint64, n uint32) {
 	mask := uint64(len(sh.index) - 1)
 	i := tag & mask
 	for sh.index[i] != 0 {
@@ -120,10 +153,10 @@ func (sh *shard) link(tag uint64, n int) {
 }
 
 // remove frees slot n, whose hash has this tag.
-func (sh *shard) remove(tag uint64, n int) {
+func (sh *shard) remove(tag uint64, n uint32) {
 	mask := uint64(len(sh.index) - 1)
 	i := tag & mask
-	for uint32(sh.index[i]) != uint32(n+1) {
+	for uint32(sh.index[i]) != n+1 {
 		i = (i + 1) & mask
 	}
 	// Close the gap: move back each entry of the run that may stand there (Knuth, TAOCP 6.4, algorithm R).
@@ -135,8 +168,13 @@ func (sh *shard) remove(tag uint64, n int) {
 	}
 	sh.index[i] = 0
 	delete(sh.tails, n)
-	*sh.slot(n) = slot{unit: int64(sh.free)}
-	sh.free = n + 1
+	sl := sh.slots.at(n)
+	sh.kinds.drop(sl.kind)
+	for at := sl.rest; at != 0; at = sh.rests.at(at - 1).rest {
+		sh.rests.give(at - 1)
+	}
+	*sl = slot{}
+	sh.slots.give(n)
 	sh.live--
 }
 
@@ -146,19 +184,20 @@ func (sh *shard) resize(size int) {
 	sh.index = make([]uint64, size)
 	for _, e := range old {
 		if e != 0 {
-			sh.link(e>>32, int(uint32(e))-1)
+			sh.link(e>>32, uint32(e)-1)
 		}
 	}
 }
 
-// tidy does the share of sweeping that the charges since the last tidy owe.
+// tidy does the share of sweeping that the charges since the last tidy owe: several looks at a time, so that
+// the processor waits for their cache lines together.
 func (sh *shard) tidy(now quota.Micros, s *Store) {
-	if sh.due >= 8 {
+	if sh.due >= 8*8 {
 		sh.sweep(sh.due/8, now, s)
 		sh.due = 0
-		if sh.turns++; sh.turns%8 == 0 {
-			sh.tidyAnother(now, s)
-		}
+	}
+	if sh.kept++; sh.kept%32 == 0 {
+		sh.tidyAnother(now, s)
 	}
 }
 
@@ -180,8 +219,8 @@ func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
 		}
 		// What a removal moves to this place is looked at as well.
 		for e := sh.index[sh.hand]; e != 0; e = sh.index[sh.hand] {
-			n := int(uint32(e)) - 1
-			if sh.slot(n).expires > now {
+			n := uint32(e) - 1
+			if sh.slots.at(n).expires > now {
 				break
 			}
 			sh.remove(e>>32, n)
@@ -199,35 +238,30 @@ func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
 
 // shrink moves the slots in use together and gives the rest of the memory back.
 func (sh *shard) shrink() {
-	index, pages, tails := sh.index, sh.pages, sh.tails
+	index, slots, rests, tails, was := sh.index, sh.slots, sh.rests, sh.tails, sh.kinds
 	sh.index = make([]uint64, max(16, len(index)/4))
-	sh.pages, sh.tails, sh.used, sh.free, sh.hand = nil, nil, 0, 0, 0
+	sh.slots, sh.rests, sh.tails, sh.kinds, sh.hand = slab[slot]{}, slab[rest]{}, nil, nil, 0
 	for _, e := range index {
 		if e == 0 {
 			continue
 		}
-		from := int(uint32(e)) - 1
-		n := sh.extend()
-		*sh.slot(n) = pages[from/pageSize][from%pageSize]
+		from := uint32(e) - 1
+		n := sh.slots.take()
+		sl := sh.slots.at(n)
+		*sl = *slots.at(from)
+		sl.kind = sh.kinds.add(was[sl.kind].kind)
+		for at := &sl.rest; *at != 0; {
+			next := sh.rests.take()
+			r := sh.rests.at(next)
+			*r = *rests.at(*at - 1)
+			*at, at = next+1, &r.rest
+		}
 		if t, ok := tails[from]; ok {
-			sh.setTail(n, t)
+			if sh.tails == nil {
+				sh.tails = make(map[uint32][]int64)
+			}
+			sh.tails[n] = t
 		}
 		sh.link(e>>32, n)
 	}
-}
-
-// extend hands out a slot that was never used.
-func (sh *shard) extend() int {
-	n := sh.used
-	if sh.used++; n/pageSize == len(sh.pages) {
-		sh.pages = append(sh.pages, new(page))
-	}
-	return n
-}
-
-func (sh *shard) setTail(n int, tail []int64) {
-	if sh.tails == nil {
-		sh.tails = make(map[int][]int64)
-	}
-	sh.tails[n] = tail
 }

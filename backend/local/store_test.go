@@ -1,10 +1,12 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -133,6 +135,38 @@ func TestTimeStandsStillForNobody(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func TestTimesFollowTheOrderOfDecisions(t *testing.T) {
+	// What remains tells the order in which many goroutines were decided on one key, alone and in lists.
+	s := New(nil)
+	l := everyRule(1<<30, time.Hour)[4]
+	const clients = 8
+	var all [clients][]quota.Decision
+	var wg sync.WaitGroup
+	for client := range clients {
+		wg.Go(func() {
+			out := make([]quota.Decision, 2)
+			for range sized(20_000, 500_000) {
+				if client == 0 {
+					if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}, {Limit: l, Key: "j", Cost: 1}}, out); err != nil {
+						t.Error(err)
+					}
+					all[client] = append(all[client], out[0])
+				} else {
+					all[client] = append(all[client], take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1}))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	ds := slices.Concat(all[:]...)
+	slices.SortFunc(ds, func(a, b quota.Decision) int { return cmp.Compare(b.Remaining, a.Remaining) })
+	for i := 1; i < len(ds); i++ {
+		if ds[i].At < ds[i-1].At {
+			t.Fatalf("decision %d was at %d, %d µs before the one it follows", i, ds[i].At, ds[i-1].At-ds[i].At)
+		}
+	}
 }
 
 func TestMonotonicClockFollowsTheBubble(t *testing.T) {

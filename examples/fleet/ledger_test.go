@@ -106,8 +106,8 @@ func TestCheckAcceptsTheAlgorithm(t *testing.T) {
 				charge = c.Refund(receipts[i], 1+random.Int64N(receipts[i].Charged))
 				receipts = append(receipts[:i], receipts[i+1:]...)
 			}
-			d, err := quota.ApplyOne(&charge, &item, now)
-			if err != nil {
+			var d quota.Decision
+			if err := quota.ApplyOne(&charge, &item, now, &d); err != nil {
 				t.Fatal(err)
 			}
 			if !d.Allowed {
@@ -120,12 +120,13 @@ func TestCheckAcceptsTheAlgorithm(t *testing.T) {
 					now += quota.Micros(random.Int64N(5000))
 					between := c
 					between.Cost = 1 + random.Int64N(30)
-					if d, _ := quota.ApplyOne(&between, &item, now); d.Allowed {
+					var d quota.Decision
+					if err := quota.ApplyOne(&between, &item, now, &d); err == nil && d.Allowed {
 						es = append(es, entry{Limit: "r", Key: "k", Op: "take", N: between.Cost, At: now})
 						receipts = append(receipts, d)
 					}
 				}
-				if _, err := quota.ApplyOne(&hold, &item, now); err != nil {
+				if err := quota.ApplyOne(&hold, &item, now, new(quota.Decision)); err != nil {
 					t.Fatal(err)
 				}
 				es = append(es, entry{Limit: "r", Key: "k", Op: "hold", N: charge.Cost, At: held, Until: now})

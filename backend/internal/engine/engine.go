@@ -180,7 +180,8 @@ func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Deci
 	if err != nil {
 		return quota.Decision{}, err
 	}
-	d, err := quota.ApplyOne(c, &it, now)
+	var d quota.Decision
+	err = quota.ApplyOne(c, &it, now, &d)
 	if err == nil && it.Write != wrote {
 		err = differs(c.Limit)
 	}

@@ -131,7 +131,7 @@ func conclude(keys []asked, r Reply) error {
 		}
 		for u := keys[i].first; u != nil; u = u.next {
 			if u.err = broken; broken == nil {
-				if u.decision, u.err = quota.ApplyOne(&u.charge, &it, now); u.err == nil && it.Write {
+				if u.err = quota.ApplyOne(&u.charge, &it, now, &u.decision); u.err == nil && it.Write {
 					changes--
 				}
 			}

@@ -102,5 +102,5 @@ func (signedRule) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.
 		return s, quota.Verdict{}
 	}
 	s = quota.State{Unit: 1, A: n, B: -1 << 53, C: 1 << 53, Tail: []int64{n, 7}}
-	return s, quota.Verdict{Allowed: true, Write: true, Remaining: n, ResetAfter: 1_000_000_000}
+	return s, quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: true}, Remaining: n, ResetAfter: 1_000_000_000}
 }
