@@ -1,0 +1,78 @@
+package lease
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/backend/goredis"
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var inexact = []conformance.Lack{{Feature: conformance.Exact, Reason: "what a process holds is charged before it is spent"}}
+
+// shared keeps a local store for each name, which outlives the leases on it.
+type shared struct {
+	mu     sync.Mutex
+	stores map[string]*local.Store
+}
+
+func (s *shared) below(t testing.TB, o conformance.Opening) *remote {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	store := s.stores[o.Data]
+	if store == nil {
+		store = local.New(&local.Options{Clock: o.Clock})
+		s.stores[o.Data] = store
+		t.Cleanup(func() { store.Close() })
+	}
+	return &remote{Store: store}
+}
+
+func leased(t testing.TB, below quota.Store, o conformance.Opening) quota.Store {
+	s, err := New(below, &Options{Instances: instances(2), Clock: o.Clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	stores := &shared{stores: map[string]*local.Store{}}
+	conformance.Run(t, conformance.Harness{
+		Name:  "lease over local",
+		Open:  func(t testing.TB, o conformance.Opening) quota.Store { return leased(t, stores.below(t, o), o) },
+		Lacks: inexact,
+		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+			below := stores.below(t, o)
+			return leased(t, below, o), func(f conformance.Fault) {
+				below.set(always(fault{
+					refused: f == conformance.Refused,
+					lost:    f == conformance.LostReply,
+					frozen:  f == conformance.Frozen,
+				}))
+			}
+		},
+	})
+}
+
+func TestConformanceOnRedis(t *testing.T) {
+	server := redistest.Start(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
+	t.Cleanup(func() { client.Close() })
+	conformance.Run(t, conformance.Harness{
+		Name: "lease over goredis",
+		Open: func(t testing.TB, o conformance.Opening) quota.Store {
+			below, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return leased(t, below, o)
+		},
+		Lacks: inexact,
+	})
+}

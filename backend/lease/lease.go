@@ -1,0 +1,295 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unique"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Defaults of Options.
+const (
+	DefaultLifetime = time.Second
+	DefaultMaxKeys  = 1 << 16
+)
+
+// Options change what New makes. Instances is required; other fields that are zero take the defaults.
+type Options struct {
+	// Instances reports how many processes lease from the store below now, this one included. It is called for each
+	// chunk, concurrently; a result below 1 counts as 1. Where it reports fewer than there are, chunks are too large:
+	// the last tokens are shared less fairly, and what is given back may exceed what the bucket would have kept.
+	Instances func() int64
+	// Lifetime is how long leased quota may be spent, from 1ms to 1h; 0 is DefaultLifetime. A request for a
+	// chunk, and Close, take half of it at most, and giving back a tenth.
+	Lifetime time.Duration
+	// MaxKeys bounds the keys that are watched and leased, up to 2^30; 0 is DefaultMaxKeys. A key takes some 250 bytes
+	// beside its own text. Charges to keys for which there is no room go to the store as they are.
+	MaxKeys int
+	// Limits are the limits to lease, known by their names. One that is no token bucket is refused. nil leases every token
+	// bucket that is charged.
+	Limits []*quota.Limit
+	// Clock tells the time, for tests; nil is the monotonic clock. It must not step back.
+	Clock func() time.Time
+}
+
+// Store is a quota.Store that leases from another. It is safe for concurrent use.
+type Store struct {
+	inner     quota.Store
+	instances func() int64
+	clock     func() time.Time
+	base      time.Time
+	limits    map[unique.Handle[string]]bool // nil: all
+	seed      maphash.Seed
+	table     table
+
+	// All in ns, as all times in this package are, counted from base.
+	lifetime, window, patience, backPatience int64
+
+	closed atomic.Bool
+	stop   chan struct{} // closed by Close
+
+	mu      sync.Mutex
+	running int           // goroutines of this store
+	ended   chan struct{} // closed when the store is closed and none runs
+}
+
+var (
+	_ quota.Store  = (*Store)(nil)
+	_ quota.Graded = (*Store)(nil)
+	_ quota.Prompt = (*Store)(nil)
+)
+
+// bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
+var bucketRule = quota.Rule{'t', 'b', '1'}
+
+var errClosed = fmt.Errorf("lease: %w", quota.ErrClosed)
+
+// New returns a store that leases from store, and owns it: Close closes both. A nil store, and options out of range,
+// are quota.ErrInvalid.
+func New(store quota.Store, o *Options) (*Store, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	switch {
+	case store == nil:
+		return nil, invalid("the store is nil", "a store")
+	case o.Instances == nil:
+		return nil, invalid("Options.Instances is nil", "a function that reports how many processes lease")
+	case o.Lifetime != 0 && (o.Lifetime < time.Millisecond || o.Lifetime > time.Hour):
+		return nil, invalid(fmt.Sprintf("Options.Lifetime is %v", o.Lifetime), "1ms to 1h, or 0")
+	case o.MaxKeys < 0 || o.MaxKeys > 1<<30:
+		return nil, invalid(fmt.Sprintf("Options.MaxKeys is %d", o.MaxKeys), "0 to 2^30")
+	}
+	s := &Store{
+		inner: store, instances: o.Instances, clock: o.Clock, base: time.Now(), seed: maphash.MakeSeed(),
+		lifetime: int64(o.Lifetime), stop: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if s.clock != nil {
+		s.base = s.clock()
+	}
+	if s.lifetime == 0 {
+		s.lifetime = int64(DefaultLifetime)
+	}
+	s.window, s.patience, s.backPatience = s.lifetime/4, s.lifetime/2, s.lifetime/10
+	if o.Limits != nil {
+		s.limits = make(map[unique.Handle[string]]bool)
+	}
+	for i, l := range o.Limits {
+		switch {
+		case l == nil:
+			return nil, invalid(fmt.Sprintf("Options.Limits[%d] is nil", i), "limits that NewLimit made")
+		case l.Spec().Rule != bucketRule:
+			return nil, invalid(fmt.Sprintf("limit %q has the rule %q", l.Name(), l.Spec().Rule),
+				"token buckets and GCRA, because tokens of a window are worthless in the next: a chunk would be spent twice or lost")
+		}
+		s.limits[l.Handle()] = true
+	}
+	most := o.MaxKeys
+	if most == 0 {
+		most = DefaultMaxKeys
+	}
+	s.table.init(most)
+	s.start(s.keep)
+	return s, nil
+}
+
+// Unwrap returns the store below.
+func (s *Store) Unwrap() quota.Store { return s.inner }
+
+// Atomicity says how far the store below decides several keys in one step.
+func (s *Store) Atomicity() quota.Atomicity {
+	if g, ok := find[quota.Graded](s.inner); ok {
+		return g.Atomicity()
+	}
+	return quota.AnyKeys
+}
+
+// Prompt says whether the store below returns by its context's deadline.
+func (s *Store) Prompt() bool {
+	p, ok := find[quota.Prompt](s.inner)
+	return ok && p.Prompt()
+}
+
+// find returns the first of a store and those that it wraps that is a T.
+func find[T any](s quota.Store) (v T, ok bool) {
+	for s != nil {
+		if v, ok = s.(T); ok {
+			return v, true
+		}
+		u, wraps := s.(interface{ Unwrap() quota.Store })
+		if !wraps {
+			break
+		}
+		s = u.Unwrap()
+	}
+	return v, false
+}
+
+// Take decides one charge, in memory if the key's lease holds enough.
+func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	if err = s.ready(ctx); err != nil {
+		return d, err
+	}
+	h := s.hash(&c)
+	e := s.table.find(h, &c)
+	if e != nil && c.ID == "" && c.Cost > 0 {
+		if l := e.lease.Load(); l != nil && l.decide(&c, s.now(), &d) {
+			return d, nil
+		}
+	}
+	switch {
+	case c.Op == quota.OpTake && c.ID == "" && c.Cost > 0 && s.leases(c.Limit):
+		return s.ask(ctx, &c, h, e)
+	case c.Op == quota.OpReset && e != nil:
+		e.drop()
+	}
+	return s.inner.Take(ctx, c)
+}
+
+// TakeAll has a list decided by the store below. If that denies it, leases of its keys are given back, and it is
+// asked once more.
+func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+	if err = s.ready(ctx); err != nil {
+		return err
+	}
+	if len(cs) == 1 {
+		out[0], err = s.Take(ctx, cs[0])
+		return err
+	}
+	for i := range cs {
+		if cs[i].Op == quota.OpReset {
+			if e := s.table.find(s.hash(&cs[i]), &cs[i]); e != nil {
+				e.drop()
+			}
+		}
+	}
+	if err = s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) {
+		return err
+	}
+	var rests []rest
+	for i := range cs {
+		if e := s.table.find(s.hash(&cs[i]), &cs[i]); e != nil && !out[i].Allowed {
+			rests = e.vacate(rests)
+		}
+	}
+	if len(rests) == 0 {
+		return nil
+	}
+	s.giveBack(ctx, rests)
+	return s.inner.TakeAll(ctx, cs, out)
+}
+
+// Close gives back what is leased, as far as half a lifetime allows, and closes the store below. It is an error if
+// requests have not ended by then; they end when the store lets them.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed.Swap(true) {
+		s.mu.Unlock()
+		return nil
+	}
+	close(s.stop)
+	s.running++ // for the goroutine below
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.patience))
+	defer cancel()
+	// It ends at once if requests are still under way: what they bring goes back when they end.
+	go func() {
+		defer s.end()
+		var rests []rest
+		for e := range s.table.all {
+			rests = e.vacate(rests)
+		}
+		s.giveBack(ctx, rests)
+	}()
+	var late error
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+		s.mu.Lock()
+		if s.running > 0 {
+			late = fmt.Errorf("lease: %d requests have not ended within %v", s.running, time.Duration(s.patience))
+		}
+		s.mu.Unlock()
+	}
+	return errors.Join(late, s.inner.Close())
+}
+
+// start runs f on a goroutine that Close waits for, unless the store is closed.
+func (s *Store) start(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		return false
+	}
+	s.running++
+	go func() {
+		defer s.end()
+		f()
+	}()
+	return true
+}
+
+func (s *Store) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running--; s.running == 0 && s.closed.Load() {
+		close(s.ended)
+	}
+}
+
+func (s *Store) ready(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.closed.Load() {
+		return errClosed
+	}
+	return nil
+}
+
+func (s *Store) now() int64 {
+	if s.clock != nil {
+		return int64(s.clock().Sub(s.base))
+	}
+	return int64(time.Since(s.base))
+}
+
+func (s *Store) hash(c *quota.Charge) uint64 {
+	return maphash.String(s.seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
+}
+
+// leases reports whether quota of a limit is leased.
+func (s *Store) leases(l *quota.Limit) bool {
+	return l.Spec().Rule == bucketRule && (s.limits == nil || s.limits[l.Handle()])
+}
+
+func invalid(what, accepted string) error {
+	return fmt.Errorf("lease: %w: %s; accepted: %s", quota.ErrInvalid, what, accepted)
+}

@@ -1,0 +1,976 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// slow is a limit that hardly refills in a test: 6400 tokens, one a second.
+var slow = bucket(6400, 1, time.Second)
+
+func one(n int64) quota.Charge { return quota.Charge{Limit: slow, Key: "team/agent", Cost: n} }
+
+func op(o quota.Op, n int64) quota.Charge {
+	c := one(n)
+	c.Op = o
+	return c
+}
+
+// lease returns the chunk that is leased for the test's key, or nil.
+func (s *Store) held(c quota.Charge) *chunk {
+	if e := s.table.find(s.hash(&c), &c); e != nil {
+		return e.lease.Load()
+	}
+	return nil
+}
+
+func (s *Store) left(c quota.Charge) int64 {
+	if k := s.held(c); k != nil {
+		return k.left.Load()
+	}
+	return 0
+}
+
+// keys returns how many keys are kept.
+func (s *Store) keys() int {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	return s.table.live
+}
+
+// warm takes tokens one by one until more than n are leased, and returns how many it took.
+func warm(t *testing.T, s *Store, c quota.Charge, n int64) (took int64) {
+	t.Helper()
+	c.Cost = 1
+	for s.left(c) <= n {
+		if d := take(t, s, c); !d.Allowed || took > 1e6 {
+			t.Fatalf("%d are leased after %d takes, the last of them %+v", s.left(c), took, d)
+		}
+		took++
+	}
+	return took
+}
+
+func wantErr(t testing.TB, err, want error, parts ...string) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("the error is %v, want %v", err, want)
+	}
+	for _, p := range parts {
+		if !strings.Contains(err.Error(), p) {
+			t.Errorf("the error %q does not name %q", err, p)
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	s := local.New(nil)
+	two := instances(2)
+	window := quota.Must(quota.NewLimit("daily", quota.Must(algorithm.FixedWindow(10, time.Hour))))
+	for name, bad := range map[string]struct {
+		store quota.Store
+		o     *Options
+		names []string
+	}{
+		"no store":        {nil, &Options{Instances: two}, []string{"store is nil"}},
+		"no options":      {s, nil, []string{"Options.Instances", "nil"}},
+		"short lifetime":  {s, &Options{Instances: two, Lifetime: time.Microsecond}, []string{"Options.Lifetime", "1µs", "1ms to 1h"}},
+		"long lifetime":   {s, &Options{Instances: two, Lifetime: 2 * time.Hour}, []string{"Options.Lifetime", "2h", "1ms to 1h"}},
+		"negative":        {s, &Options{Instances: two, Lifetime: -1}, []string{"Options.Lifetime", "-1ns"}},
+		"negative keys":   {s, &Options{Instances: two, MaxKeys: -1}, []string{"Options.MaxKeys", "-1"}},
+		"too many keys":   {s, &Options{Instances: two, MaxKeys: 1<<30 + 1}, []string{"Options.MaxKeys", "2^30"}},
+		"a window":        {s, &Options{Instances: two, Limits: []*quota.Limit{slow, window}}, []string{`"daily"`, `"fw1"`, "token bucket", "worthless in the next"}},
+		"a missing limit": {s, &Options{Instances: two, Limits: []*quota.Limit{nil}}, []string{"Options.Limits[0]", "nil"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := New(bad.store, bad.o)
+			wantErr(t, err, quota.ErrInvalid, append(bad.names, "accepted: ")...)
+		})
+	}
+}
+
+// TestGrowth sees chunks double while a key is busy, up to their bound, and nothing but exact charges where keys are not.
+func TestGrowth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{Instances: instances(4)})
+		for i := range 3000 {
+			if d := take(t, s, one(1)); !d.Allowed || d.Charged != 1 || d.Limit != 6400 {
+				t.Fatalf("take %d: %+v", i, d)
+			}
+		}
+		var sizes []int64
+		most := int64(6400)
+		for _, c := range below.seen() {
+			if c.Cost > most/part/4 {
+				t.Errorf("a chunk of %d was charged when %d were left", c.Cost, most)
+			}
+			sizes, most = append(sizes, c.Cost), most-c.Cost
+		}
+		want := []int64{1, 1, 2, 4, 8, 16, 32, 64, 128}
+		for i := range want {
+			if sizes[i] != want[i] {
+				t.Fatalf("charges were %v, want them to begin with %v", sizes, want)
+			}
+		}
+		for range 100 { // once in a while
+			time.Sleep(time.Second)
+			take(t, s, quota.Charge{Limit: slow, Key: "rare", Cost: 1})
+		}
+		for _, c := range below.seen() {
+			if c.Key == "rare" && c.Cost != 1 {
+				t.Fatalf("a key that is charged once a second was charged %d", c.Cost)
+			}
+		}
+	})
+}
+
+// TestLastTokens has four processes use up a bucket: all of it is admitted, not one token more.
+func TestLastTokens(t *testing.T) {
+	for _, cost := range []int64{1, 7} {
+		synctest.Test(t, func(t *testing.T) {
+			below := newRemote(t)
+			limit := bucket(6400, 1, time.Hour)
+			var ss []*Store
+			for range 4 {
+				ss = append(ss, open(t, below, Options{Instances: instances(4)}))
+			}
+			total, fromLease := int64(0), 0
+			for denied := 0; denied < len(ss); {
+				denied = 0
+				for _, s := range ss {
+					d := take(t, s, quota.Charge{Limit: limit, Key: "k", Cost: cost})
+					switch {
+					case !d.Allowed:
+						denied++
+						if d.Source != quota.FromStore || d.RetryAfter <= 0 {
+							t.Fatalf("a denial is %+v", d)
+						}
+					case d.Source == quota.FromLease:
+						fromLease++
+						fallthrough
+					default:
+						total += cost
+					}
+				}
+			}
+			if total > 6400 || total <= 6400-4*cost {
+				t.Errorf("%d of 6400 were admitted, %d at a time", total, cost)
+			}
+			if fromLease < 400 {
+				t.Errorf("%d decisions were leased: the test shows nothing", fromLease)
+			}
+		})
+	}
+}
+
+// TestLifetime spends a chunk until its time, counted from before the request, has passed.
+func TestLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		warm(t, s, one(1), 50)
+		for s.left(one(1)) > 0 {
+			take(t, s, one(1))
+		}
+		sent := time.Now()
+		below.set(always(fault{before: 100 * time.Millisecond, after: 200 * time.Millisecond}))
+		take(t, s, one(1))
+		below.set(always(fault{refused: true}))
+		for _, at := range []time.Duration{400, 500, 600, 700, 800, 900, 1000} { // always in use
+			time.Sleep(time.Until(sent.Add(at*time.Millisecond - 1)))
+			if d := take(t, s, one(1)); d.Source != quota.FromLease {
+				t.Fatalf("1 ns before %d ms a lease gave %+v", at, d)
+			}
+		}
+		if s.left(one(1)) < 10 {
+			t.Fatalf("%d are left: the test shows nothing", s.left(one(1)))
+		}
+		time.Sleep(time.Nanosecond)
+		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit} {
+			if d, err := s.Take(bg, op(o, 1)); err == nil {
+				t.Errorf("1 s after its request was sent a lease answered a %s with %+v", o, d)
+			}
+		}
+	})
+}
+
+// TestLate lets chunks come when half a lifetime has passed, or a whole one: they are not leased, and go back.
+func TestLate(t *testing.T) {
+	for _, deaf := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			below := newRemote(t)
+			s := open(t, below, Options{})
+			warm(t, s, one(1), 50)
+			for s.left(one(1)) > 0 {
+				take(t, s, one(1))
+			}
+			before := below.net()
+			below.set(always(fault{after: 1100 * time.Millisecond, deaf: deaf}))
+			start := time.Now()
+			_, err := s.Take(bg, one(1))
+			if !deaf {
+				wantErr(t, err, quota.ErrIndeterminate)
+				if took := time.Since(start); took != 500*time.Millisecond {
+					t.Errorf("the call took %v, want half a lifetime", took)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if k := s.held(one(1)); k != nil {
+				t.Error("a chunk that came after its lifetime is leased")
+			}
+			below.set(nil)
+			time.Sleep(2 * time.Second)
+			if net := below.net(); net > before+4 { // the call's token, and what refill replaced meanwhile
+				t.Errorf("%d more are charged", net-before)
+			}
+		})
+	}
+}
+
+// TestIdle gives back what is not used, less what refill has replaced where the bucket is nearly full.
+func TestIdle(t *testing.T) {
+	for name, test := range map[string]struct {
+		used, lost int64 // of the bucket beforehand; of what is given back, at most
+	}{
+		"far from full": {4000, 0},
+		"nearly full":   {0, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				below := newRemote(t)
+				s := open(t, below, Options{})
+				if test.used > 0 {
+					take(t, s, one(test.used))
+				}
+				took := test.used + warm(t, s, one(1), 100)
+				time.Sleep(510 * time.Millisecond)
+				synctest.Wait()
+				if n := s.left(one(1)); n != 0 {
+					t.Errorf("%d are leased after half a second without use", n)
+				}
+				if lost := below.net() - took; lost < 0 || lost > test.lost {
+					t.Errorf("%d were charged and not given back, want 0 to %d", lost, test.lost)
+				}
+				time.Sleep(time.Second)
+				if s.keys() != 0 {
+					t.Errorf("%d keys are kept after two seconds without use", s.keys())
+				}
+				if d := take(t, s, one(1)); !d.Allowed {
+					t.Errorf("%+v", d)
+				}
+			})
+		})
+	}
+}
+
+func TestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		took := int64(4000)
+		take(t, s, one(took))
+		took += warm(t, s, one(1), 100)
+		other := one(1)
+		other.Key = "other"
+		other.Limit = bucket(6400, 1, time.Second)
+		take(t, s, quota.Charge{Limit: other.Limit, Key: other.Key, Cost: 4000})
+		took += 4000 + warm(t, s, other, 100)
+		below.seen()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if net := below.net(); net != took {
+			t.Errorf("%d are charged after Close, %d were taken", net, took)
+		}
+		if below.closed != 1 {
+			t.Error("the store below was not closed")
+		}
+		if err := s.Close(); err != nil || below.closed != 1 {
+			t.Errorf("closing twice: %v, and the store below was closed %d times", err, below.closed)
+		}
+		calls := len(below.seen())
+		// A charge that came before Close may want a chunk only now.
+		c := one(1)
+		if _, err := s.ask(bg, &c, s.hash(&c), s.table.find(s.hash(&c), &c)); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("a chunk that is wanted after Close: %v", err)
+		}
+		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+			_, err := s.Take(bg, op(o, 1))
+			wantErr(t, err, quota.ErrClosed)
+			wantErr(t, s.TakeAll(bg, []quota.Charge{op(o, 1), other}, make([]quota.Decision, 2)), quota.ErrClosed)
+		}
+		if n := len(below.seen()); n > 0 || calls != 2 {
+			t.Errorf("Close made %d requests, and %d came after it", calls, n)
+		}
+	})
+}
+
+// TestCloseDuringRequests closes while a chunk is under way: it goes back, in time or with an error.
+func TestCloseDuringRequests(t *testing.T) {
+	for _, slow := range []time.Duration{200 * time.Millisecond, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			below := newRemote(t)
+			s := open(t, below, Options{})
+			take(t, s, one(4000))
+			took := 4000 + warm(t, s, one(1), 50)
+			for ; s.left(one(1)) > 0; took++ {
+				take(t, s, one(1))
+			}
+			below.set(func(c *quota.Charge) fault {
+				if c.Op == quota.OpRefund {
+					return fault{}
+				}
+				return fault{after: slow, deaf: true}
+			})
+			answered := make(chan error)
+			go func() {
+				ctx, cancel := context.WithTimeout(bg, time.Second)
+				defer cancel()
+				d, err := s.Take(ctx, one(1))
+				if err == nil && d.Allowed {
+					took++
+				}
+				answered <- err
+			}()
+			time.Sleep(100 * time.Millisecond)
+			start := time.Now()
+			err := s.Close()
+			if in := time.Since(start); in > 500*time.Millisecond {
+				t.Errorf("Close took %v", in)
+			}
+			if late := slow > time.Second; late != (err != nil) {
+				t.Errorf("Close: %v", err)
+			}
+			<-answered
+			time.Sleep(4 * time.Second)
+			if net := below.net(); net < took || net > took+8 {
+				t.Errorf("%d are charged in the end, %d were taken", net, took)
+			}
+		})
+	}
+}
+
+func TestContexts(t *testing.T) {
+	ended, cancel := context.WithCancel(bg)
+	cancel()
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		warm(t, s, one(1), 50)
+		if _, err := s.Take(ended, one(1)); err != context.Canceled {
+			t.Errorf("with an ended context: %v", err)
+		}
+		for s.left(one(1)) > 0 {
+			take(t, s, one(1))
+		}
+		before := below.net()
+		below.seen()
+		below.set(always(fault{before: 100 * time.Millisecond, after: 100 * time.Millisecond}))
+		// The first caller, who has the chunk fetched, leaves; so does the third. The second and fourth get theirs.
+		errs := make([]error, 4)
+		took := make([]time.Duration, 4)
+		start := time.Now()
+		done := make(chan int)
+		for i := range errs {
+			ctx, cancel := bg, func() {}
+			if i%2 == 0 {
+				ctx, cancel = context.WithTimeout(bg, 50*time.Millisecond)
+			}
+			go func() {
+				defer cancel()
+				d, err := s.Take(ctx, one(1))
+				if err == nil && d.Source != quota.FromLease {
+					t.Errorf("call %d: %+v", i, d)
+				}
+				errs[i], took[i] = err, time.Since(start)
+				done <- i
+			}()
+			synctest.Wait()
+		}
+		for range errs {
+			<-done
+		}
+		for i, want := range []error{context.DeadlineExceeded, nil, context.DeadlineExceeded, nil} {
+			if errs[i] != want {
+				t.Errorf("call %d: %v, want %v", i, errs[i], want)
+			}
+		}
+		if took[0] != 50*time.Millisecond || took[1] != 200*time.Millisecond {
+			t.Errorf("calls took %v", took)
+		}
+		if n := len(below.seen()); n != 1 {
+			t.Errorf("%d requests were made, want 1", n)
+		}
+		if spent := below.net() - before - s.left(one(1)); spent != 2 {
+			t.Errorf("%d were spent, want 2", spent)
+		}
+	})
+}
+
+// TestErrors has the store below fail: those who waited for a chunk share the error, and what is leased is spent.
+func TestErrors(t *testing.T) {
+	for name, f := range map[string]fault{"refused": {refused: true, before: time.Millisecond}, "lost reply": {lost: true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				below := newRemote(t)
+				s := open(t, below, Options{})
+				took := warm(t, s, one(1), 50)
+				below.set(always(f))
+				for ; s.left(one(1)) > 0; took++ {
+					take(t, s, one(1))
+				}
+				charged := below.net()
+				if charged != took {
+					t.Fatalf("%d were charged, %d admitted", charged, took)
+				}
+				f.before = 10 * time.Millisecond
+				f.refused = false
+				below.set(always(f))
+				if name == "refused" {
+					below.set(func(*quota.Charge) fault { return fault{refused: true} })
+				}
+				below.seen()
+				errs := make(chan error)
+				for range 5 {
+					go func() {
+						_, err := s.Take(bg, one(1))
+						errs <- err
+					}()
+				}
+				trips := map[any]bool{}
+				for range 5 {
+					err := <-errs
+					want := quota.ErrUnavailable
+					if f.lost {
+						want = quota.ErrIndeterminate
+					}
+					wantErr(t, err, want)
+					var shared interface{ RoundTrip() any }
+					if !errors.As(err, &shared) {
+						t.Fatalf("%v has no RoundTrip", err)
+					}
+					trips[shared.RoundTrip()] = true
+				}
+				if n := len(below.seen()); n != len(trips) {
+					t.Errorf("%d requests gave errors of %d round trips", n, len(trips))
+				}
+				if f.lost && len(trips) != 1 {
+					t.Errorf("%d round trips were made, want 1", len(trips))
+				}
+				if f.lost && below.net() <= charged {
+					t.Error("the lost reply charged nothing: the test shows nothing")
+				}
+				below.set(nil)
+				if s.left(one(1)) != 0 {
+					t.Error("a chunk whose reply was lost is leased")
+				}
+				if d := take(t, s, one(1)); !d.Allowed {
+					t.Errorf("%+v when the store is back", d)
+				}
+			})
+		})
+	}
+}
+
+// TestOperations checks who decides what, while 50 tokens or more are leased.
+func TestOperations(t *testing.T) {
+	id := one(1)
+	id.ID = "x"
+	for name, test := range map[string]struct {
+		charge quota.Charge
+		asks   int   // of the store below
+		spends int64 // of the lease
+	}{
+		"take":             {one(3), 0, 3},
+		"debit":            {op(quota.OpDebit, 3), 0, 3},
+		"large debit":      {op(quota.OpDebit, 3000), 1, 0},
+		"peek":             {op(quota.OpPeek, 3), 0, 0},
+		"large peek":       {op(quota.OpPeek, 3000), 1, 0},
+		"nothing":          {one(0), 1, 0},
+		"peek for nothing": {op(quota.OpPeek, 0), 1, 0},
+		"request id":       {id, 1, 0},
+		"foreign refund":   {op(quota.OpRefund, 3), 1, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				below := newRemote(t)
+				s := open(t, below, Options{})
+				warm(t, s, one(1), 50)
+				left := s.left(one(1))
+				below.seen()
+				d := take(t, s, test.charge)
+				if !d.Allowed || (test.asks == 0) != (d.Source == quota.FromLease) {
+					t.Errorf("%+v", d)
+				}
+				if n := len(below.seen()); n != test.asks {
+					t.Errorf("the store below was asked %d times", n)
+				}
+				if n := left - s.left(one(1)); n != test.spends {
+					t.Errorf("%d were spent of the lease", n)
+				}
+				if test.asks == 0 && d.Remaining < s.left(one(1)) {
+					t.Errorf("%+v with %d left", d, s.left(one(1)))
+				}
+				if c := test.charge; (c.Op == quota.OpTake || c.Op == quota.OpDebit) != (d.Charged == c.Cost && c.Cost > 0) && c.Cost > 0 {
+					t.Errorf("%+v", d)
+				}
+			})
+		})
+	}
+}
+
+// TestLargeTake pays for a take with all that is leased and what the store adds, exactly.
+func TestLargeTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		took := warm(t, s, one(1), 50)
+		left := s.left(one(1))
+		below.seen()
+		all := one(6400 - took)
+		all.Cost++
+		d := take(t, s, all)
+		if d.Allowed || d.Remaining != 6400-took || s.left(one(1)) != left {
+			t.Fatalf("one more than there is: %+v, with %d of %d leased afterwards", d, s.left(one(1)), left)
+		}
+		below.set(always(fault{refused: true}))
+		if _, err := s.Take(bg, all); err == nil || s.left(one(1)) != left {
+			t.Fatalf("error %v, with %d of %d leased afterwards", err, s.left(one(1)), left)
+		}
+		below.set(nil)
+		all.Cost--
+		d = take(t, s, all)
+		if !d.Allowed || d.Charged != all.Cost || d.Source != quota.FromLease || s.left(one(1)) != 0 {
+			t.Fatalf("all that there is: %+v, with %d leased afterwards", d, s.left(one(1)))
+		}
+		if d = take(t, below, op(quota.OpPeek, 1)); d.Remaining != 0 {
+			t.Errorf("%+v", d)
+		}
+		never := take(t, s, one(6401))
+		if never.Allowed || never.RetryAfter != quota.Never {
+			t.Errorf("more than the capacity: %+v", never)
+		}
+	})
+}
+
+func TestRefund(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		warm(t, s, one(1), 50)
+		d := take(t, s, one(20))
+		left := s.left(one(1))
+		below.seen()
+		if r := take(t, s, one(20).Refund(d, 15)); r.Source != quota.FromLease || s.left(one(1)) != left+15 || r.Charged != 0 {
+			t.Errorf("%+v, and %d of %d leased", r, s.left(one(1)), left)
+		}
+		if n := len(below.seen()); n > 0 {
+			t.Errorf("the store was asked %d times", n)
+		}
+		// More than the chunk lacks is the store's business.
+		if r := take(t, s, one(20).Refund(d, 6400)); r.Source != quota.FromStore || s.left(one(1)) != left+15 {
+			t.Errorf("%+v", r)
+		}
+		// A receipt of another chunk goes to the store.
+		d = take(t, s, one(1))
+		for k := s.held(one(1)); s.held(one(1)) == k; {
+			time.Sleep(time.Microsecond)
+			take(t, s, one(1))
+		}
+		left = s.left(one(1))
+		below.seen()
+		if r := take(t, s, one(1).Refund(d, 1)); r.Source != quota.FromStore || s.left(one(1)) != left {
+			t.Errorf("%+v", r)
+		}
+		if calls := below.seen(); len(calls) != 1 || calls[0].Op != quota.OpRefund || calls[0].At != d.At {
+			t.Errorf("the store was asked %+v", calls)
+		}
+	})
+}
+
+func TestReset(t *testing.T) {
+	for name, reset := range map[string]func(s *Store) error{
+		"single": func(s *Store) error { _, err := s.Take(bg, op(quota.OpReset, 0)); return err },
+		"list": func(s *Store) error {
+			return s.TakeAll(bg, []quota.Charge{{Limit: slow, Key: "other"}, op(quota.OpReset, 0)}, make([]quota.Decision, 2))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				below := newRemote(t)
+				s := open(t, below, Options{})
+				warm(t, s, one(1), 50)
+				if err := reset(s); err != nil {
+					t.Fatal(err)
+				}
+				if n := s.left(one(1)); n != 0 {
+					t.Errorf("%d are leased after a reset", n)
+				}
+				total := int64(0)
+				for take(t, s, one(1)).Allowed {
+					total++
+				}
+				if total != 6400 {
+					t.Errorf("%d were admitted after the reset, want 6400", total)
+				}
+			})
+		})
+	}
+}
+
+// TestLists has lists decided by the store, which gets back what is leased where it would deny.
+func TestLists(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		take(t, s, one(4000))
+		took := 4000 + warm(t, s, one(1), 50)
+		left := s.left(one(1))
+		other := quota.Charge{Limit: slow, Key: "other", Cost: 1}
+		out := make([]quota.Decision, 2)
+		below.seen()
+		if err := s.TakeAll(bg, []quota.Charge{one(5), other}, out); err != nil || !quota.Granted(out) || out[0].Source != quota.FromStore {
+			t.Fatalf("%v %+v", err, out)
+		}
+		took += 5
+		if n := len(below.seen()); n != 2 || s.left(one(1)) != left {
+			t.Errorf("%d charges reached the store, and %d of %d are leased", n, s.left(one(1)), left)
+		}
+		if err := s.TakeAll(bg, []quota.Charge{one(6400 - took), other}, out); err != nil || !quota.Granted(out) {
+			t.Fatalf("%v %+v", err, out)
+		}
+		if s.left(one(1)) != 0 {
+			t.Errorf("%d are leased", s.left(one(1)))
+		}
+		if err := s.TakeAll(bg, []quota.Charge{one(1), other}, out); err != nil || quota.Granted(out) || out[0].Allowed || !out[1].Allowed {
+			t.Fatalf("%v %+v", err, out)
+		}
+	})
+}
+
+// TestOtherLimits leases what it is told to, and passes the rest on.
+func TestOtherLimits(t *testing.T) {
+	window := quota.Must(quota.NewLimit("window", quota.Must(algorithm.FixedWindow(6400, time.Hour))))
+	other := quota.Must(quota.NewLimit("other", slow.Algorithm()))
+	for name, test := range map[string]struct {
+		limits []*quota.Limit
+		charge *quota.Limit
+		leased bool
+	}{
+		"any":           {nil, other, true},
+		"a window":      {nil, window, false},
+		"the one named": {[]*quota.Limit{other}, other, true},
+		"another":       {[]*quota.Limit{slow}, other, false},
+		"none":          {[]*quota.Limit{}, other, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := open(t, newRemote(t), Options{Limits: test.limits})
+				leased := false
+				for range 100 {
+					leased = take(t, s, quota.Charge{Limit: test.charge, Key: "k", Cost: 1}).Source == quota.FromLease || leased
+				}
+				if leased != test.leased {
+					t.Errorf("leased: %v", leased)
+				}
+			})
+		})
+	}
+}
+
+// TestChangedLimit does not pay for a charge to new numbers with what was leased under the old.
+func TestChangedLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, newRemote(t), Options{})
+		warm(t, s, one(1), 50)
+		same := one(1)
+		same.Limit = bucket(6400, 1, time.Second)
+		if d := take(t, s, same); d.Source != quota.FromLease {
+			t.Errorf("an equal limit: %+v", d)
+		}
+		small := one(20)
+		small.Limit = bucket(10, 1, time.Second)
+		if d := take(t, s, small); d.Allowed || d.RetryAfter != quota.Never {
+			t.Errorf("more than the new capacity: %+v", d)
+		}
+	})
+}
+
+// TestPolicyBelow does not lease what a policy below granted in the store's place, and corrects it there.
+func TestPolicyBelow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, &disguise{below}, Options{})
+		took := int64(0)
+		for range 200 {
+			if d := take(t, s, one(1)); !d.Allowed || d.Source != quota.FromOpen {
+				t.Fatalf("%+v", d)
+			}
+			took++
+			time.Sleep(time.Millisecond)
+		}
+		for _, c := range below.seen() {
+			if c.Op == quota.OpRefund && c.From != quota.FromOpen {
+				t.Fatalf("a refund is of a receipt from %v", c.From)
+			}
+		}
+	})
+}
+
+// disguise says of every decision that it was made without the store.
+type disguise struct{ *remote }
+
+func (d *disguise) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	v, err := d.remote.Take(ctx, c)
+	v.Source = quota.FromOpen
+	return v, err
+}
+
+func TestInstances(t *testing.T) {
+	for n, want := range map[int64]int64{-3: 800, 0: 800, 1: 800, 2: 400, 100: 8, 1000: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			below := newRemote(t)
+			s := open(t, below, Options{Instances: instances(n)})
+			limit := bucket(6400, 64_000_000, time.Second)
+			for range 5000 {
+				take(t, s, quota.Charge{Limit: limit, Key: "k", Cost: 1})
+				time.Sleep(time.Microsecond)
+			}
+			most := int64(0)
+			for _, c := range below.seen() {
+				most = max(most, c.Cost)
+			}
+			if most > want || most < want*9/10 {
+				t.Errorf("with %d instances the largest chunk was %d, want %d", n, most, want)
+			}
+		})
+	}
+}
+
+// TestMaxKeys charges more keys than there is room for.
+func TestMaxKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{MaxKeys: 10})
+		key := func(i int) quota.Charge {
+			c := one(1)
+			c.Key = strings.Repeat("k", i+1)
+			return c
+		}
+		for i := range 10 {
+			warm(t, s, key(i), 20)
+		}
+		for range 20 { // no room, but decided
+			if d := take(t, s, key(10)); d.Source != quota.FromStore || !d.Allowed {
+				t.Fatalf("%+v", d)
+			}
+		}
+		if s.keys() != 10 {
+			t.Errorf("%d keys are kept", s.keys())
+		}
+		time.Sleep(2 * time.Second)
+		warm(t, s, key(10), 20)
+		if s.keys() != 1 {
+			t.Errorf("%d keys are kept", s.keys())
+		}
+		// Keys that were charged once make room for others as soon as the keeper came by.
+		for i := range 9 {
+			take(t, s, key(i))
+		}
+		if s.keys() != 10 {
+			t.Fatalf("%d keys are kept", s.keys())
+		}
+		time.Sleep(260 * time.Millisecond)
+		for i := range 9 {
+			take(t, s, key(20+i))
+			take(t, s, key(10))
+		}
+		added := 0
+		for i := range 9 {
+			c := key(20 + i)
+			if s.table.find(s.hash(&c), &c) != nil {
+				added++
+			}
+		}
+		if s.keys() > 10 || added < 5 {
+			t.Errorf("%d keys are kept, %d of them new", s.keys(), added)
+		}
+	})
+}
+
+func TestDeclared(t *testing.T) {
+	s := open(t, graded{newRemote(t)}, Options{})
+	if s.Atomicity() != quota.OneGroup || !s.Prompt() {
+		t.Errorf("atomicity %v, prompt %v", s.Atomicity(), s.Prompt())
+	}
+	s = open(t, plain{newRemote(t)}, Options{})
+	if s.Atomicity() != quota.AnyKeys || s.Prompt() {
+		t.Errorf("atomicity %v, prompt %v", s.Atomicity(), s.Prompt())
+	}
+	if _, ok := s.Unwrap().(plain); !ok {
+		t.Error("the store below is not inside")
+	}
+}
+
+type graded struct{ *remote }
+
+func (graded) Atomicity() quota.Atomicity { return quota.OneGroup }
+
+type plain struct{ quota.Store }
+
+func TestNoAllocation(t *testing.T) {
+	s := open(t, local.New(nil), Options{})
+	c := quota.Charge{Limit: plenty, Key: "k", Cost: 1}
+	for range 200_000 {
+		take(t, s, c)
+	}
+	if n := testing.AllocsPerRun(1000, func() { s.Take(bg, c) }); n > 0 {
+		t.Errorf("a decision takes %v allocations", n)
+	}
+}
+
+func TestClosedChunk(t *testing.T) {
+	k := &chunk{limit: slow, size: 10}
+	k.left.Store(6)
+	if n := k.close(); n != 6 {
+		t.Errorf("closing a chunk with 6 left gave %d", n)
+	}
+	if n := k.close(); n != 0 {
+		t.Errorf("closing it again gave %d", n)
+	}
+	if _, ok := k.spend(1); ok || k.claim(1) != 0 {
+		t.Error("a closed chunk was spent")
+	}
+	if _, ok := k.put(1); ok {
+		t.Error("a closed chunk took tokens back")
+	}
+}
+
+// TestRemovedEntry has a request that found an entry before it was removed use the one that took its place.
+func TestRemovedEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, newRemote(t), Options{})
+		c := one(1)
+		take(t, s, c)
+		old := s.table.find(s.hash(&c), &c)
+		time.Sleep(2 * time.Second)
+		if s.table.find(s.hash(&c), &c) != nil {
+			t.Fatal("the entry is still there")
+		}
+		for range 100 {
+			if _, err := s.ask(bg, &c, s.hash(&c), old); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if old.lease.Load() != nil || s.held(c) == nil {
+			t.Error("quota was leased where nobody finds it")
+		}
+	})
+}
+
+// TestReturning fetches no chunk while one is on its way back, so that no process holds more than two.
+func TestReturning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		take(t, s, one(4000))
+		warm(t, s, one(1), 50)
+		below.set(func(c *quota.Charge) fault {
+			if c.Op == quota.OpRefund {
+				return fault{before: 90 * time.Millisecond}
+			}
+			return fault{}
+		})
+		for len(below.seen()) == 0 || s.held(one(1)) != nil { // until the give-back is under way
+			time.Sleep(time.Millisecond)
+		}
+		for range 50 {
+			if d := take(t, s, one(1)); d.Source != quota.FromStore {
+				t.Fatalf("%+v while a chunk is on its way back", d)
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+		warm(t, s, one(1), 50)
+	})
+}
+
+// TestLateCombined has a take paid in part by the lease whose end comes before the store's answer.
+func TestLateCombined(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		warm(t, s, one(1), 50)
+		left := s.left(one(1))
+		k := s.held(one(1))
+		before := below.net()
+		for range 9 { // in use until shortly before its end
+			time.Sleep(100 * time.Millisecond)
+			take(t, s, one(1))
+			left--
+		}
+		below.seen()
+		below.set(always(fault{after: 150 * time.Millisecond}))
+		d := take(t, s, one(2000))
+		if !d.Allowed || d.Source != quota.FromStore || d.Charged != 2000 {
+			t.Errorf("%+v", d)
+		}
+		if calls := below.seen(); len(calls) != 2 || calls[0].Cost != 2000-left || calls[1].Cost != 2000 {
+			t.Errorf("the store was asked %+v", calls)
+		}
+		if below.net()-before < 2000 {
+			t.Errorf("%d were charged", below.net()-before)
+		}
+		// One that is over pays for nothing.
+		again := &chunk{limit: slow, size: 10, until: k.until}
+		again.left.Store(10)
+		s.table.find(s.hash(&quota.Charge{Limit: slow, Key: "team/agent"}), &quota.Charge{Limit: slow, Key: "team/agent"}).lease.Store(again)
+		below.set(nil)
+		below.seen()
+		take(t, s, one(1000))
+		if calls := below.seen(); len(calls) != 1 || calls[0].Cost != 1000 {
+			t.Errorf("the store was asked %+v", calls)
+		}
+	})
+}
+
+// TestNotSent tells callers of a chunk that could not be asked for in time that nothing was charged.
+func TestNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, &stuck{remote: below}, Options{})
+		warm(t, s, one(1), 50)
+		for s.left(one(1)) > 0 {
+			take(t, s, one(1))
+		}
+		s.inner.(*stuck).on.Store(true)
+		_, err := s.Take(bg, one(1))
+		wantErr(t, err, quota.ErrUnavailable, "500ms")
+	})
+}
+
+// stuck sends nothing until the context ends.
+type stuck struct {
+	*remote
+	on atomic.Bool
+}
+
+func (s *stuck) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if s.on.Load() {
+		<-ctx.Done()
+		return quota.Decision{}, ctx.Err()
+	}
+	return s.remote.Take(ctx, c)
+}

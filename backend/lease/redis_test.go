@@ -1,0 +1,87 @@
+package lease
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/backend/goredis"
+	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one of them
+// through a line that loses replies. Their ledgers together are what was charged.
+func TestFleetOnRedis(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
+	proxy.Inject(redistest.Fault{Action: redistest.DropReply, Match: redistest.Commands("EVALSHA"), Probability: 0.05, Seed: 1})
+	const n, capacity = 4, 200_000
+	limit := bucket(capacity, 1, 10*time.Minute) // no refill during the test
+	fleet := quota.Charge{Limit: limit, Key: "fleet"}
+	var stores []*Store
+	for i := range n {
+		addr := server.Addr()
+		if i == 0 {
+			addr = proxy.Addr()
+		}
+		client := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true, MaxRetries: -1})
+		t.Cleanup(func() { client.Close() })
+		below, err := goredis.New(client, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stores = append(stores, open(t, below, Options{Instances: instances(n)}))
+	}
+	var admitted, errors, leased atomic.Int64
+	var workers sync.WaitGroup
+	for i, s := range stores {
+		for g := range 8 {
+			workers.Go(func() {
+				c := fleet
+				c.Cost = int64(1 + (i+g)%3)
+				for {
+					d, err := s.Take(bg, c)
+					switch {
+					case err != nil:
+						errors.Add(1)
+					case !d.Allowed:
+						return
+					default:
+						admitted.Add(c.Cost)
+						if d.Source == quota.FromLease {
+							leased.Add(1)
+						}
+					}
+				}
+			})
+		}
+	}
+	workers.Wait()
+	if errors.Load() == 0 {
+		t.Error("no reply was lost: the test shows less than it should")
+	}
+	for _, s := range stores[1:] {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	proxy.Clear()
+	peek := fleet
+	peek.Op = quota.OpPeek
+	d := take(t, stores[0].Unwrap(), peek)
+	charged := capacity - d.Remaining
+	t.Logf("%d admitted, %d of the decisions leased, %d charged, %d errors", admitted.Load(), leased.Load(), charged, errors.Load())
+	if admitted.Load() > charged {
+		t.Errorf("%d were admitted and %d charged", admitted.Load(), charged)
+	}
+	if lost := charged - admitted.Load(); lost > errors.Load()*capacity/part/n {
+		t.Errorf("%d were charged and not admitted", lost)
+	}
+	if leased.Load() < 10_000 {
+		t.Errorf("%d decisions were leased", leased.Load())
+	}
+}

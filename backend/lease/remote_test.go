@@ -1,0 +1,155 @@
+package lease
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// remote stands for a store at a distance: it keeps a ledger of what was charged and given back, takes its time, and fails
+// as a test wants. It is prompt.
+type remote struct {
+	quota.Store
+	// fault is asked about each call; nil lets all pass at once.
+	fault func(c *quota.Charge) fault
+
+	mu      sync.Mutex
+	calls   []quota.Charge
+	charged int64 // by takes and debits that the store granted, less what was refunded
+	closed  int
+}
+
+// fault is what happens to one call.
+type fault struct {
+	before, after time.Duration // on the way there and back
+	refused       bool
+	lost          bool // the reply
+	frozen        bool // nothing is executed and nothing answered
+	deaf          bool // it ignores the context
+}
+
+func newRemote(t testing.TB) *remote {
+	s := local.New(nil)
+	t.Cleanup(func() { s.Close() })
+	return &remote{Store: s}
+}
+
+func (r *remote) Prompt() bool { return true }
+
+func (r *remote) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed++
+	return nil
+}
+
+func (r *remote) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	var out [1]quota.Decision
+	err := r.TakeAll(ctx, []quota.Charge{c}, out[:])
+	return out[0], err
+}
+
+func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	var f fault
+	r.mu.Lock()
+	if r.fault != nil {
+		f = r.fault(&cs[0])
+	}
+	r.calls = append(r.calls, cs...)
+	r.mu.Unlock()
+	if f.deaf {
+		ctx = context.WithoutCancel(ctx)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if f.refused {
+		return fmt.Errorf("test: %w", quota.ErrUnavailable)
+	}
+	if f.frozen {
+		f.before = time.Hour
+	}
+	if err := linger(ctx, f.before); err != nil {
+		return fmt.Errorf("test: %w: %w", quota.ErrIndeterminate, err)
+	}
+	r.mu.Lock()
+	err := r.Store.TakeAll(bg, cs, out)
+	if err == nil && quota.Granted(out) {
+		for i := range cs {
+			switch cs[i].Op {
+			case quota.OpTake, quota.OpDebit:
+				r.charged += cs[i].Cost
+			case quota.OpRefund:
+				r.charged -= cs[i].Cost
+			}
+		}
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := linger(ctx, f.after); err != nil || f.lost {
+		return fmt.Errorf("test: %w: the reply is lost", quota.ErrIndeterminate)
+	}
+	return nil
+}
+
+// linger waits, unless the context ends first.
+func linger(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// set changes what happens to calls.
+func (r *remote) set(fault func(c *quota.Charge) fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = fault
+}
+
+// always is a fault of every call.
+func always(f fault) func(*quota.Charge) fault { return func(*quota.Charge) fault { return f } }
+
+// seen returns the calls since the last time.
+func (r *remote) seen() []quota.Charge {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	calls := r.calls
+	r.calls = nil
+	return calls
+}
+
+// net returns what was charged and not given back.
+func (r *remote) net() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.charged
+}
+
+// gate keeps everything from a store once it is shut.
+type gate struct {
+	quota.Store
+	shut atomic.Bool
+}
+
+func (g *gate) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if g.shut.Load() {
+		return quota.Decision{}, fmt.Errorf("test: %w", quota.ErrUnavailable)
+	}
+	return g.Store.Take(ctx, c)
+}
