@@ -51,6 +51,11 @@
 // sequence of charges that was found to show it, and the seed: FLEETQUOTA_SEED in the environment repeats
 // the random choices. FLEETQUOTA_FULL=1 makes the suite search ten times as long.
 //
+// # Algorithms
+//
+// [Algorithm] does the same for a rule of one's own: A1 to A7 are the rules of [quota.Algorithm], A8 to A17 what
+// the types around it say. Where it has Lua, and a redis-server is there, Lua is compared with Go.
+//
 // # Reports
 //
 // With a directory in FLEETQUOTA_CONFORMANCE_REPORT, Run leaves a [Report] there as JSON.

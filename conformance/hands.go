@@ -39,7 +39,8 @@ func reusedCharges(t *trial) {
 		}
 		return cs0, got, err
 	}
-	for pass := range 2 { // the second repeats the ids of the first
+	for pass := range 2 { // the second repeats the ids of the first, in other slices
+		cs, out = make([]quota.Charge, n), make([]quota.Decision, n)
 		for i := range 30 {
 			cs0, got, err := call(i)
 			for r := t.retry(); transient(err) && r.again(); {

@@ -2,8 +2,10 @@ package conformance
 
 import (
 	"testing"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // graded makes stores that decide fewer keys in one step.
@@ -23,6 +25,18 @@ func TestRun(t *testing.T) {
 	t.Run("any keys", func(t *testing.T) {
 		t.Parallel()
 		Run(t, newMemory().harness())
+	})
+	t.Run("any keys, in the preset", func(t *testing.T) {
+		t.Parallel()
+		m := newMemory()
+		h := Harness{Name: "NewCAS over memory in resilience.Standard", Open: func(t testing.TB, o Opening) quota.Store {
+			s, err := resilience.Standard(m.open(t, o), resilience.FailClosed(nil), &resilience.StandardOptions{Timeout: 10 * time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}}
+		Run(t, h)
 	})
 	t.Run("one group", func(t *testing.T) {
 		t.Parallel()

@@ -17,10 +17,12 @@ import (
 // etcd, DynamoDB, bbolt. [NewCAS] makes a Store of it. Methods may be called concurrently.
 type KV interface {
 	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's
-	// time; an absent entry has an empty Value. Keys are UTF-8 without ASCII spaces and control bytes.
+	// time, read when the snapshot was taken or later. An absent entry has an empty Value, and so has one
+	// whose TTL has passed, though it is still there. Keys are UTF-8 without ASCII spaces and control bytes.
 	Load(ctx context.Context, keys []string) ([]Entry, Micros, error)
 	// Swap makes all changes in one step, if every Old is still what Load returned, and reports whether
-	// it did. An error means that the outcome is unknown, unless it is one of this package's errors.
+	// it did. An error means that the outcome is unknown, unless it is one of this package's errors: where
+	// the context ended and nothing was written, wrap ErrUnavailable around the context's error.
 	Swap(ctx context.Context, changes []Change) (swapped bool, err error)
 }
 
@@ -31,7 +33,8 @@ type Entry struct {
 	Revision string
 }
 
-// Change is one compare-and-swap. Where Value equals Old.Value the comparison still counts.
+// Change is one compare-and-swap. Where Value equals Old.Value the comparison still counts, and nothing is
+// written: the entry keeps the TTL that it has.
 type Change struct {
 	Old   Entry
 	Value string        // the new value; "" deletes
@@ -52,7 +55,7 @@ type CASOptions struct {
 // NewCAS returns a Store over a KV. It loads, decides with [Apply], and swaps; where the swap did not
 // apply because something changed, it tries again after a short random pause. An error of Swap is
 // ErrIndeterminate and never tried again. Denials and peeks do not swap. Close closes the KV if it is
-// an [io.Closer].
+// an [io.Closer]. A Store that has transactions may make a KV of each, and call NewCAS on it.
 func NewCAS(kv KV, o *CASOptions) (Store, error) {
 	if o == nil {
 		o = &CASOptions{}

@@ -4,7 +4,7 @@ package quota
 // Redis hosts the algorithm by compare-and-swap, in two.
 type Scripted interface {
 	// Lua returns the body of a Lua 5.1 function with the meaning of Decide. It is pure arithmetic: no
-	// redis.call, no globals but the library's floor, ceil, min and max. Its parameters are
+	// redis.call, no globals but floor, ceil, min, max and the table library. Its parameters are
 	//
 	//	u, a, b, c, tail   the state: Unit (0 in the zero State), A, B, C; Tail as a table, or nil
 	//	op, cost, at, now  the request: Op as a number, Cost (2^52 for any above), At; the time

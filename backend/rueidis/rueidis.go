@@ -7,6 +7,11 @@
 //
 // A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
 //
+// While four scripts to a server, or to a slot of a cluster, are under way, further charges and lists wait for the
+// first of them and go together in the next, each decided by itself and in order. A caller's context bounds
+// that wait: who leaves before the send is not charged, after it the outcome is unknown. Errors that several
+// callers got from one call have a method RoundTrip, which tells policies so.
+//
 // # At most once
 //
 // rueidis does not retry scripts, with one exception that cannot be seen in a client that is handed in:
