@@ -58,6 +58,14 @@ func TestReadmePrograms(t *testing.T) {
 		switch b.language {
 		case "go":
 			programs++
+			if strings.Contains(b.text, "\nfunc Test") {
+				file := filepath.Join(t.TempDir(), "main_test.go")
+				if err := os.WriteFile(file, []byte(b.text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				command(t, "go", "test", file)
+				continue
+			}
 			if i+1 == len(blocks) || blocks[i+1].language != "text" {
 				t.Errorf("a program without its output:\n%s", b.text)
 				continue
@@ -101,10 +109,11 @@ func TestReadmeCommands(t *testing.T) {
 				t.Errorf("-h prints\n%s", out)
 			}
 		},
-		"go -C bench test -bench . -count 5": func(t *testing.T) {
-			out := command(t, "go", "-C", "bench", "test", "-bench", "Hot", "-benchtime", "1x")
-			if strings.Count(out, "ns/op") != 4 {
-				t.Errorf("it prints\n%s", out)
+		"go -C bench run . -readme ../README.md": func(t *testing.T) {
+			dir := t.TempDir()
+			command(t, "go", "-C", "bench", "run", ".", "-quick", "-only", "local", "-out", dir)
+			if b, err := os.ReadFile(filepath.Join(dir, "RESULTS.md")); err != nil || !strings.Contains(string(b), "\n## Targets\n") {
+				t.Errorf("it writes %q, %v", b, err)
 			}
 		},
 	}

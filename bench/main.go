@@ -1,0 +1,135 @@
+// Command bench compares this library with others on the same work and writes what it found as a table and
+// charts. It is a module of its own, so that what it compares with is not among the library's dependencies.
+//
+//	go -C bench run .          # about 20 minutes: writes RESULTS.md and charts/
+//	go -C bench run . -quick   # every measurement once and briefly: shows that it works, the figures mean nothing
+//
+// It needs Go, and for the comparison on Redis redis-server 7.0 or newer in the PATH; it starts its own servers on
+// free loopback ports. -only local,redis,cluster,latency,growth chooses sections, and the files then have no
+// others. -out is the directory to write to. -readme names a file between whose markers the headlines go.
+//
+// Every subject comes once in every count, in a new random order, so that what else happens on the machine
+// befalls all alike. The figures are medians over the counts. A subject that fails, or does not come to an end, is
+// reported as such, and the others go on.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fleetquota/fleetquota/internal/redistest"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// sectionNames are what -only chooses from, in their order in the report.
+var sectionNames = []string{"local", "redis", "cluster", "latency", "growth"}
+
+func run(ctx context.Context, args []string, log io.Writer) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	var (
+		quick  = flags.Bool("quick", false, "measure everything once and briefly; the figures mean nothing")
+		only   = flags.String("only", strings.Join(sectionNames, ","), "the `sections` to run")
+		out    = flags.String("out", ".", "the `directory` for RESULTS.md and charts/")
+		readme = flags.String("readme", "", "a `file` between whose markers the headlines go")
+		counts = flags.Int("count", 5, "how often everything is measured")
+		long   = flags.Duration("time", 300*time.Millisecond, "how long one measurement takes")
+		limit  = flags.Duration("limit", time.Minute, "after how long a subject that does not come to an end is given up")
+	)
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	chosen := strings.Split(*only, ",")
+	for _, name := range chosen {
+		if !slices.Contains(sectionNames, name) {
+			return fmt.Errorf("-only %q; accepted: %s", name, strings.Join(sectionNames, ","))
+		}
+	}
+	if *counts < 1 || *long <= 0 || *limit <= 0 || flags.NArg() > 0 {
+		return fmt.Errorf("-count, -time and -limit must be positive, and there are no other arguments; got %d, %v, %v and %q", *counts, *long, *limit, flags.Args())
+	}
+	r := &runner{ctx: ctx, log: log, counts: *counts, long: *long, limit: *limit, size: full, endless: map[string]error{}}
+	if *quick {
+		r.counts, r.long, r.size = 1, 4*time.Millisecond, small
+	}
+	machine := thisMachine(time.Now())
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	started := time.Now()
+
+	if slices.Contains(chosen, "local") {
+		r.local()
+	}
+	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" }); len(chosen) > 0 {
+		if err := redistest.Available(); err != nil {
+			r.miss("Redis: there is no redis-server: " + err.Error())
+		} else if err := r.onServers(dir, chosen, &machine); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		r.miss("what came after an interruption")
+	}
+	machine.took, machine.counts, machine.size = time.Since(started), r.counts, r.size
+	return write(*out, *readme, &report{machine, &r.results, r.missed})
+}
+
+// onServers runs the sections that need Redis.
+func (r *runner) onServers(dir string, chosen []string, m *machine) error {
+	if slices.ContainsFunc(chosen, func(s string) bool { return s != "cluster" }) {
+		at, stop, err := launchServer(dir)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		info, err := at.masters[0].Info("server")
+		if err != nil {
+			return err
+		}
+		m.redis = info["redis_version"]
+		for _, section := range chosen {
+			switch section {
+			case "redis":
+				r.redis(at)
+				if _, err := exec.LookPath("redis-benchmark"); err != nil {
+					r.miss("redis-benchmark: it is not in the PATH")
+				} else {
+					r.redisBenchmarks(at)
+				}
+			case "latency":
+				r.latency(at)
+			case "growth":
+				r.growth(at)
+			}
+		}
+		stop()
+	}
+	if slices.Contains(chosen, "cluster") && r.ctx.Err() == nil {
+		at, stop, err := launchCluster(filepath.Join(dir, "cluster"))
+		if err != nil {
+			return err
+		}
+		defer stop()
+		r.cluster(at)
+	}
+	return nil
+}

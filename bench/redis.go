@@ -1,0 +1,348 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-redis/redis_rate/v10"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+	"github.com/throttled/throttled/v2/store/goredisstore.v9"
+	ululeredis "github.com/ulule/limiter/v3/drivers/store/redis"
+
+	"github.com/fleetquota/fleetquota/backend/goredis"
+	"github.com/fleetquota/fleetquota/backend/lease"
+	fleetrueidis "github.com/fleetquota/fleetquota/backend/rueidis"
+	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// The names of subjects that targets refer to.
+const (
+	onRueidis     = "fleetquota on rueidis"
+	leasedRueidis = "fleetquota, leases on rueidis"
+	rueidisINCR   = "floor: rueidis INCR"
+	redisRateAuto = "redis_rate, auto-pipelined"
+)
+
+// Where a client has settings, a peer is there once with each that can be the best for it.
+var redisSubjects = []subject{
+	{"fleetquota on go-redis", ours, func(n numbers, at *target) (take, func(), error) {
+		client := goRedis(at)
+		store, err := goredis.New(client, nil)
+		return opened(store, err, n, func() { client.Close() })
+	}},
+	{onRueidis, ours, func(n numbers, at *target) (take, func(), error) {
+		store, end, err := rueidisStore(at)
+		return opened(store, err, n, end)
+	}},
+	{leasedRueidis, leased, func(n numbers, at *target) (take, func(), error) {
+		below, end, err := rueidisStore(at)
+		if err != nil {
+			return nil, nil, err
+		}
+		store, err := lease.New(below, &lease.Options{Instances: func() int64 { return 1 }})
+		return opened(store, err, n, end)
+	}},
+	{"redis_rate", peer, func(n numbers, at *target) (take, func(), error) {
+		client := goRedis(at)
+		return redisRate(redis_rate.NewLimiter(client), n), func() { client.Close() }, nil
+	}},
+	{redisRateAuto, peer, func(n numbers, at *target) (take, func(), error) {
+		client, auto, err := autoPipelined(at)
+		if err != nil {
+			return nil, nil, err
+		}
+		return redisRate(redis_rate.NewLimiter(auto), n), func() { client.Close() }, nil
+	}},
+	{"ulule/limiter", peer, func(n numbers, at *target) (take, func(), error) {
+		client := goRedis(at)
+		store, err := ululeredis.NewStore(client)
+		return ululeTake(store, n), func() { client.Close() }, err
+	}},
+	{"ulule/limiter, auto-pipelined", peer, func(n numbers, at *target) (take, func(), error) {
+		client, auto, err := autoPipelined(at)
+		if err != nil {
+			return nil, nil, err
+		}
+		store, err := ululeredis.NewStore(auto)
+		return ululeTake(store, n), func() { client.Close() }, err
+	}},
+	{"throttled", peer, func(n numbers, at *target) (take, func(), error) { // takes no auto-pipelining client
+		client := goRedis(at)
+		store, err := goredisstore.NewCtx(client, "throttled:")
+		if err != nil {
+			return nil, nil, err
+		}
+		t, _, err := throttledTake(store, n)
+		return t, func() { client.Close() }, err
+	}},
+	{"floor: go-redis INCR", floor, func(_ numbers, at *target) (take, func(), error) {
+		client := goRedis(at)
+		return func(ctx context.Context, key string) (bool, error) {
+			return true, client.Incr(ctx, key).Err()
+		}, func() { client.Close() }, nil
+	}},
+	{"floor: go-redis INCR, auto-pipelined", floor, func(_ numbers, at *target) (take, func(), error) {
+		client, auto, err := autoPipelined(at)
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(ctx context.Context, key string) (bool, error) {
+			return true, auto.Incr(ctx, key).Err()
+		}, func() { client.Close() }, nil
+	}},
+	{rueidisINCR, floor, rueidisFloor(func(c rueidis.Client, key string) rueidis.Completed {
+		return c.B().Incr().Key(key).Build()
+	})},
+	{"floor: rueidis, a script that returns 1", floor, rueidisScript("return 1")},
+	{"floor: rueidis, a script of GET and SET", floor, rueidisScript(getAndSet)},
+}
+
+const getAndSet = `local n = redis.call("GET", KEYS[1]) or 0; redis.call("SET", KEYS[1], n + 1, "PX", 3600000) return n`
+
+// opened uses a store as programs do; end closes the client under it.
+func opened(store quota.Store, err error, n numbers, end func()) (take, func(), error) {
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := throughLimiter(store, n)
+	return t, func() { store.Close(); end() }, err
+}
+
+func goRedis(at *target) redis.UniversalClient {
+	if at.cluster {
+		return redis.NewClusterClient(&redis.ClusterOptions{Addrs: at.addrs(), ContextTimeoutEnabled: true})
+	}
+	return redis.NewClient(&redis.Options{Addr: at.addrs()[0], ContextTimeoutEnabled: true})
+}
+
+func autoPipelined(at *target) (redis.UniversalClient, *redis.AutoPipeliner, error) {
+	client := goRedis(at)
+	auto, err := client.(interface {
+		AutoPipeline() (*redis.AutoPipeliner, error)
+	}).AutoPipeline()
+	return client, auto, err
+}
+
+func newRueidis(at *target) (rueidis.Client, error) {
+	return rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: at.addrs(), AlwaysPipelining: true, DisableCache: true, ForceSingleClient: !at.cluster,
+		ClusterOption: rueidis.ClusterOption{MaxMovedRedirections: 3},
+	})
+}
+
+func rueidisStore(at *target) (quota.Store, func(), error) {
+	client, err := newRueidis(at)
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := fleetrueidis.New(client, nil)
+	return store, client.Close, err
+}
+
+func redisRate(l *redis_rate.Limiter, n numbers) take {
+	limit := redis_rate.Limit{Rate: 1, Period: n.period, Burst: int(n.capacity)}
+	return func(ctx context.Context, key string) (bool, error) {
+		r, err := l.Allow(ctx, key, limit)
+		return err == nil && r.Allowed > 0, err
+	}
+}
+
+func rueidisFloor(command func(c rueidis.Client, key string) rueidis.Completed) func(numbers, *target) (take, func(), error) {
+	return func(_ numbers, at *target) (take, func(), error) {
+		client, err := newRueidis(at)
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(ctx context.Context, key string) (bool, error) {
+			return true, client.Do(ctx, command(client, key)).Error()
+		}, client.Close, nil
+	}
+}
+
+func rueidisScript(text string) func(numbers, *target) (take, func(), error) {
+	script := rueidis.NewLuaScript(text)
+	return func(_ numbers, at *target) (take, func(), error) {
+		client, err := newRueidis(at)
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(ctx context.Context, key string) (bool, error) {
+			return true, script.Exec(ctx, client, []string{key}, nil).Error()
+		}, client.Close, nil
+	}
+}
+
+// target is where Redis subjects do their work: one server, or the masters of a cluster.
+type target struct {
+	masters []*redistest.Server
+	cluster bool
+}
+
+// launchServer starts a server for the time of the measurements.
+func launchServer(dir string) (*target, func(), error) {
+	s, err := redistest.Launch(dir, redistest.Config{})
+	if err != nil {
+		return nil, nil, err
+	}
+	return &target{masters: []*redistest.Server{s}}, s.Stop, nil
+}
+
+// launchCluster starts a cluster of three masters. Its replicas are ended and forgotten: they would take their
+// part of the few processors.
+func launchCluster(dir string) (*target, func(), error) {
+	c, err := redistest.LaunchCluster(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	at := &target{cluster: true}
+	for _, n := range c.Nodes[:3] {
+		at.masters = append(at.masters, n.Server)
+	}
+	for _, replica := range c.Nodes[3:] {
+		replica.Stop()
+		for _, m := range at.masters {
+			if _, err := m.Do("CLUSTER", "FORGET", replica.ID); err != nil {
+				c.Stop()
+				return nil, nil, err
+			}
+		}
+	}
+	return at, c.Stop, nil
+}
+
+func (t *target) addrs() []string {
+	var list []string
+	for _, s := range t.masters {
+		list = append(list, s.Addr())
+	}
+	return list
+}
+
+// flush removes all keys and scripts.
+func (t *target) flush() error {
+	for _, s := range t.masters {
+		for _, command := range []string{"FLUSHALL", "SCRIPT FLUSH"} {
+			if _, err := s.Do(strings.Fields(command)...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sum adds numbers up from INFO of all masters.
+func (t *target) sum(section string, names ...string) (float64, error) {
+	total := 0.0
+	for _, s := range t.masters {
+		info, err := s.Info(section)
+		if err != nil {
+			return 0, err
+		}
+		for _, name := range names {
+			n, err := strconv.ParseFloat(info[name], 64)
+			if err != nil {
+				return 0, fmt.Errorf("INFO %s: %s: %w", section, name, err)
+			}
+			total += n
+		}
+	}
+	return total, nil
+}
+
+// cpu returns the processor time of the threads that execute commands.
+func (t *target) cpu() (time.Duration, error) {
+	seconds, err := t.sum("cpu", "used_cpu_sys_main_thread", "used_cpu_user_main_thread")
+	return time.Duration(seconds * float64(time.Second)), err
+}
+
+func (t *target) usedMemory() (float64, error) { return t.sum("memory", "used_memory") }
+
+// memoryUsage returns what MEMORY USAGE says of some key, times the Redis keys that a limit's key has.
+func (t *target) memoryUsage(keys int) (float64, error) {
+	total := 0.0
+	for _, s := range t.masters {
+		n, err := s.Do("DBSIZE")
+		if err != nil {
+			return 0, err
+		}
+		total += float64(n.(int64))
+	}
+	if total == 0 { // the script that returns 1
+		return 0, nil
+	}
+	key, err := t.masters[0].Do("RANDOMKEY")
+	if err != nil {
+		return 0, err
+	}
+	name, ok := key.(string)
+	if !ok {
+		return 0, errors.New("the server has no key any more")
+	}
+	bytes, err := t.masters[0].Do("MEMORY", "USAGE", name)
+	if err != nil {
+		return 0, err
+	}
+	n, ok := bytes.(int64)
+	if !ok {
+		return 0, errors.New("MEMORY USAGE of a key that is gone")
+	}
+	return float64(n) * max(1, float64(int(total/float64(keys)+0.5))), nil
+}
+
+// redisBenchmarks are what redis-benchmark does with 50 connections and 16 commands on end on each.
+var redisBenchmarks = []struct {
+	name    string
+	command []string
+}{
+	{"redis-benchmark: INCR", []string{"INCR", "agent-__rand_int__"}},
+	{"redis-benchmark: a script that returns 1", []string{"EVALSHA", "return 1", "1", "agent-__rand_int__"}},
+	{"redis-benchmark: a script of GET and SET", []string{"EVALSHA", getAndSet, "1", "agent-__rand_int__"}},
+}
+
+// redisBenchmark sends a command n times and returns how many a second. The second word of an EVALSHA is the
+// script's text.
+func redisBenchmark(ctx context.Context, at *target, n, keys int, command []string) (sample, error) {
+	command = slices.Clone(command)
+	if command[0] == "EVALSHA" {
+		sha, err := at.masters[0].Do("SCRIPT", "LOAD", command[1])
+		if err != nil {
+			return nil, err
+		}
+		command[1] = sha.(string)
+	}
+	args := append([]string{"-h", "127.0.0.1", "-p", strconv.Itoa(at.masters[0].Port()), "-c", "50", "-P", "16",
+		"-n", strconv.Itoa(n), "-r", strconv.Itoa(keys), "--csv"}, command...)
+	before, err := at.cpu()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "redis-benchmark", args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, err
+	}
+	after, err := at.cpu()
+	if err != nil {
+		return nil, err
+	}
+	lines, err := csv.NewReader(strings.NewReader(string(out))).ReadAll()
+	if err != nil || len(lines) == 0 || len(lines[len(lines)-1]) < 2 {
+		return nil, fmt.Errorf("redis-benchmark prints %q", out)
+	}
+	perSecond, err := strconv.ParseFloat(lines[len(lines)-1][1], 64)
+	if err != nil {
+		return nil, err
+	}
+	return sample{decisions: perSecond, serverCPU: micros(after-before) / float64(n)}, nil
+}
