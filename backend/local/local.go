@@ -222,7 +222,16 @@ func (s *Store) lock(sh *shard) quota.Micros {
 		return s.now()
 	}
 	now := s.now()
-	sh.mu.Lock()
+	// A goroutine that sleeps is woken at the cost of many decisions, so it looks again a few times before, and
+	// leaves the lock's cache line alone meanwhile: some 3 µs in all.
+	for try := 0; !sh.mu.TryLock(); try++ {
+		if try == 10 {
+			sh.mu.Lock()
+			break
+		}
+		for range 1000 {
+		}
+	}
 	now = max(now, sh.last)
 	sh.last = now
 	return now
