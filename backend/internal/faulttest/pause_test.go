@@ -2,6 +2,7 @@ package faulttest
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"testing"
@@ -47,7 +48,7 @@ func TestPaused(t *testing.T) {
 		t.Logf("%d charged late: %v", now-y.ok, y)
 		y.only(t, quota.ErrIndeterminate, quota.ErrOverloaded, quota.ErrUnavailable, errOdd)
 		for _, err := range y.examples {
-			if err != context.DeadlineExceeded {
+			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%v is neither of a class nor the context's own error", err)
 			}
 		}
