@@ -47,7 +47,7 @@ func newScript(text string) *script {
 	return &script{text: text, sha: hex.EncodeToString(sum[:])}
 }
 
-// scripts assembles and keeps the texts: one for each rule alone, one for each set of rules in a list.
+// scripts assembles and keeps the texts: for each rule alone, and for each set of rules in a batch or in lists.
 // Texts hold constants and kernels only; what users choose travels as arguments.
 type scripts struct {
 	clock, slack string
