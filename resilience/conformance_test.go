@@ -11,6 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/internal/redisfault"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
@@ -48,21 +49,7 @@ func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (
 		client := goredisclient.NewClient(&goredisclient.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		s, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
-		return inPreset(t, s, err), func(f conformance.Fault) {
-			proxy.Clear()
-			err := server.Resume()
-			switch f {
-			case conformance.Refused:
-				proxy.Inject(redistest.Fault{Action: redistest.DropRequest})
-			case conformance.LostReply:
-				proxy.Inject(redistest.Fault{Action: redistest.DropReply, Match: redistest.Commands("EVAL", "EVALSHA")})
-			case conformance.Frozen:
-				err = server.Pause()
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}
+		return inPreset(t, s, err), redisfault.Set(t, server, proxy)
 	}
 }
 

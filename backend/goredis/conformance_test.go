@@ -7,6 +7,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/internal/redisfault"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -33,21 +34,7 @@ func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (
 		proxy := redistest.StartProxy(t, server.Addr())
 		client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
-		return open(t, client, o), func(f conformance.Fault) {
-			proxy.Clear()
-			err := server.Resume()
-			switch f {
-			case conformance.Refused:
-				proxy.Inject(redistest.Fault{Action: redistest.DropRequest})
-			case conformance.LostReply:
-				proxy.Inject(redistest.Fault{Action: redistest.DropReply, Match: redistest.Commands("EVAL", "EVALSHA")})
-			case conformance.Frozen:
-				err = server.Pause()
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}
+		return open(t, client, o), redisfault.Set(t, server, proxy)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	fleetrueidis "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/internal/redisfault"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -44,21 +45,7 @@ func harness(name string, client rueidis.Client) conformance.Harness {
 func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
 	return func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
 		proxy := redistest.StartProxy(t, server.Addr())
-		return open(t, dial(t, false, proxy.Addr()), o), func(f conformance.Fault) {
-			proxy.Clear()
-			err := server.Resume()
-			switch f {
-			case conformance.Refused:
-				proxy.Inject(redistest.Fault{Action: redistest.DropRequest})
-			case conformance.LostReply:
-				proxy.Inject(redistest.Fault{Action: redistest.DropReply, Match: redistest.Commands("EVAL", "EVALSHA")})
-			case conformance.Frozen:
-				err = server.Pause()
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}
+		return open(t, dial(t, false, proxy.Addr()), o), redisfault.Set(t, server, proxy)
 	}
 }
 
