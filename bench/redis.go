@@ -134,10 +134,14 @@ func autoPipelined(at *target) (redis.UniversalClient, *redis.AutoPipeliner, err
 }
 
 func newRueidis(at *target) (rueidis.Client, error) {
-	return rueidis.NewClient(rueidis.ClientOption{
+	o := rueidis.ClientOption{
 		InitAddress: at.addrs(), AlwaysPipelining: true, DisableCache: true, ForceSingleClient: !at.cluster,
 		ClusterOption: rueidis.ClusterOption{MaxMovedRedirections: 3},
-	})
+	}
+	if at.cluster {
+		o.MaxFlushDelay = 20 * time.Microsecond // as backend/rueidis sets it, and better for the floor too
+	}
+	return rueidis.NewClient(o)
 }
 
 func rueidisStore(at *target) (quota.Store, func(), error) {

@@ -42,6 +42,9 @@ const (
 	topologyInterval = 5 * time.Second
 	// redirections bounds how often a call is sent on by nodes of a cluster that disagree.
 	redirections = 3
+	// flushDelay is how long scripts to a node of a cluster, where few share a slot and with it a batch, may
+	// wait for others to be written with them. Nothing waits where only one call is under way.
+	flushDelay = 20 * time.Microsecond
 )
 
 // options returns the client's options. ConnLifetime stays 0, see the package documentation.
@@ -64,6 +67,9 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 		ClusterOption: rueidis.ClusterOption{MaxMovedRedirections: redirections},
 		// A single server is not asked for a cluster's slots.
 		ForceSingleClient: !c.Cluster && c.Master == "",
+	}
+	if c.Cluster {
+		o.MaxFlushDelay = flushDelay
 	}
 	if c.Master != "" {
 		o.Sentinel = rueidis.SentinelOption{

@@ -25,6 +25,8 @@ func TestOptions(t *testing.T) {
 			o.ConnWriteTimeout != 100*time.Millisecond, o.Dialer.Timeout != time.Second, o.Dialer.KeepAlive != time.Second, o.DialCtxFn == nil,
 			o.ClientSetInfo == nil, len(o.ClientSetInfo) != 0:
 			t.Errorf("%s: %+v", text, o)
+		case c.Cluster != (o.MaxFlushDelay == 20*time.Microsecond), !c.Cluster && o.MaxFlushDelay != 0:
+			t.Errorf("%s: MaxFlushDelay %v", text, o.MaxFlushDelay)
 		case c.Master != "" && (o.Sentinel.MasterSet != "m" || o.Sentinel.TopologyRefreshInterval != 5*time.Second || o.Sentinel.Dialer.Timeout != time.Second):
 			t.Errorf("%s: %+v", text, o.Sentinel)
 		}
