@@ -363,7 +363,13 @@ func (c *Cluster) settled() error {
 			if v.has("fail", "fail?", "handshake", "noaddr") {
 				return fmt.Errorf("%s: node %s is %v", n.Addr(), peer.Addr(), v.flags)
 			}
-			said = append(said, fmt.Sprint(peer.Addr(), v.has("master"), v.master, v.slots))
+			// A master that takes a slot before it knows all epochs may claim it with one that is taken: some
+			// nodes would never believe it. What a replica shows is its master's, late.
+			epoch := v.epoch
+			if !v.has("master") {
+				epoch = 0
+			}
+			said = append(said, fmt.Sprint(peer.Addr(), " of ", v.master, " in ", epoch, ": ", v.slots))
 		}
 		slices.Sort(said)
 		switch view := strings.Join(said, "\n"); {
