@@ -103,6 +103,7 @@ type worker struct {
 	asked, allowed int
 	latencies      histogram
 	err            error
+	_              [64]byte // the next one's counters lie in another cache line
 }
 
 func (w *worker) ask(ctx context.Context, t take, key string) {
