@@ -3,13 +3,12 @@ package algorithm_test
 import (
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -21,29 +20,14 @@ const (
 
 // size returns n, or twenty times as many steps where the whole suite was asked for (./test -full).
 func size(n int) int {
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
+	if testrun.Full() {
 		return 20 * n
 	}
 	return n
 }
 
-// random returns a source whose seed a failure prints; FLEETQUOTA_SEED replays it.
-func random(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
+// random returns a generator whose seed a failing test prints.
+var random = testrun.Random
 
 type kind int
 

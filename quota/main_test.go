@@ -5,9 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -30,27 +29,11 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// sized returns the size of a test: the reduced one unless FLEETQUOTA_FULL=1.
-func sized(reduced, whole int) int {
-	if os.Getenv("FLEETQUOTA_FULL") == "1" { // asked here, where go test sees it and does not answer from its cache
-		return whole
-	}
-	return reduced
-}
+// sized returns the size of a test.
+var sized = testrun.Sized
 
-// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
-func random(t testing.TB) *rand.Rand {
-	seed := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
+// random returns a generator whose seed a failing test prints.
+var random = testrun.Random
 
 var bg = context.Background()
 

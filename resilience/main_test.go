@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
 )
@@ -33,27 +32,11 @@ func TestMain(m *testing.M) {
 
 var bg = context.Background()
 
-// sized returns the size of a test: the reduced one unless FLEETQUOTA_FULL=1.
-func sized(reduced, whole int) int {
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
-		return whole
-	}
-	return reduced
-}
+// sized returns the size of a test.
+var sized = testrun.Sized
 
-// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
-func random(t testing.TB) *rand.Rand {
-	seed := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
+// random returns a generator whose seed a failing test prints.
+var random = testrun.Random
 
 func bucket(name string, tokens, refill int64, per time.Duration) *quota.Limit {
 	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, refill, per))))

@@ -2,15 +2,13 @@ package lease
 
 import (
 	"context"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -18,27 +16,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var bg = context.Background()
 
-// sized returns the size of a test: the reduced one unless FLEETQUOTA_FULL=1.
-func sized(reduced, whole int) int {
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
-		return whole
-	}
-	return reduced
-}
+// sized returns the size of a test.
+var sized = testrun.Sized
 
-// seedOf returns the seed of a test, which a failing one prints; FLEETQUOTA_SEED replays it.
-func seedOf(t testing.TB) uint64 {
-	seed := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
-		}
-	})
-	return seed
-}
+// seedOf returns a seed that a failing test prints.
+var seedOf = testrun.Seed
 
 // bucket returns a limit of capacity tokens that gains refill tokens a period.
 func bucket(capacity, refill int64, per time.Duration) *quota.Limit {

@@ -2,9 +2,6 @@ package local
 
 import (
 	"context"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -19,27 +17,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var bg = context.Background()
 
-// sized returns the size of a test: the reduced one unless FLEETQUOTA_FULL=1.
-func sized(reduced, whole int) int {
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
-		return whole
-	}
-	return reduced
-}
+// sized returns the size of a test.
+var sized = testrun.Sized
 
-// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
-func random(t testing.TB) *rand.Rand {
-	seed := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
+// random returns a generator whose seed a failing test prints.
+var random = testrun.Random
 
 // clock is a clock that tests move.
 type clock struct{ micros atomic.Int64 }

@@ -2,13 +2,11 @@ package engine
 
 import (
 	"context"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -63,16 +61,5 @@ func window(limit int64) quota.Algorithm {
 // hidden is an algorithm whose Lua the store does not see.
 type hidden struct{ quota.Algorithm }
 
-// random returns a generator whose seed a failing test prints; FLEETQUOTA_SEED replays it.
-func random(t testing.TB) *rand.Rand {
-	seed := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
+// random returns a generator whose seed a failing test prints.
+var random = testrun.Random

@@ -5,8 +5,6 @@ package enginetest
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -150,28 +149,14 @@ func packed(it *quota.Item) string {
 	return string(text)
 }
 
-// seed returns a seed that a failing test prints; FLEETQUOTA_SEED replays it.
-func seed(t testing.TB) uint64 {
-	n := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		var err error
-		if n, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", n)
-		}
-	})
-	return n
-}
+// seed returns a seed that a failing test prints.
+var seed = testrun.Seed
 
 // sized returns the size of a test: whole with FLEETQUOTA_FULL=1, and a quarter under the race detector
 // without, which is slow.
 func sized(usual, whole int) int {
 	switch {
-	case os.Getenv("FLEETQUOTA_FULL") == "1":
+	case testrun.Full():
 		return whole
 	case raceEnabled:
 		return usual / 4

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -27,6 +26,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -418,30 +418,11 @@ func (y *tally) more(t testing.TB, n int64) {
 	until(t, "calls to be granted", func() bool { return y.granted() >= before+n })
 }
 
-// seed returns a seed that a failing test prints; FLEETQUOTA_SEED replays it.
-func seed(t testing.TB) uint64 {
-	n := rand.Uint64()
-	if s := os.Getenv("FLEETQUOTA_SEED"); s != "" {
-		var err error
-		if n, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with FLEETQUOTA_SEED=%d", n)
-		}
-	})
-	return n
-}
+// seed returns a seed that a failing test prints.
+var seed = testrun.Seed
 
-// sized returns the size of a test: whole with FLEETQUOTA_FULL=1.
-func sized(usual, whole int) int {
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
-		return whole
-	}
-	return usual
-}
+// sized returns the size of a test.
+var sized = testrun.Sized
 
 func ok(t testing.TB, err error) {
 	t.Helper()
