@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -13,7 +14,8 @@ import (
 )
 
 // Charges that come while enough scripts are in flight wait for one to land, and then go together in the
-// next: no timer, and no wait where there is no load.
+// next: no timer, and no wait where there is no load. Before a script leaves, its goroutine lets those that
+// can run do so: callers that one reply woke come again together, and most would miss it by a moment.
 const (
 	maxFlying = 4  // scripts in flight for one lane
 	maxBatch  = 64 // charges in one script
@@ -21,10 +23,11 @@ const (
 
 // A lane is what gathers: a server, or a slot of a cluster. Its lock is never held across I/O.
 type lane struct {
-	mu      sync.Mutex
-	flying  int
-	waiting []*batch
-	closed  bool
+	mu       sync.Mutex
+	flying   int
+	boarding bool // a caller is about to send, and takes along who waits
+	waiting  []*batch
+	closed   bool
 }
 
 // A batch is what goes together: charges in one script, and lists of charges in another.
@@ -72,6 +75,7 @@ func (s *Store) gather(ctx context.Context, p *plan, c *quota.Charge) (d quota.D
 	u := &unit{plan: p, charge: *c}
 	b := l.batch(ctx, 1)
 	b.units = append(b.units, u)
+	s.depart(l)
 	l.mu.Unlock()
 	if err := l.wait(ctx, b, &u.gone); err != nil {
 		return quota.Decision{}, err
@@ -95,6 +99,7 @@ func (s *Store) gatherList(ctx context.Context, q *list) error {
 	private := &list{plans: q.plans, charges: slices.Clone(q.charges), decisions: make([]quota.Decision, len(q.charges))}
 	b := l.batch(ctx, len(q.charges))
 	b.lists = append(b.lists, private)
+	s.depart(l)
 	l.mu.Unlock()
 	if err := l.wait(ctx, b, &private.gone); err != nil {
 		return err
@@ -103,20 +108,37 @@ func (s *Store) gatherList(ctx context.Context, q *list) error {
 	return private.err
 }
 
-// enter takes a free place in the lane. Where there is none it leaves the lane locked, for who joins a batch.
+// enter takes a free place in the lane for a caller that goes alone. Where there is none, or others wait, it
+// leaves the lane locked, for who joins a batch.
 func (l *lane) enter() (free bool, err error) {
 	l.mu.Lock()
+	if !l.closed && !l.boarding && l.flying < maxFlying {
+		l.boarding = true
+		l.mu.Unlock()
+		runtime.Gosched()
+		l.mu.Lock()
+		l.boarding = false
+		free = len(l.waiting) == 0 && l.flying < maxFlying
+	}
 	switch {
 	case l.closed:
-		err = errClosed
-	case l.flying < maxFlying:
+		free, err = false, errClosed
+	case free:
 		l.flying++
-		free = true
 	default:
 		return false, nil
 	}
 	l.mu.Unlock()
 	return free, err
+}
+
+// depart sends what waits while places are free, but leaves it to a caller who is about to send.
+func (s *Store) depart(l *lane) {
+	for !l.boarding && l.flying < maxFlying && len(l.waiting) > 0 {
+		l.flying++
+		b := l.next(nil)
+		s.flights.Go(func() { s.flyAll(l, b) })
+	}
 }
 
 // batch returns the batch that so many charges join, which wait until the end of ctx.
@@ -187,6 +209,7 @@ func (s *Store) landed(l *lane, stuck error) {
 func (s *Store) flyAll(l *lane, b *batch) {
 	for b != nil {
 		stuck := s.fly(b)
+		runtime.Gosched()
 		l.mu.Lock()
 		b = l.next(stuck)
 		l.mu.Unlock()

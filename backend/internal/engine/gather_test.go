@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -307,6 +308,30 @@ func TestStuck(t *testing.T) {
 			}
 		}
 		g.keys(t, 1, 1, 1, 1, 1, 3)
+		g.end()
+	})
+}
+
+// Callers that can run when one is about to send go along with it.
+func TestBoarding(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	synctest.Test(t, func(t *testing.T) {
+		g := newGathering(t, false, Options{})
+		for i := range 20 {
+			g.wg.Go(func() {
+				if _, err := g.store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint("a", i), Cost: 1}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		keys := 0
+		for _, c := range g.calls {
+			keys += c.keys
+		}
+		if keys != 20 || len(g.calls) == maxFlying {
+			t.Errorf("%d keys in %d scripts; want all 20 in fewer than %d", keys, len(g.calls), maxFlying)
+		}
 		g.end()
 	})
 }
