@@ -70,8 +70,8 @@ type Store struct {
 	closed  atomic.Bool
 	evicted atomic.Int64
 
-	lanes   []lane // one, or one for each slot; nil without batching
-	flights sync.WaitGroup
+	lanes   []Lane[asking] // one, or one for each slot; nil without batching
+	carrier Carrier[asking]
 
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
@@ -99,9 +99,10 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	}
 	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
 	if !o.NoBatching {
-		s.lanes = make([]lane, 1)
+		s.carrier = Carrier[asking]{Most: maxBatch, Fly: s.fly}
+		s.lanes = make([]Lane[asking], 1)
 		if cluster {
-			s.lanes = make([]lane, slots)
+			s.lanes = make([]Lane[asking], slots)
 		}
 	}
 	var err error
@@ -124,10 +125,10 @@ func (s *Store) Close() error {
 		return nil
 	}
 	for i := range s.lanes {
-		s.lanes[i].close()
+		s.lanes[i].Close()
 	}
 	err := s.client.Close()
-	s.flights.Wait()
+	s.carrier.Wait()
 	return err
 }
 

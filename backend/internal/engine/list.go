@@ -11,7 +11,6 @@ import (
 type list struct {
 	plans     []*plan
 	charges   []quota.Charge
-	gone      bool  // withdrawn from its batch: not sent
 	places    []int // of the charges' keys in a call
 	decisions []quota.Decision
 	err       error

@@ -19,16 +19,16 @@ type asked struct {
 
 // sendUnits decides units in one script. Where the numbers of a key's limit changed, the charges with the
 // other numbers follow in a script of their own.
-func (s *Store) sendUnits(ctx context.Context, b *batch, units []*unit) {
+func (s *Store) sendUnits(ctx context.Context, trip *Trip, units []*unit) {
 	for len(units) > 0 {
 		var keys []asked
 		keys, units = s.byKey(units)
-		s.sendKeys(ctx, b, keys)
+		s.sendKeys(ctx, trip, keys)
 	}
 }
 
 // sendKeys decides what is asked of keys in one script, or each key alone if that is refused because of some.
-func (s *Store) sendKeys(ctx context.Context, b *batch, keys []asked) {
+func (s *Store) sendKeys(ctx context.Context, trip *Trip, keys []asked) {
 	rules := make([]quota.Rule, 0, 4)
 	args := make([]any, 3, 3+2*len(keys)+3*cap(rules)+1)
 	for i := range keys {
@@ -54,11 +54,11 @@ func (s *Store) sendKeys(ctx context.Context, b *batch, keys []asked) {
 	case err == nil:
 		err = conclude(keys, r)
 	case len(keys) > 1 && ofSomeKeys(err):
-		each(len(keys), func(i int) { s.sendKeys(ctx, b, keys[i:i+1]) })
+		each(len(keys), func(i int) { s.sendKeys(ctx, trip, keys[i:i+1]) })
 		return
 	}
 	if err != nil {
-		err = b.shared(err)
+		err = trip.Shared(err)
 		for i := range keys {
 			for u := keys[i].first; u != nil; u = u.next {
 				u.err = err
