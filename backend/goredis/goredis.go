@@ -12,6 +12,10 @@
 // that wait: who leaves before the send is not charged, after it the outcome is unknown. Errors that several
 // callers got from one call have a method RoundTrip, which tells policies so.
 //
+// On a cluster, where few keys share a slot, scripts to a node that come while four calls to it are under way are
+// written together, as a pipeline of the node's client, which the hooks see that OnNewNode adds. Each is sent once all
+// the same.
+//
 // # At most once
 //
 // The client is used as it is given. Its own retries, which would charge again where a reply was lost,
@@ -54,7 +58,8 @@ type Options struct {
 	Strict bool
 	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
 	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
-	// together in the next: more decisions a second under load, and no wait without.
+	// together in the next, and scripts to a node of a cluster are written together in the same way: more
+	// decisions a second under load, and no wait without.
 	NoBatching bool
 	// Notice is told what an operator should know, see [quota.Notice]; nil is nobody.
 	Notice func(quota.Notice)
@@ -105,6 +110,9 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 		}
 		heedsDeadline = c.Options().ContextTimeoutEnabled
 		a.cluster, cluster = c, true
+		if !o.NoBatching {
+			a.pipelines = newPipelines()
+		}
 	default:
 		return nil, refused(fmt.Sprintf("a %T", client))
 	}
@@ -124,9 +132,10 @@ func refused(what string) error {
 
 // adapter is an engine.Client.
 type adapter struct {
-	client  redis.UniversalClient
-	cluster *redis.ClusterClient // nil unless it is one
-	owned   bool                 // Close closes the client
+	client    redis.UniversalClient
+	cluster   *redis.ClusterClient // nil unless it is one
+	pipelines *pipelines           // nil on a single server, and without batching
+	owned     bool                 // Close closes the client
 }
 
 // once is a command that the client sends once: retries are for commands that change nothing.
@@ -135,15 +144,28 @@ type once struct{ *redis.Cmd }
 func (once) NoRetry() bool { return true }
 
 func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, error) {
-	cmd := redis.NewCmd(ctx, args...)
-	if err := a.client.Process(ctx, once{cmd}); err != nil {
-		return nil, a.classify(ctx, err)
+	send := a.alone
+	if a.pipelines != nil {
+		send = a.piped
+	}
+	cmd, err := send(ctx, args)
+	if err != nil {
+		return nil, err
 	}
 	r, ok := cmd.Val().([]any)
 	if !ok {
 		return reply(nil), nil
 	}
 	return reply(r), nil
+}
+
+// alone sends a script by itself.
+func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
+	cmd := redis.NewCmd(ctx, args...)
+	if err := a.client.Process(ctx, once{cmd}); err != nil {
+		return nil, a.classify(ctx, err)
+	}
+	return cmd, nil
 }
 
 func (a *adapter) classify(ctx context.Context, err error) error {
@@ -193,6 +215,10 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 }
 
 func (a *adapter) Close() error {
+	if a.pipelines != nil {
+		a.pipelines.close()
+		defer a.pipelines.wait()
+	}
 	if !a.owned {
 		return nil
 	}

@@ -28,7 +28,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	switch {
 	case c.Cluster:
 		a.cluster = redis.NewClusterClient(clusterOptions(c))
-		a.client = a.cluster
+		a.client, a.pipelines = a.cluster, newPipelines()
 	case c.Master != "":
 		client := redis.NewFailoverClient(failoverOptions(c))
 		client.AddHook(definite{c.Master})

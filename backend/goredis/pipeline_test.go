@@ -1,0 +1,125 @@
+package goredis_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend/goredis"
+	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// counting counts the commands that came in pipelines.
+type counting struct{ piped atomic.Int64 }
+
+func (*counting) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (*counting) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (c *counting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		c.piped.Add(int64(len(cmds)))
+		return next(ctx, cmds)
+	}
+}
+
+// losing is a connection that dies at every so manyth read of all: what was written is done, and no reply comes.
+type losing struct {
+	net.Conn
+	reads *atomic.Int64
+}
+
+func (c losing) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.reads.Add(1)%50 == 0 {
+		c.Close()
+		return 0, &net.OpError{Op: "read", Net: "tcp", Err: syscall.ECONNRESET}
+	}
+	return n, err
+}
+
+// Calls to the nodes of a cluster are written together, and each is charged at most once, whatever is lost.
+func TestPipelines(t *testing.T) {
+	addrs := redistest.StartCluster(t).Addrs()
+	const keys, takes = 128, 20
+	limit := quota.Must(quota.NewLimit("n", quota.Must(algorithm.FixedWindow(1000, 24*time.Hour))))
+	for _, test := range []struct {
+		name              string
+		lossy, noBatching bool
+	}{{"all well", false, false}, {"replies lost", true, false}, {"without batching", false, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			var reads atomic.Int64
+			hook := &counting{}
+			o := &redis.ClusterOptions{Addrs: addrs, ContextTimeoutEnabled: true}
+			if test.lossy {
+				o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+					return losing{conn, &reads}, err
+				}
+			}
+			client := redis.NewClusterClient(o)
+			defer client.Close()
+			client.OnNewNode(func(node *redis.Client) { node.AddHook(hook) })
+			store := quota.Must(goredis.New(client, &goredis.Options{Prefix: "p:", NoBatching: test.noBatching}))
+			defer store.Close()
+
+			charge := func(i int) quota.Charge {
+				return quota.Charge{Limit: limit, Key: fmt.Sprint(test.name, i), Cost: 1}
+			}
+			var granted, unknown [keys]int64
+			var shared atomic.Int64
+			var wg sync.WaitGroup
+			for i := range keys {
+				wg.Go(func() {
+					for range takes {
+						d, err := store.Take(t.Context(), charge(i))
+						switch {
+						case err == nil && d.Allowed:
+							granted[i]++
+						case test.lossy && errors.Is(err, quota.ErrIndeterminate):
+							unknown[i]++
+							var trip interface{ RoundTrip() any }
+							if errors.As(err, &trip) && trip.RoundTrip() != nil {
+								shared.Add(1)
+							}
+						case test.lossy && errors.Is(err, quota.ErrUnavailable):
+						default:
+							t.Errorf("%+v, %v", d, err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if piped := hook.piped.Load(); (piped > keys) == test.noBatching {
+				t.Errorf("%d of %d commands were written with others", piped, keys*takes)
+			}
+			sound := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
+			defer sound.Close()
+			plain := quota.Must(goredis.New(sound, &goredis.Options{Prefix: "p:"}))
+			lost := int64(0)
+			for i := range keys {
+				c := charge(i)
+				c.Op = quota.OpPeek
+				d, err := plain.Take(t.Context(), c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				lost += unknown[i]
+				if charged := 1000 - d.Remaining; charged < granted[i] || charged > granted[i]+unknown[i] {
+					t.Errorf("key %d: %d were charged, %d granted, of %d it is not known", i, charged, granted[i], unknown[i])
+				}
+			}
+			if n := shared.Load(); (lost > 0) != test.lossy || (n > 0) != test.lossy {
+				t.Errorf("of %d it is not known, of %d for a call that they shared", lost, n)
+			}
+		})
+	}
+}
