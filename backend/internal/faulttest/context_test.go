@@ -64,13 +64,14 @@ func TestContext(t *testing.T) {
 	})
 }
 
-// TestPoolExhausted lets callers wait for the only connection longer than the client has patience.
+// TestPoolExhausted lets callers wait for the only connection longer than the client has patience. They go alone,
+// for together they may all go at once.
 func TestPoolExhausted(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	proxies := redistest.StartProxies(t, server.Addr())
 	to := single(server).through(proxies)
-	to.pool, to.timeout = 1, 500*time.Millisecond
+	to.pool, to.timeout, to.alone = 1, 500*time.Millisecond, true
 	s := libraries[0].open(t, to)
 	limit := yearly(plenty)
 	until(t, "the connection", func() bool { return !s.fails(quota.Charge{Limit: limit, Key: keys(1)[0], Op: quota.OpPeek}) })

@@ -65,6 +65,7 @@ type target struct {
 	user, password string
 	pool           int           // connections, of clients that have a pool; 0 is the client's own
 	timeout        time.Duration // of a dial, a read and a write; 0 is 2 s
+	alone          bool          // no call gathers with others
 	notice         func(quota.Notice)
 	clock          func() time.Time
 }
@@ -107,7 +108,7 @@ func dialGoredis(to target) (conn, error) {
 		o.Dialer = to.dialer
 	}
 	client := goredisclient.NewUniversalClient(o)
-	s, err := goredis.New(client, &goredis.Options{Notice: to.notice, Clock: to.clock})
+	s, err := goredis.New(client, &goredis.Options{NoBatching: to.alone, Notice: to.notice, Clock: to.clock})
 	if err != nil {
 		client.Close()
 		return conn{}, err
@@ -136,7 +137,7 @@ func dialRueidis(to target) (conn, error) {
 	if err != nil {
 		return conn{}, err
 	}
-	s, err := rueidis.New(client, &rueidis.Options{Notice: to.notice, Clock: to.clock})
+	s, err := rueidis.New(client, &rueidis.Options{NoBatching: to.alone, Notice: to.notice, Clock: to.clock})
 	if err != nil {
 		client.Close()
 		return conn{}, err
