@@ -30,6 +30,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -115,7 +116,7 @@ func newLimiter(env backend.Env, fleet int64) (*quota.Limiter, error) {
 func guard(store quota.Store, a quota.Algorithm, fleet int64) (quota.Store, error) {
 	fallback := resilience.FailWithError()
 	if fleet > 0 {
-		if s, ok := a.(quota.Sharer); ok {
+		if s, ok := a.(driver.Sharer); ok {
 			if _, err := s.Share(fleet); err != nil {
 				return nil, fmt.Errorf("fleetquota: FLEET_SIZE is %d: %w", fleet, err)
 			}

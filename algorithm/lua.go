@@ -2,7 +2,7 @@ package algorithm
 
 import _ "embed"
 
-// The Lua twins, see quota.Scripted. The Go beside them is the law.
+// The Lua twins, see driver.Scripted. The Go beside them is the law.
 var (
 	//go:embed tokenbucket.lua
 	tokenBucketLua string
@@ -14,14 +14,14 @@ var (
 	fixedWindowLua string
 )
 
-// Lua implements quota.Scripted.
+// Lua implements driver.Scripted.
 func (*tokenBucket) Lua() string { return tokenBucketLua }
 
-// Lua implements quota.Scripted.
+// Lua implements driver.Scripted.
 func (*slidingWindow) Lua() string { return slidingWindowLua }
 
-// Lua implements quota.Scripted.
+// Lua implements driver.Scripted.
 func (*slidingLog) Lua() string { return slidingLogLua }
 
-// Lua implements quota.Scripted.
+// Lua implements driver.Scripted.
 func (*fixedWindow) Lua() string { return fixedWindowLua }

@@ -5,13 +5,14 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var (
-	_ quota.Sharer = (*tokenBucket)(nil)
-	_ quota.Sharer = (*fixedWindow)(nil)
-	_ quota.Sharer = (*slidingWindow)(nil)
-	_ quota.Sharer = (*slidingLog)(nil)
+	_ driver.Sharer = (*tokenBucket)(nil)
+	_ driver.Sharer = (*fixedWindow)(nil)
+	_ driver.Sharer = (*slidingWindow)(nil)
+	_ driver.Sharer = (*slidingLog)(nil)
 )
 
 // Share is exact: n shares together gain what the whole bucket does. It fails where the share's period, n

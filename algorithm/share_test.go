@@ -8,11 +8,12 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 func share(t testing.TB, a quota.Algorithm, n int64) (quota.Algorithm, error) {
 	t.Helper()
-	s, ok := a.(quota.Sharer)
+	s, ok := a.(driver.Sharer)
 	if !ok {
 		t.Fatalf("%s gives no share", a.Spec().Rule)
 	}
@@ -227,4 +228,4 @@ func TestShareCarriesStateOver(t *testing.T) {
 	})
 }
 
-var _ quota.Sharer = quota.Must(algorithm.GCRA(1, 1, time.Second)).(quota.Sharer)
+var _ driver.Sharer = quota.Must(algorithm.GCRA(1, 1, time.Second)).(driver.Sharer)

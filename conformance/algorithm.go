@@ -34,8 +34,8 @@ import (
 //	A12 Debt       a debit is always allowed and charged in full, down to Spec.Debt
 //	A13 Refund     a refund gives back what it names, never more than was charged, and nothing of long ago
 //	A14 Reset      a reset makes the key fresh
-//	A15 Lua        a quota.Scripted decides in Lua as in Go; needs a redis-server
-//	A16 Share      n shares of a quota.Sharer get no more than the whole, of the same Rule
+//	A15 Lua        a driver.Scripted decides in Lua as in Go; needs a redis-server
+//	A16 Share      n shares of a driver.Sharer get no more than the whole, of the same Rule
 //	A17 Forecast   a quota.Forecaster promises nothing later than a queue gets it, and more never earlier
 //
 // The search is random and starts at the boundaries. A failure shows the shortest trace found, and the seed:
@@ -91,8 +91,8 @@ var (
 	a12 = &rule{"A12", "Debt", "a debit is always allowed and charged in full, down to Spec.Debt"}
 	a13 = &rule{"A13", "Refund", "a refund gives back what it names, never more than was charged, and nothing of long ago"}
 	a14 = &rule{"A14", "Reset", "a reset makes the key fresh"}
-	a15 = &rule{"A15", "Lua", "a quota.Scripted decides in Lua as in Go"}
-	a16 = &rule{"A16", "Share", "n shares of a quota.Sharer get no more than the whole, of the same Rule"}
+	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go"}
+	a16 = &rule{"A16", "Share", "n shares of a driver.Sharer get no more than the whole, of the same Rule"}
 	a17 = &rule{"A17", "Forecast", "a quota.Forecaster promises nothing later than a queue gets it, and more never earlier"}
 )
 

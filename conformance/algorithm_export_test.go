@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // ExamineAlgorithm returns what Algorithm finds about the first of the algorithms, which may be broken.
@@ -12,7 +13,7 @@ func ExamineAlgorithm(t *testing.T, seed uint64, algorithms ...quota.Algorithm) 
 	p.walks /= 3
 	p.search()
 	for _, r := range algorithmRules {
-		if _, scripted := algorithms[0].(quota.Scripted); r == a15 && scripted {
+		if _, scripted := algorithms[0].(driver.Scripted); r == a15 && scripted {
 			p.lua(t)
 		}
 		found = append(found, p.result(r))

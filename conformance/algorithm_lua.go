@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/fleetquota/fleetquota/internal/redistest"
-	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 //go:embed algorithm.lua
@@ -16,9 +16,9 @@ var luaText string
 
 // lua decides in Lua, on a redis-server of its own, what was decided on the way.
 func (p *prober) lua(t *testing.T) {
-	scripted, ok := p.family[0].(quota.Scripted)
+	scripted, ok := p.family[0].(driver.Scripted)
 	if !ok {
-		p.skips[a15] = "the algorithm is no quota.Scripted"
+		p.skips[a15] = "the algorithm is no driver.Scripted"
 		return
 	}
 	if len(p.seen) == 0 {
@@ -29,7 +29,7 @@ func (p *prober) lua(t *testing.T) {
 	p.guard(a15, func() {
 		kernel = scripted.Lua()
 		for i, a := range p.family {
-			if s, ok := a.(quota.Scripted); !ok || s.Lua() != kernel {
+			if s, ok := a.(driver.Scripted); !ok || s.Lua() != kernel {
 				p.fail(a15, "got: another Lua text, or none, from %+v; want: one text for a Rule", p.specs[i])
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // check looks at the last move. Whatever it asks beyond, no store would keep.
@@ -75,14 +76,14 @@ func (x *situation) checkState() {
 		return
 	}
 	s := &x.answer
-	_, scripted := x.algorithm().(quota.Scripted)
+	_, scripted := x.algorithm().(driver.Scripted)
 	for _, list := range [][]int64{{s.Unit, s.A, s.B, s.C}, s.Tail} {
 		for _, n := range list {
 			if n > exact || n < -exact {
 				x.fail(a10, "got: the state holds %d: %+v; want: numbers within ±2^53", n, *s)
 			}
 			if scripted && n < 0 {
-				x.fail(a10, "got: the state holds %d: %+v; want: no negative number in a state of a quota.Scripted", n, *s)
+				x.fail(a10, "got: the state holds %d: %+v; want: no negative number in a state of a driver.Scripted", n, *s)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 const (
@@ -62,7 +63,7 @@ func newProber(all []quota.Algorithm, i int, seed uint64) *prober {
 				p.add(a)
 			}
 		}
-		if s, ok := all[i].(quota.Sharer); ok {
+		if s, ok := all[i].(driver.Sharer); ok {
 			for _, n := range []int64{2, 7} {
 				if a, err := s.Share(n); err == nil && a != nil && a.Spec().Rule == own.Rule && a.Spec() != own {
 					p.add(a)

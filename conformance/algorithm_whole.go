@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // spec checks the spec, and reports whether there is something to search.
@@ -260,9 +261,9 @@ func greedy(a quota.Algorithm, span quota.Micros, steps int) (total int64, done 
 // share compares what shares get with what the whole gets.
 func (p *prober) share() {
 	a, spec := p.family[0], p.specs[0]
-	sharer, ok := a.(quota.Sharer)
+	sharer, ok := a.(driver.Sharer)
 	if !ok {
-		p.skips[a16] = "the algorithm is no quota.Sharer"
+		p.skips[a16] = "the algorithm is no driver.Sharer"
 		return
 	}
 	for _, n := range []int64{math.MinInt64, -1, 0, 1} {

@@ -9,6 +9,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var atomicCases = []testCase{
@@ -62,7 +63,7 @@ func budget(t *trial) {
 			l := t.named("tokens", k, numbers{capacity, 1, 100 * time.Hour})
 			var granted, unknown atomic.Int64
 			hs := t.handles(in, callers)
-			lists := atomicity(hs[0].store) != quota.OneKey
+			lists := atomicity(hs[0].store) != driver.OneKey
 			take := func(h *handle, cost int64, list bool) bool {
 				cs := []quota.Charge{{Limit: l, Key: "k", Cost: cost}}
 				if list && lists {
@@ -174,7 +175,7 @@ type linear struct{ places []place }
 func (m linear) step(state, in, out any) (bool, any) {
 	lines := strings.Split(state.(string), "\n")
 	cs, got := in.([]quota.Charge), out.([]quota.Decision)
-	items := make([]quota.Item, len(cs))
+	items := make([]driver.Item, len(cs))
 	at := make([]int, len(cs))
 	for i := range cs {
 		for j, p := range m.places {
@@ -183,12 +184,12 @@ func (m linear) step(state, in, out any) (bool, any) {
 			}
 		}
 		var err error
-		if items[i], err = quota.ParseItem(lines[at[i]]); err != nil {
+		if items[i], err = driver.ParseItem(lines[at[i]]); err != nil {
 			return false, state
 		}
 	}
 	want := make([]quota.Decision, len(cs))
-	if err := quota.Apply(cs, items, got[0].At, want); err != nil || differ(got, nil, want, nil) != "" {
+	if err := driver.Apply(cs, items, got[0].At, want); err != nil || differ(got, nil, want, nil) != "" {
 		return false, state
 	}
 	for i := range items {
@@ -210,7 +211,7 @@ func linearizable(t *trial) {
 			k := kinds[round%len(kinds)]
 			l := t.named("tokens", k, numbers{6, 1, 100 * time.Hour})
 			hs := t.handles(in, clients)
-			lists := atomicity(hs[0].store) != quota.OneKey
+			lists := atomicity(hs[0].store) != driver.OneKey
 			names := []string{"g/a", "g/b", "g/c"}
 			model := linear{}
 			for _, name := range names {

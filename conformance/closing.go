@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var closeCases = []testCase{
@@ -124,7 +125,7 @@ func goroutines(t *trial) {
 				t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
 				h.take(bg, c)
 			}
-			if atomicity(h.store) != quota.OneKey {
+			if atomicity(h.store) != driver.OneKey {
 				h.takeAll(bg, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
 			}
 			h.close()

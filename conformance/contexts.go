@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var contextCases = []testCase{
@@ -41,7 +42,7 @@ func doneContexts(t *trial) {
 				}
 				t.wantContext(ctx, name, "Take", []quota.Charge{c}, []quota.Decision{d}, err)
 				list := []quota.Charge{c}
-				if atomicity(h.store) != quota.OneKey {
+				if atomicity(h.store) != driver.OneKey {
 					list = append(list, quota.Charge{Limit: l, Key: "g/other", Cost: 1, ID: id})
 				}
 				ds, err := h.takeAll(ctx, list...)

@@ -19,7 +19,7 @@
 //
 // S1 to S8 are those of the [quota.Store], with its numbers:
 //
-//	S1 Meaning       verdicts are those of quota.Apply on the stored states at one time, the store's
+//	S1 Meaning       verdicts are those of driver.Apply on the stored states at one time, the store's
 //	S2 AllOrNothing  a list is charged whole or not at all
 //	S3 Traceless     a denied list and a peek change nothing
 //	S4 AtMostOnce    a call that returns nil charged once; one that returns an error charged nothing, unless the error is ErrIndeterminate

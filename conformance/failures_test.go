@@ -333,7 +333,7 @@ func TestRulesAreDocumented(t *testing.T) {
 			continue
 		}
 		seen[c.rule] = true
-		// quota.Apply is Apply there.
+		// driver.Apply is Apply there.
 		text := strings.ReplaceAll(plain(c.rule.text), "quota.apply", "apply")
 		if !strings.Contains(plain(string(doc)), plain(c.rule.id+" "+c.rule.name+" ")) || !strings.Contains(strings.ReplaceAll(plain(string(doc)), "quota.apply", "apply"), text) {
 			t.Errorf("doc.go does not list %s %s: %s", c.rule.id, c.rule.name, c.rule.text)

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var gradedCases = []testCase{
@@ -18,7 +19,7 @@ var gradedCases = []testCase{
 func longestList(t *trial) {
 	needLists(t)
 	format := "g/%d"
-	if atomicity(t.open(Opening{}).store) == quota.AnyKeys {
+	if atomicity(t.open(Opening{}).store) == driver.AnyKeys {
 		format = "g%d"
 	}
 	l := t.named("tokens", tokenBucket, numbers{10, 1, 1e9})
@@ -58,11 +59,11 @@ func refusedIDs(t *trial) {
 func beyond(t *trial) {
 	h := t.open(Opening{})
 	grade := atomicity(h.store)
-	if grade == quota.AnyKeys {
+	if grade == driver.AnyKeys {
 		t.excusef("the store decides any keys in one step, says its Atomicity")
 	}
 	keys := []string{"g0/a", "g1/a", "g2/a", "g3/a", "g4/a", "g0/b", "g1/b"}
-	if grade == quota.OneKey {
+	if grade == driver.OneKey {
 		keys = append(keys, "g0/c", "g0/d", "g0/e")
 	}
 	l := t.named("tokens", goOnly, numbers{limit: 12})

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var handsCases = []testCase{
@@ -19,7 +20,7 @@ func reusedCharges(t *trial) {
 	l := t.named("tokens", tokenBucket, numbers{1 << 20, 10, time.Second})
 	junk := t.named("junk", tokenBucket, numbers{1 << 20, 10, time.Second})
 	n := 2
-	if atomicity(p.first.store) == quota.OneKey {
+	if atomicity(p.first.store) == driver.OneKey {
 		n = 1
 	}
 	cs, out := make([]quota.Charge, n), make([]quota.Decision, n)

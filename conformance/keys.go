@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var keyCases = []testCase{
@@ -145,7 +146,7 @@ func otherRules(t *trial) {
 			for op := quota.OpTake; op <= quota.OpReset; op++ {
 				add(op%2 == 0, quota.Charge{Limit: is, Key: "k", Cost: 1, Op: op})
 			}
-			if atomicity(t.open(Opening{}).store) != quota.OneKey {
+			if atomicity(t.open(Opening{}).store) != driver.OneKey {
 				add(true, quota.Charge{Limit: good, Key: "k", Cost: 1}, quota.Charge{Limit: is, Key: "k", Cost: 1})
 				add(true, quota.Charge{Limit: is, Key: "k", Cost: 1}, quota.Charge{Limit: good, Key: "k", Cost: 1})
 			}

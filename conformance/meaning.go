@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var meaningCases = func() (cs []testCase) {
@@ -68,7 +69,7 @@ func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {
 
 // needLists skips a case for stores that decide single charges alone.
 func needLists(t *trial) {
-	if atomicity(t.open(Opening{}).store) == quota.OneKey {
+	if atomicity(t.open(Opening{}).store) == driver.OneKey {
 		t.excusef("the store decides one key in a step, says its Atomicity")
 	}
 }

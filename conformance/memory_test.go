@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // memory is a server in memory, as a KV: handles on one name of data share it, it heeds the suite's clock, and it can be
@@ -38,7 +39,7 @@ func (m *memory) open(t testing.TB, o Opening) quota.Store {
 	return s
 }
 
-func (m *memory) breakable(t testing.TB, o Opening, options *quota.CASOptions) (quota.Store, *connection) {
+func (m *memory) breakable(t testing.TB, o Opening, options *driver.CASOptions) (quota.Store, *connection) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.data[o.Data] == nil {
@@ -48,7 +49,7 @@ func (m *memory) breakable(t testing.TB, o Opening, options *quota.CASOptions) (
 		o.Clock = time.Now
 	}
 	c := &connection{shelf: m.data[o.Data], clock: o.Clock, thaw: make(chan struct{})}
-	s, err := quota.NewCAS(c, options)
+	s, err := driver.NewCAS(c, options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,30 +98,30 @@ func (c *connection) meet(ctx context.Context) (executed bool, err error) {
 	return true, nil
 }
 
-func (c *connection) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micros, error) {
+func (c *connection) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	if _, err := c.meet(ctx); err != nil {
 		return nil, 0, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := quota.Micros(c.clock().UnixMicro())
-	out := make([]quota.Entry, len(keys))
+	out := make([]driver.Entry, len(keys))
 	for i, k := range keys {
 		out[i] = c.get(k, now)
 	}
 	return out, now, nil
 }
 
-func (s *shelf) get(key string, now quota.Micros) quota.Entry {
+func (s *shelf) get(key string, now quota.Micros) driver.Entry {
 	e, ok := s.entries[key]
 	if ok && e.expires <= now {
 		delete(s.entries, key)
 		e = entry{}
 	}
-	return quota.Entry{Key: key, Value: e.value, Revision: strconv.Itoa(e.version)}
+	return driver.Entry{Key: key, Value: e.value, Revision: strconv.Itoa(e.version)}
 }
 
-func (c *connection) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
+func (c *connection) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	executed, broken := c.meet(ctx)
 	if !executed {
 		return false, broken

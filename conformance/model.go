@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // model is what a store must hold, as far as answers tell: for each limit and key the states that explain
@@ -24,7 +25,7 @@ type place struct{ name, key string }
 
 // held is a state that a store may hold, until a time at least.
 type held struct {
-	quota.Item
+	driver.Item
 	until quota.Micros
 }
 
@@ -71,7 +72,7 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 	next := make([][]held, len(cs))
 	right := false
 	for pick := range min(n, most) {
-		items := make([]quota.Item, len(cs))
+		items := make([]driver.Item, len(cs))
 		from := make([]held, len(cs))
 		for i, rest := 0, pick; i < len(cs); i++ {
 			from[i] = options[i][rest%len(options[i])]
@@ -79,7 +80,7 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 			rest /= len(options[i])
 		}
 		want := make([]quota.Decision, len(cs))
-		failed := quota.Apply(cs, items, now, want)
+		failed := driver.Apply(cs, items, now, want)
 		if diff := differ(got, err, want, failed); diff != "" {
 			if wrong == "" {
 				wrong = diff
@@ -100,7 +101,7 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 	for i := range cs {
 		m.learn(placeOf(&cs[i]), next[i])
 	}
-	if err == nil && cs[0].ID != "" && quota.Granted(got) && !quota.OnlyPeeks(cs) {
+	if err == nil && cs[0].ID != "" && quota.Granted(got) && !driver.OnlyPeeks(cs) {
 		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, quota.IDWindow)}
 	}
 	return ""
@@ -156,7 +157,7 @@ func after(now quota.Micros, span time.Duration) quota.Micros {
 
 // check returns what is wrong with the answer to charges whose id was granted, or "".
 func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string {
-	if !slices.EqualFunc(g.charges, cs, quota.SameCharge) {
+	if !slices.EqualFunc(g.charges, cs, driver.SameCharge) {
 		if !errors.Is(err, quota.ErrInvalid) {
 			return fmt.Sprintf("the id was granted to%s\n%s\n\twant quota.ErrInvalid", show(g.charges), answer(got, err))
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // shape says what random traces look like.
@@ -104,7 +105,7 @@ type generator struct {
 	t        *trial
 	p        *player
 	rng      *rand.Rand
-	grade    quota.Atomicity
+	grade    driver.Atomicity
 	kinds    map[string]kind
 	limits   map[string]*quota.Limit
 	left     map[place]int64
@@ -123,7 +124,7 @@ func (g *generator) step(id int, before []step) step {
 		}
 	}
 	n := 1
-	if g.list > 1 && g.grade != quota.OneKey && g.rng.IntN(2) == 0 {
+	if g.list > 1 && g.grade != driver.OneKey && g.rng.IntN(2) == 0 {
 		n = 2 + g.rng.IntN(g.list-1)
 	}
 	taken := map[place]bool{}
@@ -151,7 +152,7 @@ var (
 
 func (g *generator) charge(id int) charge {
 	keys := grouped
-	if g.grade == quota.AnyKeys && !g.ids {
+	if g.grade == driver.AnyKeys && !g.ids {
 		keys = spread
 	}
 	name := fmt.Sprint("limit", g.rng.IntN(g.shape.limits))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Run tests a backend. It ends the test at once if the harness is not complete.
@@ -123,17 +124,17 @@ func (s *suite) report(tb testing.TB) *Report {
 	return r
 }
 
-var atomicityNames = [...]string{quota.AnyKeys: "any keys", quota.OneGroup: "one group", quota.OneKey: "one key"}
+var atomicityNames = [...]string{driver.AnyKeys: "any keys", driver.OneGroup: "one group", driver.OneKey: "one key"}
 
-func atomicity(s quota.Store) quota.Atomicity {
-	if g, ok := s.(quota.Graded); ok {
-		return min(g.Atomicity(), quota.OneKey)
+func atomicity(s quota.Store) driver.Atomicity {
+	if g, ok := s.(driver.Graded); ok {
+		return min(g.Atomicity(), driver.OneKey)
 	}
-	return quota.AnyKeys
+	return driver.AnyKeys
 }
 
 func isPrompt(s quota.Store) bool {
-	p, ok := s.(quota.Prompt)
+	p, ok := s.(driver.Prompt)
 	return ok && p.Prompt()
 }
 

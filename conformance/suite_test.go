@@ -5,15 +5,16 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // graded makes stores that decide fewer keys in one step.
-func (m *memory) graded(a quota.Atomicity) Harness {
+func (m *memory) graded(a driver.Atomicity) Harness {
 	h := m.harness()
 	h.Name += ", " + atomicityNames[a]
 	h.Open = func(t testing.TB, o Opening) quota.Store {
-		s, _ := m.breakable(t, o, &quota.CASOptions{Atomicity: a})
+		s, _ := m.breakable(t, o, &driver.CASOptions{Atomicity: a})
 		return s
 	}
 	h.Fault = nil
@@ -40,11 +41,11 @@ func TestRun(t *testing.T) {
 	})
 	t.Run("one group", func(t *testing.T) {
 		t.Parallel()
-		Run(t, newMemory().graded(quota.OneGroup))
+		Run(t, newMemory().graded(driver.OneGroup))
 	})
 	t.Run("one key", func(t *testing.T) {
 		t.Parallel()
-		h := newMemory().graded(quota.OneKey)
+		h := newMemory().graded(driver.OneKey)
 		h.Lacks = []Lack{{IDs, "an id needs two keys in one step"}}
 		Run(t, h)
 	})

@@ -57,16 +57,6 @@ type Forecaster interface {
 	Forecast(d Decision, n int64) time.Duration
 }
 
-// A Sharer is an Algorithm that can be split among the instances of a fleet: each keeps a share on its own
-// while they cannot ask the store they have in common.
-type Sharer interface {
-	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down but at least 1,
-	// and of the rate, never more than an n-th. The same rule, so that a state carries over from one share
-	// to another. An n of 1 or less is the whole. It fails with ErrInvalid where the share is too slow for
-	// the rule's numbers.
-	Share(n int64) (Algorithm, error)
-}
-
 // Rule names a rule and the layout of its state, such as "tb1": letters, digits, '.', '_' and '-', in
 // ASCII, padded with zero bytes. The zero Rule stands for no state. A new layout has a new Rule.
 type Rule [8]byte
@@ -80,8 +70,8 @@ func (r Rule) String() string {
 	return string(r[:n])
 }
 
-// valid reports whether r is a name that can be written and read back.
-func (r Rule) valid() bool {
+// Valid reports whether r is a name that stores can write and read back.
+func (r Rule) Valid() bool {
 	n := len(r.String())
 	for i, c := range r {
 		if i < n && !nameByte(c) || i >= n && c != 0 {
@@ -109,8 +99,11 @@ type State struct {
 	Tail    []int64 // the rule's list, at most MaxTail numbers; never modified in place
 }
 
-// MaxTail is the most numbers that State.Tail may hold.
-const MaxTail = 8192
+// Bounds of a State.
+const (
+	MaxTail   = 8192    // the most numbers of State.Tail
+	MaxNumber = 1 << 53 // the largest magnitude of a number: integers are exact in a double up to here
+)
 
 // IsZero reports whether s is the zero State.
 func (s *State) IsZero() bool { return s.Unit == 0 }

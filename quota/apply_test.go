@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // randomCharge returns a charge of any operation to a key of a few; its cost is around what the limit holds.
@@ -59,19 +60,19 @@ func someLimits() []*quota.Limit {
 }
 
 // shelf keeps items by limit and key, as the simplest of stores would.
-type shelf map[string]quota.Item
+type shelf map[string]driver.Item
 
 func shelfKey(c quota.Charge) string { return c.Limit.Name() + " " + c.Key }
 
-func (s shelf) items(cs []quota.Charge) []quota.Item {
-	items := make([]quota.Item, len(cs))
+func (s shelf) items(cs []quota.Charge) []driver.Item {
+	items := make([]driver.Item, len(cs))
 	for i, c := range cs {
 		items[i] = s[shelfKey(c)]
 	}
 	return items
 }
 
-func (s shelf) put(cs []quota.Charge, items []quota.Item) {
+func (s shelf) put(cs []quota.Charge, items []driver.Item) {
 	for i, it := range items {
 		if it.Write {
 			it.Write = false
@@ -85,7 +86,7 @@ func (s shelf) put(cs []quota.Charge, items []quota.Item) {
 // apply decides and keeps a list.
 func (s shelf) apply(cs []quota.Charge, now quota.Micros, out []quota.Decision) error {
 	items := s.items(cs)
-	if err := quota.Apply(cs, items, now, out); err != nil {
+	if err := driver.Apply(cs, items, now, out); err != nil {
 		return err
 	}
 	s.put(cs, items)
@@ -104,7 +105,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			before := kept.items(cs)
 			items := slices.Clone(before)
 			out := make([]quota.Decision, len(cs))
-			if err := quota.Apply(cs, items, now, out); err != nil {
+			if err := driver.Apply(cs, items, now, out); err != nil {
 				t.Fatal(err)
 			}
 			one := make([]quota.Decision, len(cs)) // each charge alone, on the states before
@@ -149,10 +150,10 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	}
 }
 
-func mustDecide(t *testing.T, c quota.Charge, it *quota.Item, now quota.Micros) quota.Decision {
+func mustDecide(t *testing.T, c quota.Charge, it *driver.Item, now quota.Micros) quota.Decision {
 	t.Helper()
 	var d quota.Decision
-	if err := quota.ApplyOne(&c, it, now, &d); err != nil {
+	if err := driver.ApplyOne(&c, it, now, &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -181,21 +182,21 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 		mine := limitOf("n", r.name, 5, time.Second)
 		theirs := limitOf("n", rules[(i+1)%len(rules)].name, 5, time.Second)
 		fresh := quota.Charge{Limit: bucket("fresh", 5, time.Second), Key: "k", Cost: 1}
-		var held quota.Item
+		var held driver.Item
 		mustDecide(t, quota.Charge{Limit: theirs, Key: "k", Cost: 1}, &held, epoch)
 		held.Write = false
 		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
-			items := []quota.Item{{}, held}
+			items := []driver.Item{{}, held}
 			out := make([]quota.Decision, 2)
-			err := quota.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, epoch, out)
+			err := driver.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, epoch, out)
 			if !errors.Is(err, quota.ErrMisconfigured) {
 				t.Fatalf("%s on a state of %s: %v, want ErrMisconfigured", r.name, held.Rule, err)
 			}
-			if !reflect.DeepEqual(items, []quota.Item{{}, held}) {
+			if !reflect.DeepEqual(items, []driver.Item{{}, held}) {
 				t.Errorf("items changed: %v", items)
 			}
 			it := held
-			if err := quota.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, epoch, new(quota.Decision)); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
+			if err := driver.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, epoch, new(quota.Decision)); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
 				t.Errorf("ApplyOne: %v, %v", err, it)
 			}
 		}

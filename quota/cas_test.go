@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-func newCAS(t testing.TB, kv quota.KV, o *quota.CASOptions) quota.Store {
+func newCAS(t testing.TB, kv driver.KV, o *driver.CASOptions) quota.Store {
 	t.Helper()
-	return must[quota.Store](t)(quota.NewCAS(kv, o))
+	return must[quota.Store](t)(driver.NewCAS(kv, o))
 }
 
 // TestStoresDecideAlike runs random histories on the local store, on the compare-and-swap adapter and on Apply itself: every
@@ -75,7 +76,7 @@ func TestCASKeepsUntilReset(t *testing.T) {
 		s := newCAS(t, kv, nil)
 		for i, op := range []quota.Op{quota.OpTake, quota.OpDebit} {
 			d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4, Op: op}))
-			if ttl := kv.swaps[i][0].TTL; ttl < d.ResetAfter || ttl > d.ResetAfter+quota.ExpirySlack {
+			if ttl := kv.swaps[i][0].TTL; ttl < d.ResetAfter || ttl > d.ResetAfter+driver.ExpirySlack {
 				t.Errorf("%s: TTL %v, ResetAfter %v", op, ttl, d.ResetAfter)
 			}
 		}
@@ -140,8 +141,8 @@ func TestCASRetries(t *testing.T) {
 	for _, attempts := range []int{0, 1, 3} {
 		synctest.Test(t, func(t *testing.T) {
 			kv := newKV(newClock().micros)
-			kv.deny = func([]quota.Change) bool { return true }
-			s := newCAS(t, kv, &quota.CASOptions{Attempts: attempts})
+			kv.deny = func([]driver.Change) bool { return true }
+			s := newCAS(t, kv, &driver.CASOptions{Attempts: attempts})
 			start := time.Now()
 			d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 			if !errors.Is(err, quota.ErrConflict) || d != (quota.Decision{}) {
@@ -227,19 +228,19 @@ func TestCASErrors(t *testing.T) {
 }
 
 // short is a KV that forgets entries.
-type short struct{ quota.KV }
+type short struct{ driver.KV }
 
-func (short) Load(context.Context, []string) ([]quota.Entry, quota.Micros, error) {
+func (short) Load(context.Context, []string) ([]driver.Entry, quota.Micros, error) {
 	return nil, epoch, nil
 }
 
 func TestNewCASRefuses(t *testing.T) {
 	kv := newKV(nil)
-	_, err := quota.NewCAS(nil, nil)
+	_, err := driver.NewCAS(nil, nil)
 	wantInvalid(t, err, "kv", "nil")
-	_, err = quota.NewCAS(kv, &quota.CASOptions{Attempts: -1})
+	_, err = driver.NewCAS(kv, &driver.CASOptions{Attempts: -1})
 	wantInvalid(t, err, "CASOptions.Attempts", "-1", "0 or more")
-	_, err = quota.NewCAS(kv, &quota.CASOptions{Atomicity: 3})
+	_, err = driver.NewCAS(kv, &driver.CASOptions{Atomicity: 3})
 	wantInvalid(t, err, "CASOptions.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
 }
 
@@ -253,12 +254,12 @@ func TestCASAtomicity(t *testing.T) {
 		"one, id":    {{Limit: l, Key: "g/a", Cost: 1, ID: "i"}},
 		"group, id":  {{Limit: l, Key: "g/a", Cost: 1, ID: "j"}, {Limit: l, Key: "g/b", Cost: 1, ID: "j"}},
 	}
-	for grade, crossing := range map[quota.Atomicity]string{
-		quota.AnyKeys: "", quota.OneGroup: "two groups", quota.OneKey: "one group|one key|two groups|one, id|group, id",
+	for grade, crossing := range map[driver.Atomicity]string{
+		driver.AnyKeys: "", driver.OneGroup: "two groups", driver.OneKey: "one group|one key|two groups|one, id|group, id",
 	} {
 		kv := newKV(newClock().micros)
-		s := newCAS(t, kv, &quota.CASOptions{Atomicity: grade})
-		if got := s.(quota.Graded).Atomicity(); got != grade {
+		s := newCAS(t, kv, &driver.CASOptions{Atomicity: grade})
+		if got := s.(driver.Graded).Atomicity(); got != grade {
 			t.Errorf("Atomicity = %v, want %v", got, grade)
 		}
 		for name, cs := range lists {
@@ -277,7 +278,7 @@ func TestCASAtomicity(t *testing.T) {
 func TestCASCloses(t *testing.T) {
 	l := bucket("n", 100, time.Hour)
 	kv := newKV(newClock().micros)
-	for _, kv := range []quota.KV{kv, struct{ quota.KV }{newKV(newClock().micros)}} {
+	for _, kv := range []driver.KV{kv, struct{ driver.KV }{newKV(newClock().micros)}} {
 		s := newCAS(t, kv, nil)
 		for range 2 {
 			if err := s.Close(); err != nil {

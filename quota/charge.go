@@ -29,13 +29,13 @@ type Charge struct {
 	ID string
 }
 
-// IDWindow is how long a store remembers the id of a grant, at least.
-const IDWindow = 5 * time.Minute
-
+// Bounds of calls.
 const (
-	// MaxCharges is the longest list of charges that one call takes.
-	MaxCharges = 64
-	maxID      = 128
+	MaxCharges = 64              // the longest list of charges
+	MaxKey     = 512             // the longest key, in bytes
+	IDWindow   = 5 * time.Minute // how long a store remembers the id of a grant, at least
+
+	maxID = 128
 )
 
 // Source says where a decision was made.
@@ -109,22 +109,6 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 	return c.Refund(d, d.Charged-actual)
 }
 
-// SameCharge reports whether a and b ask for the same: limit, key, cost, operation and time of the receipt.
-func SameCharge(a, b Charge) bool {
-	return a.Limit.handle == b.Limit.handle && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At
-}
-
-// OnlyPeeks reports whether a list changes nothing even where it is granted; stores do not remember the id
-// of such a list.
-func OnlyPeeks(cs []Charge) bool {
-	for i := range cs {
-		if cs[i].Op != OpPeek {
-			return false
-		}
-	}
-	return true
-}
-
 // Check returns an ErrInvalid, or ErrCrossSlot for an ID over several groups, unless the charges are
 // such as a Store takes: 1 to [MaxCharges] of them, valid keys, costs of at least 0, known operations,
 // no limit and key twice, one ID for all.
@@ -159,7 +143,7 @@ func (c *Charge) check() error {
 		return invalid("key", c.Key, keyForm)
 	case c.Cost < 0:
 		return invalid("cost", c.Cost, "0 or more")
-	case c.At < 0 || c.At > maxNumber:
+	case c.At < 0 || c.At > MaxNumber:
 		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
 	case c.Op >= opEnd:
 		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund or OpReset")

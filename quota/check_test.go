@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // badCharges are lists that no store may see.
@@ -108,7 +109,7 @@ func TestSameCharge(t *testing.T) {
 	c := quota.Charge{Limit: a, Key: "k", Cost: 1, Op: quota.OpRefund, At: 3, ID: "x"}
 	same := c
 	same.Limit, same.ID = again, "y" // the name is what a store keeps
-	if !quota.SameCharge(c, c) || !quota.SameCharge(c, same) {
+	if !driver.SameCharge(c, c) || !driver.SameCharge(c, same) {
 		t.Error("equal charges differ")
 	}
 	for name, change := range map[string]func(*quota.Charge){
@@ -116,7 +117,7 @@ func TestSameCharge(t *testing.T) {
 		"op": func(c *quota.Charge) { c.Op = quota.OpDebit }, "time": func(c *quota.Charge) { c.At++ },
 	} {
 		d := c
-		if change(&d); quota.SameCharge(c, d) {
+		if change(&d); driver.SameCharge(c, d) {
 			t.Errorf("another %s is the same charge", name)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -23,7 +24,7 @@ func golden(t *testing.T) []string {
 	var lines []string
 	for _, r := range rules {
 		l := limitOf("n", r.name, 10, 3*time.Second)
-		var it quota.Item
+		var it driver.Item
 		for _, step := range []struct {
 			name  string
 			after quota.Micros
@@ -70,7 +71,7 @@ func TestGoldenItems(t *testing.T) {
 			t.Errorf("%q, frozen is %q", got[i], lines.Text())
 		}
 		text := lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:]
-		it, err := quota.ParseItem(text)
+		it, err := driver.ParseItem(text)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 		} else if back := string(it.AppendText(nil)); text != "" && back != text {
@@ -92,25 +93,25 @@ func TestItemRoundTrip(t *testing.T) {
 		return n
 	}
 	for range sized(5000, 100_000) {
-		it := quota.Item{Rule: randomRule(r), State: quota.State{Unit: max(1, number()), A: number(), B: number(), C: number()}}
+		it := driver.Item{Rule: randomRule(r), State: quota.State{Unit: max(1, number()), A: number(), B: number(), C: number()}}
 		if r.IntN(3) == 0 {
 			for range 1 + r.IntN(20) {
 				it.State.Tail = append(it.State.Tail, number())
 			}
 		}
 		text := string(it.AppendText(nil))
-		if got, err := quota.ParseItem(text); err != nil || !reflect.DeepEqual(got, it) {
+		if got, err := driver.ParseItem(text); err != nil || !reflect.DeepEqual(got, it) {
 			t.Fatalf("%+v is written as %q and read as %+v, %v", it, text, got, err)
 		}
 	}
-	long := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1, Tail: make([]int64, quota.MaxTail)}}
-	if got, err := quota.ParseItem(string(long.AppendText(nil))); err != nil || !reflect.DeepEqual(got, long) {
+	long := driver.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1, Tail: make([]int64, quota.MaxTail)}}
+	if got, err := driver.ParseItem(string(long.AppendText(nil))); err != nil || !reflect.DeepEqual(got, long) {
 		t.Errorf("the longest tail: %v", err)
 	}
-	if got, err := quota.ParseItem(""); err != nil || !reflect.DeepEqual(got, quota.Item{}) {
+	if got, err := driver.ParseItem(""); err != nil || !reflect.DeepEqual(got, driver.Item{}) {
 		t.Errorf("the empty text: %+v, %v", got, err)
 	}
-	if got := (&quota.Item{Rule: quota.Rule{'x', '1'}, State: quota.State{Unit: 2, A: -3}}).AppendText([]byte("p=")); string(got) != "p=x1:2:-3:0:0" {
+	if got := (&driver.Item{Rule: quota.Rule{'x', '1'}, State: quota.State{Unit: 2, A: -3}}).AppendText([]byte("p=")); string(got) != "p=x1:2:-3:0:0" {
 		t.Errorf("AppendText = %q", got)
 	}
 }
@@ -131,15 +132,15 @@ func TestParseItemRefuses(t *testing.T) {
 		"tb1:1:9007199254740993:3:4", "tb1:1:2:-9007199254740993:4", "tb1:1:2:3:99999999999999999999", "t\x00:1:2:3:4", "\x00:1:2:3:4", "t b:1:2:3:4", "té:1:2:3:4",
 		"hello", "{}", "tb1:1:2:3:٣", strings.Repeat(":", 9000), "x:1:0:0:0" + strings.Repeat(":0", quota.MaxTail+1), strings.Repeat("9", 100_000),
 	} {
-		it, err := quota.ParseItem(text)
-		if !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, quota.Item{}) {
+		it, err := driver.ParseItem(text)
+		if !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, driver.Item{}) {
 			t.Errorf("ParseItem(%.40q) = %+v, %v, want ErrMisconfigured", text, it, err)
 		} else if len(err.Error()) > 250 {
 			t.Errorf("the error of %.40q has %d bytes", text, len(err.Error()))
 		}
 	}
 	for _, text := range []string{"tb1:1:9007199254740992:-9007199254740992:0", "tb1:1:-4:0:10", "12345678:1:2:3:4:5"} {
-		if _, err := quota.ParseItem(text); err != nil {
+		if _, err := driver.ParseItem(text); err != nil {
 			t.Errorf("ParseItem(%q): %v", text, err)
 		}
 	}
@@ -150,14 +151,14 @@ func FuzzParseItem(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		it, err := quota.ParseItem(text)
+		it, err := driver.ParseItem(text)
 		switch {
 		case err != nil:
 			if !errors.Is(err, quota.ErrMisconfigured) {
 				t.Fatalf("%q: %v", text, err)
 			}
 		case text == "":
-			if !reflect.DeepEqual(it, quota.Item{}) {
+			if !reflect.DeepEqual(it, driver.Item{}) {
 				t.Fatalf("%+v", it)
 			}
 		case string(it.AppendText(nil)) != text:

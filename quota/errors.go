@@ -1,6 +1,7 @@
 package quota
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -30,6 +31,46 @@ var (
 	// ErrClosed: the store was closed. Not charged.
 	ErrClosed = errors.New("closed")
 )
+
+// ChargeState says whether a call was charged.
+type ChargeState uint8
+
+const (
+	// NotCharged: the call charged nothing, and may be repeated.
+	NotCharged ChargeState = iota
+	// WasCharged: the decisions say how much, see Decision.Charged; of a denial it is 0.
+	WasCharged
+	// ChargeUnknown: the call may have been charged. With a request id it may be repeated, else not.
+	ChargeUnknown
+)
+
+var chargeStates = [...]string{"no", "yes", "unknown"}
+
+// String returns "no", "yes" or "unknown".
+func (c ChargeState) String() string {
+	if int(c) < len(chargeStates) {
+		return chargeStates[c]
+	}
+	return "invalid"
+}
+
+// Charged says whether a call that returned err was charged. An error that is neither one of this package's nor a
+// context's own is ChargeUnknown.
+func Charged(err error) ChargeState {
+	if err == nil {
+		return WasCharged
+	}
+	if errors.Is(err, ErrIndeterminate) {
+		return ChargeUnknown
+	}
+	for _, definite := range [...]error{ErrInvalid, ErrUnavailable, ErrConflict, ErrCrossSlot, ErrOverloaded, ErrMisconfigured, ErrClosed,
+		context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, definite) {
+			return NotCharged
+		}
+	}
+	return ChargeUnknown
+}
 
 // invalid returns an ErrInvalid that names the field, the value and what is accepted.
 func invalid(field string, value any, accepted string) error {

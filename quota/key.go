@@ -5,9 +5,6 @@ import (
 	"unicode/utf8"
 )
 
-// MaxKey is the longest key, in bytes.
-const MaxKey = 512
-
 const keyForm = "1 to 512 bytes of UTF-8, segments separated by '/', none of them empty"
 
 // Key joins segments to a key. A '/' or '%' inside a segment is escaped, so an identifier that
@@ -66,43 +63,7 @@ func Group(key string) string {
 	return key
 }
 
-// AppendKey appends the text under which stores keep a limit and key, and returns the extended slice:
-// "{group}/rest:limit", or "{group}:limit" where the key is one segment. Braces, '%', ':', spaces and
-// control bytes of the key are written as '%' and two hexadecimal digits. The text is injective:
-// different limits or keys have different texts. Its braces hold the group alone, so that Redis
-// Cluster places keys of one group in one slot and no key can choose another's.
-func AppendKey(dst []byte, limit, key string) []byte {
-	group := Group(key)
-	dst = AppendGroup(dst, group)
-	dst = AppendEscaped(dst, key[len(group):])
-	dst = append(dst, ':')
-	return append(dst, limit...)
-}
-
-// AppendGroup appends "{group}", escaped as in [AppendKey]: the hash tag of a group's keys.
-func AppendGroup(dst []byte, group string) []byte {
-	dst = append(dst, '{')
-	dst = AppendEscaped(dst, group)
-	return append(dst, '}')
-}
-
-func special(c byte) bool {
-	return c <= ' ' || c == 0x7f || c == '{' || c == '}' || c == '%' || c == ':'
-}
-
 const hexDigits = "0123456789ABCDEF"
-
-// AppendEscaped appends s with its special bytes escaped, as in [AppendKey].
-func AppendEscaped(dst []byte, s string) []byte {
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; special(c) {
-			dst = append(dst, '%', hexDigits[c>>4], hexDigits[c&15])
-		} else {
-			dst = append(dst, c)
-		}
-	}
-	return dst
-}
 
 func writeEscaped(b *strings.Builder, c byte) {
 	b.WriteByte('%')

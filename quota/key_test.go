@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 func TestCheckKey(t *testing.T) {
@@ -83,14 +84,14 @@ func TestAppendKeyForm(t *testing.T) {
 		{"t", "\x00 \x7f\n", "{%00%20%7F%0A}:t"},
 		{"t", "鍵", "{鍵}:t"},
 	} {
-		if got := string(quota.AppendKey(nil, c.limit, c.key)); got != c.want {
+		if got := string(driver.AppendKey(nil, c.limit, c.key)); got != c.want {
 			t.Errorf("AppendKey(%q, %q) = %q, want %q", c.limit, c.key, got, c.want)
 		}
 	}
-	if got := string(quota.AppendKey([]byte("quota:"), "t", "a")); got != "quota:{a}:t" {
+	if got := string(driver.AppendKey([]byte("quota:"), "t", "a")); got != "quota:{a}:t" {
 		t.Errorf("AppendKey to a prefix = %q", got)
 	}
-	if got := string(quota.AppendGroup([]byte("p"), "}{")); got != "p{%7D%7B}" {
+	if got := string(driver.AppendGroup([]byte("p"), "}{")); got != "p{%7D%7B}" {
 		t.Errorf("AppendGroup = %q", got)
 	}
 }
@@ -112,7 +113,7 @@ func TestAppendKeyIsInjective(t *testing.T) {
 	seen := map[string]string{}
 	for _, key := range hostileKeys() {
 		for _, limit := range []string{"t", "b", "a.b", "t-t"} {
-			text := string(quota.AppendKey(nil, limit, key))
+			text := string(driver.AppendKey(nil, limit, key))
 			note(t, seen, text, fmt.Sprintf("%s of %.30q", limit, key))
 			checkText(t, text, limit, key)
 		}
@@ -184,7 +185,7 @@ func FuzzAppendKey(f *testing.F) {
 				t.Skip()
 			}
 		}
-		text1, text2 := string(quota.AppendKey(nil, limit1, key1)), string(quota.AppendKey(nil, limit2, key2))
+		text1, text2 := string(driver.AppendKey(nil, limit1, key1)), string(driver.AppendKey(nil, limit2, key2))
 		checkText(t, text1, limit1, key1)
 		checkText(t, text2, limit2, key2)
 		if same := limit1 == limit2 && key1 == key2; (text1 == text2) != same {

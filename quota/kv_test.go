@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // memKV is the KV that tests run NewCAS on: a map with versions, whose entries go when their TTL has passed and not later. It
@@ -19,15 +20,15 @@ type memKV struct {
 	entries map[string]memEntry
 	version int
 	loads   int
-	swaps   [][]quota.Change // as they came
+	swaps   [][]driver.Change // as they came
 	closed  int
 
-	keep       bool                      // entries outlive their TTL
-	beforeSwap func()                    // between Load and Swap, without the lock
-	loadErr    error                     // returned by Load
-	swapErr    error                     // returned by Swap, which applies nothing
-	lostReply  error                     // returned by Swap, which applies
-	deny       func([]quota.Change) bool // Swap reports not swapped
+	keep       bool                       // entries outlive their TTL
+	beforeSwap func()                     // between Load and Swap, without the lock
+	loadErr    error                      // returned by Load
+	swapErr    error                      // returned by Swap, which applies nothing
+	lostReply  error                      // returned by Swap, which applies
+	deny       func([]driver.Change) bool // Swap reports not swapped
 }
 
 type memEntry struct {
@@ -40,7 +41,7 @@ func newKV(clock func() quota.Micros) *memKV {
 	return &memKV{clock: clock, entries: map[string]memEntry{}}
 }
 
-func (kv *memKV) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micros, error) {
+func (kv *memKV) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	kv.mu.Lock()
 	defer kv.mu.Unlock()
 	kv.loads++
@@ -48,23 +49,23 @@ func (kv *memKV) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.
 	if kv.loadErr != nil {
 		return nil, 0, kv.loadErr
 	}
-	out := make([]quota.Entry, len(keys))
+	out := make([]driver.Entry, len(keys))
 	for i, k := range keys {
 		out[i] = kv.get(k, now)
 	}
 	return out, now, nil
 }
 
-func (kv *memKV) get(key string, now quota.Micros) quota.Entry {
+func (kv *memKV) get(key string, now quota.Micros) driver.Entry {
 	e, ok := kv.entries[key]
 	if ok && e.expires <= now && !kv.keep {
 		delete(kv.entries, key)
 		e = memEntry{}
 	}
-	return quota.Entry{Key: key, Value: e.value, Revision: strconv.Itoa(e.version)}
+	return driver.Entry{Key: key, Value: e.value, Revision: strconv.Itoa(e.version)}
 }
 
-func (kv *memKV) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
+func (kv *memKV) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	if kv.beforeSwap != nil {
 		kv.beforeSwap()
 	}

@@ -114,25 +114,6 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	return err
 }
 
-// Result is the answer to a list of charges.
-type Result struct {
-	// Granted says that all charges were made; otherwise none was.
-	Granted bool
-	// Decider is the index of the charge that settled it: of the denial that lasts longest, or, where
-	// granted, of the limit with the smallest share left.
-	Decider int
-	// Decisions are the verdicts, one a charge.
-	Decisions []Decision
-}
-
-// RetryAfter is 0 where granted, else how long until the same list fits if nobody else charges.
-func (r Result) RetryAfter() time.Duration {
-	if r.Granted || len(r.Decisions) == 0 {
-		return 0
-	}
-	return r.Decisions[r.Decider].RetryAfter
-}
-
 // TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different
 // costs and operations. A charge without a limit is to the limiter's own. The same limit and key twice
 // is ErrInvalid.
@@ -165,6 +146,9 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 	}
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
 }
+
+// Store returns the limiter's store, with the policies around it. backend.Health asks it how its servers are.
+func (l *Limiter) Store() Store { return l.store }
 
 // Close closes the store.
 func (l *Limiter) Close() error { return l.store.Close() }

@@ -13,6 +13,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 const (
@@ -100,7 +101,7 @@ func TestLinearizable(t *testing.T) {
 						if kind == "cas" {
 							kv := newKV(c.micros)
 							kv.beforeSwap = runtime.Gosched
-							s = newCAS(t, kv, &quota.CASOptions{Attempts: 1000})
+							s = newCAS(t, kv, &driver.CASOptions{Attempts: 1000})
 						}
 						history := make([][]porcupine.Operation, clients)
 						var tick atomic.Int64
@@ -153,8 +154,8 @@ func TestExactBudget(t *testing.T) {
 	const capacity, clients = 500, 16
 	eachRule(t, capacity, 1000*time.Hour, func(t *testing.T, l *quota.Limit) {
 		eachStore(t, func(t *testing.T, s quota.Store, _ *clock) {
-			if _, graded := s.(quota.Graded); graded {
-				s = newCAS(t, newKV(newClock().micros), &quota.CASOptions{Attempts: 100_000})
+			if _, graded := s.(driver.Graded); graded {
+				s = newCAS(t, newKV(newClock().micros), &driver.CASOptions{Attempts: 100_000})
 			}
 			var admitted atomic.Int64
 			synctest.Test(t, func(t *testing.T) {

@@ -26,28 +26,3 @@ type Store interface {
 	// Close ends the store. Closing twice is allowed.
 	Close() error
 }
-
-// Atomicity is how far a store decides several keys in one step. The zero value is the strongest.
-type Atomicity uint8
-
-const (
-	// AnyKeys: any list is one step.
-	AnyKeys Atomicity = iota
-	// OneGroup: a list is one step where its keys have one [Group].
-	OneGroup
-	// OneKey: only a single charge is one step.
-	OneKey
-)
-
-// A Graded store decides fewer keys than any in one step. A store without this method is AnyKeys.
-type Graded interface {
-	Atomicity() Atomicity
-}
-
-// A Prompt store declares that its calls always return by their context's deadline, whatever its
-// server does. A timeout around it then needs no goroutine of its own for each call. A store without
-// this method is not prompt.
-type Prompt interface {
-	// Prompt reports whether every call returns by its context's deadline. It always answers the same.
-	Prompt() bool
-}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // DefaultFallbackKeys is FallbackOptions.MaxKeys unless options say otherwise.
@@ -99,7 +100,7 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 // see, one after the other, is charged by both.
 //
 // Wrap refuses a nil store, nil instances or fewer than one, and negative MaxKeys. A limit whose
-// algorithm is no [quota.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
+// algorithm is no [driver.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
 func Fallback(store quota.Store, instances func() int64, o *FallbackOptions) Policy {
 	if o == nil {
 		o = &FallbackOptions{}
@@ -182,8 +183,8 @@ type fallback struct {
 }
 
 // Atomicity is the weaker of the two stores'.
-func (f *fallback) Atomicity() quota.Atomicity {
-	if g, ok := find[quota.Graded](f.store); ok {
+func (f *fallback) Atomicity() driver.Atomicity {
+	if g, ok := find[driver.Graded](f.store); ok {
 		return max(g.Atomicity(), f.layer.Atomicity())
 	}
 	return f.layer.Atomicity()

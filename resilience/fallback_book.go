@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 const books = 64
@@ -364,7 +365,7 @@ func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
 			f.release(cl, !cl.maybe)
 		}
 	}()
-	single := f.layer.Atomicity() == quota.OneKey
+	single := f.layer.Atomicity() == driver.OneKey
 	for i := range cs {
 		if cs[i].Op == quota.OpReset {
 			continue

@@ -8,6 +8,7 @@ import (
 	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // shares makes the limits that an instance decides by on its own, and keeps them.
@@ -54,9 +55,9 @@ func (s *shares) of(l *quota.Limit, n int64) (*quota.Limit, error) {
 }
 
 func makeShare(l *quota.Limit, n int64) (*quota.Limit, error) {
-	sharer, ok := l.Algorithm().(quota.Sharer)
+	sharer, ok := l.Algorithm().(driver.Sharer)
 	if !ok {
-		return nil, invalid(fmt.Sprintf("the algorithm %s of limit %s is not a quota.Sharer, so a fallback has no share of it", l.Spec().Rule, l.Name()),
+		return nil, invalid(fmt.Sprintf("the algorithm %s of limit %s is not a driver.Sharer, so a fallback has no share of it", l.Spec().Rule, l.Name()),
 			"an algorithm with a method Share, as those of package algorithm have, or FailOpen or FailClosed in the fallback's place")
 	}
 	a, err := sharer.Share(n)

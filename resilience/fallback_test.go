@@ -14,13 +14,14 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // remote is a primary whose faults a test scripts: a local store behind a hook, with a log of what it charged.
 type remote struct {
 	*local.Store
-	atomic quota.Atomicity
+	atomic driver.Atomicity
 
 	mu     sync.Mutex
 	before error                   // instead of the answer: nothing is charged
@@ -30,8 +31,8 @@ type remote struct {
 	ids    []string
 }
 
-func (r *remote) Atomicity() quota.Atomicity { return r.atomic }
-func (r *remote) Prompt() bool               { return false }
+func (r *remote) Atomicity() driver.Atomicity { return r.atomic }
+func (r *remote) Prompt() bool                { return false }
 
 func (r *remote) set(before, after error) {
 	r.mu.Lock()
@@ -369,12 +370,12 @@ func TestFallbackLists(t *testing.T) {
 	a, b, other := quota.Charge{Limit: limit, Key: "team/a", Cost: 3}, quota.Charge{Limit: limit, Key: "team/b", Cost: 4}, quota.Charge{Limit: limit, Key: "other/c", Cost: 5}
 	list := []quota.Charge{a, b, other}
 	for _, test := range []struct {
-		atomic quota.Atomicity
+		atomic driver.Atomicity
 		want   string
 	}{
-		{quota.AnyKeys, "debit 3 team/a, debit 4 team/b; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
-		{quota.OneGroup, "debit 3 team/a, debit 4 team/b; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
-		{quota.OneKey, "debit 3; debit 4; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
+		{driver.AnyKeys, "debit 3 team/a, debit 4 team/b; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
+		{driver.OneGroup, "debit 3 team/a, debit 4 team/b; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
+		{driver.OneKey, "debit 3; debit 4; debit 5; take 3 team/a, take 4 team/b, take 5 other/c"},
 	} {
 		inOutage(t, func(o *outage) {
 			o.r.atomic = test.atomic
@@ -391,14 +392,14 @@ func TestFallbackLists(t *testing.T) {
 			}
 			// The lost reply to a list is repeated as it was, by a call of any of its keys.
 			o.r.set(nil, as(quota.ErrIndeterminate))
-			if test.atomic == quota.OneKey {
+			if test.atomic == driver.OneKey {
 				o.up()
 			}
 			o.r.calls()
 			if err := o.s.TakeAll(bg, list, out); err != nil {
 				t.Fatal(err)
 			}
-			if test.atomic == quota.OneKey {
+			if test.atomic == driver.OneKey {
 				o.asked(test.want)
 				return
 			}
@@ -871,10 +872,10 @@ func TestFallbackClose(t *testing.T) {
 }
 
 func TestFallbackAtomicity(t *testing.T) {
-	for a := quota.AnyKeys; a <= quota.OneKey; a++ {
-		for b := quota.AnyKeys; b <= quota.OneKey; b++ {
+	for a := driver.AnyKeys; a <= driver.OneKey; a++ {
+		for b := driver.AnyKeys; b <= driver.OneKey; b++ {
 			s := wrap(t, &stub{atomic: a}, resilience.Fallback(&stub{atomic: b}, resilience.Instances(1), nil))
-			if got := s.(quota.Graded).Atomicity(); got != max(a, b) {
+			if got := s.(driver.Graded).Atomicity(); got != max(a, b) {
 				t.Errorf("%v and %v give %v", a, b, got)
 			}
 		}

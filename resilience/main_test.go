@@ -14,6 +14,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -60,7 +61,7 @@ var granted = quota.Decision{Allowed: true, Limit: 100, Remaining: 99, Charged: 
 // stub is a store whose answers a test scripts. It is prompt only if it says so.
 type stub struct {
 	prompt bool
-	atomic quota.Atomicity
+	atomic driver.Atomicity
 	// answer decides every charge; nil grants.
 	answer func(ctx context.Context, c quota.Charge) (quota.Decision, error)
 	// answerAll decides lists; nil decides charge by charge.
@@ -72,8 +73,8 @@ type stub struct {
 	closed int
 }
 
-func (s *stub) Prompt() bool               { return s.prompt }
-func (s *stub) Atomicity() quota.Atomicity { return s.atomic }
+func (s *stub) Prompt() bool                { return s.prompt }
+func (s *stub) Atomicity() driver.Atomicity { return s.atomic }
 
 // count counts a call and returns how to answer it.
 func (s *stub) count() func(ctx context.Context, c quota.Charge) (quota.Decision, error) {

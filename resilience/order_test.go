@@ -17,6 +17,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -144,7 +145,7 @@ func TestUnwrap(t *testing.T) {
 }
 
 func testUnwrap(t *testing.T, all []resilience.Policy) {
-	inner := &stub{atomic: quota.OneGroup}
+	inner := &stub{atomic: driver.OneGroup}
 	s := wrap(t, inner, all...)
 	layers := 0
 	var at quota.Store = s
@@ -153,10 +154,10 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 		if !ok {
 			break
 		}
-		if g := at.(quota.Graded).Atomicity(); g != quota.OneGroup {
+		if g := at.(driver.Graded).Atomicity(); g != driver.OneGroup {
 			t.Errorf("layer %d is %d", layers, g)
 		}
-		if !at.(quota.Prompt).Prompt() {
+		if !at.(driver.Prompt).Prompt() {
 			t.Errorf("layer %d is not prompt, though there is a timeout inside", layers)
 		}
 		at = u.Unwrap()
@@ -165,10 +166,10 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 	if layers != len(all) || at != quota.Store(inner) {
 		t.Errorf("%d layers, and at the end %T", layers, at)
 	}
-	if b := wrap(t, inner, resilience.Breaker(nil)); b.(quota.Prompt).Prompt() {
+	if b := wrap(t, inner, resilience.Breaker(nil)); b.(driver.Prompt).Prompt() {
 		t.Error("a breaker made a store prompt")
 	}
-	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(quota.Prompt).Prompt() || b.(quota.Graded).Atomicity() != quota.AnyKeys {
+	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
 		t.Error("what the local store declares is lost")
 	}
 	for range 2 {

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // A Policy is what [Wrap] puts around a store. The functions of this package make them. A policy is a
@@ -120,11 +121,11 @@ func (l *layer) layerKind() kind { return l.of }
 func (l *layer) Unwrap() quota.Store { return l.inner }
 
 // Atomicity says how far the store inside decides several keys in one step.
-func (l *layer) Atomicity() quota.Atomicity {
-	if g, ok := find[quota.Graded](l.inner); ok {
+func (l *layer) Atomicity() driver.Atomicity {
+	if g, ok := find[driver.Graded](l.inner); ok {
 		return g.Atomicity()
 	}
-	return quota.AnyKeys
+	return driver.AnyKeys
 }
 
 // Prompt says whether the store inside returns by its context's deadline.
@@ -147,7 +148,7 @@ func (l *layer) unless(err error) error {
 }
 
 func prompt(s quota.Store) bool {
-	p, ok := find[quota.Prompt](s)
+	p, ok := find[driver.Prompt](s)
 	return ok && p.Prompt()
 }
 

@@ -29,7 +29,7 @@ type TimeoutOptions struct {
 
 // Timeout returns the policy that a decision comes after t at the latest, whatever the store does.
 //
-// A [quota.Prompt] store gets a context with the deadline and is called directly; it is held to what
+// A [driver.Prompt] store gets a context with the deadline and is called directly; it is held to what
 // it declared. Any other store is called on a goroutine, with copies of the charges and the decisions
 // that nobody else sees, under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends, the call is abandoned: it keeps
 // its goroutine and counts against MaxCalls until the store returns.

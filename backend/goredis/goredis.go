@@ -46,6 +46,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Options change what New makes. The zero value, and nil, take the defaults.
@@ -78,8 +79,8 @@ type Store struct {
 }
 
 var (
-	_ quota.Store  = (*Store)(nil)
-	_ quota.Graded = (*Store)(nil)
+	_ quota.Store   = (*Store)(nil)
+	_ driver.Graded = (*Store)(nil)
 )
 
 // Health is what servers say of themselves, see Store.Health.

@@ -12,6 +12,7 @@ import (
 	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Defaults of Options.
@@ -61,9 +62,9 @@ type Store struct {
 }
 
 var (
-	_ quota.Store  = (*Store)(nil)
-	_ quota.Graded = (*Store)(nil)
-	_ quota.Prompt = (*Store)(nil)
+	_ quota.Store   = (*Store)(nil)
+	_ driver.Graded = (*Store)(nil)
+	_ driver.Prompt = (*Store)(nil)
 )
 
 // bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
@@ -124,16 +125,16 @@ func New(store quota.Store, o *Options) (*Store, error) {
 func (s *Store) Unwrap() quota.Store { return s.inner }
 
 // Atomicity says how far the store below decides several keys in one step.
-func (s *Store) Atomicity() quota.Atomicity {
-	if g, ok := find[quota.Graded](s.inner); ok {
+func (s *Store) Atomicity() driver.Atomicity {
+	if g, ok := find[driver.Graded](s.inner); ok {
 		return g.Atomicity()
 	}
-	return quota.AnyKeys
+	return driver.AnyKeys
 }
 
 // Prompt says whether the store below returns by its context's deadline.
 func (s *Store) Prompt() bool {
-	p, ok := find[quota.Prompt](s.inner)
+	p, ok := find[driver.Prompt](s.inner)
 	return ok && p.Prompt()
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // slow is a limit that hardly refills in a test: 6400 tokens, one a second.
@@ -813,11 +814,11 @@ func TestMaxKeys(t *testing.T) {
 
 func TestDeclared(t *testing.T) {
 	s := open(t, graded{newRemote(t)}, Options{})
-	if s.Atomicity() != quota.OneGroup || !s.Prompt() {
+	if s.Atomicity() != driver.OneGroup || !s.Prompt() {
 		t.Errorf("atomicity %v, prompt %v", s.Atomicity(), s.Prompt())
 	}
 	s = open(t, plain{newRemote(t)}, Options{})
-	if s.Atomicity() != quota.AnyKeys || s.Prompt() {
+	if s.Atomicity() != driver.AnyKeys || s.Prompt() {
 		t.Errorf("atomicity %v, prompt %v", s.Atomicity(), s.Prompt())
 	}
 	if _, ok := s.Unwrap().(plain); !ok {
@@ -827,7 +828,7 @@ func TestDeclared(t *testing.T) {
 
 type graded struct{ *remote }
 
-func (graded) Atomicity() quota.Atomicity { return quota.OneGroup }
+func (graded) Atomicity() driver.Atomicity { return driver.OneGroup }
 
 type plain struct{ quota.Store }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // grants remembers the calls that were granted under a request id. Calls with ids run one at a time.
@@ -35,7 +36,7 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	id := grantID{quota.Group(cs[0].Key), cs[0].ID}
 	held := g.byID[id]
 	if held != nil && !held.over(now) {
-		if !slices.EqualFunc(held.charges, cs, quota.SameCharge) {
+		if !slices.EqualFunc(held.charges, cs, driver.SameCharge) {
 			return fmt.Errorf("local: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
 		}
 		copy(out, held.decisions)
@@ -50,7 +51,7 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	if err := s.takeAll(cs, out); err != nil {
 		return err
 	}
-	if !quota.Granted(out) || quota.OnlyPeeks(cs) {
+	if !quota.Granted(out) || driver.OnlyPeeks(cs) {
 		return nil
 	}
 	// Texts are cloned: an id or a key may be a piece of something larger.

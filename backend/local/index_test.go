@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // check fails unless index, slots, free lists, kinds and tails of a shard agree with each other.
@@ -86,7 +87,7 @@ func checkSlab[T any](t *testing.T, what string, s *slab[T], used map[uint32]boo
 }
 
 // item returns what slot n holds.
-func (sh *shard) item(n int) (it quota.Item) {
+func (sh *shard) item(n int) (it driver.Item) {
 	sh.load(n, 0, &it)
 	return it
 }
@@ -154,7 +155,7 @@ func TestIndex(t *testing.T) {
 				if !known {
 					n = sh.insert(h, nm.key, kind{limit: limit.Handle()})
 				}
-				it := quota.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(50), A: r.Int64()}}
+				it := driver.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(50), A: r.Int64()}}
 				if r.IntN(3) == 0 {
 					it.State.Tail = []int64{r.Int64(), r.Int64()}
 				}
@@ -185,16 +186,16 @@ func TestIndex(t *testing.T) {
 }
 
 // model is the plainest store: a map of items.
-type model map[string]quota.Item
+type model map[string]driver.Item
 
 func (m model) apply(t *testing.T, cs []quota.Charge, now quota.Micros) []quota.Decision {
 	t.Helper()
-	items := make([]quota.Item, len(cs))
+	items := make([]driver.Item, len(cs))
 	out := make([]quota.Decision, len(cs))
 	for i, c := range cs {
 		items[i] = m[c.Limit.Name()+" "+c.Key]
 	}
-	if err := quota.Apply(cs, items, now, out); err != nil {
+	if err := driver.Apply(cs, items, now, out); err != nil {
 		t.Fatal(err)
 	}
 	for i, c := range cs {

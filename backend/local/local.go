@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // DefaultMaxKeys is how many keys a store holds unless Options say otherwise.
@@ -59,8 +60,8 @@ type Store struct {
 const shardCount = 256
 
 var (
-	_ quota.Store  = (*Store)(nil)
-	_ quota.Prompt = (*Store)(nil)
+	_ quota.Store   = (*Store)(nil)
+	_ driver.Prompt = (*Store)(nil)
 )
 
 // New returns an empty store. A negative MaxKeys panics.
@@ -112,9 +113,9 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	for try := 0; ; try++ {
 		now := s.lock(sh)
 		n := sh.find(h, &c)
-		var it quota.Item
+		var it driver.Item
 		sh.load(n, now, &it)
-		err = quota.ApplyOne(&c, &it, now, &d)
+		err = driver.ApplyOne(&c, &it, now, &d)
 		full := false
 		if err == nil && it.Write {
 			if full = !s.room(n, &it); !full {
@@ -175,7 +176,7 @@ func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
 
 // tryAll decides and keeps a list, or reports that there is no room for its new keys.
 func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []quota.Decision) (now quota.Micros, full bool, err error) {
-	var fewItems [8]quota.Item
+	var fewItems [8]driver.Item
 	var fewSlots [8]int
 	items, slots := fewItems[:0], fewSlots[:0]
 	set.lock(s)
@@ -187,10 +188,10 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	for i := range cs {
 		sh := &s.shards[hashes[i]%shardCount]
 		n := sh.find(hashes[i], &cs[i])
-		slots, items = append(slots, n), append(items, quota.Item{})
+		slots, items = append(slots, n), append(items, driver.Item{})
 		sh.load(n, now, &items[i])
 	}
-	if err := quota.Apply(cs, items, now, out); err != nil {
+	if err := driver.Apply(cs, items, now, out); err != nil {
 		return now, false, err
 	}
 	for i := range items {
@@ -251,7 +252,7 @@ func (s *Store) hash(c *quota.Charge) uint64 {
 }
 
 // room reports whether the item may be kept, and counts it if it is a new key.
-func (s *Store) room(n int, it *quota.Item) bool {
+func (s *Store) room(n int, it *driver.Item) bool {
 	if n >= 0 || it.State.IsZero() {
 		return true
 	}
@@ -263,7 +264,7 @@ func (s *Store) room(n int, it *quota.Item) bool {
 }
 
 // keep stores an item that Apply marked, in slot n or, where n is negative, in a new one.
-func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *quota.Item, d *quota.Decision) {
+func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *driver.Item, d *quota.Decision) {
 	switch {
 	case it.State.IsZero():
 		if n >= 0 {

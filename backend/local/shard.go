@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use. Neither
@@ -88,7 +89,7 @@ func (sh *shard) holds(sl *slot, key string) bool {
 }
 
 // load fills a zero Item with what slot n holds, unless n is negative or what it holds is as fresh.
-func (sh *shard) load(n int, now quota.Micros, it *quota.Item) {
+func (sh *shard) load(n int, now quota.Micros, it *driver.Item) {
 	if n < 0 {
 		return
 	}
@@ -104,7 +105,7 @@ func (sh *shard) load(n int, now quota.Micros, it *quota.Item) {
 	}
 }
 
-func (sh *shard) save(n int, it *quota.Item, expires quota.Micros) {
+func (sh *shard) save(n int, it *driver.Item, expires quota.Micros) {
 	sl := sh.slots.at(uint32(n))
 	if k := sh.kinds[sl.kind]; k.rule != it.Rule || k.unit != it.State.Unit {
 		sh.kinds.drop(sl.kind)

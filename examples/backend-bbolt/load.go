@@ -4,24 +4,25 @@ import (
 	"context"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Load reads the keys in one transaction, which is one snapshot. The clock is read after the snapshot is
 // fixed, so that no row in it is from the future.
-func (t *table) Load(_ context.Context, keys []string) ([]quota.Entry, quota.Micros, error) {
+func (t *table) Load(_ context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	tx, err := t.db.Begin(false)
 	if err != nil {
 		return nil, 0, refused(err)
 	}
 	defer tx.Rollback()
 	now, r := t.now(), rowsOf(tx)
-	entries := make([]quota.Entry, len(keys))
+	entries := make([]driver.Entry, len(keys))
 	for i, key := range keys {
 		value, err := r.get(key, now)
 		if err != nil {
 			return nil, 0, err
 		}
-		entries[i] = quota.Entry{Key: key, Value: value}
+		entries[i] = driver.Entry{Key: key, Value: value}
 	}
 	return entries, now, nil
 }

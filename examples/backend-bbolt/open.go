@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // With this package imported, backend.Open and REDIS_URL take bbolt:///path/of/file.db.
@@ -31,7 +32,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 		db.Close()
 		return nil, err
 	}
-	return quota.NewCAS(owner{t}, nil)
+	return driver.NewCAS(owner{t}, nil)
 }
 
 // owner is a table whose database nobody else has: the store closes what has a Close.

@@ -20,6 +20,7 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Options change what New makes. The zero value, and nil, take the defaults.
@@ -37,10 +38,10 @@ func New(db *bbolt.DB, o *Options) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return quota.NewCAS(t, nil)
+	return driver.NewCAS(t, nil)
 }
 
-// table is the quota.KV: what can load and compare-and-swap.
+// table is the driver.KV: what can load and compare-and-swap.
 type table struct {
 	db    *bbolt.DB
 	clock func() time.Time

@@ -15,6 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var tenAnHour = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Hour))))
@@ -119,7 +120,7 @@ func TestExpiredRowIsGone(t *testing.T) {
 	if _, err := limiter.TakeAll(ctx, other); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("another rule by the same name: %v, want ErrMisconfigured", err)
 	}
-	now = now.Add(time.Hour + quota.ExpirySlack)
+	now = now.Add(time.Hour + driver.ExpirySlack)
 	if r, err := limiter.TakeAll(ctx, other); err != nil || r.Decisions[0].Remaining != 4 {
 		t.Errorf("another rule once the row has expired: %+v, %v; want 4 remaining", r, err)
 	}

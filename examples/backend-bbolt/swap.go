@@ -5,10 +5,11 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Swap compares and writes in one transaction; bbolt lets one write at a time.
-func (t *table) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
+func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	tx, err := t.db.Begin(true) // waits for the writers before this one
 	if err != nil {
 		return false, refused(err)

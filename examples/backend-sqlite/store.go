@@ -40,6 +40,7 @@ import (
 	sqlitecodes "modernc.org/sqlite/lib"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Options change what Open makes. The zero value, and nil, take the defaults.
@@ -170,14 +171,14 @@ func (s *Store) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	defer conn.Close() // gives it back
 	var tx *sql.Tx
 	err = s.untilFree(ctx, func() (err error) {
-		tx, err = conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: quota.OnlyPeeks(cs)})
+		tx, err = conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: driver.OnlyPeeks(cs)})
 		return err
 	})
 	if err != nil {
 		return refused(err)
 	}
 	defer tx.Rollback() // does nothing after Commit
-	cas, err := quota.NewCAS(&table{tx, s.sql, s.clock}, nil)
+	cas, err := driver.NewCAS(&table{tx, s.sql, s.clock}, nil)
 	if err != nil {
 		return err
 	}

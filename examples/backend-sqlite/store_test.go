@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var tenAnHour = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Hour))))
@@ -211,7 +212,7 @@ func TestExpiredRowsGo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	now = now.Add(time.Hour + time.Second - time.Microsecond) // whole again, but kept for quota.ExpirySlack
+	now = now.Add(time.Hour + time.Second - time.Microsecond) // whole again, but kept for driver.ExpirySlack
 	if _, err := s.Take(t.Context(), take("new-0", 10)); err != nil || count(t, s) != backlog+1 {
 		t.Fatalf("before the others expire there are %d rows, %v", count(t, s), err)
 	}
@@ -242,7 +243,7 @@ func TestExpiredRowIsGone(t *testing.T) {
 	if _, err := s.Take(t.Context(), other); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("another rule by the same name: %v, want ErrMisconfigured", err)
 	}
-	now = now.Add(time.Hour + quota.ExpirySlack)
+	now = now.Add(time.Hour + driver.ExpirySlack)
 	if d, err := s.Take(t.Context(), other); err != nil || d.Remaining != 4 {
 		t.Errorf("another rule once the row has expired: %+v, %v; want 4 remaining", d, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 const schema = `
@@ -42,7 +43,7 @@ func (s *statements) prepare(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// table is a quota.KV inside a transaction. The transaction holds the write lock since before Load, so
+// table is a driver.KV inside a transaction. The transaction holds the write lock since before Load, so
 // Swap has nothing to compare.
 type table struct {
 	tx    *sql.Tx
@@ -52,8 +53,8 @@ type table struct {
 
 // Load reads the keys. The clock is read after the first row, which is when a transaction that only
 // reads fixes its snapshot, so that no row is from the future.
-func (t *table) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micros, error) {
-	entries := make([]quota.Entry, len(keys))
+func (t *table) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
+	entries := make([]driver.Entry, len(keys))
 	expires := make([]quota.Micros, len(keys))
 	get := t.tx.StmtContext(ctx, t.sql.get)
 	for i, key := range keys {
@@ -73,7 +74,7 @@ func (t *table) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.M
 }
 
 // Swap writes. An error of it is never indeterminate: the transaction is rolled back.
-func (t *table) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
+func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	now := t.now()
 	put, drop := t.tx.StmtContext(ctx, t.sql.put), t.tx.StmtContext(ctx, t.sql.drop)
 	for _, c := range changes {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // worst is the check's bound worked out anew: for each interval from one time to another, in rational
@@ -90,7 +91,7 @@ func TestCheckAcceptsTheAlgorithm(t *testing.T) {
 	for round := range 3000 {
 		r := newRule("r", 1+random.Int64N(100), 1+random.Int64N(2000))
 		c := quota.Charge{Limit: r.limit, Key: "k"}
-		var item quota.Item
+		var item driver.Item
 		var es []entry
 		var receipts []quota.Decision
 		now := quota.Micros(1_000_000)
@@ -107,7 +108,7 @@ func TestCheckAcceptsTheAlgorithm(t *testing.T) {
 				receipts = append(receipts[:i], receipts[i+1:]...)
 			}
 			var d quota.Decision
-			if err := quota.ApplyOne(&charge, &item, now, &d); err != nil {
+			if err := driver.ApplyOne(&charge, &item, now, &d); err != nil {
 				t.Fatal(err)
 			}
 			if !d.Allowed {
@@ -121,12 +122,12 @@ func TestCheckAcceptsTheAlgorithm(t *testing.T) {
 					between := c
 					between.Cost = 1 + random.Int64N(30)
 					var d quota.Decision
-					if err := quota.ApplyOne(&between, &item, now, &d); err == nil && d.Allowed {
+					if err := driver.ApplyOne(&between, &item, now, &d); err == nil && d.Allowed {
 						es = append(es, entry{Limit: "r", Key: "k", Op: "take", N: between.Cost, At: now})
 						receipts = append(receipts, d)
 					}
 				}
-				if err := quota.ApplyOne(&hold, &item, now, new(quota.Decision)); err != nil {
+				if err := driver.ApplyOne(&hold, &item, now, new(quota.Decision)); err != nil {
 					t.Fatal(err)
 				}
 				es = append(es, entry{Limit: "r", Key: "k", Op: "hold", N: charge.Cost, At: held, Until: now})

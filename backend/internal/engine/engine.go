@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Client sends commands. Implementations are safe for concurrent use.
@@ -106,7 +107,7 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 		}
 	}
 	var err error
-	s.cas, err = quota.NewCAS(&kv{s}, nil) // it is given what one script can do, and groups may share a slot
+	s.cas, err = driver.NewCAS(&kv{s}, nil) // it is given what one script can do, and groups may share a slot
 	return s, err
 }
 
@@ -133,11 +134,11 @@ func (s *Store) Close() error {
 }
 
 // Atomicity says how far lists are decided in one step.
-func (s *Store) Atomicity() quota.Atomicity {
+func (s *Store) Atomicity() driver.Atomicity {
 	if s.cluster || s.o.Strict {
-		return quota.OneGroup
+		return driver.OneGroup
 	}
-	return quota.AnyKeys
+	return driver.AnyKeys
 }
 
 // Take decides one charge.
@@ -182,7 +183,7 @@ func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Deci
 		return quota.Decision{}, err
 	}
 	var d quota.Decision
-	err = quota.ApplyOne(c, &it, now, &d)
+	err = driver.ApplyOne(c, &it, now, &d)
 	if err == nil && it.Write != wrote {
 		err = differs(c.Limit)
 	}
@@ -264,7 +265,7 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 		return p, nil
 	}
 	p = &plan{rule: spec.Rule}
-	if scripted, ok := l.Algorithm().(quota.Scripted); ok {
+	if scripted, ok := l.Algorithm().(driver.Scripted); ok {
 		var err error
 		if p.script, err = s.scripts.one(spec.Rule, scripted.Lua()); err != nil {
 			return nil, err
@@ -304,7 +305,7 @@ func (s *Store) appendClock(args []any) []any {
 
 func (s *Store) key(c *quota.Charge) string {
 	buf := make([]byte, 0, 128)
-	return string(quota.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
+	return string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
 }
 
 // Boxed arguments that most calls need.

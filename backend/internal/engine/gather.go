@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // maxBatch is how many charges go in one script.
@@ -31,7 +32,7 @@ func (s *Store) lane(key string) *Lane[asking] {
 		return &s.lanes[0]
 	}
 	var buf [128]byte
-	return &s.lanes[slot(quota.AppendEscaped(buf[:0], quota.Group(key)))]
+	return &s.lanes[slot(driver.AppendEscaped(buf[:0], quota.Group(key)))]
 }
 
 // gather decides a charge, alone if its lane is free, else with others.

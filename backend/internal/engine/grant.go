@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // A grant is remembered as recordHead, the time and, for each charge, the length and the bytes of the
@@ -15,16 +16,16 @@ var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
 // idKey returns the key of a request id: no limit's key has '#' behind its group.
 func (s *Store) idKey(c *quota.Charge) string {
-	dst := append(quota.AppendGroup([]byte(s.o.Prefix), quota.Group(c.Key)), '#')
-	return string(quota.AppendEscaped(dst, c.ID))
+	dst := append(driver.AppendGroup([]byte(s.o.Prefix), quota.Group(c.Key)), '#')
+	return string(driver.AppendEscaped(dst, c.ID))
 }
 
-// recordHead tells charges apart: what quota.SameCharge compares, in 128 bits.
+// recordHead tells charges apart: what driver.SameCharge compares, in 128 bits.
 func recordHead(cs []quota.Charge) string {
 	var text []byte
 	for i := range cs {
 		c := &cs[i]
-		text = quota.AppendKey(text, c.Limit.Name(), c.Key)
+		text = driver.AppendKey(text, c.Limit.Name(), c.Key)
 		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
 			text = strconv.AppendInt(append(text, ' '), n, 10)
 		}
@@ -44,7 +45,7 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	rest := grant[headSize:]
 	now := quota.Micros(number(rest))
 	rest = rest[numberSize:]
-	items := make([]quota.Item, len(cs))
+	items := make([]driver.Item, len(cs))
 	for i := range items {
 		if len(rest) < numberSize {
 			return errState
@@ -60,7 +61,7 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 		}
 		rest = rest[n:]
 	}
-	if err := quota.Apply(cs, items, now, out); err != nil {
+	if err := driver.Apply(cs, items, now, out); err != nil {
 		return err
 	}
 	for i := range out {

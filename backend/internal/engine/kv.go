@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 //go:embed load.lua
@@ -22,7 +23,7 @@ type kv struct{ s *Store }
 // grantText marks the record of a request id that the adapter wrote; states are packed instead.
 const grantText = "id1:"
 
-func (k *kv) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micros, error) {
+func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	args := make([]any, 0, 3+len(keys)+1)
 	args = append(args, evalSHA, k.s.scripts.load.sha, text(len(keys)))
 	for _, key := range keys {
@@ -39,13 +40,13 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micr
 	if !ok || !positive || r.Len() != 1+len(keys) {
 		return nil, 0, badReply(r)
 	}
-	entries := make([]quota.Entry, len(keys))
+	entries := make([]driver.Entry, len(keys))
 	for i, key := range keys {
 		held, ok := r.Text(1 + i)
 		if !ok {
 			return nil, 0, badReply(r)
 		}
-		entries[i] = quota.Entry{Key: key, Value: held, Revision: held}
+		entries[i] = driver.Entry{Key: key, Value: held, Revision: held}
 		if len(held) >= len(grantText) && held[:len(grantText)] == grantText {
 			continue
 		}
@@ -60,7 +61,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]quota.Entry, quota.Micr
 	return entries, now, nil
 }
 
-func (k *kv) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
+func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	args := make([]any, 0, 3+4*len(changes))
 	args = append(args, evalSHA, k.s.scripts.swap.sha, text(len(changes)))
 	for _, c := range changes {
@@ -69,7 +70,7 @@ func (k *kv) Swap(ctx context.Context, changes []quota.Change) (bool, error) {
 	for _, c := range changes {
 		value := c.Value
 		if value != "" && (len(value) < len(grantText) || value[:len(grantText)] != grantText) {
-			it, err := quota.ParseItem(value)
+			it, err := driver.ParseItem(value)
 			if err != nil {
 				return false, err
 			}

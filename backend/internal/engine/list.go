@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // list is charges that are decided all-or-nothing, and the answer.
@@ -97,7 +98,7 @@ func (s *Store) send(ctx context.Context, c *call) (Reply, error) {
 	record, lifetime := any(""), any("0")
 	if first[0].ID != "" {
 		args = append(args, s.idKey(&first[0]))
-		if !quota.OnlyPeeks(first) {
+		if !driver.OnlyPeeks(first) {
 			record, lifetime = recordHead(first), idLifetime
 		}
 	}
@@ -137,14 +138,14 @@ func (c *call) conclude(r Reply) error {
 	if !ok || !positive || !counted || r.Len() != 2+len(c.keys) {
 		return badReply(r)
 	}
-	items, errs := make([]quota.Item, len(c.keys)), make([]error, len(c.keys))
+	items, errs := make([]driver.Item, len(c.keys)), make([]error, len(c.keys))
 	for k := range c.keys {
 		var err error
 		if items[k], errs[k], err = held(r, 2+k); err != nil {
 			return err
 		}
 	}
-	var few [8]quota.Item
+	var few [8]driver.Item
 	for _, q := range c.lists {
 		its := few[:0]
 		q.err = nil
@@ -155,7 +156,7 @@ func (c *call) conclude(r Reply) error {
 			its = append(its, items[k])
 		}
 		if q.err == nil {
-			q.err = quota.Apply(q.charges, its, now, q.decisions)
+			q.err = driver.Apply(q.charges, its, now, q.decisions)
 		}
 		if q.err != nil {
 			continue

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // A state is kept as bytes: its header, which is the length and the name of its rule and its unit, then
@@ -33,7 +34,7 @@ func header(rule quota.Rule, unit int64) string {
 }
 
 // pack returns the bytes of an item.
-func pack(it *quota.Item) string {
+func pack(it *driver.Item) string {
 	s := &it.State
 	dst := appendNumber(appendNumber([]byte(header(it.Rule, s.Unit)), s.A), s.B)
 	if s.C != 0 || len(s.Tail) > 0 {
@@ -46,7 +47,7 @@ func pack(it *quota.Item) string {
 }
 
 // unpack reads what pack, or a script, wrote; no bytes are the zero Item. Anything else is ErrMisconfigured.
-func unpack(v string) (it quota.Item, err error) {
+func unpack(v string) (it driver.Item, err error) {
 	if v == "" {
 		return it, nil
 	}
@@ -72,7 +73,7 @@ func unpack(v string) (it quota.Item, err error) {
 		}
 	}
 	if !sound {
-		return quota.Item{}, errState
+		return driver.Item{}, errState
 	}
 	return it, nil
 }

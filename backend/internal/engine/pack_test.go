@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -31,10 +32,10 @@ func TestPackGolden(t *testing.T) {
 	const file = "testdata/packed.golden"
 	var got []string
 	for _, name := range []string{"TokenBucket", "FixedWindow", "FixedWindowFromFirst", "SlidingWindow", "SlidingWindowLog"} {
-		var it quota.Item
+		var it driver.Item
 		for i, cost := range []int64{3, 1, 20, 1 << 62} {
 			c := quota.Charge{Limit: limitOf("n", rules()[name]), Key: "k", Cost: cost, Op: quota.OpDebit}
-			if err := quota.ApplyOne(&c, &it, quota.Micros(1_795_427_141_791_724+1_700_001*i), new(quota.Decision)); err != nil {
+			if err := driver.ApplyOne(&c, &it, quota.Micros(1_795_427_141_791_724+1_700_001*i), new(quota.Decision)); err != nil {
 				t.Fatal(err)
 			}
 			got = append(got, fmt.Sprintf("%s %d %x", name, cost, pack(&it)))
@@ -75,7 +76,7 @@ func TestPackRoundTrip(t *testing.T) {
 		}
 	}
 	for range 20_000 {
-		it := quota.Item{State: quota.State{Unit: 1 + rng.Int64N(1<<rng.IntN(53)), A: number(), B: number(), C: number()}}
+		it := driver.Item{State: quota.State{Unit: 1 + rng.Int64N(1<<rng.IntN(53)), A: number(), B: number(), C: number()}}
 		copy(it.Rule[:], "abcdefgh"[:1+rng.IntN(8)])
 		for range rng.IntN(2) * rng.IntN(9) {
 			it.State.Tail = append(it.State.Tail, number())
@@ -85,10 +86,10 @@ func TestPackRoundTrip(t *testing.T) {
 			t.Fatalf("%+v came back as %+v, %v", it, back, err)
 		}
 	}
-	if it, err := unpack(""); err != nil || !reflect.DeepEqual(it, quota.Item{}) {
+	if it, err := unpack(""); err != nil || !reflect.DeepEqual(it, driver.Item{}) {
 		t.Errorf("no bytes are %+v, %v", it, err)
 	}
-	most := quota.Item{Rule: quota.Rule{'a'}, State: quota.State{Unit: 1, Tail: make([]int64, quota.MaxTail)}}
+	most := driver.Item{Rule: quota.Rule{'a'}, State: quota.State{Unit: 1, Tail: make([]int64, quota.MaxTail)}}
 	if _, err := unpack(pack(&most)); err != nil {
 		t.Error(err)
 	}
@@ -100,7 +101,7 @@ func TestPackRoundTrip(t *testing.T) {
 
 func FuzzUnpack(f *testing.F) {
 	for _, a := range rules() {
-		it := quota.Item{Rule: a.Spec().Rule, State: quota.State{Unit: a.Spec().Unit, A: 1, B: 2, C: 3, Tail: []int64{4, 5}}}
+		it := driver.Item{Rule: a.Spec().Rule, State: quota.State{Unit: a.Spec().Unit, A: 1, B: 2, C: 3, Tail: []int64{4, 5}}}
 		f.Add(pack(&it))
 		it.State.C, it.State.Tail = 0, nil
 		f.Add(pack(&it))
@@ -108,7 +109,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Fuzz(func(t *testing.T, v string) {
 		it, err := unpack(v)
 		if err != nil {
-			if !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, quota.Item{}) {
+			if !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, driver.Item{}) {
 				t.Fatalf("%+v, %v", it, err)
 			}
 			return

@@ -7,19 +7,20 @@ import (
 	"testing"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Whatever comes back for a script is a decision or an error of the right class, and never a panic.
 func TestHostileReplies(t *testing.T) {
 	const now = int64(1_795_427_141_791_724)
-	state := pack(&quota.Item{Rule: quota.Rule{'f', 'w', '1'}, State: quota.State{Unit: 1, A: 1, B: 1}})
+	state := pack(&driver.Item{Rule: quota.Rule{'f', 'w', '1'}, State: quota.State{Unit: 1, A: 1, B: 1}})
 	table := []elements{
 		nil, {}, {nil}, {""}, {"OK"}, {now}, {-now}, {nil, nil}, {"x", nil}, {state, now}, {now, now}, {now, int64(0)}, {now, "x"},
 		{now, []any{now}}, {[]any{now}, nil}, {now, true}, {now, 1.5}, {1.5, nil}, {now, errors.New("ERR")}, {errors.New("ERR"), nil},
 		{now, nil, nil, nil, nil, nil}, {now, state, state, state, state},
 		{int64(0), nil}, {int64(0), nil, nil}, {int64(math.MaxInt64), nil}, {int64(math.MinInt64), nil}, {int64(math.MaxInt64), nil, nil}, {int64(math.MinInt64), nil, nil},
 		{int64(1<<53 + 1), nil}, {int64(-1<<53 - 1), nil, nil}, {now, "\x00"}, {now, string(make([]byte, 1<<20))}, {now, state[:len(state)-1]}, {now, state + "x"},
-		{now, "\xff" + state[1:]}, {now, pack(&quota.Item{Rule: quota.Rule{'t', 'b', '1'}, State: quota.State{Unit: 1}})},
+		{now, "\xff" + state[1:]}, {now, pack(&driver.Item{Rule: quota.Rule{'t', 'b', '1'}, State: quota.State{Unit: 1}})},
 		{-now, nil}, {-now, nil, nil}, // a grant on fresh states, said to be none
 	}
 	for i, r := range table {

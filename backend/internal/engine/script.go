@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 //go:embed prelude.lua
@@ -62,7 +63,7 @@ type scripts struct {
 func newScripts(injected bool) *scripts {
 	s := &scripts{
 		clock:   serverClock,
-		slack:   strconv.FormatInt(quota.ExpirySlack.Milliseconds(), 10),
+		slack:   strconv.FormatInt(driver.ExpirySlack.Milliseconds(), 10),
 		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, sets: map[string]*script{},
 	}
 	if injected {

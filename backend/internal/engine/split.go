@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // giveBackTimeout bounds the refund of what one slot granted and another denied.
@@ -25,7 +26,7 @@ func bySlot(cs []quota.Charge) []part {
 	var buf [128]byte
 next:
 	for i := range cs {
-		n := slot(quota.AppendEscaped(buf[:0], quota.Group(cs[i].Key)))
+		n := slot(driver.AppendEscaped(buf[:0], quota.Group(cs[i].Key)))
 		for j := range parts {
 			if parts[j].slot == n {
 				parts[j].places = append(parts[j].places, i)

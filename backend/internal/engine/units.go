@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // asked is a key of a batch and the charges to it, in order.
@@ -131,7 +132,7 @@ func conclude(keys []asked, r Reply) error {
 		}
 		for u := keys[i].first; u != nil; u = u.next {
 			if u.err = broken; broken == nil {
-				if u.err = quota.ApplyOne(&u.charge, &it, now, &u.decision); u.err == nil && it.Write {
+				if u.err = driver.ApplyOne(&u.charge, &it, now, &u.decision); u.err == nil && it.Write {
 					changes--
 				}
 			}
@@ -145,7 +146,7 @@ func conclude(keys []asked, r Reply) error {
 
 // held returns what element i of a reply says that a key holds, and as broken that it is no state. An error
 // is about the reply.
-func held(r Reply, i int) (it quota.Item, broken, err error) {
+func held(r Reply, i int) (it driver.Item, broken, err error) {
 	if value, text := r.Text(i); text {
 		it, broken = unpack(value)
 		return it, broken, nil

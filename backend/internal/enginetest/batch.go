@@ -11,6 +11,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Batches: charges that go together, to the same keys and others, decide and leave behind exactly what the
@@ -60,12 +61,12 @@ func (w *worker) batch(t *testing.T, store *engine.Store) {
 	held := map[*item]quota.Charge{}
 	for _, i := range order(calls, items) {
 		cs := calls[i]
-		before, want := make([]quota.Item, len(cs)), make([]quota.Decision, len(cs))
+		before, want := make([]driver.Item, len(cs)), make([]quota.Decision, len(cs))
 		for j, it := range items[i] {
 			before[j] = it.Item
 		}
 		after := slices.Clone(before)
-		err := quota.Apply(cs, after, quota.Micros(w.now), want)
+		err := driver.Apply(cs, after, quota.Micros(w.now), want)
 		if err != nil || errs[i] != nil || !slices.Equal(got[i], want) {
 			t.Errorf("%s at %d, call %d of %d:%s\n decided %+v, %v\n Go says %+v, %v\n on %+v", w.name, w.now, i, len(calls), show(cs), got[i], errs[i], want, err, before)
 			return

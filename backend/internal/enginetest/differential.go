@@ -12,6 +12,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Differential: random requests, one to four at a time, decide and leave behind exactly what the Go
@@ -92,7 +93,7 @@ type worker struct {
 
 // item is what the server must hold under a key.
 type item struct {
-	quota.Item
+	driver.Item
 	left     int64          // at the last decision
 	receipts []quota.Micros // when charges were granted
 	until    int64          // µs: when the server may drop it, if it keeps the time
@@ -101,7 +102,7 @@ type item struct {
 func (w *worker) step(t *testing.T) {
 	w.tick()
 	cs, items := w.request(t)
-	before := make([]quota.Item, len(cs))
+	before := make([]driver.Item, len(cs))
 	for i, it := range items {
 		before[i] = it.Item
 	}
@@ -134,10 +135,10 @@ func (w *worker) step(t *testing.T) {
 	// that it is kept until it is as fresh is what Expiry checks.
 	var unsure []int
 	for i, it := range items {
-		switch late := int64(now) - it.until - quota.ExpirySlack.Microseconds(); {
+		switch late := int64(now) - it.until - driver.ExpirySlack.Microseconds(); {
 		case w.injected || late < -500_000:
 		case late > 3_000_000:
-			before[i] = quota.Item{}
+			before[i] = driver.Item{}
 		default:
 			unsure = append(unsure, i)
 		}
@@ -151,7 +152,7 @@ func (w *worker) step(t *testing.T) {
 		copy(before, there)
 		for bit, i := range unsure {
 			if gone>>bit&1 == 1 {
-				before[i] = quota.Item{}
+				before[i] = driver.Item{}
 			}
 		}
 		want, after, diff = w.check(cs, items, before, got, held, now)
@@ -191,9 +192,9 @@ func (w *worker) step(t *testing.T) {
 }
 
 // check compares decisions, and what the server holds now, with what Go makes of the items.
-func (w *worker) check(cs []quota.Charge, items []*item, before []quota.Item, got []quota.Decision, held []any, now quota.Micros) (want []quota.Decision, after []quota.Item, diff string) {
+func (w *worker) check(cs []quota.Charge, items []*item, before []driver.Item, got []quota.Decision, held []any, now quota.Micros) (want []quota.Decision, after []driver.Item, diff string) {
 	want, after = make([]quota.Decision, len(cs)), append(after, before...)
-	if err := quota.Apply(cs, after, now, want); err != nil {
+	if err := driver.Apply(cs, after, now, want); err != nil {
 		return want, after, err.Error()
 	}
 	for i, it := range items {
@@ -205,7 +206,7 @@ func (w *worker) check(cs []quota.Charge, items []*item, before []quota.Item, go
 		if after[i].Write {
 			until = int64(now) + want[i].ResetAfter.Microseconds()
 		}
-		expired := !w.injected && text == "" && time.Now().UnixMicro() > until+quota.ExpirySlack.Microseconds()
+		expired := !w.injected && text == "" && time.Now().UnixMicro() > until+driver.ExpirySlack.Microseconds()
 		if left := packed(&after[i]); text != left && !expired {
 			diff += fmt.Sprintf(" charge %d left %x\n  Go says %x = %+v\n  on %+v\n", i, text, left, after[i], before[i])
 		}
@@ -311,8 +312,8 @@ func (w *worker) receipt(it *item, spec *quota.Spec) quota.Micros {
 
 // poke puts a state under a key that random requests would not leave soon: a log that is nearly full, or
 // numbers of any size.
-func (w *worker) poke(t *testing.T, c quota.Charge) quota.Item {
-	it := quota.Item{Rule: c.Limit.Spec().Rule}
+func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
+	it := driver.Item{Rule: c.Limit.Spec().Rule}
 	s := &it.State
 	number := func() int64 {
 		if w.rng.IntN(8) == 0 {
@@ -344,7 +345,7 @@ func (w *worker) poke(t *testing.T, c quota.Charge) quota.Item {
 	pipe := w.server.Pipeline()
 	pipe.Unlink(bg, place(c))
 	if s.IsZero() {
-		it = quota.Item{}
+		it = driver.Item{}
 	} else {
 		pipe.Append(bg, place(c), packed(&it))
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Connect makes a client for a single server, or for a cluster, which it closes with the test, and
@@ -123,13 +124,13 @@ func (s *server) resetCounts(t testing.TB) {
 
 // place returns the key of a charge's state under the default prefix.
 func place(c quota.Charge) string {
-	return string(quota.AppendKey([]byte(engine.DefaultPrefix), c.Limit.Name(), c.Key))
+	return string(driver.AppendKey([]byte(engine.DefaultPrefix), c.Limit.Name(), c.Key))
 }
 
 // packed returns the bytes that the server must hold for an item: the length and name of the rule, then
 // seven bytes a number, the highest first: the unit, A, B and, unless all are zero, C and the tail. It is
 // written down here a second time, so that nobody changes what other releases have stored.
-func packed(it *quota.Item) string {
+func packed(it *driver.Item) string {
 	s := &it.State
 	if s.IsZero() {
 		return ""

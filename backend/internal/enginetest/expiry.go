@@ -8,6 +8,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Expiry: a key lives as long as its state means something and at most the slack longer, a key made
@@ -51,13 +52,13 @@ func lifetimes(t *testing.T, server *server, store quota.Store, name string, lim
 		// The server reads its clock for SET after it did for us, so at is never too early, and PTTL never too late.
 		at := server.expires(t, place(c))
 		left := server.PTTL(bg, place(c)).Val()
-		if at < 0 && time.Since(d.At.Time()) > d.ResetAfter+quota.ExpirySlack {
+		if at < 0 && time.Since(d.At.Time()) > d.ResetAfter+driver.ExpirySlack {
 			continue // gone by rights; the machine is slow
 		}
-		if earliest := int64(d.At) + d.ResetAfter.Microseconds() + quota.ExpirySlack.Microseconds() - 1000; at*1000 < earliest {
+		if earliest := int64(d.At) + d.ResetAfter.Microseconds() + driver.ExpirySlack.Microseconds() - 1000; at*1000 < earliest {
 			t.Errorf("step %d: expires at %d ms, before %d µs", i, at, earliest)
 		}
-		most := d.ResetAfter + quota.ExpirySlack + time.Millisecond
+		most := d.ResetAfter + driver.ExpirySlack + time.Millisecond
 		if strings.HasSuffix(name, "cas") {
 			most += time.Second // a lifetime begins with the swap, a trip after the decision
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Foreign: what the store did not write is ErrMisconfigured, and nothing is written: another program's
@@ -14,7 +15,7 @@ import (
 func Foreign(t *testing.T, connect Connect) {
 	server, open := single(t, connect)
 	good := func(rule string, numbers ...int64) string {
-		it := quota.Item{State: quota.State{Unit: numbers[0], A: numbers[1], B: numbers[2], Tail: numbers[3:]}}
+		it := driver.Item{State: quota.State{Unit: numbers[0], A: numbers[1], B: numbers[2], Tail: numbers[3:]}}
 		copy(it.Rule[:], rule)
 		return packed(&it)
 	}

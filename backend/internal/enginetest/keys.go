@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Keys: whatever a key is, it is refused or has a quota of its own; prefixes keep stores apart; strict
@@ -20,7 +21,7 @@ func Keys(t *testing.T, connect Connect) {
 	t.Run("strict", func(t *testing.T) { strict(t, server, open(engine.Options{Strict: true})) })
 	t.Run("any keys", func(t *testing.T) {
 		store := open(engine.Options{})
-		if store.Atomicity() != quota.AnyKeys {
+		if store.Atomicity() != driver.AnyKeys {
 			t.Errorf("Atomicity is %v", store.Atomicity())
 		}
 		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{quota.Must(newRule(first, 10, 1, year))}} {

@@ -11,13 +11,14 @@ import (
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Cluster runs what takes a Redis Cluster.
 func Cluster(t *testing.T, connect Connect) {
 	server, open := cluster(t, connect)
 	store := open(engine.Options{})
-	if store.Atomicity() != quota.OneGroup {
+	if store.Atomicity() != driver.OneGroup {
 		t.Errorf("Atomicity is %v", store.Atomicity())
 	}
 	t.Run("split", func(t *testing.T) { split(t, server, store) })
@@ -163,7 +164,7 @@ func oneSlot(t *testing.T, store *engine.Store) {
 
 // strict: lists over slots are refused and nothing is charged.
 func strict(t *testing.T, server *server, store *engine.Store) {
-	if store.Atomicity() != quota.OneGroup {
+	if store.Atomicity() != driver.OneGroup {
 		t.Errorf("Atomicity is %v", store.Atomicity())
 	}
 	for i, l := range []*quota.Limit{yearly("strict", 10), limitOf("strictcas", hidden{yearly("x", 10).Algorithm()})} {

@@ -17,6 +17,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 func TestSingle(t *testing.T) {
@@ -29,7 +30,7 @@ func TestSingle(t *testing.T) {
 		} {
 			s := open(t, url)
 			works(t, s, t.Name())
-			if g := s.(quota.Graded).Atomicity(); g != quota.AnyKeys {
+			if g := s.(driver.Graded).Atomicity(); g != driver.AnyKeys {
 				t.Errorf("%s: atomicity %v", url, g)
 			}
 		}
@@ -140,7 +141,7 @@ func TestCluster(t *testing.T) {
 			if err := s.TakeAll(t.Context(), cs, ds); err != nil || !quota.Granted(ds) || !ds[0].Split {
 				t.Errorf("a list over several slots: %+v, %v", ds[0], err)
 			}
-			if g := s.(quota.Graded).Atomicity(); g != quota.OneGroup {
+			if g := s.(driver.Graded).Atomicity(); g != driver.OneGroup {
 				t.Errorf("%s: atomicity %v", url, g)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Algorithm is a broken algorithm.
@@ -279,11 +280,11 @@ func Algorithms() []Algorithm {
 		})},
 		{"the Lua admits one more", "A15", func() []quota.Algorithm {
 			a := bucket(10)
-			return []quota.Algorithm{scripted{a, "p2 = p2 + unit\n" + a.(quota.Scripted).Lua()}}
+			return []quota.Algorithm{scripted{a, "p2 = p2 + unit\n" + a.(driver.Scripted).Lua()}}
 		}},
 		{"the Lua calls Redis", "A15", func() []quota.Algorithm {
 			a := bucket(10)
-			return []quota.Algorithm{scripted{a, "redis.call('PING')\n" + a.(quota.Scripted).Lua()}}
+			return []quota.Algorithm{scripted{a, "redis.call('PING')\n" + a.(driver.Scripted).Lua()}}
 		}},
 		{"each share has the rate of the whole", "A16", func() []quota.Algorithm { return []quota.Algorithm{sharing{bucket(10)}} }},
 		{"the forecast is a millisecond late", "A17", func() []quota.Algorithm { return []quota.Algorithm{hopeful{bucket(10), time.Millisecond}} }},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Data is what the handles of one name share: the server.
@@ -20,7 +21,7 @@ type Data struct {
 }
 
 type item struct {
-	quota.Item
+	driver.Item
 	until quota.Micros
 }
 
@@ -43,8 +44,8 @@ type parts struct {
 	now    func(s *Handle) quota.Micros
 	key    func(c *quota.Charge) string
 	id     func(s *Handle, c *quota.Charge) string
-	load   func(s *Handle, it item, now quota.Micros) quota.Item
-	apply  func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error
+	load   func(s *Handle, it item, now quota.Micros) driver.Item
+	apply  func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error
 	life   func(reset time.Duration) time.Duration
 	gap    func(d *Data) // between reading and writing
 	recall func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error
@@ -68,21 +69,21 @@ func sound() parts {
 		reply: func(_ []quota.Charge, _ []quota.Decision, err error) error { return err },
 		send:  (*Handle).once,
 		now:   func(s *Handle) quota.Micros { return quota.Micros(s.clock().UnixMicro()) },
-		key:   func(c *quota.Charge) string { return string(quota.AppendKey(nil, c.Limit.Name(), c.Key)) },
+		key:   func(c *quota.Charge) string { return string(driver.AppendKey(nil, c.Limit.Name(), c.Key)) },
 		id:    func(_ *Handle, c *quota.Charge) string { return quota.Group(c.Key) + "\n" + c.ID },
-		load: func(_ *Handle, it item, now quota.Micros) quota.Item {
+		load: func(_ *Handle, it item, now quota.Micros) driver.Item {
 			if it.until < now {
-				return quota.Item{}
+				return driver.Item{}
 			}
 			return it.Item
 		},
-		apply: quota.Apply,
+		apply: driver.Apply,
 		life: func(reset time.Duration) time.Duration {
-			return min(reset, quota.Never-quota.ExpirySlack) + quota.ExpirySlack
+			return min(reset, quota.Never-driver.ExpirySlack) + driver.ExpirySlack
 		},
 		gap: func(*Data) {},
 		recall: func(_ *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
-			if !slices.EqualFunc(g.charges, cs, quota.SameCharge) {
+			if !slices.EqualFunc(g.charges, cs, driver.SameCharge) {
 				return fmt.Errorf("mutant: %w: the id was granted to other charges", quota.ErrInvalid)
 			}
 			copy(out, g.decisions)
@@ -92,7 +93,7 @@ func sound() parts {
 			return nil
 		},
 		record: func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
-			return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out) && !quota.OnlyPeeks(cs)
+			return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out) && !driver.OnlyPeeks(cs)
 		},
 		window: quota.IDWindow,
 		close:  func(s *Handle) error { s.closed.Store(true); return nil },
@@ -104,7 +105,7 @@ type Handle struct {
 	parts
 	data   *Data
 	clock  func() time.Time
-	grade  quota.Atomicity
+	grade  driver.Atomicity
 	serial int64
 	closed atomic.Bool
 	link   link
@@ -140,7 +141,7 @@ func (s *Handle) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 }
 
 // Atomicity says how far it decides in one step.
-func (s *Handle) Atomicity() quota.Atomicity { return s.grade }
+func (s *Handle) Atomicity() driver.Atomicity { return s.grade }
 
 // Prompt says that calls return by their deadline.
 func (s *Handle) Prompt() bool { return true }
@@ -169,7 +170,7 @@ func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
 	if g, ok := d.grants[s.id(s, &cs[0])]; ok && cs[0].ID != "" && now <= g.until {
 		return s.recall(s, g, cs, out)
 	}
-	items := make([]quota.Item, len(cs))
+	items := make([]driver.Item, len(cs))
 	for i := range cs {
 		items[i] = s.load(s, d.items[s.key(&cs[i])], now)
 	}

@@ -11,13 +11,14 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Store is a broken store.
 type Store struct {
 	Name  string // what is wrong
 	Rule  string // the rule of conformance.Run that it breaks
-	Grade quota.Atomicity
+	Grade driver.Atomicity
 	Races bool // what is wrong is a data race, too
 	alter func(*parts)
 }
@@ -40,12 +41,12 @@ func telling(f func(c *quota.Charge, d *quota.Decision)) func(*parts) {
 // charging alters charges on their way to Apply.
 func charging(f func(c *quota.Charge)) func(*parts) {
 	return func(p *parts) {
-		p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+		p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 			cs = slices.Clone(cs)
 			for i := range cs {
 				f(&cs[i])
 			}
-			return quota.Apply(cs, items, now, out)
+			return driver.Apply(cs, items, now, out)
 		}
 	}
 }
@@ -53,8 +54,8 @@ func charging(f func(c *quota.Charge)) func(*parts) {
 // holding alters states on their way into the store.
 func holding(f func(s *quota.State)) func(*parts) {
 	return func(p *parts) {
-		p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
-			err := quota.Apply(cs, items, now, out)
+		p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+			err := driver.Apply(cs, items, now, out)
 			for i := range items {
 				if items[i].Write && err == nil {
 					f(&items[i].State)
@@ -74,12 +75,12 @@ func sent(f func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.
 	return func(p *parts) { p.send = f }
 }
 
-func plainKey(c *quota.Charge) string { return string(quota.AppendKey(nil, c.Limit.Name(), c.Key)) }
+func plainKey(c *quota.Charge) string { return string(driver.AppendKey(nil, c.Limit.Name(), c.Key)) }
 
 // oneByOne decides each charge of a list alone, as if it were granted.
-func oneByOne(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+func oneByOne(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 	for i := range cs {
-		if err := quota.Apply(cs[i:i+1], items[i:i+1], now, out[i:i+1]); err != nil {
+		if err := driver.Apply(cs[i:i+1], items[i:i+1], now, out[i:i+1]); err != nil {
 			return err
 		}
 	}
@@ -122,12 +123,12 @@ func Stores() []*Store {
 		}},
 		// How it is decided.
 		{Name: "the keys of a list get each other's costs", Rule: "S1", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				if len(cs) > 1 && cs[0].Limit == cs[1].Limit {
 					cs = slices.Clone(cs)
 					cs[0].Cost, cs[1].Cost = cs[1].Cost, cs[0].Cost
 				}
-				return quota.Apply(cs, items, now, out)
+				return driver.Apply(cs, items, now, out)
 			}
 		}},
 		{Name: "a cost is cut to 32 bits", Rule: "S1", alter: charging(func(c *quota.Charge) { c.Cost = int64(uint32(c.Cost)) })},
@@ -149,17 +150,17 @@ func Stores() []*Store {
 			p.now = func(s *Handle) quota.Micros { return quota.Micros(s.clock().UnixMilli() * 1000) }
 		}},
 		{Name: "a clock set back mints", Rule: "S1", alter: func(p *parts) {
-			p.load = func(_ *Handle, it item, now quota.Micros) quota.Item {
+			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item {
 				if it.until < now || it.State.B > int64(now) {
-					return quota.Item{}
+					return driver.Item{}
 				}
 				return it.Item
 			}
 		}},
 		{Name: "nothing comes back until all does", Rule: "S1", alter: func(p *parts) {
-			p.load = func(_ *Handle, it item, now quota.Micros) quota.Item {
+			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item {
 				if it.until < now {
-					return quota.Item{}
+					return driver.Item{}
 				}
 				if it.Rule.String() == "tb1" {
 					it.State.B = int64(now)
@@ -183,16 +184,16 @@ func Stores() []*Store {
 			}
 		})},
 		{Name: "a refund is good for ever", Rule: "S1", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				cs = slices.Clone(cs)
 				for i := range cs {
 					cs[i].At = now
 				}
-				return quota.Apply(cs, items, now, out)
+				return driver.Apply(cs, items, now, out)
 			}
 		}},
 		{Name: "denies everything", Rule: "C5", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
 					out[i] = quota.Decision{Limit: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: now}
 				}
@@ -200,7 +201,7 @@ func Stores() []*Store {
 			}
 		}},
 		{Name: "allows everything", Rule: "C5", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
 					out[i] = quota.Decision{Allowed: true, Limit: cs[i].Limit.Spec().Capacity, Remaining: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: now}
 				}
@@ -210,8 +211,8 @@ func Stores() []*Store {
 		// Lists.
 		{Name: "each charge of a list is made that fits", Rule: "S2", alter: func(p *parts) { p.apply = oneByOne }},
 		{Name: "the ninth charge of a list is not made", Rule: "S2", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
-				err := quota.Apply(cs, items, now, out)
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
 				if len(cs) > 8 {
 					items[8].Write = false
 				}
@@ -226,7 +227,7 @@ func Stores() []*Store {
 				}
 				peeks[i].ID = ""
 			}
-			if err := s.once(ctx, peeks, out); err != nil || !quota.Granted(out) || len(cs) == 1 || quota.OnlyPeeks(cs) {
+			if err := s.once(ctx, peeks, out); err != nil || !quota.Granted(out) || len(cs) == 1 || driver.OnlyPeeks(cs) {
 				return s.once(ctx, cs, out)
 			}
 			for i := range cs {
@@ -239,22 +240,22 @@ func Stores() []*Store {
 		})},
 		// Traces.
 		{Name: "a denial is charged", Rule: "S3", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
-				err := quota.Apply(cs, items, now, out)
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
 				if err == nil && len(cs) == 1 && !out[0].Allowed && cs[0].Op == quota.OpTake {
 					more, told := slices.Clone(cs), [1]quota.Decision{}
 					more[0].Op, more[0].Cost = quota.OpDebit, 1
-					return quota.Apply(more, items, now, told[:])
+					return driver.Apply(more, items, now, told[:])
 				}
 				return err
 			}
 		}},
 		{Name: "a denied list keeps its first charge", Rule: "S3", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
-				err := quota.Apply(cs, items, now, out)
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
 				if err == nil && len(cs) > 1 && !quota.Granted(out) && out[0].Allowed {
 					var told [1]quota.Decision
-					return quota.Apply(cs[:1], items[:1], now, told[:])
+					return driver.Apply(cs[:1], items[:1], now, told[:])
 				}
 				return err
 			}
@@ -265,9 +266,9 @@ func Stores() []*Store {
 			}
 		})},
 		{Name: "a peek makes the state last", Rule: "S3", alter: func(p *parts) {
-			p.load = func(_ *Handle, it item, now quota.Micros) quota.Item { return it.Item }
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
-				err := quota.Apply(cs, items, now, out)
+			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item { return it.Item }
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
 				for i := range items {
 					if cs[i].Op == quota.OpPeek && items[i].State.Unit > 0 && items[i].Rule.String() == "tb1" {
 						items[i].Write, items[i].State.B = true, int64(now)
@@ -373,7 +374,7 @@ func Stores() []*Store {
 		})},
 		{Name: "the decisions of a grant are kept, not copied", Rule: "S7", alter: func(p *parts) {
 			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
-				return grant{charges: slices.Clone(cs), decisions: out}, quota.Granted(out) && !quota.OnlyPeeks(cs)
+				return grant{charges: slices.Clone(cs), decisions: out}, quota.Granted(out) && !driver.OnlyPeeks(cs)
 			}
 		}},
 		{Name: "a goroutine outlives Close", Rule: "S8", alter: func(p *parts) {
@@ -430,13 +431,13 @@ func Stores() []*Store {
 		// Limits that change.
 		{Name: "other numbers are another limit", Rule: "C2", alter: keying(func(c *quota.Charge) string { return plainKey(c) + fmt.Sprint(*c.Limit.Spec()) })},
 		{Name: "state of other numbers is fresh", Rule: "C2", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
 					if items[i].State.Unit != cs[i].Limit.Spec().Unit && items[i].Rule == cs[i].Limit.Spec().Rule {
-						items[i] = quota.Item{}
+						items[i] = driver.Item{}
 					}
 				}
-				return quota.Apply(cs, items, now, out)
+				return driver.Apply(cs, items, now, out)
 			}
 		}},
 		// Request ids.
@@ -445,7 +446,7 @@ func Stores() []*Store {
 		}},
 		{Name: "a denial is repeated", Rule: "C3", alter: func(p *parts) {
 			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
-				return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, !quota.OnlyPeeks(cs)
+				return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, !driver.OnlyPeeks(cs)
 			}
 		}},
 		{Name: "a peek uses its id up", Rule: "C3", alter: func(p *parts) {
@@ -493,14 +494,14 @@ func Stores() []*Store {
 			}
 		}},
 		{Name: "a handle caches what it has read", Rule: "C4", alter: func(p *parts) {
-			seen := map[string]quota.Item{}
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			seen := map[string]driver.Item{}
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
 					if it, ok := seen[plainKey(&cs[i])]; ok {
 						items[i] = it
 					}
 				}
-				err := quota.Apply(cs, items, now, out)
+				err := driver.Apply(cs, items, now, out)
 				for i := range cs {
 					seen[plainKey(&cs[i])] = items[i]
 				}
@@ -508,8 +509,8 @@ func Stores() []*Store {
 			}
 		}},
 		// What a store says of itself.
-		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Grade: quota.OneKey, alter: func(p *parts) { p.apply = oneByOne }},
-		{Name: "says one group, and splits without a mark", Rule: "C6", Grade: quota.OneGroup, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Grade: driver.OneKey, alter: func(p *parts) { p.apply = oneByOne }},
+		{Name: "says one group, and splits without a mark", Rule: "C6", Grade: driver.OneGroup, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			for i := range cs {
 				if err := s.once(ctx, cs[i:i+1], out[i:i+1]); err != nil {
 					return err
@@ -521,23 +522,23 @@ func Stores() []*Store {
 			return s.once(context.WithoutCancel(ctx), cs, out)
 		})},
 		{Name: "state of another rule is fresh", Rule: "C8", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
 					if items[i].Rule != cs[i].Limit.Spec().Rule {
-						items[i] = quota.Item{}
+						items[i] = driver.Item{}
 					}
 				}
-				return quota.Apply(cs, items, now, out)
+				return driver.Apply(cs, items, now, out)
 			}
 		}},
 		{Name: "a reset clears state of another rule", Rule: "C8", alter: func(p *parts) {
-			p.apply = func(cs []quota.Charge, items []quota.Item, now quota.Micros, out []quota.Decision) error {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
 					if cs[i].Op == quota.OpReset {
 						items[i].Rule = cs[i].Limit.Spec().Rule
 					}
 				}
-				return quota.Apply(cs, items, now, out)
+				return driver.Apply(cs, items, now, out)
 			}
 		}},
 	}

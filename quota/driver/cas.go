@@ -1,16 +1,16 @@
-package quota
+package driver
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
 )
 
 // A KV is what an author implements for a store that can load and compare-and-swap: a SQL database,
@@ -19,7 +19,7 @@ type KV interface {
 	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's
 	// time, read when the snapshot was taken or later. An absent entry has an empty Value, and so has one
 	// whose TTL has passed, though it is still there. Keys are UTF-8 without ASCII spaces and control bytes.
-	Load(ctx context.Context, keys []string) ([]Entry, Micros, error)
+	Load(ctx context.Context, keys []string) ([]Entry, quota.Micros, error)
 	// Swap makes all changes in one step, if every Old is still what Load returned, and reports whether
 	// it did. An error means that the outcome is unknown, unless it is one of this package's errors: where
 	// the context ended and nothing was written, wrap ErrUnavailable around the context's error.
@@ -56,17 +56,17 @@ type CASOptions struct {
 // apply because something changed, it tries again after a short random pause. An error of Swap is
 // ErrIndeterminate and never tried again. Denials and peeks do not swap. Close closes the KV if it is
 // an [io.Closer]. A Store that has transactions may make a KV of each, and call NewCAS on it.
-func NewCAS(kv KV, o *CASOptions) (Store, error) {
+func NewCAS(kv KV, o *CASOptions) (quota.Store, error) {
 	if o == nil {
 		o = &CASOptions{}
 	}
 	switch {
 	case kv == nil:
-		return nil, invalid("kv", "nil", "a KV")
+		return nil, fmt.Errorf("quota: %w: kv is nil; accepted: a KV", quota.ErrInvalid)
 	case o.Attempts < 0:
-		return nil, invalid("CASOptions.Attempts", o.Attempts, "0 or more")
+		return nil, fmt.Errorf("quota: %w: CASOptions.Attempts is %d; accepted: 0 or more", quota.ErrInvalid, o.Attempts)
 	case o.Atomicity > OneKey:
-		return nil, invalid("CASOptions.Atomicity", o.Atomicity, "AnyKeys, OneGroup or OneKey")
+		return nil, fmt.Errorf("quota: %w: CASOptions.Atomicity is %d; accepted: AnyKeys, OneGroup or OneKey", quota.ErrInvalid, o.Atomicity)
 	}
 	s := &casStore{kv: kv, atomicity: o.Atomicity, attempts: o.Attempts}
 	if s.attempts == 0 {
@@ -79,19 +79,19 @@ type casStore struct {
 	kv        KV
 	atomicity Atomicity
 	attempts  int
-	closed    atomic.Bool
+	gate      Gate
 }
 
-func (s *casStore) Take(ctx context.Context, c Charge) (Decision, error) {
-	var out [1]Decision
-	if err := s.TakeAll(ctx, []Charge{c}, out[:]); err != nil {
-		return Decision{}, err
+func (s *casStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	var out [1]quota.Decision
+	if err := s.TakeAll(ctx, []quota.Charge{c}, out[:]); err != nil {
+		return quota.Decision{}, err
 	}
 	return out[0], nil
 }
 
 func (s *casStore) Close() error {
-	if closed := s.closed.Swap(true); closed {
+	if !s.gate.Close() {
 		return nil
 	}
 	if c, ok := s.kv.(io.Closer); ok {
@@ -103,9 +103,9 @@ func (s *casStore) Close() error {
 // Atomicity says how far the store decides several keys in one step.
 func (s *casStore) Atomicity() Atomicity { return s.atomicity }
 
-func (s *casStore) TakeAll(ctx context.Context, cs []Charge, out []Decision) error {
-	if s.closed.Load() {
-		return fmt.Errorf("quota: %w", ErrClosed)
+func (s *casStore) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.gate.Ready(ctx); err != nil {
+		return err
 	}
 	keys, err := s.keys(cs)
 	if err != nil {
@@ -122,29 +122,29 @@ func (s *casStore) TakeAll(ctx context.Context, cs []Charge, out []Decision) err
 			return err
 		}
 	}
-	return fmt.Errorf("quota: %w: %d swaps of %s lost", ErrConflict, s.attempts, cs[0].Limit.name)
+	return fmt.Errorf("quota: %w: %d swaps of %s lost", quota.ErrConflict, s.attempts, cs[0].Limit.Name())
 }
 
 // keys returns the keys of the charges, and last that of their request id if they carry one.
-func (s *casStore) keys(cs []Charge) ([]string, error) {
+func (s *casStore) keys(cs []quota.Charge) ([]string, error) {
 	keys := make([]string, 0, len(cs)+1)
 	for i := range cs {
-		if i > 0 && (s.atomicity == OneKey || s.atomicity == OneGroup && Group(cs[i].Key) != Group(cs[0].Key)) {
-			return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", ErrCrossSlot)
+		if i > 0 && (s.atomicity == OneKey || s.atomicity == OneGroup && quota.Group(cs[i].Key) != quota.Group(cs[0].Key)) {
+			return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", quota.ErrCrossSlot)
 		}
-		keys = append(keys, string(AppendKey(nil, cs[i].Limit.name, cs[i].Key)))
+		keys = append(keys, string(AppendKey(nil, cs[i].Limit.Name(), cs[i].Key)))
 	}
 	if id := cs[0].ID; id != "" {
 		if s.atomicity == OneKey {
-			return nil, fmt.Errorf("quota: %w: a request id needs a store that decides two keys in one step", ErrCrossSlot)
+			return nil, fmt.Errorf("quota: %w: a request id needs a store that decides two keys in one step", quota.ErrCrossSlot)
 		}
-		keys = append(keys, string(appendIDKey(nil, Group(cs[0].Key), id)))
+		keys = append(keys, string(AppendIDKey(nil, quota.Group(cs[0].Key), id)))
 	}
 	return keys, nil
 }
 
 // try loads, decides and swaps once. It is done unless the swap was not applied.
-func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []Decision) (done bool, err error) {
+func (s *casStore) try(ctx context.Context, keys []string, cs []quota.Charge, out []quota.Decision) (done bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
@@ -153,10 +153,10 @@ func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []De
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		return false, classify(err, ErrUnavailable)
+		return false, Classify(err, quota.ErrUnavailable)
 	}
 	if len(entries) != len(keys) {
-		return false, fmt.Errorf("quota: %w: Load returned %d entries for %d keys", ErrMisconfigured, len(entries), len(keys))
+		return false, fmt.Errorf("quota: %w: Load returned %d entries for %d keys", quota.ErrMisconfigured, len(entries), len(keys))
 	}
 	if len(keys) > len(cs) && entries[len(cs)].Value != "" {
 		return true, parseGrant(entries[len(cs)].Value, cs, out)
@@ -183,33 +183,23 @@ func (s *casStore) try(ctx context.Context, keys []string, cs []Charge, out []De
 		}
 		changes = append(changes, c)
 	}
-	if len(keys) > len(cs) && Granted(out) && !OnlyPeeks(cs) {
+	if len(keys) > len(cs) && quota.Granted(out) && !OnlyPeeks(cs) {
 		written = true
-		changes = append(changes, Change{Old: entries[len(cs)], Value: string(appendGrant(nil, cs, out)), TTL: IDWindow})
+		changes = append(changes, Change{Old: entries[len(cs)], Value: string(appendGrant(nil, cs, out)), TTL: quota.IDWindow})
 	}
 	if !written {
 		return true, nil
 	}
 	done, err = s.kv.Swap(ctx, changes)
 	if err != nil {
-		return false, classify(err, ErrIndeterminate)
+		return false, Classify(err, quota.ErrIndeterminate)
 	}
 	return done, nil
 }
 
 // ttl returns how long a state is kept that is as fresh after reset.
 func ttl(reset time.Duration) time.Duration {
-	return min(reset, Never-ExpirySlack) + ExpirySlack
-}
-
-// classify wraps an error as the sentinel, unless it carries one already.
-func classify(err, sentinel error) error {
-	for _, known := range [...]error{ErrUnavailable, ErrIndeterminate, ErrOverloaded, ErrMisconfigured, ErrClosed, ErrInvalid, ErrConflict, ErrCrossSlot} {
-		if errors.Is(err, known) {
-			return err
-		}
-	}
-	return fmt.Errorf("quota: %w: %w", sentinel, err)
+	return min(reset, quota.Never-ExpirySlack) + ExpirySlack
 }
 
 // pause waits before another attempt: longer and more spread out each time, up to some 64 ms.
@@ -224,17 +214,12 @@ func pause(ctx context.Context, attempt int) error {
 	}
 }
 
-// appendIDKey appends the key of a request id: no limit's key has '#' after its group.
-func appendIDKey(dst []byte, group, id string) []byte {
-	dst = append(AppendGroup(dst, group), '#')
-	return AppendEscaped(dst, id)
-}
-
 // appendGrant appends the text in which a grant is remembered: a fingerprint of the charges, then the
 // numbers of each decision.
-func appendGrant(dst []byte, cs []Charge, ds []Decision) []byte {
+func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	dst = append(dst, "id1:"...)
-	dst = append(dst, fingerprint(cs)...)
+	sum := Fingerprint(cs)
+	dst = hex.AppendEncode(dst, sum[:])
 	for i := range ds {
 		d := &ds[i]
 		for _, n := range [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At)} {
@@ -245,13 +230,13 @@ func appendGrant(dst []byte, cs []Charge, ds []Decision) []byte {
 }
 
 // parseGrant reads the decisions of a grant, if it was one of these charges.
-func parseGrant(text string, cs []Charge, out []Decision) error {
+func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 	fields := strings.Split(text, ":")
 	if len(fields) < 2 || fields[0] != "id1" {
 		return notState(text)
 	}
-	if fields[1] != fingerprint(cs) {
-		return invalid("request id", cs[0].ID, "a new id: this one was granted to other charges")
+	if sum := Fingerprint(cs); fields[1] != hex.EncodeToString(sum[:]) {
+		return fmt.Errorf("quota: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
 	}
 	fields = fields[2:]
 	if len(fields) != 5*len(cs) {
@@ -265,19 +250,8 @@ func parseGrant(text string, cs []Charge, out []Decision) error {
 				return notState(text)
 			}
 		}
-		out[i] = Decision{Allowed: true, Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
-			ResetAfter: time.Duration(n[3]), At: Micros(n[4])}
+		out[i] = quota.Decision{Allowed: true, Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
+			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4])}
 	}
 	return nil
-}
-
-// fingerprint tells charges apart: what SameCharge compares, in 128 bits that nobody can find twice, or
-// a grant could be had again for other charges.
-func fingerprint(cs []Charge) string {
-	h := sha256.New()
-	for i := range cs {
-		c := &cs[i]
-		fmt.Fprintf(h, "%s %d %d %d\n", AppendKey(nil, c.Limit.name, c.Key), c.Op, c.Cost, c.At)
-	}
-	return fmt.Sprintf("%x", h.Sum(nil)[:16])
 }

@@ -1,13 +1,12 @@
-package quota
+package driver
 
 import (
 	"fmt"
 	"strconv"
 	"strings"
-)
 
-// maxNumber bounds the numbers of a stored state: integers are exact in a double up to here.
-const maxNumber = 1 << 53
+	"github.com/fleetquota/fleetquota/quota"
+)
 
 // AppendText appends the text in which stores keep an item: its rule, its unit, A, B, C and the tail, in
 // decimal, separated by colons, such as "tb1:100000:250000:1795427141791724:0".
@@ -31,13 +30,13 @@ func ParseItem(text string) (Item, error) {
 		return it, nil
 	}
 	rule, rest, _ := strings.Cut(text, ":")
-	if copy(it.Rule[:], rule) < len(rule) || !it.Rule.valid() || len(rule) != len(it.Rule.String()) {
+	if copy(it.Rule[:], rule) < len(rule) || !it.Rule.Valid() || len(rule) != len(it.Rule.String()) {
 		return Item{}, notState(text)
 	}
 	for i := 0; ; i++ {
 		number, more, again := strings.Cut(rest, ":")
 		n, ok := parseNumber(number)
-		if !ok || i >= 4+MaxTail {
+		if !ok || i >= 4+quota.MaxTail {
 			return Item{}, notState(text)
 		}
 		switch i {
@@ -70,10 +69,10 @@ func parseNumber(s string) (int64, bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
-	return n, err == nil && n <= maxNumber && n >= -maxNumber
+	return n, err == nil && n <= quota.MaxNumber && n >= -quota.MaxNumber
 }
 
 func notState(text string) error {
 	const most = 40
-	return fmt.Errorf("quota: %w: the store holds %.*q, which is no state of a limit", ErrMisconfigured, most, text)
+	return fmt.Errorf("quota: %w: the store holds %.*q, which is no state of a limit", quota.ErrMisconfigured, most, text)
 }

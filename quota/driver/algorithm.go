@@ -1,4 +1,6 @@
-package quota
+package driver
+
+import "github.com/fleetquota/fleetquota/quota"
 
 // Scripted is what an Algorithm adds to run inside Redis, in the same round trip. Without it a store on
 // Redis hosts the algorithm by compare-and-swap, in two.
@@ -19,4 +21,14 @@ type Scripted interface {
 	// Numbers are doubles: keep every intermediate below 2^53, and dividends and divisors below 2^52.
 	// Do not change the table tail; make a new one.
 	Lua() string
+}
+
+// A Sharer is an Algorithm that can be split among the instances of a fleet: each keeps a share on its own
+// while they cannot ask the store they have in common.
+type Sharer interface {
+	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down but at least 1,
+	// and of the rate, never more than an n-th. The same rule, so that a state carries over from one share
+	// to another. An n of 1 or less is the whole. It fails with ErrInvalid where the share is too slow for
+	// the rule's numbers.
+	Share(n int64) (quota.Algorithm, error)
 }

@@ -1,0 +1,100 @@
+package driver
+
+import (
+	"fmt"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// An Item is what a store holds for one charge: whose state it is, and the state. The zero Item is a
+// key never seen.
+type Item struct {
+	Rule  quota.Rule
+	State quota.State
+	// Write is set by Apply: the item changed and is to be stored, for Decision.ResetAfter at least; an
+	// item whose state is zero is to be deleted.
+	Write bool
+}
+
+// ApplyOne is Apply for a single charge.
+func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) error {
+	if err := fits(c, it); err != nil {
+		return err
+	}
+	decide(c, it, c.Op, now, d)
+	return nil
+}
+
+// Apply decides charges on the items a store holds for them, at one time: the all-or-nothing rule,
+// written once. It updates items and marks those to be written, and writes a decision for each charge
+// to out. The list is granted if all decisions are allowed. A store calls it under its lock, or stores
+// the marked items only if no item changed meanwhile.
+//
+// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule.
+func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
+	for i := range cs {
+		if err := fits(&cs[i], &items[i]); err != nil {
+			return err
+		}
+	}
+	var few [8]Item
+	next := few[:0]
+	granted := true
+	for i := range cs {
+		next = append(next, items[i])
+		decide(&cs[i], &next[i], cs[i].Op, now, &out[i])
+		granted = granted && out[i].Allowed
+	}
+	if granted {
+		copy(items, next)
+		return nil
+	}
+	for i := range cs {
+		allowed := out[i].Allowed
+		peek := cs[i]
+		if peek.Op != quota.OpTake && peek.Op != quota.OpPeek {
+			peek.Cost = 0
+		}
+		decide(&peek, &items[i], quota.OpPeek, now, &out[i])
+		if allowed {
+			out[i].Allowed, out[i].RetryAfter = true, 0
+		}
+	}
+	return nil
+}
+
+// decide runs one charge as op and fills in its decision.
+func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.Decision) {
+	held := &it.State
+	s, v := c.Limit.Algorithm().Decide(
+		quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail},
+		quota.Request{Op: op, Cost: c.Cost, At: c.At}, now)
+	it.Write = v.Write
+	if v.Write {
+		held.Unit, held.A, held.B, held.C, held.Tail = s.Unit, s.A, s.B, s.C, s.Tail
+		it.Rule = c.Limit.Spec().Rule
+	}
+	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
+	d.Allowed, d.Source, d.Split, d.Replayed = v.Allowed, quota.FromStore, false, false
+	d.Limit = c.Limit.Spec().Capacity
+	d.Remaining = v.Remaining
+	d.Charged = 0
+	d.RetryAfter = v.RetryAfter.Duration()
+	d.ResetAfter = v.ResetAfter.Duration()
+	d.At = now
+	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit) {
+		d.Charged = c.Cost
+	}
+}
+
+func fits(c *quota.Charge, it *Item) error {
+	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) {
+		return misfit(c, it)
+	}
+	return nil
+}
+
+func misfit(c *quota.Charge, it *Item) error {
+	return fmt.Errorf("quota: %w: limit %q holds state of rule %q and is now %q: give the limit another name",
+		quota.ErrMisconfigured, c.Limit.Name(), it.Rule, c.Limit.Spec().Rule)
+}

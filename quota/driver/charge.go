@@ -1,0 +1,49 @@
+package driver
+
+import (
+	"crypto/sha256"
+	"hash/maphash"
+	"math/bits"
+	"strconv"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// SameCharge reports whether a and b ask for the same: limit, key, cost, operation and time of the receipt.
+func SameCharge(a, b quota.Charge) bool {
+	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At
+}
+
+// OnlyPeeks reports whether a list changes nothing even where it is granted; stores do not remember the id
+// of such a list.
+func OnlyPeeks(cs []quota.Charge) bool {
+	for i := range cs {
+		if cs[i].Op != quota.OpPeek {
+			return false
+		}
+	}
+	return true
+}
+
+// Fingerprint returns 128 bits that tell lists of charges apart: it is equal where [SameCharge] is, charge by
+// charge. A store keeps it with a request id, and refuses the id where other charges come with it. It is
+// cryptographic (SHA-256, cut), for a caller that found two lists alike would have the grant of one for the other.
+func Fingerprint(cs []quota.Charge) [16]byte {
+	var text []byte
+	for i := range cs {
+		c := &cs[i]
+		text = AppendKey(text, c.Limit.Name(), c.Key)
+		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
+			text = strconv.AppendInt(append(text, ' '), n, 10)
+		}
+		text = append(text, '\n')
+	}
+	sum := sha256.Sum256(text)
+	return [16]byte(sum[:16])
+}
+
+// Hash returns a hash of a charge's limit and key, for tables in the memory of a process. Hashes of one seed, within one
+// process, compare.
+func Hash(seed maphash.Seed, c *quota.Charge) uint64 {
+	return maphash.String(seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
+}

@@ -1,0 +1,54 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// sentinels are the errors that a store's error may carry. ErrIndeterminate is the first: an error that carries it and
+// another may have been charged.
+var sentinels = [...]error{
+	quota.ErrIndeterminate, quota.ErrUnavailable, quota.ErrOverloaded, quota.ErrInvalid,
+	quota.ErrMisconfigured, quota.ErrCrossSlot, quota.ErrConflict, quota.ErrClosed,
+}
+
+// Sentinel returns the error of package quota that err carries, such as [quota.ErrUnavailable], or nil if it carries
+// none: then err is nil, a context's own error, or an error that was not classified.
+func Sentinel(err error) error {
+	for _, s := range sentinels {
+		if errors.Is(err, s) {
+			return s
+		}
+	}
+	return nil
+}
+
+// Classify wraps err as the sentinel, unless it carries one already. err must not be nil.
+func Classify(err, sentinel error) error {
+	if Sentinel(err) != nil {
+		return err
+	}
+	return fmt.Errorf("quota: %w: %w", sentinel, err)
+}
+
+// Shared is an error that several calls got from one round trip, such as the lost reply to a batch: a breaker counts
+// it once. [Share] makes one.
+type Shared interface {
+	error
+	// RoundTrip identifies the round trip: a comparable value, such as a pointer to the batch. nil stands for a
+	// round trip of its own.
+	RoundTrip() any
+}
+
+// Share returns err as the error of a round trip, see [Shared].
+func Share(err error, roundTrip any) error { return &sharedError{err, roundTrip} }
+
+type sharedError struct {
+	error
+	roundTrip any
+}
+
+func (e *sharedError) Unwrap() error  { return e.error }
+func (e *sharedError) RoundTrip() any { return e.roundTrip }

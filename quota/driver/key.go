@@ -1,0 +1,48 @@
+package driver
+
+import "github.com/fleetquota/fleetquota/quota"
+
+// AppendKey appends the text under which stores keep a limit and key, and returns the extended slice:
+// "{group}/rest:limit", or "{group}:limit" where the key is one segment. Braces, '%', ':', spaces and
+// control bytes of the key are written as '%' and two hexadecimal digits. The text is injective:
+// different limits or keys have different texts. Its braces hold the group alone, so that Redis
+// Cluster places keys of one group in one slot and no key can choose another's.
+func AppendKey(dst []byte, limit, key string) []byte {
+	group := quota.Group(key)
+	dst = AppendGroup(dst, group)
+	dst = AppendEscaped(dst, key[len(group):])
+	dst = append(dst, ':')
+	return append(dst, limit...)
+}
+
+// AppendGroup appends "{group}", escaped as in [AppendKey]: the hash tag of a group's keys.
+func AppendGroup(dst []byte, group string) []byte {
+	dst = append(dst, '{')
+	dst = AppendEscaped(dst, group)
+	return append(dst, '}')
+}
+
+func special(c byte) bool {
+	return c <= ' ' || c == 0x7f || c == '{' || c == '}' || c == '%' || c == ':'
+}
+
+const hexDigits = "0123456789ABCDEF"
+
+// AppendEscaped appends s with its special bytes escaped, as in [AppendKey].
+func AppendEscaped(dst []byte, s string) []byte {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; special(c) {
+			dst = append(dst, '%', hexDigits[c>>4], hexDigits[c&15])
+		} else {
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// AppendIDKey appends the text under which stores keep a request id of a group: "{group}#id", escaped as in
+// [AppendKey]. The key of a limit never has '#' behind its group.
+func AppendIDKey(dst []byte, group, id string) []byte {
+	dst = append(AppendGroup(dst, group), '#')
+	return AppendEscaped(dst, id)
+}

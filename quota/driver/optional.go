@@ -1,0 +1,84 @@
+package driver
+
+import (
+	"context"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// Atomicity is how far a store decides several keys in one step. The zero value is the strongest.
+type Atomicity uint8
+
+const (
+	// AnyKeys: any list is one step.
+	AnyKeys Atomicity = iota
+	// OneGroup: a list is one step where its keys have one [quota.Group].
+	OneGroup
+	// OneKey: only a single charge is one step.
+	OneKey
+)
+
+// A Graded store decides fewer keys than any in one step. A store without this method is AnyKeys.
+type Graded interface {
+	Atomicity() Atomicity
+}
+
+// A Prompt store declares that its calls always return by their context's deadline, whatever its
+// server does. A timeout around it then needs no goroutine of its own for each call. A store without
+// this method is not prompt.
+type Prompt interface {
+	// Prompt reports whether every call returns by its context's deadline. It always answers the same.
+	Prompt() bool
+}
+
+// Health is the state of a store's servers, in their own words.
+type Health struct {
+	// Version is the server's version; of several servers the lowest.
+	Version string
+	// Eviction is the server's policy of eviction, if it may drop quota keys that still hold consumption; each loss
+	// admits up to one limit again. It is empty where no server evicts.
+	Eviction string
+	// Evicted counts the keys that the servers evicted since they started.
+	Evicted int64
+}
+
+// A HealthReporter is a Store whose servers can be asked how they are.
+type HealthReporter interface {
+	// Health asks the servers, in one round trip. It fails as a decision does, see the errors of package quota.
+	Health(ctx context.Context) (Health, error)
+}
+
+// A Wrapper is a Store around another one, such as a policy. Optional interfaces are found through it, see [Find].
+type Wrapper interface {
+	// Unwrap returns the store inside.
+	Unwrap() quota.Store
+}
+
+// Find returns the first of a store and the stores inside it, see [Wrapper], that is a T.
+func Find[T any](s quota.Store) (found T, ok bool) {
+	for s != nil {
+		if found, ok = s.(T); ok {
+			return found, true
+		}
+		w, wraps := s.(Wrapper)
+		if !wraps {
+			break
+		}
+		s = w.Unwrap()
+	}
+	return found, false
+}
+
+// AtomicityOf returns how far a store decides several keys in one step, asked through its wrappers.
+func AtomicityOf(s quota.Store) Atomicity {
+	if g, ok := Find[Graded](s); ok {
+		return g.Atomicity()
+	}
+	return AnyKeys
+}
+
+// IsPrompt reports whether every call of a store returns by its context's deadline, asked through its wrappers.
+func IsPrompt(s quota.Store) bool {
+	p, ok := Find[Prompt](s)
+	return ok && p.Prompt()
+}

@@ -1,0 +1,72 @@
+package quota
+
+import (
+	"math/bits"
+	"time"
+)
+
+// Result is the answer to a list of charges.
+type Result struct {
+	// Granted says that all charges were made; otherwise none was.
+	Granted bool
+	// Decider is the index of the charge that settled it: of the denial that lasts longest, or, where
+	// granted, of the limit with the smallest share left.
+	Decider int
+	// Decisions are the verdicts, one a charge.
+	Decisions []Decision
+}
+
+// RetryAfter is 0 where granted, else how long until the same list fits if nobody else charges.
+func (r Result) RetryAfter() time.Duration {
+	if r.Granted || len(r.Decisions) == 0 {
+		return 0
+	}
+	return r.Decisions[r.Decider].RetryAfter
+}
+
+// Granted reports whether a list with these decisions was granted: all are allowed.
+func Granted(ds []Decision) bool {
+	for i := range ds {
+		if !ds[i].Allowed {
+			return false
+		}
+	}
+	return true
+}
+
+// Decider returns the index of the decision that settled a list: of a denied list the denial that
+// lasts longest, of a granted one the decision that leaves the smallest share of its limit.
+func Decider(ds []Decision) int {
+	best := 0
+	granted := Granted(ds)
+	for i := range ds {
+		a, b := &ds[i], &ds[best]
+		switch {
+		case granted:
+			// Shares are compared as 128-bit products; a limit is at least 1.
+			if less(a.Remaining, b.Limit, b.Remaining, a.Limit) {
+				best = i
+			}
+		case !a.Allowed && (b.Allowed || a.RetryAfter > b.RetryAfter):
+			best = i
+		}
+	}
+	return best
+}
+
+// less reports whether a*b < c*d, for b and d of at least 1.
+func less(a, b, c, d int64) bool {
+	if (a < 0) != (c < 0) {
+		return a < 0
+	}
+	neg := a < 0
+	if neg {
+		a, c = -a, -c
+	}
+	h1, l1 := bits.Mul64(uint64(a), uint64(b))
+	h2, l2 := bits.Mul64(uint64(c), uint64(d))
+	if h1 == h2 {
+		return l1 != l2 && (l1 < l2) != neg
+	}
+	return (h1 < h2) != neg
+}
