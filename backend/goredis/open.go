@@ -41,7 +41,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 		a.Close()
 		return nil, err
 	}
-	return &Store{s}, nil
+	return &Store{engine: s}, nil
 }
 
 // The options: one attempt at connecting, and nothing sent on a new connection but the credentials and

@@ -24,7 +24,7 @@ func connect(tb testing.TB, cluster bool, addrs ...string) func(engine.Options) 
 		if err != nil {
 			return nil, err
 		}
-		return s.Store, nil
+		return s.Engine(), nil
 	}
 }
 

@@ -31,7 +31,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{s}, nil
+	return &Store{engine: s}, nil
 }
 
 const (

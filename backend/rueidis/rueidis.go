@@ -71,16 +71,36 @@ type Options struct {
 // admit too much; a denied list may hold tokens for one round trip, and tokens whose return was lost
 // come back by refill.
 type Store struct {
-	*engine.Store
+	engine *engine.Store
 }
 
 var (
-	_ quota.Store   = (*Store)(nil)
-	_ driver.Graded = (*Store)(nil)
+	_ quota.Store           = (*Store)(nil)
+	_ driver.Graded         = (*Store)(nil)
+	_ driver.HealthReporter = (*Store)(nil)
 )
 
-// Health is what servers say of themselves, see Store.Health.
-type Health = engine.Health
+// Take decides one charge.
+func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	return s.engine.Take(ctx, c)
+}
+
+// TakeAll decides a list of charges; on a cluster, slot by slot where it must, see Store.
+func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return s.engine.TakeAll(ctx, cs, out)
+}
+
+// Atomicity says how far lists are decided in one step: on a cluster, and with Options.Strict, within one group.
+func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
+
+// Health asks the server, or each master of a cluster, for its INFO, and tells Options.Notice of dangers to quotas:
+// "eviction" of a policy other than noeviction, "evicted" of keys evicted since the last call, "version" of a
+// server that is too old. It fails as a decision does.
+func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
+
+// Close ends the store: calls in flight end, later ones are quota.ErrClosed. It closes the client only where the
+// store was made from a URL.
+func (s *Store) Close() error { return s.engine.Close() }
 
 // New returns a store over a client, which stays the caller's to close. It sends nothing.
 func New(client rueidis.Client, o *Options) (*Store, error) {
@@ -95,7 +115,7 @@ func New(client rueidis.Client, o *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{s}, nil
+	return &Store{engine: s}, nil
 }
 
 // adapter is an engine.Client.

@@ -7,18 +7,8 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
-
-// Health is what a server, or the masters of a cluster together, say of themselves.
-type Health struct {
-	// Version is the server's; of a cluster the lowest.
-	Version string
-	// Eviction is the maxmemory policy that is not "noeviction", if a server has one: it may drop quota
-	// keys that still hold consumption, and each loss admits up to one limit again.
-	Eviction string
-	// Evicted counts the keys evicted since the servers started.
-	Evicted int64
-}
 
 // minMajor is the oldest major version of Redis that the scripts run on.
 const minMajor = 5
@@ -26,15 +16,15 @@ const minMajor = 5
 // Health asks the server how it is, and gives notice of what endangers quotas: "eviction" of a policy
 // other than noeviction, "evicted" of keys evicted since the last call, "version" of a server too old.
 // It fails with ErrUnavailable or another error of package quota if the server cannot be asked.
-func (s *Store) Health(ctx context.Context) (Health, error) {
+func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	if err := s.ready(ctx); err != nil {
-		return Health{}, err
+		return driver.Health{}, err
 	}
 	infos, err := s.client.Info(ctx)
 	if err != nil {
-		return Health{}, err
+		return driver.Health{}, err
 	}
-	var h Health
+	var h driver.Health
 	for _, info := range infos {
 		if v := infoField(info, "redis_version"); h.Version == "" || major(v) < major(h.Version) {
 			h.Version = v

@@ -23,11 +23,11 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/goredis"
-	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/internal/testrun"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 func TestMain(m *testing.M) {
@@ -79,9 +79,15 @@ func (to target) through(p *redistest.Proxies) target {
 
 func clustered(c *redistest.Cluster) target { return target{addrs: c.Addrs(), cluster: true} }
 
+// store is a store of either client.
+type store interface {
+	quota.Store
+	driver.HealthReporter
+}
+
 // conn is a store over a client of its own.
 type conn struct {
-	*engine.Store
+	store
 	ping  func() error // through the client, past the store
 	close func()       // closes the client
 }
@@ -113,7 +119,7 @@ func dialGoredis(to target) (conn, error) {
 		client.Close()
 		return conn{}, err
 	}
-	return conn{s.Store, func() error { return client.Ping(bg).Err() }, func() { client.Close() }}, nil
+	return conn{s, func() error { return client.Ping(bg).Err() }, func() { client.Close() }}, nil
 }
 
 func dialRueidis(to target) (conn, error) {
@@ -142,7 +148,7 @@ func dialRueidis(to target) (conn, error) {
 		client.Close()
 		return conn{}, err
 	}
-	return conn{s.Store, func() error { return client.Do(bg, client.B().Ping().Build()).Error() }, client.Close}, nil
+	return conn{s, func() error { return client.Do(bg, client.B().Ping().Build()).Error() }, client.Close}, nil
 }
 
 // open dials and ends store and client with the test.
@@ -152,7 +158,7 @@ func (l library) open(t testing.TB, to target) conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Store.Close(); c.close() })
+	t.Cleanup(func() { c.store.Close(); c.close() })
 	return c
 }
 

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/internal/redistest"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // What a user may do must suffice and be no more than it takes. The README has the same lines.
@@ -117,7 +117,7 @@ func TestRights(t *testing.T) {
 				}
 				health := func(s quota.Store) error {
 					_, err := s.(interface {
-						Health(context.Context) (engine.Health, error)
+						Health(context.Context) (driver.Health, error)
 					}).Health(context.Background())
 					return err
 				}
