@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -20,14 +20,14 @@ const (
 
 // size returns n, or twenty times as many steps where the whole suite was asked for (./test -full).
 func size(n int) int {
-	if testrun.Full() {
+	if testenv.Full() {
 		return 20 * n
 	}
 	return n
 }
 
 // random returns a generator whose seed a failing test prints.
-var random = testrun.Random
+var random = testenv.Random
 
 type kind int
 

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 )
 
 // asCommand in the environment makes the test's program the command.
@@ -54,7 +54,7 @@ func read(t *testing.T, path ...string) string {
 }
 
 func TestQuick(t *testing.T) {
-	redistest.Require(t)
+	redisserver.Require(t)
 	readme := filepath.Join(t.TempDir(), "README.md")
 	if err := os.WriteFile(readme, []byte("before\n"+figuresBegin+"old\n"+figuresEnd+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestSameWork(t *testing.T) {
 		}
 	}
 	check(localSubjects, nil)
-	check(redisSubjects, &target{masters: []*redistest.Server{redistest.Start(t)}})
+	check(redisSubjects, &target{masters: []*redisserver.Server{redisserver.Start(t)}})
 }
 
 func newRunner(t *testing.T) *runner {

@@ -26,7 +26,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 )
 
 func main() {
@@ -80,7 +80,7 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 		r.local()
 	}
 	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" }); len(chosen) > 0 {
-		if err := redistest.Available(); err != nil {
+		if err := redisserver.Available(); err != nil {
 			r.miss("Redis: there is no redis-server: " + err.Error())
 		} else if err := r.onServers(dir, chosen, &machine); err != nil {
 			return err

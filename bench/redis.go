@@ -21,7 +21,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/lease"
 	fleetrueidis "github.com/fleetquota/fleetquota/backend/rueidis"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -188,23 +188,23 @@ func rueidisScript(text string) func(numbers, *target) (take, func(), error) {
 
 // target is where Redis subjects do their work: one server, or the masters of a cluster.
 type target struct {
-	masters []*redistest.Server
+	masters []*redisserver.Server
 	cluster bool
 }
 
 // launchServer starts a server for the time of the measurements.
 func launchServer(dir string) (*target, func(), error) {
-	s, err := redistest.Launch(dir, redistest.Config{})
+	s, err := redisserver.Launch(dir, redisserver.Config{})
 	if err != nil {
 		return nil, nil, err
 	}
-	return &target{masters: []*redistest.Server{s}}, s.Stop, nil
+	return &target{masters: []*redisserver.Server{s}}, s.Stop, nil
 }
 
 // launchCluster starts a cluster of three masters. Its replicas are ended and forgotten: they would take their
 // part of the few processors.
 func launchCluster(dir string) (*target, func(), error) {
-	c, err := redistest.LaunchCluster(dir)
+	c, err := redisserver.LaunchCluster(dir)
 	if err != nil {
 		return nil, nil, err
 	}

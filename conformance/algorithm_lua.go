@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
@@ -24,7 +24,7 @@ func (p *prober) lua(t *testing.T) {
 	if len(p.seen) == 0 {
 		return
 	}
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	kernel := ""
 	p.guard(a15, func() {
 		kernel = scripted.Lua()
@@ -47,7 +47,7 @@ func (p *prober) lua(t *testing.T) {
 		}
 		reply, err := server.Do(args...)
 		answers, _ := reply.([]any)
-		if e, ok := reply.(redistest.Error); ok {
+		if e, ok := reply.(redisserver.Error); ok {
 			err = e
 		}
 		if err != nil || len(answers) != len(samples) {

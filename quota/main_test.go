@@ -15,7 +15,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -30,10 +30,10 @@ func TestMain(m *testing.M) {
 }
 
 // sized returns the size of a test.
-var sized = testrun.Sized
+var sized = testenv.Sized
 
 // random returns a generator whose seed a failing test prints.
-var random = testrun.Random
+var random = testenv.Random
 
 var bg = context.Background()
 

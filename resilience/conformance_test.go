@@ -12,7 +12,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisfault"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
 )
@@ -43,9 +43,9 @@ func preset(name string, open func(o conformance.Opening) (quota.Store, error)) 
 }
 
 // breakable is a Harness.Fault: a client of its own behind a proxy, and a server that can be paused.
-func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
+func breakable(server *redisserver.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
 	return func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
-		proxy := redistest.StartProxy(t, server.Addr())
+		proxy := redisserver.StartProxy(t, server.Addr())
 		client := goredisclient.NewClient(&goredisclient.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		s, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
@@ -80,7 +80,7 @@ func TestConformance(t *testing.T) {
 	}
 	t.Run("standalone", func(t *testing.T) {
 		t.Parallel()
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		addr := server.Addr()
 		t.Run("goredis", func(t *testing.T) {
 			t.Parallel()
@@ -97,7 +97,7 @@ func TestConformance(t *testing.T) {
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		addrs := redistest.StartCluster(t).Addrs()
+		addrs := redisserver.StartCluster(t).Addrs()
 		t.Run("goredis", func(t *testing.T) {
 			t.Parallel()
 			client := goredisclient.NewClusterClient(&goredisclient.ClusterOptions{Addrs: addrs, ContextTimeoutEnabled: true})

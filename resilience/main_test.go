@@ -12,7 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
@@ -34,10 +34,10 @@ func TestMain(m *testing.M) {
 var bg = context.Background()
 
 // sized returns the size of a test.
-var sized = testrun.Sized
+var sized = testenv.Sized
 
 // random returns a generator whose seed a failing test prints.
-var random = testrun.Random
+var random = testenv.Random
 
 func bucket(name string, tokens, refill int64, per time.Duration) *quota.Limit {
 	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, refill, per))))

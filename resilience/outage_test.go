@@ -20,7 +20,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/internal/bound"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
 )
@@ -65,7 +65,7 @@ type outageCall struct {
 
 // TestOutageKilled kills a server without persistence, under load, and starts it again, five times.
 func TestOutageKilled(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	up := time.Duration(sized(800, 3000)) * time.Millisecond
 	f := startFleet(t, server.Addr())
 	time.Sleep(up)
@@ -80,8 +80,8 @@ func TestOutageKilled(t *testing.T) {
 // TestOutageKept does the same to a server that keeps its state, freezes it, and resets its connections.
 func TestOutageKept(t *testing.T) {
 	// A reply is not sent before its write is with the kernel, so kill -9 loses nothing.
-	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "no")
-	proxy := redistest.StartProxy(t, server.Addr())
+	server := redisserver.Start(t, "--appendonly", "yes", "--appendfsync", "no")
+	proxy := redisserver.StartProxy(t, server.Addr())
 	up := time.Duration(sized(700, 3000)) * time.Millisecond
 	f := startFleet(t, proxy.Addr())
 	time.Sleep(up)

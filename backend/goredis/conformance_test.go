@@ -8,7 +8,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisfault"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -29,9 +29,9 @@ func open(t testing.TB, client redis.UniversalClient, o conformance.Opening) quo
 }
 
 // breakable is a Harness.Fault: a client of its own behind a proxy, and a server that can be paused.
-func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
+func breakable(server *redisserver.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
 	return func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
-		proxy := redistest.StartProxy(t, server.Addr())
+		proxy := redisserver.StartProxy(t, server.Addr())
 		client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		return open(t, client, o), redisfault.Set(t, server, proxy)
@@ -41,7 +41,7 @@ func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (
 func TestConformance(t *testing.T) {
 	t.Run("standalone", func(t *testing.T) {
 		t.Parallel()
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		h := harness("goredis", client)
@@ -50,7 +50,7 @@ func TestConformance(t *testing.T) {
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: redistest.StartCluster(t).Addrs(), ContextTimeoutEnabled: true})
+		client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: redisserver.StartCluster(t).Addrs(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		conformance.Run(t, harness("goredis on a cluster", client))
 	})

@@ -15,7 +15,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/goredis"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -48,7 +48,7 @@ func (c losing) Read(b []byte) (int, error) {
 
 // Calls to the nodes of a cluster are written together, and each is charged at most once, whatever is lost.
 func TestPipelines(t *testing.T) {
-	addrs := redistest.StartCluster(t).Addrs()
+	addrs := redisserver.StartCluster(t).Addrs()
 	const keys, takes = 128, 20
 	limit := quota.Must(quota.NewLimit("n", quota.Must(algorithm.FixedWindow(1000, 24*time.Hour))))
 	for _, test := range []struct {

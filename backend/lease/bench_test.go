@@ -11,7 +11,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/local"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -19,7 +19,7 @@ import (
 var plenty = bucket(1<<40, 1<<20, time.Second)
 
 func redisStore(b testing.TB) quota.Store {
-	server := redistest.Start(b)
+	server := redisserver.Start(b)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
 	b.Cleanup(func() { client.Close() })
 	s, err := goredis.New(client, nil)

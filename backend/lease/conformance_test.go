@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/conformance"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -61,7 +61,7 @@ func TestConformance(t *testing.T) {
 }
 
 func TestConformanceOnRedis(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
 	t.Cleanup(func() { client.Close() })
 	conformance.Run(t, conformance.Harness{

@@ -8,7 +8,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -17,10 +17,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var bg = context.Background()
 
 // sized returns the size of a test.
-var sized = testrun.Sized
+var sized = testenv.Sized
 
 // seedOf returns a seed that a failing test prints.
-var seedOf = testrun.Seed
+var seedOf = testenv.Seed
 
 // bucket returns a limit of capacity tokens that gains refill tokens a period.
 func bucket(capacity, refill int64, per time.Duration) *quota.Limit {

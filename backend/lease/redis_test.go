@@ -9,16 +9,16 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetquota/fleetquota/backend/goredis"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one of them
 // through a line that loses replies. Their ledgers together are what was charged.
 func TestFleetOnRedis(t *testing.T) {
-	server := redistest.Start(t)
-	proxy := redistest.StartProxy(t, server.Addr())
-	proxy.Inject(redistest.Fault{Action: redistest.DropReply, Match: redistest.Commands("EVALSHA"), Probability: 0.05, Seed: 1})
+	server := redisserver.Start(t)
+	proxy := redisserver.StartProxy(t, server.Addr())
+	proxy.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Probability: 0.05, Seed: 1})
 	const n, capacity = 4, 200_000
 	limit := bucket(capacity, 1, 10*time.Minute) // no refill during the test
 	fleet := quota.Charge{Limit: limit, Key: "fleet"}

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -18,10 +18,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var bg = context.Background()
 
 // sized returns the size of a test.
-var sized = testrun.Sized
+var sized = testenv.Sized
 
 // random returns a generator whose seed a failing test prints.
-var random = testrun.Random
+var random = testenv.Random
 
 // clock is a clock that tests move.
 type clock struct{ micros atomic.Int64 }

@@ -8,7 +8,7 @@ import (
 	fleetrueidis "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisfault"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -42,9 +42,9 @@ func harness(name string, client rueidis.Client) conformance.Harness {
 }
 
 // breakable is a Harness.Fault: a client of its own behind a proxy, and a server that can be paused.
-func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
+func breakable(server *redisserver.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
 	return func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
-		proxy := redistest.StartProxy(t, server.Addr())
+		proxy := redisserver.StartProxy(t, server.Addr())
 		return open(t, dial(t, false, proxy.Addr()), o), redisfault.Set(t, server, proxy)
 	}
 }
@@ -52,13 +52,13 @@ func breakable(server *redistest.Server) func(testing.TB, conformance.Opening) (
 func TestConformance(t *testing.T) {
 	t.Run("standalone", func(t *testing.T) {
 		t.Parallel()
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		h := harness("rueidis", dial(t, false, server.Addr()))
 		h.Fault = breakable(server)
 		conformance.Run(t, h)
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		conformance.Run(t, harness("rueidis on a cluster", dial(t, true, redistest.StartCluster(t).Addrs()...)))
+		conformance.Run(t, harness("rueidis on a cluster", dial(t, true, redisserver.StartCluster(t).Addrs()...)))
 	})
 }

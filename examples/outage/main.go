@@ -27,7 +27,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/internal/bound"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
 )
@@ -73,7 +73,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, p plan, fallback func() 
 		fmt.Fprintln(stderr, "outage:", err)
 		return 1
 	}
-	if err := redistest.Available(); err != nil {
+	if err := redisserver.Available(); err != nil {
 		return fail(fmt.Errorf("this needs redis-server 7 or later on the PATH, or named by FLEETQUOTA_REDIS_SERVER; Debian's package is redis-server: %w", err))
 	}
 	dir, err := os.MkdirTemp("", "outage")
@@ -81,7 +81,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, p plan, fallback func() 
 		return fail(err)
 	}
 	defer os.RemoveAll(dir)
-	server, err := redistest.Launch(dir, redistest.Config{})
+	server, err := redisserver.Launch(dir, redisserver.Config{})
 	if err != nil {
 		return fail(err)
 	}
@@ -105,7 +105,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, p plan, fallback func() 
 
 // fleet is a server and the instances that share it.
 type fleet struct {
-	server    *redistest.Server
+	server    *redisserver.Server
 	instances []*instance
 	start     time.Time
 	losses    atomic.Int64 // of the server's state

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 var row = regexp.MustCompile(`(?m)^ (\d\.\ds)  (up|killed)  +([-?X]) ([-?X]) ([-?X]) ([-?X])  +(\d+)  +(\d+)  +(\d+)  +(\d+)  +(\d+\.\d)ms$`)
 
 func TestRun(t *testing.T) {
-	redistest.Require(t)
+	redisserver.Require(t)
 	var stdout, stderr bytes.Buffer
 	p := plan{3 * time.Second, []time.Duration{500 * time.Millisecond, 1100 * time.Millisecond, 1600 * time.Millisecond, 2 * time.Second}}
 	if code := run(t.Context(), &stdout, &stderr, p, ownShare); code != 0 || stderr.Len() > 0 {
@@ -67,7 +67,7 @@ func TestRun(t *testing.T) {
 
 // TestExceeded runs a fleet that admits everything while the server is away.
 func TestExceeded(t *testing.T) {
-	redistest.Require(t)
+	redisserver.Require(t)
 	var out bytes.Buffer
 	p := plan{1500 * time.Millisecond, []time.Duration{200 * time.Millisecond}}
 	code := run(t.Context(), &out, &out, p, func() resilience.Policy { return resilience.FailOpen(nil) })
@@ -77,7 +77,7 @@ func TestExceeded(t *testing.T) {
 }
 
 func TestInterrupt(t *testing.T) {
-	redistest.Require(t)
+	redisserver.Require(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	var out bytes.Buffer

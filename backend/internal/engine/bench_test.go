@@ -14,7 +14,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -24,7 +24,7 @@ const floorText = "redis.call('TIME') redis.call('GET', KEYS[1]) redis.call('SET
 // BenchmarkDecision compares a decision with the floor through the same bare client, in one run: go test
 // -bench Decision -count 5. The keys are 100 000; g256 is 256 goroutines on two cores.
 func BenchmarkDecision(b *testing.B) {
-	server := redistest.Start(b)
+	server := redisserver.Start(b)
 	ctx := context.Background()
 	value := "0123456789012345678901234"
 

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -62,4 +62,4 @@ func window(limit int64) quota.Algorithm {
 type hidden struct{ quota.Algorithm }
 
 // random returns a generator whose seed a failing test prints.
-var random = testrun.Random
+var random = testenv.Random

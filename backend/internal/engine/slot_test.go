@@ -7,13 +7,13 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // The server says in which slot the keys of charges lie, and so do we.
 func TestSlotIsTheServers(t *testing.T) {
-	server := redistest.Start(t, "--cluster-enabled", "yes")
+	server := redisserver.Start(t, "--cluster-enabled", "yes")
 	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	defer client.Close()
 	rng := random(t)

@@ -14,8 +14,8 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
-	"github.com/fleetquota/fleetquota/internal/redistest"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -31,7 +31,7 @@ const year = 365 * 24 * time.Hour
 // single starts a server and returns it with stores on it.
 func single(t testing.TB, connect Connect, args ...string) (*server, func(engine.Options) *engine.Store) {
 	t.Helper()
-	s := redistest.Start(t, args...)
+	s := redisserver.Start(t, args...)
 	raw := redis.NewClient(&redis.Options{Addr: s.Addr()})
 	t.Cleanup(func() { raw.Close() })
 	return &server{raw}, opener(t, connect(t, false, s.Addr()))
@@ -40,7 +40,7 @@ func single(t testing.TB, connect Connect, args ...string) (*server, func(engine
 // cluster starts a cluster and returns it with stores on it.
 func cluster(t testing.TB, connect Connect) (*server, func(engine.Options) *engine.Store) {
 	t.Helper()
-	c := redistest.StartCluster(t)
+	c := redisserver.StartCluster(t)
 	raw := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Addrs()})
 	t.Cleanup(func() { raw.Close() })
 	return &server{raw}, opener(t, connect(t, true, c.Addrs()...))
@@ -151,13 +151,13 @@ func packed(it *driver.Item) string {
 }
 
 // seed returns a seed that a failing test prints.
-var seed = testrun.Seed
+var seed = testenv.Seed
 
 // sized returns the size of a test: whole with FLEETQUOTA_FULL=1, and a quarter under the race detector
 // without, which is slow.
 func sized(usual, whole int) int {
 	switch {
-	case testrun.Full():
+	case testenv.Full():
 		return whole
 	case raceEnabled:
 		return usual / 4

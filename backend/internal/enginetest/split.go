@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -38,7 +38,7 @@ func spread(l *quota.Limit, name string, n int) []quota.Charge {
 	var cs []quota.Charge
 	for i := 0; len(cs) < n; i++ {
 		c := quota.Charge{Limit: l, Key: fmt.Sprintf("%s%d", name, i), Cost: 1}
-		if redistest.Slot(c.Key)*3/16384 == len(cs)%3 {
+		if redisserver.Slot(c.Key)*3/16384 == len(cs)%3 {
 			cs = append(cs, c)
 		}
 	}
@@ -140,7 +140,7 @@ func oneSlot(t *testing.T, store *engine.Store) {
 	seen := map[int]string{}
 	for i := 0; ; i++ {
 		key := fmt.Sprintf("s%d", i)
-		slot := redistest.Slot(key)
+		slot := redisserver.Slot(key)
 		other, found := seen[slot]
 		seen[slot] = key
 		if !found {

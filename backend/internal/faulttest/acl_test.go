@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -46,7 +46,7 @@ func everything(s conn, key string) error {
 // TestMinimalUser runs a store with the fewest rights that work, and shows that each is needed.
 func TestMinimalUser(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.StartConfig(t, redistest.Config{Users: []string{"app on >" + secret + " " + rights}})
+		server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"app on >" + secret + " " + rights}})
 		to := single(server)
 		to.user, to.password = "app", secret
 		s := l.open(t, to)
@@ -84,7 +84,7 @@ func TestMinimalUser(t *testing.T) {
 // TestMinimalClusterUser does the same on a cluster, with a slot on its way, which takes ASKING.
 func TestMinimalClusterUser(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		c := redistest.StartCluster(t)
+		c := redisserver.StartCluster(t)
 		allow := func(rights string) {
 			for _, n := range c.Nodes {
 				run(t, n.Server, append([]string{"ACL", "SETUSER", "app", "reset", "on", ">" + secret}, strings.Fields(rights)...)...)
@@ -103,7 +103,7 @@ func TestMinimalClusterUser(t *testing.T) {
 		if target == from {
 			target = c.Nodes[1]
 		}
-		slot := redistest.Slot("quota:{moving}:yearly")
+		slot := redisserver.Slot("quota:{moving}:yearly")
 		ok(t, c.BeginMove(slot, from, target))
 		moving := quota.Charge{Limit: yearly(plenty), Key: "moving", Cost: 1}
 		if s.fails(moving) {
@@ -147,7 +147,7 @@ func TestWrongPassword(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			eachLibrary(t, func(t *testing.T, l library) {
-				server := redistest.StartConfig(t, redistest.Config{Users: []string{"app on >" + secret + " ~* +@all"}})
+				server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"app on >" + secret + " ~* +@all"}})
 				to := single(server)
 				if to.user = c.user; c.user != "" {
 					to.password = secret
@@ -182,7 +182,7 @@ func TestWrongPassword(t *testing.T) {
 // TestForeignKeys uses a key that its user may not touch, and one that holds something else.
 func TestForeignKeys(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.StartConfig(t, redistest.Config{Users: []string{"app on >" + secret + " ~quota:{mine}* +@all"}})
+		server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"app on >" + secret + " ~quota:{mine}* +@all"}})
 		to := single(server)
 		to.user, to.password = "app", secret
 		s := l.open(t, to)

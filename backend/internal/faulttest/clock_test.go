@@ -9,21 +9,21 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // stepped is a server whose clock a test moves, and a limit that a greedy caller takes all of.
 type stepped struct {
 	t      *testing.T
-	server *redistest.Server
+	server *redisserver.Server
 	s      conn
 	limit  *quota.Limit
 	offset time.Duration
 }
 
 func startStepped(t *testing.T, l library, a quota.Algorithm) *stepped {
-	server := redistest.StartConfig(t, redistest.Config{FakeTime: true})
+	server := redisserver.StartConfig(t, redisserver.Config{FakeTime: true})
 	return &stepped{t, server, l.open(t, single(server)), quota.Must(quota.NewLimit("stepped", a)), 0}
 }
 
@@ -61,7 +61,7 @@ func (s *stepped) starved() time.Duration {
 
 // TestClockStepsBucket moves the server's clock under a token bucket of 100 that fills in ten seconds.
 func TestClockStepsBucket(t *testing.T) {
-	redistest.RequireFakeTime(t)
+	redisserver.RequireFakeTime(t)
 	eachLibrary(t, func(t *testing.T, l library) {
 		const burst, rate = 100, 10
 		s := startStepped(t, l, quota.Must(algorithm.TokenBucket(burst, rate, time.Second)))
@@ -113,7 +113,7 @@ func TestClockStepsBucket(t *testing.T) {
 
 // TestClockStepsWindows moves the server's clock under windows: a step forward is worth one limit.
 func TestClockStepsWindows(t *testing.T) {
-	redistest.RequireFakeTime(t)
+	redisserver.RequireFakeTime(t)
 	const limit, window = 20, time.Minute
 	eachLibrary(t, func(t *testing.T, l library) {
 		for name, make := range map[string]func(int64, time.Duration) (quota.Algorithm, error){

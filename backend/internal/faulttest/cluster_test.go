@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -18,7 +18,7 @@ const outage = 12 * time.Second
 func TestMasterKilled(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
 		const capacity = 40 // of a key: what a failover may admit again
-		c := redistest.StartCluster(t)
+		c := redisserver.StartCluster(t)
 		s := l.open(t, clustered(c))
 		limit := yearly(capacity)
 		place := func(key string) string { return "quota:{" + key + "}:yearly" }
@@ -72,7 +72,7 @@ func (c conn) fails(charge quota.Charge) bool {
 // TestManualFailover promotes replicas under load, as operators do before they restart a server.
 func TestManualFailover(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		c := redistest.StartCluster(t)
+		c := redisserver.StartCluster(t)
 		s := l.open(t, clustered(c))
 		limit, list := yearly(plenty), keys(32)
 		y, stop := load(t, s, limit, list)
@@ -97,7 +97,7 @@ func TestManualFailover(t *testing.T) {
 func TestRestart(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
 		const capacity, losses = 50, 3
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		s := l.open(t, single(server))
 		limit, list := yearly(capacity), keys(8)
 		y, stop := load(t, s, limit, list)
@@ -123,7 +123,7 @@ func TestRestart(t *testing.T) {
 // TestResharding moves slots, with their keys, under load. Nothing is lost and nobody notices.
 func TestResharding(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		c := redistest.StartCluster(t)
+		c := redisserver.StartCluster(t)
 		s := l.open(t, clustered(c))
 		limit, list := yearly(plenty), keys(8)
 		y, stop := load(t, s, limit, list)
@@ -131,7 +131,7 @@ func TestResharding(t *testing.T) {
 		moves := sized(16, 1000)
 		for i := range moves {
 			// A call follows a move at a time: it meets a few, not hundreds, which no client would follow.
-			slot := redistest.Slot("quota:{" + list[i%len(list)] + "}:yearly")
+			slot := redisserver.Slot("quota:{" + list[i%len(list)] + "}:yearly")
 			from, err := c.MasterForSlot(slot)
 			ok(t, err)
 			to := c.Nodes[0]
@@ -157,13 +157,13 @@ func TestResharding(t *testing.T) {
 // lists over keys of which some are there get TRYAGAIN. The redirected calls lose replies too.
 func TestHalfMoved(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		c := redistest.StartCluster(t)
-		proxies := redistest.StartProxies(t, c.Addrs()...)
+		c := redisserver.StartCluster(t)
+		proxies := redisserver.StartProxies(t, c.Addrs()...)
 		s, direct := l.open(t, clustered(c).through(proxies)), l.open(t, clustered(c))
 		limit := yearly(plenty)
 		old, fresh := "team/old", "team/new"
 		y := calls(s, limit, []string{old}, 10)
-		slot := redistest.Slot("quota:{team}:yearly")
+		slot := redisserver.Slot("quota:{team}:yearly")
 		from, err := c.MasterForSlot(slot)
 		ok(t, err)
 		target := c.Nodes[0]
@@ -183,8 +183,8 @@ func TestHalfMoved(t *testing.T) {
 		}
 		y.exact(t, charged(t, direct, limit, old, fresh))
 
-		lost := proxies.Inject(redistest.Fault{
-			Action: redistest.DropReply, Match: redistest.Commands("EVALSHA", "EVAL"), Probability: 0.1, Seed: seed(t),
+		lost := proxies.Inject(redisserver.Fault{
+			Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"), Probability: 0.1, Seed: seed(t),
 		})
 		z = calls(s, limit, []string{fresh}, 300)
 		proxies.Clear()

@@ -7,15 +7,15 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // TestContext ends contexts before and during calls.
 func TestContext(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.Start(t)
-		proxies := redistest.StartProxies(t, server.Addr())
+		server := redisserver.Start(t)
+		proxies := redisserver.StartProxies(t, server.Addr())
 		s := l.open(t, single(server).through(proxies))
 		limit := yearly(plenty)
 		c := quota.Charge{Limit: limit, Key: "k", Cost: 1}
@@ -41,7 +41,7 @@ func TestContext(t *testing.T) {
 			t.Errorf("a context that is done sent %d scripts", n-before)
 		}
 
-		proxies.Inject(redistest.Fault{Action: redistest.DelayReply, Match: redistest.Commands("EVALSHA"), Delay: 300 * time.Millisecond})
+		proxies.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("EVALSHA"), Delay: 300 * time.Millisecond})
 		ctx, cancel := context.WithTimeout(bg, 50*time.Millisecond)
 		defer cancel()
 		start := time.Now()
@@ -68,14 +68,14 @@ func TestContext(t *testing.T) {
 // for together they may all go at once.
 func TestPoolExhausted(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t)
-	proxies := redistest.StartProxies(t, server.Addr())
+	server := redisserver.Start(t)
+	proxies := redisserver.StartProxies(t, server.Addr())
 	to := single(server).through(proxies)
 	to.pool, to.timeout, to.alone = 1, 500*time.Millisecond, true
 	s := libraries[0].open(t, to)
 	limit := yearly(plenty)
 	until(t, "the connection", func() bool { return !s.fails(quota.Charge{Limit: limit, Key: keys(1)[0], Op: quota.OpPeek}) })
-	proxies.Inject(redistest.Fault{Action: redistest.DelayReply, Match: redistest.Commands("EVALSHA"), Delay: 300 * time.Millisecond})
+	proxies.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("EVALSHA"), Delay: 300 * time.Millisecond})
 	y := calls(s, limit, keys(1), 16)
 	t.Log(y)
 	y.only(t, quota.ErrOverloaded, quota.ErrIndeterminate)
@@ -89,7 +89,7 @@ func TestPoolExhausted(t *testing.T) {
 // TestClose closes stores over a client that is the caller's.
 func TestClose(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		s := l.open(t, single(server))
 		c := quota.Charge{Limit: yearly(plenty), Key: "k", Cost: 1}
 		_, err := s.Take(bg, c)
@@ -127,8 +127,8 @@ func TestClose(t *testing.T) {
 func TestConstructedDown(t *testing.T) {
 	t.Parallel()
 	l := libraries[0]
-	server := redistest.Start(t)
-	cluster := redistest.StartCluster(t)
+	server := redisserver.Start(t)
+	cluster := redisserver.StartCluster(t)
 	server.Kill()
 	for _, n := range cluster.Nodes {
 		n.Kill()
@@ -154,7 +154,7 @@ func TestConstructedDown(t *testing.T) {
 // TestOpenedDown opens a URL whose server is not there, and starts the server afterwards.
 func TestOpenedDown(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		server.Kill()
 		start := time.Now()
 		s, err := backend.Open(bg, "redis://"+server.Addr()+"?client="+l.name)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/anishathalye/porcupine"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -49,13 +49,13 @@ var counter = (&porcupine.NondeterministicModel{
 // that is unknown was made or was not, explains all answers.
 func TestLinearizable(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.Start(t)
-		proxies := redistest.StartProxies(t, server.Addr())
+		server := redisserver.Start(t)
+		proxies := redisserver.StartProxies(t, server.Addr())
 		s := l.open(t, single(server).through(proxies))
 		limit := yearly(linearCapacity)
 		random := rand.New(rand.NewPCG(seed(t), 0))
 		calls(s, yearly(plenty), keys(1), 1)
-		lost := proxies.Inject(redistest.Fault{Action: redistest.DropReply, Match: redistest.Commands("EVALSHA"), Probability: 0.15, Seed: random.Uint64()})
+		lost := proxies.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Probability: 0.15, Seed: random.Uint64()})
 		var unknown atomic.Int64
 		for round := range sized(30, 1000) {
 			const clients, each = 6, 8

@@ -24,8 +24,8 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
-	"github.com/fleetquota/fleetquota/internal/redistest"
-	"github.com/fleetquota/fleetquota/internal/testrun"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -70,14 +70,14 @@ type target struct {
 	clock          func() time.Time
 }
 
-func single(s *redistest.Server) target { return target{addrs: []string{s.Addr()}} }
+func single(s *redisserver.Server) target { return target{addrs: []string{s.Addr()}} }
 
-func (to target) through(p *redistest.Proxies) target {
+func (to target) through(p *redisserver.Proxies) target {
 	to.dialer = p.DialContext
 	return to
 }
 
-func clustered(c *redistest.Cluster) target { return target{addrs: c.Addrs(), cluster: true} }
+func clustered(c *redisserver.Cluster) target { return target{addrs: c.Addrs(), cluster: true} }
 
 // store is a store of either client.
 type store interface {
@@ -204,7 +204,7 @@ func charged(t testing.TB, s quota.Store, l *quota.Limit, keys ...string) (n int
 }
 
 // runs returns how many of the engine's scripts the servers ran since they started: each asks for the time once.
-func runs(t testing.TB, servers ...*redistest.Server) (n int64) {
+func runs(t testing.TB, servers ...*redisserver.Server) (n int64) {
 	t.Helper()
 	for _, s := range servers {
 		stats, err := s.Info("commandstats")
@@ -221,7 +221,7 @@ func runs(t testing.TB, servers ...*redistest.Server) (n int64) {
 	return n
 }
 
-func servers(c *redistest.Cluster) (list []*redistest.Server) {
+func servers(c *redisserver.Cluster) (list []*redisserver.Server) {
 	for _, n := range c.Nodes {
 		list = append(list, n.Server)
 	}
@@ -426,10 +426,10 @@ func (y *tally) more(t testing.TB, n int64) {
 }
 
 // seed returns a seed that a failing test prints.
-var seed = testrun.Seed
+var seed = testenv.Seed
 
 // sized returns the size of a test.
-var sized = testrun.Sized
+var sized = testenv.Sized
 
 func ok(t testing.TB, err error) {
 	t.Helper()
@@ -439,7 +439,7 @@ func ok(t testing.TB, err error) {
 }
 
 // run runs a command on a server.
-func run(t testing.TB, s *redistest.Server, args ...string) any {
+func run(t testing.TB, s *redisserver.Server, args ...string) any {
 	t.Helper()
 	v, err := s.Do(args...)
 	if err != nil {

@@ -7,14 +7,14 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // TestMemoryFull fills a server that evicts nothing with quota keys. The account stays exact to the last one.
 func TestMemoryFull(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.Start(t, "--maxmemory-policy", "noeviction")
+		server := redisserver.Start(t, "--maxmemory-policy", "noeviction")
 		s := l.open(t, single(server))
 		limit, few := yearly(plenty), yearly(5)
 		y := calls(s, few, []string{"poor"}, 5)
@@ -57,7 +57,7 @@ func TestEvictionNotices(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
 		var mu sync.Mutex
 		heard := map[string]int{}
-		server := redistest.Start(t, "--maxmemory", "2mb")
+		server := redisserver.Start(t, "--maxmemory", "2mb")
 		to := single(server)
 		to.notice = func(n quota.Notice) {
 			mu.Lock()

@@ -6,15 +6,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // place is where a test runs: a server, or a cluster.
 type place struct {
 	direct  target
-	proxies *redistest.Proxies // before its servers
-	servers []*redistest.Server
+	proxies *redisserver.Proxies // before its servers
+	servers []*redisserver.Server
 }
 
 func (p place) through() target { return p.direct.through(p.proxies) }
@@ -22,20 +22,20 @@ func (p place) through() target { return p.direct.through(p.proxies) }
 func eachPlace(t *testing.T, f func(t *testing.T, p place)) {
 	t.Run("single", func(t *testing.T) {
 		t.Parallel()
-		s := redistest.Start(t)
-		f(t, place{single(s), redistest.StartProxies(t, s.Addr()), []*redistest.Server{s}})
+		s := redisserver.Start(t)
+		f(t, place{single(s), redisserver.StartProxies(t, s.Addr()), []*redisserver.Server{s}})
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		c := redistest.StartCluster(t)
-		f(t, place{clustered(c), redistest.StartProxies(t, c.Addrs()...), servers(c)})
+		c := redisserver.StartCluster(t)
+		f(t, place{clustered(c), redisserver.StartProxies(t, c.Addrs()...), servers(c)})
 	})
 }
 
 // drops is a fault that loses replies to scripts which ran: 1 % of them, or 4 % of a reduced run.
-func drops(seed uint64) redistest.Fault {
-	return redistest.Fault{
-		Action: redistest.DropReply, Match: redistest.Commands("EVALSHA", "EVAL"),
+func drops(seed uint64) redisserver.Fault {
+	return redisserver.Fault{
+		Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"),
 		Probability: 0.01 * float64(sized(4, 1)), Seed: seed,
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -17,7 +17,7 @@ import (
 func TestPaused(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
 		const callers, deadline = 64, 100 * time.Millisecond
-		server := redistest.Start(t)
+		server := redisserver.Start(t)
 		to := single(server)
 		to.timeout = 10 * time.Second // so that it is not what bounds the calls
 		s, direct := l.open(t, to), l.open(t, single(server))

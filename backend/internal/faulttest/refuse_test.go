@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -20,12 +20,12 @@ type refusal struct {
 	text  string // what the error says
 	args  []string
 	reads bool // peeks and denials are answered all the same
-	begin func(t *testing.T, s *redistest.Server)
-	end   func(t *testing.T, s *redistest.Server)
+	begin func(t *testing.T, s *redisserver.Server)
+	end   func(t *testing.T, s *redisserver.Server)
 }
 
 // busy runs a script that takes for ever, and returns when the server is busy with it.
-func busy(t *testing.T, s *redistest.Server) {
+func busy(t *testing.T, s *redisserver.Server) {
 	go s.Do("EVAL", "while true do end", "0")
 	until(t, "the server to be busy", func() bool {
 		_, err := s.Do("PING")
@@ -33,8 +33,8 @@ func busy(t *testing.T, s *redistest.Server) {
 	})
 }
 
-func config(name, value string) func(*testing.T, *redistest.Server) {
-	return func(t *testing.T, s *redistest.Server) { run(t, s, "CONFIG", "SET", name, value) }
+func config(name, value string) func(*testing.T, *redisserver.Server) {
+	return func(t *testing.T, s *redisserver.Server) { run(t, s, "CONFIG", "SET", name, value) }
 }
 
 var refusals = []refusal{
@@ -45,16 +45,16 @@ var refusals = []refusal{
 	{
 		name: "read-only replica", text: "READONLY", reads: true,
 		// A replica of nobody: it keeps its data while it looks for its master.
-		begin: func(t *testing.T, s *redistest.Server) { run(t, s, "REPLICAOF", "127.0.0.1", "1") },
-		end:   func(t *testing.T, s *redistest.Server) { run(t, s, "REPLICAOF", "NO", "ONE") },
+		begin: func(t *testing.T, s *redisserver.Server) { run(t, s, "REPLICAOF", "127.0.0.1", "1") },
+		end:   func(t *testing.T, s *redisserver.Server) { run(t, s, "REPLICAOF", "NO", "ONE") },
 	},
 	{
 		name: "stale replica", text: "MASTERDOWN",
-		begin: func(t *testing.T, s *redistest.Server) {
+		begin: func(t *testing.T, s *redisserver.Server) {
 			run(t, s, "CONFIG", "SET", "replica-serve-stale-data", "no")
 			run(t, s, "REPLICAOF", "127.0.0.1", "1")
 		},
-		end: func(t *testing.T, s *redistest.Server) { run(t, s, "REPLICAOF", "NO", "ONE") },
+		end: func(t *testing.T, s *redisserver.Server) { run(t, s, "REPLICAOF", "NO", "ONE") },
 	},
 	{
 		name: "too few replicas", text: "NOREPLICAS", reads: true,
@@ -62,7 +62,7 @@ var refusals = []refusal{
 	},
 	{
 		name: "cannot save", text: "MISCONF", reads: true,
-		begin: func(t *testing.T, s *redistest.Server) {
+		begin: func(t *testing.T, s *redisserver.Server) {
 			dir := run(t, s, "CONFIG", "GET", "dir").([]any)[1].(string)
 			ok(t, os.Mkdir(filepath.Join(dir, "dump.rdb"), 0o700)) // where the snapshot should go
 			run(t, s, "CONFIG", "SET", "save", "3600 1")
@@ -77,11 +77,11 @@ var refusals = []refusal{
 	{
 		name: "busy", text: "BUSY", args: []string{"--busy-reply-threshold", "10"},
 		begin: busy,
-		end:   func(t *testing.T, s *redistest.Server) { run(t, s, "SCRIPT", "KILL") },
+		end:   func(t *testing.T, s *redisserver.Server) { run(t, s, "SCRIPT", "KILL") },
 	},
 	{
 		name: "loading", text: "LOADING", args: []string{"--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024", "--enable-debug-command", "yes"},
-		begin: func(t *testing.T, s *redistest.Server) {
+		begin: func(t *testing.T, s *redisserver.Server) {
 			run(t, s, "DEBUG", "POPULATE", "500", "filler", "1000")
 			go s.Do("DEBUG", "RELOAD") // the data is kept, and loading takes ten seconds
 			until(t, "the server to load", func() bool {
@@ -89,7 +89,7 @@ var refusals = []refusal{
 				return err != nil && strings.HasPrefix(err.Error(), "LOADING")
 			})
 		},
-		end: func(t *testing.T, s *redistest.Server) {
+		end: func(t *testing.T, s *redisserver.Server) {
 			until(t, "the server to have loaded", func() bool {
 				s.Do("CONFIG", "SET", "key-load-delay", "0")
 				_, err := s.Do("GET", "x")
@@ -107,7 +107,7 @@ func TestRefusals(t *testing.T) {
 		for _, r := range refusals {
 			t.Run(r.name, func(t *testing.T) {
 				t.Parallel()
-				server := redistest.Start(t, r.args...)
+				server := redisserver.Start(t, r.args...)
 				s := l.open(t, single(server))
 				limit, few := yearly(plenty), yearly(3)
 				y := calls(s, limit, keys(4), 40)
@@ -151,7 +151,7 @@ func TestRefusals(t *testing.T) {
 // fast that it sees no more than a connection that breaks.
 func TestMaxClients(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.Start(t, "--maxclients", "20")
+		server := redisserver.Start(t, "--maxclients", "20")
 		s := l.open(t, single(server))
 		limit := yearly(plenty)
 		y := calls(s, limit, keys(4), 40)
@@ -188,7 +188,7 @@ func TestMaxClients(t *testing.T) {
 // TestClusterDown takes the majority of the masters away: the one that is left refuses.
 func TestClusterDown(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		c := redistest.StartCluster(t)
+		c := redisserver.StartCluster(t)
 		s := l.open(t, clustered(c))
 		limit := yearly(plenty)
 		var own []string

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -12,7 +12,7 @@ import (
 // client must follow both.
 func TestSentinel(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		n := redistest.StartSentinel(t)
+		n := redisserver.StartSentinel(t)
 		s := l.open(t, target{addrs: n.Addrs(), master: n.MasterName})
 		limit, list := yearly(plenty), keys(8)
 		y, stop := load(t, s, limit, list)
@@ -33,7 +33,7 @@ func TestSentinel(t *testing.T) {
 		y.more(t, 100)
 		stop()
 		t.Logf("outage %v: %v", out.Round(time.Millisecond), y)
-		// The old master takes writes for some seconds that are lost: see redistest.
+		// The old master takes writes for some seconds that are lost: see redisserver.
 		y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
 		if out > outage {
 			t.Errorf("the outage lasted %v", out)

@@ -9,14 +9,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // TestTLS connects as a user does, with the right authority.
 func TestTLS(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, l library) {
-		server := redistest.StartConfig(t, redistest.Config{TLS: true, Args: []string{"--tls-auth-clients", "yes"}})
+		server := redisserver.StartConfig(t, redisserver.Config{TLS: true, Args: []string{"--tls-auth-clients", "yes"}})
 		to := single(server)
 		to.tls = server.TLSConfig()
 		s := l.open(t, to)
@@ -41,7 +41,7 @@ func TestTLSBroken(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			eachLibrary(t, func(t *testing.T, l library) {
-				server := redistest.StartConfig(t, redistest.Config{TLS: true, Args: []string{"--tls-auth-clients", "yes"}})
+				server := redisserver.StartConfig(t, redisserver.Config{TLS: true, Args: []string{"--tls-auth-clients", "yes"}})
 				var config atomic.Pointer[tls.Config]
 				config.Store(server.TLSConfig())
 				to := single(server)

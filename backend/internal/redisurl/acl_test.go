@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -72,13 +72,13 @@ func TestRights(t *testing.T) {
 	for _, kind := range []string{"single", "cluster"} {
 		t.Run(kind, func(t *testing.T) {
 			clustered := kind == "cluster"
-			var servers []*redistest.Server
+			var servers []*redisserver.Server
 			if clustered {
-				for _, n := range redistest.StartCluster(t).Nodes {
+				for _, n := range redisserver.StartCluster(t).Nodes {
 					servers = append(servers, n.Server)
 				}
 			} else {
-				servers = append(servers, redistest.Start(t))
+				servers = append(servers, redisserver.Start(t))
 			}
 			all := func(args ...string) {
 				t.Helper()

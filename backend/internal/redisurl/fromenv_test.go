@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -17,10 +17,10 @@ import (
 // other one.
 func urls(t *testing.T) map[string]string {
 	t.Helper()
-	server := redistest.StartConfig(t, redistest.Config{Users: []string{"fleet on >p@ss/word ~* +@all"}})
+	server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"fleet on >p@ss/word ~* +@all"}})
 	secure, dir := tlsServer(t)
-	cluster := redistest.StartCluster(t).Addrs()
-	sentinel := redistest.StartSentinel(t)
+	cluster := redisserver.StartCluster(t).Addrs()
+	sentinel := redisserver.StartSentinel(t)
 	all := map[string]string{}
 	for scheme, text := range map[string]string{
 		"redis":          "redis://fleet:p%40ss%2Fword@" + server.Addr() + "/1?timeout=2s",
@@ -68,7 +68,7 @@ func TestFromEnvOnRedis(t *testing.T) {
 }
 
 func TestFromEnvWithRedisDown(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	for _, client := range clients {
 		t.Run(client, func(t *testing.T) {
 			server.Kill()

@@ -21,7 +21,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend"
 	_ "github.com/fleetquota/fleetquota/backend/goredis"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -119,11 +119,11 @@ func eventually(t *testing.T, s quota.Store, most time.Duration) time.Duration {
 }
 
 // tlsServer starts a server with TLS and returns it with the directory of its certificates.
-func tlsServer(t *testing.T, args ...string) (*redistest.Server, string) {
+func tlsServer(t *testing.T, args ...string) (*redisserver.Server, string) {
 	t.Helper()
-	redistest.Require(t)
+	redisserver.Require(t)
 	dir := t.TempDir()
-	s, err := redistest.Launch(dir, redistest.Config{TLS: true, Args: args})
+	s, err := redisserver.Launch(dir, redisserver.Config{TLS: true, Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,12 +176,12 @@ func startSentinel(t *testing.T, master int, lines string) string {
 }
 
 // clusterURL names all nodes of a cluster.
-func clusterURL(c *redistest.Cluster, userinfo, params string) string {
+func clusterURL(c *redisserver.Cluster, userinfo, params string) string {
 	addrs := c.Addrs()
 	return "redis+cluster://" + userinfo + addrs[0] + "?addr=" + strings.Join(addrs[1:], "&addr=") + params
 }
 
-func sentinelURL(s *redistest.Sentinel, userinfo, params string) string {
+func sentinelURL(s *redisserver.Sentinel, userinfo, params string) string {
 	addrs := s.Addrs()
 	return "redis+sentinel://" + userinfo + addrs[0] + "/2?master=" + s.MasterName + "&addr=" + strings.Join(addrs[1:], "&addr=") + params
 }

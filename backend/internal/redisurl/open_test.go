@@ -15,13 +15,13 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 func TestSingle(t *testing.T) {
-	server := redistest.StartConfig(t, redistest.Config{Users: []string{"u on >p:%/@ ~* +@all"}})
+	server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"u on >p:%/@ ~* +@all"}})
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		for _, url := range []string{
 			"redis://" + server.Addr(),
@@ -49,7 +49,7 @@ func TestSingle(t *testing.T) {
 func plain(t *testing.T) string { return strings.ReplaceAll(t.Name(), "/", "-") }
 
 // keys counts keys in a database.
-func keys(t *testing.T, s *redistest.Server, db, prefix string) int {
+func keys(t *testing.T, s *redisserver.Server, db, prefix string) int {
 	t.Helper()
 	v, err := s.Do("EVAL", "redis.call('SELECT', ARGV[1]) return #redis.call('KEYS', ARGV[2])", "0", db, strings.ReplaceAll(prefix, "/", "?")+"{*")
 	if err != nil {
@@ -59,7 +59,7 @@ func keys(t *testing.T, s *redistest.Server, db, prefix string) int {
 }
 
 func TestStrict(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		s := open(t, "redis://"+server.Addr()+"?strict=true")
 		cs := []quota.Charge{{Limit: limit, Key: "a", Cost: 1}, {Limit: limit, Key: "b", Cost: 1}}
@@ -121,7 +121,7 @@ func forward(t *testing.T, listen, target string) string {
 }
 
 func TestCluster(t *testing.T) {
-	cluster := redistest.StartCluster(t)
+	cluster := redisserver.StartCluster(t)
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		for name, url := range map[string]string{
 			"one": "redis+cluster://" + cluster.Addrs()[0],
@@ -186,8 +186,8 @@ func TestClusterTLS(t *testing.T) {
 // TestNotACluster: a store that believes itself on a cluster while it is not would decide lists in pieces,
 // and one that reaches a single node of a cluster only would fail for most keys.
 func TestNotACluster(t *testing.T) {
-	single := redistest.Start(t)
-	cluster := redistest.StartCluster(t, "--user", "noslots", "on", ">p", "~*", "+@all", "-cluster")
+	single := redisserver.Start(t)
+	cluster := redisserver.StartCluster(t, "--user", "noslots", "on", ">p", "~*", "+@all", "-cluster")
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		for name, url := range map[string]string{
 			"a single server":            "redis+cluster://" + single.Addr(),
@@ -208,7 +208,7 @@ func TestNotACluster(t *testing.T) {
 }
 
 func TestSentinel(t *testing.T) {
-	sentinel := redistest.StartSentinel(t)
+	sentinel := redisserver.StartSentinel(t)
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		s := open(t, sentinelURL(sentinel, "", ""))
 		master, err := sentinel.Master()
@@ -256,9 +256,9 @@ func TestSentinelTLS(t *testing.T) {
 
 // TestDown: with nothing there, a store is made at once, and works when the server has come up.
 func TestDown(t *testing.T) {
-	server := redistest.Start(t)
-	cluster := redistest.StartCluster(t)
-	sentinel := redistest.StartSentinel(t)
+	server := redisserver.Start(t)
+	cluster := redisserver.StartCluster(t)
+	sentinel := redisserver.StartSentinel(t)
 	for _, deployment := range []struct {
 		name, url string
 		down, up  func() error
@@ -332,7 +332,7 @@ func TestDown(t *testing.T) {
 
 // TestNextCallWorks: rueidis keeps no grudge, so that the very next call finds the server.
 func TestNextCallWorks(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	server.Kill()
 	s, err := backend.Open(t.Context(), by("redis://"+server.Addr(), "rueidis"))
 	if err != nil {
@@ -469,7 +469,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 
 // TestCloseClosesConnections: the store owns its client, also one that is made while it is closed.
 func TestCloseClosesConnections(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		gone := func(when string) {
 			t.Helper()

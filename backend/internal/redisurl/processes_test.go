@@ -15,14 +15,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 )
 
-// The example is tested here and not where it is, for only what is in backend may start servers with redistest.
+// The example is tested here and not where it is, for only what is in backend may start servers with redisserver.
 
 // TestFleetOfProcesses runs examples/fleet as four processes at once, and checks their ledgers together.
 func TestFleetOfProcesses(t *testing.T) {
-	redistest.Require(t)
+	redisserver.Require(t)
 	fleet := filepath.Join(t.TempDir(), "fleet")
 	if runtime.GOOS == "windows" {
 		fleet += ".exe"
@@ -31,7 +31,7 @@ func TestFleetOfProcesses(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	server, cluster := redistest.Start(t), redistest.StartCluster(t)
+	server, cluster := redisserver.Start(t), redisserver.StartCluster(t)
 	urls := map[string]string{
 		"redis":         "redis://" + server.Addr(),
 		"redis+cluster": clusterURL(cluster, "", ""),

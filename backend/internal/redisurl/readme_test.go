@@ -10,7 +10,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/backend/internal/redisurl"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -89,12 +89,12 @@ func TestReadmeRights(t *testing.T) {
 			t.Errorf("the README has %q for %s; it takes %q", m[2], client, want)
 		}
 		words := strings.Fields(m[2])
-		server := redistest.StartConfig(t, redistest.Config{Users: []string{strings.Join(words[1:], " ")}, Args: []string{"--maxmemory-policy", "noeviction"}})
-		other := redistest.Start(t)
+		server := redisserver.StartConfig(t, redisserver.Config{Users: []string{strings.Join(words[1:], " ")}, Args: []string{"--maxmemory-policy", "noeviction"}})
+		other := redisserver.Start(t)
 		if _, err := other.Do(append([]string{"ACL", "SETUSER"}, words[1:]...)...); err != nil {
 			t.Error(err)
 		}
-		for _, s := range []*redistest.Server{server, other} {
+		for _, s := range []*redisserver.Server{server, other} {
 			store, err := backend.Open(t.Context(), by("redis://fleet:secret@"+s.Addr(), client))
 			if err != nil {
 				t.Fatal(err)
@@ -113,7 +113,7 @@ func TestReadmeKey(t *testing.T) {
 	if !strings.Contains(section(t), "`"+key+"`") {
 		t.Errorf("the README does not show %s", key)
 	}
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {
 		if _, err := take(open(t, "redis://"+server.Addr()), "team-7/agent-123"); err != nil {
 			t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend"
-	"github.com/fleetquota/fleetquota/internal/redistest"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -140,9 +140,9 @@ var telling = map[string]func([]string) string{
 
 // TestNothingTellsThePassword goes through everything that can fail.
 func TestNothingTellsThePassword(t *testing.T) {
-	server := redistest.StartConfig(t, redistest.Config{Args: []string{"--requirepass", "right"}, Users: []string{"nobodysuser on >right ~* +@all"}})
+	server := redisserver.StartConfig(t, redisserver.Config{Args: []string{"--requirepass", "right"}, Users: []string{"nobodysuser on >right ~* +@all"}})
 	tlsAddr, _ := tlsServer(t, "--requirepass", "right")
-	cluster := redistest.StartCluster(t, "--requirepass", "right", "--masterauth", "right")
+	cluster := redisserver.StartCluster(t, "--requirepass", "right", "--masterauth", "right")
 	dead := "127.0.0.1:1"
 	places := map[string]string{
 		"refused":            "redis://%s@" + dead,
@@ -244,7 +244,7 @@ func TestUserIsNotNamed(t *testing.T) {
 
 // TestRightPasswords: passwords arrive as they are, on the server too.
 func TestRightPasswords(t *testing.T) {
-	server := redistest.Start(t)
+	server := redisserver.Start(t)
 	for _, password := range hostile {
 		if _, err := server.Do("ACL", "SETUSER", "u", "reset", "on", ">"+password, "~*", "+@all"); err != nil {
 			t.Errorf("%q: %v", password, err)

@@ -1,6 +1,6 @@
-// Package testrun is what the environment tells a run of the tests: FLEETQUOTA_FULL=1 asks for the whole sizes,
+// Package testenv is what the environment tells a run of the tests: FLEETQUOTA_FULL=1 asks for the whole sizes,
 // FLEETQUOTA_SEED for the random choices of an earlier run.
-package testrun
+package testenv
 
 import (
 	"math/rand/v2"

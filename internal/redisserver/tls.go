@@ -1,4 +1,4 @@
-package redistest
+package redisserver
 
 import (
 	"crypto/ecdsa"
@@ -30,7 +30,7 @@ func writeCerts(dir string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := template(1, "redistest CA")
+	ca := template(1, "redisserver CA")
 	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	if err != nil {
@@ -40,7 +40,7 @@ func writeCerts(dir string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf := template(2, "redistest")
+	leaf := template(2, "redisserver")
 	leaf.KeyUsage = x509.KeyUsageDigitalSignature
 	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	leaf.DNSNames, leaf.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}

@@ -1,4 +1,4 @@
-package redistest
+package redisserver
 
 import (
 	"errors"
@@ -131,7 +131,7 @@ func (s *Sentinel) Master() (*Server, error) {
 		}
 		said := fmt.Sprint(v)
 		if name != "" && said != name {
-			return nil, fmt.Errorf("redistest: sentinels differ: %s and %s", name, said)
+			return nil, fmt.Errorf("redisserver: sentinels differ: %s and %s", name, said)
 		}
 		name = said
 	}
@@ -140,7 +140,7 @@ func (s *Sentinel) Master() (*Server, error) {
 			return server, nil
 		}
 	}
-	return nil, fmt.Errorf("redistest: no master: %q", name)
+	return nil, fmt.Errorf("redisserver: no master: %q", name)
 }
 
 // Failover makes the replica the master, as an operator does, and returns when the sentinels agree on it. The old master
@@ -152,7 +152,7 @@ func (s *Sentinel) Failover() error {
 	}
 	i := slices.IndexFunc(s.Sentinels, (*Server).Running)
 	if i < 0 {
-		return errors.New("redistest: no sentinel runs")
+		return errors.New("redisserver: no sentinel runs")
 	}
 	asked := s.Sentinels[i]
 	err = waitFor("the failover to begin", func() error {

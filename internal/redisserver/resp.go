@@ -1,4 +1,4 @@
-package redistest
+package redisserver
 
 import (
 	"bufio"
@@ -39,7 +39,7 @@ func readReply(r *bufio.Reader) (any, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return nil, fmt.Errorf("redistest: bad reply line %q", line)
+		return nil, fmt.Errorf("redisserver: bad reply line %q", line)
 	}
 	switch {
 	case kind == ':':
@@ -61,7 +61,7 @@ func readReply(r *bufio.Reader) (any, error) {
 		}
 		return out, nil
 	}
-	return nil, fmt.Errorf("redistest: bad reply line %q", line)
+	return nil, fmt.Errorf("redisserver: bad reply line %q", line)
 }
 
 // appendFrame reads one whole RESP2 or RESP3 frame and appends its bytes, unchanged, to b. It also returns the frame's
@@ -79,10 +79,10 @@ func appendFrame(b []byte, r *bufio.Reader) ([]byte, byte, error) {
 		return b, kind, nil
 	case '$', '=', '!', '*', '~', '>', '%', '|':
 		if children, err = strconv.ParseInt(text, 10, 32); err != nil {
-			return b, kind, fmt.Errorf("redistest: bad RESP length %q", text)
+			return b, kind, fmt.Errorf("redisserver: bad RESP length %q", text)
 		}
 	default:
-		return b, kind, fmt.Errorf("redistest: not RESP: %q", b[start:])
+		return b, kind, fmt.Errorf("redisserver: not RESP: %q", b[start:])
 	}
 	switch kind {
 	case '$', '=', '!':

@@ -1,4 +1,4 @@
-package redistest
+package redisserver
 
 import (
 	"bufio"
@@ -404,7 +404,7 @@ func (ps *Proxies) Dial(network, addr string) (net.Conn, error) {
 func (ps *Proxies) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	p := ps.byTarget[addr]
 	if p == nil {
-		return nil, fmt.Errorf("redistest: no proxy before %s", addr)
+		return nil, fmt.Errorf("redisserver: no proxy before %s", addr)
 	}
 	return new(net.Dialer).DialContext(ctx, network, p.Addr())
 }

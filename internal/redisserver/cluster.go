@@ -1,4 +1,4 @@
-package redistest
+package redisserver
 
 import (
 	"errors"
@@ -165,7 +165,7 @@ func (n *Node) view() ([]nodeView, error) {
 	for line := range strings.Lines(v.(string)) {
 		f := strings.Fields(line)
 		if len(f) < 8 {
-			return nil, fmt.Errorf("redistest: CLUSTER NODES says %q", line)
+			return nil, fmt.Errorf("redisserver: CLUSTER NODES says %q", line)
 		}
 		o := nodeView{id: f[0], flags: strings.Split(f[2], ","), master: f[3]}
 		o.epoch, _ = strconv.ParseInt(f[6], 10, 64)
@@ -190,7 +190,7 @@ func (n *Node) self() (nodeView, error) {
 			return v, nil
 		}
 	}
-	return nodeView{}, errors.New("redistest: a node does not know itself")
+	return nodeView{}, errors.New("redisserver: a node does not know itself")
 }
 
 // MasterFor returns the running node that serves a key.
@@ -213,7 +213,7 @@ func (c *Cluster) MasterForSlot(slot int) (*Node, error) {
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("redistest: no running node serves slot %d", slot)
+		return nil, fmt.Errorf("redisserver: no running node serves slot %d", slot)
 	}
 	return best, nil
 }
@@ -249,7 +249,7 @@ func (c *Cluster) Failover(n *Node) (*Node, error) {
 			return nil, err
 		}
 		if len(replicas) == 0 {
-			return nil, errors.New("redistest: the master has no running replica")
+			return nil, errors.New("redisserver: the master has no running replica")
 		}
 		n = replicas[0]
 	}

@@ -1,10 +1,10 @@
-// Package redistest starts real redis-server processes for tests and programs, on free loopback ports and without
+// Package redisserver starts real redis-server processes for tests and programs, on free loopback ports and without
 // persistence, breaks them on purpose (kill, pause, step their clock, fail over, reshard) and stands between them and a
 // client (Proxy). Each part comes as StartX(tb, …), which skips the test if there is no redis-server and ends the processes
 // with the test, and as LaunchX(dir, …), which returns an error and needs a call of Stop.
 //
 // It needs redis-server 7.0 or newer, found in the PATH or named by FLEETQUOTA_REDIS_SERVER.
-package redistest
+package redisserver
 
 import (
 	"bufio"
@@ -34,7 +34,7 @@ const (
 	patience = 15 * time.Second
 	// admin is the user, and the password, as whom the package itself talks to a server, so that a test can take away
 	// every right of the default user.
-	admin = "redistest"
+	admin = "redisserver"
 )
 
 // Config says how to start a server. The zero value is a plain server.
@@ -164,7 +164,7 @@ func (s *Server) launch(first, last []string) error {
 	}
 }
 
-var errPortTaken = errors.New("redistest: the port is taken")
+var errPortTaken = errors.New("redisserver: the port is taken")
 
 // spawn starts the process and waits until it answers. The caller holds s.mu.
 func (s *Server) spawn() error {
@@ -196,7 +196,7 @@ func (s *Server) spawn() error {
 		close(p.done)
 	}()
 	if err := <-started; err != nil {
-		return fmt.Errorf("redistest: %w", err)
+		return fmt.Errorf("redisserver: %w", err)
 	}
 	s.proc, s.paused = p, false
 	pid := strconv.Itoa(cmd.Process.Pid)
@@ -205,7 +205,7 @@ func (s *Server) spawn() error {
 			if text := s.LogTail(); strings.Contains(text, "Address already in use") || strings.Contains(text, "Failed listening") {
 				return fatal{errPortTaken}
 			}
-			return fatal{errors.New("redistest: redis-server ended at once")}
+			return fatal{errors.New("redisserver: redis-server ended at once")}
 		}
 		info, err := s.info(time.Second, "server")
 		if err == nil && info["process_id"] != pid {
@@ -222,7 +222,7 @@ func (s *Server) Restart() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone {
-		return errors.New("redistest: the server was stopped for good")
+		return errors.New("redisserver: the server was stopped for good")
 	}
 	s.kill()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -263,7 +263,7 @@ func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.proc.running() {
-		return errors.New("redistest: the server does not run")
+		return errors.New("redisserver: the server does not run")
 	}
 	if err := s.proc.cmd.Process.Signal(sigStop); err != nil {
 		return err
@@ -278,7 +278,7 @@ func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.proc.running() {
-		return errors.New("redistest: the server does not run")
+		return errors.New("redisserver: the server does not run")
 	}
 	s.paused = false
 	return s.proc.cmd.Process.Signal(sigCont)
@@ -364,7 +364,7 @@ func (s *Server) do(timeout time.Duration, args ...string) (any, error) {
 		v, err = readReply(r)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("redistest: %s %s: %w", s.Addr(), args[0], err)
+		return nil, fmt.Errorf("redisserver: %s %s: %w", s.Addr(), args[0], err)
 	}
 	if e, bad := v.(Error); bad {
 		return nil, e
@@ -414,7 +414,7 @@ func (s *Server) Time() (time.Time, error) {
 // while it runs. Only the wall clock moves: timers inside the server go on.
 func (s *Server) SetClock(offset time.Duration) error {
 	if s.env == nil {
-		return errors.New("redistest: SetClock needs Config.FakeTime")
+		return errors.New("redisserver: SetClock needs Config.FakeTime")
 	}
 	// The server reads the file each time it asks for the time, so the file must never be seen half written.
 	tmp := s.clockFile() + ".tmp"
@@ -549,7 +549,7 @@ func freePort() (int, error) {
 		ports.taken[port] = true
 		return port, nil
 	}
-	return 0, errors.New("redistest: no free port")
+	return 0, errors.New("redisserver: no free port")
 }
 
 func releasePorts(list ...int) {
@@ -574,7 +574,7 @@ func waitFor(what string, ready func() error) error {
 			return err
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("redistest: waited %v for %s: %w", patience, what, err)
+			return fmt.Errorf("redisserver: waited %v for %s: %w", patience, what, err)
 		}
 		time.Sleep(pause)
 	}
