@@ -10,16 +10,17 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 func TestLimiterOperations(t *testing.T) {
-	c := newClock()
-	lim := newLimiter(t, newLocal(t, c), bucket("n", 10, 10*time.Second), nil)
+	c := testkit.NewClock()
+	lim := newLimiter(t, testkit.NewLocal(t, c), testkit.Bucket("n", 10, 10*time.Second), nil)
 	ok := must[quota.Decision](t)
 	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
 		t.Helper()
-		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.micros()}
+		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.Micros()}
 		if d != w {
 			t.Fatalf("decision is %+v, want %+v", d, w)
 		}
@@ -36,7 +37,7 @@ func TestLimiterOperations(t *testing.T) {
 	want(ok(lim.Refund(bg, "k", receipt, 2)), true, 5, 0, 0, 5*s)
 	want(ok(lim.Debit(bg, "k", 8)), true, -3, 8, 0, 13*s)
 	want(ok(lim.Take(bg, "k", 0)), false, -3, 0, 3*s, 13*s)
-	c.add(4 * s)
+	c.Add(4 * s)
 	want(ok(lim.Take(bg, "k", 1)), true, 0, 1, 0, 10*s)
 	if err := lim.Reset(bg, "k"); err != nil {
 		t.Fatal(err)
@@ -53,7 +54,7 @@ func TestLimiterOperations(t *testing.T) {
 
 func TestLimiterRefuses(t *testing.T) {
 	r := &recorder{}
-	lim := newLimiter(t, r, bucket("n", 10, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit {
+	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit {
 		t.Errorf("LimitFor was asked for %q", key)
 		return nil
 	}})
@@ -73,44 +74,44 @@ func TestLimiterRefuses(t *testing.T) {
 		},
 	}
 	for name, call := range calls {
-		wantInvalid(t, call("", 1), "key", `""`, "1 to 512")
-		wantInvalid(t, call("a//b", 1), "key", "a//b")
+		testkit.WantInvalid(t, call("", 1), "key", `""`, "1 to 512")
+		testkit.WantInvalid(t, call("a//b", 1), "key", "a//b")
 		if err := call("k", -1); name != "reset" {
-			wantInvalid(t, err, "cost", "-1", "0 or more")
+			testkit.WantInvalid(t, err, "cost", "-1", "0 or more")
 		}
 	}
 	_, err := lim.Refund(bg, "k", receipt, 6)
-	wantInvalid(t, err, "refund", "6", "up to the 5")
+	testkit.WantInvalid(t, err, "refund", "6", "up to the 5")
 	_, err = lim.Refund(bg, "k", quota.Decision{RetryAfter: 1}, 1)
-	wantInvalid(t, err, "refund", "up to the 0")
+	testkit.WantInvalid(t, err, "refund", "up to the 0")
 	_, err = lim.Settle(bg, "k", quota.Decision{RetryAfter: 1}, 1)
-	wantInvalid(t, err, "receipt", "denial")
+	testkit.WantInvalid(t, err, "receipt", "denial")
 	if len(r.calls) > 0 {
 		t.Errorf("the store was asked: %v", r.calls)
 	}
 }
 
 func TestNewLimiter(t *testing.T) {
-	l, r := bucket("n", 10, time.Second), &recorder{}
+	l, r := testkit.Bucket("n", 10, time.Second), &recorder{}
 	_, err := quota.NewLimiter(nil, l, nil)
-	wantInvalid(t, err, "store", "nil", "local.New")
+	testkit.WantInvalid(t, err, "store", "nil", "local.New")
 	_, err = quota.NewLimiter(r, nil, nil)
-	wantInvalid(t, err, "limit", "nil", "NewLimit")
+	testkit.WantInvalid(t, err, "limit", "nil", "NewLimit")
 	_, err = quota.NewLimiter(r, new(quota.Limit), nil)
-	wantInvalid(t, err, "limit", "NewLimit")
+	testkit.WantInvalid(t, err, "limit", "NewLimit")
 	_, err = quota.NewLimiter(r, l, &quota.Options{MaxWaiters: -1})
-	wantInvalid(t, err, "Options.MaxWaiters", "-1", "0 or more")
+	testkit.WantInvalid(t, err, "Options.MaxWaiters", "-1", "0 or more")
 }
 
 func TestReceiptTravels(t *testing.T) {
 	// Refund and Settle hand the store the time and the source of the charge; neither carries the charge's id.
 	r := &recorder{}
-	lim := newLimiter(t, r, bucket("n", 10, time.Second), nil)
+	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Second), nil)
 	d := quota.Decision{Allowed: true, Charged: 5, At: 77, Source: quota.FromFallback}
 	must[quota.Decision](t)(lim.Refund(bg, "k", d, 2))
 	must[quota.Decision](t)(lim.Settle(bg, "k", d, 1))
 	must[quota.Decision](t)(lim.Settle(bg, "k", d, 9))
-	charge := quota.Charge{Limit: bucket("m", 1, time.Second), Key: "q", Cost: 5, ID: "id"}
+	charge := quota.Charge{Limit: testkit.Bucket("m", 1, time.Second), Key: "q", Cost: 5, ID: "id"}
 	must[quota.Result](t)(lim.TakeAll(bg, charge.Refund(d, 5)))
 	must[quota.Result](t)(lim.TakeAll(bg, charge.Settle(d, 6)))
 	var got []quota.Charge
@@ -128,9 +129,9 @@ func TestReceiptTravels(t *testing.T) {
 }
 
 func TestLimiterTakeAll(t *testing.T) {
-	c := newClock()
-	agent, team := bucket("agent", 5, 5*time.Second), bucket("team", 8, 8*time.Second)
-	lim := newLimiter(t, newLocal(t, c), agent, nil)
+	c := testkit.NewClock()
+	agent, team := testkit.Bucket("agent", 5, 5*time.Second), testkit.Bucket("team", 8, 8*time.Second)
+	lim := newLimiter(t, testkit.NewLocal(t, c), agent, nil)
 	list := func(key string, n int64) []quota.Charge {
 		return []quota.Charge{{Key: "team-1/" + key, Cost: n}, {Limit: team, Key: "team-1", Cost: n}}
 	}
@@ -146,11 +147,11 @@ func TestLimiterTakeAll(t *testing.T) {
 	if r.Granted || r.Decider != 1 || !r.Decisions[0].Allowed || r.Decisions[0].Remaining != 5 || r.RetryAfter() != time.Second {
 		t.Fatalf("%+v", r)
 	}
-	c.add(r.RetryAfter() - time.Microsecond)
+	c.Add(r.RetryAfter() - time.Microsecond)
 	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); r.Granted || r.RetryAfter() != time.Microsecond {
 		t.Fatalf("%+v", r)
 	}
-	c.add(time.Microsecond)
+	c.Add(time.Microsecond)
 	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); !r.Granted {
 		t.Fatalf("%+v", r)
 	}
@@ -160,8 +161,8 @@ func TestLimiterTakeAll(t *testing.T) {
 }
 
 func TestLimitFor(t *testing.T) {
-	plans := map[string]*quota.Limit{"gold": bucket("n", 100, time.Second)}
-	lim := newLimiter(t, newLocal(t, newClock()), bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
+	plans := map[string]*quota.Limit{"gold": testkit.Bucket("n", 100, time.Second)}
+	lim := newLimiter(t, testkit.NewLocal(t, testkit.NewClock()), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
 	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
 		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Limit != want {
 			t.Errorf("Take on %s: limit %d, want %d", key, d.Limit, want)
@@ -175,7 +176,7 @@ func TestLimitFor(t *testing.T) {
 		}
 	}
 	_, err := lim.Wait(bg, "tin/a", 3)
-	wantInvalid(t, err, "cost", "3", "capacity", "2")
+	testkit.WantInvalid(t, err, "cost", "3", "capacity", "2")
 	if d := must[quota.Decision](t)(lim.Wait(bg, "gold/a", 3)); !d.Allowed {
 		t.Error(d)
 	}
@@ -216,9 +217,9 @@ func TestObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var events []quota.Event
 		store := newSlow(local.New(nil), 30*time.Millisecond)
-		lim := newLimiter(t, store, bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { events = append(events, e) }})
+		lim := newLimiter(t, store, testkit.Bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { events = append(events, e) }})
 		ok := must[quota.Decision](t)
-		other := bucket("m", 9, time.Hour)
+		other := testkit.Bucket("m", 9, time.Hour)
 
 		d := ok(lim.Take(bg, "k", 4))
 		want := []quota.Event{{Limit: "n", Key: "k", Cost: 4, Decision: d}}
@@ -256,7 +257,7 @@ func TestObserver(t *testing.T) {
 
 func TestObserverIsToldNothingOfRefusals(t *testing.T) {
 	// They never became a decision, and their keys could be anything.
-	lim := newLimiter(t, &recorder{}, bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { t.Errorf("%+v", e) }})
+	lim := newLimiter(t, &recorder{}, testkit.Bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { t.Errorf("%+v", e) }})
 	lim.Take(bg, "", 1)
 	lim.Take(bg, "k", -1)
 	lim.TakeAll(bg)
@@ -265,7 +266,7 @@ func TestObserverIsToldNothingOfRefusals(t *testing.T) {
 
 func TestErrorsPassThrough(t *testing.T) {
 	for _, cause := range []error{quota.ErrUnavailable, quota.ErrIndeterminate, context.Canceled} {
-		lim := newLimiter(t, &slow{err: cause}, bucket("n", 5, time.Hour), nil)
+		lim := newLimiter(t, &slow{err: cause}, testkit.Bucket("n", 5, time.Hour), nil)
 		if d, err := lim.Take(bg, "k", 1); !errors.Is(err, cause) || d != (quota.Decision{}) {
 			t.Errorf("Take: %+v, %v", d, err)
 		}
@@ -287,7 +288,7 @@ func (c *closer) Close() error { c.closed.Add(1); return nil }
 
 func TestLimiterCloses(t *testing.T) {
 	c := &closer{}
-	if err := newLimiter(t, c, bucket("n", 1, time.Second), nil).Close(); err != nil || c.closed.Load() != 1 {
+	if err := newLimiter(t, c, testkit.Bucket("n", 1, time.Second), nil).Close(); err != nil || c.closed.Load() != 1 {
 		t.Errorf("Close: %v, closed %d times", err, c.closed.Load())
 	}
 }
@@ -298,7 +299,7 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 	}
 	for _, o := range []*quota.Options{nil, {LimitFor: func(string) *quota.Limit { return nil }}, {Observer: func(quota.Event) {}}} {
 		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
-			lim := newLimiter(t, newLocal(t, nil), limitOf("n", rule, 500, time.Hour), o)
+			lim := newLimiter(t, testkit.NewLocal(t, nil), testkit.LimitOf("n", rule, 500, time.Hour), o)
 			for name, call := range map[string]func(){
 				"Take":   func() { lim.Take(bg, "team/agent", 1) }, // granted, then denied
 				"Peek":   func() { lim.Peek(bg, "team/agent", 1) },

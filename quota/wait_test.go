@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -76,7 +77,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 // eachRuleWaits runs a test in a bubble that begins at the start of a window, with a limiter on an exhausted key "k".
 func eachRuleWaits(t *testing.T, tokens int64, test func(t *testing.T, w *waits)) {
-	eachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			lim := newLimiter(t, local.New(nil), l, nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", tokens))
@@ -184,7 +185,7 @@ func play(t *testing.T, l *quota.Limit, arrivals []arrival) (w *waits) {
 // time, the refusal was wrong. Where the forecast is exact, no waiter waits only to be refused.
 func TestWaitForecast(t *testing.T) {
 	for _, tokens := range []int64{1, 3, 10} {
-		eachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
+		testkit.EachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
 			r := random(t)
 			exact := l.Name() == "tb1" || tokens == 1 && (l.Name() == "fw1" || l.Name() == "ff1") // costs need not fill a window
 			refused, judged := 0, 0
@@ -249,7 +250,7 @@ func (s *lateReply) Take(ctx context.Context, c quota.Charge) (d quota.Decision,
 
 func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
 	// The first waiter's token is gone from the bucket while its reply is under way: it is no longer ahead in the queue.
-	eachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWaits(newLimiter(t, &lateReply{Store: local.New(nil), takes: 500 * time.Millisecond}, l, nil))
 			w.call(bg, "first", "k", 1)
@@ -271,7 +272,7 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 	// At 0.3 s 9 of 10 count: 7 of the window before and 2 of this one. The first waiter's 3 fit at 0.5 s. The second's 6 fit at
 	// 1.2 s, when the 5 of this window have become 4; had all 9 been taken at once, it would have been 1.5 s.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), limitOf("n", "sw1", 10, time.Second), nil)
+		lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", "sw1", 10, time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		time.Sleep(time.Second)
 		must[quota.Decision](t)(lim.Debit(bg, "k", 2))
@@ -292,7 +293,7 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 func TestWaitWithoutAForecaster(t *testing.T) {
 	// The queue ahead cannot be counted in; the call's own cost can.
 	synctest.Test(t, func(t *testing.T) {
-		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{bucket("n", 1, time.Second).Algorithm()})), nil))
+		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{testkit.Bucket("n", 1, time.Second).Algorithm()})), nil))
 		w.call(bg, "taken", "k", 1)
 		w.call(bg, "first", "k", 1)
 		w.call(within(t, 500*time.Millisecond), "soon", "k", 1)
@@ -351,7 +352,7 @@ func (s tooLate) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 }
 
 func TestCancelledWaitGivesBack(t *testing.T) {
-	eachRule(t, 5, time.Hour, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, 5, time.Hour, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			store := local.New(nil)
 			ctx, cancel := context.WithCancel(bg)
@@ -374,7 +375,7 @@ func TestCancelledWaitGivesBack(t *testing.T) {
 func TestWaitersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newSlow(local.New(nil), 0)
-		lim := newLimiter(t, store, bucket("n", 1, time.Second), &quota.Options{MaxWaiters: 3})
+		lim := newLimiter(t, store, testkit.Bucket("n", 1, time.Second), &quota.Options{MaxWaiters: 3})
 		for _, key := range []string{"a", "b", "c"} {
 			must[quota.Decision](t)(lim.Take(bg, key, 1))
 		}
@@ -417,9 +418,9 @@ func TestWaitersAreBounded(t *testing.T) {
 
 func TestWaitRefusesWhatNeverFits(t *testing.T) {
 	r := &recorder{}
-	lim := newLimiter(t, r, bucket("n", 5, time.Second), nil)
+	lim := newLimiter(t, r, testkit.Bucket("n", 5, time.Second), nil)
 	_, err := lim.Wait(bg, "k", 6)
-	wantInvalid(t, err, "cost", "6", "capacity", "5")
+	testkit.WantInvalid(t, err, "cost", "6", "capacity", "5")
 	ctx, cancel := context.WithCancel(bg)
 	cancel()
 	if _, err = lim.Wait(ctx, "k", 1); !errors.Is(err, context.Canceled) {
@@ -430,10 +431,10 @@ func TestWaitRefusesWhatNeverFits(t *testing.T) {
 	}
 	// A quota that is used up for good: there is nothing to wait for.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", counter{capacity: 2})), nil)
+		lim := newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 2})), nil)
 		must[quota.Decision](t)(lim.Wait(bg, "k", 2))
 		_, err := lim.Wait(bg, "k", 1)
-		wantInvalid(t, err, "cost", "1")
+		testkit.WantInvalid(t, err, "cost", "1")
 	})
 }
 
@@ -454,7 +455,7 @@ func (s *denier) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 func TestWaitDoesNotSpin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &denier{Store: local.New(nil), until: time.Now().Add(time.Second)}
-		must[quota.Decision](t)(newLimiter(t, s, bucket("n", 5, time.Second), nil).Wait(bg, "k", 1))
+		must[quota.Decision](t)(newLimiter(t, s, testkit.Bucket("n", 5, time.Second), nil).Wait(bg, "k", 1))
 		if s.calls > 2000 {
 			t.Errorf("the store was asked %d times in a second", s.calls)
 		}
@@ -464,7 +465,7 @@ func TestWaitDoesNotSpin(t *testing.T) {
 func TestWaitForNothing(t *testing.T) {
 	// A cost of 0 waits until the key is out of debt.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), bucket("n", 5, 5*time.Second), nil)
+		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 5, 5*time.Second), nil)
 		must[quota.Decision](t)(lim.Debit(bg, "k", 7))
 		w := newWaits(lim)
 		w.call(bg, "w", "k", 0)
@@ -477,7 +478,7 @@ func TestWaitForNothing(t *testing.T) {
 
 func TestWaitUnderLoad(t *testing.T) {
 	// Many waiters on few keys, some of which give up: nothing is left, and no more was admitted than the limit allows.
-	eachRule(t, 5, time.Second, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, 5, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			r := random(t)
 			w := newWaits(newLimiter(t, local.New(nil), l, nil))

@@ -1,4 +1,4 @@
-package quota_test
+package driver_test
 
 import (
 	"errors"
@@ -6,18 +6,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // eachStore runs a test on a local store and on the compare-and-swap adapter, both on one clock.
-func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *clock)) {
+func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *testkit.Clock)) {
 	t.Run("local", func(t *testing.T) {
-		c := newClock()
-		test(t, newLocal(t, c), c)
+		c := testkit.NewClock()
+		test(t, testkit.NewLocal(t, c), c)
 	})
 	t.Run("cas", func(t *testing.T) {
-		c := newClock()
-		test(t, newCAS(t, newKV(c.micros), nil), c)
+		c := testkit.NewClock()
+		test(t, newCAS(t, newKV(c.Micros), nil), c)
 	})
 }
 
@@ -37,15 +38,15 @@ func remaining(t *testing.T, s quota.Store, l *quota.Limit, key string) int64 {
 }
 
 func TestIDIsGrantedOnce(t *testing.T) {
-	eachRule(t, 10, 24*time.Hour, func(t *testing.T, l *quota.Limit) {
-		eachStore(t, func(t *testing.T, s quota.Store, c *clock) {
+	testkit.EachRule(t, 10, 24*time.Hour, func(t *testing.T, l *quota.Limit) {
+		eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
 			ok := must[quota.Decision](t)
 			charge := quota.Charge{Limit: l, Key: "g/k", Cost: 4, ID: "one"}
 			first := ok(s.Take(bg, charge))
 			if !first.Allowed || first.Replayed || first.Charged != 4 {
 				t.Fatalf("%+v", first)
 			}
-			c.add(time.Minute)
+			c.Add(time.Minute)
 			ok(s.Take(bg, quota.Charge{Limit: l, Key: "g/k", Cost: 1})) // between the first and the repeat
 			want := first
 			want.Replayed = true
@@ -71,8 +72,8 @@ func TestIDIsGrantedOnce(t *testing.T) {
 }
 
 func TestIDWithOtherChargesIsInvalid(t *testing.T) {
-	l, m := bucket("n", 10, time.Hour), bucket("m", 10, time.Hour)
-	eachStore(t, func(t *testing.T, s quota.Store, _ *clock) {
+	l, m := testkit.Bucket("n", 10, time.Hour), testkit.Bucket("m", 10, time.Hour)
+	eachStore(t, func(t *testing.T, s quota.Store, _ *testkit.Clock) {
 		a := quota.Charge{Limit: l, Key: "g/a", Cost: 2, ID: "i"}
 		b := quota.Charge{Limit: l, Key: "g/b", Cost: 2, ID: "i"}
 		first := takeAll(t, s, a, b)
@@ -105,8 +106,8 @@ func TestIDWithOtherChargesIsInvalid(t *testing.T) {
 }
 
 func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
-	l := bucket("n", 10, 10*time.Second)
-	eachStore(t, func(t *testing.T, s quota.Store, c *clock) {
+	l := testkit.Bucket("n", 10, 10*time.Second)
+	eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
 		ok := must[quota.Decision](t)
 		ok(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
 		charge := quota.Charge{Limit: l, Key: "k", Cost: 3, ID: "i"}
@@ -127,7 +128,7 @@ func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
 				t.Fatalf("%+v", d)
 			}
 		}
-		c.add(3 * time.Second)
+		c.Add(3 * time.Second)
 		if d := ok(s.Take(bg, charge)); !d.Allowed || d.Replayed || d.Charged != 3 {
 			t.Fatalf("%+v", d)
 		}
@@ -138,8 +139,8 @@ func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
 }
 
 func TestIDCoversEveryOperation(t *testing.T) {
-	l := bucket("n", 10, time.Hour)
-	eachStore(t, func(t *testing.T, s quota.Store, _ *clock) {
+	l := testkit.Bucket("n", 10, time.Hour)
+	eachStore(t, func(t *testing.T, s quota.Store, _ *testkit.Clock) {
 		receipt := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 9}))
 		for i, c := range []struct {
 			charge quota.Charge
@@ -163,19 +164,19 @@ func TestIDCoversEveryOperation(t *testing.T) {
 }
 
 func TestIDIsForgotten(t *testing.T) {
-	l := bucket("n", 1000, 24*time.Hour)
-	eachStore(t, func(t *testing.T, s quota.Store, c *clock) {
+	l := testkit.Bucket("n", 1000, 24*time.Hour)
+	eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
 		charge := quota.Charge{Limit: l, Key: "k", Cost: 400, ID: "i"}
 		must[quota.Decision](t)(s.Take(bg, charge))
-		c.add(quota.IDWindow - time.Microsecond)
+		c.Add(quota.IDWindow - time.Microsecond)
 		if d := must[quota.Decision](t)(s.Take(bg, charge)); !d.Replayed {
 			t.Fatalf("forgotten too early: %+v", d)
 		}
-		c.add(2 * time.Second)
+		c.Add(2 * time.Second)
 		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 400 {
 			t.Fatalf("remembered too long: %+v", d)
 		}
-		c.add(quota.IDWindow + time.Second)
+		c.Add(quota.IDWindow + time.Second)
 		charge.Cost = 1 // an id that is forgotten may come back with other charges
 		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 1 {
 			t.Fatalf("%+v", d)
@@ -185,8 +186,8 @@ func TestIDIsForgotten(t *testing.T) {
 
 func TestLostReply(t *testing.T) {
 	// The swap is applied and its reply lost: without an id nobody can know; with one the repeat gets the first decision.
-	l := bucket("n", 10, time.Hour)
-	kv := newKV(newClock().micros)
+	l := testkit.Bucket("n", 10, time.Hour)
+	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	lose := func() { kv.lostReply = errors.New("connection reset") }
 	lose()
@@ -221,8 +222,8 @@ func TestLostReply(t *testing.T) {
 }
 
 func TestRememberedGrantIsChecked(t *testing.T) {
-	l := bucket("n", 10, time.Hour)
-	kv := newKV(newClock().micros)
+	l := testkit.Bucket("n", 10, time.Hour)
+	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	charge := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: "i"}
 	must[quota.Decision](t)(s.Take(bg, charge))
@@ -241,8 +242,8 @@ func TestRememberedGrantIsChecked(t *testing.T) {
 
 func TestIDKeysAreEscaped(t *testing.T) {
 	// No id reaches another key than its own.
-	l := bucket("n", 100, time.Hour)
-	kv := newKV(newClock().micros)
+	l := testkit.Bucket("n", 100, time.Hour)
+	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	ids := []string{"x", "}", "{", "a b", "\x00", "%", "%7D", ":n", "}:n", "/x:n", "#", "é"}
 	for _, id := range ids {

@@ -1,4 +1,4 @@
-package quota_test
+package driver_test
 
 import (
 	"fmt"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/anishathalye/porcupine"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -68,14 +69,14 @@ var counters = porcupine.Model{
 		}
 		return true, next
 	},
-	DescribeOperation: func(in, out any) string { return fmt.Sprint(show(in.([]quota.Charge)), " ", out) },
+	DescribeOperation: func(in, out any) string { return fmt.Sprint(testkit.Show(in.([]quota.Charge)), " ", out) },
 }
 
 func linearCharge(r *rand.Rand, l *quota.Limit, key int) quota.Charge {
 	c := quota.Charge{Limit: l, Key: fmt.Sprint("g/", key), Cost: 1 + r.Int64N(3)}
 	switch r.IntN(10) {
 	case 0, 1:
-		c.Op, c.At = quota.OpRefund, epoch
+		c.Op, c.At = quota.OpRefund, testkit.Epoch
 	case 2:
 		c.Op = quota.OpDebit
 	case 3:
@@ -90,16 +91,16 @@ func linearCharge(r *rand.Rand, l *quota.Limit, key int) quota.Charge {
 
 func TestLinearizable(t *testing.T) {
 	const clients, calls = 8, 12
-	eachRule(t, linearCapacity, 1000*time.Hour, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, linearCapacity, 1000*time.Hour, func(t *testing.T, l *quota.Limit) {
 		for _, kind := range []string{"local", "cas"} {
 			t.Run(kind, func(t *testing.T) {
 				r := random(t)
 				for range sized(15, 300) {
 					synctest.Test(t, func(t *testing.T) { // so that the pauses of compare-and-swap take no time
-						c := newClock()
-						var s quota.Store = newLocal(t, c)
+						c := testkit.NewClock()
+						var s quota.Store = testkit.NewLocal(t, c)
 						if kind == "cas" {
-							kv := newKV(c.micros)
+							kv := newKV(c.Micros)
 							kv.beforeSwap = runtime.Gosched
 							s = newCAS(t, kv, &driver.CASOptions{Attempts: 1000})
 						}
@@ -152,10 +153,10 @@ func TestLinearizable(t *testing.T) {
 // TestExactBudget lets many goroutines race for more than there is: exactly the capacity is admitted.
 func TestExactBudget(t *testing.T) {
 	const capacity, clients = 500, 16
-	eachRule(t, capacity, 1000*time.Hour, func(t *testing.T, l *quota.Limit) {
-		eachStore(t, func(t *testing.T, s quota.Store, _ *clock) {
+	testkit.EachRule(t, capacity, 1000*time.Hour, func(t *testing.T, l *quota.Limit) {
+		eachStore(t, func(t *testing.T, s quota.Store, _ *testkit.Clock) {
 			if _, graded := s.(driver.Graded); graded {
-				s = newCAS(t, newKV(newClock().micros), &driver.CASOptions{Attempts: 100_000})
+				s = newCAS(t, newKV(testkit.NewClock().Micros), &driver.CASOptions{Attempts: 100_000})
 			}
 			var admitted atomic.Int64
 			synctest.Test(t, func(t *testing.T) {

@@ -1,16 +1,15 @@
-package quota_test
+package driver_test
 
 import (
 	"errors"
 	"fmt"
-	"math"
-	"math/big"
 	"math/rand/v2"
 	"reflect"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -53,10 +52,10 @@ func randomList(r *rand.Rand, limits []*quota.Limit, keys, most int, now quota.M
 // someLimits returns limits of every rule, small enough to be exhausted.
 func someLimits() []*quota.Limit {
 	var ls []*quota.Limit
-	for i, rule := range rules {
-		ls = append(ls, limitOf(rule.name, rule.name, int64(3+4*i), time.Duration(1+i)*300*time.Millisecond))
+	for i, rule := range testkit.Rules {
+		ls = append(ls, testkit.LimitOf(rule.Name, rule.Name, int64(3+4*i), time.Duration(1+i)*300*time.Millisecond))
 	}
-	return append(ls, limitOf("unit", "tb1", 7, 333*time.Millisecond))
+	return append(ls, testkit.LimitOf("unit", "tb1", 7, 333*time.Millisecond))
 }
 
 // shelf keeps items by limit and key, as the simplest of stores would.
@@ -98,7 +97,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	limits := someLimits()
 	granted, denied := 0, 0
 	for range sized(300, 5000) {
-		kept, now := shelf{}, epoch
+		kept, now := shelf{}, testkit.Epoch
 		for range 60 {
 			now += quota.Micros(r.Int64N(400_000))
 			cs := randomList(r, limits, 3, 12, now)
@@ -114,19 +113,19 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 				one[i] = mustDecide(t, cs[i], &after[i], now)
 			}
 			if quota.Granted(one) != quota.Granted(out) {
-				t.Fatalf("%s: granted %v, but alone %v", show(cs), out, one)
+				t.Fatalf("%s: granted %v, but alone %v", testkit.Show(cs), out, one)
 			}
 			if quota.Granted(out) {
 				granted++
 				if !reflect.DeepEqual(out, one) || !reflect.DeepEqual(items, after) {
-					t.Fatalf("%s granted: %v %v, one by one %v %v", show(cs), out, items, one, after)
+					t.Fatalf("%s granted: %v %v, one by one %v %v", testkit.Show(cs), out, items, one, after)
 				}
 				kept.put(cs, items)
 				continue
 			}
 			denied++
 			if !reflect.DeepEqual(items, before) {
-				t.Fatalf("%s denied, but the states went from %v to %v", show(cs), before, items)
+				t.Fatalf("%s denied, but the states went from %v to %v", testkit.Show(cs), before, items)
 			}
 			for i, c := range cs {
 				c.Op = quota.OpPeek
@@ -140,7 +139,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 					want.RetryAfter = 0
 				}
 				if out[i] != want {
-					t.Fatalf("%s denied: verdict %d is %+v, uncharged it is %+v", show(cs), i, out[i], want)
+					t.Fatalf("%s denied: verdict %d is %+v, uncharged it is %+v", testkit.Show(cs), i, out[i], want)
 				}
 			}
 		}
@@ -161,13 +160,13 @@ func mustDecide(t *testing.T, c quota.Charge, it *driver.Item, now quota.Micros)
 
 func TestApplyRebasesOnDenial(t *testing.T) {
 	// The one write that a denial makes: a state ahead of the clock comes back to it, its consumption unchanged.
-	eachRule(t, 4, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, 4, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		kept, out := shelf{}, make([]quota.Decision, 2)
 		cs := []quota.Charge{{Limit: l, Key: "a", Cost: 4}, {Limit: l, Key: "b", Cost: 1}}
-		if err := kept.apply(cs, epoch, out); err != nil || !quota.Granted(out) {
+		if err := kept.apply(cs, testkit.Epoch, out); err != nil || !quota.Granted(out) {
 			t.Fatal(out, err)
 		}
-		back := epoch - 3_600_000_000
+		back := testkit.Epoch - 3_600_000_000
 		if err := kept.apply(cs, back, out); err != nil || out[0].Allowed || !out[1].Allowed {
 			t.Fatal(out, err)
 		}
@@ -178,99 +177,27 @@ func TestApplyRebasesOnDenial(t *testing.T) {
 }
 
 func TestApplyRefusesAnotherRule(t *testing.T) {
-	for i, r := range rules {
-		mine := limitOf("n", r.name, 5, time.Second)
-		theirs := limitOf("n", rules[(i+1)%len(rules)].name, 5, time.Second)
-		fresh := quota.Charge{Limit: bucket("fresh", 5, time.Second), Key: "k", Cost: 1}
+	for i, r := range testkit.Rules {
+		mine := testkit.LimitOf("n", r.Name, 5, time.Second)
+		theirs := testkit.LimitOf("n", testkit.Rules[(i+1)%len(testkit.Rules)].Name, 5, time.Second)
+		fresh := quota.Charge{Limit: testkit.Bucket("fresh", 5, time.Second), Key: "k", Cost: 1}
 		var held driver.Item
-		mustDecide(t, quota.Charge{Limit: theirs, Key: "k", Cost: 1}, &held, epoch)
+		mustDecide(t, quota.Charge{Limit: theirs, Key: "k", Cost: 1}, &held, testkit.Epoch)
 		held.Write = false
 		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
 			items := []driver.Item{{}, held}
 			out := make([]quota.Decision, 2)
-			err := driver.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, epoch, out)
+			err := driver.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, testkit.Epoch, out)
 			if !errors.Is(err, quota.ErrMisconfigured) {
-				t.Fatalf("%s on a state of %s: %v, want ErrMisconfigured", r.name, held.Rule, err)
+				t.Fatalf("%s on a state of %s: %v, want ErrMisconfigured", r.Name, held.Rule, err)
 			}
 			if !reflect.DeepEqual(items, []driver.Item{{}, held}) {
 				t.Errorf("items changed: %v", items)
 			}
 			it := held
-			if err := driver.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, epoch, new(quota.Decision)); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
+			if err := driver.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, testkit.Epoch, new(quota.Decision)); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
 				t.Errorf("ApplyOne: %v, %v", err, it)
 			}
-		}
-	}
-}
-
-func TestLess(t *testing.T) {
-	r := random(t)
-	edges := []int64{0, 1, 2, 3, math.MaxInt64, math.MaxInt64 - 1, 1 << 32, 1<<32 + 1, 1 << 62}
-	number := func() int64 {
-		n := r.Int64() >> r.IntN(63)
-		if r.IntN(3) == 0 {
-			n = edges[r.IntN(len(edges))]
-		}
-		return n
-	}
-	for range sized(200_000, 5_000_000) {
-		a, b, c, d := number(), max(number(), 1), number(), max(number(), 1)
-		if r.IntN(2) == 0 {
-			a = -a - int64(r.IntN(2)) // down to the smallest integer
-		}
-		if r.IntN(2) == 0 {
-			c = -c - int64(r.IntN(2))
-		}
-		if r.IntN(4) == 0 {
-			c, d = a, b
-		}
-		left := new(big.Int).Mul(big.NewInt(a), big.NewInt(b))
-		right := new(big.Int).Mul(big.NewInt(c), big.NewInt(d))
-		if got, want := quota.Less(a, b, c, d), left.Cmp(right) < 0; got != want {
-			t.Fatalf("%d*%d < %d*%d: %v, want %v", a, b, c, d, got, want)
-		}
-	}
-}
-
-func TestDecider(t *testing.T) {
-	ok := func(remaining, limit int64) quota.Decision {
-		return quota.Decision{Allowed: true, Remaining: remaining, Limit: limit}
-	}
-	no := func(after time.Duration) quota.Decision { return quota.Decision{RetryAfter: after, Limit: 1} }
-	for _, c := range []struct {
-		ds   []quota.Decision
-		want int
-	}{
-		{[]quota.Decision{ok(1, 2)}, 0},
-		{[]quota.Decision{ok(1, 2), ok(1, 3), ok(1, 2)}, 1},
-		{[]quota.Decision{ok(5, 10), ok(1, 2)}, 0},
-		{[]quota.Decision{ok(0, 10), ok(-1, 1000)}, 1},
-		{[]quota.Decision{ok(-1, 10), ok(-1, 9)}, 1},
-		{[]quota.Decision{ok(1<<40, 1<<40), ok(1<<40-1, 1<<40)}, 1},
-		{[]quota.Decision{ok(0, 1), no(time.Second), ok(-5, 1)}, 1},
-		{[]quota.Decision{no(time.Second), no(time.Minute), no(time.Hour), no(time.Minute)}, 2},
-		{[]quota.Decision{no(quota.Never - 1), no(quota.Never)}, 1},
-		{[]quota.Decision{no(time.Second), no(time.Second)}, 0},
-	} {
-		if got := quota.Decider(c.ds); got != c.want {
-			t.Errorf("Decider(%v) = %d, want %d", c.ds, got, c.want)
-		}
-	}
-	// Against exact fractions.
-	r := random(t)
-	for range sized(5000, 100_000) {
-		ds := make([]quota.Decision, 1+r.IntN(6))
-		best := 0
-		var share *big.Rat
-		for i := range ds {
-			ds[i] = ok(r.Int64N(40)-20, 1+r.Int64N(20))
-			s := big.NewRat(ds[i].Remaining, ds[i].Limit)
-			if share == nil || s.Cmp(share) < 0 {
-				best, share = i, s
-			}
-		}
-		if got := quota.Decider(ds); got != best {
-			t.Fatalf("Decider(%v) = %d, want %d", ds, got, best)
 		}
 	}
 }

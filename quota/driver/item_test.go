@@ -1,4 +1,4 @@
-package quota_test
+package driver_test
 
 import (
 	"bufio"
@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -22,8 +23,8 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // a release that changes them cannot read what the last one wrote: a change here needs a new Rule.
 func golden(t *testing.T) []string {
 	var lines []string
-	for _, r := range rules {
-		l := limitOf("n", r.name, 10, 3*time.Second)
+	for _, r := range testkit.Rules {
+		l := testkit.LimitOf("n", r.Name, 10, 3*time.Second)
 		var it driver.Item
 		for _, step := range []struct {
 			name  string
@@ -36,14 +37,14 @@ func golden(t *testing.T) []string {
 		} {
 			c := quota.Charge{Limit: l, Key: "k", Op: step.op, Cost: step.cost}
 			if step.op == quota.OpRefund {
-				c.At = epoch + 4_000_000
+				c.At = testkit.Epoch + 4_000_000
 			}
-			mustDecide(t, c, &it, epoch+step.after)
+			mustDecide(t, c, &it, testkit.Epoch+step.after)
 			text := ""
 			if !it.State.IsZero() {
 				text = string(it.AppendText(nil))
 			}
-			lines = append(lines, fmt.Sprintf("%s %s %s", r.name, step.name, text))
+			lines = append(lines, fmt.Sprintf("%s %s %s", r.Name, step.name, text))
 		}
 	}
 	return lines

@@ -1,4 +1,4 @@
-package quota_test
+package driver_test
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package quota_test
+package driver_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -26,9 +27,9 @@ func TestStoresDecideAlike(t *testing.T) {
 	r := random(t)
 	limits := someLimits()
 	for i := range sized(40, 1500) {
-		c := newClock()
-		kv := newKV(c.micros)
-		stores := map[string]quota.Store{"local": newLocal(t, c), "cas": newCAS(t, kv, nil)}
+		c := testkit.NewClock()
+		kv := newKV(c.Micros)
+		stores := map[string]quota.Store{"local": testkit.NewLocal(t, c), "cas": newCAS(t, kv, nil)}
 		flaps := i%4 == 0
 		if flaps {
 			// What has expired is gone, also when the clock is set back; only a store that keeps everything still decides as Apply.
@@ -37,13 +38,13 @@ func TestStoresDecideAlike(t *testing.T) {
 		}
 		kept := shelf{}
 		for range 150 {
-			c.add(time.Duration(r.IntN(300)) * time.Millisecond)
+			c.Add(time.Duration(r.IntN(300)) * time.Millisecond)
 			if flaps && r.IntN(10) == 0 {
-				c.add(-time.Duration(r.IntN(3000)) * time.Millisecond)
+				c.Add(-time.Duration(r.IntN(3000)) * time.Millisecond)
 			}
-			cs := randomList(r, limits, 3, 5, c.micros())
+			cs := randomList(r, limits, 3, 5, c.Micros())
 			want := make([]quota.Decision, len(cs))
-			if err := kept.apply(cs, c.micros(), want); err != nil {
+			if err := kept.apply(cs, c.Micros(), want); err != nil {
 				t.Fatal(err)
 			}
 			for name, s := range stores {
@@ -55,7 +56,7 @@ func TestStoresDecideAlike(t *testing.T) {
 					err = s.TakeAll(bg, cs, got)
 				}
 				if err != nil || !reflect.DeepEqual(got, want) {
-					t.Fatalf("%s on %s: %+v, %v, want %+v", show(cs), name, got, err, want)
+					t.Fatalf("%s on %s: %+v, %v, want %+v", testkit.Show(cs), name, got, err, want)
 				}
 			}
 		}
@@ -70,9 +71,9 @@ func TestStoresDecideAlike(t *testing.T) {
 }
 
 func TestCASKeepsUntilReset(t *testing.T) {
-	eachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
-		c := newClock()
-		kv := newKV(c.micros)
+	testkit.EachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+		c := testkit.NewClock()
+		kv := newKV(c.Micros)
 		s := newCAS(t, kv, nil)
 		for i, op := range []quota.Op{quota.OpTake, quota.OpDebit} {
 			d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4, Op: op}))
@@ -86,9 +87,9 @@ func TestCASKeepsUntilReset(t *testing.T) {
 		}
 	})
 	// A quota that never comes back is kept for good.
-	kv := newKV(newClock().micros)
+	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
-	if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("n", counter{capacity: 3})), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
+	if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 3})), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
 		t.Fatal(d)
 	}
 	if ttl := kv.swaps[0][0].TTL; ttl != quota.Never {
@@ -97,8 +98,8 @@ func TestCASKeepsUntilReset(t *testing.T) {
 }
 
 func TestCASWritesNothingInVain(t *testing.T) {
-	eachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
-		kv := newKV(newClock().micros)
+	testkit.EachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+		kv := newKV(testkit.NewClock().Micros)
 		s := newCAS(t, kv, nil)
 		must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4}))
 		for _, c := range []quota.Charge{{Cost: 2}, {Cost: 6}, {Op: quota.OpPeek, Cost: 1}, {Op: quota.OpPeek, Cost: 1, ID: "p"}, {Cost: 2, ID: "d"}, {}} {
@@ -120,10 +121,10 @@ func TestCASWritesNothingInVain(t *testing.T) {
 }
 
 func TestCASRetries(t *testing.T) {
-	l := bucket("n", 100, time.Hour)
+	l := testkit.Bucket("n", 100, time.Hour)
 	synctest.Test(t, func(t *testing.T) {
 		// A change that comes between Load and Swap is seen, and the decision made anew.
-		kv := newKV(newClock().micros)
+		kv := newKV(testkit.NewClock().Micros)
 		rival, s := newCAS(t, kv, nil), newCAS(t, kv, nil)
 		conflicts := 5
 		kv.beforeSwap = func() {
@@ -140,7 +141,7 @@ func TestCASRetries(t *testing.T) {
 	})
 	for _, attempts := range []int{0, 1, 3} {
 		synctest.Test(t, func(t *testing.T) {
-			kv := newKV(newClock().micros)
+			kv := newKV(testkit.NewClock().Micros)
 			kv.deny = func([]driver.Change) bool { return true }
 			s := newCAS(t, kv, &driver.CASOptions{Attempts: attempts})
 			start := time.Now()
@@ -169,7 +170,7 @@ func TestCASRetries(t *testing.T) {
 }
 
 func TestCASErrors(t *testing.T) {
-	l := bucket("n", 100, time.Hour)
+	l := testkit.Bucket("n", 100, time.Hour)
 	cause := errors.New("broken pipe")
 	take := quota.Charge{Limit: l, Key: "k", Cost: 1}
 	for _, c := range []struct {
@@ -186,7 +187,7 @@ func TestCASErrors(t *testing.T) {
 		{"Swap is overloaded", nil, quota.ErrOverloaded, quota.ErrOverloaded, quota.ErrIndeterminate},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			kv := newKV(newClock().micros)
+			kv := newKV(testkit.NewClock().Micros)
 			kv.loadErr, kv.swapErr = c.load, c.swap
 			d, err := newCAS(t, kv, nil).Take(bg, take)
 			if !errors.Is(err, c.want) || errors.Is(err, c.not) || d != (quota.Decision{}) {
@@ -203,21 +204,21 @@ func TestCASErrors(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(bg)
 	cancel()
-	kv := newKV(newClock().micros)
+	kv := newKV(testkit.NewClock().Micros)
 	if _, err := newCAS(t, kv, nil).Take(ctx, take); !errors.Is(err, context.Canceled) || kv.loads != 0 {
 		t.Errorf("done context: %v, %d loads", err, kv.loads)
 	}
 	ctx, cancel = context.WithCancel(bg)
-	kv.clock = func() quota.Micros { cancel(); return epoch } // ends within Load
+	kv.clock = func() quota.Micros { cancel(); return testkit.Epoch } // ends within Load
 	kv.loadErr = cause
 	if _, err := newCAS(t, kv, nil).Take(ctx, take); err != context.Canceled {
 		t.Errorf("context that ends in Load: %v", err)
 	}
 
-	kv = newKV(newClock().micros)
+	kv = newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	for _, text := range []string{"hello", "tb9:1:2:3:4", "sw1:1:2:3:4"} {
-		kv.entries["{k}:n"] = memEntry{value: text, expires: epoch * 2}
+		kv.entries["{k}:n"] = memEntry{value: text, expires: testkit.Epoch * 2}
 		if _, err := s.Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) || kv.swapped() != 0 || kv.entries["{k}:n"].value != text {
 			t.Errorf("on %q: %v, %d swaps", text, err, kv.swapped())
 		}
@@ -231,21 +232,21 @@ func TestCASErrors(t *testing.T) {
 type short struct{ driver.KV }
 
 func (short) Load(context.Context, []string) ([]driver.Entry, quota.Micros, error) {
-	return nil, epoch, nil
+	return nil, testkit.Epoch, nil
 }
 
 func TestNewCASRefuses(t *testing.T) {
 	kv := newKV(nil)
 	_, err := driver.NewCAS(nil, nil)
-	wantInvalid(t, err, "kv", "nil")
+	testkit.WantInvalid(t, err, "kv", "nil")
 	_, err = driver.NewCAS(kv, &driver.CASOptions{Attempts: -1})
-	wantInvalid(t, err, "CASOptions.Attempts", "-1", "0 or more")
+	testkit.WantInvalid(t, err, "CASOptions.Attempts", "-1", "0 or more")
 	_, err = driver.NewCAS(kv, &driver.CASOptions{Atomicity: 3})
-	wantInvalid(t, err, "CASOptions.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
+	testkit.WantInvalid(t, err, "CASOptions.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
 }
 
 func TestCASAtomicity(t *testing.T) {
-	l, m := bucket("n", 100, time.Hour), bucket("m", 100, time.Hour)
+	l, m := testkit.Bucket("n", 100, time.Hour), testkit.Bucket("m", 100, time.Hour)
 	lists := map[string][]quota.Charge{
 		"one":        {{Limit: l, Key: "g/a", Cost: 1}},
 		"one group":  {{Limit: l, Key: "g/a", Cost: 1}, {Limit: l, Key: "g/b", Cost: 1}},
@@ -257,7 +258,7 @@ func TestCASAtomicity(t *testing.T) {
 	for grade, crossing := range map[driver.Atomicity]string{
 		driver.AnyKeys: "", driver.OneGroup: "two groups", driver.OneKey: "one group|one key|two groups|one, id|group, id",
 	} {
-		kv := newKV(newClock().micros)
+		kv := newKV(testkit.NewClock().Micros)
 		s := newCAS(t, kv, &driver.CASOptions{Atomicity: grade})
 		if got := s.(driver.Graded).Atomicity(); got != grade {
 			t.Errorf("Atomicity = %v, want %v", got, grade)
@@ -276,9 +277,9 @@ func TestCASAtomicity(t *testing.T) {
 }
 
 func TestCASCloses(t *testing.T) {
-	l := bucket("n", 100, time.Hour)
-	kv := newKV(newClock().micros)
-	for _, kv := range []driver.KV{kv, struct{ driver.KV }{newKV(newClock().micros)}} {
+	l := testkit.Bucket("n", 100, time.Hour)
+	kv := newKV(testkit.NewClock().Micros)
+	for _, kv := range []driver.KV{kv, struct{ driver.KV }{newKV(testkit.NewClock().Micros)}} {
 		s := newCAS(t, kv, nil)
 		for range 2 {
 			if err := s.Close(); err != nil {
