@@ -288,8 +288,12 @@ func (c *closer) Close() error { c.closed.Add(1); return nil }
 
 func TestLimiterCloses(t *testing.T) {
 	c := &closer{}
-	if err := newLimiter(t, c, testkit.Bucket("n", 1, time.Second), nil).Close(); err != nil || c.closed.Load() != 1 {
-		t.Errorf("Close: %v, closed %d times", err, c.closed.Load())
+	lim := newLimiter(t, c, testkit.Bucket("n", 1, time.Second), nil)
+	if got := lim.Store(); got != c {
+		t.Errorf("Store: got %v, want the store that the limiter was made with", got)
+	}
+	if err := lim.Close(); err != nil || c.closed.Load() != 1 {
+		t.Errorf("Close: got %v, the store closed %d times, want nil and once", err, c.closed.Load())
 	}
 }
 

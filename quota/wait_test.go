@@ -503,3 +503,36 @@ func TestWaitUnderLoad(t *testing.T) {
 		})
 	})
 }
+
+// noPeek is a store that fails every peek from the nth on.
+type noPeek struct {
+	quota.Store
+	nth, peeks int
+}
+
+func (s *noPeek) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if c.Op == quota.OpPeek {
+		if s.peeks++; s.peeks >= s.nth {
+			return quota.Decision{}, quota.ErrUnavailable
+		}
+	}
+	return s.Store.Take(ctx, c)
+}
+
+// A caller whose place in the queue cannot be forecast gets the store's error at once.
+func TestForecastPassesErrorsOn(t *testing.T) {
+	for nth := 1; nth <= 2; nth++ {
+		synctest.Test(t, func(t *testing.T) {
+			// A bucket without its Forecaster: the second peek asks for the caller's own tokens.
+			limit := quota.Must(quota.NewLimit("n", unforeseen{testkit.Bucket("n", 10, 10*time.Second).Algorithm()}))
+			w := newWaits(newLimiter(t, &noPeek{Store: local.New(nil), nth: nth}, limit, nil))
+			w.call(bg, "taken", "k", 10)
+			w.call(bg, "first", "k", 5)
+			w.call(within(t, 7*time.Second), "second", "k", 5)
+			if e, ok := w.over("second"); !ok || !errors.Is(e.err, quota.ErrUnavailable) || e.took != 0 {
+				t.Errorf("peek %d fails: got %+v, over %v, want ErrUnavailable at once", nth, e, ok)
+			}
+			w.end(t)
+		})
+	}
+}
