@@ -14,7 +14,7 @@ import (
 // badCharges are lists that no store may see.
 func badCharges() map[string]struct {
 	charges []quota.Charge
-	names   []string // what the error's text names
+	names   []string // parts of the error's text
 	err     error
 } {
 	a, b := testkit.Bucket("a", 10, time.Second), testkit.Bucket("b", 10, time.Second)
@@ -59,25 +59,25 @@ func badCharges() map[string]struct {
 func TestCheckRefuses(t *testing.T) {
 	for name, bad := range badCharges() {
 		t.Run(name, func(t *testing.T) {
-			check := func(err error) {
+			check := func(call string, err error) {
 				t.Helper()
 				if !errors.Is(err, bad.err) {
-					t.Fatalf("error is %v, want %v", err, bad.err)
+					t.Fatalf("%s: got %v, want %v", call, err, bad.err)
 				}
 				for _, n := range bad.names {
 					if !strings.Contains(err.Error(), n) {
-						t.Errorf("error %q does not name %q", err, n)
+						t.Errorf("%s: got %q, want an error that names %q", call, err, n)
 					}
 				}
 			}
 			if name != "no limit, no key" {
-				check(quota.Check(bad.charges))
+				check("Check", quota.Check(bad.charges))
 			}
 			r := &recorder{}
 			_, err := newLimiter(t, r, testkit.Bucket("a", 10, time.Second), nil).TakeAll(bg, bad.charges...)
-			check(err)
+			check("TakeAll", err)
 			if len(r.calls) > 0 {
-				t.Errorf("the store was asked: %v", r.calls)
+				t.Errorf("calls of the store: got %v, want none", r.calls)
 			}
 		})
 	}
@@ -99,7 +99,7 @@ func TestCheckAccepts(t *testing.T) {
 			{Limit: a, Key: "3", Op: quota.OpRefund, At: 5}, {Limit: a, Key: "4", Op: quota.OpReset}},
 	} {
 		if err := quota.Check(cs); err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("Check of %s: got %v, want nil", name, err)
 		}
 	}
 }

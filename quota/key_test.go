@@ -19,11 +19,11 @@ func TestCheckKey(t *testing.T) {
 	} {
 		switch err := quota.CheckKey(key); {
 		case ok && err != nil:
-			t.Errorf("CheckKey(%.20q) = %v", key, err)
+			t.Errorf("CheckKey(%.20q): got %v, want nil", key, err)
 		case !ok:
 			testkit.WantInvalid(t, err, "key", "1 to 512 bytes")
-			if len(err.Error()) > 400 {
-				t.Errorf("the error repeats a key of %d bytes", len(key))
+			if n := len(err.Error()); n > 400 {
+				t.Errorf("error for a key of %d bytes: got %d bytes, want 400 at most", len(key), n)
 			}
 		}
 	}
@@ -42,7 +42,7 @@ func TestKeyEscapes(t *testing.T) {
 		{nil, ""},
 	} {
 		if got := quota.Key(c.segments...); got != c.want {
-			t.Errorf("Key(%q) = %q, want %q", c.segments, got, c.want)
+			t.Errorf("Key(%q): got %q, want %q", c.segments, got, c.want)
 		}
 	}
 	hostile := []string{"a", "b", "/", "%", "%2F", "a/b", "2F", "//", "a%"}
@@ -58,7 +58,7 @@ func TestKeyEscapes(t *testing.T) {
 func TestGroup(t *testing.T) {
 	for key, want := range map[string]string{"a": "a", "a/b": "a", "a/b/c": "a", "": "", "/x": "", "a b/c": "a b"} {
 		if got := quota.Group(key); got != want {
-			t.Errorf("Group(%q) = %q, want %q", key, got, want)
+			t.Errorf("Group(%q): got %q, want %q", key, got, want)
 		}
 	}
 }

@@ -15,8 +15,18 @@ func TestNewLimit(t *testing.T) {
 	ok := testkit.Counter{Capacity: 1}
 	for _, name := range []string{"a", "tokens", "A-Z_0.9", strings.Repeat("n", 64), ".", "-"} {
 		l, err := quota.NewLimit(name, ok)
-		if err != nil || l.Name() != name || l.Handle().Value() != name || l.Algorithm() != quota.Algorithm(ok) || *l.Spec() != ok.Spec() {
-			t.Errorf("NewLimit(%q) = %v, %v", name, l, err)
+		if err != nil {
+			t.Errorf("NewLimit(%q): got %v, want nil", name, err)
+			continue
+		}
+		if l.Name() != name || l.Handle().Value() != name {
+			t.Errorf("NewLimit(%q): got the name %q and the handle %q, want both as given", name, l.Name(), l.Handle().Value())
+		}
+		if got := l.Algorithm(); got != quota.Algorithm(ok) {
+			t.Errorf("NewLimit(%q): got the algorithm %+v, want %+v", name, got, ok)
+		}
+		if got := *l.Spec(); got != ok.Spec() {
+			t.Errorf("NewLimit(%q): got the spec %+v, want %+v", name, got, ok.Spec())
 		}
 	}
 	for _, name := range []string{"", " ", "a b", "a:b", "a/b", "é", "a{", "a}", "a%", "a\x00", "a\n", strings.Repeat("n", 65), "a#"} {
@@ -28,7 +38,7 @@ func TestNewLimit(t *testing.T) {
 }
 
 func TestNewLimitChecksTheSpec(t *testing.T) {
-	for what, a := range map[string]testkit.Counter{
+	for name, a := range map[string]testkit.Counter{
 		"no capacity":    {},
 		"negative unit":  {Capacity: 1, Unit: -1},
 		"negative debt":  {Capacity: 1, Debt: -1},
@@ -40,30 +50,34 @@ func TestNewLimitChecksTheSpec(t *testing.T) {
 	} {
 		_, err := quota.NewLimit("n", a)
 		if err == nil {
-			t.Errorf("%s: accepted", what)
+			t.Errorf("NewLimit with %s: got nil, want ErrInvalid", name)
 			continue
 		}
 		testkit.WantInvalid(t, err, "spec of limit n")
 	}
 	if _, err := quota.NewLimit("n", testkit.Counter{Capacity: 1, Rule: quota.Rule{'a', 'B', '.', '_', '-', '6', '7', '8'}}); err != nil {
-		t.Error(err)
+		t.Errorf("NewLimit with a rule of 8 characters: got %v, want nil", err)
 	}
 }
 
 func TestLimitsOfOneNameHaveOneHandle(t *testing.T) {
 	a, b, c := testkit.Bucket("n", 1, time.Second), testkit.Bucket("n", 2, time.Second), testkit.Bucket("m", 1, time.Second)
-	if a.Handle() != b.Handle() || a.Handle() == c.Handle() {
-		t.Error("handles do not follow names")
+	if a.Handle() != b.Handle() {
+		t.Error("handles of two limits of one name: got two, want one")
+	}
+	if a.Handle() == c.Handle() {
+		t.Error("handles of the names n and m: got one, want two")
 	}
 }
 
 func TestMust(t *testing.T) {
-	if quota.Must(7, nil) != 7 {
-		t.Error("Must changed its value")
+	if got := quota.Must(7, nil); got != 7 {
+		t.Errorf("Must(7, nil): got %d, want 7", got)
 	}
 	defer func() {
-		if err, _ := recover().(error); !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("Must panicked with %v", err)
+		got := recover()
+		if err, _ := got.(error); !errors.Is(err, quota.ErrInvalid) {
+			t.Errorf("Must of ErrInvalid: got the panic %v, want one with that error", got)
 		}
 	}()
 	quota.Must(algorithm.TokenBucket(0, 1, time.Second))
@@ -76,19 +90,19 @@ func TestNames(t *testing.T) {
 		quota.Source(99).String(): "unknown", quota.Rule{'t', 'b', '1'}.String(): "tb1", quota.Rule{}.String(): "", (quota.Rule{'1', '2', '3', '4', '5', '6', '7', '8'}).String(): "12345678",
 	} {
 		if got != want {
-			t.Errorf("%q, want %q", got, want)
+			t.Errorf("String: got %q, want %q", got, want)
 		}
 	}
 }
 
 func TestMicros(t *testing.T) {
 	if got := testkit.Epoch.Time(); got.UnixMicro() != int64(testkit.Epoch) || got.Location() != time.UTC {
-		t.Errorf("Time = %v", got)
+		t.Errorf("%d.Time(): got %v, want the same microsecond in UTC", testkit.Epoch, got)
 	}
 	const most = quota.Micros(1<<63-1) / 1000
 	for m, want := range map[quota.Micros]time.Duration{0: 0, 1: time.Microsecond, most - 1: time.Duration(most-1) * 1000, most: quota.Never, quota.Forever: quota.Never, -1: -time.Microsecond} {
 		if got := m.Duration(); got != want {
-			t.Errorf("%d.Duration() = %d, want %d", m, got, want)
+			t.Errorf("%d.Duration(): got %d, want %d", m, got, want)
 		}
 	}
 }

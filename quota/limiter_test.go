@@ -22,7 +22,7 @@ func TestLimiterOperations(t *testing.T) {
 		t.Helper()
 		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.Micros()}
 		if d != w {
-			t.Fatalf("decision is %+v, want %+v", d, w)
+			t.Fatalf("decision: got %v, want %v", d, w)
 		}
 	}
 	const s = time.Second
@@ -55,7 +55,7 @@ func TestLimiterOperations(t *testing.T) {
 func TestLimiterRefuses(t *testing.T) {
 	r := &recorder{}
 	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit {
-		t.Errorf("LimitFor was asked for %q", key)
+		t.Errorf("LimitFor: got a call with %q, want none for a refused charge", key)
 		return nil
 	}})
 	receipt := quota.Decision{Allowed: true, Charged: 5, At: 1}
@@ -87,7 +87,7 @@ func TestLimiterRefuses(t *testing.T) {
 	_, err = lim.Settle(bg, "k", quota.Decision{RetryAfter: 1}, 1)
 	testkit.WantInvalid(t, err, "receipt", "denial")
 	if len(r.calls) > 0 {
-		t.Errorf("the store was asked: %v", r.calls)
+		t.Errorf("calls of the store: got %v, want none", r.calls)
 	}
 }
 
@@ -124,7 +124,7 @@ func TestReceiptTravels(t *testing.T) {
 		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, From: f},
 		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f}, {Key: "q", Cost: 1, Op: quota.OpDebit, From: f},
 	}; !slices.Equal(got, want) {
-		t.Errorf("the store got %+v, want %+v", got, want)
+		t.Errorf("charges at the store: got %v, want %v", got, want)
 	}
 }
 
@@ -138,25 +138,25 @@ func TestLimiterTakeAll(t *testing.T) {
 	given := list("a", 4)
 	r := must[quota.Result](t)(lim.TakeAll(bg, given...))
 	if !r.Granted || r.Decider != 0 || r.Decisions[0].Remaining != 1 || r.Decisions[1].Remaining != 4 || r.RetryAfter() != 0 {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 4: got %v, RetryAfter %v, want it granted, decided by charge 0, with 1 and 4 left, RetryAfter 0", r, r.RetryAfter())
 	}
 	if given[0].Limit != nil {
-		t.Error("TakeAll wrote to its caller's charges")
+		t.Errorf("the caller's charge after TakeAll: got limit %v, want nil as before", given[0].Limit)
 	}
 	r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)) // the team has 4
 	if r.Granted || r.Decider != 1 || !r.Decisions[0].Allowed || r.Decisions[0].Remaining != 5 || r.RetryAfter() != time.Second {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 5: got %v, RetryAfter %v, want it denied by charge 1, charge 0 allowed with 5 left, RetryAfter 1s", r, r.RetryAfter())
 	}
 	c.Add(r.RetryAfter() - time.Microsecond)
 	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); r.Granted || r.RetryAfter() != time.Microsecond {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 5, a microsecond early: got %v, RetryAfter %v, want it denied, RetryAfter 1µs", r, r.RetryAfter())
 	}
 	c.Add(time.Microsecond)
 	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); !r.Granted {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 5 after RetryAfter: got %v, want it granted", r)
 	}
-	if (quota.Result{}).RetryAfter() != 0 {
-		t.Error("RetryAfter of the zero Result")
+	if got := (quota.Result{}).RetryAfter(); got != 0 {
+		t.Errorf("RetryAfter of the zero Result: got %v, want 0", got)
 	}
 }
 
@@ -165,24 +165,24 @@ func TestLimitFor(t *testing.T) {
 	lim := newLimiter(t, testkit.NewLocal(t, testkit.NewClock()), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
 	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
 		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Limit != want {
-			t.Errorf("Take on %s: limit %d, want %d", key, d.Limit, want)
+			t.Errorf("Take on %s: got limit %d, want %d", key, d.Limit, want)
 		}
 		if d := must[quota.Decision](t)(lim.Wait(bg, key, 1)); d.Limit != want {
-			t.Errorf("Wait on %s: limit %d, want %d", key, d.Limit, want)
+			t.Errorf("Wait on %s: got limit %d, want %d", key, d.Limit, want)
 		}
 		r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: key, Op: quota.OpPeek}))
 		if d := r.Decisions[0]; d.Limit != want || d.Remaining != want-2 {
-			t.Errorf("TakeAll on %s: %+v, want limit %d", key, d, want)
+			t.Errorf("TakeAll on %s: got %v, want %d of %d left", key, d, want-2, want)
 		}
 	}
 	_, err := lim.Wait(bg, "tin/a", 3)
 	testkit.WantInvalid(t, err, "cost", "3", "capacity", "2")
 	if d := must[quota.Decision](t)(lim.Wait(bg, "gold/a", 3)); !d.Allowed {
-		t.Error(d)
+		t.Errorf("Wait for 3 on gold/a: got %v, want it allowed", d)
 	}
 }
 
-// slow is a store whose answers take a while and come from somewhere else.
+// slow is a store whose decisions take a while and have the fallback as their source.
 type slow struct {
 	quota.Store
 	takes atomic.Int64 // a time.Duration
@@ -247,17 +247,19 @@ func TestObserver(t *testing.T) {
 			want[i].Took = 30 * time.Millisecond
 		}
 		if !slices.Equal(events, want) {
-			t.Errorf("events are\n%+v, want\n%+v", events, want)
+			t.Errorf("events: got\n%+v, want\n%+v", events, want)
 		}
-		if events[0].Decision.Source != quota.FromFallback {
-			t.Errorf("source is %v", events[0].Decision.Source)
+		if got := events[0].Decision.Source; got != quota.FromFallback {
+			t.Errorf("source of the first event: got %v, want %v", got, quota.FromFallback)
 		}
 	})
 }
 
 func TestObserverIsToldNothingOfRefusals(t *testing.T) {
-	// They never became a decision, and their keys could be anything.
-	lim := newLimiter(t, &recorder{}, testkit.Bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { t.Errorf("%+v", e) }})
+	// A refused call never became a decision, and its key may be of any length and bytes.
+	lim := newLimiter(t, &recorder{}, testkit.Bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) {
+		t.Errorf("Observer: got %+v, want no event of a refused call", e)
+	}})
 	lim.Take(bg, "", 1)
 	lim.Take(bg, "k", -1)
 	lim.TakeAll(bg)
@@ -268,13 +270,13 @@ func TestErrorsPassThrough(t *testing.T) {
 	for _, cause := range []error{quota.ErrUnavailable, quota.ErrIndeterminate, context.Canceled} {
 		lim := newLimiter(t, &slow{err: cause}, testkit.Bucket("n", 5, time.Hour), nil)
 		if d, err := lim.Take(bg, "k", 1); !errors.Is(err, cause) || d != (quota.Decision{}) {
-			t.Errorf("Take: %+v, %v", d, err)
+			t.Errorf("Take: got %+v, %v, want the zero Decision and %v", d, err, cause)
 		}
 		if r, err := lim.TakeAll(bg, quota.Charge{Key: "k"}); !errors.Is(err, cause) || r.Decisions != nil || r.Granted {
-			t.Errorf("TakeAll: %+v, %v", r, err)
+			t.Errorf("TakeAll: got %v, %v, want no decisions and %v", r, err, cause)
 		}
 		if _, err := lim.Wait(bg, "k", 1); !errors.Is(err, cause) {
-			t.Errorf("Wait: %v", err)
+			t.Errorf("Wait: got %v, want %v", err, cause)
 		}
 	}
 }
@@ -301,7 +303,9 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	for _, o := range []*quota.Options{nil, {LimitFor: func(string) *quota.Limit { return nil }}, {Observer: func(quota.Event) {}}} {
+	for option, o := range map[string]*quota.Options{
+		"no option": nil, "LimitFor": {LimitFor: func(string) *quota.Limit { return nil }}, "an Observer": {Observer: func(quota.Event) {}},
+	} {
 		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
 			lim := newLimiter(t, testkit.NewLocal(t, nil), testkit.LimitOf("n", rule, 500, time.Hour), o)
 			for name, call := range map[string]func(){
@@ -311,7 +315,7 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 				"Debit":  func() { lim.Debit(bg, "team/agent", 1) },
 			} {
 				if n := testing.AllocsPerRun(1000, call); n != 0 {
-					t.Errorf("%s of %s with %+v allocates %v times", name, rule, o, n)
+					t.Errorf("allocations by %s of %s with %s: got %v, want 0", name, rule, option, n)
 				}
 			}
 		}

@@ -31,7 +31,7 @@ func newLimiter(t testing.TB, s quota.Store, l *quota.Limit, o *quota.Options) *
 	return lim
 }
 
-// recorder is a store that notes what reaches it and grants everything.
+// recorder is a store that notes the charges that reach it, and grants them all.
 type recorder struct {
 	mu    sync.Mutex
 	calls [][]quota.Charge

@@ -33,7 +33,7 @@ func TestLess(t *testing.T) {
 		left := new(big.Int).Mul(big.NewInt(a), big.NewInt(b))
 		right := new(big.Int).Mul(big.NewInt(c), big.NewInt(d))
 		if got, want := quota.Less(a, b, c, d), left.Cmp(right) < 0; got != want {
-			t.Fatalf("%d*%d < %d*%d: %v, want %v", a, b, c, d, got, want)
+			t.Fatalf("%d*%d < %d*%d: got %v, want %v", a, b, c, d, got, want)
 		}
 	}
 }
@@ -59,7 +59,7 @@ func TestDecider(t *testing.T) {
 		{[]quota.Decision{no(time.Second), no(time.Second)}, 0},
 	} {
 		if got := quota.Decider(c.ds); got != c.want {
-			t.Errorf("Decider(%v) = %d, want %d", c.ds, got, c.want)
+			t.Errorf("Decider(%v): got %d, want %d", c.ds, got, c.want)
 		}
 	}
 	// Against exact fractions.
@@ -76,7 +76,7 @@ func TestDecider(t *testing.T) {
 			}
 		}
 		if got := quota.Decider(ds); got != best {
-			t.Fatalf("Decider(%v) = %d, want %d", ds, got, best)
+			t.Fatalf("Decider(%v): got %d, want %d", ds, got, best)
 		}
 	}
 }
