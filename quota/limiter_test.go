@@ -124,7 +124,7 @@ func TestReceiptTravels(t *testing.T) {
 		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, From: f},
 		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f}, {Key: "q", Cost: 1, Op: quota.OpDebit, From: f},
 	}; !slices.Equal(got, want) {
-		t.Errorf("charges at the store: got %v, want %v", got, want)
+		t.Errorf("charges at the store: got\n%#v, want\n%#v", got, want) // String leaves At and From out
 	}
 }
 

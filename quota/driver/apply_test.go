@@ -14,7 +14,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// randomCharge returns a charge of any operation to a key of a few; its cost is around what the limit holds.
+// randomCharge returns a charge of any operation to one of a few keys; its cost is around the limit's capacity.
 func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micros) quota.Charge {
 	l := limits[r.IntN(len(limits))]
 	c := quota.Charge{Limit: l, Key: fmt.Sprint("g/", r.IntN(keys)), Cost: r.Int64N(l.Spec().Capacity + 2)}
@@ -113,19 +113,22 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 				one[i] = mustDecide(t, cs[i], &after[i], now)
 			}
 			if quota.Granted(one) != quota.Granted(out) {
-				t.Fatalf("%s: granted %v, but alone %v", testkit.Show(cs), out, one)
+				t.Fatalf("Apply of %s: got %v, want it granted only if each charge alone is: %v", testkit.Show(cs), out, one)
 			}
 			if quota.Granted(out) {
 				granted++
-				if !reflect.DeepEqual(out, one) || !reflect.DeepEqual(items, after) {
-					t.Fatalf("%s granted: %v %v, one by one %v %v", testkit.Show(cs), out, items, one, after)
+				if !reflect.DeepEqual(out, one) {
+					t.Fatalf("Apply of %s, granted: got %v, want the decisions of each charge alone: %v", testkit.Show(cs), out, one)
+				}
+				if !reflect.DeepEqual(items, after) {
+					t.Fatalf("Apply of %s, granted: got the items %+v, want those of each charge alone: %+v", testkit.Show(cs), items, after)
 				}
 				kept.put(cs, items)
 				continue
 			}
 			denied++
 			if !reflect.DeepEqual(items, before) {
-				t.Fatalf("%s denied, but the states went from %v to %v", testkit.Show(cs), before, items)
+				t.Fatalf("Apply of %s, denied: got the items %+v, want them unchanged: %+v", testkit.Show(cs), items, before)
 			}
 			for i, c := range cs {
 				c.Op = quota.OpPeek
@@ -139,13 +142,13 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 					want.RetryAfter = 0
 				}
 				if out[i] != want {
-					t.Fatalf("%s denied: verdict %d is %+v, uncharged it is %+v", testkit.Show(cs), i, out[i], want)
+					t.Fatalf("Apply of %s, denied: decision %d: got %v, want %v, as if uncharged", testkit.Show(cs), i, out[i], want)
 				}
 			}
 		}
 	}
 	if granted < 1000 || denied < 1000 {
-		t.Errorf("the lists were lopsided: %d granted, %d denied", granted, denied)
+		t.Errorf("random lists: got %d granted and %d denied, want 1000 of each at least", granted, denied)
 	}
 }
 
@@ -164,14 +167,14 @@ func TestApplyRebasesOnDenial(t *testing.T) {
 		kept, out := shelf{}, make([]quota.Decision, 2)
 		cs := []quota.Charge{{Limit: l, Key: "a", Cost: 4}, {Limit: l, Key: "b", Cost: 1}}
 		if err := kept.apply(cs, testkit.Epoch, out); err != nil || !quota.Granted(out) {
-			t.Fatal(out, err)
+			t.Fatalf("Apply on fresh keys: got %v, %v, want both allowed", out, err)
 		}
 		back := testkit.Epoch - 3_600_000_000
 		if err := kept.apply(cs, back, out); err != nil || out[0].Allowed || !out[1].Allowed {
-			t.Fatal(out, err)
+			t.Fatalf("Apply an hour earlier: got %v, %v, want the first denied and the second allowed", out, err)
 		}
 		if out[0].Remaining != 0 || out[1].Remaining != 3 || out[0].RetryAfter > 20*time.Second {
-			t.Errorf("after the step back: %+v", out)
+			t.Errorf("Apply an hour earlier: got %v, want 0 and 3 left, and the first to retry within 20s", out)
 		}
 	})
 }
@@ -189,14 +192,18 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 			out := make([]quota.Decision, 2)
 			err := driver.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, testkit.Epoch, out)
 			if !errors.Is(err, quota.ErrMisconfigured) {
-				t.Fatalf("%s on a state of %s: %v, want ErrMisconfigured", r.Name, held.Rule, err)
+				t.Fatalf("Apply of %s by %s on an item of %s: got %v, want ErrMisconfigured", op, r.Name, held.Rule, err)
 			}
-			if !reflect.DeepEqual(items, []driver.Item{{}, held}) {
-				t.Errorf("items changed: %v", items)
+			if want := []driver.Item{{}, held}; !reflect.DeepEqual(items, want) {
+				t.Errorf("items after Apply of %s by %s: got %+v, want them unchanged: %+v", op, r.Name, items, want)
 			}
 			it := held
-			if err := driver.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, testkit.Epoch, new(quota.Decision)); !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, held) {
-				t.Errorf("ApplyOne: %v, %v", err, it)
+			err = driver.ApplyOne(&quota.Charge{Limit: mine, Key: "k", Cost: 1, Op: op}, &it, testkit.Epoch, new(quota.Decision))
+			if !errors.Is(err, quota.ErrMisconfigured) {
+				t.Errorf("ApplyOne of %s by %s on an item of %s: got %v, want ErrMisconfigured", op, r.Name, held.Rule, err)
+			}
+			if !reflect.DeepEqual(it, held) {
+				t.Errorf("item after ApplyOne of %s by %s: got %+v, want it unchanged: %+v", op, r.Name, it, held)
 			}
 		}
 	}

@@ -32,7 +32,8 @@ func TestStoresDecideAlike(t *testing.T) {
 		stores := map[string]quota.Store{"local": testkit.NewLocal(t, c), "cas": newCAS(t, kv, nil)}
 		flaps := i%4 == 0
 		if flaps {
-			// What has expired is gone, also when the clock is set back; only a store that keeps everything still decides as Apply.
+			// An expired entry is gone, also when the clock is set back; only a store that keeps every entry still decides as
+			// Apply does.
 			kv.keep = true
 			delete(stores, "local")
 		}
@@ -56,14 +57,14 @@ func TestStoresDecideAlike(t *testing.T) {
 					err = s.TakeAll(bg, cs, got)
 				}
 				if err != nil || !reflect.DeepEqual(got, want) {
-					t.Fatalf("%s on %s: %+v, %v, want %+v", testkit.Show(cs), name, got, err, want)
+					t.Fatalf("%s on %s: got %v, %v, want %v", testkit.Show(cs), name, got, err, want)
 				}
 			}
 		}
 		for _, swap := range kv.swaps {
 			for _, change := range swap {
 				if change.TTL < 0 {
-					t.Fatalf("TTL of %q is %v", change.Old.Key, change.TTL)
+					t.Fatalf("TTL of %q: got %v, want 0 or more", change.Old.Key, change.TTL)
 				}
 			}
 		}
@@ -78,22 +79,28 @@ func TestCASKeepsUntilReset(t *testing.T) {
 		for i, op := range []quota.Op{quota.OpTake, quota.OpDebit} {
 			d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4, Op: op}))
 			if ttl := kv.swaps[i][0].TTL; ttl < d.ResetAfter || ttl > d.ResetAfter+driver.ExpirySlack {
-				t.Errorf("%s: TTL %v, ResetAfter %v", op, ttl, d.ResetAfter)
+				t.Errorf("TTL after a %s: got %v, want ResetAfter, %v, and up to %v more", op, ttl, d.ResetAfter, driver.ExpirySlack)
 			}
 		}
 		d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset}))
-		if change := kv.swaps[2][0]; change.Value != "" || len(kv.entries) != 0 || d.Remaining != 5 {
-			t.Errorf("reset swapped %+v and left %v", change, kv.entries)
+		if change := kv.swaps[2][0]; change.Value != "" {
+			t.Errorf("change of a reset: got %+v, want one to no value", change)
+		}
+		if len(kv.entries) != 0 {
+			t.Errorf("entries after a reset: got %v, want none", kv.entries)
+		}
+		if d.Remaining != 5 {
+			t.Errorf("remaining after a reset: got %d, want 5", d.Remaining)
 		}
 	})
 	// A quota that never comes back is kept for good.
 	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 3})), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
-		t.Fatal(d)
+		t.Fatalf("Take of a quota that never comes back: got %v, want ResetAfter Never", d)
 	}
 	if ttl := kv.swaps[0][0].TTL; ttl != quota.Never {
-		t.Errorf("TTL %v of a quota that never comes back", ttl)
+		t.Errorf("TTL of a quota that never comes back: got %v, want %v", ttl, quota.Never)
 	}
 }
 
@@ -107,15 +114,22 @@ func TestCASWritesNothingInVain(t *testing.T) {
 			must[quota.Decision](t)(s.Take(bg, c))
 		}
 		if n := kv.swapped(); n != 1 {
-			t.Errorf("denials and peeks swapped %d times", n-1)
+			t.Errorf("swaps: got %d, want 1, of the first Take: denials and peeks must not swap", n)
 		}
-		// In a list, what is only read is compared too: it is part of the decision.
+		// In a list, an entry that is only read is compared too: it is part of the decision.
 		out := make([]quota.Decision, 2)
 		if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Op: quota.OpPeek}, {Limit: l, Key: "other", Cost: 1}}, out); err != nil {
 			t.Fatal(err)
 		}
-		if last := kv.swaps[1]; len(last) != 2 || last[0].Value != last[0].Old.Value || last[0].Value == "" || last[1].Old.Value != "" {
-			t.Errorf("swapped %+v", last)
+		last := kv.swaps[1]
+		if len(last) != 2 {
+			t.Fatalf("swap of a peek and a take: got %+v, want two changes", last)
+		}
+		if last[0].Value != last[0].Old.Value || last[0].Value == "" {
+			t.Errorf("change of the peeked key: got %+v, want its old value again", last[0])
+		}
+		if last[1].Old.Value != "" {
+			t.Errorf("change of the fresh key: got %+v, want no old value", last[1])
 		}
 	})
 }
@@ -136,7 +150,7 @@ func TestCASRetries(t *testing.T) {
 			}
 		}
 		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})); !d.Allowed || d.Remaining != 49 {
-			t.Errorf("%+v", d)
+			t.Errorf("Take after 5 conflicts: got %v, want it allowed with 49 left", d)
 		}
 	})
 	for _, attempts := range []int{0, 1, 3} {
@@ -147,23 +161,23 @@ func TestCASRetries(t *testing.T) {
 			start := time.Now()
 			d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 			if !errors.Is(err, quota.ErrConflict) || d != (quota.Decision{}) {
-				t.Errorf("%+v, %v", d, err)
+				t.Errorf("Attempts %d, every swap conflicts: got %v, %v, want the zero Decision and ErrConflict", attempts, d, err)
 			}
 			want := attempts
 			if want == 0 {
 				want = 16
 			}
 			if kv.loads != want || kv.swapped() != want {
-				t.Errorf("%d attempts: %d loads and %d swaps", attempts, kv.loads, kv.swapped())
+				t.Errorf("Attempts %d: got %d loads and %d swaps, want %d of each", attempts, kv.loads, kv.swapped(), want)
 			}
 			if took := time.Since(start); took > time.Duration(want)*64*time.Millisecond || want > 1 && took == 0 {
-				t.Errorf("%d attempts took %v", want, took)
+				t.Errorf("time of %d attempts: got %v, want up to 64ms each, and a pause between two", want, took)
 			}
 			// The pause between attempts ends with the context.
 			ctx, cancel := context.WithTimeout(bg, time.Microsecond)
 			defer cancel()
 			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && !errors.Is(err, context.DeadlineExceeded) {
-				t.Error(err)
+				t.Errorf("Attempts %d, context ends in the pause: got %v, want context.DeadlineExceeded", attempts, err)
 			}
 		})
 	}
@@ -190,14 +204,20 @@ func TestCASErrors(t *testing.T) {
 			kv := newKV(testkit.NewClock().Micros)
 			kv.loadErr, kv.swapErr = c.load, c.swap
 			d, err := newCAS(t, kv, nil).Take(bg, take)
-			if !errors.Is(err, c.want) || errors.Is(err, c.not) || d != (quota.Decision{}) {
-				t.Errorf("%+v, %v", d, err)
+			if !errors.Is(err, c.want) {
+				t.Errorf("error: got %v, want %v", err, c.want)
+			}
+			if errors.Is(err, c.not) {
+				t.Errorf("error: got %v, want one that is not %v", err, c.not)
+			}
+			if d != (quota.Decision{}) {
+				t.Errorf("decision: got %v, want the zero Decision", d)
 			}
 			if given := errors.Join(c.load, c.swap); !errors.Is(err, cause) && errors.Is(given, cause) {
-				t.Errorf("%v does not wrap its cause", err)
+				t.Errorf("error: got %v, want one that wraps %v", err, cause)
 			}
 			if kv.loads != 1 || kv.swapped() > 1 {
-				t.Errorf("%d loads, %d swaps", kv.loads, kv.swapped())
+				t.Errorf("calls of the KV: got %d loads and %d swaps, want 1 load and 1 swap at most", kv.loads, kv.swapped())
 			}
 		})
 	}
@@ -206,25 +226,28 @@ func TestCASErrors(t *testing.T) {
 	cancel()
 	kv := newKV(testkit.NewClock().Micros)
 	if _, err := newCAS(t, kv, nil).Take(ctx, take); !errors.Is(err, context.Canceled) || kv.loads != 0 {
-		t.Errorf("done context: %v, %d loads", err, kv.loads)
+		t.Errorf("Take with an ended context: got %v and %d loads, want context.Canceled and no load", err, kv.loads)
 	}
 	ctx, cancel = context.WithCancel(bg)
 	kv.clock = func() quota.Micros { cancel(); return testkit.Epoch } // ends within Load
 	kv.loadErr = cause
 	if _, err := newCAS(t, kv, nil).Take(ctx, take); err != context.Canceled {
-		t.Errorf("context that ends in Load: %v", err)
+		t.Errorf("Take whose context ends in Load: got %v, want context.Canceled itself", err)
 	}
 
 	kv = newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	for _, text := range []string{"hello", "tb9:1:2:3:4", "sw1:1:2:3:4"} {
 		kv.entries["{k}:n"] = memEntry{value: text, expires: testkit.Epoch * 2}
-		if _, err := s.Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) || kv.swapped() != 0 || kv.entries["{k}:n"].value != text {
-			t.Errorf("on %q: %v, %d swaps", text, err, kv.swapped())
+		if _, err := s.Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
+			t.Errorf("Take on the value %q: got %v, want ErrMisconfigured", text, err)
+		}
+		if got := kv.entries["{k}:n"].value; kv.swapped() != 0 || got != text {
+			t.Errorf("after Take on the value %q: got %d swaps and the value %q, want no swap and the value unchanged", text, kv.swapped(), got)
 		}
 	}
 	if _, err := newCAS(t, short{kv}, nil).Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("Load of too few: %v", err)
+		t.Errorf("Take where Load returns too few entries: got %v, want ErrMisconfigured", err)
 	}
 }
 
@@ -261,16 +284,18 @@ func TestCASAtomicity(t *testing.T) {
 		kv := newKV(testkit.NewClock().Micros)
 		s := newCAS(t, kv, &driver.CASOptions{Atomicity: grade})
 		if got := s.(driver.Graded).Atomicity(); got != grade {
-			t.Errorf("Atomicity = %v, want %v", got, grade)
+			t.Errorf("Atomicity: got %v, want %v", got, grade)
 		}
 		for name, cs := range lists {
 			loads := kv.loads
 			err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
-			if want := strings.Contains("|"+crossing+"|", "|"+name+"|"); errors.Is(err, quota.ErrCrossSlot) != want || !want && err != nil {
-				t.Errorf("grade %d, %s: %v", grade, name, err)
+			if crosses := strings.Contains("|"+crossing+"|", "|"+name+"|"); crosses && !errors.Is(err, quota.ErrCrossSlot) {
+				t.Errorf("atomicity %d, list %q: got %v, want ErrCrossSlot", grade, name, err)
+			} else if !crosses && err != nil {
+				t.Errorf("atomicity %d, list %q: got %v, want nil", grade, name, err)
 			}
-			if err != nil && kv.loads != loads {
-				t.Errorf("grade %d, %s: the KV was asked", grade, name)
+			if n := kv.loads - loads; err != nil && n != 0 {
+				t.Errorf("atomicity %d, refused list %q: got %d loads, want none", grade, name, n)
 			}
 		}
 	}
@@ -283,18 +308,18 @@ func TestCASCloses(t *testing.T) {
 		s := newCAS(t, kv, nil)
 		for range 2 {
 			if err := s.Close(); err != nil {
-				t.Errorf("Close: %v", err)
+				t.Errorf("Close: got %v, want nil", err)
 			}
 		}
 		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("Take after Close: %v", err)
+			t.Errorf("Take after Close: got %v, want ErrClosed", err)
 		}
 		if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("TakeAll after Close: %v", err)
+			t.Errorf("TakeAll after Close: got %v, want ErrClosed", err)
 		}
 	}
 	if kv.closed != 1 || kv.loads != 0 {
-		t.Errorf("closed %d times, %d loads", kv.closed, kv.loads)
+		t.Errorf("calls of the KV: got %d of Close and %d of Load, want 1 and none", kv.closed, kv.loads)
 	}
 	var _ io.Closer = kv
 }

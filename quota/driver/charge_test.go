@@ -16,9 +16,12 @@ func TestSameCharge(t *testing.T) {
 	a, b, again := testkit.Bucket("a", 10, time.Second), testkit.Bucket("b", 10, time.Second), testkit.Bucket("a", 20, time.Second)
 	c := quota.Charge{Limit: a, Key: "k", Cost: 1, Op: quota.OpRefund, At: 3, ID: "x"}
 	same := c
-	same.Limit, same.ID = again, "y" // the name is what a store keeps
-	if !driver.SameCharge(c, c) || !driver.SameCharge(c, same) {
-		t.Error("equal charges differ")
+	same.Limit, same.ID = again, "y" // a store keeps no more of the limit than its name
+	if !driver.SameCharge(c, c) {
+		t.Error("SameCharge of a charge and itself: got false, want true")
+	}
+	if !driver.SameCharge(c, same) {
+		t.Error("SameCharge with another capacity and another id: got false, want true")
 	}
 	for name, change := range map[string]func(*quota.Charge){
 		"limit": func(c *quota.Charge) { c.Limit = b }, "key": func(c *quota.Charge) { c.Key = "l" }, "cost": func(c *quota.Charge) { c.Cost++ },
@@ -26,7 +29,7 @@ func TestSameCharge(t *testing.T) {
 	} {
 		d := c
 		if change(&d); driver.SameCharge(c, d) {
-			t.Errorf("another %s is the same charge", name)
+			t.Errorf("SameCharge with another %s: got true, want false", name)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func TestIDIsGrantedOnce(t *testing.T) {
 			charge := quota.Charge{Limit: l, Key: "g/k", Cost: 4, ID: "one"}
 			first := ok(s.Take(bg, charge))
 			if !first.Allowed || first.Replayed || first.Charged != 4 {
-				t.Fatalf("%+v", first)
+				t.Fatalf("first call: got %v, want it allowed, 4 charged, not replayed", first)
 			}
 			c.Add(time.Minute)
 			ok(s.Take(bg, quota.Charge{Limit: l, Key: "g/k", Cost: 1})) // between the first and the repeat
@@ -52,19 +52,19 @@ func TestIDIsGrantedOnce(t *testing.T) {
 			want.Replayed = true
 			for range 3 {
 				if d := ok(s.Take(bg, charge)); d != want {
-					t.Errorf("repeat gives %+v, want %+v", d, want)
+					t.Errorf("repeat: got %v, want %v", d, want)
 				}
 			}
 			if out := takeAll(t, s, charge); out[0] != want {
-				t.Errorf("repeat as a list gives %+v, want %+v", out[0], want)
+				t.Errorf("repeat as a list: got %v, want %v", out[0], want)
 			}
 			if n := remaining(t, s, l, "g/k"); n != 5 {
-				t.Errorf("%d remain, want 5", n)
+				t.Errorf("remaining: got %d, want 5", n)
 			}
 			// Another id, and the same id in another group, are other calls.
 			for _, other := range []quota.Charge{{Limit: l, Key: "g/k", Cost: 4, ID: "two"}, {Limit: l, Key: "h/k", Cost: 4, ID: "one"}} {
 				if d := ok(s.Take(bg, other)); !d.Allowed || d.Replayed {
-					t.Errorf("%+v gives %+v", other, d)
+					t.Errorf("%v: got %v, want it allowed, not replayed", other, d)
 				}
 			}
 		})
@@ -91,16 +91,16 @@ func TestIDWithOtherChargesIsInvalid(t *testing.T) {
 		} {
 			err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
 			if !errors.Is(err, quota.ErrInvalid) {
-				t.Errorf("%s: %v, want ErrInvalid", name, err)
+				t.Errorf("%s: got %v, want ErrInvalid", name, err)
 			}
 		}
 		for i, d := range takeAll(t, s, a, b) {
 			if want := first[i]; !d.Replayed || d.Remaining != want.Remaining || d.At != want.At {
-				t.Errorf("repeat gives %+v, want %+v", d, want)
+				t.Errorf("repeat, charge %d: got %v, want %v, replayed", i, d, want)
 			}
 		}
 		if n := remaining(t, s, l, "g/a"); n != 8 {
-			t.Errorf("%d remain, want 8", n)
+			t.Errorf("remaining: got %d, want 8", n)
 		}
 	})
 }
@@ -113,27 +113,27 @@ func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
 		charge := quota.Charge{Limit: l, Key: "k", Cost: 3, ID: "i"}
 		for range 2 {
 			if d := ok(s.Take(bg, charge)); d.Allowed || d.Replayed {
-				t.Fatalf("%+v", d)
+				t.Fatalf("Take of 3 with 0 left: got %v, want it denied, not replayed", d)
 			}
 		}
 		other := charge
-		other.Cost = 4 // a denial binds an id to nothing
+		other.Cost = 4 // a denial does not bind the id to its charge
 		if d := ok(s.Take(bg, other)); d.Allowed || d.Replayed {
-			t.Fatalf("%+v", d)
+			t.Fatalf("Take of 4 with the denied id: got %v, want it denied, not replayed", d)
 		}
 		peek := charge
 		peek.Op, peek.Cost = quota.OpPeek, 0
 		for range 2 {
 			if d := ok(s.Take(bg, peek)); !d.Allowed || d.Replayed {
-				t.Fatalf("%+v", d)
+				t.Fatalf("Peek with the denied id: got %v, want it allowed, not replayed", d)
 			}
 		}
 		c.Add(3 * time.Second)
 		if d := ok(s.Take(bg, charge)); !d.Allowed || d.Replayed || d.Charged != 3 {
-			t.Fatalf("%+v", d)
+			t.Fatalf("first granted Take: got %v, want it allowed, 3 charged, not replayed", d)
 		}
 		if d := ok(s.Take(bg, charge)); !d.Allowed || !d.Replayed || d.Charged != 3 {
-			t.Fatalf("%+v", d)
+			t.Fatalf("repeat of the granted Take: got %v, want it allowed, 3 charged, replayed", d)
 		}
 	})
 }
@@ -155,8 +155,11 @@ func TestIDCoversEveryOperation(t *testing.T) {
 			c.charge.Limit, c.charge.Key, c.charge.ID = l, "k", fmt.Sprint("id ", i)
 			for again := range 2 {
 				d := must[quota.Decision](t)(s.Take(bg, c.charge))
-				if n := remaining(t, s, l, "k"); n != c.left || d.Replayed != (again == 1) {
-					t.Errorf("%s, time %d: %+v, %d remain, want %d", c.charge.Op, again, d, n, c.left)
+				if n := remaining(t, s, l, "k"); n != c.left {
+					t.Errorf("remaining after %v, %d repeats: got %d, want %d", c.charge, again, n, c.left)
+				}
+				if want := again == 1; d.Replayed != want {
+					t.Errorf("%v, %d repeats: got %v, want Replayed %v", c.charge, again, d, want)
 				}
 			}
 		}
@@ -170,54 +173,56 @@ func TestIDIsForgotten(t *testing.T) {
 		must[quota.Decision](t)(s.Take(bg, charge))
 		c.Add(quota.IDWindow - time.Microsecond)
 		if d := must[quota.Decision](t)(s.Take(bg, charge)); !d.Replayed {
-			t.Fatalf("forgotten too early: %+v", d)
+			t.Fatalf("repeat within IDWindow: got %v, want it replayed", d)
 		}
 		c.Add(2 * time.Second)
 		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 400 {
-			t.Fatalf("remembered too long: %+v", d)
+			t.Fatalf("same id after IDWindow: got %v, want 400 charged, not replayed", d)
 		}
 		c.Add(quota.IDWindow + time.Second)
 		charge.Cost = 1 // an id that is forgotten may come back with other charges
 		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 1 {
-			t.Fatalf("%+v", d)
+			t.Fatalf("forgotten id with another cost: got %v, want 1 charged, not replayed", d)
 		}
 	})
 }
 
 func TestLostReply(t *testing.T) {
-	// The swap is applied and its reply lost: without an id nobody can know; with one the repeat gets the first decision.
+	// The swap is applied and its reply lost: without an id the outcome stays unknown; with one the repeat gets the first
+	// decision.
 	l := testkit.Bucket("n", 10, time.Hour)
 	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	lose := func() { kv.lostReply = errors.New("connection reset") }
 	lose()
 	if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrIndeterminate) {
-		t.Fatal(err)
+		t.Fatalf("Take whose reply is lost: got %v, want ErrIndeterminate", err)
 	}
 	if n := remaining(t, s, l, "k"); n != 9 || kv.swapped() != 1 {
-		t.Fatalf("%d remain after %d swaps", n, kv.swapped())
+		t.Fatalf("after the lost reply: got %d left and %d swaps, want 9 and 1", n, kv.swapped())
 	}
 	lose()
 	cs := []quota.Charge{{Limit: l, Key: "k", Cost: 2, ID: "i"}, {Limit: l, Key: "k/2", Cost: 3, ID: "i"}}
 	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
-		t.Fatal(err)
+		t.Fatalf("TakeAll whose reply is lost: got %v, want ErrIndeterminate", err)
 	}
-	out := takeAll(t, s, cs...)
-	if !out[0].Replayed || out[0].Remaining != 7 || out[0].Charged != 2 || !out[1].Replayed || out[1].Remaining != 7 || out[1].Charged != 3 {
-		t.Errorf("%+v", out)
+	for i, d := range takeAll(t, s, cs...) {
+		if !d.Replayed || d.Remaining != 7 || d.Charged != cs[i].Cost {
+			t.Errorf("repeat, charge %d: got %v, want %d charged, 7 left, replayed", i, d, cs[i].Cost)
+		}
 	}
 	if a, b := remaining(t, s, l, "k"), remaining(t, s, l, "k/2"); a != 7 || b != 7 {
-		t.Errorf("%d and %d remain", a, b)
+		t.Errorf("remaining after the repeat: got %d and %d, want 7 of each", a, b)
 	}
 	// The swap was lost before it was applied: the repeat is the first.
 	kv.swapErr = errors.New("connection reset")
 	cs[0].ID, cs[1].ID = "j", "j"
 	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
-		t.Fatal(err)
+		t.Fatalf("TakeAll whose swap is lost: got %v, want ErrIndeterminate", err)
 	}
 	kv.swapErr = nil
 	if out := takeAll(t, s, cs...); out[0].Replayed || out[0].Remaining != 5 {
-		t.Errorf("%+v", out)
+		t.Errorf("repeat after the lost swap: got %v, want 5 left on the first key, not replayed", out)
 	}
 }
 
@@ -232,11 +237,11 @@ func TestRememberedGrantIsChecked(t *testing.T) {
 		kv.entries["{k}#i"] = memEntry{text, held.version, held.expires}
 		d, err := s.Take(bg, charge)
 		if err == nil || d != (quota.Decision{}) {
-			t.Errorf("on %q: %+v, %v", text, d, err)
+			t.Errorf("repeat on the remembered text %q: got %v, %v, want the zero Decision and an error", text, d, err)
 		}
 	}
 	if n := remaining(t, s, l, "k"); n != 9 {
-		t.Errorf("%d remain", n)
+		t.Errorf("remaining: got %d, want 9", n)
 	}
 }
 
@@ -248,16 +253,16 @@ func TestIDKeysAreEscaped(t *testing.T) {
 	ids := []string{"x", "}", "{", "a b", "\x00", "%", "%7D", ":n", "}:n", "/x:n", "#", "é"}
 	for _, id := range ids {
 		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id})); d.Replayed {
-			t.Errorf("id %q is somebody else's", id)
+			t.Errorf("first Take with id %q: got %v, want it not replayed", id, d)
 		}
 	}
-	if len(kv.entries) != len(ids)+1 {
-		t.Errorf("%d entries for %d ids and a key", len(kv.entries), len(ids))
+	if want := len(ids) + 1; len(kv.entries) != want {
+		t.Errorf("entries: got %d, want %d, one for each id and one for the key", len(kv.entries), want)
 	}
 	for key := range kv.entries {
 		for i := range len(key) {
 			if key[i] <= ' ' || key[i] == 0x7f {
-				t.Errorf("key %q", key)
+				t.Errorf("key of an entry: got %q, want one without spaces and control bytes", key)
 			}
 		}
 	}

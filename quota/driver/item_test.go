@@ -20,7 +20,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 // golden runs a short fixed history of each rule and returns the text it leaves after each step. Stores keep these texts, so
-// a release that changes them cannot read what the last one wrote: a change here needs a new Rule.
+// a release that changes them cannot read the states of the last one: a change here needs a new Rule.
 func golden(t *testing.T) []string {
 	var lines []string
 	for _, r := range testkit.Rules {
@@ -66,21 +66,21 @@ func TestGoldenItems(t *testing.T) {
 	lines := bufio.NewScanner(f)
 	for i := range got {
 		if !lines.Scan() {
-			t.Fatal("the file is too short")
+			t.Fatalf("lines of %s: got %d, want %d", file, i, len(got))
 		}
 		if lines.Text() != got[i] {
-			t.Errorf("%q, frozen is %q", got[i], lines.Text())
+			t.Errorf("step %d: got %q, want the frozen %q", i, got[i], lines.Text())
 		}
 		text := lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:]
 		it, err := driver.ParseItem(text)
 		if err != nil {
-			t.Errorf("%q: %v", text, err)
+			t.Errorf("ParseItem(%q): got %v, want nil", text, err)
 		} else if back := string(it.AppendText(nil)); text != "" && back != text {
-			t.Errorf("%q is read and written as %q", text, back)
+			t.Errorf("ParseItem(%q) and AppendText: got %q, want the same text", text, back)
 		}
 	}
 	if lines.Scan() {
-		t.Error("the file is too long")
+		t.Errorf("lines of %s: got more than %d, want %d", file, len(got), len(got))
 	}
 }
 
@@ -102,18 +102,19 @@ func TestItemRoundTrip(t *testing.T) {
 		}
 		text := string(it.AppendText(nil))
 		if got, err := driver.ParseItem(text); err != nil || !reflect.DeepEqual(got, it) {
-			t.Fatalf("%+v is written as %q and read as %+v, %v", it, text, got, err)
+			t.Fatalf("ParseItem(%q): got %+v, %v, want %+v", text, got, err, it)
 		}
 	}
 	long := driver.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1, Tail: make([]int64, quota.MaxTail)}}
 	if got, err := driver.ParseItem(string(long.AppendText(nil))); err != nil || !reflect.DeepEqual(got, long) {
-		t.Errorf("the longest tail: %v", err)
+		t.Errorf("ParseItem of the longest tail: got a tail of %d, %v, want the item with a tail of %d", len(got.State.Tail), err, quota.MaxTail)
 	}
 	if got, err := driver.ParseItem(""); err != nil || !reflect.DeepEqual(got, driver.Item{}) {
-		t.Errorf("the empty text: %+v, %v", got, err)
+		t.Errorf("ParseItem of the empty text: got %+v, %v, want the zero Item", got, err)
 	}
-	if got := (&driver.Item{Rule: quota.Rule{'x', '1'}, State: quota.State{Unit: 2, A: -3}}).AppendText([]byte("p=")); string(got) != "p=x1:2:-3:0:0" {
-		t.Errorf("AppendText = %q", got)
+	short := driver.Item{Rule: quota.Rule{'x', '1'}, State: quota.State{Unit: 2, A: -3}}
+	if got, want := string(short.AppendText([]byte("p="))), "p=x1:2:-3:0:0"; got != want {
+		t.Errorf("AppendText: got %q, want %q", got, want)
 	}
 }
 
@@ -135,14 +136,14 @@ func TestParseItemRefuses(t *testing.T) {
 	} {
 		it, err := driver.ParseItem(text)
 		if !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, driver.Item{}) {
-			t.Errorf("ParseItem(%.40q) = %+v, %v, want ErrMisconfigured", text, it, err)
+			t.Errorf("ParseItem(%.40q): got %+v, %v, want the zero Item and ErrMisconfigured", text, it, err)
 		} else if len(err.Error()) > 250 {
-			t.Errorf("the error of %.40q has %d bytes", text, len(err.Error()))
+			t.Errorf("error of ParseItem(%.40q): got %d bytes, want 250 at most", text, len(err.Error()))
 		}
 	}
 	for _, text := range []string{"tb1:1:9007199254740992:-9007199254740992:0", "tb1:1:-4:0:10", "12345678:1:2:3:4:5"} {
 		if _, err := driver.ParseItem(text); err != nil {
-			t.Errorf("ParseItem(%q): %v", text, err)
+			t.Errorf("ParseItem(%q): got %v, want nil", text, err)
 		}
 	}
 }
@@ -156,14 +157,14 @@ func FuzzParseItem(f *testing.F) {
 		switch {
 		case err != nil:
 			if !errors.Is(err, quota.ErrMisconfigured) {
-				t.Fatalf("%q: %v", text, err)
+				t.Fatalf("ParseItem(%q): got %v, want ErrMisconfigured", text, err)
 			}
 		case text == "":
 			if !reflect.DeepEqual(it, driver.Item{}) {
-				t.Fatalf("%+v", it)
+				t.Fatalf("ParseItem of the empty text: got %+v, want the zero Item", it)
 			}
 		case string(it.AppendText(nil)) != text:
-			t.Fatalf("%q is accepted and written back as %q", text, it.AppendText(nil))
+			t.Fatalf("ParseItem(%q) and AppendText: got %q, want the same text", text, it.AppendText(nil))
 		}
 	})
 }

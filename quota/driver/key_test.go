@@ -24,14 +24,14 @@ func TestAppendKeyForm(t *testing.T) {
 		{"t", "鍵", "{鍵}:t"},
 	} {
 		if got := string(driver.AppendKey(nil, c.limit, c.key)); got != c.want {
-			t.Errorf("AppendKey(%q, %q) = %q, want %q", c.limit, c.key, got, c.want)
+			t.Errorf("AppendKey(%q, %q): got %q, want %q", c.limit, c.key, got, c.want)
 		}
 	}
-	if got := string(driver.AppendKey([]byte("quota:"), "t", "a")); got != "quota:{a}:t" {
-		t.Errorf("AppendKey to a prefix = %q", got)
+	if got, want := string(driver.AppendKey([]byte("quota:"), "t", "a")), "quota:{a}:t"; got != want {
+		t.Errorf("AppendKey to a prefix: got %q, want %q", got, want)
 	}
-	if got := string(driver.AppendGroup([]byte("p"), "}{")); got != "p{%7D%7B}" {
-		t.Errorf("AppendGroup = %q", got)
+	if got, want := string(driver.AppendGroup([]byte("p"), "}{")), "p{%7D%7B}"; got != want {
+		t.Errorf("AppendGroup to a prefix: got %q, want %q", got, want)
 	}
 }
 
@@ -60,35 +60,35 @@ func TestAppendKeyIsInjective(t *testing.T) {
 }
 
 // checkText decodes a store's text of a limit and key without the library's help, and fails unless it is well-formed and
-// says what it was made of.
+// decodes to that limit and key.
 func checkText(t *testing.T, text, limit, key string) {
 	t.Helper()
 	for i := 0; i < len(text); i++ {
 		if text[i] <= ' ' || text[i] == 0x7f {
-			t.Fatalf("text of %.40q holds the byte %#x", key, text[i])
+			t.Fatalf("text of %.40q: got the byte %#x, want no space and no control byte", key, text[i])
 		}
 	}
 	if strings.Count(text, "{") != 1 || strings.Count(text, "}") != 1 || text[0] != '{' {
-		t.Fatalf("text of %.40q has other braces than its group's: %.80q", key, text)
+		t.Fatalf("text of %.40q: got %.80q, want the braces of its group and no others", key, text)
 	}
 	tag, rest, _ := strings.Cut(text[1:], "}")
 	path, gotLimit, ok := strings.Cut(rest, ":")
 	if !ok || strings.Contains(gotLimit, ":") || gotLimit != limit {
-		t.Fatalf("text of %.40q names the limit %q, want %q", key, gotLimit, limit)
+		t.Fatalf("limit in the text of %.40q: got %q, found %v, want %q", key, gotLimit, ok, limit)
 	}
 	group, err := unescape(tag)
 	if err != nil {
-		t.Fatalf("group of %.40q: %v", key, err)
+		t.Fatalf("group in the text of %.40q: got %v for %.40q, want valid escapes", key, err, tag)
 	}
 	if want, _, _ := strings.Cut(key, "/"); group != want {
-		t.Fatalf("text of %.40q has the group %.40q, want %.40q", key, group, want)
+		t.Fatalf("group in the text of %.40q: got %.40q, want %.40q", key, group, want)
 	}
 	tail, err := unescape(path)
 	if err != nil || group+tail != key {
-		t.Fatalf("text of %.40q decodes to %.40q: %v", key, group+tail, err)
+		t.Fatalf("key in the text %.80q: got %.40q, %v, want %.40q", text, group+tail, err, key)
 	}
-	if utf8.ValidString(key) != utf8.ValidString(text) {
-		t.Fatalf("text of %.40q changes its encoding", key)
+	if got, want := utf8.ValidString(text), utf8.ValidString(key); got != want {
+		t.Fatalf("text of %.40q is UTF-8: got %v, want %v, as the key", key, got, want)
 	}
 }
 
@@ -128,7 +128,7 @@ func FuzzAppendKey(f *testing.F) {
 		checkText(t, text1, limit1, key1)
 		checkText(t, text2, limit2, key2)
 		if same := limit1 == limit2 && key1 == key2; (text1 == text2) != same {
-			t.Fatalf("%q of %q and %q of %q give %q and %q", limit1, key1, limit2, key2, text1, text2)
+			t.Fatalf("texts of %q, %q and of %q, %q: got %q and %q, want them equal: %v", limit1, key1, limit2, key2, text1, text2, same)
 		}
 	})
 }

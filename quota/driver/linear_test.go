@@ -25,7 +25,7 @@ const (
 // used is the state of the sequential model: with the clock standing still, every rule is a counter a key.
 type used [linearKeys]int64
 
-// step is the meaning of a list, written without the library: what each charge does to a counter, all or nothing.
+// step applies a list to the counters without the library: all of its charges or none.
 func (u used) step(cs []quota.Charge) (out []quota.Decision, next used) {
 	next = u
 	granted := true
@@ -126,7 +126,7 @@ func TestLinearizable(t *testing.T) {
 										err = s.TakeAll(bg, cs, out)
 									}
 									if op.Return = tick.Add(1); err != nil {
-										t.Error(err)
+										t.Errorf("%s: got %v, want a decision", testkit.Show(cs), err)
 									}
 									history[client] = append(history[client], op)
 								}
@@ -141,7 +141,7 @@ func TestLinearizable(t *testing.T) {
 							for _, op := range all {
 								t.Logf("%d-%d %s", op.Call, op.Return, counters.DescribeOperation(op.Input, op.Output))
 							}
-							t.Fatal("no order of these calls explains their answers")
+							t.Fatal("sequential order of the calls above that gives their decisions: got none, want one")
 						}
 					})
 				}
@@ -169,7 +169,7 @@ func TestExactBudget(t *testing.T) {
 							c := quota.Charge{Limit: l, Key: "k", Cost: 1 + r.Int64N(2)}
 							out := make([]quota.Decision, 2)
 							if err := s.TakeAll(bg, []quota.Charge{c, {Limit: l, Key: fmt.Sprint("free", client), Op: quota.OpPeek}}, out); err != nil {
-								t.Error(err)
+								t.Errorf("TakeAll of %v and a peek: got %v, want decisions", c, err)
 							} else if out[0].Allowed {
 								admitted.Add(c.Cost)
 							}
@@ -177,7 +177,7 @@ func TestExactBudget(t *testing.T) {
 						for { // the last tokens, one at a time
 							d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 							if err != nil {
-								t.Error(err)
+								t.Errorf("Take of 1: got %v, want a decision", err)
 							}
 							if err != nil || !d.Allowed {
 								return
@@ -188,7 +188,7 @@ func TestExactBudget(t *testing.T) {
 				}
 			})
 			if n := admitted.Load(); n != capacity {
-				t.Errorf("%d of %d were admitted", n, capacity)
+				t.Errorf("admitted tokens: got %d, want %d", n, capacity)
 			}
 		})
 	})
