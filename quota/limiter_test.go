@@ -3,7 +3,6 @@ package quota_test
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -120,11 +119,17 @@ func TestReceiptTravels(t *testing.T) {
 		got = append(got, c...)
 	}
 	const f = quota.FromFallback
-	if want := []quota.Charge{
+	want := []quota.Charge{
 		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, From: f},
 		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f}, {Key: "q", Cost: 1, Op: quota.OpDebit, From: f},
-	}; !slices.Equal(got, want) {
-		t.Errorf("charges at the store: got\n%#v, want\n%#v", got, want) // String leaves At and From out
+	}
+	if len(got) != len(want) {
+		t.Fatalf("charges at the store: got %v, want %v", got, want)
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			t.Errorf("charge %d at the store: got %#v, want %#v", i, got[i], want[i]) // String leaves At and From out
+		}
 	}
 }
 
@@ -246,8 +251,13 @@ func TestObserver(t *testing.T) {
 		for i := range want {
 			want[i].Took = 30 * time.Millisecond
 		}
-		if !slices.Equal(events, want) {
-			t.Errorf("events: got\n%+v, want\n%+v", events, want)
+		if len(events) != len(want) {
+			t.Fatalf("events: got %+v, want %+v", events, want)
+		}
+		for i := range events {
+			if events[i] != want[i] {
+				t.Errorf("event %d: got %+v, want %+v", i, events[i], want[i])
+			}
 		}
 		if got := events[0].Decision.Source; got != quota.FromFallback {
 			t.Errorf("source of the first event: got %v, want %v", got, quota.FromFallback)

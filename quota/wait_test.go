@@ -33,9 +33,9 @@ type ended struct {
 
 func (e ended) String() string {
 	if e.err != nil {
-		return fmt.Sprintf("%q at %v, after %v", e.err, e.at, e.took)
+		return fmt.Sprintf("%q at %v, after a wait of %v", e.err, e.at, e.took)
 	}
-	return fmt.Sprintf("a grant at %v, after %v", e.at, e.took)
+	return fmt.Sprintf("a grant at %v, after a wait of %v", e.at, e.took)
 }
 
 func newWaits(lim *quota.Limiter) *waits {
@@ -178,7 +178,11 @@ type arrival struct {
 }
 
 func (a arrival) String() string {
-	return fmt.Sprintf("{cost %d at %v, deadline %v}", a.cost, a.at, a.deadline)
+	text := fmt.Sprintf("{cost %d at %v", a.cost, a.at)
+	if a.deadline > 0 {
+		text += fmt.Sprintf(", deadline after %v", a.deadline)
+	}
+	return text + "}"
 }
 
 // play runs a history in a bubble.
@@ -225,11 +229,11 @@ func TestWaitForecast(t *testing.T) {
 						continue
 					}
 					if !errors.Is(e.err, context.DeadlineExceeded) {
-						t.Fatalf("waiter %d of %v: got %v, want a grant or context.DeadlineExceeded", i, arrivals, e)
+						t.Fatalf("waiter %d: got %v, want a grant or context.DeadlineExceeded; arrivals: %v", i, e, arrivals)
 					}
 					refused++
 					if e.took > 0 && exact {
-						t.Fatalf("waiter %d of %v: got %v, want the refusal at once", i, arrivals, e)
+						t.Fatalf("waiter %d: got %v, want the refusal at once; arrivals: %v", i, e, arrivals)
 					}
 					if slices.ContainsFunc(arrivals[:i], func(b arrival) bool {
 						e := w.ended[fmt.Sprint(slices.Index(arrivals, b))]
@@ -241,7 +245,7 @@ func TestWaitForecast(t *testing.T) {
 					patient := slices.Clone(arrivals)
 					patient[i].deadline = 0
 					if g := play(t, l, patient).ended[fmt.Sprint(i)]; g.took <= a.deadline {
-						t.Fatalf("waiter %d of %v: got %v, want a grant: without the deadline its quota came after %v", i, arrivals, e, g.took)
+						t.Fatalf("waiter %d: got %v, want a grant, as without its deadline, after %v; arrivals: %v", i, e, g.took, arrivals)
 					}
 				}
 			}
