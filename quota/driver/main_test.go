@@ -8,8 +8,6 @@ import (
 	"github.com/fleetquota/fleetquota/internal/testkit"
 )
 
-var raceEnabled bool
-
 func TestMain(m *testing.M) { testkit.Main(m) }
 
 // sized returns the size of a test.
