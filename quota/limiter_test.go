@@ -15,7 +15,7 @@ import (
 
 func TestLimiterOperations(t *testing.T) {
 	c := testkit.NewClock()
-	lim := newLimiter(t, testkit.NewLocal(t, c), testkit.Bucket("n", 10, 10*time.Second), nil)
+	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), testkit.Bucket("n", 10, 10*time.Second), nil)
 	ok := must[quota.Decision](t)
 	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
 		t.Helper()
@@ -136,7 +136,7 @@ func TestReceiptTravels(t *testing.T) {
 func TestLimiterTakeAll(t *testing.T) {
 	c := testkit.NewClock()
 	agent, team := testkit.Bucket("agent", 5, 5*time.Second), testkit.Bucket("team", 8, 8*time.Second)
-	lim := newLimiter(t, testkit.NewLocal(t, c), agent, nil)
+	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), agent, nil)
 	list := func(key string, n int64) []quota.Charge {
 		return []quota.Charge{{Key: "team-1/" + key, Cost: n}, {Limit: team, Key: "team-1", Cost: n}}
 	}
@@ -167,7 +167,7 @@ func TestLimiterTakeAll(t *testing.T) {
 
 func TestLimitFor(t *testing.T) {
 	plans := map[string]*quota.Limit{"gold": testkit.Bucket("n", 100, time.Second)}
-	lim := newLimiter(t, testkit.NewLocal(t, testkit.NewClock()), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
+	lim := newLimiter(t, local.New(&local.Options{Clock: testkit.NewClock().Time}), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
 	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
 		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Limit != want {
 			t.Errorf("Take on %s: got limit %d, want %d", key, d.Limit, want)
@@ -317,7 +317,7 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 		"no option": nil, "LimitFor": {LimitFor: func(string) *quota.Limit { return nil }}, "an Observer": {Observer: func(quota.Event) {}},
 	} {
 		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
-			lim := newLimiter(t, testkit.NewLocal(t, nil), testkit.LimitOf("n", rule, 500, time.Hour), o)
+			lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", rule, 500, time.Hour), o)
 			for name, call := range map[string]func(){
 				"Take":   func() { lim.Take(bg, "team/agent", 1) }, // granted, then denied
 				"Peek":   func() { lim.Peek(bg, "team/agent", 1) },

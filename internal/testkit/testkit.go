@@ -15,7 +15,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -91,17 +90,6 @@ func LimitOf(name, rule string, tokens int64, per time.Duration) *quota.Limit {
 // Bucket returns a limit kept by a token bucket that fills in a period.
 func Bucket(name string, tokens int64, per time.Duration) *quota.Limit {
 	return LimitOf(name, "tb1", tokens, per)
-}
-
-// NewLocal returns a local store on a test's clock, or on the monotonic one where c is nil.
-func NewLocal(t testing.TB, c *Clock) *local.Store {
-	o := &local.Options{}
-	if c != nil {
-		o.Clock = c.Time
-	}
-	s := local.New(o)
-	t.Cleanup(func() { s.Close() })
-	return s
 }
 
 // WantInvalid fails unless err is ErrInvalid and its text names all of parts, and what is accepted.

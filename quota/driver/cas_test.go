@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -29,7 +30,7 @@ func TestStoresDecideAlike(t *testing.T) {
 	for i := range sized(40, 1500) {
 		c := testkit.NewClock()
 		kv := newKV(c.Micros)
-		stores := map[string]quota.Store{"local": testkit.NewLocal(t, c), "cas": newCAS(t, kv, nil)}
+		stores := map[string]quota.Store{"local": local.New(&local.Options{Clock: c.Time}), "cas": newCAS(t, kv, nil)}
 		flaps := i%4 == 0
 		if flaps {
 			// An expired entry is gone, also when the clock is set back; only a store that keeps every entry still decides as

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -14,7 +15,7 @@ import (
 func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *testkit.Clock)) {
 	t.Run("local", func(t *testing.T) {
 		c := testkit.NewClock()
-		test(t, testkit.NewLocal(t, c), c)
+		test(t, local.New(&local.Options{Clock: c.Time}), c)
 	})
 	t.Run("cas", func(t *testing.T) {
 		c := testkit.NewClock()

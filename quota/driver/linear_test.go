@@ -12,6 +12,7 @@ import (
 
 	"github.com/anishathalye/porcupine"
 
+	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -98,7 +99,7 @@ func TestLinearizable(t *testing.T) {
 				for range sized(15, 300) {
 					synctest.Test(t, func(t *testing.T) { // so that the pauses of compare-and-swap take no time
 						c := testkit.NewClock()
-						var s quota.Store = testkit.NewLocal(t, c)
+						var s quota.Store = local.New(&local.Options{Clock: c.Time})
 						if kind == "cas" {
 							kv := newKV(c.Micros)
 							kv.beforeSwap = runtime.Gosched
