@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -48,7 +47,7 @@ type sample struct {
 // newProber returns a prober of one of the algorithms, with the others as its family where they have its Rule.
 func newProber(all []quota.Algorithm, i int, seed uint64) *prober {
 	p := &prober{seed: seed, rng: rand.New(rand.NewPCG(seed, uint64(i))), faults: map[*rule]string{}, skips: map[*rule]string{}, walks: 700}
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
+	if full() {
 		p.walks *= 10
 	}
 	p.add(all[i])

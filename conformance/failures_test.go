@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -320,7 +321,7 @@ func TestRulesAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain := func(text string) string {
-		return strings.ToLower(strings.Join(strings.Fields(strings.NewReplacer("//", " ", "[", "", "]", "").Replace(text)), " "))
+		return strings.ToLower(strings.Join(strings.Fields(strings.NewReplacer("//", " ", "[", "", "]", "", "driver.", "").Replace(text)), " "))
 	}
 	seen := map[*rule]bool{}
 	names := map[string]bool{}
@@ -333,15 +334,14 @@ func TestRulesAreDocumented(t *testing.T) {
 			continue
 		}
 		seen[c.rule] = true
-		// driver.Apply is Apply there.
-		text := strings.ReplaceAll(plain(c.rule.text), "quota.apply", "apply")
-		if !strings.Contains(plain(string(doc)), plain(c.rule.id+" "+c.rule.name+" ")) || !strings.Contains(strings.ReplaceAll(plain(string(doc)), "quota.apply", "apply"), text) {
-			t.Errorf("doc.go does not list %s %s: %s", c.rule.id, c.rule.name, c.rule.text)
+		text := plain(c.rule.text)
+		if want := plain(c.rule.id + " " + c.rule.name + " " + c.rule.text); !strings.Contains(plain(string(doc)), want) {
+			t.Errorf("doc.go: got no %q", want)
 		}
 		if number, ok := strings.CutPrefix(c.rule.id, "S"); ok {
 			first, _, _ := strings.Cut(text, ";")
 			if !strings.Contains(plain(string(store)), number+". ") || !strings.Contains(plain(string(store)), strings.TrimSuffix(first, ".")) {
-				t.Errorf("quota.Store does not say %s: %s", c.rule.id, first)
+				t.Errorf("quota.Store, rule %s: got no %q", number, first)
 			}
 		}
 	}
@@ -350,15 +350,20 @@ func TestRulesAreDocumented(t *testing.T) {
 	}
 }
 
-// Who imports the suite links no client library.
+// A test that imports the suite links no client, no server and no launcher of servers: besides package quota and the
+// algorithms there is one library, which checks histories.
 func TestImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").CombinedOutput()
 	if err != nil {
 		t.Fatalf("go list: %v\n%s", err, out)
 	}
+	const module = "github.com/fleetquota/fleetquota/"
+	accepted := []string{
+		module + "quota", module + "quota/driver", module + "algorithm", module + "conformance", "github.com/anishathalye/porcupine",
+	}
 	for name := range strings.FieldsSeq(string(out)) {
-		if !strings.HasPrefix(name, "github.com/fleetquota/fleetquota/") && name != "github.com/anishathalye/porcupine" {
-			t.Errorf("conformance depends on %s", name)
+		if !slices.Contains(accepted, name) {
+			t.Errorf("imports: got %s; want: only %v", name, accepted)
 		}
 	}
 }

@@ -3,11 +3,9 @@ package conformance
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,18 +92,14 @@ func newSuite(h Harness, o options) (*suite, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	s := &suite{options: o, h: h, full: os.Getenv("FLEETQUOTA_FULL") == "1", run: fmt.Sprintf("q%013x", rand.Uint64()>>12)}
+	s := &suite{options: o, h: h, full: full(), run: fmt.Sprintf("q%013x", rand.Uint64()>>12)}
 	if s.patience == 0 {
 		s.patience = patience
 	}
 	if s.seed == 0 {
-		s.seed = rand.Uint64()
-		if text := os.Getenv("FLEETQUOTA_SEED"); text != "" {
-			n, err := strconv.ParseUint(text, 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("conformance: FLEETQUOTA_SEED is %q; accepted: a number", text)
-			}
-			s.seed = n
+		var err error
+		if s.seed, err = seed(); err != nil {
+			return nil, err
 		}
 	}
 	return s, nil
