@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var faultCases = []testCase{
@@ -90,7 +91,7 @@ func faults(t *trial, withIDs bool) {
 // frozen freezes the server under a store that says it is prompt. Its calls have 2 s more than their deadline,
 // in ticks, which a process that stands still does not count.
 func frozen(t *trial) {
-	if !isPrompt(t.open(Opening{}).store) {
+	if !driver.IsPrompt(t.open(Opening{}).store) {
 		t.excusef("the store does not say that it is prompt")
 	}
 	h, _, set := t.breakable()

@@ -1,17 +1,14 @@
 package conformance
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var keyCases = []testCase{
 	{rule: c1, name: "keys", needs: []Feature{Exact}, run: distinctKeys},
 	{rule: c1, name: "limits", needs: []Feature{Exact}, run: distinctLimits},
-	{rule: c1, name: "ids", needs: []Feature{Exact, IDs}, run: distinctIDs},
 }
 
 // texts are keys that stores have taken for each other, for patterns, or for part of their own syntax.
@@ -73,89 +70,6 @@ func (t *trial) eachItsOwn(all []quota.Charge) {
 		c := all[i]
 		c.Op, c.Cost = quota.OpPeek, 0
 		add(c)
-	}
-	t.perform(trace)
-}
-
-// distinctIDs makes charges under ids that are alike, and repeats all.
-func distinctIDs(t *trial) {
-	l := t.named("limit", goOnly, numbers{limit: 1 << 30})
-	var trace []step
-	add := func(id, key string, cost int64) {
-		if len(id) > 128 {
-			return
-		}
-		trace = append(trace, step{id: 1 + len(trace), list: t.rng.IntN(2) == 0, charges: []charge{{Charge: quota.Charge{Limit: l, Key: key, Cost: cost, ID: id}}}})
-	}
-	for range 2 {
-		for i, id := range texts {
-			add(id, "g", int64(1+i%97))
-		}
-		// Ids count within their group, and are no keys.
-		for i, key := range []string{"a", "A", "b", "{a}", "a#r", "{a}#r", "g#r", "#r", "r"} {
-			add("r", key, int64(1+i))
-			add("r2", key+"/sub", int64(1+i))
-		}
-	}
-	t.perform(trace)
-}
-
-// perform plays a trace on new data and fails the case if it is answered wrongly.
-func (t *trial) perform(trace []step) {
-	injected := !t.lacks(Clock)
-	var why error
-	for range 3 {
-		wrong, at, unsure := t.replay(trace, injected)
-		switch {
-		case wrong != "":
-			t.refute(trace[:at+1], wrong, injected)
-			return
-		case unsure == nil:
-			return
-		}
-		why = unsure
-	}
-	t.skipf("not judged, because the store does not answer: %v", why)
-}
-
-var misfitCases = []testCase{
-	{rule: c8, name: "rules", needs: []Feature{Exact}, run: otherRules},
-}
-
-// otherRules changes the rule of limits that hold state, in every pair, until a reset.
-func otherRules(t *trial) {
-	var trace []step
-	for i, k := range kinds {
-		for j, other := range kinds {
-			if k.name == other.name || (k.name == fixedWindow.name || k.name == fromFirst.name) && (other.name == fixedWindow.name || other.name == fromFirst.name) {
-				continue
-			}
-			name := fmt.Sprintf("pair%d.%d", i, j)
-			is := t.named(name, k, numbers{10, 1, 10 * 24 * 365 * 60 * 60 * 1e8})
-			was := t.named(name, other, numbers{10, 1, 10 * 24 * 365 * 60 * 60 * 1e8})
-			good := t.named("good", tokenBucket, numbers{1000, 1, 1e9})
-			add := func(list bool, cs ...quota.Charge) {
-				s := step{id: 1 + len(trace), list: list}
-				for _, c := range cs {
-					c.Key = "g/" + c.Key
-					s.charges = append(s.charges, charge{Charge: c})
-				}
-				trace = append(trace, s)
-			}
-			add(false, quota.Charge{Limit: was, Key: "k", Cost: 3})
-			for op := quota.OpTake; op <= quota.OpReset; op++ {
-				add(op%2 == 0, quota.Charge{Limit: is, Key: "k", Cost: 1, Op: op})
-			}
-			if atomicity(t.open(Opening{}).store) != driver.OneKey {
-				add(true, quota.Charge{Limit: good, Key: "k", Cost: 1}, quota.Charge{Limit: is, Key: "k", Cost: 1})
-				add(true, quota.Charge{Limit: is, Key: "k", Cost: 1}, quota.Charge{Limit: good, Key: "k", Cost: 1})
-			}
-			add(false, quota.Charge{Limit: is, Key: "another", Cost: 2})
-			add(false, quota.Charge{Limit: was, Key: "k", Cost: 2})
-			add(false, quota.Charge{Limit: was, Key: "k", Op: quota.OpReset})
-			add(false, quota.Charge{Limit: is, Key: "k", Cost: 2})
-			add(false, quota.Charge{Limit: good, Key: "k", Op: quota.OpPeek})
-		}
 	}
 	t.perform(trace)
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
@@ -113,24 +112,12 @@ func (s *suite) report(tb testing.TB) *Report {
 	}
 	s.try(tb, &testCase{rule: s1, name: "opening", run: func(t *trial) {
 		h := t.open(Opening{})
-		r.Atomicity, r.Prompt = atomicityNames[atomicity(h.store)], isPrompt(h.store)
+		r.Atomicity, r.Prompt = atomicityNames[min(driver.AtomicityOf(h.store), driver.OneKey)], driver.IsPrompt(h.store)
 	}})
 	return r
 }
 
 var atomicityNames = [...]string{driver.AnyKeys: "any keys", driver.OneGroup: "one group", driver.OneKey: "one key"}
-
-func atomicity(s quota.Store) driver.Atomicity {
-	if g, ok := s.(driver.Graded); ok {
-		return min(g.Atomicity(), driver.OneKey)
-	}
-	return driver.AnyKeys
-}
-
-func isPrompt(s quota.Store) bool {
-	p, ok := s.(driver.Prompt)
-	return ok && p.Prompt()
-}
 
 // try runs a case on a goroutine of its own, so that whatever the store does is an outcome.
 func (s *suite) try(tb testing.TB, c *testCase) Result {

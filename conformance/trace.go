@@ -1,8 +1,6 @@
 package conformance
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -169,18 +167,6 @@ func (p *player) call(h *handle, cs []quota.Charge, list bool) (got []quota.Deci
 	}
 }
 
-// transient reports whether an error says that nothing was charged and the same call may work later.
-func transient(err error) bool {
-	return errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrOverloaded) || errors.Is(err, quota.ErrConflict)
-}
-
-// substituted reports whether a policy answered because the store did not.
-func substituted(ds []quota.Decision) bool {
-	return slices.ContainsFunc(ds, func(d quota.Decision) bool {
-		return d.Source == quota.FromFallback || d.Source == quota.FromOpen || d.Source == quota.FromClosed
-	})
-}
-
 // replay plays a trace on new data and returns the first wrong answer and its step, or why it cannot be judged.
 func (t *trial) replay(trace []step, injected bool) (wrong string, at int, unsure error) {
 	t.within(func(in *recorder) {
@@ -330,31 +316,20 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 	t.record("%s%s", b.String(), strings.Join(slices.Compact(lines), ""))
 }
 
-// named makes a limit of a kind and remembers what to call it.
-func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
-	l := k.limit(name, n.limit, n.refill, n.period)
-	text := fmt.Sprintf("%s(%d, %v)", k.name, n.limit, n.period)
-	switch k.name {
-	case tokenBucket.name:
-		text = fmt.Sprintf("%s(%d, %d, %v)", k.name, n.limit, n.refill, n.period)
-	case goOnly.name:
-		text = fmt.Sprintf("%s, of %d that do not come back", k.name, n.limit)
+// perform plays a trace on new data and fails the case if it is answered wrongly.
+func (t *trial) perform(trace []step) {
+	injected := !t.lacks(Clock)
+	var why error
+	for range 3 {
+		wrong, at, unsure := t.replay(trace, injected)
+		switch {
+		case wrong != "":
+			t.refute(trace[:at+1], wrong, injected)
+			return
+		case unsure == nil:
+			return
+		}
+		why = unsure
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.limits[l] = text
-	return l
+	t.skipf("not judged, because the store does not answer: %v", why)
 }
-
-func (t *trial) describe(l *quota.Limit) string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if text := t.limits[l]; text != "" {
-		return text
-	}
-	return fmt.Sprintf("%+v", *l.Spec())
-}
-
-var bg = context.Background()
-
-func indeterminate(err error) bool { return errors.Is(err, quota.ErrIndeterminate) }

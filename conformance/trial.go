@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"context"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -174,67 +173,4 @@ func (t *trial) under() string {
 		return "none is under way"
 	}
 	return "under way are" + b.String()
-}
-
-// handle is a store that the suite calls.
-type handle struct {
-	t       *trial
-	store   quota.Store
-	opening Opening
-}
-
-// take decides one charge by Take.
-func (h *handle) take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	defer h.called(&err, "Take", c)()
-	return h.store.Take(ctx, c)
-}
-
-// takeAll decides a list by TakeAll.
-func (h *handle) takeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.Decision, err error) {
-	defer h.called(&err, "TakeAll", cs...)()
-	ds = make([]quota.Decision, len(cs))
-	for i := range ds { // so that what the store does not write is seen
-		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, At: -1}
-	}
-	return ds, h.store.TakeAll(ctx, cs, ds)
-}
-
-// close closes the store.
-func (h *handle) close() (err error) {
-	defer h.called(&err, "Close")()
-	return h.store.Close()
-}
-
-// called notes that a call is under way, and returns the function that notes its end and makes an error of a panic.
-func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
-	text := method + show(cs)
-	h.t.mu.Lock()
-	h.t.calls[&text] = struct{}{}
-	h.t.mu.Unlock()
-	return func() {
-		if v := recover(); v != nil {
-			*err = fmt.Errorf("the store panicked on %s: %v", text, v)
-		}
-		h.t.progress.Add(1)
-		h.t.mu.Lock()
-		delete(h.t.calls, &text)
-		h.t.mu.Unlock()
-	}
-}
-
-// show returns charges as text.
-func show(cs []quota.Charge) string {
-	var b strings.Builder
-	for i := range cs {
-		c := &cs[i]
-		fmt.Fprintf(&b, " [%s %d of %q to %q", c.Op, c.Cost, c.Limit.Name(), c.Key)
-		if c.Op == quota.OpRefund {
-			fmt.Fprintf(&b, " charged at %d", c.At)
-		}
-		if c.ID != "" {
-			fmt.Fprintf(&b, " with id %q", c.ID)
-		}
-		b.WriteByte(']')
-	}
-	return b.String()
 }

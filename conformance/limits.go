@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -163,4 +164,29 @@ func randomCost(rng *rand.Rand, capacity, remaining int64) int64 {
 	default:
 		return 1 + rng.Int64N(capacity/8+1)
 	}
+}
+
+// named makes a limit of a kind and remembers what to call it.
+func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
+	l := k.limit(name, n.limit, n.refill, n.period)
+	text := fmt.Sprintf("%s(%d, %v)", k.name, n.limit, n.period)
+	switch k.name {
+	case tokenBucket.name:
+		text = fmt.Sprintf("%s(%d, %d, %v)", k.name, n.limit, n.refill, n.period)
+	case goOnly.name:
+		text = fmt.Sprintf("%s, of %d that do not come back", k.name, n.limit)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits[l] = text
+	return l
+}
+
+func (t *trial) describe(l *quota.Limit) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if text := t.limits[l]; text != "" {
+		return text
+	}
+	return fmt.Sprintf("%+v", *l.Spec())
 }

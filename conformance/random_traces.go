@@ -86,7 +86,7 @@ func (t *trial) search(sh shape) {
 
 // improvise plays steps that come of the answers to those before.
 func (t *trial) improvise(p *player, rng *rand.Rand, sh *shape) (trace []step, wrong string) {
-	g := &generator{t: t, p: p, rng: rng, shape: sh, grade: atomicity(p.first.store),
+	g := &generator{t: t, p: p, rng: rng, shape: sh, grade: driver.AtomicityOf(p.first.store),
 		kinds: map[string]kind{}, limits: map[string]*quota.Limit{}, left: map[place]int64{}, receipts: map[place][]receipt{}}
 	for id := 1; id <= sh.steps; id++ {
 		s := g.step(id, trace)

@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var handsCases = []testCase{
+var ownershipCases = []testCase{
 	{rule: s7, name: "charges", needs: []Feature{Exact}, run: reusedCharges},
 	{rule: s7, name: "decisions", run: keptDecisions},
 }
@@ -20,7 +20,7 @@ func reusedCharges(t *trial) {
 	l := t.named("tokens", tokenBucket, numbers{1 << 20, 10, time.Second})
 	junk := t.named("junk", tokenBucket, numbers{1 << 20, 10, time.Second})
 	n := 2
-	if atomicity(p.first.store) == driver.OneKey {
+	if driver.AtomicityOf(p.first.store) == driver.OneKey {
 		n = 1
 	}
 	cs, out := make([]quota.Charge, n), make([]quota.Decision, n)

@@ -67,10 +67,6 @@ func (x *situation) checkPure() {
 	}
 }
 
-func sameState(a, b quota.State) bool {
-	return a.Unit == b.Unit && a.A == b.A && a.B == b.B && a.C == b.C && slices.Equal(a.Tail, b.Tail)
-}
-
 func (x *situation) checkState() {
 	if !x.v.Write {
 		return

@@ -12,9 +12,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-var boundCases = []testCase{
+var realtimeCases = []testCase{
 	{rule: s5, name: "own clock", needs: []Feature{Exact}, run: remembered},
-	{rule: c5, name: "total", run: total},
 	{rule: c5, name: "rate", needs: []Feature{Exact}, run: rate},
 	{rule: c5, name: "retry after", needs: []Feature{Exact}, run: retryAfter},
 }
@@ -58,32 +57,6 @@ func remembered(t *trial) {
 			}
 		})
 	})
-}
-
-// total has goroutines ask for all there is, and more.
-func total(t *trial) {
-	const capacity, callers = 60, 4
-	l := t.named("tokens", fromFirst, numbers{limit: capacity, period: year})
-	hs := t.handles(t.root, callers)
-	var granted, unknown atomic.Int64
-	t.together(callers, func(i int) {
-		for range 2 * capacity / callers {
-			switch ds, unsure := t.persist(hs[i], false, quota.Charge{Limit: l, Key: "k", Cost: 1}); {
-			case unsure:
-				unknown.Add(1)
-			case ds[0].Allowed:
-				granted.Add(1)
-			}
-		}
-	})
-	got, most := granted.Load(), granted.Load()+unknown.Load()
-	least := int64(capacity)
-	if t.lacks(Exact) {
-		least = 1
-	}
-	if got > capacity || most < least {
-		t.fatalf("got: %d of %d single tokens were granted, of %s; want: %d to %d", got, 2*capacity, t.describe(l), least, capacity)
-	}
 }
 
 // rate has goroutines take from a bucket what they get, and holds every interval against capacity + rate × length.

@@ -125,7 +125,7 @@ func goroutines(t *trial) {
 				t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
 				h.take(bg, c)
 			}
-			if atomicity(h.store) != driver.OneKey {
+			if driver.AtomicityOf(h.store) != driver.OneKey {
 				h.takeAll(bg, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
 			}
 			h.close()

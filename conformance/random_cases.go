@@ -4,10 +4,9 @@ import (
 	"math/rand/v2"
 
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var meaningCases = func() (cs []testCase) {
+var randomCases = func() (cs []testCase) {
 	for _, k := range kinds {
 		cs = append(cs, testCase{rule: s1, name: k.name, needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: []kind{k}, limits: 1, keys: 2, steps: 40, traces: 128})
@@ -65,11 +64,4 @@ func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {
 		return 1
 	}
 	return rng.Int64N(capacity/2 + 1)
-}
-
-// needLists skips a case for stores that decide single charges alone.
-func needLists(t *trial) {
-	if atomicity(t.open(Opening{}).store) == driver.OneKey {
-		t.excusef("the store decides one key in a step, says its Atomicity")
-	}
 }

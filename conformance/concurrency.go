@@ -12,47 +12,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var atomicCases = []testCase{
+var concurrencyCases = []testCase{
 	{rule: s2, name: "pairs", needs: []Feature{Exact}, run: pairs},
-	{rule: c3, name: "race", needs: []Feature{IDs}, run: sameID},
 	{rule: c4, name: "budget", run: budget},
 	{rule: c4, name: "linearizable", needs: []Feature{Exact}, run: linearizable},
-}
-
-// handles opens one handle, or two where they share, in turn for n goroutines.
-func (t *trial) handles(in *recorder, n int) []*handle {
-	o := Opening{Data: t.data()}
-	each := []*handle{t.openIn(in, o)}
-	if !t.lacks(Shared) {
-		each = append(each, t.openIn(in, o))
-	}
-	all := make([]*handle, n)
-	for i := range all {
-		all[i] = each[i%len(each)]
-	}
-	return all
-}
-
-// persist makes a call until it is answered or its outcome is unknown.
-func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.Decision, unknown bool) {
-	for r := t.retry(); ; {
-		var err error
-		if len(cs) == 1 && !list {
-			var d quota.Decision
-			d, err = h.take(bg, cs[0])
-			ds = []quota.Decision{d}
-		} else {
-			ds, err = h.takeAll(bg, cs...)
-		}
-		switch {
-		case err == nil:
-			return ds, substituted(ds)
-		case indeterminate(err):
-			return nil, true
-		case !transient(err) || !r.again():
-			t.fatalf("%s:\n%s\n\twant an answer", strings.TrimSpace(show(cs)), answer(nil, err))
-		}
-	}
+	{rule: c5, name: "total", run: total},
 }
 
 // budget has goroutines race for tokens that do not come back, as long as there are some.
@@ -63,7 +27,7 @@ func budget(t *trial) {
 			l := t.named("tokens", k, numbers{capacity, 1, 100 * time.Hour})
 			var granted, unknown atomic.Int64
 			hs := t.handles(in, callers)
-			lists := atomicity(hs[0].store) != driver.OneKey
+			lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 			take := func(h *handle, cost int64, list bool) bool {
 				cs := []quota.Charge{{Limit: l, Key: "k", Cost: cost}}
 				if list && lists {
@@ -138,36 +102,6 @@ func pairs(t *trial) {
 	}
 }
 
-// sameID has goroutines make one call under one id.
-func sameID(t *trial) {
-	t.rounds(5, func(n int) {
-		t.within(func(in *recorder) {
-			hs := t.handles(in, 8)
-			c := quota.Charge{Limit: t.named("tokens", goOnly, numbers{limit: 1 << 30}), Key: "g/k", Cost: 2, ID: "r"}
-			var made, unknown atomic.Int64
-			t.together(len(hs), func(i int) {
-				for j := range 4 {
-					ds, unsure := t.persist(hs[i], j%2 == 0, c)
-					switch {
-					case unsure:
-						unknown.Add(1)
-					case !ds[0].Allowed || ds[0].Charged != 2:
-						t.fatalf("many calls of%s:\n%s\n\twant a grant, or its repeat", show([]quota.Charge{c}), answer(ds, nil))
-					case !ds[0].Replayed:
-						made.Add(1)
-					}
-				}
-			})
-			if n := made.Load(); n > 1 || n == 0 && unknown.Load() == 0 {
-				t.fatalf("many calls of%s:\n\tgot  %d of them granted anew\n\twant 1, and the others replayed", show([]quota.Charge{c}), n)
-			}
-			if got := t.used(hs[0], c.Limit, c.Key); got != 2 && !t.lacks(Exact) {
-				t.fatalf("many calls of%s:\n\tgot  %d tokens charged\n\twant 2", show([]quota.Charge{c}), got)
-			}
-		})
-	})
-}
-
 // linear is the sequential meaning of a store: Apply on the states of some keys, at the time of the decision. The
 // state is their text, so that it can be compared.
 type linear struct{ places []place }
@@ -211,7 +145,7 @@ func linearizable(t *trial) {
 			k := kinds[round%len(kinds)]
 			l := t.named("tokens", k, numbers{6, 1, 100 * time.Hour})
 			hs := t.handles(in, clients)
-			lists := atomicity(hs[0].store) != driver.OneKey
+			lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 			names := []string{"g/a", "g/b", "g/c"}
 			model := linear{}
 			for _, name := range names {
@@ -294,4 +228,30 @@ func history(m porcupine.Model, all []porcupine.Operation) string {
 		fmt.Fprintf(&b, "\n\tfrom %d to %d:%s\n%s", op.Call, op.Return, show(op.Input.([]quota.Charge)), answer(op.Output.([]quota.Decision), nil))
 	}
 	return b.String()
+}
+
+// total has goroutines ask for all there is, and more.
+func total(t *trial) {
+	const capacity, callers = 60, 4
+	l := t.named("tokens", fromFirst, numbers{limit: capacity, period: year})
+	hs := t.handles(t.root, callers)
+	var granted, unknown atomic.Int64
+	t.together(callers, func(i int) {
+		for range 2 * capacity / callers {
+			switch ds, unsure := t.persist(hs[i], false, quota.Charge{Limit: l, Key: "k", Cost: 1}); {
+			case unsure:
+				unknown.Add(1)
+			case ds[0].Allowed:
+				granted.Add(1)
+			}
+		}
+	})
+	got, most := granted.Load(), granted.Load()+unknown.Load()
+	least := int64(capacity)
+	if t.lacks(Exact) {
+		least = 1
+	}
+	if got > capacity || most < least {
+		t.fatalf("got: %d of %d single tokens were granted, of %s; want: %d to %d", got, 2*capacity, t.describe(l), least, capacity)
+	}
 }

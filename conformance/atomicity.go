@@ -9,9 +9,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var gradedCases = []testCase{
+var atomicityCases = []testCase{
 	{rule: s2, name: "longest list", needs: []Feature{Exact}, run: longestList},
-	{rule: c3, name: "refused", run: refusedIDs},
 	{rule: c6, name: "beyond", needs: []Feature{Exact}, run: beyond},
 }
 
@@ -19,7 +18,7 @@ var gradedCases = []testCase{
 func longestList(t *trial) {
 	needLists(t)
 	format := "g/%d"
-	if atomicity(t.open(Opening{}).store) == driver.AnyKeys {
+	if driver.AtomicityOf(t.open(Opening{}).store) == driver.AnyKeys {
 		format = "g%d"
 	}
 	l := t.named("tokens", tokenBucket, numbers{10, 1, 1e9})
@@ -38,27 +37,10 @@ func longestList(t *trial) {
 	t.perform(trace)
 }
 
-// refusedIDs asks a store that does not remember ids for calls with one: charging them as often as they come would be
-// the worst answer.
-func refusedIDs(t *trial) {
-	if !t.lacks(IDs) {
-		t.excusef("the backend remembers ids")
-	}
-	h := t.open(Opening{})
-	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "k", Cost: 1, ID: "r"}
-	d, err := h.take(bg, c)
-	if !errors.Is(err, quota.ErrCrossSlot) {
-		t.fatalf("Take%s:\n%s\n\twant quota.ErrCrossSlot", show([]quota.Charge{c}), answer([]quota.Decision{d}, err))
-	}
-	if got := t.used(h, c.Limit, c.Key); got != 0 {
-		t.fatalf("got: %d tokens are charged by a call that was refused; want: 0", got)
-	}
-}
-
 // beyond makes lists that the store does not decide in one step, while nobody else calls.
 func beyond(t *trial) {
 	h := t.open(Opening{})
-	grade := atomicity(h.store)
+	grade := driver.AtomicityOf(h.store)
 	if grade == driver.AnyKeys {
 		t.excusef("the store decides any keys in one step, says its Atomicity")
 	}
