@@ -12,6 +12,7 @@ import (
 var atomicityCases = []testCase{
 	{rule: s2, name: "longest list", needs: []Feature{Exact}, run: longestList},
 	{rule: c6, name: "beyond", needs: []Feature{Exact}, run: beyond},
+	{rule: c6, name: "marked", needs: []Feature{Exact}, run: marked},
 }
 
 // longestList charges as many keys as there can be in one call, as far apart as the store decides in one step.
@@ -37,15 +38,19 @@ func longestList(t *trial) {
 	t.perform(trace)
 }
 
+// needParts skips a case for a store that decides any list in one step.
+func needParts(t *trial, h *handle) {
+	if driver.AtomicityOf(h.store) == driver.AnyKeys {
+		t.excusef("the store decides any keys in one step, says its Atomicity")
+	}
+}
+
 // beyond makes lists that the store does not decide in one step, while nobody else calls.
 func beyond(t *trial) {
 	h := t.open(Opening{})
-	grade := driver.AtomicityOf(h.store)
-	if grade == driver.AnyKeys {
-		t.excusef("the store decides any keys in one step, says its Atomicity")
-	}
+	needParts(t, h)
 	keys := []string{"g0/a", "g1/a", "g2/a", "g3/a", "g4/a", "g0/b", "g1/b"}
-	if grade == driver.OneKey {
+	if driver.AtomicityOf(h.store) == driver.OneKey {
 		keys = append(keys, "g0/c", "g0/d", "g0/e")
 	}
 	l := t.named("tokens", goOnly, numbers{limit: 12})
@@ -108,4 +113,32 @@ func beyond(t *trial) {
 			}
 		}
 	})
+}
+
+// marked makes one list over as many groups as a list can have. A store may hold a few groups together by chance, and
+// then decides them in one step; it does not hold all of these together, so each decision must say that the list was
+// taken in parts.
+func marked(t *trial) {
+	h := t.open(Opening{})
+	needParts(t, h)
+	l := t.named("tokens", goOnly, numbers{limit: 12})
+	var cs []quota.Charge
+	for n := range quota.MaxCharges {
+		cs = append(cs, quota.Charge{Limit: l, Key: fmt.Sprintf("g%d", n), Cost: 1})
+	}
+	ds, err := h.takeAll(bg, cs...)
+	switch {
+	case errors.Is(err, quota.ErrCrossSlot): // and no parts are taken
+		return
+	case transient(err), indeterminate(err), err == nil && substituted(ds):
+		t.skipf("not judged, because the store does not answer: %v", err)
+	case err != nil || !quota.Granted(ds):
+		t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d:\n%s\n\twant quota.ErrCrossSlot, or a grant", len(cs)-1, answer(ds, err))
+	}
+	for i, d := range ds {
+		if !d.Split {
+			t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d, decision %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step",
+				len(cs)-1, i, answer(ds[i:i+1], nil))
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,6 +105,28 @@ func TestSound(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A store that takes a list in parts and marks it passes; the same store without the mark is failed for that alone.
+func TestSplitting(t *testing.T) {
+	unmarked := mutant.Stores()[slices.IndexFunc(mutant.Stores(), func(m *mutant.Store) bool { return strings.HasSuffix(m.Name, "splits without a mark") })]
+	for _, c := range []struct {
+		store *mutant.Store
+		want  map[string]conformance.Outcome
+	}{
+		{mutant.Splitting, map[string]conformance.Outcome{"beyond": conformance.Passed, "marked": conformance.Passed}},
+		{unmarked, map[string]conformance.Outcome{"beyond": conformance.Passed, "marked": conformance.Failed}},
+	} {
+		for _, r := range conformance.Examine(t, harness(c.store), 0).Results {
+			want := conformance.Passed
+			if r.Rule == "C6" {
+				want = c.want[r.Case]
+			}
+			if r.Outcome != want && r.Outcome != conformance.NotApplicable {
+				t.Errorf("%s, %s %s: got %s, want %s\n%s", c.store.Name, r.Rule, r.Case, r.Outcome, want, r.Text)
+			}
+		}
+	}
 }
 
 // redisEval returns a function that evaluates scripts on a redis-server of the test's own.

@@ -57,20 +57,14 @@ type parts struct {
 // sound returns the parts of a correct store.
 func sound() parts {
 	return parts{
-		ready: func(s *Handle, ctx context.Context) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if s.closed.Load() {
-				return fmt.Errorf("mutant: %w", quota.ErrClosed)
-			}
-			return nil
-		},
+		ready: func(s *Handle, ctx context.Context) error { return s.gate.Ready(ctx) },
 		reply: func(_ []quota.Charge, _ []quota.Decision, err error) error { return err },
 		send:  (*Handle).once,
 		now:   func(s *Handle) quota.Micros { return quota.Micros(s.clock().UnixMicro()) },
 		key:   func(c *quota.Charge) string { return string(driver.AppendKey(nil, c.Limit.Name(), c.Key)) },
-		id:    func(_ *Handle, c *quota.Charge) string { return quota.Group(c.Key) + "\n" + c.ID },
+		id: func(_ *Handle, c *quota.Charge) string {
+			return string(driver.AppendIDKey(nil, quota.Group(c.Key), c.ID))
+		},
 		load: func(_ *Handle, it item, now quota.Micros) driver.Item {
 			if it.until < now {
 				return driver.Item{}
@@ -96,7 +90,7 @@ func sound() parts {
 			return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out) && !driver.OnlyPeeks(cs)
 		},
 		window: quota.IDWindow,
-		close:  func(s *Handle) error { s.closed.Store(true); return nil },
+		close:  func(s *Handle) error { s.gate.Close(); return nil },
 	}
 }
 
@@ -107,7 +101,7 @@ type Handle struct {
 	clock  func() time.Time
 	grade  driver.Atomicity
 	serial int64
-	closed atomic.Bool
+	gate   driver.Gate
 	link   link
 }
 

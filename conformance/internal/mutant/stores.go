@@ -87,6 +87,63 @@ func oneByOne(cs []quota.Charge, items []driver.Item, now quota.Micros, out []qu
 	return nil
 }
 
+// splitting takes a list over several groups group by group, and sets the mark that it is told to set.
+func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision, mark bool) error {
+	var groups []string
+	for i := range cs {
+		if g := quota.Group(cs[i].Key); !slices.Contains(groups, g) {
+			groups = append(groups, g)
+		}
+	}
+	if len(groups) == 1 {
+		return s.once(ctx, cs, out)
+	}
+	// A peek of the whole list says whether it fits. It leaves out the charges that are never denied.
+	peeks := slices.Clone(cs)
+	for i := range peeks {
+		if peeks[i].Op != quota.OpTake {
+			peeks[i].Cost = 0
+		}
+		peeks[i].Op, peeks[i].ID = quota.OpPeek, ""
+	}
+	if err := s.once(ctx, peeks, out); err != nil {
+		return err
+	}
+	for i := range cs {
+		if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
+			out[i].Allowed, out[i].RetryAfter = true, 0
+		}
+	}
+	if quota.Granted(out) {
+		for _, g := range groups {
+			var part []quota.Charge
+			var places []int
+			for i := range cs {
+				if quota.Group(cs[i].Key) == g {
+					part, places = append(part, cs[i]), append(places, i)
+				}
+			}
+			decisions := make([]quota.Decision, len(part))
+			if err := s.once(ctx, part, decisions); err != nil {
+				return err
+			}
+			for j, i := range places {
+				out[i] = decisions[j]
+			}
+		}
+	}
+	for i := range out {
+		out[i].Split = mark
+	}
+	return nil
+}
+
+// Splitting is a store that nothing is wrong with, which takes a list over several groups in parts and says so.
+var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: driver.OneGroup, alter: sent(
+	func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+		return splitting(s, ctx, cs, out, true)
+	})}
+
 // Stores returns the broken stores.
 func Stores() []*Store {
 	return []*Store{
@@ -379,7 +436,7 @@ func Stores() []*Store {
 		}},
 		{Name: "a goroutine outlives Close", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
-				if !s.closed.Swap(true) {
+				if s.gate.Close() {
 					go func() { time.Sleep(time.Minute) }()
 				}
 				return nil
@@ -388,7 +445,7 @@ func Stores() []*Store {
 		{Name: "works after Close", Rule: "S8", alter: func(p *parts) { p.close = func(*Handle) error { return nil } }},
 		{Name: "the second Close is an error", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
-				if s.closed.Swap(true) {
+				if !s.gate.Close() {
 					return quota.ErrClosed
 				}
 				return nil
@@ -396,7 +453,7 @@ func Stores() []*Store {
 		}},
 		{Name: "Close empties what others use", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
-				s.closed.Store(true)
+				s.gate.Close()
 				s.data.mu.Lock()
 				defer s.data.mu.Unlock()
 				clear(s.data.items)
@@ -511,12 +568,7 @@ func Stores() []*Store {
 		// What a store says of itself.
 		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Grade: driver.OneKey, alter: func(p *parts) { p.apply = oneByOne }},
 		{Name: "says one group, and splits without a mark", Rule: "C6", Grade: driver.OneGroup, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-			for i := range cs {
-				if err := s.once(ctx, cs[i:i+1], out[i:i+1]); err != nil {
-					return err
-				}
-			}
-			return nil
+			return splitting(s, ctx, cs, out, false)
 		})},
 		{Name: "says it is prompt, and waits for ever", Rule: "C7", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			return s.once(context.WithoutCancel(ctx), cs, out)
