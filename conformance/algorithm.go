@@ -26,8 +26,12 @@ type AlgorithmHarness struct {
 	//		return client.Eval(ctx, script, nil, args...).Result()
 	//	}
 	//
-	// With miniredis, which runs Lua in the process of the test, the function is the same and the client's address
-	// is miniredis.RunT(t).Addr().
+	// With miniredis, which runs Lua in the process of the test, the function is the same, on another client:
+	//
+	//	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+	//
+	// Miniredis has a Lua interpreter of its own. It differs from Redis, for example, in an assignment that swaps
+	// variables (a, b = b, a), so test with a redis-server before a release.
 	Eval func(ctx context.Context, script string, args []any) (reply any, err error)
 }
 
@@ -144,7 +148,7 @@ var (
 var algorithmRules = []*rule{a1, a2, a3, a4, a5, a6, a7, a8, a9,
 	a10, a11, a12, a13, a14, a15, a16, a17}
 
-// result returns what the search found about a rule.
+// result returns the search's result for a rule.
 func (p *prober) result(r *rule) Result {
 	result := Result{Rule: r.id, Name: r.name, Case: p.name(), Outcome: Passed}
 	if text := p.faults[r]; text != "" {

@@ -63,7 +63,7 @@ func (p *prober) lua(ctx context.Context, eval func(ctx context.Context, script 
 	}
 }
 
-// luaArgs returns a decision's input as the script takes it.
+// luaArgs returns the input of a decision in the form that the script reads.
 func (p *prober) luaArgs(s *sample) string {
 	spec := &p.specs[s.by]
 	text := fmt.Sprint(s.state.Unit, s.state.A, s.state.B, s.state.C, int(s.req.Op), min(s.req.Cost, 1<<52), int64(s.req.At), int64(s.now), spec.Unit)

@@ -58,7 +58,7 @@ func decisions(ds []quota.Decision) string {
 	return strings.Join(texts, "\n\t     ")
 }
 
-// differ returns how an answer differs from what it should be, or "".
+// differ returns the difference between an answer and the right one, or "".
 func differ(got []quota.Decision, err error, want []quota.Decision, failed error) string {
 	switch {
 	case failed != nil:

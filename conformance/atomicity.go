@@ -15,7 +15,8 @@ var atomicityCases = []testCase{
 	{rule: c6, name: "marked", needs: []Feature{Exact}, run: marked},
 }
 
-// longestList charges as many keys as there can be in one call, as far apart as the store decides in one step.
+// longestList charges as many keys as a list can have. Their groups differ if the store decides several groups in one
+// step.
 func longestList(t *trial) {
 	needLists(t)
 	format := "g/%d"
@@ -45,7 +46,7 @@ func needParts(t *trial, h *handle) {
 	}
 }
 
-// beyond makes lists that the store does not decide in one step, while nobody else calls.
+// beyond makes lists that the store does not decide in one step, one after the other.
 func beyond(t *trial) {
 	h := t.open(Opening{})
 	needParts(t, h)
@@ -89,7 +90,7 @@ func beyond(t *trial) {
 		}
 		ds, err := h.takeAll(bg, cs...)
 		switch {
-		case errors.Is(err, quota.ErrCrossSlot): // and nothing is charged
+		case errors.Is(err, quota.ErrCrossSlot): // and no token is charged
 		case transient(err), indeterminate(err), err == nil && substituted(ds):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil:
@@ -100,11 +101,11 @@ func beyond(t *trial) {
 				wants[i] = want(cs[i], granted)
 			}
 			got := slices.Clone(ds)
-			for i := range got { // these come at different times
+			for i := range got { // parts are decided at different times, and the case marked tests Split
 				got[i].At, got[i].RetryAfter, got[i].ResetAfter, got[i].Split = 0, 0, 0, false
 			}
 			if !slices.Equal(got, wants) {
-				t.fatalf("TakeAll%s:\n%s\nwhere it should be, but for times,\n%s", show(cs), answer(ds, nil), expectation(wants))
+				t.fatalf("TakeAll%s:\n%s\nwhere the right answer, but for times and the mark, is\n%s", show(cs), answer(ds, nil), expectation(wants))
 			}
 		}
 		for _, key := range keys {

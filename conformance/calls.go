@@ -12,7 +12,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// handle is a store that the suite calls.
+// handle is a store under test. Its methods note the calls that are under way.
 type handle struct {
 	t       *trial
 	store   quota.Store
@@ -29,7 +29,7 @@ func (h *handle) take(ctx context.Context, c quota.Charge) (d quota.Decision, er
 func (h *handle) takeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.Decision, err error) {
 	defer h.called(&err, "TakeAll", cs...)()
 	ds = make([]quota.Decision, len(cs))
-	for i := range ds { // so that what the store does not write is seen
+	for i := range ds { // with wrong values, so that a field that the store does not write is seen
 		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, At: -1}
 	}
 	return ds, h.store.TakeAll(ctx, cs, ds)
@@ -41,7 +41,8 @@ func (h *handle) close() (err error) {
 	return h.store.Close()
 }
 
-// called notes that a call is under way, and returns the function that notes its end and makes an error of a panic.
+// called notes that a call is under way. It returns the function that notes the call's end and turns a panic into an
+// error.
 func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
 	text := method + show(cs)
 	h.t.mu.Lock()
@@ -58,7 +59,8 @@ func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
 	}
 }
 
-// handles opens one handle, or two where they share, in turn for n goroutines.
+// handles returns a handle for each of n goroutines. They get two handles in turn, or the only one if handles do not
+// share data.
 func (t *trial) handles(in *recorder, n int) []*handle {
 	o := Opening{Data: t.data()}
 	each := []*handle{t.openIn(in, o)}
@@ -72,7 +74,7 @@ func (t *trial) handles(in *recorder, n int) []*handle {
 	return all
 }
 
-// persist makes a call until it is answered or its outcome is unknown.
+// persist repeats a call until it is answered or its outcome is unknown.
 func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.Decision, unknown bool) {
 	for r := t.retry(); ; {
 		var err error
@@ -94,7 +96,7 @@ func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.De
 	}
 }
 
-// ask makes a call that may be repeated, until it is answered.
+// ask repeats a call until it is answered. The call must be a peek, or have an id.
 func (t *trial) ask(h *handle, c quota.Charge) quota.Decision {
 	for r := t.retry(); ; {
 		d, err := h.take(bg, c)
@@ -107,13 +109,13 @@ func (t *trial) ask(h *handle, c quota.Charge) quota.Decision {
 	}
 }
 
-// used returns what was charged to a key.
+// used returns the tokens that are charged to a key.
 func (t *trial) used(h *handle, l *quota.Limit, key string) int64 {
 	d := t.ask(h, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})
 	return l.Spec().Capacity - d.Remaining
 }
 
-// retry counts the tries of a call that is repeated until it is answered.
+// retry counts the tries of a call.
 type retry struct {
 	t     *trial
 	start time.Time
@@ -122,8 +124,8 @@ type retry struct {
 
 func (t *trial) retry() *retry { return &retry{t: t, start: time.Now()} }
 
-// again waits a little, and more each time, and reports whether the call is worth another try. A backend that was
-// given up once is not waited for as long again.
+// again waits a little, longer each time, and reports whether the caller should try again. After the suite gave up on a
+// call once, it waits less for the next calls.
 func (r *retry) again() bool {
 	s := r.t.suite
 	patience := s.patience
@@ -138,21 +140,21 @@ func (r *retry) again() bool {
 	return true
 }
 
-// needLists skips a case for stores that decide single charges alone.
+// needLists skips a case for a store that decides single charges only.
 func needLists(t *trial) {
 	if driver.AtomicityOf(t.open(Opening{}).store) == driver.OneKey {
 		t.excusef("the store decides one key in a step, says its Atomicity")
 	}
 }
 
-// transient reports whether an error says that nothing was charged and the same call may work later.
+// transient reports whether an error says that no token was charged and that the same call may succeed later.
 func transient(err error) bool {
 	return errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrOverloaded) || errors.Is(err, quota.ErrConflict)
 }
 
 func indeterminate(err error) bool { return errors.Is(err, quota.ErrIndeterminate) }
 
-// substituted reports whether a policy answered because the store did not.
+// substituted reports whether a policy answered in place of the store.
 func substituted(ds []quota.Decision) bool {
 	return slices.ContainsFunc(ds, func(d quota.Decision) bool {
 		return d.Source == quota.FromFallback || d.Source == quota.FromOpen || d.Source == quota.FromClosed
@@ -161,7 +163,8 @@ func substituted(ds []quota.Decision) bool {
 
 var bg = context.Background()
 
-// wantKnown fails the case unless an error is one that callers can tell: of package quota, or of a context that is done.
+// wantKnown fails the case unless callers can recognize the error: an error of package quota, or the error of a context
+// that is done.
 func (t *trial) wantKnown(ctx context.Context, c quota.Charge, err error) {
 	if !known(ctx, err) {
 		t.fatalf("Take%s:\n%s\n\twant an error of package quota, or that of a context that is done", show([]quota.Charge{c}), answer(nil, err))

@@ -19,7 +19,7 @@ var concurrencyCases = []testCase{
 	{rule: c5, name: "total", run: total},
 }
 
-// budget has goroutines race for tokens that do not come back, as long as there are some.
+// budget has goroutines race for tokens that do not come back, until all are spent.
 func budget(t *trial) {
 	const capacity, callers = 120, 8
 	for _, k := range []kind{tokenBucket, fromFirst, slidingLog, goOnly} {
@@ -55,7 +55,7 @@ func budget(t *trial) {
 			case got > capacity:
 				t.fatalf("got: %d goroutines were granted %d tokens of %s; want: no more than %d", callers, got, t.describe(l), capacity)
 			case t.lacks(Exact) && most == 0:
-				t.fatalf("got: nothing was granted of %s; want: something", t.describe(l))
+				t.fatalf("got: no token was granted of %s; want: at least 1", t.describe(l))
 			case !t.lacks(Exact) && most < capacity:
 				t.fatalf("got: %d goroutines were granted %d tokens of %s before they were denied one; want: all %d", callers, got, t.describe(l), capacity)
 			}
@@ -63,7 +63,7 @@ func budget(t *trial) {
 	}
 }
 
-// pairs has goroutines charge two keys together, and look at both together.
+// pairs has goroutines charge two keys together, and peek at both together.
 func pairs(t *trial) {
 	needLists(t)
 	l := t.named("tokens", goOnly, numbers{limit: 1 << 30})
@@ -84,7 +84,7 @@ func pairs(t *trial) {
 				continue
 			}
 			cs := append(pair(quota.OpTake, 1), quota.Charge{Limit: tight, Key: "g/c", Cost: 1})
-			if rng.IntN(2) == 0 { // what is denied comes first, or last
+			if rng.IntN(2) == 0 { // the charge that is denied comes first, or last
 				cs[0], cs[2] = cs[2], cs[0]
 			}
 			switch ds, unsure := t.persist(hs[i], true, cs...); {
@@ -102,8 +102,8 @@ func pairs(t *trial) {
 	}
 }
 
-// linear is the sequential meaning of a store: Apply on the states of some keys, at the time of the decision. The
-// state is their text, so that it can be compared.
+// linear is the sequential model of a store: Apply on the states of some keys, at the time of the decision. Its state
+// is the text of the keys' states, which can be compared.
 type linear struct{ places []place }
 
 func (m linear) step(state, in, out any) (bool, any) {
@@ -137,7 +137,7 @@ func (m linear) step(state, in, out any) (bool, any) {
 	return true, strings.Join(lines, "\n")
 }
 
-// linearizable records what goroutines ask and are told, and looks for an order that explains it.
+// linearizable records the calls and answers of goroutines, and looks for an order that explains them.
 func linearizable(t *trial) {
 	const clients, calls = 6, 8
 	t.rounds(4*len(kinds), func(round int) {
@@ -203,7 +203,7 @@ func linearizable(t *trial) {
 	})
 }
 
-// history returns the shortest beginning of a history that no order explains, as text.
+// history returns, as text, the shortest beginning of a history that no order explains.
 func history(m porcupine.Model, all []porcupine.Operation) string {
 	end := int64(0)
 	for _, op := range all {
@@ -217,7 +217,7 @@ func history(m porcupine.Model, all []porcupine.Operation) string {
 		}
 		return some
 	}
-	// What has begun by the end may matter, but mostly does not.
+	// A call that had begun by then, and not ended, may matter; mostly it does not.
 	for at, until := int64(1), time.Now().Add(5*time.Second); at < end && time.Now().Before(until); at++ {
 		if porcupine.CheckOperationsTimeout(m, upTo(at), time.Second) == porcupine.Illegal {
 			end = at
@@ -230,7 +230,7 @@ func history(m porcupine.Model, all []porcupine.Operation) string {
 	return b.String()
 }
 
-// total has goroutines ask for all there is, and more.
+// total has goroutines ask for twice as many tokens as there are.
 func total(t *trial) {
 	const capacity, callers = 60, 4
 	l := t.named("tokens", fromFirst, numbers{limit: capacity, period: year})

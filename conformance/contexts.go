@@ -51,7 +51,7 @@ func doneContexts(t *trial) {
 		}
 	}
 	if after := t.used(h, l, "g") + t.used(h, l, "g/other"); after != before && !t.lacks(Exact) {
-		t.fatalf("got: calls with contexts that were done charged %d; want: nothing", after-before)
+		t.fatalf("got: calls with contexts that were done charged %d; want: 0", after-before)
 	}
 }
 
@@ -61,7 +61,7 @@ func (t *trial) wantContext(ctx context.Context, name, method string, cs []quota
 	}
 }
 
-// endingContexts has contexts end while calls are under way, and compares what was charged with the answers.
+// endingContexts has contexts end while calls are under way, and compares the charged tokens with the answers.
 func endingContexts(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
@@ -79,7 +79,7 @@ func endingContexts(t *trial) {
 	ledger.audit(t, h, l, "k")
 }
 
-// endingContextsWithIDs is endingContexts with calls that are repeated under their id until they are answered.
+// endingContextsWithIDs does the same with request ids, and repeats each call under its id until it is answered.
 func endingContextsWithIDs(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
@@ -104,11 +104,11 @@ func endingContextsWithIDs(t *trial) {
 		}
 	})
 	if got := t.used(h, l, "k"); got != made.Load() && !t.lacks(Exact) {
-		t.fatalf("got: %d tokens are charged; want: %d, which is 1 for each request id, whatever was repeated", got, made.Load())
+		t.fatalf("got: %d tokens are charged; want: %d, which is 1 for each request id, however often it was repeated", got, made.Load())
 	}
 }
 
-// shortly returns a context that ends in some microseconds or milliseconds.
+// shortly returns a context that ends within some microseconds or milliseconds.
 func shortly(rng *rand.Rand) (context.Context, context.CancelFunc) {
 	in := time.Duration(magnitude(rng, 13)) * time.Microsecond
 	if rng.IntN(2) == 0 {

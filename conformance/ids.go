@@ -13,7 +13,7 @@ var idCases = []testCase{
 	{rule: c3, name: "refused", run: refusedIDs},
 }
 
-// distinctIDs makes charges under ids that are alike, and repeats all.
+// distinctIDs makes charges under similar ids, and repeats all.
 func distinctIDs(t *trial) {
 	l := t.named("limit", goOnly, numbers{limit: 1 << 30})
 	var trace []step
@@ -36,8 +36,8 @@ func distinctIDs(t *trial) {
 	t.perform(trace)
 }
 
-// refusedIDs asks a store that does not remember ids for calls with one: charging them as often as they come would be
-// the worst answer.
+// refusedIDs calls a store that does not remember ids with an id: it must refuse, for its callers would repeat the call
+// and be charged each time.
 func refusedIDs(t *trial) {
 	if !t.lacks(IDs) {
 		t.excusef("the backend remembers ids")
@@ -53,7 +53,7 @@ func refusedIDs(t *trial) {
 	}
 }
 
-// sameID has goroutines make one call under one id.
+// sameID has many goroutines make the same call under the same id.
 func sameID(t *trial) {
 	t.rounds(5, func(n int) {
 		t.within(func(in *recorder) {

@@ -11,7 +11,7 @@ var keyCases = []testCase{
 	{rule: c1, name: "limits", needs: []Feature{Exact}, run: distinctLimits},
 }
 
-// texts are keys that stores have taken for each other, for patterns, or for part of their own syntax.
+// texts are keys that some stores mistook for one another, for patterns, or for part of their own syntax.
 var texts = func() []string {
 	all := []string{
 		"a", "A", "b", "ab", "aB", "a/b", "a/B", "a/b/c", "ab/c", "a/bc", "a.b", "a-b", "a_b", "a,b", "a+b", "a b", "a|b", "a;b", "a=b", "a&b", "a@b", "a~b", "a^b", "a$b", "a!b",
@@ -24,7 +24,7 @@ var texts = func() []string {
 		"0", "00", "1", "01", "1.0", "1e0", "-1", "+1", "0x1", "1_0", "true", "TRUE", "null", "NULL", "nil", "undefined", "NaN", "Infinity", "id", "key", "state",
 		"é", "e\u0301", "É", "è", "e", "ß", "ss", "SS", "s", "S", "ſ", "k", "K", "\u212a", "i", "I", "ı", "İ", "ﬁ", "fi", "æ", "ae", "Ω", "\u2126", "ω", "а", "日本", "日本/語", "日", "\u3000", "\u00a0", "\u200b", "a\u200b", "\u200da", "\ufeff", "\ufeffa", "\ufffd", "\uffff", "\U0001f600", "\U0001f601", "\U0010ffff", "\u202ea", "ab\u0300", "a\u0300b",
 	}
-	// Alike but for their last, first or middle byte, up to the longest there are.
+	// Long keys, up to the longest, that differ in their last, first or middle byte.
 	for _, n := range []int{31, 32, 63, 64, 127, 128, 129, 191, 254, 255, 256, 257, 511} {
 		k := strings.Repeat("k", n)
 		all = append(all, k, k+"l", "l"+k, k[:n/2]+"l"+k[n/2:])
@@ -34,7 +34,7 @@ var texts = func() []string {
 	return append(all, long[1:]+"m", "m"+long[1:], half+"/"+half, half+"/"+half+"m", "%"+long[1:], strings.Repeat("%", quota.MaxKey), strings.Repeat("}", quota.MaxKey), strings.Repeat("é", quota.MaxKey/2), strings.Repeat("a/", 200)+"a")
 }()
 
-// distinctKeys charges every key, and looks at all again when all are charged.
+// distinctKeys charges every key, and peeks at each when all are charged.
 func distinctKeys(t *trial) {
 	l := t.named("limit", goOnly, numbers{limit: 1000})
 	var all []quota.Charge
@@ -44,7 +44,7 @@ func distinctKeys(t *trial) {
 	t.eachItsOwn(all)
 }
 
-// distinctLimits does the same with names of limits that are alike, and keys that look like names.
+// distinctLimits does the same with similar names of limits, and keys that look like names.
 func distinctLimits(t *trial) {
 	names := []string{"a", "A", "b", "ab", "a.b", "a-b", "a_b", "a.", "a-", ".a", ".", "-", "_", "0", "00", "1", "-1", "limit", "Limit", strings.Repeat("n", 64), strings.Repeat("n", 63), strings.Repeat("n", 63) + "m", "m" + strings.Repeat("n", 63)}
 	var all []quota.Charge
@@ -57,7 +57,7 @@ func distinctLimits(t *trial) {
 	t.eachItsOwn(all)
 }
 
-// eachItsOwn makes the charges, no two to one limit and key, and looks at all again.
+// eachItsOwn makes charges to different limits and keys, and peeks at each afterwards.
 func (t *trial) eachItsOwn(all []quota.Charge) {
 	var trace []step
 	add := func(c quota.Charge) {

@@ -8,12 +8,12 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// ledger holds what callers were told of charges.
+// ledger sums up the answers to charges.
 type ledger struct {
 	charged, unknown atomic.Int64
 }
 
-// book notes an answer to a charge that fits.
+// book adds the answer to a charge that fits.
 func (l *ledger) book(t *trial, ctx context.Context, c quota.Charge, d quota.Decision, err error) {
 	ds := []quota.Decision{d}
 	switch {
@@ -28,7 +28,7 @@ func (l *ledger) book(t *trial, ctx context.Context, c quota.Charge, d quota.Dec
 	}
 }
 
-// audit compares the ledger with what is charged.
+// audit compares the ledger with the tokens that are charged.
 func (l *ledger) audit(t *trial, h *handle, limit *quota.Limit, key string) {
 	if t.lacks(Exact) {
 		return

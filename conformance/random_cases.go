@@ -48,10 +48,10 @@ var randomCases = func() (cs []testCase) {
 	)
 }()
 
-// asking are mostly operations that may change nothing.
+// asking are operations most of which may not change the state.
 var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpPeek, quota.OpPeek, quota.OpDebit}
 
-// edgeCost is a cost about as high as what remains, so that one in two does not fit.
+// edgeCost returns a cost close to the remaining tokens: about every second cost does not fit.
 func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {
 	switch rng.IntN(8) {
 	case 0, 1:

@@ -18,8 +18,8 @@ var realtimeCases = []testCase{
 	{rule: c5, name: "retry after", needs: []Feature{Exact}, run: retryAfter},
 }
 
-// remembered uses limits up and asks on while they recover, in real time: longer than a second, which is what a
-// lifetime in whole seconds loses.
+// remembered uses limits up and goes on asking while they recover, in real time: for more than a second, so that a
+// lifetime that was rounded to whole seconds shows.
 func remembered(t *trial) {
 	periods := []time.Duration{120 * time.Millisecond, 700 * time.Millisecond, 1900 * time.Millisecond}
 	t.together(len(kinds), func(i int) {
@@ -59,8 +59,8 @@ func remembered(t *trial) {
 	})
 }
 
-// rate has goroutines take from a bucket what they get, and holds every interval against capacity + rate × length.
-// It uses the kernel for nothing.
+// rate has goroutines take all they can from a bucket, and compares the grants of every interval with the bound
+// capacity + rate × length. It does not use the kernel.
 func rate(t *trial) {
 	const capacity, perSecond, callers = 20, 400, 4
 	l := t.named("tokens", tokenBucket, numbers{capacity, perSecond, time.Second})
@@ -91,7 +91,7 @@ func rate(t *trial) {
 				mu.Lock()
 				grants = append(grants, grant{ds[0].At, c.Cost})
 				mu.Unlock()
-			case denied.Add(1)%8 == 0: // let some gather
+			case denied.Add(1)%8 == 0: // let some tokens come back
 				time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
 			}
 		}
@@ -115,11 +115,11 @@ func rate(t *trial) {
 		}
 	}
 	if len(grants) == 0 && unsure.Load() == 0 {
-		t.fatalf("got: nothing was granted of %s; want: what there is", t.describe(l))
+		t.fatalf("got: no token was granted of %s; want: the bucket's tokens", t.describe(l))
 	}
 }
 
-// retryAfter waits as long as a denial says and not as long, by the store's own clock.
+// retryAfter asks again before and after the wait that a denial tells, by the store's own clock.
 func retryAfter(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tokens", tokenBucket, numbers{3, 50, time.Second})

@@ -1,9 +1,9 @@
 package conformance
 
-// rule is a promise that stores make.
+// rule is a promise that stores or algorithms make.
 type rule struct {
 	id, name string
-	text     string // what it means, as the author reads it in package quota
+	text     string // the meaning, as authors read it in package quota
 }
 
 // The rules, see the package documentation.
@@ -32,7 +32,7 @@ type testCase struct {
 	rule  *rule
 	name  string
 	needs []Feature
-	// provisional is the version that the case is new in; while that is Version, its failures do not count.
+	// provisional is the version that added the case; while that is Version, failures of the case do not count.
 	provisional string
 	run         func(*trial)
 }

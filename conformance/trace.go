@@ -22,7 +22,7 @@ type step struct {
 // charge is a charge whose receipt, for a refund, may be a decision of an earlier step.
 type charge struct {
 	quota.Charge
-	receipt receipt // step 0 is none: At is what it says
+	receipt receipt // step 0 is none: At stays as it is
 }
 
 type receipt struct{ step, charge int }
@@ -87,7 +87,7 @@ func (p *player) begin(prefix string) {
 	p.prefix, p.model, p.at, p.last, p.unsure = prefix, newModel(), map[receipt]quota.Micros{}, nil, nil
 }
 
-// play makes one call and returns what is wrong with the answer, or "".
+// play makes one call and returns the fault of the answer, or "".
 func (p *player) play(s *step) string {
 	now := quota.Micros(0)
 	if p.clock != nil {
@@ -104,7 +104,7 @@ func (p *player) play(s *step) string {
 			cs[i].At = p.at[c.receipt]
 		}
 	}
-	if p.unsure = quota.Check(cs); p.unsure != nil { // no store needs to answer that
+	if p.unsure = quota.Check(cs); p.unsure != nil { // a store never gets such a list
 		return ""
 	}
 	h := p.first
@@ -118,7 +118,7 @@ func (p *player) play(s *step) string {
 	if err == nil {
 		for i := range got {
 			p.at[receipt{s.id, i}] = got[i].At
-			if got[i].Replayed { // the decision of another time
+			if got[i].Replayed { // a decision of an earlier time
 				continue
 			}
 			if p.clock != nil && got[i].At != now {
@@ -138,8 +138,8 @@ func (p *player) play(s *step) string {
 	return ""
 }
 
-// call asks a store, again if it cannot answer now. Where that does not help, or the outcome is unknown, the
-// trace cannot be judged.
+// call makes a call, and repeats it while the store cannot answer. If the store does not answer, or the outcome is
+// unknown, the trace cannot be judged.
 func (p *player) call(h *handle, cs []quota.Charge, list bool) (got []quota.Decision, err error) {
 	for r := p.t.retry(); ; {
 		if len(cs) == 1 && !list {
@@ -167,7 +167,8 @@ func (p *player) call(h *handle, cs []quota.Charge, list bool) (got []quota.Deci
 	}
 }
 
-// replay plays a trace on new data and returns the first wrong answer and its step, or why it cannot be judged.
+// replay plays a trace on new data. It returns the first wrong answer and its step, or the reason why the trace cannot
+// be judged.
 func (t *trial) replay(trace []step, injected bool) (wrong string, at int, unsure error) {
 	t.within(func(in *recorder) {
 		p := t.player(in, injected)
@@ -181,8 +182,8 @@ func (t *trial) replay(trace []step, injected bool) (wrong string, at int, unsur
 	return wrong, at, unsure
 }
 
-// shorten returns the shortest trace it finds that is answered wrongly on new data, and how. A trace that new data
-// answer rightly is returned whole.
+// shorten returns the shortest trace it finds that has a wrong answer on new data, and that answer. If the whole trace
+// has no wrong answer on new data, it is returned whole.
 func (t *trial) shorten(trace []step, injected bool) ([]step, string) {
 	end := time.Now().Add(10 * time.Second)
 	tries := 500
@@ -206,7 +207,7 @@ func (t *trial) shorten(trace []step, injected bool) ([]step, string) {
 		for size := len(best) / 2; size > 0; size /= 2 {
 			for i := 0; i+size <= len(best); {
 				without := slices.Delete(slices.Clone(best), i, i+size)
-				// The clock still gets where it would have been.
+				// The clock still reaches the same times.
 				for _, gone := range best[i : i+size] {
 					if i < len(without) {
 						without[i].wait += gone.wait
@@ -260,24 +261,24 @@ func weight(trace []step) (n int) {
 	return n
 }
 
-// refute fails the case with a trace that was answered wrongly, as short as it gets.
+// refute fails the case with a trace that has a wrong answer, after making it as short as possible.
 func (t *trial) refute(trace []step, wrong string, injected bool) {
 	t.mu.Lock()
 	late := t.refuting
 	t.refuting = true
 	t.mu.Unlock()
-	if late { // another goroutine found a wrong answer and is at it
+	if late { // another goroutine has found a wrong answer and shortens its trace
 		return
 	}
 	short, how := t.shorten(trace, injected)
 	note := ""
 	if how == "" {
-		how, note = wrong, "\nThe trace was not answered wrongly again on new data: other traces were played at the time, or time matters."
+		how, note = wrong, "\nThe trace had no wrong answer when it was repeated on new data: other traces ran at the same time, or the result depends on real time."
 	}
 	var b strings.Builder
 	b.WriteString("The last of these calls")
 	if injected {
-		b.WriteString(", on a clock that stands still but for the waits,")
+		b.WriteString(", on a clock that moves by the waits only,")
 	}
 	names := map[*quota.Limit]string{}
 	for i := range short {
@@ -307,7 +308,7 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 			}
 		}
 	}
-	fmt.Fprintf(&b, "\nis answered wrongly:\n%s%s\nwhere", how, note)
+	fmt.Fprintf(&b, "\nhas a wrong answer:\n%s%s\nwhere", how, note)
 	var lines []string
 	for l, text := range names {
 		lines = append(lines, fmt.Sprintf("\n\t%q is %s", l.Name(), text))
@@ -316,7 +317,7 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 	t.record("%s%s", b.String(), strings.Join(slices.Compact(lines), ""))
 }
 
-// perform plays a trace on new data and fails the case if it is answered wrongly.
+// perform plays a trace on new data, and fails the case if an answer is wrong.
 func (t *trial) perform(trace []step) {
 	injected := !t.lacks(Clock)
 	var why error

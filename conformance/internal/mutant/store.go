@@ -13,7 +13,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Data is what the handles of one name share: the server.
+// Data is the data of one name, which its handles share: the server.
 type Data struct {
 	mu     sync.Mutex
 	items  map[string]item
@@ -31,12 +31,12 @@ type grant struct {
 	until     quota.Micros
 }
 
-// NewData returns what is empty.
+// NewData returns empty data.
 func NewData() *Data { return &Data{items: map[string]item{}, grants: map[string]grant{}} }
 
-// parts are what a store is made of. A mutant has another part.
+// parts are the parts of a store. A mutant is a sound store with one part replaced.
 type parts struct {
-	// Before and after the server: is the call refused, and what is told.
+	// In the client: the check before a call, the answer, and the transport.
 	ready func(s *Handle, ctx context.Context) error
 	reply func(cs []quota.Charge, out []quota.Decision, err error) error
 	send  func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error
@@ -94,7 +94,7 @@ func sound() parts {
 	}
 }
 
-// Handle is a store on data, sound but for the part that was altered.
+// Handle is a store on data. Its parts are sound, except for the part that the mutant replaces.
 type Handle struct {
 	parts
 	data   *Data
@@ -107,7 +107,7 @@ type Handle struct {
 
 var serial atomic.Int64
 
-// Open returns a handle by a clock; nil is the machine's.
+// Open returns a handle that uses a clock; nil stands for the machine's.
 func (m *Store) Open(d *Data, clock func() time.Time) *Handle {
 	if clock == nil {
 		clock = time.Now
@@ -134,10 +134,10 @@ func (s *Handle) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	return s.reply(cs, out, s.send(s, ctx, cs, out))
 }
 
-// Atomicity says how far it decides in one step.
+// Atomicity returns the mutant's Grade.
 func (s *Handle) Atomicity() driver.Atomicity { return s.grade }
 
-// Prompt says that calls return by their deadline.
+// Prompt declares that calls return by their deadline.
 func (s *Handle) Prompt() bool { return true }
 
 // Close ends the handle.
@@ -195,14 +195,14 @@ func later(now quota.Micros, span time.Duration) quota.Micros {
 	return now + quota.Micros(span/time.Microsecond)
 }
 
-// link is the way to the server.
+// link is the connection to the server.
 type link struct {
 	mu     sync.Mutex
 	fault  conformance.Fault
 	thawed chan struct{} // closed when a freeze ends
 }
 
-// Break sets what goes wrong from now on.
+// Break sets the fault of the connection from now on.
 func (s *Handle) Break(f conformance.Fault) {
 	l := &s.link
 	l.mu.Lock()

@@ -16,15 +16,15 @@ import (
 
 // Store is a broken store.
 type Store struct {
-	Name  string // what is wrong
+	Name  string // the fault
 	Rule  string // the rule of conformance.Run that it breaks
 	Grade driver.Atomicity
-	Races bool // what is wrong is a data race, too
+	Races bool // whether the fault is a data race too
 	alter func(*parts)
 }
 
-// Sound is the store that nothing is wrong with.
-var Sound = &Store{Name: "nothing"}
+// Sound is the store without a fault.
+var Sound = &Store{Name: "no fault"}
 
 // telling alters decisions.
 func telling(f func(c *quota.Charge, d *quota.Decision)) func(*parts) {
@@ -138,7 +138,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 	return nil
 }
 
-// Splitting is a store that nothing is wrong with, which takes a list over several groups in parts and says so.
+// Splitting is a store without a fault that takes a list over several groups in parts, and marks the decisions.
 var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: driver.OneGroup, alter: sent(
 	func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 		return splitting(s, ctx, cs, out, true)
@@ -147,7 +147,7 @@ var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: dr
 // Stores returns the broken stores.
 func Stores() []*Store {
 	return []*Store{
-		// What is told.
+		// The answer.
 		{Name: "Remaining is one too few", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Remaining-- })},
 		{Name: "RetryAfter is a tick early", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
 			if d.RetryAfter > 0 && d.RetryAfter < quota.Never {
@@ -178,7 +178,7 @@ func Stores() []*Store {
 				return err
 			}
 		}},
-		// How it is decided.
+		// The decision.
 		{Name: "the keys of a list get each other's costs", Rule: "S1", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				if len(cs) > 1 && cs[0].Limit == cs[1].Limit {
@@ -214,7 +214,7 @@ func Stores() []*Store {
 				return it.Item
 			}
 		}},
-		{Name: "nothing comes back until all does", Rule: "S1", alter: func(p *parts) {
+		{Name: "no token comes back until all do", Rule: "S1", alter: func(p *parts) {
 			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item {
 				if it.until < now {
 					return driver.Item{}
@@ -451,7 +451,7 @@ func Stores() []*Store {
 				return nil
 			}
 		}},
-		{Name: "Close empties what others use", Rule: "S8", alter: func(p *parts) {
+		{Name: "Close empties the data that others use", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
 				s.gate.Close()
 				s.data.mu.Lock()
@@ -531,7 +531,7 @@ func Stores() []*Store {
 				return err
 			}
 		}},
-		{Name: "a repeat is decided by what remains now", Rule: "C3", alter: func(p *parts) {
+		{Name: "a repeat is decided by the tokens that remain now", Rule: "C3", alter: func(p *parts) {
 			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 				if err := sound().recall(s, g, cs, out); err != nil {
 					return err
@@ -550,7 +550,7 @@ func Stores() []*Store {
 				d.mu.Lock()
 			}
 		}},
-		{Name: "a handle caches what it has read", Rule: "C4", alter: func(p *parts) {
+		{Name: "a handle caches the states that it has read", Rule: "C4", alter: func(p *parts) {
 			seen := map[string]driver.Item{}
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
@@ -565,7 +565,7 @@ func Stores() []*Store {
 				return err
 			}
 		}},
-		// What a store says of itself.
+		// The store's description of itself.
 		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Grade: driver.OneKey, alter: func(p *parts) { p.apply = oneByOne }},
 		{Name: "says one group, and splits without a mark", Rule: "C6", Grade: driver.OneGroup, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			return splitting(s, ctx, cs, out, false)
