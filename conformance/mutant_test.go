@@ -33,7 +33,7 @@ func TestMutants(t *testing.T) {
 			}
 			rows[row] = fmt.Sprintf("| %s | %s | %.2f |\n", name, strings.Join(rules, ", "), time.Since(start).Seconds())
 			if !caught {
-				t.Errorf("failed by %v; want: failed by %s", rules, rule)
+				t.Errorf("failed by: got %v, want %s", rules, rule)
 			}
 		})
 	}
@@ -84,7 +84,7 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
-// A store that nothing is wrong with passes every time.
+// A store without a fault passes every time.
 func TestSound(t *testing.T) {
 	runs := 2
 	if os.Getenv("FLEETQUOTA_FULL") == "1" {
@@ -99,7 +99,7 @@ func TestSound(t *testing.T) {
 			defer func() { <-together }()
 			for _, r := range conformance.Examine(t, harness(mutant.Sound), 0).Results {
 				if r.Outcome == conformance.Failed || r.Outcome == conformance.Provisional {
-					t.Error(r.Text)
+					t.Errorf("%s %s of a store without a fault: got %s, want %s\n%s", r.Rule, r.Case, r.Outcome, conformance.Passed, r.Text)
 				}
 			}
 		})

@@ -100,8 +100,9 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 	}
 	// A peek of the whole list says whether it fits. It leaves out the charges that are never denied.
 	peeks := slices.Clone(cs)
+	deniable := func(c *quota.Charge) bool { return c.Op == quota.OpTake || c.Op == quota.OpPeek }
 	for i := range peeks {
-		if peeks[i].Op != quota.OpTake {
+		if !deniable(&cs[i]) {
 			peeks[i].Cost = 0
 		}
 		peeks[i].Op, peeks[i].ID = quota.OpPeek, ""
@@ -110,7 +111,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 		return err
 	}
 	for i := range cs {
-		if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
+		if !deniable(&cs[i]) {
 			out[i].Allowed, out[i].RetryAfter = true, 0
 		}
 	}
