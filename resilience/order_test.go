@@ -115,7 +115,7 @@ func TestWrapRefuses(t *testing.T) {
 		"accepted: RetryFailsafe":          {resilience.Failsafe(retry, nil), tm},
 		"accepted: HedgeFailsafe":          {resilience.Failsafe(hedge, nil), tm},
 		"returns when the store does":      {resilience.Failsafe(timeout.New[result](time.Second), nil)},
-		"nobody made its decisions":        {resilience.Failsafe(fallback.NewWithResult(result{}), nil)},
+		"no store made its decisions":      {resilience.Failsafe(fallback.NewWithResult(result{}), nil)},
 		"holds for one charge":             {resilience.Failsafe(cachepolicy.New[result](nil), nil)},
 		"hedgepolicy is given as a retry":  {resilience.RetryFailsafe(hedge, nil), tm},
 		"retrypolicy is given as a hedge":  {resilience.HedgeFailsafe(retry, nil), tm},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -248,7 +249,7 @@ func TestTimeoutInnerContext(t *testing.T) {
 		}}
 		s := wrap(t, store, resilience.Timeout(50*ms, nil))
 		_, err := s.Take(context.WithValue(bg, ctxKey{}, "v"), charge(1))
-		if shared, ok := errors.AsType[resilience.Shared](err); !ok || shared.RoundTrip() != "batch 7" {
+		if shared, ok := errors.AsType[driver.Shared](err); !ok || shared.RoundTrip() != "batch 7" {
 			t.Errorf("the round trip is lost: %v", err)
 		}
 		synctest.Wait()
