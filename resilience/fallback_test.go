@@ -919,6 +919,41 @@ func TestFallbackPanics(t *testing.T) {
 	}
 }
 
+func TestFallbackPanicInAList(t *testing.T) {
+	// The fallback panics while the share of a list's second key is filled. The first key is usable afterwards.
+	synctest.Test(t, func(t *testing.T) {
+		r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
+		a, b := quota.Charge{Limit: limit, Key: "team/a", Cost: 1}, quota.Charge{Limit: limit, Key: "team/b", Cost: 1}
+		here.hooked(func(cs []quota.Charge) {
+			if cs[0].Op == quota.OpReset && cs[0].Key == b.Key {
+				panic("boom")
+			}
+		})
+		func() {
+			defer func() {
+				if v := recover(); v != "boom" {
+					t.Errorf("recovered: got %v, want boom", v)
+				}
+			}()
+			s.TakeAll(bg, []quota.Charge{a, b}, make([]quota.Decision, 2))
+		}()
+		here.hooked(nil)
+		for _, c := range []quota.Charge{a, b} {
+			r.set(nil, nil)
+			if d, err := s.Take(bg, c); err != nil || d.Source != store {
+				t.Errorf("%s with the primary up: got %+v, %v; want a decision of the store", c.Key, d, err)
+			}
+			r.set(as(quota.ErrUnavailable), nil)
+			ctx, cancel := context.WithTimeout(bg, time.Second)
+			defer cancel()
+			if d, err := s.Take(ctx, c); err != nil || d.Source != fall {
+				t.Errorf("%s with the primary down: got %+v, %v; want a decision of the fallback", c.Key, d, err)
+			}
+		}
+	})
+}
+
 func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 	// Between its two steps the bucket is whole, though the key is exhausted: nobody may take from it.
 	synctest.Test(t, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package resilience_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -182,7 +183,62 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 	}
 }
 
-// TestClosed holds that what a policy answers by itself is ErrClosed after Close.
+// healthy is a store that reports its health.
+type healthy struct{ *stub }
+
+func (healthy) Health(context.Context) (driver.Health, error) {
+	return driver.Health{Version: "8.2"}, nil
+}
+
+// TestHealthThroughPolicies: a program that holds the outermost store finds the health report of the innermost.
+func TestHealthThroughPolicies(t *testing.T) {
+	tm := resilience.Timeout(time.Second, nil)
+	stacks := map[string][]resilience.Policy{
+		"no policy":     nil,
+		"FailWithError": {resilience.FailWithError()},
+		"DenialMemory":  {resilience.DenialMemory(nil)},
+		"Breaker":       {resilience.Breaker(nil)},
+		"Bulkhead":      {resilience.Bulkhead(1)},
+		"Retry":         {resilience.Retry(nil), tm},
+		"Timeout":       {tm},
+		"Failsafe":      {resilience.Failsafe(bulkhead.New[result](1), nil)},
+		"Failsafe with a circuit breaker": {
+			resilience.Failsafe(circuitbreaker.NewWithDefaults[result](), nil)},
+		"RetryFailsafe": {resilience.RetryFailsafe(retrypolicy.NewWithDefaults[result](), nil), tm},
+		"HedgeFailsafe": {resilience.HedgeFailsafe(hedgepolicy.NewWithDelay[result](time.Second), nil), tm},
+	}
+	for name, p := range fallbacks() {
+		stacks[name] = []resilience.Policy{p}
+		stacks["all with "+name] = allPolicies(p)
+	}
+	check := func(name string, s quota.Store) {
+		t.Helper()
+		r, ok := driver.Find[driver.HealthReporter](s)
+		if !ok {
+			t.Errorf("%s: got no HealthReporter, want the store inside", name)
+			return
+		}
+		if h, err := r.Health(bg); err != nil || h.Version != "8.2" {
+			t.Errorf("%s: Health: got %+v, %v; want version 8.2", name, h, err)
+		}
+	}
+	for name, ps := range stacks {
+		for _, prompt := range []bool{false, true} {
+			check(name, wrap(t, healthy{&stub{prompt: prompt}}, ps...))
+		}
+	}
+	all := fallbacks()
+	all["FailWithError"] = resilience.FailWithError()
+	for name, p := range all {
+		s, err := resilience.Standard(healthy{&stub{}}, p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("Standard with "+name, s)
+	}
+}
+
+// TestClosed holds that the answers of a policy itself are ErrClosed after Close.
 func TestClosed(t *testing.T) {
 	store := local.New(nil)
 	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
