@@ -69,11 +69,11 @@ func testWrapOrder(t *testing.T, all []resilience.Policy) {
 			inner, outer := names[j], names[i]
 			switch {
 			case i < j && err != nil:
-				t.Errorf("%s( %s ) is refused: %v", outer, inner, err)
+				t.Errorf("%s( %s ): got %v, want a store", outer, inner, err)
 			case i == j && (!errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "two policies of the kind "+inner)):
-				t.Errorf("%s( %s ): %v", outer, inner, err)
+				t.Errorf("%s( %s ): got %v, want an ErrInvalid of two policies", outer, inner, err)
 			case i > j && (!errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "the "+inner+" is inside the "+outer) || !strings.Contains(err.Error(), "because ")):
-				t.Errorf("%s( %s ): %v", outer, inner, err)
+				t.Errorf("%s( %s ): got %v, want an ErrInvalid with the reason", outer, inner, err)
 			}
 			if i == j || i == 6 || j == 6 {
 				continue
@@ -84,7 +84,7 @@ func testWrapOrder(t *testing.T, all []resilience.Policy) {
 				t.Fatal(err)
 			}
 			if _, err = resilience.Wrap(first, all[i]); (err == nil) != (i < j) {
-				t.Errorf("%s( %s ) in two steps: %v", outer, inner, err)
+				t.Errorf("%s( %s ) in two steps: got %v, want an error: %v", outer, inner, err, i > j)
 			}
 		}
 	}
@@ -156,30 +156,30 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 			break
 		}
 		if g := at.(driver.Graded).Atomicity(); g != driver.OneGroup {
-			t.Errorf("layer %d is %d", layers, g)
+			t.Errorf("atomicity of layer %d: got %v, want %v", layers, g, driver.OneGroup)
 		}
 		if !at.(driver.Prompt).Prompt() {
-			t.Errorf("layer %d is not prompt, though there is a timeout inside", layers)
+			t.Errorf("layer %d with a timeout inside is not prompt, want it to be", layers)
 		}
 		at = u.Unwrap()
 		layers++
 	}
 	if layers != len(all) || at != quota.Store(inner) {
-		t.Errorf("%d layers, and at the end %T", layers, at)
+		t.Errorf("got %d layers and at the end %T, want %d and the store", layers, at, len(all))
 	}
 	if b := wrap(t, inner, resilience.Breaker(nil)); b.(driver.Prompt).Prompt() {
-		t.Error("a breaker made a store prompt")
+		t.Error("a breaker around a store that is not prompt is prompt, want it not to be")
 	}
 	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
-		t.Error("what the local store declares is lost")
+		t.Error("a breaker around a local store: want it prompt, and AnyKeys")
 	}
 	for range 2 {
 		if err := s.Close(); err != nil || inner.closed != 1 {
-			t.Errorf("closed %d times: %v", inner.closed, err)
+			t.Errorf("Close: got %v, and the store was closed %d times; want once", err, inner.closed)
 		}
 	}
 	if same := wrap(t, inner); same != quota.Store(inner) {
-		t.Errorf("no policies make %T", same)
+		t.Errorf("no policies: got %T, want the store", same)
 	}
 }
 
@@ -246,10 +246,10 @@ func TestClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d, err := s.Take(bg, charge(100)); err != nil || d.Allowed {
-		t.Fatal(d, err)
+		t.Fatalf("the second take: got %+v, %v; want a denial", d, err)
 	}
 	if d, err := s.Take(bg, charge(100)); err != nil || d.Source != quota.FromMemory {
-		t.Fatal(d, err)
+		t.Fatalf("the third take: got %+v, %v; want a denial from memory", d, err)
 	}
 	s.Close()
 	_, err := s.Take(bg, charge(100))
@@ -258,7 +258,7 @@ func TestClosed(t *testing.T) {
 	broken := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailOpen(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
 	broken.Take(bg, charge(1))
 	if d, err := broken.Take(bg, charge(1)); err != nil || d.Source != quota.FromOpen {
-		t.Fatal(d, err)
+		t.Fatalf("with an open breaker: got %+v, %v; want a decision of FailOpen", d, err)
 	}
 	broken.Close()
 	_, err = broken.Take(bg, charge(1))
@@ -268,7 +268,7 @@ func TestClosed(t *testing.T) {
 func TestStandard(t *testing.T) {
 	for _, p := range []resilience.Policy{nil, resilience.Bulkhead(1)} {
 		if _, err := resilience.Standard(&stub{}, p, nil); !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("%v", err)
+			t.Errorf("fallback %v: got %v, want ErrInvalid", p, err)
 		}
 	}
 	all := fallbacks()
@@ -279,7 +279,7 @@ func TestStandard(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d, err := s.Take(bg, charge(1)); err != nil || !d.Allowed || d.Source != quota.FromStore {
-			t.Error(d, err)
+			t.Errorf("got %+v, %v; want a grant of the store", d, err)
 		}
 		s.Close()
 	}
