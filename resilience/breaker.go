@@ -26,15 +26,17 @@ const (
 type BreakerOptions struct {
 	// Failures is how many calls in a row must fail to open the breaker; 0 is DefaultFailures.
 	Failures int
-	// Trip replaces Failures: after each failure it reports whether the breaker must open. It is called with a
-	// lock held and must not call the store. With nil failures in a row are counted, at next to no cost for the
-	// calls of a healthy store; with Trip gobreaker counts every call, which takes locks and an allocation.
+	// Trip replaces Failures: after each failure it reports whether the breaker must open. It is called with
+	// a lock held and must not call the store. With nil failures in a row are counted, at next to no cost for
+	// the calls of a healthy store; with Trip gobreaker counts every call, which takes locks and an
+	// allocation.
 	Trip func(gobreaker.Counts) bool
 	// Window is how far back Trip counts; 0 is back to when the breaker closed. It moves in Slices.
 	Window time.Duration
 	// Slice is the step in which Window moves, at most Window; 0 clears all counts once each Window.
 	Slice time.Duration
-	// Delay is the longest time that the breaker stays open before it lets a probe through; 0 is DefaultDelay.
+	// Delay is the longest time that the breaker stays open before it lets a probe through; 0 is
+	// DefaultDelay.
 	Delay time.Duration
 	// Jitter is the random part of Delay, so that the processes of a fleet do not probe together: the breaker
 	// stays open for between Delay·(1-Jitter) and Delay. Up to 1; 0 is DefaultJitter, a negative one is none.
@@ -42,24 +44,24 @@ type BreakerOptions struct {
 	// Probes is how many calls in a row must succeed to close the breaker, and how many may be made at a time
 	// while it is half-open; 0 is 1.
 	Probes int
-	// ProbeLimit is how long a probe may take. After it the probe is given up and counts as failed, so that the
-	// breaker works on while a probe hangs. 0 is Delay. A Timeout inside ends the probe sooner.
+	// ProbeLimit is how long a probe may take. After it the probe is given up and counts as failed, so that
+	// the breaker works on while a probe hangs. 0 is Delay. A Timeout inside ends the probe sooner.
 	ProbeLimit time.Duration
-	// Notice receives "breaker" at each change of state, in order; and "misconfigured", at most once a minute, if
-	// the store is misconfigured and no policy outside reports it. It may be nil.
+	// Notice receives "breaker" at each change of state, in order; and "misconfigured", at most once a
+	// minute, if the store is misconfigured and no policy outside reports it. It may be nil.
 	Notice func(quota.Notice)
 }
 
 // Breaker returns the policy that a store which keeps failing is not called: after some failures in a row the
-// breaker opens and calls fail at once, with an error that is quota.ErrUnavailable and [ErrOpen]; after a delay it is
-// half-open and lets a probe through, a call like any other; a probe that succeeds closes it, one that fails opens it
-// again. It is a sony/gobreaker.
+// breaker opens and calls fail at once, with an error that is quota.ErrUnavailable and [ErrOpen]; after a
+// delay it is half-open and lets a probe through, a call like any other; a probe that succeeds closes it, one
+// that fails opens it again. It is a sony/gobreaker.
 //
-// ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and so does
-// every error that is none of package quota's; but no error counts where the caller's own context has ended. A denial
-// is a success. Every other error has no bearing on the store's health, and a probe that ends in one leaves the
-// breaker half-open. A panic is a failure. Several errors of one round trip count once, see [driver.Shared]. Results
-// of calls that began before the last change of state are ignored.
+// ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and so
+// does every error that is none of package quota's; but no error counts where the caller's own context has
+// ended. A denial is a success. Every other error has no bearing on the store's health, and a probe that ends
+// in one leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
+// [driver.Shared]. Results of calls that began before the last change of state are ignored.
 //
 // Negative numbers, a Jitter above 1 and a Slice above Window are refused by Wrap.
 func Breaker(o *BreakerOptions) Policy {
@@ -140,7 +142,8 @@ func (m *monitor) judge(ctx context.Context, err error) outcome {
 	return o
 }
 
-// circuit is a gobreaker. It is replaced where a probe hangs, because gobreaker waits for its probes without end.
+// circuit is a gobreaker. It is replaced where a probe hangs, because gobreaker waits for its probes without
+// end.
 type circuit struct {
 	*gobreaker.TwoStepCircuitBreaker[none]
 	phase    atomic.Uint64 // four times the changes of state, plus the state
@@ -148,8 +151,8 @@ type circuit struct {
 	replaced atomic.Bool   // its changes of state no longer matter
 	tripped  bool          // opens at the next failure
 
-	// failures counts those reported to gobreaker, and cleared those of them that a success followed. While the
-	// two are equal, and failures in a row are counted, another success changes no count.
+	// failures counts those reported to gobreaker, and cleared those of them that a success followed. While
+	// the two are equal, and failures in a row are counted, another success changes no count.
 	failures, cleared atomic.Uint64
 }
 
@@ -160,8 +163,8 @@ func (c *circuit) quiet() bool {
 	return c.phase.Load()%phases == uint64(gobreaker.StateClosed) && c.failures.Load() == c.cleared.Load()
 }
 
-// BreakerState returns the state of the breaker around a store, also inside other policies: "closed", "open", or
-// "half-open" from when a probe may be made. It is "" if the store has no breaker.
+// BreakerState returns the state of the breaker around a store, also inside other policies: "closed", "open",
+// or "half-open" from when a probe may be made. It is "" if the store has no breaker.
 func BreakerState(s quota.Store) string {
 	if b, ok := driver.Find[interface{ state() string }](s); ok {
 		return b.state()
@@ -194,8 +197,8 @@ func (b *breaker) newCircuit() *circuit {
 		MaxRequests:  uint32(b.o.Probes),
 		Interval:     b.o.Window,
 		BucketPeriod: b.o.Slice,
-		// The shortest delay: gobreaker's is always the same, so the random part is added in front of it.
-		// It ends only after its Timeout, and ours at the time itself, hence the -1.
+		// The shortest delay: gobreaker's is always the same, so the random part is added in front of it. It
+		// ends only after its Timeout, and ours at the time itself, hence the -1.
 		Timeout: max(time.Duration(float64(b.o.Delay)*(1-b.o.Jitter))-1, 1),
 		ReadyToTrip: func(n gobreaker.Counts) bool {
 			switch {
@@ -272,8 +275,9 @@ type permit struct {
 	outcome  outcome
 }
 
-// allow lets a call through, or returns its error. gobreaker takes its lock and reads the clock twice for each call, so
-// while the circuit is quiet it is not asked: only failures, and the success after one, are reported to it.
+// allow lets a call through, or returns its error. gobreaker takes its lock and reads the clock twice for
+// each call, so while the circuit is quiet it is not asked: only failures, and the success after one, are
+// reported to it.
 func (b *breaker) allow() (p permit, err error) {
 	if until := b.until.Load(); until != 0 {
 		if left := until - b.now(); left > 0 {
@@ -323,8 +327,9 @@ func (b *breaker) done(p *permit) {
 
 var errNoReturn = errors.New("resilience: the store did not return: a panic or runtime.Goexit")
 
-// report reports the result of a call to gobreaker, unless the state has changed since the call began. gobreaker would
-// then ignore the result, but read its clock, and might become half-open before our delay is over.
+// report reports the result of a call to gobreaker, unless the state has changed since the call began.
+// gobreaker would then ignore the result, but read its clock, and might become half-open before our delay is
+// over.
 func (p *permit) report(result error) {
 	c, done := p.circuit, p.done
 	if c.phase.Load() != p.phase {

@@ -8,9 +8,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Bulkhead returns the policy that at most n decisions are in flight. A call above that is refused at once, with an
-// error that is quota.ErrOverloaded and [ErrRejected]; calls do not queue. A call that a [Timeout] inside abandoned
-// is no longer in flight here; it counts against TimeoutOptions.MaxCalls.
+// Bulkhead returns the policy that at most n decisions are in flight. A call above that is refused at once,
+// with an error that is quota.ErrOverloaded and [ErrRejected]; calls do not queue. A call that a [Timeout]
+// inside abandoned is no longer in flight here; it counts against TimeoutOptions.MaxCalls.
 //
 // Errors of the store pass. An n below 1 is refused by Wrap.
 func Bulkhead(n int) Policy { return bulkheadPolicy(n) }
@@ -54,8 +54,8 @@ func (s *bulkhead) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 	return s.inner.TakeAll(ctx, cs, out)
 }
 
-// acquire takes a slot if one is free. A refused call is never counted, not even for a moment: a storm of them would
-// shut out calls for which there is a slot.
+// acquire takes a slot if one is free. A refused call is never counted, not even for a moment: a storm of
+// them would shut out calls for which there is a slot.
 func (s *bulkhead) acquire() bool {
 	for {
 		n := s.inFlight.Load()

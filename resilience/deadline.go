@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// deadline is a context that ends at a time, or with its parent. It behaves as one of context.WithDeadline, but takes
-// one allocation, and starts a timer only if Done is called.
+// deadline is a context that ends at a time, or with its parent. It behaves as one of context.WithDeadline,
+// but takes one allocation, and starts a timer only if Done is called.
 type deadline struct {
 	context.Context // the parent
 	at              time.Time
@@ -36,7 +36,8 @@ const (
 // Deadline returns when the context ends at the latest.
 func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }
 
-// Err returns why the context ended, or nil. It reads the clock, because there is no timer before Done is called.
+// Err returns why the context ended, or nil. It reads the clock, because there is no timer before Done is
+// called.
 func (d *deadline) Err() error {
 	if d.end.Load() == live {
 		if d.Context.Err() != nil {
@@ -102,6 +103,6 @@ func (d *deadline) close() {
 	}
 }
 
-// after returns the time that is a span after now. It reads the monotonic clock alone, which takes half as long as
-// time.Now.
+// after returns the time that is a span after now. It reads the monotonic clock alone, which takes half as
+// long as time.Now.
 func after(base time.Time, span time.Duration) time.Time { return base.Add(time.Since(base) + span) }

@@ -5,8 +5,8 @@
 //	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 //	d, err := limiter.Take(ctx, "team-7/agent-123", 250) // within 100 ms; denied while Redis is down
 //
-// A policy wraps a [quota.Store], and the result is a quota.Store. [Standard] puts the usual policies around a store,
-// [Wrap] those that the program chooses:
+// A policy wraps a [quota.Store], and the result is a quota.Store. [Standard] puts the usual policies around
+// a store, [Wrap] those that the program chooses:
 //
 //	store, err := resilience.Wrap(store,
 //		resilience.FailClosed(nil),
@@ -16,28 +16,31 @@
 //
 // # The order
 //
-// Policies are given outermost first, in the one order that is sound; [Wrap] refuses every other order and gives the
-// reason. Any of them may be left out.
+// Policies are given outermost first, in the one order that is sound; [Wrap] refuses every other order and
+// gives the reason. Any of them may be left out.
 //
 //	fallback( memory( breaker( bulkhead( retry( hedge( timeout( store )))))))
 //
 // The reasons:
 //
-//   - The fallback, or [FailOpen] or [FailClosed] in its position, answers where the store and the policies inside
-//     failed. A policy outside would take its answers for the store's: a breaker there would never open.
-//   - The [DenialMemory] answers without the store, so its answer costs no probe, slot or attempt, and is there while
-//     the breaker is open. But it must remember denials of the store alone, so it is inside the fallback.
-//   - The [Breaker] counts a decision once, however many attempts were made for it, and refuses before a slot or an
-//     attempt is spent.
-//   - The [Bulkhead] bounds decisions. Inside a retry its refusals would be tried again: more load because of too much
-//     load.
+//   - The fallback, or [FailOpen] or [FailClosed] in its position, answers where the store and the policies
+//     inside failed. A policy outside would take its answers for the store's: a breaker there would never
+//     open.
+//   - The [DenialMemory] answers without the store, so its answer costs no probe, slot or attempt, and is
+//     there while the breaker is open. But it must remember denials of the store alone, so it is inside the
+//     fallback.
+//   - The [Breaker] counts a decision once, however many attempts were made for it, and refuses before a slot
+//     or an attempt is spent.
+//   - The [Bulkhead] bounds decisions. Inside a retry its refusals would be tried again: more load because of
+//     too much load.
 //   - [Retry] and [HedgeFailsafe] repeat an attempt, and every attempt has its timeout.
 //   - The [Timeout] is next to the store, so that no other policy ever waits for it.
 //
 // # The policies
 //
-// The first table gives the guarantee and the cost of each policy. The second one gives its reaction to the three
-// errors that are about the store and not about the request. Any other error passes every policy unchanged.
+// The first table gives the guarantee and the cost of each policy. The second one gives its reaction to the
+// three errors that are about the store and not about the request. Any other error passes every policy
+// unchanged.
 //
 //	policy        guarantees                                costs
 //	Fallback      a share of the limit in an outage         a map; in an outage two local operations a decision
@@ -59,23 +62,24 @@
 //	Retry         passes               passes                              repeats a peek or a request id
 //	Timeout       passes               its own, of abandoned calls         its own, where T came after the send
 //
-// A misconfigured store is reported by the outermost policy that has a receiver of notices, at most once a minute.
+// A misconfigured store is reported by the outermost policy that has a receiver of notices, at most once a
+// minute.
 //
 // # Requests that may be repeated
 //
-// A charge without a request id is sent at most once, whatever the policies, because the repeat of a charge whose
-// outcome is unknown would charge twice. Retries and hedges apply to peeks and to charges with a [quota.Charge.ID];
-// every other charge passes them and is sent once.
+// A charge without a request id is sent at most once, whatever the policies, because the repeat of a charge
+// whose outcome is unknown would charge twice. Retries and hedges apply to peeks and to charges with a
+// [quota.Charge.ID]; every other charge passes them and is sent once.
 //
 // # Errors of one round trip
 //
-// Where several calls share a round trip, their errors should be [driver.Shared], which [driver.Share] makes. A breaker
-// counts one failure for all errors of one round trip, provided that no more than some hundred other round trips failed
-// in between.
+// Where several calls share a round trip, their errors should be [driver.Shared], which [driver.Share] makes.
+// A breaker counts one failure for all errors of one round trip, provided that no more than some hundred
+// other round trips failed in between.
 //
 // # Unwrapping
 //
-// Every store that this package makes is a [driver.Wrapper], and is [driver.Graded] and [driver.Prompt] as the store
-// inside is. So [driver.Find] finds an optional interface of that store, such as [driver.HealthReporter], through all
-// policies, and [BreakerState] finds the breaker.
+// Every store that this package makes is a [driver.Wrapper], and is [driver.Graded] and [driver.Prompt] as
+// the store inside is. So [driver.Find] finds an optional interface of that store, such as
+// [driver.HealthReporter], through all policies, and [BreakerState] finds the breaker.
 package resilience

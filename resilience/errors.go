@@ -31,8 +31,8 @@ const (
 	failed
 )
 
-// judge returns the verdict of a call with this context and error. It never infers from the error that the context
-// ended: clients return one caller's deadline to another.
+// judge returns the verdict of a call with this context and error. It never infers from the error that the
+// context ended: clients return one caller's deadline to another.
 func judge(ctx context.Context, err error) outcome {
 	if err == nil {
 		return healthy
@@ -49,8 +49,8 @@ func judge(ctx context.Context, err error) outcome {
 	return unrelated
 }
 
-// ended reports whether a context ended. Its deadline may be seen to pass, by a client's socket for example, just
-// before its timer fires.
+// ended reports whether a context ended. Its deadline may be seen to pass, by a client's socket for example,
+// just before its timer fires.
 func ended(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return true

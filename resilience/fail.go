@@ -14,43 +14,45 @@ import (
 // DefaultRetryAfter is FailOptions.RetryAfter unless options say otherwise.
 const DefaultRetryAfter = time.Second
 
-// FailOptions change the policies that [FailOpen] and [FailClosed] make. The zero value, and nil, take the defaults.
+// FailOptions change the policies that [FailOpen] and [FailClosed] make. The zero value, and nil, take the
+// defaults.
 type FailOptions struct {
-	// Overloaded makes the policy answer quota.ErrOverloaded too. Otherwise that error passes, because a client
-	// that can overload this process could be admitted without limit, or have all others denied.
+	// Overloaded makes the policy answer quota.ErrOverloaded too. Otherwise that error passes, because a
+	// client that can overload this process could be admitted without limit, or have all others denied.
 	Overloaded bool
-	// RetryAfter is the RetryAfter of a denial of FailClosed, unless a breaker inside knows when it probes the
-	// store next; 0 is DefaultRetryAfter.
+	// RetryAfter is the RetryAfter of a denial of FailClosed, unless a breaker inside knows when it probes
+	// the store next; 0 is DefaultRetryAfter.
 	RetryAfter time.Duration
 	// Notice receives "degraded" when answers are no longer the store's, "recovered" when they are again, and
 	// "misconfigured", at most once a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
-// FailOpen returns the policy that a request is admitted where the store cannot decide it: where the store and the
-// policies inside failed with quota.ErrUnavailable or quota.ErrIndeterminate. While that lasts there is no limit: use
-// it for limits that are a courtesy, not a protection.
+// FailOpen returns the policy that a request is admitted where the store cannot decide it: where the store
+// and the policies inside failed with quota.ErrUnavailable or quota.ErrIndeterminate. While that lasts there
+// is no limit: use it for limits that are a courtesy, not a protection.
 //
-// Such a decision is Allowed, [quota.FromOpen], with Charged 0 and At 0, so that a refund of its receipt changes no
-// state, and Remaining as the limit's capacity; if the outcome was unknown it may have been charged all the same. A
-// cost above the capacity is denied with quota.Never, as always.
+// Such a decision is Allowed, [quota.FromOpen], with Charged 0 and At 0, so that a refund of its receipt
+// changes no state, and Remaining as the limit's capacity; if the outcome was unknown it may have been
+// charged all the same. A cost above the capacity is denied with quota.Never, as always.
 //
-// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was not carried out,
-// and an answer would hide that. All other errors pass too, and so does every error of a call whose context has ended.
+// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was not
+// carried out, and an answer would hide that. All other errors pass too, and so does every error of a call
+// whose context has ended.
 //
 // A negative RetryAfter is refused by Wrap.
 func FailOpen(o *FailOptions) Policy { return newFail(o, quota.FromOpen) }
 
-// FailClosed returns the policy that a request is denied where the store cannot decide it, see
-// [FailOpen] for when that is. While it lasts every request is denied: use it for limits that are a protection.
+// FailClosed returns the policy that a request is denied where the store cannot decide it, see [FailOpen] for
+// when that is. While it lasts every request is denied: use it for limits that are a protection.
 //
-// Such a decision is denied, [quota.FromClosed], with Remaining 0 and a RetryAfter that is the time until the breaker
-// inside probes the store next, or FailOptions.RetryAfter. If the outcome was unknown the request may have been
-// charged.
+// Such a decision is denied, [quota.FromClosed], with Remaining 0 and a RetryAfter that is the time until the
+// breaker inside probes the store next, or FailOptions.RetryAfter. If the outcome was unknown the request may
+// have been charged.
 func FailClosed(o *FailOptions) Policy { return newFail(o, quota.FromClosed) }
 
-// FailWithError returns the policy that every error of the store is returned to the caller. It is for [Standard],
-// which needs a policy for outages.
+// FailWithError returns the policy that every error of the store is returned to the caller. It is for
+// [Standard], which needs a policy for outages.
 func FailWithError() Policy { return failPolicy{source: quota.FromStore} }
 
 func newFail(o *FailOptions, source quota.Source) Policy {
@@ -142,7 +144,8 @@ func (s *fail) answered(by quota.Source) {
 	}
 }
 
-// cannotDecide reports whether err says that the store cannot decide, and the caller still waits for a decision.
+// cannotDecide reports whether err says that the store cannot decide, and the caller still waits for a
+// decision.
 func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 	if ended(ctx) {
 		return false

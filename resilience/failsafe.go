@@ -17,40 +17,42 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// FailsafeOptions change the policies that [Failsafe], [RetryFailsafe] and [HedgeFailsafe] make. The zero value, and
-// nil, take the defaults.
+// FailsafeOptions change the policies that [Failsafe], [RetryFailsafe] and [HedgeFailsafe] make. The zero
+// value, and nil, take the defaults.
 type FailsafeOptions struct {
-	// ProbeLimit is how long a probe of a circuit breaker may take; after it the breaker is opened again. 0 is
-	// DefaultDelay. A Timeout inside ends the probe sooner.
+	// ProbeLimit is how long a probe of a circuit breaker may take; after it the breaker is opened again. 0
+	// is DefaultDelay. A Timeout inside ends the probe sooner.
 	ProbeLimit time.Duration
-	// Notice receives "breaker" at each change of state of a circuit breaker, in order; "misconfigured", at most
-	// once a minute, if the store is misconfigured and the circuit breaker is the outermost policy that may
-	// report it; "repeat" when a policy of an unknown kind tried to repeat a charge without a request id; and
-	// "panic" when a hedge that no caller waits for panicked in the store. If it is nil such a panic ends the
-	// program.
+	// Notice receives "breaker" at each change of state of a circuit breaker, in order; "misconfigured", at
+	// most once a minute, if the store is misconfigured and the circuit breaker is the outermost policy that
+	// may report it; "repeat" when a policy of an unknown kind tried to repeat a charge without a request id;
+	// and "panic" when a hedge that no caller waits for panicked in the store. If it is nil such a panic ends
+	// the program.
 	Notice func(quota.Notice)
 }
 
 // Failsafe returns a failsafe-go policy as a policy of this package: a circuit breaker takes the position of
-// [Breaker]; a bulkhead, rate limiter, adaptive limiter or throttler, and any policy of the program's own, takes that
-// of [Bulkhead]. A policy of failsafe-go keeps its state in itself, so each store must get one of its own.
+// [Breaker]; a bulkhead, rate limiter, adaptive limiter or throttler, and any policy of the program's own,
+// takes that of [Bulkhead]. A policy of failsafe-go keeps its state in itself, so each store must get one of
+// its own.
 //
-// Failures are those that [Breaker] lists, whatever the policy's conditions: these see only such errors, and results;
-// every other error looks to the policy like an empty result. The result of a call, a list or not, is a quota.Result.
+// Failures are those that [Breaker] lists, whatever the policy's conditions: these see only such errors, and
+// results; every other error looks to the policy like an empty result. The result of a call, a list or not,
+// is a quota.Result.
 //
-// A circuit breaker is driven by hand, which avoids these faults: a panic or a probe that hangs takes its permit for
-// good; results from before it opened count while it is half-open; and an error without bearing on the store's health,
-// such as a caller's cancellation, counts as a success. Its conditions are not evaluated at all. A panic under any
-// other policy is caught and goes on once the policy has seen the call end; after runtime.Goexit in the store the
-// policy's permit is lost, unless a [Timeout] hands calls over.
+// A circuit breaker is driven by hand, which avoids these faults: a panic or a probe that hangs takes its
+// permit for good; results from before it opened count while it is half-open; and an error without bearing on
+// the store's health, such as a caller's cancellation, counts as a success. Its conditions are not evaluated
+// at all. A panic under any other policy is caught and goes on once the policy has seen the call end; after
+// runtime.Goexit in the store the policy's permit is lost, unless a [Timeout] hands calls over.
 //
 // A call that the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
 // quota.ErrUnavailable and [ErrOpen] if the policy is a circuit breaker.
 //
-// Wrap refuses retry and hedge policies, which have constructors of their own; failsafe-go's timeout, which returns
-// when the store does and not before: use [Timeout]; and its fallback and its cache, whose decisions no store made:
-// use [FailOpen], [FailClosed] or [Fallback]. A policy that nevertheless repeats a charge without a request id gets
-// the answer to the first attempt again.
+// Wrap refuses retry and hedge policies, which have constructors of their own; failsafe-go's timeout, which
+// returns when the store does and not before: use [Timeout]; and its fallback and its cache, whose decisions
+// no store made: use [FailOpen], [FailClosed] or [Fallback]. A policy that nevertheless repeats a charge
+// without a request id gets the answer to the first attempt again.
 func Failsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	k := kindBulkhead
 	if _, ok := p.(circuitbreaker.CircuitBreaker[quota.Result]); ok {
@@ -59,22 +61,22 @@ func Failsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	return newFailsafe(p, o, k)
 }
 
-// RetryFailsafe returns a failsafe-go retry policy in the position of [Retry]. It applies to peeks and to charges with
-// a request id; every other charge is sent once. See [Failsafe] for the errors and results that its conditions see,
-// and [Retry] for the error where an attempt had an unknown outcome.
+// RetryFailsafe returns a failsafe-go retry policy in the position of [Retry]. It applies to peeks and to
+// charges with a request id; every other charge is sent once. See [Failsafe] for the errors and results that
+// its conditions see, and [Retry] for the error where an attempt had an unknown outcome.
 //
-// Each attempt has its timeout, but only the policy's own maximum duration bounds its attempts and pauses together.
-// Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
+// Each attempt has its timeout, but only the policy's own maximum duration bounds its attempts and pauses
+// together. Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
 func RetryFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	return newFailsafe(p, o, kindRetry)
 }
 
-// HedgeFailsafe returns a failsafe-go hedge policy: a second attempt where the first is slow, and the answer that comes
-// first. It applies to peeks and to charges with a request id; every other charge is sent once. The attempt that lost
-// is cancelled and ends by its timeout; Close waits for it.
+// HedgeFailsafe returns a failsafe-go hedge policy: a second attempt where the first is slow, and the answer
+// that comes first. It applies to peeks and to charges with a request id; every other charge is sent once.
+// The attempt that lost is cancelled and ends by its timeout; Close waits for it.
 //
-// A panic in an attempt that the caller waits for happens in the caller's goroutine too. Wrap refuses other kinds of
-// policies, and a stack without a [Timeout] inside.
+// A panic in an attempt that the caller waits for happens in the caller's goroutine too. Wrap refuses other
+// kinds of policies, and a stack without a [Timeout] inside.
 func HedgeFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	return newFailsafe(p, o, kindHedge)
 }
@@ -368,8 +370,8 @@ type failsafeBreaker struct {
 	mu    sync.Mutex
 	last  circuitbreaker.State // the latest state seen
 	epoch uint64               // counts the changes of state
-	// spare counts the permits of probes without a verdict, in the present half-open state: failsafe-go cannot
-	// take them back, so the next probes use them. probes are those in flight.
+	// spare counts the permits of probes without a verdict, in the present half-open state: failsafe-go
+	// cannot take them back, so the next probes use them. probes are those in flight.
 	spare  int
 	probes map[*probe]struct{}
 }

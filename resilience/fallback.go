@@ -20,45 +20,42 @@ const DefaultFallbackKeys = 1 << 17
 
 // FallbackOptions change the policy that [Fallback] makes. The zero value, and nil, take the defaults.
 type FallbackOptions struct {
-	// MaxKeys bounds the keys whose state is kept, each limit of a key counted by itself, and is rounded up to
-	// a multiple of 64; 0 is DefaultFallbackKeys. A state takes some 250 bytes beside the key's own text.
+	// MaxKeys bounds the keys whose state is kept, each limit of a key counted by itself, and is rounded up
+	// to a multiple of 64; 0 is DefaultFallbackKeys. A state takes some 250 bytes beside the key's own text.
 	MaxKeys int
 	// Notice receives "fallback" when decisions are made on this instance's share, at once, and when they are
-	// the store's again, after it has answered every call for some seconds; and "misconfigured", at most once a
-	// minute, if the store is misconfigured. It may be nil.
+	// the store's again, after it has answered every call for some seconds; and "misconfigured", at most once
+	// a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
 // Instances returns a function for [Fallback] that reports n, the size of a fleet that does not change.
 func Instances(n int64) func() int64 { return func() int64 { return n } }
 
-// Fallback returns the policy that another store decides where the primary, which is everything inside, cannot: on
-// this instance's share of the limit, one n-th, where instances reports n, the number of instances now. The store is
-// usually a local.New(nil). It must belong to this policy and to one primary alone; Close closes both stores.
+// Fallback returns the policy that, where the store and the policies inside (the primary) cannot decide,
+// another store decides on this instance's share of the limit: one n-th, where instances reports n, the
+// number of instances now. The other store is usually a local.New(nil) and must serve this policy alone;
+// Close closes both.
 //
-// The fallback decides where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate,
-// quota.ErrOverloaded or an error that the contract does not know, while the caller's own context has not ended. All
-// other errors pass. Its decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share.
-// A cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
-//
-// It guarantees that
-//
-//   - a key begins with one n-th of the quota that the primary had left for it: an exhausted key stays exhausted;
-//   - quota admitted here is charged to the primary exactly once, in front of the key's next call that reaches it,
-//     into debt if need be (Spec.Debt says how far);
-//   - no fresh share is given before that, however often the primary comes and goes.
-//
-// So of a token bucket of B tokens, refilled by r tokens a second, the whole fleet admits in T seconds at most
+// A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
+// the primary exactly once, in front of the key's next call that reaches it, into debt if need be; before
+// that the key gets no fresh share. So of a token bucket of B tokens, r more each second, the fleet admits in
+// T seconds at most
 //
 //	B + r·T + Σ(b_i + r_i·T_i) + (B + Σ b_i) per loss of the primary's state + b_i per restart of instance i
 //
-// tokens, where b_i and r_i are the share of instance i and T_i the seconds in which it decides in the primary's
-// place. instances must not report fewer than there are, and B must be at least their number. See
-// docs/design/fallback.md for how a call is decided and reconciled, the proof, and refunds, resets and request ids in
-// an outage.
+// tokens, where b_i and r_i are the share of instance i, and T_i the seconds in which it decides in the
+// primary's place. instances must not report fewer than there are, and B must be at least their number.
+// docs/design/fallback.md has the proof, the other conditions, and the rules for refunds, resets and request
+// ids.
 //
-// Wrap refuses a nil store, nil instances or fewer than one, and negative MaxKeys. A limit whose algorithm is no
-// [driver.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
+// It decides where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded
+// or an error that the contract does not know, while the caller's own context has not ended. All other errors
+// pass. Its decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share. A
+// cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
+//
+// Wrap refuses a nil store, nil instances or fewer than one, and negative MaxKeys. A limit whose algorithm is
+// no [driver.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
 func Fallback(store quota.Store, instances func() int64, o *FallbackOptions) Policy {
 	if o == nil {
 		o = &FallbackOptions{}
@@ -105,8 +102,8 @@ func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error
 	return f, nil
 }
 
-// timeoutOf returns the time that the timeout in a store gives each decision, or 0 if there is no timeout or if a
-// retry makes several attempts under it.
+// timeoutOf returns the time that the timeout in a store gives each decision, or 0 if there is no timeout or
+// if a retry makes several attempts under it.
 func timeoutOf(s quota.Store) time.Duration {
 	for l, ok := layerIn(s); ok; l, ok = layerIn(l.Unwrap()) {
 		if l.layerKind() == kindRetry {

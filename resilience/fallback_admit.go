@@ -79,8 +79,8 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	return nil
 }
 
-// admit admits a call to the shares of all its keys, of which those that do not serve are filled. While it waits for
-// a share it holds no other, so no two calls wait for each other. If it fails it holds none.
+// admit admits a call to the shares of all its keys, of which those that do not serve are filled. While it
+// waits for a share it holds no other, so no two calls wait for each other. If it fails it holds none.
 func (f *fallback) admit(ctx context.Context, l *localCall) error {
 	for len(l.keys) < len(l.charges) {
 		i := len(l.keys)
@@ -110,8 +110,8 @@ func (f *fallback) admit(ctx context.Context, l *localCall) error {
 // noFill says that a share serves already.
 const noFill = -1
 
-// admitKey admits a call to the share of its charge i, where wait is nil. Otherwise it must be tried again once wait
-// is closed. If used is not noFill the call must fill the share so that as much of it is used.
+// admitKey admits a call to the share of its charge i, where wait is nil. Otherwise it must be tried again
+// once wait is closed. If used is not noFill the call must fill the share so that as much of it is used.
 func (f *fallback) admitKey(l *localCall, i int) (k *keyState, used int64, wait <-chan struct{}, err error) {
 	c, now := &l.charges[i], f.now()
 	t := f.table(c)
@@ -135,8 +135,9 @@ func (f *fallback) admitKey(l *localCall, i int) (k *keyState, used int64, wait 
 	return k, k.usedOfShare(c.Limit, l.here[i].Limit, l.n, now), nil, nil
 }
 
-// usedOfShare returns how much must be used of a share when it begins to serve. While the key owes quota the share
-// goes on as it was; otherwise it is one n-th of the quota that the primary had left. The caller holds the lock.
+// usedOfShare returns how much must be used of a share when it begins to serve. While the key owes quota the
+// share goes on as it was; otherwise it is one n-th of the quota that the primary had left. The caller holds
+// the lock.
 func (k *keyState) usedOfShare(whole, share *quota.Limit, n int64, now time.Duration) int64 {
 	if k.debt.owed > 0 {
 		return k.share.usedOf(share)
@@ -149,7 +150,8 @@ func (k *keyState) usedOfShare(whole, share *quota.Limit, n int64, now time.Dura
 	return capacity - min(capacity, floorDiv(whole.Spec().Capacity-used, n))
 }
 
-// fill fills the bucket of a share, to which only this call is admitted, and ends its admission if that fails.
+// fill fills the bucket of a share, to which only this call is admitted, and ends its admission if that
+// fails.
 func (f *fallback) fill(ctx context.Context, k *keyState, here *quota.Charge, used int64) (err error) {
 	var d quota.Decision
 	filled := false // remains so if the store panics
@@ -170,7 +172,8 @@ func (f *fallback) fill(ctx context.Context, k *keyState, here *quota.Charge, us
 	return err
 }
 
-// release ends the admission of a call, and keeps the decisions of the fallback's store; out is nil if it made none.
+// release ends the admission of a call, and keeps the decisions of the fallback's store; out is nil if it
+// made none.
 func (f *fallback) release(l *localCall, out []quota.Decision) {
 	granted := out != nil && quota.Granted(out)
 	for i, k := range l.keys {
@@ -184,8 +187,8 @@ func (f *fallback) release(l *localCall, out []quota.Decision) {
 	l.keys = l.keys[:0]
 }
 
-// decidedHere takes over a decision of the fallback's store. granted says that the call it belongs to was granted.
-// The caller holds the lock.
+// decidedHere takes over a decision of the fallback's store. granted says that the call it belongs to was
+// granted. The caller holds the lock.
 func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool, now time.Duration) {
 	k.share.record(c.Op, d, now)
 	if !granted || d.Replayed {
@@ -199,8 +202,8 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	}
 }
 
-// failedBoth returns the error of a call that neither store decided. It must not be taken for one that says "not
-// charged" if either error says that this is unknown.
+// failedBoth returns the error of a call that neither store decided. It must not be taken for one that says
+// "not charged" if either error says that this is unknown.
 func failedBoth(cause, err error) error {
 	if errors.Is(err, quota.ErrIndeterminate) && !errors.Is(cause, quota.ErrIndeterminate) {
 		return fmt.Errorf("resilience: %w; before that the store failed: %v", err, cause)

@@ -14,8 +14,8 @@ const keyTables = 64
 
 // keyTable holds the states of the keys with one hash.
 //
-// Its lock guards the table and all the states in it, whose invariants (see known, debt and share) hold whenever it
-// is free. It is never held during a call of a store, and never together with another table's.
+// Its lock guards the table and all the states in it, whose invariants (see known, debt and share) hold
+// whenever it is free. It is never held during a call of a store, and never together with another table's.
 type keyTable struct {
 	mu    sync.Mutex
 	keys  map[limitKey]*keyState
@@ -28,8 +28,8 @@ type keyTable struct {
 	settledUpTo quota.Micros
 }
 
-// keyState is all that a fallback keeps of one limit and key: the primary's last word, the debt to it, and the share
-// that decides in its place. The table's lock guards it.
+// keyState is all that a fallback keeps of one limit and key: the primary's last word, the debt to it, and
+// the share that decides in its place. The table's lock guards it.
 type keyState struct {
 	id      limitKey
 	table   *keyTable
@@ -62,8 +62,8 @@ func (f *fallback) snapshot(c *quota.Charge) snapshot {
 	return s
 }
 
-// record takes over the primary's decision on a charge, which was asked for after the snapshot. wasReset says that
-// the decision reset the key.
+// record takes over the primary's decision on a charge, which was asked for after the snapshot. wasReset says
+// that the decision reset the key.
 func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, wasReset bool) {
 	if !byStore(d) {
 		return
@@ -91,7 +91,8 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	k.record(d, now, inOrder)
 }
 
-// record takes over a decision of the primary, which ends the service of the share. The caller holds the lock.
+// record takes over a decision of the primary, which ends the service of the share. The caller holds the
+// lock.
 func (k *keyState) record(d *quota.Decision, now time.Duration, inOrder bool) {
 	k.known.record(d, now, inOrder)
 	k.share.suspend(now)
@@ -136,8 +137,8 @@ func (t *keyTable) drop(i int) {
 	t.all = t.all[:last]
 }
 
-// isIdle reports whether a state may be dropped: it owes no quota, no call is using it, and a new state would say
-// the same. The caller holds the lock.
+// isIdle reports whether a state may be dropped: it owes no quota, no call is using it, and a new state would
+// say the same. The caller holds the lock.
 func (k *keyState) isIdle(now time.Duration) bool {
 	return k.debt.owed == 0 && k.share.inFlight == 0 && k.known.isWhole(now)
 }

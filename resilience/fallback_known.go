@@ -6,10 +6,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// known is the primary's last word on a key. Times are since the fallback's base unless they are in quota.Micros.
+// known is the primary's last word on a key. Times are since the fallback's base unless they are in
+// quota.Micros.
 //
-// Invariant: the key is never taken for fuller than the latest decision of the primary left it. An answer that
-// cannot be put in order may only raise used and whole.
+// Invariant: the key is never taken for fuller than the latest decision of the primary left it. An answer
+// that cannot be put in order may only raise used and whole.
 type known struct {
 	version  uint32 // the number of decisions recorded
 	answered bool   // there is a decision; otherwise the fields below are zero
@@ -20,9 +21,9 @@ type known struct {
 	whole time.Duration // when the quota is whole again if no call charges it
 }
 
-// record takes over a decision of the primary. inOrder says that the primary was asked after the last recorded
-// decision had arrived. Otherwise the primary's clock tells which of the two is later, and in doubt the one that
-// leaves less counts.
+// record takes over a decision of the primary. inOrder says that the primary was asked after the last
+// recorded decision had arrived. Otherwise the primary's clock tells which of the two is later, and in doubt
+// the one that leaves less counts.
 func (k *known) record(d *quota.Decision, now time.Duration, inOrder bool) {
 	used, whole := d.Limit-d.Remaining, plus(now, d.ResetAfter)
 	switch {

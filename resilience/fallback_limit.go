@@ -20,8 +20,8 @@ type shareLimits struct {
 	good [64]atomic.Pointer[quota.Limit]
 }
 
-// maxShareLimits bounds the limits kept. Programs have a few; one that makes up limits all the time must not fill the
-// memory.
+// maxShareLimits bounds the limits kept. Programs have a few; one that makes up limits all the time must not
+// fill the memory.
 const maxShareLimits = 4096
 
 type shareLimitKey struct {
@@ -80,8 +80,8 @@ func (f *fallback) sharable(l *quota.Limit) error {
 	return nil
 }
 
-// usedAfter returns how much of a limit is used some time after a number of tokens was, by the limit's own rule. It
-// counts all of them as used at the last moment, so its result is never too low.
+// usedAfter returns how much of a limit is used some time after a number of tokens was, by the limit's own
+// rule. It counts all of them as used at the last moment, so its result is never too low.
 func usedAfter(l *quota.Limit, used int64, at quota.Micros, passed time.Duration) int64 {
 	if used <= 0 {
 		return 0

@@ -10,8 +10,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// reconciliation is a request that charges debts to the primary: debits of keys of one group, sent under one request
-// id until their outcome is known. debt.reserve and debt.settle or debt.cancel are its begin and end for each key.
+// reconciliation is a request that charges debts to the primary: debits of keys of one group, sent under one
+// request id until their outcome is known. debt.reserve and debt.settle or debt.cancel are its begin and end
+// for each key.
 type reconciliation struct {
 	// busy is set by the call that sends the reconciliation. Only that call uses the fields below.
 	busy atomic.Bool
@@ -79,8 +80,8 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 	return nil
 }
 
-// chargedAt returns the primary's time at which it charged an admission of the fallback's store, and 0 if it did not
-// or if that is no longer known.
+// chargedAt returns the primary's time at which it charged an admission of the fallback's store, and 0 if it
+// did not or if that is no longer known.
 func (s snapshot) chargedAt(admitted quota.Micros) quota.Micros {
 	if s.key == nil {
 		return 0
@@ -90,7 +91,8 @@ func (s snapshot) chargedAt(admitted quota.Micros) quota.Micros {
 	return s.key.debt.chargedAt(admitted, s.key.known.at)
 }
 
-// reconcile charges the primary the debts of a list's keys. Debts that another call is charging it leaves alone.
+// reconcile charges the primary the debts of a list's keys. Debts that another call is charging it leaves
+// alone.
 func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
 	left := f.reserve(cs)
 	defer func() {
@@ -107,9 +109,9 @@ func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
 	return nil
 }
 
-// reserve returns the reconciliations of a list's keys, which the caller must send or give up: earlier ones whose
-// outcome is unknown, and new ones for debts that no reconciliation carries, one for each group or, where the primary
-// decides single keys only, for each key.
+// reserve returns the reconciliations of a list's keys, which the caller must send or give up: earlier ones
+// whose outcome is unknown, and new ones for debts that no reconciliation carries, one for each group or,
+// where the primary decides single keys only, for each key.
 func (f *fallback) reserve(cs []quota.Charge) (rs []*reconciliation) {
 	single := f.layer.Atomicity() == driver.OneKey
 	for i := range cs {
@@ -181,8 +183,8 @@ func (f *fallback) send(ctx context.Context, r *reconciliation) (err error) {
 	return nil
 }
 
-// giveUp ends a call's hold on a reconciliation that was not settled. One that may have been charged is left to the
-// next call of any of its keys, which must send it again; any other is cancelled.
+// giveUp ends a call's hold on a reconciliation that was not settled. One that may have been charged is left
+// to the next call of any of its keys, which must send it again; any other is cancelled.
 func (r *reconciliation) giveUp() {
 	if !r.unknown {
 		for i, k := range r.keys {

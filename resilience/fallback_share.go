@@ -6,13 +6,13 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// share is this instance's share of a key's limit: a bucket in the fallback's store. Times are since the fallback's
-// base unless they are in quota.Micros, which are of that store's clock.
+// share is this instance's share of a key's limit: a bucket in the fallback's store. Times are since the
+// fallback's base unless they are in quota.Micros, which are of that store's clock.
 //
-// Invariant: the bucket decides calls only while serving is set, which is from when it was filled until the primary
-// next decides on the key. While serving is not set and a call is in flight, the call fills the bucket, or was
-// admitted before the primary's decision; until it ends no other call is admitted. So a bucket is filled by one
-// call alone, and never while the use of it is still unknown.
+// Invariant: the bucket decides calls only while serving is set, which is from when it was filled until the
+// primary next decides on the key. While serving is not set and a call is in flight, the call fills the
+// bucket, or was admitted before the primary's decision; until it ends no other call is admitted. So a bucket
+// is filled by one call alone, and never while the use of it is still unknown.
 type share struct {
 	serving  bool
 	inFlight int           // calls that the bucket is deciding, the one that fills it included
@@ -26,9 +26,9 @@ type share struct {
 	refill time.Duration
 }
 
-// admit counts a call as in flight, which must end with release. If fill is set the bucket does not serve yet, and
-// the call must fill it first and call filled. If wait is not nil the call is not counted, and may try again once
-// wait is closed.
+// admit counts a call as in flight, which must end with release. If fill is set the bucket does not serve
+// yet, and the call must fill it first and call filled. If wait is not nil the call is not counted, and may
+// try again once wait is closed.
 func (s *share) admit() (fill bool, wait <-chan struct{}) {
 	if !s.serving && s.inFlight > 0 {
 		if s.changed == nil {
@@ -63,8 +63,8 @@ func (s *share) wake() {
 	}
 }
 
-// record takes over a decision of the bucket. Decisions that overlap may arrive out of order. The store's clock puts
-// them in order, unless it was set back.
+// record takes over a decision of the bucket. Decisions that overlap may arrive out of order. The store's
+// clock puts them in order, unless it was set back.
 func (s *share) record(op quota.Op, d *quota.Decision, now time.Duration) {
 	const back = quota.Micros(time.Second / time.Microsecond)
 	used := d.Limit - d.Remaining

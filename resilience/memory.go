@@ -18,26 +18,26 @@ const DefaultMemoryKeys = 1 << 16
 
 // MemoryOptions change the policy that [DenialMemory] makes. The zero value, and nil, take the defaults.
 type MemoryOptions struct {
-	// Keys bounds the keys remembered, rounded up to a multiple of 64; 0 is DefaultMemoryKeys. Above it, a new
-	// denial takes the place of another one.
+	// Keys bounds the keys remembered, rounded up to a multiple of 64; 0 is DefaultMemoryKeys. Above it, a
+	// new denial takes the place of another one.
 	Keys int
 }
 
-// DenialMemory returns the policy that a key known to be exhausted is denied without asking the store: it spares a
-// store that is under attack. Such a decision is [quota.FromMemory]: the store's earlier denial, with the rest of its
-// RetryAfter.
+// DenialMemory returns the policy that a key known to be exhausted is denied without asking the store: it
+// spares a store that is under attack. Such a decision is [quota.FromMemory]: the store's earlier denial,
+// with the rest of its RetryAfter.
 //
-// A denial is remembered until its RetryAfter has passed, counted from before the request was sent, and never longer.
-// It answers a single take without a request id, of the same limit with the same numbers, if its cost is at least the
-// denied one and at most the capacity. The rule must deny every higher cost when it denies a lower one, as all rules
-// of package algorithm do. Peeks, lists, charges with an id and all other operations go to the store. A denial is
-// forgotten when a refund, reset or debit of this process on its key returns, when the key admits as high a cost, or
-// when the key is charged under other numbers.
+// A denial is remembered until its RetryAfter has passed, counted from before the request was sent, and never
+// longer. It answers a single take without a request id, of the same limit with the same numbers, if its cost
+// is at least the denied one and at most the capacity. The rule must deny every higher cost when it denies a
+// lower one, as all rules of package algorithm do. Peeks, lists, charges with an id and all other operations
+// go to the store. A denial is forgotten when a refund, reset or debit of this process on its key returns,
+// when the key admits as high a cost, or when the key is charged under other numbers.
 //
-// It cannot see a give-back of another process, nor a give-back of this process that the store carries out after its
-// caller gave up, nor that the key was last charged under other numbers, by whose rule the store may forget the key
-// sooner. In these cases it denies requests that the store would admit, until the remembered RetryAfter has passed.
-// Therefore no preset includes it.
+// It cannot see a give-back of another process, nor a give-back of this process that the store carries out
+// after its caller gave up, nor that the key was last charged under other numbers, by whose rule the store
+// may forget the key sooner. In these cases it denies requests that the store would admit, until the
+// remembered RetryAfter has passed. Therefore no preset includes it.
 //
 // Errors of the store pass. A negative number of keys is refused by Wrap.
 func DenialMemory(o *MemoryOptions) Policy {

@@ -13,8 +13,8 @@ import (
 // maxNotices bounds the notices that wait for a slow receiver.
 const maxNotices = 64
 
-// notifier delivers notices in order on a goroutine of its own, which ends when none is left. So notices may be sent
-// under a lock, and a slow receiver delays no decision. The zero value delivers none.
+// notifier delivers notices in order on a goroutine of its own, which ends when none is left. So notices may
+// be sent under a lock, and a slow receiver delays no decision. The zero value delivers none.
 type notifier struct {
 	tell func(quota.Notice)
 
@@ -60,7 +60,8 @@ func (n *notifier) run() {
 	}
 }
 
-// abandonedPanic reports a panic in a call that no caller waits for, or passes it on if notices have no receiver.
+// abandonedPanic reports a panic in a call that no caller waits for, or passes it on if notices have no
+// receiver.
 func (n *notifier) abandonedPanic(p *Panic) {
 	if n.tell == nil {
 		panic(p)

@@ -15,8 +15,8 @@ type Policy interface {
 	// kind is the policy's position in the order.
 	kind() kind
 	// wrap returns the policy around inner. alarms says that this policy must report a misconfigured store,
-	// because no policy outside it does. It fails with ErrInvalid where the policy's own settings are wrong or
-	// do not fit the store inside.
+	// because no policy outside it does. It fails with ErrInvalid where the policy's own settings are wrong
+	// or do not fit the store inside.
 	wrap(inner quota.Store, alarms bool) (quota.Store, error)
 }
 
@@ -56,12 +56,12 @@ type reporter interface {
 
 // Wrap puts policies around a store, the first one outermost. Without policies it returns the store itself.
 //
-// It fails with quota.ErrInvalid, and gives the reason, if a policy is given twice or out of the order that the
-// package documentation explains, the policies already around the store included, or if one has settings or
-// neighbours that are not sound. The store is then unchanged.
+// It fails with quota.ErrInvalid, and gives the reason, if a policy is given twice or out of the order that
+// the package documentation explains, the policies already around the store included, or if one has settings
+// or neighbours that are not sound. The store is then unchanged.
 //
-// Close closes the store inside, the fallback's included, and ends everything that the policies run. The result
-// may be used concurrently.
+// Close closes the store inside, the fallback's included, and ends everything that the policies run. The
+// result may be used concurrently.
 func Wrap(store quota.Store, policies ...Policy) (quota.Store, error) {
 	if store == nil {
 		return nil, invalid("the store is nil", "a store")

@@ -24,21 +24,21 @@ type RetryOptions struct {
 	// Backoff is the longest pause before the second attempt; it doubles with each further one. Pauses are
 	// random, from 0 up. 0 is DefaultBackoff.
 	Backoff time.Duration
-	// Budget is how long the attempts and pauses may take together. 0 is the time of the Timeout inside, so that
-	// retries delay no decision beyond it; a longer budget leaves room for attempts that timed out.
+	// Budget is how long the attempts and pauses may take together. 0 is the time of the Timeout inside, so
+	// that retries delay no decision beyond it; a longer budget leaves room for attempts that timed out.
 	Budget time.Duration
 }
 
-// Retry returns the policy that a peek, or a charge with a request id, is tried again where the store was unavailable
-// or the outcome is unknown. Every other charge is sent once: without an id the store cannot tell a repeat from a
-// second charge. Charges that may be repeated must carry one.
+// Retry returns the policy that a peek, or a charge with a request id, is tried again where the store was
+// unavailable or the outcome is unknown. Every other charge is sent once: without an id the store cannot tell
+// a repeat from a second charge. Charges that may be repeated must carry one.
 //
-// If one attempt had an unknown outcome and the last one failed, the error is quota.ErrIndeterminate, whatever the
-// error of the last one. Other errors are not tried again and pass: a misconfigured store stays misconfigured, and
-// repeats would add to an overload. No attempt begins once the caller's context has ended.
+// If one attempt had an unknown outcome and the last one failed, the error is quota.ErrIndeterminate,
+// whatever the error of the last one. Other errors are not tried again and pass: a misconfigured store stays
+// misconfigured, and repeats would add to an overload. No attempt begins once the caller's context has ended.
 //
-// A request id guards against two grants, not against a grant that comes late: where an attempt was given up and the
-// next one is denied, the first may yet be charged.
+// A request id guards against two grants, not against a grant that comes late: where an attempt was given up
+// and the next one is denied, the first may yet be charged.
 //
 // Negative numbers, and a stack without a [Timeout] inside, are refused by Wrap.
 func Retry(o *RetryOptions) Policy {
@@ -142,8 +142,8 @@ func (s *retry) pause(d *deadline, n int, err error) bool {
 	}
 }
 
-// afterAttempts returns the error of a call whose last attempt ended in err. If unknown is set an earlier attempt may
-// have been charged.
+// afterAttempts returns the error of a call whose last attempt ended in err. If unknown is set an earlier
+// attempt may have been charged.
 func afterAttempts(unknown bool, err error) error {
 	if err == nil || !unknown || errors.Is(err, quota.ErrIndeterminate) {
 		return err

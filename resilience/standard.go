@@ -20,14 +20,14 @@ type StandardOptions struct {
 	InFlight int
 	// Breaker changes the breaker; nil takes its defaults.
 	Breaker *BreakerOptions
-	// Notice receives the notices of the policies, those of the breaker only if Breaker has no receiver of its
-	// own. It may be nil. The fallback has its own receiver.
+	// Notice receives the notices of the policies, those of the breaker only if Breaker has no receiver of
+	// its own. It may be nil. The fallback has its own receiver.
 	Notice func(quota.Notice)
 }
 
-// Standard puts around a store the policies that most programs need: a timeout, a bulkhead and a breaker, and around
-// them the policy that decides while the store cannot: [FailOpen], [FailClosed], [Fallback] or [FailWithError]. That
-// choice has no default.
+// Standard puts around a store the policies that most programs need: a timeout, a bulkhead and a breaker, and
+// around them the policy that decides while the store cannot: [FailOpen], [FailClosed], [Fallback] or
+// [FailWithError]. That choice has no default.
 //
 // It fails with quota.ErrInvalid as [Wrap] does. The result may be used concurrently.
 func Standard(store quota.Store, fallback Policy, o *StandardOptions) (quota.Store, error) {

@@ -18,31 +18,31 @@ const DefaultMaxCalls = 256
 
 // TimeoutOptions change the policy that [Timeout] makes. The zero value, and nil, take the defaults.
 type TimeoutOptions struct {
-	// MaxCalls bounds the calls to a store that is not prompt which have not ended, abandoned ones included: each
-	// has a goroutine. 0 is DefaultMaxCalls. A call above it fails with quota.ErrOverloaded; a breaker counts
-	// that as a failure of the store only if at least half of the calls are abandoned ones.
+	// MaxCalls bounds the calls to a store that is not prompt which have not ended, abandoned ones included:
+	// each has a goroutine. 0 is DefaultMaxCalls. A call above it fails with quota.ErrOverloaded; a breaker
+	// counts that as a failure of the store only if at least half of the calls are abandoned ones.
 	MaxCalls int
-	// Notice receives "panic" when a call panicked in the store after it was abandoned. If it is nil such a panic
-	// ends the program.
+	// Notice receives "panic" when a call panicked in the store after it was abandoned. If it is nil such a
+	// panic ends the program.
 	Notice func(quota.Notice)
 }
 
 // Timeout returns the policy that a decision comes after t at the latest, whatever the store does.
 //
-// A [driver.Prompt] store gets a context with the deadline and is called directly; it must return by then, as it
-// declares. Any other store is called on a goroutine of its own, with private copies of the charges and the decisions,
-// under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends, the call is abandoned:
-// it keeps its goroutine and counts against MaxCalls until the store returns.
+// A [driver.Prompt] store gets a context with the deadline and is called directly; it must return by then, as
+// it declares. Any other store is called on a goroutine of its own, with private copies of the charges and
+// the decisions, under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends,
+// the call is abandoned: it keeps its goroutine and counts against MaxCalls until the store returns.
 //
 // The error of a call that ran out of time is quota.ErrIndeterminate, or quota.ErrUnavailable if the call was
-// certainly not sent. If the caller's own context ended, it is quota.ErrIndeterminate with the context's error
-// wrapped, or the context's error alone if the call was certainly not sent.
+// certainly not sent. If the caller's own context ended, it is quota.ErrIndeterminate with the context's
+// error wrapped, or the context's error alone if the call was certainly not sent.
 //
-// A panic or runtime.Goexit in the store happens in the caller's goroutine too, the former as a [*Panic] if it came
-// from another goroutine.
+// A panic or runtime.Goexit in the store happens in the caller's goroutine too, the former as a [*Panic] if
+// it came from another goroutine.
 //
-// Close closes the store, then waits for the calls that have not ended, for t at most. Calls that have still not ended
-// are an error; they end when the store returns.
+// Close closes the store, then waits for the calls that have not ended, for t at most. Calls that have still
+// not ended are an error; they end when the store returns.
 //
 // A t of 0 or less, and a negative MaxCalls, is refused by Wrap.
 func Timeout(t time.Duration, o *TimeoutOptions) Policy {
@@ -118,7 +118,8 @@ func (s *promptTimeout) TakeAll(ctx context.Context, cs []quota.Charge, out []qu
 	return err
 }
 
-// timedOut translates the error of a call under d, which ends t after it began, for the caller, to whom d is unknown.
+// timedOut translates the error of a call under d, which ends t after it began, for the caller, to whom d is
+// unknown.
 func timedOut(ctx context.Context, d *deadline, t time.Duration, err error) error {
 	switch {
 	case ended(ctx) || d.Err() == nil:
@@ -150,7 +151,8 @@ func (s *handOff) Prompt() bool { return true }
 // maxHeadStart is the longest time by which a call's deadline comes before the call is abandoned.
 const maxHeadStart = 5 * time.Millisecond
 
-// call is a call that was handed over. Its goroutine owns all fields but state and done, until state is finished.
+// call is a call that was handed over. Its goroutine owns all fields but state and done, until state is
+// finished.
 type call struct {
 	ctx    deadline
 	single bool
@@ -208,7 +210,8 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 	timer := time.NewTimer(s.t)
 	defer timer.Stop()
 	k.done = make(chan struct{})
-	// A store that heeds its deadline returns an error that says more than "no answer", so it gets a head start.
+	// A store that heeds its deadline returns an error that says more than "no answer", so it gets a head
+	// start.
 	k.ctx.Context, k.ctx.at = ctx, after(s.base, s.t-min(s.t/20, maxHeadStart))
 	if own, ok := ctx.Deadline(); ok && own.Before(k.ctx.at) {
 		k.ctx.at = own
@@ -287,7 +290,8 @@ func (k *call) result() error {
 	return k.err
 }
 
-// Close closes the store inside and waits for the calls that have not ended, for at most the time of one call.
+// Close closes the store inside and waits for the calls that have not ended, for at most the time of one
+// call.
 func (s *handOff) Close() error {
 	if !s.gate.Close() {
 		return nil
