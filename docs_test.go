@@ -146,6 +146,9 @@ func runProgram(t *testing.T, text, want string, shown bool) {
 		t.Errorf("a program is not formatted (%v):\n%s", err, text)
 	}
 	if name == "main_test.go" {
+		if redisserver.Available() == nil { // for Lua
+			t.Setenv("REDIS_ADDR", redisserver.Start(t).Addr())
+		}
 		command(t, "go", "test", file)
 		return
 	}
@@ -355,6 +358,19 @@ func checkGoTest(t *testing.T, path string, words []string) {
 }
 
 var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Benchmark|Fuzz)\w+)\(`)
+
+// TestWorkflow checks that the workflow on GitHub runs ./test, with the Go of go.mod and no rights but to read.
+func TestWorkflow(t *testing.T) {
+	b, err := os.ReadFile(".github/workflows/test.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"run: ./test\n", "go-version-file: go.mod\n", "\npermissions:\n  contents: read\n"} {
+		if !bytes.Contains(b, []byte(want)) {
+			t.Errorf("test.yml: got\n%s\nwant %q in it", b, want)
+		}
+	}
+}
 
 // anchor returns the fragment under which a heading is linked.
 func anchor(heading string) string {
