@@ -14,22 +14,17 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// section returns the README's text on Redis.
+// section returns the documentation's page on Redis.
 func section(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile("../../../README.md")
+	b, err := os.ReadFile("../../../docs/redis.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, text, found := strings.Cut(string(b), "\n### Redis\n")
-	text, _, end := strings.Cut(text, "\n## ")
-	if !found || !end {
-		t.Fatal("README.md has no section on Redis")
-	}
-	return text
+	return string(b)
 }
 
-// TestReadmeURLs: the URLs in the README are read as it says, and its parameters are those there are.
+// TestReadmeURLs: the URLs in docs/redis.md are read as it says, and its parameters are those there are.
 func TestReadmeURLs(t *testing.T) {
 	text := section(t)
 	seen := map[string]bool{}
@@ -72,11 +67,11 @@ func TestReadmeURLs(t *testing.T) {
 	accepted := strings.Split(all, ", ")
 	slices.Sort(accepted)
 	if !slices.Equal(listed, accepted) {
-		t.Errorf("the README lists %v; accepted are %v", listed, accepted)
+		t.Errorf("docs/redis.md lists %v; accepted are %v", listed, accepted)
 	}
 }
 
-// TestReadmeRights: the README's ACL lines are those that TestRights finds to be enough and no more, and
+// TestReadmeRights: the ACL lines of docs/redis.md are those that TestRights finds to be enough and no more, and
 // they work as they stand, on a server that has nothing else.
 func TestReadmeRights(t *testing.T) {
 	lines := regexp.MustCompile("(?m)^- (go-redis|rueidis): `(user fleet .*)`$").FindAllStringSubmatch(section(t), -1)
@@ -86,7 +81,7 @@ func TestReadmeRights(t *testing.T) {
 	for _, m := range lines {
 		client := strings.ReplaceAll(m[1], "-", "")
 		if want := "user fleet on >secret ~quota:* " + strings.Join(rightsOf(client, false), " "); m[2] != want {
-			t.Errorf("the README has %q for %s; it takes %q", m[2], client, want)
+			t.Errorf("docs/redis.md has %q for %s; it takes %q", m[2], client, want)
 		}
 		words := strings.Fields(m[2])
 		server := redisserver.StartConfig(t, redisserver.Config{Users: []string{strings.Join(words[1:], " ")}, Args: []string{"--maxmemory-policy", "noeviction"}})
@@ -107,11 +102,11 @@ func TestReadmeRights(t *testing.T) {
 	}
 }
 
-// TestReadmeKey: the key that the README shows is the key.
+// TestReadmeKey: the key that docs/redis.md shows is the key.
 func TestReadmeKey(t *testing.T) {
 	const key = "quota:{team-7}/agent-123:tokens"
 	if !strings.Contains(section(t), "`"+key+"`") {
-		t.Errorf("the README does not show %s", key)
+		t.Errorf("docs/redis.md does not show %s", key)
 	}
 	server := redisserver.Start(t)
 	with(t, func(t *testing.T, open func(testing.TB, string) quota.Store) {

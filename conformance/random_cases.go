@@ -4,10 +4,9 @@ import (
 	"math/rand/v2"
 
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var meaningCases = func() (cs []testCase) {
+var randomCases = func() (cs []testCase) {
 	for _, k := range kinds {
 		cs = append(cs, testCase{rule: s1, name: k.name, needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: []kind{k}, limits: 1, keys: 2, steps: 40, traces: 128})
@@ -49,10 +48,10 @@ var meaningCases = func() (cs []testCase) {
 	)
 }()
 
-// asking are mostly operations that may change nothing.
+// asking are operations most of which may not change the state.
 var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpPeek, quota.OpPeek, quota.OpDebit}
 
-// edgeCost is a cost about as high as what remains, so that one in two does not fit.
+// edgeCost returns a cost close to the remaining tokens: about every second cost does not fit.
 func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {
 	switch rng.IntN(8) {
 	case 0, 1:
@@ -65,11 +64,4 @@ func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {
 		return 1
 	}
 	return rng.Int64N(capacity/2 + 1)
-}
-
-// needLists skips a case for stores that decide single charges alone.
-func needLists(t *trial) {
-	if atomicity(t.open(Opening{}).store) == driver.OneKey {
-		t.excusef("the store decides one key in a step, says its Atomicity")
-	}
 }

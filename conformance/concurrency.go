@@ -12,50 +12,14 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var atomicCases = []testCase{
+var concurrencyCases = []testCase{
 	{rule: s2, name: "pairs", needs: []Feature{Exact}, run: pairs},
-	{rule: c3, name: "race", needs: []Feature{IDs}, run: sameID},
 	{rule: c4, name: "budget", run: budget},
 	{rule: c4, name: "linearizable", needs: []Feature{Exact}, run: linearizable},
+	{rule: c5, name: "total", run: total},
 }
 
-// handles opens one handle, or two where they share, in turn for n goroutines.
-func (t *trial) handles(in *recorder, n int) []*handle {
-	o := Opening{Data: t.data()}
-	each := []*handle{t.openIn(in, o)}
-	if !t.lacks(Shared) {
-		each = append(each, t.openIn(in, o))
-	}
-	all := make([]*handle, n)
-	for i := range all {
-		all[i] = each[i%len(each)]
-	}
-	return all
-}
-
-// persist makes a call until it is answered or its outcome is unknown.
-func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.Decision, unknown bool) {
-	for r := t.retry(); ; {
-		var err error
-		if len(cs) == 1 && !list {
-			var d quota.Decision
-			d, err = h.take(bg, cs[0])
-			ds = []quota.Decision{d}
-		} else {
-			ds, err = h.takeAll(bg, cs...)
-		}
-		switch {
-		case err == nil:
-			return ds, substituted(ds)
-		case indeterminate(err):
-			return nil, true
-		case !transient(err) || !r.again():
-			t.fatalf("%s:\n%s\n\twant an answer", strings.TrimSpace(show(cs)), answer(nil, err))
-		}
-	}
-}
-
-// budget has goroutines race for tokens that do not come back, as long as there are some.
+// budget has goroutines race for tokens that do not come back, until all are spent.
 func budget(t *trial) {
 	const capacity, callers = 120, 8
 	for _, k := range []kind{tokenBucket, fromFirst, slidingLog, goOnly} {
@@ -63,7 +27,7 @@ func budget(t *trial) {
 			l := t.named("tokens", k, numbers{capacity, 1, 100 * time.Hour})
 			var granted, unknown atomic.Int64
 			hs := t.handles(in, callers)
-			lists := atomicity(hs[0].store) != driver.OneKey
+			lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 			take := func(h *handle, cost int64, list bool) bool {
 				cs := []quota.Charge{{Limit: l, Key: "k", Cost: cost}}
 				if list && lists {
@@ -91,7 +55,7 @@ func budget(t *trial) {
 			case got > capacity:
 				t.fatalf("got: %d goroutines were granted %d tokens of %s; want: no more than %d", callers, got, t.describe(l), capacity)
 			case t.lacks(Exact) && most == 0:
-				t.fatalf("got: nothing was granted of %s; want: something", t.describe(l))
+				t.fatalf("got: no token was granted of %s; want: at least 1", t.describe(l))
 			case !t.lacks(Exact) && most < capacity:
 				t.fatalf("got: %d goroutines were granted %d tokens of %s before they were denied one; want: all %d", callers, got, t.describe(l), capacity)
 			}
@@ -99,7 +63,7 @@ func budget(t *trial) {
 	}
 }
 
-// pairs has goroutines charge two keys together, and look at both together.
+// pairs has goroutines charge two keys together, and peek at both together.
 func pairs(t *trial) {
 	needLists(t)
 	l := t.named("tokens", goOnly, numbers{limit: 1 << 30})
@@ -120,7 +84,7 @@ func pairs(t *trial) {
 				continue
 			}
 			cs := append(pair(quota.OpTake, 1), quota.Charge{Limit: tight, Key: "g/c", Cost: 1})
-			if rng.IntN(2) == 0 { // what is denied comes first, or last
+			if rng.IntN(2) == 0 { // the charge that is denied comes first, or last
 				cs[0], cs[2] = cs[2], cs[0]
 			}
 			switch ds, unsure := t.persist(hs[i], true, cs...); {
@@ -138,38 +102,8 @@ func pairs(t *trial) {
 	}
 }
 
-// sameID has goroutines make one call under one id.
-func sameID(t *trial) {
-	t.rounds(5, func(n int) {
-		t.within(func(in *recorder) {
-			hs := t.handles(in, 8)
-			c := quota.Charge{Limit: t.named("tokens", goOnly, numbers{limit: 1 << 30}), Key: "g/k", Cost: 2, ID: "r"}
-			var made, unknown atomic.Int64
-			t.together(len(hs), func(i int) {
-				for j := range 4 {
-					ds, unsure := t.persist(hs[i], j%2 == 0, c)
-					switch {
-					case unsure:
-						unknown.Add(1)
-					case !ds[0].Allowed || ds[0].Charged != 2:
-						t.fatalf("many calls of%s:\n%s\n\twant a grant, or its repeat", show([]quota.Charge{c}), answer(ds, nil))
-					case !ds[0].Replayed:
-						made.Add(1)
-					}
-				}
-			})
-			if n := made.Load(); n > 1 || n == 0 && unknown.Load() == 0 {
-				t.fatalf("many calls of%s:\n\tgot  %d of them granted anew\n\twant 1, and the others replayed", show([]quota.Charge{c}), n)
-			}
-			if got := t.used(hs[0], c.Limit, c.Key); got != 2 && !t.lacks(Exact) {
-				t.fatalf("many calls of%s:\n\tgot  %d tokens charged\n\twant 2", show([]quota.Charge{c}), got)
-			}
-		})
-	})
-}
-
-// linear is the sequential meaning of a store: Apply on the states of some keys, at the time of the decision. The
-// state is their text, so that it can be compared.
+// linear is the sequential model of a store: Apply on the states of some keys, at the time of the decision. Its state
+// is the text of the keys' states, which can be compared.
 type linear struct{ places []place }
 
 func (m linear) step(state, in, out any) (bool, any) {
@@ -203,7 +137,7 @@ func (m linear) step(state, in, out any) (bool, any) {
 	return true, strings.Join(lines, "\n")
 }
 
-// linearizable records what goroutines ask and are told, and looks for an order that explains it.
+// linearizable records the calls and answers of goroutines, and looks for an order that explains them.
 func linearizable(t *trial) {
 	const clients, calls = 6, 8
 	t.rounds(4*len(kinds), func(round int) {
@@ -211,7 +145,7 @@ func linearizable(t *trial) {
 			k := kinds[round%len(kinds)]
 			l := t.named("tokens", k, numbers{6, 1, 100 * time.Hour})
 			hs := t.handles(in, clients)
-			lists := atomicity(hs[0].store) != driver.OneKey
+			lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 			names := []string{"g/a", "g/b", "g/c"}
 			model := linear{}
 			for _, name := range names {
@@ -269,7 +203,7 @@ func linearizable(t *trial) {
 	})
 }
 
-// history returns the shortest beginning of a history that no order explains, as text.
+// history returns, as text, the shortest beginning of a history that no order explains.
 func history(m porcupine.Model, all []porcupine.Operation) string {
 	end := int64(0)
 	for _, op := range all {
@@ -283,7 +217,7 @@ func history(m porcupine.Model, all []porcupine.Operation) string {
 		}
 		return some
 	}
-	// What has begun by the end may matter, but mostly does not.
+	// A call that had begun by then, and not ended, may matter; mostly it does not.
 	for at, until := int64(1), time.Now().Add(5*time.Second); at < end && time.Now().Before(until); at++ {
 		if porcupine.CheckOperationsTimeout(m, upTo(at), time.Second) == porcupine.Illegal {
 			end = at
@@ -294,4 +228,30 @@ func history(m porcupine.Model, all []porcupine.Operation) string {
 		fmt.Fprintf(&b, "\n\tfrom %d to %d:%s\n%s", op.Call, op.Return, show(op.Input.([]quota.Charge)), answer(op.Output.([]quota.Decision), nil))
 	}
 	return b.String()
+}
+
+// total has goroutines ask for twice as many tokens as there are.
+func total(t *trial) {
+	const capacity, callers = 60, 4
+	l := t.named("tokens", fromFirst, numbers{limit: capacity, period: year})
+	hs := t.handles(t.root, callers)
+	var granted, unknown atomic.Int64
+	t.together(callers, func(i int) {
+		for range 2 * capacity / callers {
+			switch ds, unsure := t.persist(hs[i], false, quota.Charge{Limit: l, Key: "k", Cost: 1}); {
+			case unsure:
+				unknown.Add(1)
+			case ds[0].Allowed:
+				granted.Add(1)
+			}
+		}
+	})
+	got, most := granted.Load(), granted.Load()+unknown.Load()
+	least := int64(capacity)
+	if t.lacks(Exact) {
+		least = 1
+	}
+	if got > capacity || most < least {
+		t.fatalf("got: %d of %d single tokens were granted, of %s; want: %d to %d", got, 2*capacity, t.describe(l), least, capacity)
+	}
 }

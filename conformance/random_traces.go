@@ -11,7 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// shape says what random traces look like.
+// shape describes random traces.
 type shape struct {
 	kinds  []kind
 	limits int // names of limits in a trace
@@ -19,7 +19,7 @@ type shape struct {
 	list   int // the longest list
 	steps  int
 	traces int
-	ops    []quota.Op // each as likely as it is often here
+	ops    []quota.Op // an operation is as likely as it is frequent here
 	cost   func(rng *rand.Rand, capacity, remaining int64) int64
 
 	big    bool // numbers beyond 2^31
@@ -35,7 +35,7 @@ var anyOps = []quota.Op{
 	quota.OpPeek, quota.OpPeek, quota.OpDebit, quota.OpDebit, quota.OpRefund, quota.OpRefund, quota.OpRefund, quota.OpReset,
 }
 
-// search plays random traces, and fails the case with the shortest that it finds answered wrongly.
+// search plays random traces. It fails the case with the shortest trace found that has a wrong answer.
 func (t *trial) search(sh shape) {
 	const workers, traces = 4, 16
 	if sh.ops == nil {
@@ -72,7 +72,7 @@ func (t *trial) search(sh shape) {
 						why = p.unsure
 					}
 					mu.Unlock()
-					if p.unsure != nil { // until it answers again
+					if p.unsure != nil { // wait until the store answers again
 						t.ask(p.first, quota.Charge{Limit: idle, Key: "idle", Op: quota.OpPeek})
 					}
 				}
@@ -84,9 +84,9 @@ func (t *trial) search(sh shape) {
 	}
 }
 
-// improvise plays steps that come of the answers to those before.
+// improvise plays random steps. Each takes the answers to the steps before it into account.
 func (t *trial) improvise(p *player, rng *rand.Rand, sh *shape) (trace []step, wrong string) {
-	g := &generator{t: t, p: p, rng: rng, shape: sh, grade: atomicity(p.first.store),
+	g := &generator{t: t, p: p, rng: rng, shape: sh, grade: driver.AtomicityOf(p.first.store),
 		kinds: map[string]kind{}, limits: map[string]*quota.Limit{}, left: map[place]int64{}, receipts: map[place][]receipt{}}
 	for id := 1; id <= sh.steps; id++ {
 		s := g.step(id, trace)
@@ -182,7 +182,7 @@ func (g *generator) charge(id int) charge {
 	return c
 }
 
-// wait returns a wait that keeps the clock within what states can hold.
+// wait returns a wait that keeps the clock within the times that states can hold.
 func (g *generator) wait() time.Duration {
 	w := g.anyWait()
 	if g.p.clock != nil && g.p.clock.micros() > 2*epoch {
@@ -191,7 +191,7 @@ func (g *generator) wait() time.Duration {
 	return w
 }
 
-// anyWait is mostly short, or to where something happens, and now and then far, or back.
+// anyWait returns a wait that is mostly short, or ends when tokens come back, and is sometimes long, or negative.
 func (g *generator) anyWait() time.Duration {
 	var last quota.Decision
 	if len(g.p.last) > 0 {
@@ -217,7 +217,7 @@ func (g *generator) anyWait() time.Duration {
 	n := g.rng.IntN(16)
 	if g.back && n < 3 {
 		switch n {
-		case 0: // about as far as is waited for
+		case 0: // around a second, the most by which a clock that steps back may delay a key
 			return -oneOf(g.rng, []time.Duration{time.Duration(g.rng.IntN(1e9)), 999_999 * time.Microsecond, time.Second, 1_000_001 * time.Microsecond, 1_000_002 * time.Microsecond})
 		case 1:
 			return -time.Duration(g.rng.Int64N(int64(25 * time.Hour)))

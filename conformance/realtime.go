@@ -12,15 +12,14 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-var boundCases = []testCase{
+var realtimeCases = []testCase{
 	{rule: s5, name: "own clock", needs: []Feature{Exact}, run: remembered},
-	{rule: c5, name: "total", run: total},
 	{rule: c5, name: "rate", needs: []Feature{Exact}, run: rate},
 	{rule: c5, name: "retry after", needs: []Feature{Exact}, run: retryAfter},
 }
 
-// remembered uses limits up and asks on while they recover, in real time: longer than a second, which is what a
-// lifetime in whole seconds loses.
+// remembered uses limits up and goes on asking while they recover, in real time: for more than a second, so that a
+// lifetime that was rounded to whole seconds shows.
 func remembered(t *trial) {
 	periods := []time.Duration{120 * time.Millisecond, 700 * time.Millisecond, 1900 * time.Millisecond}
 	t.together(len(kinds), func(i int) {
@@ -60,34 +59,8 @@ func remembered(t *trial) {
 	})
 }
 
-// total has goroutines ask for all there is, and more.
-func total(t *trial) {
-	const capacity, callers = 60, 4
-	l := t.named("tokens", fromFirst, numbers{limit: capacity, period: year})
-	hs := t.handles(t.root, callers)
-	var granted, unknown atomic.Int64
-	t.together(callers, func(i int) {
-		for range 2 * capacity / callers {
-			switch ds, unsure := t.persist(hs[i], false, quota.Charge{Limit: l, Key: "k", Cost: 1}); {
-			case unsure:
-				unknown.Add(1)
-			case ds[0].Allowed:
-				granted.Add(1)
-			}
-		}
-	})
-	got, most := granted.Load(), granted.Load()+unknown.Load()
-	least := int64(capacity)
-	if t.lacks(Exact) {
-		least = 1
-	}
-	if got > capacity || most < least {
-		t.fatalf("got: %d of %d single tokens were granted, of %s; want: %d to %d", got, 2*capacity, t.describe(l), least, capacity)
-	}
-}
-
-// rate has goroutines take from a bucket what they get, and holds every interval against capacity + rate × length.
-// It uses the kernel for nothing.
+// rate has goroutines take all they can from a bucket, and compares the grants of every interval with the bound
+// capacity + rate × length. It does not use the kernel.
 func rate(t *trial) {
 	const capacity, perSecond, callers = 20, 400, 4
 	l := t.named("tokens", tokenBucket, numbers{capacity, perSecond, time.Second})
@@ -118,7 +91,7 @@ func rate(t *trial) {
 				mu.Lock()
 				grants = append(grants, grant{ds[0].At, c.Cost})
 				mu.Unlock()
-			case denied.Add(1)%8 == 0: // let some gather
+			case denied.Add(1)%8 == 0: // let some tokens come back
 				time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
 			}
 		}
@@ -142,11 +115,11 @@ func rate(t *trial) {
 		}
 	}
 	if len(grants) == 0 && unsure.Load() == 0 {
-		t.fatalf("got: nothing was granted of %s; want: what there is", t.describe(l))
+		t.fatalf("got: no token was granted of %s; want: the bucket's tokens", t.describe(l))
 	}
 }
 
-// retryAfter waits as long as a denial says and not as long, by the store's own clock.
+// retryAfter asks again before and after the wait that a denial tells, by the store's own clock.
 func retryAfter(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tokens", tokenBucket, numbers{3, 50, time.Second})

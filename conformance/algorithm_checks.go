@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// check looks at the last move. Whatever it asks beyond, no store would keep.
+// check checks the last move against the rules. Further requests that it makes leave the situation as it is.
 func (x *situation) check() {
 	x.checkPure()
 	x.checkState()
@@ -44,7 +44,7 @@ func (x *situation) peek(s quota.State, cost int64, now quota.Micros) quota.Verd
 	return v
 }
 
-// prior is what remained before the last move.
+// prior returns the tokens that remained before the last move.
 func (x *situation) prior() int64 { return x.peek(x.before, 0, x.now).Remaining }
 
 func (x *situation) checkPure() {
@@ -65,10 +65,6 @@ func (x *situation) checkPure() {
 	if v != x.v || v.Write && !sameState(again, x.answer) {
 		x.fail(a8, "got: %s %+v, and the second time %s %+v; want: the same twice", showVerdict(x.v), x.answer, showVerdict(v), again)
 	}
-}
-
-func sameState(a, b quota.State) bool {
-	return a.Unit == b.Unit && a.A == b.A && a.B == b.B && a.C == b.C && slices.Equal(a.Tail, b.Tail)
 }
 
 func (x *situation) checkState() {
@@ -123,24 +119,25 @@ func (x *situation) checkVerdict() {
 			x.fail(a11, "got: %d remained and %d were taken, remaining %d; want: %d", prior.Remaining, x.req.Cost, v.Remaining, want)
 		}
 	}
-	// Where another's tick rounded a time up, the state may already be moved back.
+	// Where the tick of another algorithm rounded a time up, the state may already be moved back.
 	if after := x.peek(x.state, 0, x.now); !(x.mixed && x.back) && (after.Remaining != v.Remaining || after.ResetAfter != v.ResetAfter) {
 		x.fail(a11, "got: a peek right afterwards answers %s; want: remaining %d, reset after %d", showVerdict(after), v.Remaining, v.ResetAfter)
 	}
 	for _, cost := range []int64{0, 1, max(v.Remaining, 0), max(v.Remaining, 0) + 1} {
 		if got, want := x.peek(x.state, cost, x.now), cost <= v.Remaining; got.Allowed != want {
-			x.fail(a11, "got: with %d remaining, %d are %s; want: what remains can be taken, and no more", v.Remaining, cost, showVerdict(got))
+			x.fail(a11, "got: with %d remaining, %d are %s; want: all remaining tokens can be taken, and no more", v.Remaining, cost, showVerdict(got))
 		}
 	}
 }
 
-// settled reports whether what remains is what should: a rule that also counts charges may have nothing left earlier.
+// settled reports whether the remaining tokens are right. A rule that also bounds the number of charges may have 0
+// tokens left earlier than the tokens alone would say.
 func settled(got, want int64) bool { return got == want || got == 0 && want > 0 }
 
 func (x *situation) checkTraceless() {
 	idle := !x.v.Allowed || x.req.Op == quota.OpPeek || x.req.Op == quota.OpTake && x.req.Cost == 0
 	if idle && x.v.Write && !x.ahead {
-		x.fail(a3, "got: Write, and %+v instead of %+v; want: nothing written", x.answer, x.before)
+		x.fail(a3, "got: Write, and %+v instead of %+v; want: no Write", x.answer, x.before)
 	}
 	if idle || x.req.Cost == 0 && x.req.Op != quota.OpReset {
 		if prior := x.peek(x.before, 0, x.now); prior.Remaining != x.v.Remaining || prior.ResetAfter != x.v.ResetAfter {
@@ -174,7 +171,7 @@ func (x *situation) checkNever() {
 	capacity := x.spec().Capacity
 	for _, cost := range []int64{capacity, capacity + 1, 1 << 32, 1<<53 + 1, math.MaxInt64} {
 		if v := x.peek(x.state, cost, x.now); cost > 0 && (v.RetryAfter == quota.Forever) != (cost > capacity) {
-			x.fail(a4, "got: %d of a capacity of %d are %s; want: RetryAfter Forever for what exceeds the capacity, and only for that", cost, capacity, showVerdict(v))
+			x.fail(a4, "got: %d of a capacity of %d are %s; want: RetryAfter Forever for a cost above the capacity, and only for such", cost, capacity, showVerdict(v))
 		}
 	}
 }
@@ -201,22 +198,22 @@ func (x *situation) checkRefund() {
 		x.fail(a13, "got: %d remained and %d were refunded, remaining %d; want: up to as many more", prior, x.req.Cost, x.v.Remaining)
 	}
 	if x.req.At == 0 && x.v.Remaining != prior {
-		x.fail(a13, "got: a refund of a charge of long ago (time 0) gives %d back; want: nothing", x.v.Remaining-prior)
+		x.fail(a13, "got: a refund of a charge of long ago (time 0) gives %d back; want: 0", x.v.Remaining-prior)
 	}
 	x.checkMint(x.state)
 }
 
-// checkMint takes all that is left.
+// checkMint takes all remaining tokens, and fails if a token is left afterwards.
 func (x *situation) checkMint(s quota.State) {
 	s, v := x.ask(s, quota.OpPeek, 0, x.now)
 	if v.Remaining > 0 {
 		if s, v = x.ask(s, quota.OpTake, v.Remaining, x.now); v.Remaining > 0 || x.peek(s, 1, x.now).Allowed {
-			x.fail(a13, "got: after a refund, what remained was taken, and %s; want: nothing left", showVerdict(v))
+			x.fail(a13, "got: after a refund and a take of the remaining tokens, %s; want: none left", showVerdict(v))
 		}
 	}
 }
 
-// checkUndo refunds what the last move has taken, at once, twice, and long after.
+// checkUndo refunds the charge of the last move: at once, twice, and long after.
 func (x *situation) checkUndo() {
 	if x.req.Op != quota.OpTake || !x.v.Allowed || x.req.Cost == 0 || x.mixed || x.back {
 		return
@@ -237,14 +234,14 @@ func (x *situation) checkUndo() {
 		x.checkMint(s)
 	}
 	if capacity := x.spec().Capacity; x.before.IsZero() && x.req.Cost == capacity {
-		// By then it has recovered for certain, and the next charge counts anew.
+		// By then the key has recovered for certain, and the next charge counts anew.
 		recovered := x.now + x.v.ResetAfter
 		_, v := x.ask(quota.State{}, quota.OpTake, capacity, recovered)
 		late := recovered + v.ResetAfter
 		s, v := x.ask(x.state, quota.OpTake, capacity, late)
 		_, w := x.algorithm().Decide(s, give, late)
 		if w.Remaining != v.Remaining {
-			x.fail(a13, "got: a charge of %d µs ago, that time has given back, is refunded and gives %d of a later charge; want: nothing",
+			x.fail(a13, "got: a charge of %d µs ago, whose tokens have come back, is refunded and gives %d of a later charge; want: 0",
 				late-x.now, w.Remaining-v.Remaining)
 		}
 	}
@@ -253,7 +250,7 @@ func (x *situation) checkUndo() {
 func (x *situation) checkReset() {
 	want := quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: !x.before.IsZero()}, Remaining: x.spec().Capacity}
 	if got := x.v; got.Write != want.Write && x.prior() == want.Remaining {
-		want.Write = got.Write // it was fresh already
+		want.Write = got.Write // the key was fresh already
 	}
 	if x.v != want {
 		x.fail(a14, "got: a reset answers %s; want: %s", showVerdict(x.v), showVerdict(want))
@@ -279,7 +276,7 @@ func (x *situation) checkBack() {
 	if !x.before.IsZero() || x.req.Op != quota.OpTake || !x.v.Allowed || x.req.Cost == 0 {
 		return
 	}
-	// One charge: it is known what is to become of it.
+	// There is one charge, so the time of its recovery is known.
 	for _, back := range []quota.Micros{second + 1, 10 * second, 3 * x.p.scale, 1e14} {
 		then := x.now - back
 		if then < 0 || back <= second {
@@ -317,7 +314,7 @@ func (x *situation) checkFresh() {
 	}
 }
 
-// sameAsFresh returns how the state decides otherwise than the zero State does.
+// sameAsFresh returns the difference between the decisions of the state and those of the zero State, or "".
 func (x *situation) sameAsFresh(now quota.Micros) (difference string) {
 	capacity := x.spec().Capacity
 	reqs := []quota.Request{

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -15,23 +14,23 @@ import (
 
 const (
 	origin = 1_800_000_000_000_000 // in 2027, and a multiple of every decimal tick
-	latest = 4_000_000_000_000_000 // where walks end, in 2096
+	latest = 4_000_000_000_000_000 // the end of walks, in 2096
 	second = 1_000_000
 	exact  = 1 << 53
 )
 
-// prober searches for inputs on which an algorithm breaks a rule.
+// prober searches for inputs for which an algorithm breaks a rule.
 type prober struct {
-	// family are algorithms of one Rule, whose states may become each other's. The first is tested.
+	// family are algorithms of one Rule: each must decide on the states of the others. The first is tested.
 	family []quota.Algorithm
 	specs  []quota.Spec
-	equal  []quota.Algorithm // others whose specs equal the first's
+	equal  []quota.Algorithm // other algorithms whose specs equal the first's
 	seed   uint64
 	rng    *rand.Rand
-	scale  quota.Micros // how long the first takes to recover
+	scale  quota.Micros // the time in which the first recovers
 	faults map[*rule]string
 	skips  map[*rule]string
-	seen   []sample // what was decided on the way
+	seen   []sample // decisions made during the search
 	walks  int
 }
 
@@ -45,10 +44,10 @@ type sample struct {
 	v      quota.Verdict
 }
 
-// newProber returns a prober of one of the algorithms, with the others as its family where they have its Rule.
+// newProber returns a prober of one of the algorithms; the others belong to the family if they have the same Rule.
 func newProber(all []quota.Algorithm, i int, seed uint64) *prober {
 	p := &prober{seed: seed, rng: rand.New(rand.NewPCG(seed, uint64(i))), faults: map[*rule]string{}, skips: map[*rule]string{}, walks: 700}
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
+	if full() {
 		p.walks *= 10
 	}
 	p.add(all[i])
@@ -82,14 +81,14 @@ func (p *prober) add(a quota.Algorithm) {
 
 func (p *prober) name() string { return p.specs[0].Rule.String() }
 
-// fail notes that a rule is broken; what is found first counts.
+// fail records that a rule is broken. The first fault of a rule counts.
 func (p *prober) fail(r *rule, format string, args ...any) {
 	if p.faults[r] == "" {
 		p.faults[r] = fmt.Sprintf(format, args...)
 	}
 }
 
-// guard runs f and makes a failure of a panic.
+// guard runs f and records a panic as a failure of the rule.
 func (p *prober) guard(r *rule, f func()) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -99,7 +98,7 @@ func (p *prober) guard(r *rule, f func()) {
 	f()
 }
 
-// search tries everything but the Lua twin.
+// search tests every rule but A15, the Lua text.
 func (p *prober) search() {
 	if !p.spec() {
 		return
@@ -119,25 +118,25 @@ func (p *prober) search() {
 	}
 }
 
-// move is one step of a trace: a request to one of the family at a time.
+// move is one step of a trace: a request, to an algorithm of the family, at a time.
 type move struct {
 	by  int
 	req quota.Request
 	now quota.Micros
 }
 
-// situation is where a trace has led to, as a store that keeps the state would see it.
+// situation is the result of a trace, as a store that keeps the state would see it.
 type situation struct {
 	p           *prober
 	state       quota.State
-	head        quota.Micros // the state is of this time at the latest
-	mixed, back bool         // several algorithms wrote to it; the clock stepped back
+	head        quota.Micros // the state was written at this time at the latest
+	mixed, back bool         // whether several algorithms wrote the state, and whether the clock stepped back
 	charged     []quota.Micros
 
 	// The last move, and its answer.
 	move
 	before quota.State
-	ahead  bool // the state may have been more than a second ahead of it
+	ahead  bool // whether the state may have been more than a second ahead of the move
 	answer quota.State
 	v      quota.Verdict
 	faults map[*rule]string
@@ -162,7 +161,7 @@ func (x *situation) do(m move) {
 		x.back = true
 	}
 	x.move, x.before = m, x.state
-	// Another's tick may have rounded the state's time up.
+	// The tick of another algorithm may have rounded the state's time up.
 	x.ahead = !x.state.IsZero() && (x.head-m.now > second || x.mixed && x.back)
 	x.answer, x.v = x.algorithm().Decide(x.state, m.req, m.now)
 	if x.v.Write {
@@ -174,7 +173,7 @@ func (x *situation) do(m move) {
 	}
 }
 
-// guard runs f and makes a fault of a panic.
+// guard runs f and records a panic as a fault.
 func (x *situation) guard(f func()) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -203,7 +202,7 @@ func (p *prober) try(trace []move) {
 	}
 }
 
-// learn takes over what a situation shows, with the shortest trace that shows it.
+// learn records the faults of a situation, each with the shortest trace that shows it.
 func (p *prober) learn(x *situation, trace []move) {
 	for r := range x.faults {
 		if p.faults[r] == "" {
@@ -213,7 +212,7 @@ func (p *prober) learn(x *situation, trace []move) {
 	}
 }
 
-// walk makes random moves, each with an eye on the answer to the one before.
+// walk makes random moves. Each takes the answer to the move before it into account.
 func (p *prober) walk() {
 	x := &situation{p: p}
 	var trace []move
@@ -248,7 +247,7 @@ func (p *prober) walk() {
 	}
 }
 
-// note remembers a decision, all of the first and some of the later ones.
+// note keeps a decision: all of the first ones, and a sample of the later ones.
 func (p *prober) note(x *situation) {
 	const most = 3000
 	s := sample{x.by, x.before, x.req, x.now, x.answer, x.v}
@@ -303,7 +302,7 @@ func (p *prober) cost(capacity, remaining int64) int64 {
 	}
 }
 
-// forward returns a step of the clock: to where the answer says that something happens, or near it, or anywhere.
+// forward returns a step of the clock: to a time that the answer tells, to a time near it, or to a random time.
 func (p *prober) forward(x *situation) quota.Micros {
 	v := &x.v
 	some := func(n quota.Micros) quota.Micros { return quota.Micros(p.rng.Int64N(int64(max(n, 0)) + 1)) }
@@ -330,7 +329,7 @@ func (p *prober) forward(x *situation) quota.Micros {
 	}
 }
 
-// plain returns the traces that many faults show in.
+// plain returns traces in which many faults show.
 func (p *prober) plain() [][]move {
 	c := p.specs[0].Capacity
 	take := func(n int64, at quota.Micros) move { return move{req: quota.Request{Cost: n}, now: origin + at} }
@@ -347,7 +346,7 @@ func (p *prober) plain() [][]move {
 	}
 }
 
-// shrink returns the shortest trace that it finds to break the rule in its last move, and how.
+// shrink returns the shortest trace that it finds whose last move breaks the rule, and the fault.
 func (p *prober) shrink(trace []move, r *rule, text string) ([]move, string) {
 	budget := 3000
 	better := func(t []move) bool {
@@ -379,8 +378,8 @@ func (p *prober) shrink(trace []move, r *rule, text string) ([]move, string) {
 	return trace, text
 }
 
-// sooner returns a trace in which move i and those behind it come earlier, by 1/part of what lies between it and the
-// move before; nil where that is nothing.
+// sooner returns a trace in which move i and the moves after it come earlier, by 1/part of the time between move i and
+// the move before it. It returns nil if that time is zero.
 func sooner(trace []move, i int, part quota.Micros) []move {
 	from := quota.Micros(origin)
 	if i > 0 {

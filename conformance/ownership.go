@@ -9,18 +9,18 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var handsCases = []testCase{
+var ownershipCases = []testCase{
 	{rule: s7, name: "charges", needs: []Feature{Exact}, run: reusedCharges},
 	{rule: s7, name: "decisions", run: keptDecisions},
 }
 
-// reusedCharges overwrites charges and decisions as soon as a call returned.
+// reusedCharges overwrites charges and decisions as soon as a call has returned.
 func reusedCharges(t *trial) {
 	p := t.player(t.root, false)
 	l := t.named("tokens", tokenBucket, numbers{1 << 20, 10, time.Second})
 	junk := t.named("junk", tokenBucket, numbers{1 << 20, 10, time.Second})
 	n := 2
-	if atomicity(p.first.store) == driver.OneKey {
+	if driver.AtomicityOf(p.first.store) == driver.OneKey {
 		n = 1
 	}
 	cs, out := make([]quota.Charge, n), make([]quota.Decision, n)
@@ -60,7 +60,7 @@ func reusedCharges(t *trial) {
 	}
 }
 
-// keptDecisions has calls end early, and looks whether their decisions are written later.
+// keptDecisions ends contexts while calls are under way, and checks that the store does not write decisions later.
 func keptDecisions(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tokens", tokenBucket, numbers{1 << 20, 10, time.Second})
@@ -76,7 +76,7 @@ func keptDecisions(t *trial) {
 			cancel()
 		}
 	})
-	// What comes late has had its time, and more where the store waits for it.
+	// A late write has had its time by then; a store that waits for it in Close has given it more.
 	time.Sleep(50 * time.Millisecond)
 	h.close()
 	for _, c := range calls {

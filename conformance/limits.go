@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -10,7 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// kind is a rule that stores are tested with.
+// kind is a kind of algorithm that the suite tests stores with.
 type kind struct {
 	name string
 	make func(n numbers) (quota.Algorithm, error)
@@ -37,7 +38,7 @@ var (
 	slidingLog = kind{"SlidingWindowLog", func(n numbers) (quota.Algorithm, error) {
 		return algorithm.SlidingWindowLog(n.limit, n.period)
 	}}
-	// goOnly is an algorithm that somebody else wrote, without Lua.
+	// goOnly stands for an algorithm of a program's own, without Lua.
 	goOnly = kind{"an algorithm in Go only", func(n numbers) (quota.Algorithm, error) {
 		return tally{n.limit}, nil
 	}}
@@ -51,8 +52,8 @@ func (k kind) limit(name string, limit, refill int64, period time.Duration) *quo
 	return quota.Must(quota.NewLimit(name, quota.Must(k.make(numbers{limit, refill, period}))))
 }
 
-// tally counts, and what was used never comes back. Its state takes the numbers to their ends, and its verdict
-// tells where the store did not keep them.
+// tally is an algorithm whose tokens never come back. Its states hold the largest and smallest numbers that are
+// allowed, and its verdict shows if the store did not keep them.
 type tally struct{ capacity int64 }
 
 const (
@@ -69,7 +70,7 @@ func (t tally) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.Sta
 	if !s.IsZero() {
 		used = s.A + tallyEnd
 		if s.B != tallyEnd-used || s.C != -used || !slices.Equal(s.Tail, []int64{used, -used}) {
-			return s, quota.Verdict{Remaining: math.MinInt64} // the numbers are not those that were left
+			return s, quota.Verdict{Remaining: math.MinInt64} // the store did not keep the numbers
 		}
 	}
 	v := quota.Verdict{Outcome: quota.Outcome{Allowed: true}}
@@ -103,7 +104,7 @@ func (t tally) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.Sta
 
 const year = 365 * 24 * time.Hour
 
-// extremes are the ends of what rules accept, and numbers that need a coarse tick.
+// extremes are the largest and smallest numbers that algorithms accept, and numbers that need a coarse tick.
 var extremes = []numbers{
 	{1, 1, year}, {10, 1, year}, {1, 1, 10 * year}, {1, 1, time.Microsecond}, {1000, 1000, time.Microsecond},
 	{1_000_000_000, 1_000_000_000, time.Second}, {1 << 40, 1_000_000_000, time.Second}, {1 << 40, 1 << 40, 10 * year},
@@ -114,12 +115,12 @@ var extremes = []numbers{
 
 var usual = []time.Duration{time.Millisecond, 10 * time.Millisecond, time.Second, 1900 * time.Millisecond, time.Minute, time.Hour, 24 * time.Hour}
 
-// magnitude returns 1 to 2^bits, every order of magnitude as likely.
+// magnitude returns 1 to 2^bits; every order of magnitude is equally likely.
 func magnitude(rng *rand.Rand, bits int) int64 { return 1 + rng.Int64N(int64(1)<<rng.IntN(bits+1)) }
 
 func oneOf[T any](rng *rand.Rand, of []T) T { return of[rng.IntN(len(of))] }
 
-// randomNumbers returns numbers that the kind accepts: most of them such that a few charges use a limit up.
+// randomNumbers returns numbers that the kind accepts. Most are so small that a few charges use the limit up.
 func (k kind) randomNumbers(rng *rand.Rand, big bool) numbers {
 	for {
 		n := numbers{magnitude(rng, 7), magnitude(rng, 7), oneOf(rng, usual)}
@@ -141,7 +142,7 @@ func (k kind) randomNumbers(rng *rand.Rand, big bool) numbers {
 	}
 }
 
-// randomCost returns a cost that is often at an edge of what there is.
+// randomCost returns a cost that is often close to the remaining tokens or to the capacity.
 func randomCost(rng *rand.Rand, capacity, remaining int64) int64 {
 	switch rng.IntN(15) {
 	case 0:
@@ -163,4 +164,29 @@ func randomCost(rng *rand.Rand, capacity, remaining int64) int64 {
 	default:
 		return 1 + rng.Int64N(capacity/8+1)
 	}
+}
+
+// named makes a limit of a kind and remembers its description for failures.
+func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
+	l := k.limit(name, n.limit, n.refill, n.period)
+	text := fmt.Sprintf("%s(%d, %v)", k.name, n.limit, n.period)
+	switch k.name {
+	case tokenBucket.name:
+		text = fmt.Sprintf("%s(%d, %d, %v)", k.name, n.limit, n.refill, n.period)
+	case goOnly.name:
+		text = fmt.Sprintf("%s, of %d that do not come back", k.name, n.limit)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits[l] = text
+	return l
+}
+
+func (t *trial) describe(l *quota.Limit) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if text := t.limits[l]; text != "" {
+		return text
+	}
+	return fmt.Sprintf("%+v", *l.Spec())
 }

@@ -9,17 +9,18 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var gradedCases = []testCase{
+var atomicityCases = []testCase{
 	{rule: s2, name: "longest list", needs: []Feature{Exact}, run: longestList},
-	{rule: c3, name: "refused", run: refusedIDs},
 	{rule: c6, name: "beyond", needs: []Feature{Exact}, run: beyond},
+	{rule: c6, name: "marked", needs: []Feature{Exact}, run: marked},
 }
 
-// longestList charges as many keys as there can be in one call, as far apart as the store decides in one step.
+// longestList charges as many keys as a list can have. Their groups differ if the store decides several groups in one
+// step.
 func longestList(t *trial) {
 	needLists(t)
 	format := "g/%d"
-	if atomicity(t.open(Opening{}).store) == driver.AnyKeys {
+	if driver.AtomicityOf(t.open(Opening{}).store) == driver.AnyKeys {
 		format = "g%d"
 	}
 	l := t.named("tokens", tokenBucket, numbers{10, 1, 1e9})
@@ -38,32 +39,19 @@ func longestList(t *trial) {
 	t.perform(trace)
 }
 
-// refusedIDs asks a store that does not remember ids for calls with one: charging them as often as they come would be
-// the worst answer.
-func refusedIDs(t *trial) {
-	if !t.lacks(IDs) {
-		t.excusef("the backend remembers ids")
-	}
-	h := t.open(Opening{})
-	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "k", Cost: 1, ID: "r"}
-	d, err := h.take(bg, c)
-	if !errors.Is(err, quota.ErrCrossSlot) {
-		t.fatalf("Take%s:\n%s\n\twant quota.ErrCrossSlot", show([]quota.Charge{c}), answer([]quota.Decision{d}, err))
-	}
-	if got := t.used(h, c.Limit, c.Key); got != 0 {
-		t.fatalf("got: %d tokens are charged by a call that was refused; want: 0", got)
+// needParts skips a case for a store that decides any list in one step.
+func needParts(t *trial, h *handle) {
+	if driver.AtomicityOf(h.store) == driver.AnyKeys {
+		t.excusef("the store decides any keys in one step, says its Atomicity")
 	}
 }
 
-// beyond makes lists that the store does not decide in one step, while nobody else calls.
+// beyond makes lists that the store does not decide in one step, one after the other.
 func beyond(t *trial) {
 	h := t.open(Opening{})
-	grade := atomicity(h.store)
-	if grade == driver.AnyKeys {
-		t.excusef("the store decides any keys in one step, says its Atomicity")
-	}
+	needParts(t, h)
 	keys := []string{"g0/a", "g1/a", "g2/a", "g3/a", "g4/a", "g0/b", "g1/b"}
-	if grade == driver.OneKey {
+	if driver.AtomicityOf(h.store) == driver.OneKey {
 		keys = append(keys, "g0/c", "g0/d", "g0/e")
 	}
 	l := t.named("tokens", goOnly, numbers{limit: 12})
@@ -102,7 +90,7 @@ func beyond(t *trial) {
 		}
 		ds, err := h.takeAll(bg, cs...)
 		switch {
-		case errors.Is(err, quota.ErrCrossSlot): // and nothing is charged
+		case errors.Is(err, quota.ErrCrossSlot): // and no token is charged
 		case transient(err), indeterminate(err), err == nil && substituted(ds):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil:
@@ -113,11 +101,11 @@ func beyond(t *trial) {
 				wants[i] = want(cs[i], granted)
 			}
 			got := slices.Clone(ds)
-			for i := range got { // these come at different times
+			for i := range got { // parts are decided at different times, and the case marked tests Split
 				got[i].At, got[i].RetryAfter, got[i].ResetAfter, got[i].Split = 0, 0, 0, false
 			}
 			if !slices.Equal(got, wants) {
-				t.fatalf("TakeAll%s:\n%s\nwhere it should be, but for times,\n%s", show(cs), answer(ds, nil), expectation(wants))
+				t.fatalf("TakeAll%s:\n%s\nwhere the right answer, but for times and the mark, is\n%s", show(cs), answer(ds, nil), expectation(wants))
 			}
 		}
 		for _, key := range keys {
@@ -126,4 +114,32 @@ func beyond(t *trial) {
 			}
 		}
 	})
+}
+
+// marked makes one list over as many groups as a list can have. A store may hold a few groups together by chance, and
+// then decides them in one step; it does not hold all of these together, so each decision must say that the list was
+// taken in parts.
+func marked(t *trial) {
+	h := t.open(Opening{})
+	needParts(t, h)
+	l := t.named("tokens", goOnly, numbers{limit: 12})
+	var cs []quota.Charge
+	for n := range quota.MaxCharges {
+		cs = append(cs, quota.Charge{Limit: l, Key: fmt.Sprintf("g%d", n), Cost: 1})
+	}
+	ds, err := h.takeAll(bg, cs...)
+	switch {
+	case errors.Is(err, quota.ErrCrossSlot): // and no parts are taken
+		return
+	case transient(err), indeterminate(err), err == nil && substituted(ds):
+		t.skipf("not judged, because the store does not answer: %v", err)
+	case err != nil || !quota.Granted(ds):
+		t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d:\n%s\n\twant quota.ErrCrossSlot, or a grant", len(cs)-1, answer(ds, err))
+	}
+	for i, d := range ds {
+		if !d.Split {
+			t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d, decision %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step",
+				len(cs)-1, i, answer(ds[i:i+1], nil))
+		}
+	}
 }

@@ -21,7 +21,7 @@ var closeCases = []testCase{
 	{rule: s8, name: "goroutines", run: goroutines},
 }
 
-// closed closes a store twice and calls it afterwards.
+// closed closes a store twice, and calls it after each Close.
 func closed(t *trial) {
 	h := t.open(Opening{})
 	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "key", Cost: 1}
@@ -77,7 +77,7 @@ func anotherHandle(t *trial) {
 	take(t.open(o), 6)
 }
 
-// closedInUse closes a store under its callers.
+// closedInUse closes a store while callers use it.
 func closedInUse(t *trial) {
 	t.rounds(10, func(int) {
 		t.within(func(in *recorder) {
@@ -112,8 +112,9 @@ func closedInUse(t *trial) {
 	})
 }
 
-// goroutines opens, uses and closes stores, and counts the goroutines that their calls started, which a label
-// tells from all others. What stays for good, such as a client's that all handles share, does not grow.
+// goroutines opens, uses and closes stores, and counts the goroutines that their calls started; a label marks those. A
+// goroutine that stays for good, such as that of a client that all handles share, is there once, however many stores
+// were opened.
 func goroutines(t *trial) {
 	const rounds = 16
 	mine := pprof.Labels("fleetquota-conformance", t.suite.run)
@@ -125,7 +126,7 @@ func goroutines(t *trial) {
 				t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
 				h.take(bg, c)
 			}
-			if atomicity(h.store) != driver.OneKey {
+			if driver.AtomicityOf(h.store) != driver.OneKey {
 				h.takeAll(bg, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
 			}
 			h.close()
@@ -153,7 +154,7 @@ func goroutines(t *trial) {
 	})
 }
 
-// labelled returns how many goroutines were started under a label, and where they are.
+// labelled returns the number of goroutines that were started under a label, and their stacks.
 func labelled(label string) (n int, stacks string) {
 	var b bytes.Buffer
 	pprof.Lookup("goroutine").WriteTo(&b, 1)

@@ -13,7 +13,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// spec checks the spec, and reports whether there is something to search.
+// spec checks the spec, and reports whether the search can test the algorithm.
 func (p *prober) spec() bool {
 	a, spec := p.family[0], p.specs[0]
 	p.guard(a9, func() {
@@ -37,7 +37,7 @@ func (p *prober) spec() bool {
 	return reason == ""
 }
 
-// taking returns the state and the answer after a take.
+// taking returns the state and the verdict after a take.
 func taking(a quota.Algorithm, s quota.State, cost int64, now quota.Micros) (quota.State, quota.Verdict) {
 	next, v := a.Decide(s, quota.Request{Cost: cost}, now)
 	if v.Write {
@@ -46,7 +46,8 @@ func taking(a quota.Algorithm, s quota.State, cost int64, now quota.Micros) (quo
 	return s, v
 }
 
-// changes hands states from each of the family to each other, at times when the first has nothing due.
+// changes has each algorithm of the family decide on the states of each other, at times when no token of the first is
+// about to come back.
 func (p *prober) changes() {
 	if len(p.family) == 1 {
 		p.skips[a6] = "there is no other algorithm of this rule; pass one with other numbers"
@@ -70,7 +71,7 @@ func (p *prober) change(from, to quota.Algorithm, old, spec quota.Spec) {
 	for _, used := range p.costs(old.Capacity) {
 		start := quota.Micros(origin + p.rng.Int64N(1e9))
 		_, v := taking(from, quota.State{}, old.Capacity, start)
-		// Where a key is as fresh, the rule's own tick begins: another's cannot be due before.
+		// At a time when the key is fresh, a tick of this algorithm begins, and no tick of another is due before.
 		start += v.ResetAfter
 		s, _ := taking(from, quota.State{}, used, start)
 		if got, want := peek(s, start), spec.Capacity-min(used, most); got.Remaining != want {
@@ -84,13 +85,13 @@ func (p *prober) change(from, to quota.Algorithm, old, spec quota.Spec) {
 		now := start + v.RetryAfter
 		s, v = taking(from, s, used, now)
 		if got, want := peek(s, now), spec.Capacity-min(old.Capacity-v.Remaining, most); got.Remaining > want {
-			p.fail(a6, "got: %d of %d remain after a take of %d, %d µs after one of all; by %+v at the same time remain %d of %d; want: at most %d, what was consumed in whole tokens, rounded up",
+			p.fail(a6, "got: %d of %d remain after a take of %d, %d µs after one of all; by %+v at the same time remain %d of %d; want: at most %d, the consumption in whole tokens, rounded up",
 				v.Remaining, old.Capacity, used, now-start, spec, got.Remaining, spec.Capacity, want)
 		}
 	}
 }
 
-// costs returns what can be taken, the smallest first.
+// costs returns costs within a capacity, the smallest first.
 func (p *prober) costs(capacity int64) []int64 {
 	all := []int64{1, 2, 3, capacity / 3, capacity / 2, capacity - 1, capacity}
 	for range 20 {
@@ -101,7 +102,7 @@ func (p *prober) costs(capacity int64) []int64 {
 	return slices.Compact(all)
 }
 
-// number returns any integer, the boundaries more often.
+// number returns a random integer, often near a boundary.
 func number(rng *rand.Rand) int64 {
 	edges := []int64{0, 1, 2, second, 1 << 31, 1 << 32, 1 << 52, exact, 1 << 62, math.MaxInt64, origin}
 	n := edges[rng.IntN(len(edges))]
@@ -120,7 +121,7 @@ func number(rng *rand.Rand) int64 {
 	return n
 }
 
-// hostile decides on what no store holds.
+// hostile decides on states and requests that no store has.
 func (p *prober) hostile() {
 	a, rng := p.family[0], p.rng
 	for range 10 * p.walks {
@@ -154,8 +155,8 @@ func (p *prober) hostile() {
 	}
 }
 
-// concurrent decides again what was decided on the way, on several goroutines and in another order. They share the
-// lists, which an algorithm that writes to them would spoil.
+// concurrent repeats the decisions of the search on several goroutines, in another order. The goroutines share the
+// lists: where an algorithm writes to a list, the decisions of the others change.
 func (p *prober) concurrent() {
 	if p.faults[a7] != "" {
 		return
@@ -197,7 +198,7 @@ func (p *prober) concurrent() {
 	wg.Wait()
 }
 
-// long charges so often that a list outgrows what it may hold.
+// long makes more charges than the list of a state may hold.
 func (p *prober) long() {
 	a := p.family[0]
 	s, _ := taking(a, quota.State{}, 1, origin)
@@ -239,8 +240,8 @@ func peeked(a quota.Algorithm, s quota.State, cost int64, now quota.Micros) quot
 	return v
 }
 
-// greedy returns what a client gets in a span that takes all there is as soon as there is any, and whether steps were
-// enough for it.
+// greedy returns the tokens that a client gets in a span if it takes all remaining tokens as soon as there is one, and
+// whether the steps were enough for the span.
 func greedy(a quota.Algorithm, span quota.Micros, steps int) (total int64, done bool) {
 	var s quota.State
 	for now := quota.Micros(origin); steps > 0; steps-- {
@@ -258,7 +259,7 @@ func greedy(a quota.Algorithm, span quota.Micros, steps int) (total int64, done 
 	return total, false
 }
 
-// share compares what shares get with what the whole gets.
+// share compares the tokens that a client gets from n shares with those that it gets from the whole.
 func (p *prober) share() {
 	a, spec := p.family[0], p.specs[0]
 	sharer, ok := a.(driver.Sharer)
@@ -288,7 +289,7 @@ func (p *prober) share() {
 			continue
 		}
 		if n > spec.Capacity && p.scale < second {
-			continue // the whole may lose what comes faster than the clock ticks, where single tokens do not
+			continue // the whole may lose tokens that come faster than the clock ticks, where single tokens are not lost
 		}
 		span := min(6*p.scale, latest-origin)
 		const steps = 1500
@@ -296,12 +297,12 @@ func (p *prober) share() {
 		whole, done := greedy(a, span, steps)
 		slack := spec.Capacity + n
 		if done && part > (whole+slack)/n+1 {
-			p.fail(a16, "got: %d shares take %d each in %d µs, the whole %d; want: together no more than that, and %d for roundings", n, part, span, whole, slack)
+			p.fail(a16, "got: %d shares take %d each in %d µs, the whole %d; want: together no more than the whole, and %d for roundings", n, part, span, whole, slack)
 		}
 	}
 }
 
-// forecast serves queues and compares when they get it with what was forecast.
+// forecast compares the forecasts with the times at which queues get their tokens.
 func (p *prober) forecast() {
 	a, capacity := p.family[0], p.specs[0].Capacity
 	f, ok := a.(quota.Forecaster)
@@ -336,7 +337,7 @@ func (p *prober) forecast() {
 	}
 }
 
-// queue serves a queue of like requests, each as early as it can be.
+// queue serves a queue of equal requests, each at its earliest time.
 func (p *prober) queue(x *situation, f quota.Forecaster, decision func(int64) quota.Decision, now quota.Micros) {
 	capacity := p.specs[0].Capacity
 	each := []int64{1, capacity, 1 + p.rng.Int64N(capacity)}[p.rng.IntN(3)]
@@ -350,7 +351,7 @@ func (p *prober) queue(x *situation, f quota.Forecaster, decision func(int64) qu
 			}
 			at += v.RetryAfter
 			if s, v = taking(p.family[0], s, each, at); !v.Allowed {
-				return // A2's matter
+				return // a fault of A2
 			}
 		}
 		total += each
