@@ -221,12 +221,13 @@ func TestSkipsSayWhy(t *testing.T) {
 	}
 }
 
-// late is a store that checks the context after the charge.
+// late is a store that checks the context after the charge, when the context has ended.
 type late struct{ quota.Store }
 
 func (s late) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
-	if err == nil && ctx.Err() != nil {
+	if err == nil && ctx.Done() != nil {
+		<-ctx.Done()
 		return quota.Decision{}, ctx.Err()
 	}
 	return d, err

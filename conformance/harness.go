@@ -65,7 +65,7 @@ type Lack struct {
 	Reason  string
 }
 
-// Exemption takes a rule, such as "S5", or one case of it, such as "S5_Forgetting/windows", out of the run.
+// Exemption takes a rule, such as "S5", or one case of it, such as "S5_Forgetting/clock", out of the run.
 // The reason, such as the address of an issue, is printed.
 type Exemption struct {
 	Rule   string

@@ -43,7 +43,7 @@ type Report struct {
 type Result struct {
 	Rule    string  `json:"rule"` // such as S3
 	Name    string  `json:"name"` // such as Traceless
-	Case    string  `json:"case"` // such as list
+	Case    string  `json:"case"` // such as lists
 	Outcome Outcome `json:"outcome"`
 	Text    string  `json:"text,omitempty"` // the failure, or the reason why the case was not tested
 	Seconds float64 `json:"seconds"`
