@@ -26,7 +26,7 @@
 //	S3 Traceless     a denied list and a peek change nothing
 //	S4 AtMostOnce    a call that returns nil charged once; one that returns an error charged nothing, unless the error is ErrIndeterminate
 //	S5 Forgetting    state is kept at least until its ResetAfter has passed
-//	S6 Context       a context that is done before anything was sent gives the context's error
+//	S6 Context       a context that ended before the charge was sent gives the context's error
 //	S7 HandsOff      after it returned, a store neither reads the charges nor writes the decisions
 //	S8 Close         afterwards every call is ErrClosed, and no goroutine is left
 //

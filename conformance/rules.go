@@ -13,7 +13,7 @@ var (
 	s3 = &rule{"S3", "Traceless", "a denied list and a peek change nothing"}
 	s4 = &rule{"S4", "AtMostOnce", "a call that returns nil charged once; one that returns an error charged nothing, unless the error is ErrIndeterminate"}
 	s5 = &rule{"S5", "Forgetting", "state is kept at least until its ResetAfter has passed"}
-	s6 = &rule{"S6", "Context", "a context that is done before anything was sent gives the context's error"}
+	s6 = &rule{"S6", "Context", "a context that ended before the charge was sent gives the context's error"}
 	s7 = &rule{"S7", "HandsOff", "after it returned, a store neither reads the charges nor writes the decisions"}
 	s8 = &rule{"S8", "Close", "afterwards every call is ErrClosed, and no goroutine is left"}
 

@@ -8,7 +8,7 @@ import "context"
 // Any method may be called concurrently with itself and with the others. The charges that a store gets have passed
 // [Check]. It must keep these rules, which package conformance checks:
 //
-//  1. Meaning: decisions are those of driver.Apply on the stored states at one time, the store's.
+//  1. Meaning: verdicts are those of driver.Apply on the stored states at one time, the store's.
 //  2. All-or-nothing: a list is charged whole or not at all.
 //  3. Traceless: a denied list and a peek change nothing.
 //  4. At most once: a call that returns nil charged once; one that returns an error charged nothing,
