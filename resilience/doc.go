@@ -79,7 +79,7 @@
 //
 // # Unwrapping
 //
-// Every store that this package makes is a [driver.Wrapper], and is [driver.Graded] and [driver.Prompt] as
-// the store inside is. So [driver.Find] finds an optional interface of that store, such as
-// [driver.HealthReporter], through all policies, and [BreakerState] finds the breaker.
+// Every store that this package makes is a [driver.Wrapper]. So [driver.Find] finds an optional interface of
+// the store inside, such as [driver.HealthReporter], through all policies, and [BreakerState] finds the
+// breaker. [driver.AtomicityOf] and [driver.IsPrompt] answer for all of them together.
 package resilience

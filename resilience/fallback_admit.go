@@ -12,17 +12,17 @@ import (
 // localCall is a call that is decided on this instance's shares.
 type localCall struct {
 	charges []quota.Charge // as the caller made them
-	here    []quota.Charge // the same, of the share's limits
-	keys    []*keyState    // the first ones, to whose shares the call was admitted
+	limits  []*quota.Limit // of the charges' shares
+	keys    []*keyState    // nil where the call is not admitted to the key's share
 	n       int64          // the number of instances
-	cause   error          // why the primary does not decide
 }
 
 var errNoRoom = errors.New("no room for the key's state")
 
 // decide makes the decisions that the primary failed to make, because of cause.
 func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision, cause error) error {
-	l := &localCall{charges: cs, here: append([]quota.Charge(nil), cs...), n: f.instances(), cause: cause}
+	l := &localCall{charges: cs, limits: make([]*quota.Limit, len(cs)), keys: make([]*keyState, len(cs)), n: f.instances()}
+	here := append([]quota.Charge(nil), cs...)
 	corrects := false // the call says how much was used, so a denial is no answer to it
 	for i := range cs {
 		switch {
@@ -35,7 +35,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		if err != nil {
 			return err
 		}
-		l.here[i].Limit = share
+		l.limits[i], here[i].Limit = share, share
 	}
 	f.degrade(cause)
 	decided := false
@@ -45,13 +45,13 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 			f.release(l, nil)
 		}
 	}()
-	switch err := f.admit(ctx, l); {
+	switch err := f.admit(ctx, l, cause); {
 	case err == errNoRoom && corrects:
 		return fmt.Errorf("resilience: %w: the fallback has no room for the state of a key: %w", quota.ErrOverloaded, cause)
 	case err == errNoRoom:
-		for i := range l.here {
+		for i := range here {
 			out[i] = quota.Decision{
-				Source: quota.FromFallback, Limit: l.here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
+				Source: quota.FromFallback, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
 		return nil
@@ -59,10 +59,10 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		return err
 	}
 	var err error
-	if len(l.here) == 1 {
-		out[0], err = f.store.Take(ctx, l.here[0])
+	if len(here) == 1 {
+		out[0], err = f.store.Take(ctx, here[0])
 	} else {
-		err = f.store.TakeAll(ctx, l.here, out)
+		err = f.store.TakeAll(ctx, here, out)
 	}
 	if err != nil {
 		return failedBoth(cause, err)
@@ -72,7 +72,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	for i := range out {
 		d := &out[i]
 		d.Source = quota.FromFallback
-		if d.RetryAfter == quota.Never && l.here[i].Cost <= cs[i].Limit.Spec().Capacity {
+		if d.RetryAfter == quota.Never && cs[i].Cost <= cs[i].Limit.Spec().Capacity {
 			d.RetryAfter = max(d.ResetAfter, DefaultRetryAfter)
 		}
 	}
@@ -81,27 +81,28 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 
 // admit admits a call to the shares of all its keys, of which those that do not serve are filled. While it
 // waits for a share it holds no other, so no two calls wait for each other. If it fails it holds none.
-func (f *fallback) admit(ctx context.Context, l *localCall) error {
-	for len(l.keys) < len(l.charges) {
-		i := len(l.keys)
-		k, used, wait, err := f.admitKey(l, i)
-		if err == nil && used >= 0 {
-			if err = f.fill(ctx, k, &l.here[i], used); err != nil {
-				err = failedBoth(l.cause, err)
+func (f *fallback) admit(ctx context.Context, l *localCall, cause error) error {
+	for i := 0; i < len(l.charges); {
+		k, used, wait, err := f.admitKey(l, i, cause)
+		if err == nil && used != noFill {
+			if err = f.fill(ctx, k, l.limits[i], used); err != nil {
+				err = failedBoth(cause, err)
 			}
 		}
 		if err == nil && wait == nil {
-			l.keys = append(l.keys, k)
+			l.keys[i] = k
+			i++
 			continue
 		}
 		f.release(l, nil)
+		i = 0
 		if err != nil {
 			return err
 		}
 		select {
 		case <-wait:
 		case <-ctx.Done():
-			return failedBoth(l.cause, ctx.Err())
+			return failedBoth(cause, ctx.Err())
 		}
 	}
 	return nil
@@ -112,7 +113,7 @@ const noFill = -1
 
 // admitKey admits a call to the share of its charge i, where wait is nil. Otherwise it must be tried again
 // once wait is closed. If used is not noFill the call must fill the share so that as much of it is used.
-func (f *fallback) admitKey(l *localCall, i int) (k *keyState, used int64, wait <-chan struct{}, err error) {
+func (f *fallback) admitKey(l *localCall, i int, cause error) (k *keyState, used int64, wait <-chan struct{}, err error) {
 	c, now := &l.charges[i], f.now()
 	t := f.table(c)
 	t.mu.Lock()
@@ -126,13 +127,13 @@ func (f *fallback) admitKey(l *localCall, i int) (k *keyState, used int64, wait 
 		}
 	}
 	if c.Op == quota.OpRefund && k.debt.isSettled(c.At) {
-		return nil, noFill, nil, l.cause // the refund belongs to the primary
+		return nil, noFill, nil, cause // the refund belongs to the primary
 	}
 	fill, wait := k.share.admit()
 	if !fill {
 		return k, noFill, wait, nil
 	}
-	return k, k.usedOfShare(c.Limit, l.here[i].Limit, l.n, now), nil, nil
+	return k, k.usedOfShare(c.Limit, l.limits[i], l.n, now), nil, nil
 }
 
 // usedOfShare returns how much must be used of a share when it begins to serve. While the key owes quota the
@@ -152,7 +153,7 @@ func (k *keyState) usedOfShare(whole, share *quota.Limit, n int64, now time.Dura
 
 // fill fills the bucket of a share, to which only this call is admitted, and ends its admission if that
 // fails.
-func (f *fallback) fill(ctx context.Context, k *keyState, here *quota.Charge, used int64) (err error) {
+func (f *fallback) fill(ctx context.Context, k *keyState, share *quota.Limit, used int64) (err error) {
 	var d quota.Decision
 	filled := false // remains so if the store panics
 	defer func() {
@@ -164,9 +165,9 @@ func (f *fallback) fill(ctx context.Context, k *keyState, here *quota.Charge, us
 			k.share.release()
 		}
 	}()
-	d, err = f.store.Take(ctx, quota.Charge{Limit: here.Limit, Key: here.Key, Op: quota.OpReset})
+	d, err = f.store.Take(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpReset})
 	if err == nil && used > 0 {
-		d, err = f.store.Take(ctx, quota.Charge{Limit: here.Limit, Key: here.Key, Op: quota.OpDebit, Cost: used})
+		d, err = f.store.Take(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpDebit, Cost: used})
 	}
 	filled = err == nil
 	return err
@@ -177,14 +178,17 @@ func (f *fallback) fill(ctx context.Context, k *keyState, here *quota.Charge, us
 func (f *fallback) release(l *localCall, out []quota.Decision) {
 	granted := out != nil && quota.Granted(out)
 	for i, k := range l.keys {
+		if k == nil {
+			continue
+		}
+		l.keys[i] = nil
 		k.table.mu.Lock()
 		if out != nil {
-			k.decidedHere(&l.here[i], &out[i], granted, f.now())
+			k.decidedHere(&l.charges[i], &out[i], granted, f.now())
 		}
 		k.share.release()
 		k.table.mu.Unlock()
 	}
-	l.keys = l.keys[:0]
 }
 
 // decidedHere takes over a decision of the fallback's store. granted says that the call it belongs to was
