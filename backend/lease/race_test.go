@@ -70,8 +70,8 @@ func TestConcurrent(t *testing.T) {
 			t.Error(err)
 		}
 		for e := range s.table.all {
-			if e.lease.Load() != nil || e.fetch != nil || e.returning != 0 {
-				t.Errorf("after Close %q has %+v, %+v, %d", e.key, e.lease.Load(), e.fetch, e.returning)
+			if e.lease.Load() != nil || e.request != nil || e.refunding != 0 {
+				t.Errorf("after Close %q has %+v, %+v, %d", e.key, e.lease.Load(), e.request, e.refunding)
 			}
 		}
 		if s.keys() > 4 || s.running != 0 {

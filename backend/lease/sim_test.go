@@ -326,7 +326,7 @@ func TestWorth(t *testing.T) {
 				if k == nil {
 					return
 				}
-				back := k.worth(k.size, int64(time.Since(base)))
+				back := k.refundable(k.size, int64(time.Since(base)))
 				keep(k.at, k.size-back)
 				take(t, below, quota.Charge{Limit: m.limit, Key: "fleet", Cost: back, Op: quota.OpRefund, At: k.at})
 			}
