@@ -16,7 +16,7 @@ import (
 func (sh *shard) check(t *testing.T) {
 	t.Helper()
 	linked := map[uint32]bool{}
-	rests := map[uint32]bool{}
+	pieces := map[uint32]bool{}
 	slots := map[uint32]int{} // of each kind
 	for i, e := range sh.index {
 		if e == 0 {
@@ -30,14 +30,14 @@ func (sh *shard) check(t *testing.T) {
 		sl := sh.slots.at(n)
 		slots[sl.kind]++
 		size := len(sl.text)
-		for at := sl.rest; at != 0; at = sh.rests.at(at - 1).rest {
-			if rests[at-1] {
-				t.Fatalf("rest %d is linked twice", at-1)
+		for at := sl.next; at != 0; at = sh.pieces.at(at - 1).next {
+			if pieces[at-1] {
+				t.Fatalf("piece %d is linked twice", at-1)
 			}
-			rests[at-1] = true
-			size += len(rest{}.text)
+			pieces[at-1] = true
+			size += len(piece{}.text)
 		}
-		if over := size - int(sl.size); over < 0 || over >= len(rest{}.text) {
+		if over := size - int(sl.size); over < 0 || over >= len(piece{}.text) {
 			t.Fatalf("slot %d has room for %d bytes and holds %d", n, size, sl.size)
 		}
 	}
@@ -48,7 +48,7 @@ func (sh *shard) check(t *testing.T) {
 		t.Fatalf("%d keys in an index of %d", sh.live, len(sh.index))
 	}
 	checkSlab(t, "slot", &sh.slots, linked)
-	checkSlab(t, "rest", &sh.rests, rests)
+	checkSlab(t, "piece", &sh.pieces, pieces)
 	for _, n := range sh.slots.free {
 		if *sh.slots.at(n) != (slot{}) {
 			t.Fatalf("free slot %d is in use", n)
