@@ -62,7 +62,7 @@ func TestRefused(t *testing.T) {
 		{"window over ten years", windows, 1, 0, 10*year + µs, []string{"window is 87600h0m0.000001s", "ten years"}},
 		{"window of no whole microseconds", windows, 1, 0, time.Nanosecond, []string{"window is 1ns", "whole microseconds"}},
 		{"1001 a microsecond", windows, 1001, 0, µs, []string{"rate is 1001 in 1µs", "10^9 a second"}},
-		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit 1048576", "35m47.483649s", "2^51", "shorter or rounder window"}},
+		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit is 1048576", "35m47.483649s", "2^51", "shorter or rounder window"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
