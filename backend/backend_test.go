@@ -234,7 +234,7 @@ func TestRegisterPanics(t *testing.T) {
 			register()
 		}()
 	}
-	if got := backend.Schemes(); !slices.Equal(got, []string{"echo", "leaky", "memory", "shared"}) {
+	if got := backend.Schemes(); !slices.Equal(got, []string{"echo", "leaky", "memory", "shared", "tiny"}) {
 		t.Errorf("Schemes() is %v", got)
 	}
 }
