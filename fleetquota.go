@@ -1,5 +1,5 @@
-// Package fleetquota keeps the quotas of a fleet of processes: requests, LLM tokens, jobs. It makes a limiter from
-// environment variables; package quota has the types and the rules.
+// Package fleetquota keeps the quotas of a fleet of processes: requests, LLM tokens, jobs. It makes a limiter
+// from environment variables; package quota has the types and the rules.
 //
 //	limiter, err := fleetquota.FromEnv(ctx)
 //	if err != nil {
@@ -15,14 +15,14 @@
 //		return fmt.Errorf("over quota, retry after %v", d.RetryAfter)
 //	}
 //
-// A caller that can wait calls limiter.Wait instead of Take: it returns once the tokens are taken, and fails at once
-// where they can never fit.
+// A caller that can wait calls limiter.Wait instead of Take: it returns once the tokens are taken, and fails
+// at once where they can never fit.
 //
-// The first segment of a key, here team-7, is the hash tag of a Redis Cluster: all keys with that segment are in one
-// slot, on one node.
+// The first segment of a key, here team-7, is the hash tag of a Redis Cluster: all keys with that segment are
+// in one slot, on one node.
 //
-// Programs that need other limits, other algorithms or a store of their own use the same parts directly: see packages
-// quota, algorithm and backend.
+// Programs that need other limits, other algorithms or a store of their own use the same parts directly: see
+// packages quota, algorithm and backend.
 package fleetquota
 
 import (
@@ -43,7 +43,8 @@ import (
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
-// timeout bounds a decision. It is long enough for the first one, which also connects, with TLS and to a cluster.
+// timeout bounds a decision. It is long enough for the first one, which also connects, with TLS and to a
+// cluster.
 const timeout = 500 * time.Millisecond
 
 const maxFleet = 1_000_000
@@ -58,17 +59,18 @@ const maxFleet = 1_000_000
 //
 // FromEnv sends no request: it makes a limiter also while Redis is down, and the limiter works once Redis is up.
 //
-// Around a store in Redis are the policies of [resilience.Standard]: a decision comes within half a second, at most 256
-// decisions are in flight, and after three failures in a row Redis gets no request for up to 30 seconds at a time.
-// FLEET_SIZE decides about a request that Redis cannot decide:
+// Around a store in Redis are the policies of [resilience.Standard]: a decision comes within half a second,
+// at most 256 decisions are in flight, and after three failures in a row Redis gets no request for up to 30
+// seconds at a time. FLEET_SIZE decides about a request that Redis cannot decide:
 //
 //   - Without FLEET_SIZE the caller gets the error, such as [quota.ErrUnavailable].
 //   - With FLEET_SIZE this process decides on its share of the limit, one part in FLEET_SIZE, as
-//     [resilience.Fallback] describes; such a decision is [quota.FromFallback]. A fleet that grows beyond FLEET_SIZE
-//     admits more than its limit in an outage.
+//     [resilience.Fallback] describes; such a decision is [quota.FromFallback]. A fleet that grows beyond
+//     FLEET_SIZE admits more than its limit in an outage.
 //
-// FromEnv logs notices for operators, such as an open breaker, with slog.Warn. Without REDIS_URL the store cannot fail,
-// and FLEET_SIZE changes nothing. backend.Health(ctx, limiter.Store()) asks the servers for their version and evictions.
+// FromEnv logs notices for operators, such as an open breaker, with slog.Warn. Without REDIS_URL the store
+// cannot fail, and FLEET_SIZE changes nothing. backend.Health(ctx, limiter.Store()) asks the servers for
+// their version and evictions.
 //
 // The caller must close the limiter, which closes its store. A variable with a value that is not accepted is
 // [quota.ErrInvalid]; the error names the variable and the accepted values, and holds no credentials. See

@@ -101,7 +101,8 @@ func TestFromEnvHealth(t *testing.T) {
 	}
 }
 
-// TestFromEnvOutage: with Redis down the breaker opens, and FLEET_SIZE says who decides. Nothing listens on port 1.
+// TestFromEnvOutage: with Redis down the breaker opens, and FLEET_SIZE says who decides. Nothing listens on
+// port 1.
 func TestFromEnvOutage(t *testing.T) {
 	var logged bytes.Buffer
 	var mu sync.Mutex

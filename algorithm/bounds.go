@@ -21,8 +21,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("algorithm: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
 }
 
-// micros checks the arguments that all constructors have: a number of tokens and a time span, under their names. It
-// returns the span in µs.
+// micros checks the arguments that all constructors have: a number of tokens and a time span, under their
+// names. It returns the span in µs.
 func micros(name string, tokens int64, span string, per time.Duration) (int64, error) {
 	us := int64(per / time.Microsecond)
 	switch {

@@ -9,8 +9,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Every rule passes the suite that rules of others are told to pass: with everyday numbers, with others of another
-// unit and tick for changes in use, and at the ends of what the constructors take.
+// Every rule passes the suite that rules of others are told to pass: with everyday numbers, with others of
+// another unit and tick for changes in use, and at the ends of what the constructors take.
 func TestConformance(t *testing.T) {
 	type window = func(int64, time.Duration) (quota.Algorithm, error)
 	windows := map[kind]window{

@@ -48,7 +48,8 @@ func ExampleGCRA() {
 	// 12:00:01 allowed: false remaining: 0 retry after: 500ms
 }
 
-// Charges of the minute from 12:00:00 on count in full until 12:01:00, and less and less in the minute after that.
+// Charges of the minute from 12:00:00 on count in full until 12:01:00, and less and less in the minute after
+// that.
 func ExampleSlidingWindow() {
 	rule := quota.Must(algorithm.SlidingWindow(10, time.Minute))
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)

@@ -7,8 +7,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// fixedWindow counts in windows that follow each other. It admits at most limit in each window, so up to twice the limit
-// in an interval of a window's length: just before a boundary and again just after.
+// fixedWindow counts in windows that follow each other. It admits at most limit in each window, so up to
+// twice the limit in an interval of a window's length: just before a boundary and again just after.
 //
 // State: Unit is the window in µs, A its start, B the count.
 type fixedWindow struct {
@@ -18,16 +18,16 @@ type fixedWindow struct {
 	most      int64 // the largest count
 }
 
-// FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a window of 24
-// hours is a day in UTC. In an interval of a window's length that crosses a boundary it may admit twice the limit.
-// Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at most 10^9 tokens a second; else
-// [quota.ErrInvalid].
+// FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
+// window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
+// admit twice the limit. Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at
+// most 10^9 tokens a second; else [quota.ErrInvalid].
 func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, false)
 }
 
-// FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over, at the next
-// charge after that, so that different keys reset at different times. It accepts the same numbers.
+// FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over, at
+// the next charge after that, so that different keys reset at different times. It accepts the same numbers.
 func FixedWindowFromFirst(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, true)
 }
@@ -102,7 +102,8 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		s, v.Write = quota.State{}, v.Write || kept != count
 	case kept != count:
 		if kept > count && unit != f.window {
-			// A window of another length is kept until it ends, or until a charge moves its count into one of our length.
+			// A window of another length is kept until it ends, or until a charge moves its count into one of
+			// our length.
 			start, unit = f.start(max(t, start)), f.window
 			end = start + unit
 		}

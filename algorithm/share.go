@@ -15,9 +15,9 @@ var (
 	_ driver.Sharer = (*slidingLog)(nil)
 )
 
-// Share is exact: n shares together gain as many tokens as the whole bucket. It fails with ErrInvalid where the share's
-// period, up to n times the bucket's, or the time in which the share fills, which a capacity below n lengthens, exceeds
-// ten years.
+// Share is exact: n shares together gain as many tokens as the whole bucket. It fails with ErrInvalid where
+// the share's period, up to n times the bucket's, or the time in which the share fills, which a capacity
+// below n lengthens, exceeds ten years.
 func (b *tokenBucket) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return b, nil
@@ -32,8 +32,8 @@ func (b *tokenBucket) Share(n int64) (quota.Algorithm, error) {
 	return TokenBucket(max(b.tokens/n, 1), b.perTick/g, time.Duration(per)*time.Microsecond)
 }
 
-// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails with
-// ErrInvalid where that exceeds ten years.
+// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails
+// with ErrInvalid where that exceeds ten years.
 func (f *fixedWindow) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return f, nil
@@ -45,8 +45,8 @@ func (f *fixedWindow) Share(n int64) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, f.fromFirst)
 }
 
-// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails with
-// ErrInvalid where that exceeds ten years.
+// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails
+// with ErrInvalid where that exceeds ten years.
 func (w *slidingWindow) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return w, nil
@@ -71,7 +71,8 @@ func (l *slidingLog) Share(n int64) (quota.Algorithm, error) {
 	return SlidingWindowLog(limit, window)
 }
 
-// shareWindow returns the limit and window of one share in n; window is in µs. n shares never admit more than the whole.
+// shareWindow returns the limit and window of one share in n; window is in µs. n shares never admit more than
+// the whole.
 func shareWindow(limit, window, n int64) (int64, time.Duration, error) {
 	if limit >= n {
 		return limit / n, time.Duration(window) * time.Microsecond, nil

@@ -7,12 +7,12 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// MaxLogEntries is how many charges a sliding window log remembers: it admits at most so many charges in one window, at
-// any cost. Charges made in the same microsecond are one entry.
+// MaxLogEntries is how many charges a sliding window log remembers: it admits at most so many charges in one
+// window, at any cost. Charges made in the same microsecond are one entry.
 const MaxLogEntries = quota.MaxTail / 2
 
-// slidingLog remembers each charge until it has left the window: it admits at most limit in any half-open interval of a
-// window's length, exactly.
+// slidingLog remembers each charge until it has left the window: it admits at most limit in any half-open
+// interval of a window's length, exactly.
 //
 // State: Unit is 1, A the sum of the costs, Tail the entries, oldest first, each a time in µs and a cost.
 type slidingLog struct {
@@ -20,9 +20,9 @@ type slidingLog struct {
 	window int64 // µs
 }
 
-// SlidingWindowLog returns a rule of limit tokens in any window, exactly. It keeps an entry of 16 bytes for each charge,
-// so it also admits at most [MaxLogEntries] charges in a window; a debit beyond that joins the newest entry. It accepts
-// the numbers that [FixedWindow] accepts; else [quota.ErrInvalid].
+// SlidingWindowLog returns a rule of limit tokens in any window, exactly. It keeps an entry of 16 bytes for
+// each charge, so it also admits at most [MaxLogEntries] charges in a window; a debit beyond that joins the
+// newest entry. It accepts the numbers that [FixedWindow] accepts; else [quota.ErrInvalid].
 func SlidingWindowLog(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
@@ -156,8 +156,9 @@ func shift(log []int64, d int64) []int64 {
 	return out
 }
 
-// Forecast counts the windows that must pass, because each admits at most one limit. For up to one limit it is exact:
-// tokens that waiting callers take in the meantime do not leave the window before the forecast's end.
+// Forecast counts the windows that must pass, because each admits at most one limit. For up to one limit it
+// is exact: tokens that waiting callers take in the meantime do not leave the window before the forecast's
+// end.
 func (l *slidingLog) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= l.limit {
 		return d.RetryAfter

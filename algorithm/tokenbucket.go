@@ -9,11 +9,12 @@ import (
 )
 
 // tokenBucket keeps the deficit: how far the bucket is from full. Over any interval Δ it admits at most
-// capacity + rate·(Δ + one tick). (J. Turner, "New directions in communications", IEEE Communications Magazine 24(10),
-// 1986; as a virtual schedule: ITU-T I.371, annex A.)
+// capacity + rate·(Δ + one tick). (J. Turner, "New directions in communications", IEEE Communications
+// Magazine 24(10), 1986; as a virtual schedule: ITU-T I.371, annex A.)
 //
-// State: A is the deficit in credits, B the time in µs up to which refill is counted. One token costs unit credits and
-// each tick repays perTick credits: the rate as a reduced fraction, so that refill is never rounded.
+// State: A is the deficit in credits, B the time in µs up to which refill is counted. One token costs unit
+// credits and each tick repays perTick credits: the rate as a reduced fraction, so that refill is never
+// rounded.
 type tokenBucket struct {
 	unit     int64 // credits a token
 	perTick  int64 // credits repaid a tick
@@ -25,10 +26,11 @@ type tokenBucket struct {
 	debt     int64 // most - capacity, in tokens
 }
 
-// TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5 tokens a
-// second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it admits at most
-// capacity and the tokens gained in it. Accepted: capacities of 1 to 2^40, rates up to 10^9 tokens a second, periods of
-// whole microseconds up to ten years, and a bucket that fills within ten years; else [quota.ErrInvalid].
+// TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
+// tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it
+// admits at most capacity and the tokens gained in it. Accepted: capacities of 1 to 2^40, rates up to 10^9
+// tokens a second, periods of whole microseconds up to ten years, and a bucket that fills within ten years;
+// else [quota.ErrInvalid].
 func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
 	if capacity < 1 || capacity > maxCapacity {
 		return nil, invalid("capacity is %d; accepted: 1 to 2^40", capacity)
@@ -37,7 +39,8 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 	if err != nil {
 		return nil, err
 	}
-	// reduce returns the rate in credits at a tick, and how many tokens of capacity and debt the two bounds allow.
+	// reduce returns the rate in credits at a tick, and how many tokens of capacity and debt the two bounds
+	// allow.
 	reduce := func(t int64) (unit, perTick, room int64) {
 		p := per / t
 		g := gcd(refill, p)
@@ -70,9 +73,9 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 	}, nil
 }
 
-// GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function as [TokenBucket],
-// with the same arguments, under its name in telecommunications (ITU-T I.371): GCRA's theoretical arrival time is the
-// time at which the bucket is full again.
+// GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function as
+// [TokenBucket], with the same arguments, under its name in telecommunications (ITU-T I.371): GCRA's
+// theoretical arrival time is the time at which the bucket is full again.
 func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 	return TokenBucket(burst, rate, period)
 }
@@ -159,8 +162,8 @@ func (b *tokenBucket) convert(deficit, unit int64) int64 {
 	return clamp(ceil(deficit, unit), b.tokens+b.debt) * b.unit
 }
 
-// Forecast is exact to within one tick, unless a tick refills more than capacity - 1. n tokens are there once the deficit
-// is repaid and n - capacity tokens more are gained, or, below the capacity, that many fewer.
+// Forecast is exact to within one tick, unless a tick refills more than capacity - 1. n tokens are there once
+// the deficit is repaid and n - capacity tokens more are gained, or, below the capacity, that many fewer.
 func (b *tokenBucket) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= d.Remaining {
 		return 0

@@ -11,11 +11,11 @@
 //	defer limiter.Close()
 //	d, err := limiter.Take(ctx, "team-7/agent-123", 250)
 //
-// The first segment of a key, here team-7, is the hash tag of a Redis Cluster: all keys with that segment are in one
-// slot, on one node.
+// The first segment of a key, here team-7, is the hash tag of a Redis Cluster: all keys with that segment are
+// in one slot, on one node.
 //
-// The scheme of the URL names the driver that opens the store. A program links only the drivers that it imports, as
-// with database/sql:
+// The scheme of the URL names the driver that opens the store. A program links only the drivers that it
+// imports, as with database/sql:
 //
 //	import _ "github.com/fleetquota/fleetquota/backend/goredis"
 //
@@ -24,7 +24,8 @@
 //	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
 //
 // Where several linked drivers have registered a scheme, the parameter client names one of them, as in
-// "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for redis+cluster rueidis.
+// "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for redis+cluster
+// rueidis.
 //
 // # Errors
 //
@@ -51,9 +52,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and no parameter
-// client. The function must refuse unknown parameters with [quota.ErrInvalid], must return a store or an error, and may
-// be called concurrently. The caller of Open closes the store.
+// An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and no
+// parameter client. The function must refuse unknown parameters with [quota.ErrInvalid], must return a store
+// or an error, and may be called concurrently. The caller of Open closes the store.
 type OpenFunc func(ctx context.Context, u *url.URL) (quota.Store, error)
 
 // importPath with the name of a driver of this module is the path of its package.
@@ -77,10 +78,10 @@ type opener struct {
 	open    OpenFunc
 }
 
-// Register makes a driver known under a name, for some URL schemes; a driver's package calls it from init. Several
-// drivers may share a scheme. Names and schemes must begin with a lower-case letter, and may have lower-case letters,
-// digits, '+', '-' and '.'. Register panics on any other name or scheme, without a scheme, on a nil open, and on a
-// name that is registered already.
+// Register makes a driver known under a name, for some URL schemes; a driver's package calls it from init.
+// Several drivers may share a scheme. Names and schemes must begin with a lower-case letter, and may have
+// lower-case letters, digits, '+', '-' and '.'. Register panics on any other name or scheme, without a
+// scheme, on a nil open, and on a name that is registered already.
 func Register(name string, schemes []string, open OpenFunc) {
 	switch {
 	case !validScheme(name):
@@ -120,11 +121,11 @@ func linked() map[string]opener {
 	return maps.Clone(drivers)
 }
 
-// Open opens the store that a URL describes; the package documentation lists the schemes. The caller must close the
-// store.
+// Open opens the store that a URL describes; the package documentation lists the schemes. The caller must
+// close the store.
 //
-// memory:// opens a new, empty store in this process each time. Its parameter max_keys bounds the keys that the store
-// holds, from 1 to 2147483647; without it local.DefaultMaxKeys holds.
+// memory:// opens a new, empty store in this process each time. Its parameter max_keys bounds the keys that
+// the store holds, from 1 to 2147483647; without it local.DefaultMaxKeys holds.
 //
 // Open returns the context's own error where ctx has ended, [quota.ErrInvalid] where it refuses the URL, and
 // [quota.ErrMisconfigured] where the driver returns no store. It wraps an error of the driver.
@@ -155,8 +156,8 @@ func Open(ctx context.Context, rawURL string) (quota.Store, error) {
 	return store, nil
 }
 
-// parse reads a URL whose scheme a driver has registered or could register. Its errors, unlike those of url.Parse, hold
-// no part of the URL that could belong to credentials.
+// parse reads a URL whose scheme a driver has registered or could register. Its errors, unlike those of
+// url.Parse, hold no part of the URL that could belong to credentials.
 func parse(rawURL string) (*url.URL, error) {
 	scheme, rest, ok := strings.Cut(rawURL, "://")
 	scheme = strings.ToLower(scheme)
@@ -175,8 +176,8 @@ func parse(rawURL string) (*url.URL, error) {
 		end = len(rest)
 	}
 	u, err := url.Parse(rawURL)
-	// A '@' behind the host means that the password has one of / ? #: the parser cut it there, and read a part of it
-	// as the host.
+	// A '@' behind the host means that the password has one of / ? #: the parser cut it there, and read a
+	// part of it as the host.
 	if err != nil || strings.Contains(rest[end:], "@") {
 		return nil, invalid("the %s URL cannot be parsed; accepted: scheme://user:password@host:port/path?name=value, "+
 			"with the characters / ? # @ %% of a user or password written as %%2F %%3F %%23 %%40 %%25", scheme)
@@ -258,8 +259,8 @@ func accepted() string {
 	return either(all)
 }
 
-// withhold wraps a driver's error. Where the error's text holds a secret of the URL, withhold keeps only the error of
-// package quota that it carries.
+// withhold wraps a driver's error. Where the error's text holds a secret of the URL, withhold keeps only the
+// error of package quota that it carries.
 func withhold(err error, scheme, rawURL string, u *url.URL) error {
 	text := err.Error()
 	if !slices.ContainsFunc(secrets(rawURL, u), func(s string) bool { return strings.Contains(text, s) }) {

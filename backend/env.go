@@ -27,15 +27,16 @@ const (
 	maxDecimals       = 8             // 10^8 seconds are less than the ten years that a period may last
 )
 
-// FromEnv reads the configuration from environment variables, and opens the store. Each variable may be absent or
-// empty, for the default.
+// FromEnv reads the configuration from environment variables, and opens the store. Each variable may be
+// absent or empty, for the default.
 //
 //	REDIS_URL          a URL that Open opens; default memory://
 //	TOKEN_BUCKET_SIZE  capacity in tokens, 1 to 2^40; default 1000
 //	TOKEN_REFILL_RATE  tokens a second, up to 10^9, with up to 8 decimals; default 10.0
 //
 // FromEnv reads the rate exactly: 10.5 is 21 tokens every two seconds. A value that is not accepted is
-// [quota.ErrInvalid], and the error names the variable; FromEnv then opens no store. It also fails where [Open] does.
+// [quota.ErrInvalid], and the error names the variable; FromEnv then opens no store. It also fails where
+// [Open] does.
 func FromEnv(ctx context.Context) (Env, error) {
 	var e Env
 	var err error

@@ -36,7 +36,8 @@ func ExampleOpen_refused() {
 	// backend: open memory: backend: invalid request: unknown parameter of the memory URL: "maxkeys"; accepted: max_keys
 }
 
-// Without environment variables the store is in memory, and the bucket holds 1000 tokens and gains 10 each second.
+// Without environment variables the store is in memory, and the bucket holds 1000 tokens and gains 10 each
+// second.
 func ExampleFromEnv() {
 	env, err := backend.FromEnv(context.Background())
 	if err != nil {

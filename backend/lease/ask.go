@@ -10,8 +10,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// request is a request for a chunk. The first caller starts it, and its cost is paid out of the chunk; later callers
-// for the same key wait for it.
+// request is a request for a chunk. The first caller starts it, and its cost is paid out of the chunk; later
+// callers for the same key wait for it.
 type request struct {
 	charge quota.Charge // the charge sent to the store below
 	cost   int64        // of the first caller

@@ -7,8 +7,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// chunk is quota of one limit and key that was charged to the store below. All fields but left are immutable. A chunk
-// fills one cache line, which every decision writes.
+// chunk is quota of one limit and key that was charged to the store below. All fields but left are immutable.
+// A chunk fills one cache line, which every decision writes.
 type chunk struct {
 	left      atomic.Int64 // tokens that may be spent; negative when the chunk is closed
 	limit     *quota.Limit
@@ -100,10 +100,10 @@ func (k *chunk) put(n int64) (left int64, ok bool) {
 // close ends the chunk and returns the tokens that it had left.
 func (k *chunk) close() int64 { return max(k.left.Swap(closedChunk), 0) }
 
-// slack returns how many tokens refill may have repaid since the charge while every token of the chunk can still be
-// given back. A full bucket forgets refill, so a give-back is too much once the bucket could have been full without
-// it. Right after the charge the bucket lacks capacity - remaining tokens; all processes together hold at most a
-// quarter of the capacity, and the lack beyond that quarter is the slack.
+// slack returns how many tokens refill may have repaid since the charge while every token of the chunk can
+// still be given back. A full bucket forgets refill, so a give-back is too much once the bucket could have
+// been full without it. Right after the charge the bucket lacks capacity - remaining tokens; all processes
+// together hold at most a quarter of the capacity, and the lack beyond that quarter is the slack.
 func (k *chunk) slack() int64 {
 	capacity := k.limit.Spec().Capacity
 	return max(capacity-k.remaining-1-(capacity+3)/4, 0)

@@ -34,7 +34,8 @@ type entry struct {
 	level int64
 }
 
-// retire marks the entry as removed, unless it is in use or removed already. The caller must hold the table's lock.
+// retire marks the entry as removed, unless it is in use or removed already. The caller must hold the table's
+// lock.
 func (e *entry) retire() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -38,8 +38,8 @@ func (s *Store) tidy() {
 	}
 }
 
-// tend ends the lease if its time is over or no token was spent since the last call, and reports whether the entry
-// is needed.
+// tend ends the lease if its time is over or no token was spent since the last call, and reports whether the
+// entry is needed.
 func (e *entry) tend(now, window int64, refunds []refund) ([]refund, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -59,8 +59,8 @@ func (e *entry) tend(now, window int64, refunds []refund) ([]refund, bool) {
 	return e.appendRefund(refunds, k, k.close(), quota.FromStore), true
 }
 
-// giveBack sends refunds to the store below, some at a time, until ctx ends. Tokens that cannot be given back by then
-// come back by refill.
+// giveBack sends refunds to the store below, some at a time, until ctx ends. Tokens that cannot be given back
+// by then come back by refill.
 func (s *Store) giveBack(ctx context.Context, refunds []refund) {
 	if len(refunds) == 0 {
 		return

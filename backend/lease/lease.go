@@ -22,21 +22,22 @@ const (
 
 // Options configure a Store. Instances is required; other fields that are zero take the defaults.
 type Options struct {
-	// Instances reports how many processes lease from the store below now, this one included. It is called for each
-	// chunk, concurrently, and must not block; a result below 1 counts as 1. Where it reports fewer than there are,
-	// chunks are too large: the last tokens are shared less fairly, and a give-back may exceed the quota that the
-	// bucket would have kept.
+	// Instances reports how many processes lease from the store below now, this one included. It is called
+	// for each chunk, concurrently, and must not block; a result below 1 counts as 1. Where it reports fewer
+	// than there are, chunks are too large: the last tokens are shared less fairly, and a give-back may
+	// exceed the quota that the bucket would have kept.
 	Instances func() int64
-	// Lifetime is how long leased quota may be spent, from 1ms to 1h; 0 is DefaultLifetime. A request for a chunk, and
-	// Close, take at most half of it, and giving back a tenth.
+	// Lifetime is how long leased quota may be spent, from 1ms to 1h; 0 is DefaultLifetime. A request for a
+	// chunk, and Close, take at most half of it, and giving back a tenth.
 	Lifetime time.Duration
-	// MaxKeys bounds the keys that are watched and leased, up to 2^30; 0 is DefaultMaxKeys. A key takes some 250 bytes
-	// beside its own text. Charges to keys beyond the bound go to the store below as they are.
+	// MaxKeys bounds the keys that are watched and leased, up to 2^30; 0 is DefaultMaxKeys. A key takes some
+	// 250 bytes beside its own text. Charges to keys beyond the bound go to the store below as they are.
 	MaxKeys int
-	// Limits are the limits to lease, known by their names. A limit that is no token bucket is refused. nil leases
-	// every token bucket that is charged.
+	// Limits are the limits to lease, known by their names. A limit that is no token bucket is refused. nil
+	// leases every token bucket that is charged.
 	Limits []*quota.Limit
-	// Clock tells the time, for tests; nil is the monotonic clock. It is called concurrently and must not step back.
+	// Clock tells the time, for tests; nil is the monotonic clock. It is called concurrently and must not
+	// step back.
 	Clock func() time.Time
 }
 
@@ -70,8 +71,9 @@ var (
 // bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
 var bucketRule = quota.Rule{'t', 'b', '1'}
 
-// New returns a store that leases from store, and owns store: Close closes both. It fails with quota.ErrInvalid where
-// store or Options.Instances is nil, an option is out of its range, or one of Options.Limits is no token bucket.
+// New returns a store that leases from store, and owns store: Close closes both. It fails with
+// quota.ErrInvalid where store or Options.Instances is nil, an option is out of its range, or one of
+// Options.Limits is no token bucket.
 func New(store quota.Store, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -127,14 +129,16 @@ func (s *Store) Atomicity() driver.Atomicity {
 	return driver.AtomicityOf(s.inner)
 }
 
-// Prompt reports whether every call returns by its context's deadline, as the store below does. See driver.Prompt.
+// Prompt reports whether every call returns by its context's deadline, as the store below does. See
+// driver.Prompt.
 func (s *Store) Prompt() bool {
 	return driver.IsPrompt(s.inner)
 }
 
-// Take decides one charge, in memory if the key's lease holds enough. It fails with the errors of the store below; with
-// quota.ErrUnavailable, and without a charge, where a request for a chunk was not sent within half a lifetime; and with
-// the context's own error where ctx ends first: the caller alone is then not charged.
+// Take decides one charge, in memory if the key's lease holds enough. It fails with the errors of the store
+// below; with quota.ErrUnavailable, and without a charge, where a request for a chunk was not sent within
+// half a lifetime; and with the context's own error where ctx ends first: the caller alone is then not
+// charged.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
@@ -155,8 +159,8 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	return s.inner.Take(ctx, c)
 }
 
-// TakeAll has the store below decide a list. If the store denies it, TakeAll gives back the leases of the denied keys
-// and asks once more. The errors are those of the store below; a list of one charge is a Take.
+// TakeAll has the store below decide a list. If the store denies it, TakeAll gives back the leases of the
+// denied keys and asks once more. The errors are those of the store below; a list of one charge is a Take.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err
@@ -188,9 +192,9 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	return s.inner.TakeAll(ctx, cs, out)
 }
 
-// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take and TakeAll
-// are quota.ErrClosed. Close reports an error where requests have not ended within half a lifetime, and the error of
-// closing the store below. A second call returns nil.
+// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take
+// and TakeAll are quota.ErrClosed. Close reports an error where requests have not ended within half a
+// lifetime, and the error of closing the store below. A second call returns nil.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if !s.gate.Close() {

@@ -99,7 +99,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestGrowth sees chunks double while a key is busy, up to their bound, and nothing but exact charges where keys are not.
+// TestGrowth sees chunks double while a key is busy, up to their bound, and nothing but exact charges where
+// keys are not.
 func TestGrowth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
@@ -380,7 +381,8 @@ func TestContexts(t *testing.T) {
 		before := below.net()
 		below.seen()
 		below.set(always(fault{before: 100 * time.Millisecond, after: 100 * time.Millisecond}))
-		// The first caller, who has the chunk fetched, leaves; so does the third. The second and fourth get theirs.
+		// The first caller, who has the chunk fetched, leaves; so does the third. The second and fourth get
+		// theirs.
 		errs := make([]error, 4)
 		took := make([]time.Duration, 4)
 		start := time.Now()
@@ -421,7 +423,8 @@ func TestContexts(t *testing.T) {
 	})
 }
 
-// TestErrors has the store below fail: those who waited for a chunk share the error, and what is leased is spent.
+// TestErrors has the store below fail: those who waited for a chunk share the error, and what is leased is
+// spent.
 func TestErrors(t *testing.T) {
 	for name, f := range map[string]fault{"refused": {refused: true, before: time.Millisecond}, "lost reply": {lost: true}} {
 		t.Run(name, func(t *testing.T) {

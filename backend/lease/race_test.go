@@ -11,8 +11,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestConcurrent has many goroutines do everything at once, on leases that live for some milliseconds. Two processes
-// share the store. What they admit was charged, and when they are closed nothing is left.
+// TestConcurrent has many goroutines do everything at once, on leases that live for some milliseconds. Two
+// processes share the store. What they admit was charged, and when they are closed nothing is left.
 func TestConcurrent(t *testing.T) {
 	seed := seedOf(t)
 	below := newRemote(t)

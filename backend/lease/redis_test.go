@@ -13,8 +13,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one of them
-// through a line that loses replies. Their ledgers together are what was charged.
+// TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one
+// of them through a line that loses replies. Their ledgers together are what was charged.
 func TestFleetOnRedis(t *testing.T) {
 	server := redisserver.Start(t)
 	proxy := redisserver.StartProxy(t, server.Addr())

@@ -12,8 +12,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// remote stands for a store at a distance: it keeps a ledger of what was charged and given back, takes its time, and fails
-// as a test wants. It is prompt.
+// remote stands for a store at a distance: it keeps a ledger of what was charged and given back, takes its
+// time, and fails as a test wants. It is prompt.
 type remote struct {
 	quota.Store
 	// fault is asked about each call; nil lets all pass at once.

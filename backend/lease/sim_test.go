@@ -91,8 +91,8 @@ func (m *simulation) check(t *testing.T) {
 	}
 	slices.SortFunc(m.admitted, func(a, b admission) int { return int(a.at - b.at) })
 	capacity := float64(m.limit.Spec().Capacity)
-	// level is the fill of a bucket that leaks at the limit's rate and never overflows: its peak is the most that any
-	// interval admitted above r·Δ.
+	// level is the fill of a bucket that leaks at the limit's rate and never overflows: its peak is the most
+	// that any interval admitted above r·Δ.
 	level, peak := 0.0, 0.0
 	for i, a := range m.admitted {
 		if i > 0 {
@@ -147,8 +147,9 @@ func onOff(rate float64, period, end time.Duration, phase float64) func(time.Dur
 	}
 }
 
-// TestUtilisation has eight instances of uneven demand use a limit whose chunks are a fiftieth of it or less. They get 95 % of
-// what the same demand gets without leases, and of the limit where they ask for more than that all the time.
+// TestUtilisation has eight instances of uneven demand use a limit whose chunks are a fiftieth of it or less.
+// They get 95 % of what the same demand gets without leases, and of the limit where they ask for more than
+// that all the time.
 func TestUtilisation(t *testing.T) {
 	const n, capacity, rate = 8, 2000, 1000
 	end := time.Duration(sized(8, 120)) * time.Second
@@ -258,8 +259,8 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestCrash has one instance of four vanish with what it holds: that is no more than two chunks, and the others use the
-// limit up.
+// TestCrash has one instance of four vanish with what it holds: that is no more than two chunks, and the
+// others use the limit up.
 func TestCrash(t *testing.T) {
 	const n, capacity, rate = 4, 4000, 400
 	seed := seedOf(t)
@@ -299,8 +300,8 @@ func TestCrash(t *testing.T) {
 	})
 }
 
-// TestWorth plays processes that take chunks, hold them and give them back at the worst times, on one bucket. What is
-// kept never exceeds what the bucket alone admits, over any interval.
+// TestWorth plays processes that take chunks, hold them and give them back at the worst times, on one bucket.
+// What is kept never exceeds what the bucket alone admits, over any interval.
 func TestWorth(t *testing.T) {
 	for range sized(300, 20_000) {
 		seed := seedOf(t)

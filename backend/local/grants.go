@@ -76,7 +76,8 @@ func (g *grant) over(now quota.Micros) bool {
 	return g.at+quota.Micros(quota.IDWindow/time.Microsecond) < now
 }
 
-// expire forgets up to 16 grants that are over: more than one call adds, and few enough that the call stays fast.
+// expire forgets up to 16 grants that are over: more than one call adds, and few enough that the call stays
+// fast.
 func (g *grants) expire(now quota.Micros) {
 	n := 0
 	for ; n < len(g.queue) && n < 16 && g.queue[n].over(now); n++ {

@@ -92,7 +92,8 @@ func (sh *shard) item(n int) (it driver.Item) {
 	return it
 }
 
-// someKey returns one of many keys: of any length, many of them alike but for a byte near the end, where pieces meet, or at it.
+// someKey returns one of many keys: of any length, many of them alike but for a byte near the end, where
+// pieces meet, or at it.
 func someKey(i int) string {
 	size := []int{1, 21, 22, 23, 49, 50, 51, 78, 79, 512}[i%10]
 	key := []byte(strings.Repeat("k", size))
@@ -100,8 +101,8 @@ func someKey(i int) string {
 	return string(key)
 }
 
-// TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share tags and runs grow
-// long and go around the end.
+// TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share
+// tags and runs grow long and go around the end.
 func TestIndex(t *testing.T) {
 	r := random(t)
 	limits := []*quota.Limit{bucket("a", 1, time.Second), bucket("b", 1, time.Second)}
@@ -220,8 +221,8 @@ func (s *Store) checkAll(t *testing.T) {
 	}
 }
 
-// TestSweepingChangesNothing runs histories over many keys, in which crowds come and expire so that shards grow, sweep and
-// shrink, beside a map from which nothing is ever removed: each decision is the same.
+// TestSweepingChangesNothing runs histories over many keys, in which crowds come and expire so that shards
+// grow, sweep and shrink, beside a map from which nothing is ever removed: each decision is the same.
 func TestSweepingChangesNothing(t *testing.T) {
 	r := random(t)
 	limits := append(everyRule(5, time.Second), bucket("slow", 1000, 24*time.Hour))

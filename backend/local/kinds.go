@@ -6,8 +6,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// kind is the part of a slot that nearly all slots of a limit have in common: the limit's name, and the rule and unit
-// of the state.
+// kind is the part of a slot that nearly all slots of a limit have in common: the limit's name, and the rule
+// and unit of the state.
 type kind struct {
 	limit unique.Handle[string]
 	rule  quota.Rule

@@ -9,11 +9,11 @@
 //
 // # Memory
 //
-// A key of up to 22 bytes takes some 80 bytes with its text, and each 28 bytes more another 32 (a sliding window log
-// 16 more for each charge it remembers). The garbage collector scans only the logs. Charges remove keys whose quota
-// is whole again, a few at a time. The number of keys is bounded: when the store is full of keys that still hold
-// consumption, charges to further keys fail with [quota.ErrOverloaded] and are not charged. A key that holds
-// consumption is never evicted, so flooding the store with keys gains no quota.
+// A key of up to 22 bytes takes some 80 bytes with its text, and each 28 bytes more another 32 (a sliding
+// window log 16 more for each charge it remembers). The garbage collector scans only the logs. Charges remove
+// keys whose quota is whole again, a few at a time. The number of keys is bounded: when the store is full of
+// keys that still hold consumption, charges to further keys fail with [quota.ErrOverloaded] and are not
+// charged. A key that holds consumption is never evicted, so flooding the store with keys gains no quota.
 package local
 
 import (
@@ -37,8 +37,8 @@ type Options struct {
 	// MaxKeys bounds the keys that the store holds, and apart from them the request ids that it remembers; 0 is
 	// DefaultMaxKeys. It must not be negative.
 	MaxKeys int
-	// Clock tells the time, for tests; nil is the monotonic clock. It may be called concurrently, and is called with
-	// a lock held: it must not call the store.
+	// Clock tells the time, for tests; nil is the monotonic clock. It may be called concurrently, and is
+	// called with a lock held: it must not call the store.
 	Clock func() time.Time
 }
 
@@ -89,22 +89,25 @@ func New(o *Options) *Store {
 	return s
 }
 
-// Close ends the store: later calls of Take and TakeAll are quota.ErrClosed. It returns nil, also when called again.
+// Close ends the store: later calls of Take and TakeAll are quota.ErrClosed. It returns nil, also when called
+// again.
 func (s *Store) Close() error {
 	s.gate.Close()
 	return nil
 }
 
-// Prompt returns true: every call returns by its context's deadline, because it waits for no more than a lock. See
-// driver.Prompt.
+// Prompt returns true: every call returns by its context's deadline, because it waits for no more than a
+// lock. See driver.Prompt.
 func (s *Store) Prompt() bool { return true }
 
-// Len returns the number of keys that the store holds. It counts keys that are whole again until they are removed.
+// Len returns the number of keys that the store holds. It counts keys that are whole again until they are
+// removed.
 func (s *Store) Len() int { return int(s.keys.Load()) }
 
-// Take decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded where the
-// key is new and the store is full; with quota.ErrMisconfigured where the key holds another rule's state; and with
-// quota.ErrInvalid where the charge's request id was granted to other charges. A call that fails is not charged.
+// Take decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
+// where the key is new and the store is full; with quota.ErrMisconfigured where the key holds another rule's
+// state; and with quota.ErrInvalid where the charge's request id was granted to other charges. A call that
+// fails is not charged.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
@@ -139,8 +142,9 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	}
 }
 
-// TakeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the decisions to
-// out, which must be as long as cs. It fails as Take does; then no charge of the list is charged.
+// TakeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
+// decisions to out, which must be as long as cs. It fails as Take does; then no charge of the list is
+// charged.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
@@ -212,17 +216,18 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	return now, false, nil
 }
 
-// lock locks a shard and returns the time, which is never before the time of the shard's last decision. Reading the
-// monotonic clock takes as long as a decision, so lock reads it before it locks.
+// lock locks a shard and returns the time, which is never before the time of the shard's last decision.
+// Reading the monotonic clock takes as long as a decision, so lock reads it before it locks.
 func (s *Store) lock(sh *shard) quota.Micros {
 	if s.clock != nil {
 		sh.mu.Lock()
 		return s.now()
 	}
 	now := s.now()
-	// Waking a sleeping goroutine costs as much as many decisions, so a caller tries a few times before it sleeps.
-	// Between two tries it leaves the lock's cache line alone, for the time of about a dozen decisions: with a third
-	// of that pause the line moves between the processors so often that half of the decisions a second are lost.
+	// Waking a sleeping goroutine costs as much as many decisions, so a caller tries a few times before it
+	// sleeps. Between two tries it leaves the lock's cache line alone, for the time of about a dozen
+	// decisions: with a third of that pause the line moves between the processors so often that half of the
+	// decisions a second are lost.
 	for try := 0; !sh.mu.TryLock(); try++ {
 		if try == 5 {
 			sh.mu.Lock()
@@ -274,8 +279,8 @@ func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *driver.Ite
 	sh.save(n, it, d.At+quota.Micros(d.ResetAfter/time.Microsecond))
 }
 
-// reclaimTries is how often a charge tries again when the store is full: another charge may take the room that reclaim
-// made. A list needs room for several keys, and tries more often.
+// reclaimTries is how often a charge tries again when the store is full: another charge may take the room
+// that reclaim made. A list needs room for several keys, and tries more often.
 const reclaimTries = 3
 
 // reclaim removes some keys that are whole again from any shard, and reports whether it found one.

@@ -173,8 +173,8 @@ func TestOneExpiredKeyIsFound(t *testing.T) {
 	}
 }
 
-// TestMemoryFollowsActiveKeys lets a crowd expire while few keys are charged: ordinary work removes the crowd and gives its
-// memory back, wherever it was.
+// TestMemoryFollowsActiveKeys lets a crowd expire while few keys are charged: ordinary work removes the crowd
+// and gives its memory back, wherever it was.
 func TestMemoryFollowsActiveKeys(t *testing.T) {
 	for name, active := range map[string]int{"one key": 1, "a hundred keys": 100} {
 		t.Run(name, func(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use. Neither
-// index nor slots hold a pointer, so the garbage collector does not look into them.
+// shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use.
+// Neither index nor slots hold a pointer, so the garbage collector does not look into them.
 type shard struct {
 	// The first cache line, which every charge writes.
 	mu    sync.Mutex
@@ -191,8 +191,8 @@ func (sh *shard) resize(size int) {
 	}
 }
 
-// tidy sweeps as many places as the charges since the last tidy made due: several at a time, so that the processor
-// waits for their cache lines together.
+// tidy sweeps as many places as the charges since the last tidy made due: several at a time, so that the
+// processor waits for their cache lines together.
 func (sh *shard) tidy(now quota.Micros, s *Store) {
 	if sh.due >= 8*8 {
 		sh.sweep(sh.due/8, now, s)
@@ -203,8 +203,9 @@ func (sh *shard) tidy(now quota.Micros, s *Store) {
 	}
 }
 
-// tidyAnother sweeps a few places of a random shard, because a shard whose keys are not charged any more does not sweep
-// itself. The caller may hold the locks of other shards, so tidyAnother does not wait for that shard's lock.
+// tidyAnother sweeps a few places of a random shard, because a shard whose keys are not charged any more does
+// not sweep itself. The caller may hold the locks of other shards, so tidyAnother does not wait for that
+// shard's lock.
 func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
 	if other := &s.shards[rand.N(shardCount)]; other.mu.TryLock() {
 		other.sweep(8, now, s)
@@ -212,8 +213,8 @@ func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
 	}
 }
 
-// sweep looks at some places of the index, removes the slots whose state equals a fresh one by now, and returns their
-// number.
+// sweep looks at some places of the index, removes the slots whose state equals a fresh one by now, and
+// returns their number.
 func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
 	for ; looks > 0 && sh.live > 0; looks-- {
 		if sh.hand++; sh.hand >= len(sh.index) {

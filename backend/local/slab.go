@@ -1,7 +1,7 @@
 package local
 
-// slab allocates values by number. A value never moves while it is in use. Of several copies of a slab only one may be
-// used.
+// slab allocates values by number. A value never moves while it is in use. Of several copies of a slab only
+// one may be used.
 type slab[T any] struct {
 	pages []*[pageSize]T
 	used  int      // numbers ever allocated

@@ -187,8 +187,8 @@ func TestMonotonicClockFollowsTheBubble(t *testing.T) {
 	})
 }
 
-// TestClockSetBackMintsNothing moves an injected clock back, or to and fro within the second that is waited for: no more is
-// admitted than if it had stood still.
+// TestClockSetBackMintsNothing moves an injected clock back, or to and fro within the second that is waited
+// for: no more is admitted than if it had stood still.
 func TestClockSetBackMintsNothing(t *testing.T) {
 	r := random(t)
 	const capacity = 20
@@ -227,7 +227,8 @@ func TestClockSetBackMintsNothing(t *testing.T) {
 }
 
 func TestExpiredStateIsNobodys(t *testing.T) {
-	// What is as fresh as no state is no state: a limit may get another rule then, whether or not the slot was swept.
+	// What is as fresh as no state is no state: a limit may get another rule then, whether or not the slot
+	// was swept.
 	s, c := withClock(0)
 	rules := everyRule(5, time.Second)
 	for i := range 10 {

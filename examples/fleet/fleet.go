@@ -87,8 +87,8 @@ func (a *agent) job(ctx context.Context) time.Duration {
 	return 0
 }
 
-// take charges a list and writes the result into the ledger. The end of the run does not cancel a call that has begun:
-// its outcome would be unknown.
+// take charges a list and writes the result into the ledger. The end of the run does not cancel a call that
+// has begun: its outcome would be unknown.
 func (a *agent) take(ctx context.Context, charges []quota.Charge) (quota.Result, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()

@@ -63,27 +63,27 @@ type finding struct {
 
 // check goes through a ledger and reports on each limit.
 //
-// A bucket's level must never be above its capacity B and, right after a take, never below zero. Between two times the
-// level falls by the tokens taken and debited, and rises by refunds, each at its own time, and by at most the refill. So
-// for any take, and any earlier start,
+// A bucket's level must never be above its capacity B and, right after a take, never below zero. Between two
+// times the level falls by the tokens taken and debited, and rises by refunds, each at its own time, and by
+// at most the refill. So for any take, and any earlier start,
 //
 //	taken + debited - refunded since the start, the take included  <=  B + rate × time since the start
 //
-// for any state of the bucket before the ledger began. A debit may overdraw the bucket, so the bound does not apply to an
-// interval that ends in a debit. The debit counts in all intervals that end in a later take, which must have waited until
-// refill had repaid the debt. A refund counts at its own time, not at the time of its charge: takes between the two were
-// decided without it.
+// for any state of the bucket before the ledger began. A debit may overdraw the bucket, so the bound does not
+// apply to an interval that ends in a debit. The debit counts in all intervals that end in a later take,
+// which must have waited until refill had repaid the debt. A refund counts at its own time, not at the time
+// of its charge: takes between the two were decided without it.
 //
-// Charges of one microsecond have no known order. Where an interval ends in them, their refunds count and their debits do
-// not, which is the order that allows most.
+// Charges of one microsecond have no known order. Where an interval ends in them, their refunds count and
+// their debits do not, which is the order that allows most.
 //
-// A refund of unknown time counts from its earliest time. An interval that begins between that and its latest time may
-// exceed the bound by the refund's amount, because the refund may have come in that interval. A hold is a charge and
-// such a refund: an interval that begins before the hold has both, which cancel, and one that begins in it may have the
-// refund alone.
+// A refund of unknown time counts from its earliest time. An interval that begins between that and its latest
+// time may exceed the bound by the refund's amount, because the refund may have come in that interval. A hold
+// is a charge and such a refund: an interval that begins before the hold has both, which cancel, and one that
+// begins in it may have the refund alone.
 //
-// The check is exact, in millionths of a token. The store's clock must not have been set back by more than a second
-// during the run: the ledger would show the same time twice.
+// The check is exact, in millionths of a token. The store's clock must not have been set back by more than a
+// second during the run: the ledger would show the same time twice.
 func check(entries []entry) []finding {
 	places := make(map[place][]entry)
 	for _, e := range entries {
@@ -161,8 +161,8 @@ func (f *finding) add(key string, es []entry) {
 
 func clock(m quota.Micros) string { return m.Time().Format("15:04:05.000000") }
 
-// report prints the findings and returns the exit status: 1 if a limit was exceeded, or if no token was admitted, so
-// that the check would show nothing.
+// report prints the findings and returns the exit status: 1 if a limit was exceeded, or if no token was
+// admitted, so that the check would show nothing.
 func report(w io.Writer, findings []finding) int {
 	fmt.Fprintf(w, "\n%-9s %5s %9s %9s   %s\n", "limit", "keys", "charged", "returned", "most beyond refill, in any interval")
 	code, taken := 0, int64(0)

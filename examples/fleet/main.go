@@ -3,14 +3,15 @@
 //	go run ./examples/fleet              five seconds in the memory of this process
 //	go run ./examples/fleet -for 30s     longer
 //
-// Agents work in teams. Each call of an agent is charged to four limits at once, all or nothing: the tokens and the
-// requests of the agent, and the tokens of its team and of the fleet. Some jobs know their real cost only when they are
-// done, and settle their estimate then. At the end a table counts the offered, admitted and denied calls, the denied ones
-// by the limit that denied them (of several limits, the one that denies longest). A check goes through all admitted
-// charges: the exit status is 1 if any limit was exceeded over any interval.
+// Agents work in teams. Each call of an agent is charged to four limits at once, all or nothing: the tokens
+// and the requests of the agent, and the tokens of its team and of the fleet. Some jobs know their real cost
+// only when they are done, and settle their estimate then. At the end a table counts the offered, admitted
+// and denied calls, the denied ones by the limit that denied them (of several limits, the one that denies
+// longest). A check goes through all admitted charges: the exit status is 1 if any limit was exceeded over
+// any interval.
 //
-// With REDIS_URL set, the quotas are in Redis, and several of these processes share them. Give the processes of one run
-// the same -run, which separates them from other runs, and check their ledgers together:
+// With REDIS_URL set, the quotas are in Redis, and several of these processes share them. Give the processes
+// of one run the same -run, which separates them from other runs, and check their ledgers together:
 //
 //	go run ./examples/fleet -run a -ledger 1.jsonl &
 //	go run ./examples/fleet -run a -ledger 2.jsonl & wait

@@ -1,12 +1,13 @@
-// Command outage runs a fleet while its redis-server is killed and started again, and shows how well a limit is kept
-// meanwhile.
+// Command outage runs a fleet while its redis-server is killed and started again, and shows how well a limit
+// is kept meanwhile.
 //
 //	go run ./examples/outage
 //
-// It needs redis-server 7 or later. Four instances share one token bucket in Redis, each with policies of its own around
-// its store, and ask for far more tokens than the bucket gives. For every tenth of a second a line shows how many tokens
-// the store and the fallbacks admitted, the state of each instance's circuit breaker, and the sum beside the bound that
-// the fallback promises never to exceed. The exit status is 1 if the sum exceeded the bound.
+// It needs redis-server 7 or later. Four instances share one token bucket in Redis, each with policies of its
+// own around its store, and ask for far more tokens than the bucket gives. For every tenth of a second a line
+// shows how many tokens the store and the fallbacks admitted, the state of each instance's circuit breaker,
+// and the sum beside the bound that the fallback promises never to exceed. The exit status is 1 if the sum
+// exceeded the bound.
 package main
 
 import (
@@ -62,8 +63,8 @@ func main() {
 	os.Exit(code)
 }
 
-// ownShare returns the policy by which an instance decides while Redis cannot: on its share of the limit, in its own
-// memory.
+// ownShare returns the policy by which an instance decides while Redis cannot: on its share of the limit, in
+// its own memory.
 func ownShare() resilience.Policy {
 	return resilience.Fallback(local.New(nil), resilience.Instances(rule.Instances), nil)
 }
