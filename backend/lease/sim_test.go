@@ -87,7 +87,7 @@ func (m *simulation) take(s *Store, n int64) {
 func (m *simulation) check(t *testing.T) {
 	t.Helper()
 	if m.unpaid > 0 {
-		t.Errorf("%d tokens more were admitted than charged", m.unpaid)
+		t.Errorf("tokens admitted beyond the charged ones: got %d, want 0", m.unpaid)
 	}
 	slices.SortFunc(m.admitted, func(a, b admission) int { return int(a.at - b.at) })
 	capacity := float64(m.limit.Spec().Capacity)
@@ -102,7 +102,7 @@ func (m *simulation) check(t *testing.T) {
 		peak = max(peak, level)
 	}
 	if most := capacity + m.rate*(m.lifetime.Seconds()+1e-6); peak > most {
-		t.Errorf("an interval admitted %.0f + r·Δ, want at most %.0f", peak, most)
+		t.Errorf("admitted beyond r·Δ in an interval: got %.0f, want at most %.0f", peak, most)
 	}
 }
 
@@ -193,16 +193,16 @@ func TestUtilisation(t *testing.T) {
 						100*float64(m.total)/limit, 100*float64(without.total)/limit, m.held, 100*float64(lost)/limit,
 						float64(len(m.below.calls))*float64(cost)/float64(m.asked))
 					if m.total < without.total*95/100 {
-						t.Errorf("%d were admitted, without leases %d", m.total, without.total)
+						t.Errorf("admitted: got %d, want 95 %% or more of the %d without leases", m.total, without.total)
 					}
 					if shape == "steady" && demand > 1 && float64(m.total) < 0.95*limit {
-						t.Errorf("%d were admitted of %.0f", m.total, limit)
+						t.Errorf("admitted: got %d, want 95 %% or more of %.0f", m.total, limit)
 					}
 					if m.held > capacity/50 {
-						t.Errorf("an instance held %d, want a fiftieth of %d at most", m.held, capacity)
+						t.Errorf("tokens held by an instance: got %d, want %d at most", m.held, capacity/50)
 					}
 					if float64(lost) > 0.05*limit {
-						t.Errorf("%d tokens were charged and not spent", lost)
+						t.Errorf("charged and not spent: got %d, want %.0f at most", lost, 0.05*limit)
 					}
 				})
 			}
@@ -252,7 +252,7 @@ func TestBound(t *testing.T) {
 				wg.Wait()
 				m.check(t)
 				if len(m.admitted) == 0 {
-					t.Error("nothing was admitted")
+					t.Error("admitted: got 0 tokens, want some")
 				}
 			})
 		})
@@ -282,10 +282,10 @@ func TestCrash(t *testing.T) {
 			}
 		}
 		if held == 0 {
-			t.Fatal("the instance that vanished held nothing: the test shows nothing")
+			t.Fatal("held by the instance that vanished: got 0, want more, else the test is void")
 		}
 		if held > 2*capacity/(part*n) {
-			t.Errorf("the instance that vanished held %d, want at most %d", held, 2*capacity/(part*n))
+			t.Errorf("held by the instance that vanished: got %d, want at most %d", held, 2*capacity/(part*n))
 		}
 		wg.Wait()
 		m.check(t)
@@ -295,14 +295,14 @@ func TestCrash(t *testing.T) {
 		due := int64(capacity + rate*8)
 		t.Logf("%d held, %d admitted of %d", held, m.total, due)
 		if m.total+held < due*95/100 {
-			t.Errorf("%d were admitted, and %d lost, of %d that were due", m.total, held, due)
+			t.Errorf("admitted and lost: got %d + %d, want 95 %% or more of %d", m.total, held, due)
 		}
 	})
 }
 
-// TestWorth plays processes that take chunks, hold them and give them back at the worst times, on one bucket.
-// What is kept never exceeds what the bucket alone admits, over any interval.
-func TestWorth(t *testing.T) {
+// TestRefundable plays processes that take chunks, hold them and give them back at the worst times, on one
+// bucket. Over any interval, the tokens they keep never exceed the tokens that the bucket alone admits.
+func TestRefundable(t *testing.T) {
 	for range sized(300, 20_000) {
 		seed := seedOf(t)
 		random := rand.New(rand.NewPCG(seed, 4))
