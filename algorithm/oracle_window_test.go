@@ -123,8 +123,8 @@ func (o *fixedOracle) state(r rule) quota.State {
 	return quota.State{Unit: o.window, A: o.start, B: o.charges.between(o.start, o.start+1).Int64()}
 }
 
-// slidingOracle keeps the charges of the present window and the one before, and weighs the latter by
-// the fraction that a sliding window still covers.
+// slidingOracle keeps the charges of the present window and the one before, and weighs the latter by the
+// fraction that a sliding window still covers.
 type slidingOracle struct {
 	charges history
 	window  int64 // 0 where there is none
