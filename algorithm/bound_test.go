@@ -11,7 +11,7 @@ import (
 
 type admitted struct{ at, n int64 }
 
-// demand takes from a fresh key by a clock that never steps back, and returns what was admitted. A greedy
+// demand takes from a fresh key by a clock that never steps back, and returns the admitted charges. A greedy
 // client takes all there is, as soon as there is something.
 func demand(rng *rand.Rand, r rule, steps int, greedy bool) (grants []admitted, begin, end int64) {
 	var c cell
@@ -36,7 +36,7 @@ func demand(rng *rand.Rand, r rule, steps int, greedy bool) (grants []admitted, 
 	return grants, begin, end
 }
 
-// admits runs a property of what was admitted against rules of all sizes.
+// admits runs a property of the admitted charges against rules of all sizes.
 func admits(t *testing.T, k kind, property func(t *testing.T, r rule, grants []admitted)) {
 	t.Helper()
 	rng := random(t)
@@ -175,7 +175,7 @@ func overfills(r rule) bool {
 	return perTick(r).Cmp(new(big.Rat).SetInt64(r.limit-1)) > 0
 }
 
-// A greedy client gets what it is due.
+// A greedy client gets its due.
 func TestGreedyGetsItsDue(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		rng := random(t)

@@ -96,7 +96,7 @@ func TestChangeOfWindowAndOldRefund(t *testing.T) {
 	}
 }
 
-// No change of limits frees what was consumed: not more remains than the new capacity less the whole tokens
+// No change of limits frees consumed tokens: not more remains than the new capacity less the whole tokens
 // that the old rule counted. (A log counts anew, for it knows when each charge was.)
 func TestChangeFreesNothing(t *testing.T) {
 	for _, k := range []kind{bucket, fixed, first, sliding} {

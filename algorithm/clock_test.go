@@ -49,7 +49,7 @@ func TestClockBackStarvesNobody(t *testing.T) {
 			c, now := busy(rng, r)
 			full := int64(c.peek(r, 0, now).ResetAfter)
 			switch k {
-			case bucket: // what was refilled since the last charge is not in the state
+			case bucket: // the refill since the last charge is not in the state
 				if !c.state.IsZero() {
 					full = int64(c.peek(r, 0, c.state.B).ResetAfter)
 				}
@@ -71,7 +71,7 @@ func TestClockBackStarvesNobody(t *testing.T) {
 	})
 }
 
-// A clock that flaps adds at most what its forward steps are worth: rate × step for a bucket, one limit for a
+// A clock that flaps adds at most the worth of its forward steps: rate × step for a bucket, one limit for a
 // window whose boundary the step passes.
 func TestClockFlaps(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {

@@ -10,7 +10,7 @@ import (
 )
 
 // Every rule passes the suite that rules of others are told to pass: with everyday numbers, with others of
-// another unit and tick for changes in use, and at the ends of what the constructors take.
+// another unit and tick for changes in use, and at the ends of the accepted ranges.
 func TestConformance(t *testing.T) {
 	type window = func(int64, time.Duration) (quota.Algorithm, error)
 	windows := map[kind]window{

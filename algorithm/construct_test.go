@@ -39,7 +39,7 @@ func TestRefused(t *testing.T) {
 		kinds         []kind
 		limit, refill int64
 		period        time.Duration
-		says          []string // the field, the value and what is accepted
+		says          []string // the field, the value and the accepted ones
 	}{
 		{"no capacity", kinds[:1], 0, 1, time.Second, []string{"capacity is 0", "1 to 2^40"}},
 		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "1 to 2^40"}},

@@ -73,7 +73,7 @@ func TestRefund(t *testing.T) {
 			if v := whole.do(r, refund, at); v.Remaining != r.limit || v.ResetAfter != 0 || !whole.state.IsZero() {
 				t.Fatalf("all refunded: got %+v, %+v; want remaining %d, no state", v, whole, r.limit)
 			}
-			// Once the charge counts no more, its receipt is worthless to what was charged later.
+			// Once the charge counts no more, its receipt does not refund later charges.
 			late := at + r.period*2
 			if k == bucket {
 				late = at + int64(float64(r.limit)/float64(r.refill)*float64(r.period)*1.001) + 2*r.tick

@@ -42,7 +42,7 @@ func TestForecast(t *testing.T) {
 				real := time.Duration(at-now) * time.Microsecond
 				got := r.Algorithm.(quota.Forecaster).Forecast(d, n)
 				if real > 140*year {
-					break // beyond what a forecast says in numbers
+					break // beyond the numbers of a forecast
 				}
 				slack := time.Duration(math.MaxInt64)
 				switch k {

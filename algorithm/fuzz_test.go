@@ -10,7 +10,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-const exact = 1 << 53 // what a number in Lua holds exactly
+const exact = 1 << 53 // a number in Lua is exact up to here
 
 // FuzzDecide gives rules states that they never wrote, and clocks and requests of any size.
 func FuzzDecide(f *testing.F) {
@@ -80,7 +80,7 @@ func even(s quota.State) quota.State {
 	return s
 }
 
-// FuzzLimits checks that a constructor accepts only what keeps every number exact.
+// FuzzLimits checks that a constructor accepts only arguments that keep every number exact.
 func FuzzLimits(f *testing.F) {
 	f.Add(byte(bucket), int64(1<<40), int64(1_000_000_007), int64(time.Hour))
 	f.Add(byte(sliding), int64(1<<20-1), int64(0), int64((1<<31-1)*time.Microsecond))

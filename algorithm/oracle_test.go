@@ -13,7 +13,7 @@ import (
 // An oracle is a rule written a second time, in numbers without bound. The parameters come with each call,
 // for a limit may change while in use.
 type oracle interface {
-	// rebase moves what is more than a second ahead of now, and reports whether that was so.
+	// rebase moves charges that are more than a second ahead of now, and reports whether there were any.
 	rebase(r rule, now int64) bool
 	// used returns the tokens that count at a time, rounded up, if nothing is charged until then.
 	used(r rule, now int64) *big.Int
@@ -22,7 +22,7 @@ type oracle interface {
 	charge(r rule, n, now int64) bool
 	refund(r rule, n, at, now int64) bool
 	reset() bool
-	// state returns what the rule should have stored.
+	// state returns the state that the rule should have stored.
 	state(r rule) quota.State
 }
 

@@ -20,7 +20,7 @@ func share(t testing.TB, a quota.Algorithm, n int64) (quota.Algorithm, error) {
 	return s.Share(n)
 }
 
-// greedy returns what greedy one-token takes from fresh get in the µs that begin at base.
+// greedy returns the tokens that greedy one-token takes from fresh get in the µs that begin at base.
 func greedy(r quota.Algorithm, us int64) (n int64) {
 	var s quota.State
 	for now := quota.Micros(base); now < quota.Micros(base+us); {
@@ -202,7 +202,7 @@ func TestShareFails(t *testing.T) {
 	})
 }
 
-// TestShareCarriesStateOver: when the number of instances changes, what a share had consumed stays consumed.
+// TestShareCarriesStateOver: when the number of instances changes, the consumption of a share stays.
 func TestShareCarriesStateOver(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		r := mustRule(t, k, 1000, 1000, time.Hour)

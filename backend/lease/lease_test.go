@@ -206,7 +206,8 @@ func TestLifetime(t *testing.T) {
 	})
 }
 
-// TestLate lets chunks come when half a lifetime has passed, or a whole one: they are not leased, and go back.
+// TestLate lets chunks come when half a lifetime has passed, or a whole one: they are not leased, and go
+// back.
 func TestLate(t *testing.T) {
 	for _, deaf := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -381,8 +382,8 @@ func TestContexts(t *testing.T) {
 		before := below.net()
 		below.seen()
 		below.set(always(fault{before: 100 * time.Millisecond, after: 100 * time.Millisecond}))
-		// The contexts of the first caller, which sends the request, and of the third end. The second and fourth
-		// caller get their tokens.
+		// The contexts of the first caller, which sends the request, and of the third end. The second and
+		// fourth caller get their tokens.
 		errs := make([]error, 4)
 		took := make([]time.Duration, 4)
 		start := time.Now()
@@ -423,8 +424,8 @@ func TestContexts(t *testing.T) {
 	})
 }
 
-// TestErrors has the store below fail: callers that wait for one request share its error, and leased tokens are
-// spent.
+// TestErrors has the store below fail: callers that wait for one request share its error, and leased tokens
+// are spent.
 func TestErrors(t *testing.T) {
 	for name, f := range map[string]fault{"refused": {refused: true, before: time.Millisecond}, "lost reply": {lost: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -489,7 +490,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestOperations checks which charges the lease decides and which the store, while 50 tokens or more are leased.
+// TestOperations checks which charges the lease decides and which the store, while 50 tokens or more are
+// leased.
 func TestOperations(t *testing.T) {
 	id := one(1)
 	id.ID = "x"
@@ -713,7 +715,8 @@ func TestChangedLimit(t *testing.T) {
 	})
 }
 
-// TestPolicyBelow does not lease a chunk that a policy below granted in the store's place, and refunds it there.
+// TestPolicyBelow does not lease a chunk that a policy below granted in the store's place, and refunds it
+// there.
 func TestPolicyBelow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)

@@ -24,7 +24,7 @@ func TestConcurrent(t *testing.T) {
 	for range 2 {
 		stores = append(stores, open(t, below, Options{Instances: instances(2), Lifetime: 10 * time.Millisecond, MaxKeys: 4}))
 	}
-	var net atomic.Int64 // admitted, less what callers gave back
+	var net atomic.Int64 // admitted tokens less those that callers gave back
 	var workers sync.WaitGroup
 	for g := range 32 {
 		workers.Go(func() {

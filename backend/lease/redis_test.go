@@ -14,7 +14,7 @@ import (
 )
 
 // TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one
-// of them through a line that loses replies. Their ledgers together are what was charged.
+// of them through a line that loses replies. Together they admit no more than was charged.
 func TestFleetOnRedis(t *testing.T) {
 	server := redisserver.Start(t)
 	proxy := redisserver.StartProxy(t, server.Addr())

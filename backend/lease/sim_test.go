@@ -15,7 +15,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// A simulation runs a fleet over one store, on a clock of its own, and keeps account of what it admits.
+// A simulation runs a fleet over one store, on a clock of its own, and keeps account of the tokens that it
+// admits.
 type simulation struct {
 	limit    *quota.Limit
 	rate     float64 // tokens a second
@@ -26,7 +27,7 @@ type simulation struct {
 	admitted []admission
 	total    int64
 	asked    int64
-	unpaid   int64 // the most that was admitted above what was charged
+	unpaid   int64 // the most tokens admitted beyond the charged ones
 	held     int64 // the most that one instance held
 }
 
@@ -148,8 +149,8 @@ func onOff(rate float64, period, end time.Duration, phase float64) func(time.Dur
 }
 
 // TestUtilisation has eight instances of uneven demand use a limit whose chunks are a fiftieth of it or less.
-// They get 95 % of what the same demand gets without leases, and of the limit where they ask for more than
-// that all the time.
+// They get 95 % of the tokens that the same demand gets without leases, and of the limit where they ask for
+// more than that all the time.
 func TestUtilisation(t *testing.T) {
 	const n, capacity, rate = 8, 2000, 1000
 	end := time.Duration(sized(8, 120)) * time.Second
@@ -161,7 +162,7 @@ func TestUtilisation(t *testing.T) {
 					run := func(t *testing.T, leased bool) (m *simulation) {
 						synctest.Test(t, func(t *testing.T) {
 							m = newSimulation(t, capacity, rate, time.Second, seed)
-							// The bucket starts empty, so that a full one does not hide what is lost.
+							// The bucket starts empty, so that a full one does not hide losses.
 							take(t, m.below, quota.Charge{Limit: m.limit, Key: "fleet", Cost: capacity})
 							m.below.seen()
 							m.below.charged = 0
@@ -259,8 +260,8 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestCrash has one instance of four vanish with what it holds: that is no more than two chunks, and the
-// others use the limit up.
+// TestCrash has one instance of four vanish with its leases: it holds no more than two chunks, and the others
+// use the limit up.
 func TestCrash(t *testing.T) {
 	const n, capacity, rate = 4, 4000, 400
 	seed := seedOf(t)
