@@ -33,8 +33,10 @@ func ExampleFromEnv() {
 		}
 		fmt.Println(tokens, "allowed:", d.Allowed, "left:", d.Remaining, "retry after:", d.RetryAfter.Round(time.Second))
 	}
-	// Output: 250 allowed: true left: 750 retry after: 0s 700 allowed: true left: 50 retry after: 0s 100
-	// allowed: false left: 50 retry after: 5s
+	// Output:
+	// 250 allowed: true left: 750 retry after: 0s
+	// 700 allowed: true left: 50 retry after: 0s
+	// 100 allowed: false left: 50 retry after: 5s
 }
 
 func TestFromEnv(t *testing.T) {

@@ -47,7 +47,8 @@ func ExampleHealth() {
 		return
 	}
 	fmt.Printf("version %s, eviction %s, %d keys evicted\n", h.Version, h.Eviction, h.Evicted)
-	// Output: version 7.4.1, eviction allkeys-lru, 12 keys evicted
+	// Output:
+	// version 7.4.1, eviction allkeys-lru, 12 keys evicted
 }
 
 // TestHealth finds the reporter through the policies that fleetquota.FromEnv puts around a store, and through

@@ -71,9 +71,9 @@ var (
 // bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
 var bucketRule = quota.Rule{'t', 'b', '1'}
 
-// New returns a store that leases from store, and owns store: Close closes both. It fails with
-// quota.ErrInvalid where store or Options.Instances is nil, an option is out of its range, or one of
-// Options.Limits is no token bucket.
+// New returns a store that leases from store, and owns store: Close closes both. It starts a goroutine, which
+// Close ends. It fails with quota.ErrInvalid where store or Options.Instances is nil, an option is out of its
+// range, or one of Options.Limits is no token bucket.
 func New(store quota.Store, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}

@@ -127,3 +127,15 @@ func TestForgettingIsSpreadOut(t *testing.T) {
 		t.Errorf("take with an id that was granted again: got %+v, want it replayed, charged 2", d)
 	}
 }
+
+func TestFailedCallsLeaveNoID(t *testing.T) {
+	s, _ := withClock(1)
+	l := bucket("n", 10, time.Hour)
+	take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1})
+	for range 2 {
+		_, err := s.Take(bg, quota.Charge{Limit: l, Key: "other", Cost: 1, ID: "i"})
+		if !errors.Is(err, quota.ErrOverloaded) || len(s.grants.byID) != 0 {
+			t.Errorf("take with an id while the store is full: got %v, %d ids; want ErrOverloaded, none", err, len(s.grants.byID))
+		}
+	}
+}
