@@ -1,5 +1,5 @@
-// Package fleetquota keeps the quotas of a fleet of processes: requests, LLM tokens, jobs. It is the
-// front door; package quota has the types and the rules.
+// Package fleetquota keeps the quotas of a fleet of processes: requests, LLM tokens, jobs. It makes a limiter
+// from environment variables; package quota has the types and the rules.
 //
 //	limiter, err := fleetquota.FromEnv(ctx)
 //	if err != nil {
@@ -8,12 +8,21 @@
 //	defer limiter.Close()
 //
 //	d, err := limiter.Take(ctx, "team-7/agent-123", 250)
-//	if err == nil && !d.Allowed {
-//		time.Sleep(d.RetryAfter)
+//	if err != nil {
+//		return err
+//	}
+//	if !d.Allowed {
+//		return fmt.Errorf("over quota, retry after %v", d.RetryAfter)
 //	}
 //
-// Programs that need other limits, other algorithms or a store of their own put the same parts together:
-// see packages quota, algorithm and backend.
+// A caller that can wait calls limiter.Wait instead of Take: it returns once the tokens are taken, and fails
+// at once where they can never fit.
+//
+// The first segment of a key, here team-7, is the hash tag of a Redis Cluster: all keys with that segment are
+// in one slot, on one node.
+//
+// Programs that need other limits, other algorithms or a store of their own use the same parts directly: see
+// packages quota, algorithm and backend.
 package fleetquota
 
 import (
@@ -26,7 +35,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend"
-	_ "github.com/fleetquota/fleetquota/backend/goredis" // so that REDIS_URL works out of the box
+	_ "github.com/fleetquota/fleetquota/backend/goredis" // opens redis:// in REDIS_URL
 	"github.com/fleetquota/fleetquota/backend/local"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/quota"
@@ -34,7 +43,8 @@ import (
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
-// timeout leaves room for connecting, with TLS and to a cluster, in front of the first decision.
+// timeout bounds a decision. It is long enough for the first one, which also connects, with TLS and to a
+// cluster.
 const timeout = 500 * time.Millisecond
 
 const maxFleet = 1_000_000
@@ -47,22 +57,23 @@ const maxFleet = 1_000_000
 //	TOKEN_REFILL_RATE  tokens a second, such as 10.5; default 10.0
 //	FLEET_SIZE         how many processes share the store, 1 to 1000000; default: not known
 //
-// Nothing is sent yet: with Redis down a limiter is made all the same, and it works once Redis is there.
+// FromEnv sends no request: it makes a limiter also while Redis is down, and the limiter works once Redis is up.
 //
 // Around a store in Redis are the policies of [resilience.Standard]: a decision comes within half a second,
-// at most 256 are in flight, and after three failures in a row Redis is left alone for up to 30 seconds at a
-// time. What happens to a request that Redis does not decide, FLEET_SIZE says:
+// at most 256 decisions are in flight, and after three failures in a row Redis gets no request for up to 30
+// seconds at a time. FLEET_SIZE decides about a request that Redis cannot decide:
 //
-//   - Without it the caller gets the error, such as [quota.ErrUnavailable].
-//   - With it this process decides on its share of the limit, one part in FLEET_SIZE, as
+//   - Without FLEET_SIZE the caller gets the error, such as [quota.ErrUnavailable].
+//   - With FLEET_SIZE this process decides on its share of the limit, one part in FLEET_SIZE, as
 //     [resilience.Fallback] describes; such a decision is [quota.FromFallback]. A fleet that grows beyond
 //     FLEET_SIZE admits more than its limit in an outage.
 //
-// What an operator should know, such as that the breaker opened, is logged with slog.Warn. Without REDIS_URL
-// there is nothing to fail, and FLEET_SIZE changes nothing.
+// FromEnv logs notices for operators, such as an open breaker, with slog.Warn. Without REDIS_URL the store
+// cannot fail, and FLEET_SIZE changes nothing. backend.Health(ctx, limiter.Store()) asks the servers for
+// their version and evictions.
 //
-// Close the limiter to close its store. A variable with a value that is not accepted is
-// [quota.ErrInvalid]; the error names it and what it accepts, and holds no credentials. See
+// The caller must close the limiter, which closes its store. A variable with a value that is not accepted is
+// [quota.ErrInvalid]; the error names the variable and the accepted values, and holds no credentials. See
 // backend.FromEnv for the ranges.
 func FromEnv(ctx context.Context) (*quota.Limiter, error) {
 	fleet, err := fleetSize()
@@ -81,7 +92,7 @@ func FromEnv(ctx context.Context) (*quota.Limiter, error) {
 	return limiter, nil
 }
 
-// fleetSize reads FLEET_SIZE; it is 0 where that is absent.
+// fleetSize reads FLEET_SIZE, and returns 0 where it is absent.
 func fleetSize() (int64, error) {
 	s := os.Getenv("FLEET_SIZE")
 	if s == "" {
@@ -89,7 +100,8 @@ func fleetSize() (int64, error) {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 1 || n > maxFleet {
-		return 0, fmt.Errorf("fleetquota: %w: FLEET_SIZE is %.40q; accepted: the number of processes, 1 to %d", quota.ErrInvalid, s, maxFleet)
+		return 0, fmt.Errorf("fleetquota: %w: FLEET_SIZE is %.40q; accepted: the number of processes, 1 to %d",
+			quota.ErrInvalid, s, maxFleet)
 	}
 	return n, nil
 }
@@ -112,7 +124,7 @@ func newLimiter(env backend.Env, fleet int64) (*quota.Limiter, error) {
 	return quota.NewLimiter(store, limit, nil)
 }
 
-// guard puts policies around a store that a fleet of this size, or 0, shares.
+// guard puts policies around a store that fleet processes share; 0 is an unknown number.
 func guard(store quota.Store, a quota.Algorithm, fleet int64) (quota.Store, error) {
 	fallback := resilience.FailWithError()
 	if fleet > 0 {

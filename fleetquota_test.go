@@ -1,14 +1,11 @@
 package fleetquota_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -52,20 +49,20 @@ func TestFromEnv(t *testing.T) {
 	}
 	defer limiter.Close()
 	if d, err := limiter.Take(t.Context(), "a", 3); err != nil || !d.Allowed || d.Limit != 3 || d.ResetAfter != 6*time.Second {
-		t.Errorf("%+v, %v", d, err)
+		t.Errorf("first take: got %+v, %v; want it allowed, limit 3, reset after 6s", d, err)
 	}
 	d, err := limiter.Take(t.Context(), "a", 2)
 	if err != nil || d.Allowed || d.RetryAfter > 4*time.Second || d.RetryAfter < 3*time.Second {
-		t.Errorf("%+v, %v", d, err)
+		t.Errorf("second take: got %+v, %v; want it denied, retry after 3s to 4s", d, err)
 	}
 	limiter.Close()
 	if _, err := limiter.Take(t.Context(), "a", 1); !errors.Is(err, quota.ErrClosed) {
-		t.Error(err)
+		t.Errorf("take after Close: got %v, want ErrClosed", err)
 	}
 }
 
 // TestFromEnvLinksRedis: the schemes of Redis are there without an import, and nothing is asked of a server.
-// What they do is tested where servers can be started, in backend.
+// Tests with servers are in backend.
 func TestFromEnvLinksRedis(t *testing.T) {
 	for _, url := range []string{
 		"redis://127.0.0.1:1", "redis://127.0.0.1:1?client=rueidis", "rediss://127.0.0.1:1", "redis+sentinel://127.0.0.1:1?master=m",
@@ -74,17 +71,18 @@ func TestFromEnvLinksRedis(t *testing.T) {
 		t.Setenv("REDIS_URL", url)
 		limiter, err := fleetquota.FromEnv(t.Context())
 		if err != nil {
-			t.Errorf("%s: %v", url, err)
+			t.Errorf("%s: got %v, want nil", url, err)
 			continue
 		}
 		if _, err := limiter.Take(t.Context(), "k", 1); !errors.Is(err, quota.ErrUnavailable) {
-			t.Errorf("%s: %v", url, err)
+			t.Errorf("%s: take: got %v, want ErrUnavailable", url, err)
 		}
 		limiter.Close()
 	}
 }
 
-// TestFromEnvHealth asks for the health of servers through the policies of FromEnv. No server listens on port 1.
+// TestFromEnvHealth asks for the health of servers through the policies of FromEnv. No server listens on port
+// 1.
 func TestFromEnvHealth(t *testing.T) {
 	for url, want := range map[string]error{
 		"redis://127.0.0.1:1": quota.ErrUnavailable, "redis://127.0.0.1:1?client=rueidis": quota.ErrUnavailable, "": errors.ErrUnsupported,
@@ -101,12 +99,12 @@ func TestFromEnvHealth(t *testing.T) {
 	}
 }
 
-// TestFromEnvOutage: with Redis down the breaker opens, and FLEET_SIZE says who decides. Nothing listens on port 1.
+// TestFromEnvOutage: with Redis down the breaker opens, and FLEET_SIZE decides about a fallback. No server
+// listens on port 1.
 func TestFromEnvOutage(t *testing.T) {
-	var logged bytes.Buffer
-	var mu sync.Mutex
+	logged := make(lines, 100)
 	old := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(lockedWriter{&mu, &logged}, nil)))
+	slog.SetDefault(slog.New(slog.NewTextHandler(logged, nil)))
 	defer slog.SetDefault(old)
 	t.Setenv("REDIS_URL", "redis://:secret@127.0.0.1:1")
 	t.Setenv("TOKEN_BUCKET_SIZE", "1000")
@@ -124,7 +122,7 @@ func TestFromEnvOutage(t *testing.T) {
 	for n := range 4 {
 		_, err := limiter.Take(t.Context(), "k", 1)
 		if !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, resilience.ErrOpen) != (n == 3) {
-			t.Errorf("call %d: %v", n+1, err)
+			t.Errorf("call %d: got %v, want ErrUnavailable, with ErrOpen %v", n+1, err, n == 3)
 		}
 	}
 
@@ -132,42 +130,36 @@ func TestFromEnvOutage(t *testing.T) {
 	for n, allowed := range []bool{true, true, false, false} {
 		d, err := limiter.Take(t.Context(), "k", 120)
 		if err != nil || d.Allowed != allowed || d.Source != quota.FromFallback || d.Limit != 250 {
-			t.Errorf("call %d on a share of 250: %+v, %v", n+1, d, err)
+			t.Errorf("call %d on a share of 250: got %+v, %v; want allowed %v by the fallback", n+1, d, err, allowed)
 		}
 	}
 
 	// Notices are delivered by a goroutine of their own.
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		mu.Lock()
-		text := logged.String()
-		mu.Unlock()
-		if strings.Count(text, "the circuit breaker opened") == 2 && strings.Count(text, "decides on its share") == 1 {
-			if strings.Contains(text, "secret") {
-				t.Errorf("it logged a password:\n%s", text)
+	timeout := time.After(10 * time.Second)
+	for text := ""; strings.Count(text, "the circuit breaker opened") < 2 || !strings.Contains(text, "decides on its share"); {
+		select {
+		case line := <-logged:
+			if text += line; strings.Contains(line, "secret") {
+				t.Errorf("log: got %s, want no password", line)
 			}
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("it logged\n%s", text)
+		case <-timeout:
+			t.Fatalf("log: got\n%s\nwant two open breakers, one of them with a share", text)
 		}
 	}
 
-	// In memory there is nothing to share.
+	// A store in memory cannot fail, and FLEET_SIZE changes nothing.
 	t.Setenv("REDIS_URL", "")
 	if d, err := open("4").Take(t.Context(), "k", 1); err != nil || d.Limit != 1000 || d.Source != quota.FromStore {
-		t.Errorf("in memory: %+v, %v", d, err)
+		t.Errorf("in memory: got %+v, %v; want limit 1000, from the store", d, err)
 	}
 }
 
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  io.Writer
-}
+// lines is a writer that sends each text on a channel.
+type lines chan string
 
-func (l lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
+func (l lines) Write(p []byte) (int, error) {
+	l <- string(p)
+	return len(p), nil
 }
 
 func TestFromEnvRefuses(t *testing.T) {
@@ -180,7 +172,7 @@ func TestFromEnvRefuses(t *testing.T) {
 			t.Setenv(test.name, test.value)
 			limiter, err := fleetquota.FromEnv(t.Context())
 			if limiter != nil || !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), test.name) || strings.Contains(err.Error(), "secret") || len(err.Error()) > 300 {
-				t.Errorf("%v, %v", limiter, err)
+				t.Errorf("got %v, %v; want nil, an ErrInvalid of 300 bytes at most that says %s and no password", limiter, err, test.name)
 			}
 		})
 	}
@@ -190,6 +182,6 @@ func TestFromEnvRefuses(t *testing.T) {
 	t.Setenv("TOKEN_REFILL_RATE", "0.00000001")
 	t.Setenv("FLEET_SIZE", "1000000")
 	if _, err := fleetquota.FromEnv(t.Context()); !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "FLEET_SIZE is 1000000") {
-		t.Error(err)
+		t.Errorf("a share that is too slow: got %v, want ErrInvalid that says FLEET_SIZE is 1000000", err)
 	}
 }

@@ -25,7 +25,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 				}
 			})
 			if got != 0 {
-				t.Errorf("%v allocations a decision", got)
+				t.Errorf("allocations of a decision: got %v, want 0", got)
 			}
 		})
 	}

@@ -11,8 +11,8 @@ import (
 
 type admitted struct{ at, n int64 }
 
-// demand takes from a fresh key by a clock that never steps back, and returns what was admitted. A
-// greedy client takes all there is, as soon as there is something.
+// demand takes from a fresh key by a clock that never steps back, and returns the admitted charges. A greedy
+// client takes all there is, as soon as there is something.
 func demand(rng *rand.Rand, r rule, steps int, greedy bool) (grants []admitted, begin, end int64) {
 	var c cell
 	now := int64(base) + rng.Int64N(1e13)
@@ -36,7 +36,7 @@ func demand(rng *rand.Rand, r rule, steps int, greedy bool) (grants []admitted, 
 	return grants, begin, end
 }
 
-// admits runs a property of what was admitted against rules of all sizes.
+// admits runs a property of the admitted charges against rules of all sizes.
 func admits(t *testing.T, k kind, property func(t *testing.T, r rule, grants []admitted)) {
 	t.Helper()
 	rng := random(t)
@@ -50,8 +50,8 @@ func admits(t *testing.T, k kind, property func(t *testing.T, r rule, grants []a
 	}
 }
 
-// A bucket's bound over every interval at once: with S(t) admitted until t, S(t) - rate·t never exceeds
-// its least value before by more than capacity + rate·tick.
+// A bucket's bound over every interval at once: with S(t) admitted until t, S(t) - rate·t never exceeds its
+// least value before by more than capacity + rate·tick.
 func TestTokenBucketBound(t *testing.T) {
 	admits(t, bucket, func(t *testing.T, r rule, grants []admitted) {
 		rate := big.NewRat(r.refill, r.period)
@@ -69,7 +69,7 @@ func TestTokenBucketBound(t *testing.T) {
 			sum.Add(sum, new(big.Rat).SetInt64(g.n))
 			over := new(big.Rat).Sub(sum, refilled)
 			if over.Sub(over, least).Cmp(bound) > 0 {
-				t.Fatalf("grant %d of %d at %d breaks the bound", i, g.n, g.at)
+				t.Fatalf("admitted with grant %d, of %d at %d: got %v beyond refill, want %v at most", i, g.n, g.at, over, bound)
 			}
 		}
 	})
@@ -103,7 +103,7 @@ func TestFixedWindowBound(t *testing.T) {
 						}
 					}
 					if sum += g.n; sum > r.limit {
-						t.Fatalf("%d admitted in the window of %d", sum, start)
+						t.Fatalf("admitted in the window of %d: got %d, want %d at most", start, sum, r.limit)
 					}
 				}
 			})
@@ -114,7 +114,7 @@ func TestFixedWindowBound(t *testing.T) {
 func TestSlidingWindowLogBound(t *testing.T) {
 	admits(t, slidingLog, func(t *testing.T, r rule, grants []admitted) {
 		if most, begin := heaviest(grants, r.period); most.Cmp(integer(r.limit)) > 0 {
-			t.Fatalf("%v admitted from %d", most, begin)
+			t.Fatalf("admitted from %d on: got %v, want %d at most", begin, most, r.limit)
 		}
 	})
 }
@@ -131,7 +131,7 @@ func TestSlidingWindowBound(t *testing.T) {
 			into := grants[i].at % r.period
 			bound := new(big.Int).Mul(integer(r.limit), integer(r.period+into))
 			if new(big.Int).Mul(sum, integer(r.period)).Cmp(bound) > 0 {
-				t.Fatalf("%v admitted from %d to %d", sum, grants[i].at, g.at)
+				t.Fatalf("admitted from %d to %d: got %v, want %v/%d at most", grants[i].at, g.at, sum, bound, r.period)
 			}
 		}
 	})
@@ -144,29 +144,29 @@ func TestSlidingWindowLogEntries(t *testing.T) {
 	for range algorithm.MaxLogEntries {
 		now++
 		if !c.take(r, 1, now).Allowed {
-			t.Fatal("denied before the log is full")
+			t.Fatalf("charge at %d, before the log is full: got it denied, want it allowed", now)
 		}
 	}
 	if v := c.take(r, 1, now); !v.Allowed {
-		t.Errorf("a charge in the newest entry's microsecond is denied: %+v", v)
+		t.Errorf("charge in the newest entry's microsecond: got %+v, want it allowed", v)
 	}
 	v := c.take(r, 1, now+1)
 	wait := int64(v.RetryAfter)
 	if v.Allowed || v.Remaining != 0 || now+1+wait != base+1+r.period {
-		t.Errorf("a full log answers %+v", v)
+		t.Errorf("charge to a full log: got %+v, want it denied, remaining 0, until the oldest entry leaves", v)
 	}
 	if !c.peek(r, 0, now+1).Allowed {
-		t.Error("a full log is not in debt")
+		t.Error("peek of 0 at a full log: got it denied, want it allowed")
 	}
 	if c.peek(r, 1, now+wait).Allowed || !c.peek(r, 1, now+1+wait).Allowed {
-		t.Error("retry after is not tight")
+		t.Errorf("retry after: got %d, want the first time at which 1 token is allowed", wait)
 	}
 	c.do(r, debit(5), now+2)
 	if n := len(c.state.Tail); n != 2*algorithm.MaxLogEntries {
-		t.Errorf("%d numbers after a debit to a full log", n)
+		t.Errorf("tail after a debit to a full log: got %d numbers, want %d", n, 2*algorithm.MaxLogEntries)
 	}
 	if left := c.peek(r, 0, now+1+wait).Remaining; left != r.limit-(algorithm.MaxLogEntries-1)-1-5 {
-		t.Errorf("%d remain once the oldest entry left", left)
+		t.Errorf("remaining once the oldest entry left: got %d, want %d", left, r.limit-(algorithm.MaxLogEntries-1)-1-5)
 	}
 }
 
@@ -175,7 +175,7 @@ func overfills(r rule) bool {
 	return perTick(r).Cmp(new(big.Rat).SetInt64(r.limit-1)) > 0
 }
 
-// A greedy client gets what it is due.
+// A greedy client gets its due.
 func TestGreedyGetsItsDue(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		rng := random(t)
@@ -212,8 +212,8 @@ func TestGreedyGetsItsDue(t *testing.T) {
 				due.Add(due, new(big.Int).Mul(integer(max(windows-1, 0)), integer(each)))
 			}
 			if got.Cmp(due) < 0 {
-				t.Fatalf("limit %d refill %d period %dµs tick %d: %v admitted from %d to %d, due are %v",
-					r.limit, r.refill, r.period, r.tick, got, begin, end, due)
+				t.Fatalf("limit %d refill %d period %dµs tick %d: admitted from %d to %d: got %v, want %v or more",
+					r.limit, r.refill, r.period, r.tick, begin, end, got, due)
 			}
 		}
 	})

@@ -13,7 +13,7 @@ const (
 	maxCapacity = 1 << 40                       // tokens
 	maxSpan     = 10 * 365 * 24 * 60 * 60 * 1e6 // ten years in µs
 	maxPerMicro = 1000                          // 10^9 a second
-	ahead       = quota.Micros(1_000_000)       // how far a state may be ahead of the clock
+	ahead       = quota.Micros(1_000_000)       // a state may be ahead of the clock by this
 	forever     = quota.Forever
 )
 
@@ -21,12 +21,13 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("algorithm: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
 }
 
-// micros checks what all constructors take: a count of tokens in a span, by their names. It returns the span in µs.
-func micros(what string, tokens int64, span string, per time.Duration) (int64, error) {
+// micros checks the arguments that all constructors have: a number of tokens and a time span, under their
+// names. It returns the span in µs.
+func micros(name string, tokens int64, span string, per time.Duration) (int64, error) {
 	us := int64(per / time.Microsecond)
 	switch {
 	case tokens < 1:
-		return 0, invalid("%s is %d; accepted: at least 1", what, tokens)
+		return 0, invalid("%s is %d; accepted: at least 1", name, tokens)
 	case per <= 0 || per%time.Microsecond != 0 || us > maxSpan:
 		return 0, invalid("%s is %v; accepted: whole microseconds from 1µs to ten years (87600h)", span, per)
 	case tokens/maxPerMicro > us || tokens/maxPerMicro == us && tokens%maxPerMicro > 0:
@@ -35,7 +36,7 @@ func micros(what string, tokens int64, span string, per time.Duration) (int64, e
 	return us, nil
 }
 
-// tick returns the finest power of ten that divides per and for which fits says yes; 0 if there is none.
+// tick returns the finest power of ten that divides per and for which fits returns true; 0 if there is none.
 func tick(per int64, fits func(tick int64) bool) int64 {
 	for t := int64(1); t <= per && per%t == 0; t *= 10 {
 		if fits(t) {
@@ -64,7 +65,7 @@ func gcd(a, b int64) int64 {
 
 // ceil returns a/b rounded up, for a >= 0 and b > 0.
 func ceil(a, b int64) int64 {
-	if b == 1 { // of most rates; a division costs more than all else here
+	if b == 1 { // as for most rates; the division is the most expensive step here
 		return a
 	}
 	q := a / b
@@ -83,7 +84,7 @@ func floor(a, b int64) int64 {
 	return q
 }
 
-// span returns ticks of a tick as a duration, or Never where that is too long.
+// span returns a number of ticks as a duration, or Never where that is too long; tick is in µs.
 func span(ticks, tick int64) time.Duration {
 	if !atMost(ticks, tick, math.MaxInt64/1000) {
 		return quota.Never

@@ -39,7 +39,7 @@ func TestChange(t *testing.T) {
 			var c cell
 			c.take(test.from, test.used, start)
 			if v := c.peek(test.to, 0, start+test.wait); v.Remaining != test.remaining {
-				t.Errorf("%d remain, should be %d", v.Remaining, test.remaining)
+				t.Errorf("remaining: got %d, want %d", v.Remaining, test.remaining)
 			}
 		})
 	}
@@ -52,7 +52,7 @@ func TestChangeRoundsUp(t *testing.T) {
 	c.take(from, 7, base)
 	c.take(from, 1, base+second/2) // 7.5 are consumed
 	if v := c.peek(to, 0, base+second/2); v.Remaining != 2 {
-		t.Errorf("%d remain, should be 2", v.Remaining)
+		t.Errorf("remaining: got %d, want 2", v.Remaining)
 	}
 }
 
@@ -66,7 +66,7 @@ func TestChangeOfWindowMoves(t *testing.T) {
 			c.take(hour, 7, start)
 			v := c.do(minute, quota.Request{Op: quota.OpRefund, Cost: 2, At: quota.Micros(start)}, start+second)
 			if v.Remaining != 5 || v.ResetAfter != 3599*second {
-				t.Errorf("a refund gives %+v", v)
+				t.Errorf("refund: got %+v, want remaining 5, reset after %d", v, 3599*second)
 			}
 			v = c.take(minute, 1, start+second)
 			end := start + 60*second
@@ -74,10 +74,10 @@ func TestChangeOfWindowMoves(t *testing.T) {
 				end += second
 			}
 			if v.Remaining != 4 || int64(v.ResetAfter) != end-start-second {
-				t.Errorf("a charge gives %+v", v)
+				t.Errorf("charge: got %+v, want remaining 4, reset after %d", v, end-start-second)
 			}
 			if v = c.peek(minute, 0, end); v.Remaining != 10 {
-				t.Errorf("after the new window %d remain", v.Remaining)
+				t.Errorf("remaining after the new window: got %d, want 10", v.Remaining)
 			}
 		})
 	}
@@ -92,12 +92,12 @@ func TestChangeOfWindowAndOldRefund(t *testing.T) {
 	c.take(minute, 7, start)
 	v := c.do(hour, quota.Request{Op: quota.OpRefund, Cost: 3, At: quota.Micros(start - 60*second)}, start+second)
 	if v.Remaining != 3 || v.Write {
-		t.Errorf("the refund gives %+v", v)
+		t.Errorf("refund: got %+v, want remaining 3 and no write", v)
 	}
 }
 
-// No change of limits frees what was consumed: not more remains than the new capacity less the whole
-// tokens that the old rule counted. (A log counts anew, for it knows when each charge was.)
+// No change of limits frees consumed tokens: not more remains than the new capacity less the whole tokens
+// that the old rule counted. (A log counts anew, for it knows when each charge was.)
 func TestChangeFreesNothing(t *testing.T) {
 	for _, k := range []kind{bucket, fixed, first, sliding} {
 		t.Run(k.String(), func(t *testing.T) {
@@ -112,7 +112,8 @@ func TestChangeFreesNothing(t *testing.T) {
 					if at := c.state.B; k == bucket && down(now, to.tick) > at {
 						continue // a finer tick may be due at once
 					}
-					t.Fatalf("%d of %d used; of %d remain %d", used, from.limit, to.limit, v.Remaining)
+					t.Fatalf("remaining of %d after %d of %d were used: got %d, want %d at most",
+						to.limit, used, from.limit, v.Remaining, to.limit-min(used, to.limit+to.debt))
 				}
 			}
 		})

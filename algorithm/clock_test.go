@@ -28,10 +28,10 @@ func TestClockBackFreesNothing(t *testing.T) {
 				now -= back
 				v := c.take(r, r.limit+1, now) // denied; writes a state that lies ahead
 				if v.Remaining > max(last, -r.debt) {
-					t.Fatalf("limit %d in %dµs: %d back frees: %d remained, now %+v of %+v", r.limit, r.period, back, last, v, c)
+					t.Fatalf("limit %d in %dµs: clock %dµs back on %+v: got %+v, want remaining %d at most", r.limit, r.period, back, c, v, max(last, -r.debt))
 				}
 				if v.Write && aheadOf(k, c.state, now) {
-					t.Fatalf("%+v is still ahead of %d", c, now)
+					t.Fatalf("state after a write: got %+v, want it not ahead of %d", c, now)
 				}
 				last = v.Remaining
 			}
@@ -39,8 +39,8 @@ func TestClockBackFreesNothing(t *testing.T) {
 	})
 }
 
-// After a backward step a key is as fresh within the time it takes to recover from its consumption, and
-// the second that is waited for.
+// After a backward step a key is as fresh within the time it takes to recover from its consumption, and the
+// second that is waited for.
 func TestClockBackStarvesNobody(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		rng := random(t)
@@ -49,7 +49,7 @@ func TestClockBackStarvesNobody(t *testing.T) {
 			c, now := busy(rng, r)
 			full := int64(c.peek(r, 0, now).ResetAfter)
 			switch k {
-			case bucket: // what was refilled since the last charge is not in the state
+			case bucket: // the refill since the last charge is not in the state
 				if !c.state.IsZero() {
 					full = int64(c.peek(r, 0, c.state.B).ResetAfter)
 				}
@@ -62,17 +62,17 @@ func TestClockBackStarvesNobody(t *testing.T) {
 			v := c.take(r, r.limit+1, now)
 			// A coarse tick may have just begun where the clock is now.
 			if int64(v.ResetAfter) > full+second+r.tick {
-				t.Fatalf("limit %d in %dµs: reset after %dµs, was %dµs, of %+v", r.limit, r.period, v.ResetAfter, full, c)
+				t.Fatalf("limit %d in %dµs: reset after, of %+v: got %dµs, want %dµs at most", r.limit, r.period, c, v.ResetAfter, full+second+r.tick)
 			}
 			if !c.take(r, r.limit, now+int64(v.ResetAfter)).Allowed {
-				t.Fatalf("%+v has not recovered", c)
+				t.Fatalf("take of the whole limit after the reset of %+v: got it denied, want it allowed", c)
 			}
 		}
 	})
 }
 
-// A clock that flaps adds at most what its forward steps are worth: rate × step for a bucket, one limit
-// for a window whose boundary the step passes.
+// A clock that flaps adds at most the worth of its forward steps: rate × step for a bucket, one limit for a
+// window whose boundary the step passes.
 func TestClockFlaps(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		rng := random(t)
@@ -110,15 +110,15 @@ func TestClockFlaps(t *testing.T) {
 					got.Add(got, integer(n))
 				}
 				if new(big.Rat).SetInt(got).Cmp(bound) > 0 {
-					t.Fatalf("limit %d refill %d in %dµs tick %d: %v admitted, bound %v", r.limit, r.refill, r.period, r.tick, got, bound)
+					t.Fatalf("limit %d refill %d in %dµs tick %d: admitted: got %v, want %v at most", r.limit, r.refill, r.period, r.tick, got, bound)
 				}
 			}
 		}
 	})
 }
 
-// The second is the line: a state up to it ahead is waited for, one further ahead is moved to the clock,
-// and written, also where the request is denied.
+// The second is the line: a state up to it ahead is waited for, one further ahead is moved to the clock, and
+// written, also where the request is denied.
 func TestClockBackRebases(t *testing.T) {
 	tests := map[kind]struct{ early, late int64 }{ // RetryAfter when a second, and a second and 1 µs, behind
 		bucket:     {second + second/10, second / 10},
@@ -135,17 +135,17 @@ func TestClockBackRebases(t *testing.T) {
 		c.take(r, 10, start)
 		used := c.state
 		if v := c.take(r, 1, start-second); v.Write || int64(v.RetryAfter) != want.early {
-			t.Errorf("a second behind: %+v, should retry after %d", v, want.early)
+			t.Errorf("clock a second back: got %+v, want no write, retry after %d", v, want.early)
 		}
 		v := c.take(r, 1, start-second-1)
 		if v.Allowed || !v.Write || v.Remaining != 0 || int64(v.RetryAfter) != want.late {
-			t.Errorf("more than a second behind: %+v, should retry after %d", v, want.late)
+			t.Errorf("clock more than a second back: got %+v, want it denied and written, remaining 0, retry after %d", v, want.late)
 		}
 		if sameState(used, c.state) {
-			t.Error("the state did not move")
+			t.Errorf("state: got %+v as before, want it moved", c.state)
 		}
 		if v = c.take(r, 1, start-second-1); v.Write {
-			t.Errorf("the state moved again: %+v", v)
+			t.Errorf("second denial: got %+v, want no write", v)
 		}
 	})
 }

@@ -28,8 +28,8 @@ func redisEval(t *testing.T) func(context.Context, string, []any) (any, error) {
 	}
 }
 
-// Every rule passes the suite that rules of others are told to pass: with everyday numbers, with others of another
-// unit and tick for changes in use, and at the ends of what the constructors take.
+// Every rule passes the suite that rules of others are told to pass: with everyday numbers, with others of
+// another unit and tick for changes in use, and at the ends of the accepted ranges.
 func TestConformance(t *testing.T) {
 	eval := redisEval(t)
 	test := func(t *testing.T, algorithms ...quota.Algorithm) {

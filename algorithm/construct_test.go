@@ -15,7 +15,7 @@ import (
 func TestAccepted(t *testing.T) {
 	for _, n := range extremeBuckets {
 		if r, err := newRule(bucket, n.limit, n.refill, n.period); err != nil {
-			t.Error(err)
+			t.Errorf("bucket of %d that gains %d each %v: got %v, want nil", n.limit, n.refill, n.period, err)
 		} else {
 			checkSpec(t, r)
 		}
@@ -25,7 +25,7 @@ func TestAccepted(t *testing.T) {
 			if r, err := newRule(k, n.limit, 0, n.period); err == nil {
 				checkSpec(t, r)
 			} else if k != sliding {
-				t.Error(k, err)
+				t.Errorf("%v: %d in %v: got %v, want nil", k, n.limit, n.period, err)
 			}
 		}
 	}
@@ -39,7 +39,7 @@ func TestRefused(t *testing.T) {
 		kinds         []kind
 		limit, refill int64
 		period        time.Duration
-		says          []string // the field, the value and what is accepted
+		says          []string // the field, the value and the accepted ones
 	}{
 		{"no capacity", kinds[:1], 0, 1, time.Second, []string{"capacity is 0", "1 to 2^40"}},
 		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "1 to 2^40"}},
@@ -62,19 +62,19 @@ func TestRefused(t *testing.T) {
 		{"window over ten years", windows, 1, 0, 10*year + µs, []string{"window is 87600h0m0.000001s", "ten years"}},
 		{"window of no whole microseconds", windows, 1, 0, time.Nanosecond, []string{"window is 1ns", "whole microseconds"}},
 		{"1001 a microsecond", windows, 1001, 0, µs, []string{"rate is 1001 in 1µs", "10^9 a second"}},
-		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit 1048576", "35m47.483649s", "2^51", "shorter or rounder window"}},
+		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit is 1048576", "35m47.483649s", "2^51", "shorter or rounder window"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			for _, k := range test.kinds {
 				_, err := newRule(k, test.limit, test.refill, test.period)
 				if !errors.Is(err, quota.ErrInvalid) {
-					t.Errorf("%v: the error is %v", k, err)
+					t.Errorf("%v: got %v, want ErrInvalid", k, err)
 					continue
 				}
 				for _, say := range test.says {
 					if !strings.Contains(err.Error(), say) {
-						t.Errorf("%v: %q does not say %q", k, err, say)
+						t.Errorf("%v: got %q, want it to say %q", k, err, say)
 					}
 				}
 			}
@@ -99,7 +99,7 @@ func TestTick(t *testing.T) {
 	}
 	for _, test := range tests {
 		if test.rule.tick != test.tick {
-			t.Errorf("%s: the tick is %d µs, should be %d", test.name, test.rule.tick, test.tick)
+			t.Errorf("%s: tick in µs: got %d, want %d", test.name, test.rule.tick, test.tick)
 		}
 	}
 }
@@ -109,28 +109,28 @@ func checkSpec(t *testing.T, r rule) {
 	t.Helper()
 	const spanMax = 10 * 365 * 24 * 3600 * second
 	spec := r.Spec()
-	below := func(what string, bits uint, factors ...int64) {
+	below := func(name string, bits uint, factors ...int64) {
 		t.Helper()
 		product := integer(1)
 		for _, f := range factors {
 			if f < 0 {
-				t.Errorf("%v: %s: %d is negative", spec, what, f)
+				t.Errorf("%v: %s: got %d, want 0 or more", spec, name, f)
 			}
 			product.Mul(product, integer(f))
 		}
 		if product.Cmp(new(big.Int).Lsh(integer(1), bits)) >= 0 {
-			t.Errorf("%v: %s is %v, 2^%d or more", spec, what, product, bits)
+			t.Errorf("%v: %s: got %v, want less than 2^%d", spec, name, product, bits)
 		}
 	}
 	if spec.Capacity != r.limit || spec.Unit < 1 || spec.Debt < 0 || spec.Rule == (quota.Rule{}) {
-		t.Errorf("the spec of limit %d is %+v", r.limit, spec)
+		t.Errorf("spec: got %+v, want capacity %d, a unit, a rule and no negative debt", spec, r.limit)
 	}
 	below("capacity and debt", 52, spec.Capacity+spec.Debt)
 	switch r.kind {
 	case bucket:
 		unit, each, most, fill := spec.Unit, spec.Params[0], spec.Params[2], spec.Params[4]
 		if unit != perTick(r).Denom().Int64() || each != perTick(r).Num().Int64() {
-			t.Errorf("%+v: %d/%d a tick is not %v", spec, each, unit, perTick(r))
+			t.Errorf("%+v: rate: got %d/%d a tick, want %v", spec, each, unit, perTick(r))
 		}
 		below("most", 52, most)
 		below("a credit", 52, each)
@@ -138,14 +138,14 @@ func checkSpec(t *testing.T, r rule) {
 		below("refill", 53, fill-1, each)
 		below("the deficit of capacity and debt", 52, unit, spec.Capacity+spec.Debt)
 		if r.period%r.tick != 0 || fill*r.tick > spanMax || new(big.Int).Mul(integer(fill), integer(each)).Cmp(integer(most)) < 0 {
-			t.Errorf("%+v: a full debt is repaid in %d ticks", spec, fill)
+			t.Errorf("%+v: ticks that repay a full debt: got %d, want enough, within ten years", spec, fill)
 		}
 	case sliding:
 		ticks := spec.Params[3]
 		below("weighed count", 52, spec.Params[1], ticks)
 		below("weighed limit", 52, r.limit, ticks)
 		if ticks*r.tick != r.period {
-			t.Errorf("%+v: %d ticks of %d in %d", spec, ticks, r.tick, r.period)
+			t.Errorf("%+v: got %d ticks of %d µs, want %d µs together", spec, ticks, r.tick, r.period)
 		}
 	}
 }
@@ -157,7 +157,7 @@ func TestGCRAIsTokenBucket(t *testing.T) {
 	}
 	b := mustRule(t, bucket, 50, 21, 2*time.Second)
 	if a.Spec() != b.Spec() {
-		t.Errorf("%+v is not %+v", a.Spec(), b.Spec())
+		t.Errorf("spec of GCRA: got %+v, want %+v", a.Spec(), b.Spec())
 	}
 }
 

@@ -1,8 +1,12 @@
-// Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding
-// window log and fixed window. Each is a pure function over integers, see [quota.Algorithm].
+// Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding window log
+// and fixed window. Each is a pure function over integers, see [quota.Algorithm].
 //
-//	bucket, err := algorithm.TokenBucket(1000, 21, 2*time.Second) // 10.5 tokens a second, exactly
-//	limit, err := quota.NewLimit("tokens", bucket)
+//	bucket := quota.Must(algorithm.TokenBucket(1000, 21, 2*time.Second)) // 10.5 tokens a second, exactly
+//	limit := quota.Must(quota.NewLimit("tokens", bucket))
+//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	d, err := limiter.Take(ctx, "agent-123", 250)
+//
+// A limit never changes, and may be used concurrently; so may the algorithms here.
 //
 // # Choosing
 //
@@ -15,21 +19,22 @@
 //
 // # Numbers
 //
-// All arithmetic is on integers below 2^53, so that the same rule gives the same answer in Lua. Limits
-// go from one a year to 10^9 a second and capacities to 2^40, within two bounds: what is held must be a
-// number below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine
-// for that, a limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and
-// divides its period; a token bucket then admits at most capacity + rate·(Δ + one tick). Where nothing
-// fits, the constructor returns [quota.ErrInvalid] and says why.
+// All arithmetic is on integers below 2^53, so that the same rule gives the same answer in Lua. Rates may be
+// from one a year to 10^9 a second and capacities up to 2^40, within two bounds: every number of a state must
+// be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine for that, a
+// limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and divides its period; a
+// token bucket then admits at most capacity + rate·(Δ + one tick). Where no tick fits, the constructor
+// returns [quota.ErrInvalid] and says why.
 //
 // # Debt
 //
-// A debit charges what was really used, even when that is more than is left. Debt goes as deep as the
-// two bounds allow (Spec.Debt says how deep); what lies beyond is forgotten.
+// A debit charges the amount that was really used, even where fewer tokens are left. Debt may grow as far as
+// the two bounds allow (Spec.Debt is that depth in tokens); a debit beyond it is forgotten.
 //
 // # Time
 //
-// A state more than a second ahead of the clock, which has then been set back, is moved to the clock
-// with its consumption unchanged; up to a second it is waited for. A clock set forward by Λ lets a
-// token bucket admit at most min(capacity, rate·Λ) too much, and a window one limit.
+// A state more than a second ahead of the clock shows that the clock was set back: the state is moved to the
+// clock's time with its consumption unchanged. A state that is up to a second ahead stays, until the clock
+// has reached it. A clock set forward by Λ lets a token bucket admit at most min(capacity, rate·Λ) too much,
+// and a window one limit.
 package algorithm

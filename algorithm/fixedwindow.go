@@ -14,19 +14,20 @@ import (
 type fixedWindow struct {
 	limit     int64
 	window    int64 // µs
-	fromFirst bool
-	most      int64
+	fromFirst bool  // a window begins at a first charge
+	most      int64 // the largest count
 }
 
 // FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
-// window of 24 hours is a day in UTC. Accepted: limits of 1 to 2^40, windows of whole microseconds up to
-// ten years, at most 10^9 a second; else ErrInvalid.
+// window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
+// admit twice the limit. Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at
+// most 10^9 tokens a second; else [quota.ErrInvalid].
 func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, false)
 }
 
-// FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over,
-// at the next charge after that, so that different keys reset at different times.
+// FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over, at
+// the next charge after that, so that different keys reset at different times. It accepts the same numbers.
 func FixedWindowFromFirst(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, true)
 }
@@ -39,7 +40,7 @@ func newFixedWindow(limit int64, window time.Duration, fromFirst bool) (quota.Al
 	return &fixedWindow{limit: limit, window: w, fromFirst: fromFirst, most: maxHeld}, nil
 }
 
-// windowMicros checks what the window rules take, and returns the window in µs.
+// windowMicros checks the arguments of the window rules, and returns the window in µs.
 func windowMicros(limit int64, window time.Duration) (int64, error) {
 	if limit > maxCapacity {
 		return 0, invalid("limit is %d; accepted: 1 to 2^40", limit)
@@ -101,7 +102,8 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		s, v.Write = quota.State{}, v.Write || kept != count
 	case kept != count:
 		if kept > count && unit != f.window {
-			// A window of another length holds until it ends, or until a charge moves its count into one of ours.
+			// A window of another length is kept until it ends, or until a charge moves its count into one of
+			// our length.
 			start, unit = f.start(max(t, start)), f.window
 			end = start + unit
 		}
@@ -122,7 +124,7 @@ func (f *fixedWindow) start(t int64) int64 {
 	return t - t%f.window
 }
 
-// Forecast is exact: what exceeds the present window's remainder comes a limit a window.
+// Forecast is exact: tokens beyond the remainder of the present window come at one limit in each window.
 func (f *fixedWindow) Forecast(d quota.Decision, n int64) time.Duration {
 	more := n - max(d.Remaining, 0)
 	if more <= 0 {
@@ -135,7 +137,7 @@ func (f *fixedWindow) Forecast(d quota.Decision, n int64) time.Duration {
 	return later(first, (more-1)/f.limit, f.window)
 }
 
-// later returns first and n more windows, or Never.
+// later returns first and n windows more, or Never.
 func later(first time.Duration, n, window int64) time.Duration {
 	if !atMost(n, window, math.MaxInt64/2000) {
 		return quota.Never

@@ -36,13 +36,13 @@ func TestForecast(t *testing.T) {
 				if !v.Allowed {
 					at += int64(v.RetryAfter)
 					if v = queue.take(r, 1, at); !v.Allowed {
-						t.Fatalf("denied after %+v", v)
+						t.Fatalf("take after the wait: got %+v, want it allowed", v)
 					}
 				}
 				real := time.Duration(at-now) * time.Microsecond
 				got := r.Algorithm.(quota.Forecaster).Forecast(d, n)
 				if real > 140*year {
-					break // beyond what a forecast says in numbers
+					break // beyond the numbers of a forecast
 				}
 				slack := time.Duration(math.MaxInt64)
 				switch k {
@@ -72,13 +72,13 @@ func TestForecastGrows(t *testing.T) {
 			d := decision(r, c.peek(r, 0, now), now)
 			f := r.Algorithm.(quota.Forecaster)
 			if got := f.Forecast(d, max(d.Remaining, 0)); d.Remaining >= 0 && got != 0 {
-				t.Fatalf("%d remain, forecast of as many is %v", d.Remaining, got)
+				t.Fatalf("forecast of the %d remaining: got %v, want 0", d.Remaining, got)
 			}
 			last := time.Duration(0)
 			for _, n := range []int64{0, 1, r.limit, r.limit + 1, 2 * r.limit, 1 << 50, 1 << 62, math.MaxInt64} {
 				got := f.Forecast(d, n)
 				if got < last {
-					t.Fatalf("limit %d in %dµs: forecast of %d after %+v is %v, of less it is %v", r.limit, r.period, n, d, got, last)
+					t.Fatalf("limit %d in %dµs: forecast of %d after %+v: got %v, want %v or more, as of fewer tokens", r.limit, r.period, n, d, got, last)
 				}
 				last = got
 			}

@@ -19,7 +19,7 @@ func TestForgettable(t *testing.T) {
 			}
 			v := kept.peek(r, 0, now)
 			if v.ResetAfter > 0 && kept.peek(r, 0, now+int64(v.ResetAfter)-1).Remaining >= r.limit {
-				t.Fatalf("set %d: %+v is fresh before %dµs have passed", i, kept, v.ResetAfter)
+				t.Fatalf("set %d: reset after, of %+v: got %dµs, want less: the limit is whole before", i, kept, v.ResetAfter)
 			}
 			now += int64(v.ResetAfter)
 			var dropped cell
@@ -47,7 +47,7 @@ func TestReset(t *testing.T) {
 			stored := !c.state.IsZero()
 			v := c.do(r, quota.Request{Op: quota.OpReset, Cost: 5}, now)
 			if want := (quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: stored}, Remaining: r.limit}); v != want || !c.state.IsZero() {
-				t.Fatalf("reset gives %+v and leaves %+v", v, c)
+				t.Fatalf("reset: got %+v, %+v; want %+v, no state", v, c, want)
 			}
 		}
 	})

@@ -10,7 +10,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-const exact = 1 << 53 // what a number in Lua holds exactly
+const exact = 1 << 53 // a number in Lua is exact up to here
 
 // FuzzDecide gives rules states that they never wrote, and clocks and requests of any size.
 func FuzzDecide(f *testing.F) {
@@ -31,7 +31,7 @@ func FuzzDecide(f *testing.F) {
 		before := slices.Clone(s.Tail)
 		r.Decide(s, req, quota.Micros(now)) // must not panic
 		if !slices.Equal(before, s.Tail) {
-			t.Fatal("the tail was written to")
+			t.Fatalf("tail of the argument: got %v, want it unchanged, %v", s.Tail, before)
 		}
 
 		// What a store decodes is within ±2^53, and so is its clock, which has no negative times.
@@ -42,30 +42,30 @@ func FuzzDecide(f *testing.F) {
 		req.Op, req.Cost, now = req.Op%5, max(req.Cost, 0), max(now%exact, 0)
 		got, v := r.Decide(s, req, quota.Micros(now))
 		if again, w := r.Decide(s, req, quota.Micros(now)); w != v || !sameState(again, got) {
-			t.Errorf("decided anew: %+v %+v", again, w)
+			t.Errorf("second decision: got %+v %+v, want %+v %+v", again, w, got, v)
 		}
 		asks := req.Op == quota.OpTake || req.Op == quota.OpPeek
 		switch {
 		case v.Remaining > r.limit:
-			t.Error("more remains than there is")
+			t.Errorf("remaining: got %d, want %d at most", v.Remaining, r.limit)
 		case v.Allowed != (v.RetryAfter == 0), v.RetryAfter < 0, v.ResetAfter < 0:
-			t.Error("a wait that cannot be")
+			t.Errorf("waits: got %v and %v, want 0 or more, retry after above 0 only of a denial", v.RetryAfter, v.ResetAfter)
 		case !asks && !v.Allowed:
-			t.Error("denied what is always allowed")
+			t.Errorf("%v: got it denied, want it allowed", req.Op)
 		case asks && (req.Cost > r.limit) != (v.RetryAfter == quota.Forever):
-			t.Error("forever is for what never fits")
+			t.Errorf("retry after: got %v, want Forever only above the limit", v.RetryAfter)
 		case v.Write && (!v.Allowed || req.Op == quota.OpPeek) && !aheadOf(r.kind, even(s), now):
-			t.Error("left a trace")
+			t.Error("denial or peek: got a write, want none")
 		case !v.Write && !sameState(got, s):
-			t.Error("another state, and no write")
+			t.Errorf("state without a write: got %+v, want %+v", got, s)
 		}
 		for _, n := range append([]int64{got.Unit, got.A, got.B, got.C}, got.Tail...) {
 			if v.Write && r.kind != slidingLog && (n > exact || n < -exact) {
-				t.Errorf("%d is stored", n)
+				t.Errorf("number of the state: got %d, want it within ±%d", n, int64(exact))
 			}
 		}
 		if len(got.Tail) > quota.MaxTail {
-			t.Errorf("a list of %d", len(got.Tail))
+			t.Errorf("tail: got %d numbers, want %d at most", len(got.Tail), quota.MaxTail)
 		}
 		if t.Failed() {
 			t.Fatalf("limit %d refill %d in %dµs: %v of %d (at %d) at %d on %+v gives %+v %+v",
@@ -80,7 +80,7 @@ func even(s quota.State) quota.State {
 	return s
 }
 
-// FuzzLimits checks that a constructor accepts only what keeps every number exact.
+// FuzzLimits checks that a constructor accepts only arguments that keep every number exact.
 func FuzzLimits(f *testing.F) {
 	f.Add(byte(bucket), int64(1<<40), int64(1_000_000_007), int64(time.Hour))
 	f.Add(byte(sliding), int64(1<<20-1), int64(0), int64((1<<31-1)*time.Microsecond))
@@ -89,7 +89,7 @@ func FuzzLimits(f *testing.F) {
 		if err == nil {
 			checkSpec(t, r)
 		} else if !errors.Is(err, quota.ErrInvalid) {
-			t.Error(err)
+			t.Errorf("error: got %v, want ErrInvalid", err)
 		}
 	})
 }

@@ -217,8 +217,8 @@ func randomCost(rng *rand.Rand, r rule, remaining int64) int64 {
 	}
 }
 
-// forward returns a step of the clock: nothing, small, ticks, windows, or just to where v says that
-// something happens.
+// forward returns a step of the clock: nothing, small, ticks, windows, or just to where v says that something
+// happens.
 func forward(rng *rand.Rand, r rule, v quota.Verdict) int64 {
 	switch rng.IntN(10) {
 	case 0:

@@ -2,7 +2,7 @@ package algorithm
 
 import _ "embed"
 
-// The Lua twins, see driver.Scripted. The Go beside them is the law.
+// The same rules in Lua, see driver.Scripted. Where the two differ, the Go is right.
 var (
 	//go:embed tokenbucket.lua
 	tokenBucketLua string
@@ -14,14 +14,14 @@ var (
 	fixedWindowLua string
 )
 
-// Lua implements driver.Scripted.
+// Lua returns the rule's Lua, see driver.Scripted.
 func (*tokenBucket) Lua() string { return tokenBucketLua }
 
-// Lua implements driver.Scripted.
+// Lua returns the rule's Lua, see driver.Scripted.
 func (*slidingWindow) Lua() string { return slidingWindowLua }
 
-// Lua implements driver.Scripted.
+// Lua returns the rule's Lua, see driver.Scripted.
 func (*slidingLog) Lua() string { return slidingLogLua }
 
-// Lua implements driver.Scripted.
+// Lua returns the rule's Lua, see driver.Scripted.
 func (*fixedWindow) Lua() string { return fixedWindowLua }

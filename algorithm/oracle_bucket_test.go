@@ -42,7 +42,7 @@ func floorOf(r rule) *big.Rat {
 	return new(big.Rat).SetInt(n.Add(n, integer(r.debt)))
 }
 
-// converted returns what was consumed as a rule of these parameters sees it.
+// converted returns the consumption in the unit of a rule of these parameters.
 func (o *bucketOracle) converted(r rule) *big.Rat {
 	if o.unit.Cmp(perTick(r).Denom()) == 0 {
 		return o.consumed

@@ -10,19 +10,19 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// An oracle is a rule written a second time, in numbers without bound. The parameters come with each
-// call, for a limit may change while in use.
+// An oracle is a rule written a second time, in numbers without bound. The parameters come with each call,
+// for a limit may change while in use.
 type oracle interface {
-	// rebase moves what is more than a second ahead of now, and reports whether that was so.
+	// rebase moves charges that are more than a second ahead of now, and reports whether there were any.
 	rebase(r rule, now int64) bool
 	// used returns the tokens that count at a time, rounded up, if nothing is charged until then.
 	used(r rule, now int64) *big.Int
-	// charge charges n tokens and refund gives back up to n, down to the floor and up to the
-	// capacity; they report whether that changed anything.
+	// charge charges n tokens and refund gives back up to n, down to the floor and up to the capacity; they
+	// report whether that changed anything.
 	charge(r rule, n, now int64) bool
 	refund(r rule, n, at, now int64) bool
 	reset() bool
-	// state returns what the rule should have stored.
+	// state returns the state that the rule should have stored.
 	state(r rule) quota.State
 }
 
@@ -107,7 +107,7 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 			t.Errorf(format, args...)
 		}
 		if want := o.state(r); v.Write && !sameState(got, want) {
-			fail("the state should be %+v", want)
+			fail("state: got %+v, want %+v", got, want)
 		}
 		left := room(o, r, now)
 		if l, ok := o.(*logOracle); ok && l.full(r, now) && left.Sign() > 0 {
@@ -115,21 +115,21 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 		}
 		switch {
 		case v.Allowed != allowed:
-			fail("allowed should be %v", allowed)
+			fail("allowed: got %v, want %v", v.Allowed, allowed)
 		case v.Write != (changed || rebased):
-			fail("write should be %v", changed || rebased)
+			fail("write: got %v, want %v", v.Write, changed || rebased)
 		case !v.Write && !slices.Equal(tail, before.Tail), !slices.Equal(tail, s.Tail):
-			fail("the tail was written to")
+			fail("tail of the argument: got %v, want it unchanged, %v", s.Tail, tail)
 		case left.Cmp(integer(v.Remaining)) != 0:
-			fail("remaining should be %v", left)
+			fail("remaining: got %d, want %v", v.Remaining, left)
 		case allowed && v.RetryAfter != 0:
-			fail("retry after should be 0")
+			fail("retry after: got %v, want 0", v.RetryAfter)
 		case !allowed && req.Cost > r.limit && v.RetryAfter != quota.Forever:
-			fail("retry after should be forever")
+			fail("retry after: got %v, want Forever", v.RetryAfter)
 		case !allowed && req.Cost <= r.limit && !tight(o, r, req.Cost, now, v.RetryAfter):
-			fail("retry after is not when the request begins to fit")
+			fail("retry after: got %v, want the first time at which the request fits", v.RetryAfter)
 		case !freshAt(o, r, now, int64(v.ResetAfter)):
-			fail("reset after is not when nothing counts any more")
+			fail("reset after: got %v, want the first time at which the state is as fresh", v.ResetAfter)
 		}
 		if t.Failed() {
 			return

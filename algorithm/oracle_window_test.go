@@ -14,7 +14,7 @@ type charged struct {
 
 type history []charged
 
-// between returns the sum of what was charged from one time, inclusive, to another, exclusive.
+// between returns the sum of the charges from one time, inclusive, to another, exclusive.
 func (h history) between(from, to int64) *big.Int {
 	sum := new(big.Int)
 	for _, c := range h {
@@ -69,7 +69,7 @@ func (o *fixedOracle) used(r rule, now int64) *big.Int {
 	return least(o.charges.between(o.start, o.start+o.window), mostOf(r))
 }
 
-// keep stores a sum that differs from what was used.
+// keep stores a sum that differs from the used one.
 func (o *fixedOracle) keep(r rule, was, is *big.Int) bool {
 	if was.Cmp(is) == 0 {
 		return false
@@ -123,8 +123,8 @@ func (o *fixedOracle) state(r rule) quota.State {
 	return quota.State{Unit: o.window, A: o.start, B: o.charges.between(o.start, o.start+1).Int64()}
 }
 
-// slidingOracle keeps the charges of the present window and the one before, and weighs the latter by
-// the fraction that a sliding window still covers.
+// slidingOracle keeps the charges of the present window and the one before, and weighs the latter by the
+// fraction that a sliding window still covers.
 type slidingOracle struct {
 	charges history
 	window  int64 // 0 where there is none

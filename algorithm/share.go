@@ -15,8 +15,8 @@ var (
 	_ driver.Sharer = (*slidingLog)(nil)
 )
 
-// Share is exact: n shares together gain what the whole bucket does. It fails where the share's period, n
-// times the whole's as far as the rate cannot be reduced, or the time in which it fills, which a capacity
+// Share is exact: n shares together gain as many tokens as the whole bucket. It fails with ErrInvalid where
+// the share's period, up to n times the bucket's, or the time in which the share fills, which a capacity
 // below n lengthens, exceeds ten years.
 func (b *tokenBucket) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
@@ -26,12 +26,14 @@ func (b *tokenBucket) Share(n int64) (quota.Algorithm, error) {
 	g := gcd(b.perTick, n)
 	per, fits := product(b.unit*b.tick, n/g)
 	if !fits {
-		return nil, invalid("one share of %d gains %d tokens in %d × %d µs; accepted: periods up to ten years (87600h)", n, b.perTick/g, n/g, b.unit*b.tick)
+		return nil, invalid("one share of %d gains %d tokens in %d × %d µs; accepted: periods up to ten years (87600h)",
+			n, b.perTick/g, n/g, b.unit*b.tick)
 	}
 	return TokenBucket(max(b.tokens/n, 1), b.perTick/g, time.Duration(per)*time.Microsecond)
 }
 
-// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed.
+// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails
+// with ErrInvalid where that exceeds ten years.
 func (f *fixedWindow) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return f, nil
@@ -43,7 +45,8 @@ func (f *fixedWindow) Share(n int64) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, f.fromFirst)
 }
 
-// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed.
+// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails
+// with ErrInvalid where that exceeds ten years.
 func (w *slidingWindow) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return w, nil
@@ -55,7 +58,8 @@ func (w *slidingWindow) Share(n int64) (quota.Algorithm, error) {
 	return SlidingWindow(limit, window)
 }
 
-// Share counts in the same window. A limit below n becomes 1 in a window that is longer as needed.
+// Share counts in the same window. A limit below n becomes 1 in a window that is longer as needed; it fails with
+// ErrInvalid where that exceeds ten years.
 func (l *slidingLog) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return l, nil
@@ -67,7 +71,8 @@ func (l *slidingLog) Share(n int64) (quota.Algorithm, error) {
 	return SlidingWindowLog(limit, window)
 }
 
-// shareWindow returns one n-th of limit tokens in a window of so many µs: n of them never admit more.
+// shareWindow returns the limit and window of one share in n; window is in µs. n shares never admit more than
+// the whole.
 func shareWindow(limit, window, n int64) (int64, time.Duration, error) {
 	if limit >= n {
 		return limit / n, time.Duration(window) * time.Microsecond, nil
@@ -83,7 +88,8 @@ func shareWindow(limit, window, n int64) (int64, time.Duration, error) {
 			return 1, time.Duration(us) * time.Microsecond, nil
 		}
 	}
-	return 0, 0, invalid("one share of %d of a limit of %d in %v; accepted: at least 1 token in ten years (87600h)", n, limit, time.Duration(window)*time.Microsecond)
+	return 0, 0, invalid("one share of %d of a limit of %d in %v is too slow; accepted: at least 1 token in ten years (87600h)",
+		n, limit, time.Duration(window)*time.Microsecond)
 }
 
 // product returns a*b, for a and b of at least 1, unless it exceeds the longest period.

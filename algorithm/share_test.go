@@ -15,12 +15,12 @@ func share(t testing.TB, a quota.Algorithm, n int64) (quota.Algorithm, error) {
 	t.Helper()
 	s, ok := a.(driver.Sharer)
 	if !ok {
-		t.Fatalf("%s gives no share", a.Spec().Rule)
+		t.Fatalf("rule %s: got a %T, want a driver.Sharer", a.Spec().Rule, a)
 	}
 	return s.Share(n)
 }
 
-// greedy returns what greedy one-token takes from fresh get in the µs that begin at base.
+// greedy returns the tokens that greedy one-token takes from fresh get in the µs that begin at base.
 func greedy(r quota.Algorithm, us int64) (n int64) {
 	var s quota.State
 	for now := quota.Micros(base); now < quota.Micros(base+us); {
@@ -48,18 +48,18 @@ func TestShareOfBucketGainsExactlyItsPart(t *testing.T) {
 				t.Fatal(err)
 			}
 			if r.limit >= n && r.period*n <= 10*year.Microseconds() {
-				t.Fatalf("%+v has no share of %d: %v", r, n, err)
+				t.Fatalf("one share of %d of %+v: got %v, want nil", n, r, err)
 			}
 			continue
 		}
 		spec := s.Spec()
 		if want := max(r.limit/n, 1); spec.Capacity != want || spec.Rule != r.Spec().Rule {
-			t.Fatalf("a share of %d of %+v is %+v, want capacity %d", n, r, spec, want)
+			t.Fatalf("one share of %d of %+v: got %+v, want capacity %d", n, r, spec, want)
 		}
 		// refill/period == n × (perTick/unit)/tick, as 128-bit products.
 		perTick, tick := spec.Params[0], spec.Params[3]
 		if !equalProducts([]int64{r.refill, spec.Unit, tick}, []int64{perTick, n, r.period}) {
-			t.Fatalf("a share of %d of %+v gains %d of %d credits each %d µs", n, r, perTick, spec.Unit, tick)
+			t.Fatalf("one share of %d: got %d of %d credits each %d µs, want an n-th of %+v", n, perTick, spec.Unit, tick, r)
 		}
 	}
 }
@@ -92,7 +92,7 @@ func TestShareOfBucketInTime(t *testing.T) {
 	for periods := range int64(20) {
 		us := periods * 5 * second
 		if got, want := greedy(s, us+1), 2+7*periods; got != want {
-			t.Errorf("a share admits %d in %d s, want %d", got, us/second, want)
+			t.Errorf("admitted by a share in %d s: got %d, want %d", us/second, got, want)
 		}
 	}
 }
@@ -109,7 +109,7 @@ func TestShareOfWindowNeverExceedsItsPart(t *testing.T) {
 					t.Fatal(err)
 				}
 				if r.limit >= n {
-					t.Fatalf("%v %+v has no share of %d: %v", k, r, n, err)
+					t.Fatalf("%v: one share of %d of %+v: got %v, want nil", k, n, r, err)
 				}
 				continue
 			}
@@ -119,21 +119,22 @@ func TestShareOfWindowNeverExceedsItsPart(t *testing.T) {
 				window = spec.Params[1]
 			}
 			if spec.Rule != r.Spec().Rule {
-				t.Fatalf("a share of %s is %s", r.Spec().Rule, spec.Rule)
+				t.Fatalf("rule of a share: got %s, want %s", spec.Rule, r.Spec().Rule)
 			}
 			switch {
 			case r.limit >= n && (spec.Capacity != r.limit/n || window != r.period):
-				t.Fatalf("%v: a share of %d of %d in %d is %d in %d", k, n, r.limit, r.period, spec.Capacity, window)
+				t.Fatalf("%v: one share of %d: got %d in %d, want %d in %d", k, n, spec.Capacity, window, r.limit/n, r.period)
 			case r.limit < n && spec.Capacity != 1:
-				t.Fatalf("%v: a share of %d of %d is %d", k, n, r.limit, spec.Capacity)
+				t.Fatalf("%v: one share of %d of %d: got %d, want 1", k, n, r.limit, spec.Capacity)
 			}
-			// n·capacity/window <= limit/period, and with a limit below n a window of 1 µs less would exceed it.
+			// n·capacity/window <= limit/period, and with a limit below n a window of 1 µs less would exceed
+			// it.
 			whole, part := float64(r.limit)*float64(window), float64(n)*float64(spec.Capacity)*float64(r.period)
 			if part > whole*(1+1e-12) {
-				t.Fatalf("%v: %d shares of %d in %d are %d in %d each", k, n, r.limit, r.period, spec.Capacity, window)
+				t.Fatalf("%v: %d shares: got %d in %d each, want no more than %d in %d together", k, n, spec.Capacity, window, r.limit, r.period)
 			}
 			if r.limit < n && part*(1+1e-12) < whole-float64(r.limit) {
-				t.Fatalf("%v: %d shares of %d in %d are only %d in %d each", k, n, r.limit, r.period, spec.Capacity, window)
+				t.Fatalf("%v: %d shares: got %d in %d each, want about %d in %d together", k, n, spec.Capacity, window, r.limit, r.period)
 			}
 		}
 	}
@@ -155,10 +156,10 @@ func TestSharesTogetherAdmitNoMoreThanTheWhole(t *testing.T) {
 				want += n // one at once, then one in the longer window
 			}
 			if got > want {
-				t.Errorf("%v: %d shares admit %d in %d s, the whole admits %d", k, n, got, seconds, want)
+				t.Errorf("%v: admitted by %d shares in %d s: got %d, want %d at most", k, n, seconds, got, want)
 			}
 			if got < want/4 { // of 12 tokens, 7 shares round 5 away
-				t.Errorf("%v: %d shares admit only %d in %d s, the whole admits %d", k, n, got, seconds, want)
+				t.Errorf("%v: admitted by %d shares in %d s: got %d, want %d or more", k, n, seconds, got, want/4)
 			}
 		}
 	}
@@ -169,7 +170,7 @@ func TestShareOfOneIsTheWhole(t *testing.T) {
 		r := mustRule(t, k, 12, 7, time.Minute)
 		for _, n := range []int64{1, 0, -1, math.MinInt64} {
 			if s, err := share(t, r.Algorithm, n); err != nil || s.Spec() != r.Spec() {
-				t.Errorf("a share of %d: %v", n, err)
+				t.Errorf("one share of %d: got %v, %v; want the whole", n, s, err)
 			}
 		}
 	})
@@ -181,7 +182,7 @@ func TestShareOfFarTooManyFails(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		r := mustRule(t, k, 1, 1, time.Second)
 		if s, err := share(t, r.Algorithm, n); !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("%v, %v", s, err)
+			t.Errorf("one share of %d: got %v, %v; want ErrInvalid", int64(n), s, err)
 		}
 	})
 }
@@ -191,17 +192,17 @@ func TestShareFails(t *testing.T) {
 		slow := mustRule(t, k, 1, 1, 10*year)
 		for _, n := range []int64{2, 1 << 40, math.MaxInt64} {
 			if s, err := share(t, slow.Algorithm, n); !errors.Is(err, quota.ErrInvalid) {
-				t.Errorf("one %d-th a decade: %v, %v", n, s, err)
+				t.Errorf("one %d-th a decade: got %v, %v; want ErrInvalid", n, s, err)
 			}
 		}
 		quick := mustRule(t, k, 1, 1, time.Second)
 		if s, err := share(t, quick.Algorithm, 1<<20); err != nil || s.Spec().Capacity != 1 {
-			t.Errorf("one 2^20-th a second: %v", err)
+			t.Errorf("one 2^20-th a second: got %v, want a capacity of 1", err)
 		}
 	})
 }
 
-// TestShareCarriesStateOver: when the number of instances changes, what a share had consumed stays consumed.
+// TestShareCarriesStateOver: when the number of instances changes, the consumption of a share stays.
 func TestShareCarriesStateOver(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		r := mustRule(t, k, 1000, 1000, time.Hour)
@@ -211,7 +212,7 @@ func TestShareCarriesStateOver(t *testing.T) {
 			s := quota.Must(share(t, r.Algorithm, n))
 			_, v := s.Decide(kept, quota.Request{Op: quota.OpPeek}, base)
 			if want := 1000/n - spent; v.Remaining != want {
-				t.Fatalf("share of %d: %d remain, want %d", n, v.Remaining, want)
+				t.Fatalf("one share of %d: remaining: got %d, want %d", n, v.Remaining, want)
 			}
 			cost := max(v.Remaining, 0)
 			next, v := s.Decide(kept, quota.Request{Cost: cost}, base)
@@ -223,7 +224,7 @@ func TestShareCarriesStateOver(t *testing.T) {
 			}
 		}
 		if spent != 1000 {
-			t.Errorf("%d were admitted, the largest share is 1000", spent)
+			t.Errorf("admitted: got %d, want 1000", spent)
 		}
 	})
 }

@@ -7,12 +7,12 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// MaxLogEntries is how many charges a sliding window log remembers: the most it admits in one window,
-// whatever they cost. Charges made in the same microsecond are one entry.
+// MaxLogEntries is how many charges a sliding window log remembers: it admits at most so many charges in one
+// window, at any cost. Charges made in the same microsecond are one entry.
 const MaxLogEntries = quota.MaxTail / 2
 
-// slidingLog remembers each charge until it has left the window: it admits at most limit in any
-// half-open interval of a window's length, exactly.
+// slidingLog remembers each charge until it has left the window: it admits at most limit in any half-open
+// interval of a window's length, exactly.
 //
 // State: Unit is 1, A the sum of the costs, Tail the entries, oldest first, each a time in µs and a cost.
 type slidingLog struct {
@@ -20,9 +20,9 @@ type slidingLog struct {
 	window int64 // µs
 }
 
-// SlidingWindowLog returns a rule of limit tokens in any window. It keeps an entry for each charge, so
-// it also admits at most [MaxLogEntries] charges in a window; a debit beyond that joins the newest
-// entry. Accepted: as for [FixedWindow]; else ErrInvalid.
+// SlidingWindowLog returns a rule of limit tokens in any window, exactly. It keeps an entry of 16 bytes for
+// each charge, so it also admits at most [MaxLogEntries] charges in a window; a debit beyond that joins the
+// newest entry. It accepts the numbers that [FixedWindow] accepts; else [quota.ErrInvalid].
 func SlidingWindowLog(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
@@ -101,7 +101,7 @@ func full(log []int64, t int64) bool {
 	return len(log) >= 2*MaxLogEntries && log[len(log)-2] < t
 }
 
-// retryAfter returns how long until entries worth over have left, and one more entry fits if it is wanted.
+// retryAfter returns the time until entries of over tokens have left and, if entry is true, one more entry fits.
 func (l *slidingLog) retryAfter(log []int64, over int64, entry bool, t int64) quota.Micros {
 	last := -2
 	if entry && full(log, t) {
@@ -117,7 +117,7 @@ func (l *slidingLog) retryAfter(log []int64, over int64, entry bool, t int64) qu
 	return quota.Micros(log[last] + l.window - t)
 }
 
-// add returns a copy of log with n more at t, or at the newest entry's time if that is later.
+// add returns a copy of log with n tokens more at t, or at the newest entry's time if that is later.
 func add(log []int64, t, n int64) []int64 {
 	out := make([]int64, len(log), len(log)+2)
 	copy(out, log)
@@ -132,7 +132,7 @@ func add(log []int64, t, n int64) []int64 {
 	return out
 }
 
-// take returns a copy of log with up to n less in the entry made at the time at, and the new sum.
+// take returns a copy of log with up to n tokens less in the entry made at the time at, and the new sum.
 func take(log []int64, sum, at, n int64) ([]int64, int64) {
 	i := 2 * sort.Search(len(log)/2, func(i int) bool { return log[2*i] >= at })
 	if i >= len(log) || log[i] != at || n == 0 {
@@ -156,8 +156,9 @@ func shift(log []int64, d int64) []int64 {
 	return out
 }
 
-// Forecast counts the windows that must pass, for each admits a limit at the most. Up to a limit it is
-// exact: what the queue takes on the way does not leave before its end.
+// Forecast counts the windows that must pass, because each admits at most one limit. For up to one limit it
+// is exact: tokens that waiting callers take in the meantime do not leave the window before the forecast's
+// end.
 func (l *slidingLog) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= l.limit {
 		return d.RetryAfter

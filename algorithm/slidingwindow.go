@@ -6,11 +6,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// slidingWindow estimates the last window's count as the current aligned window's count and a share of
-// the one before, as large as the part of it that a sliding window would still cover, rounded up. It
-// admits at most limit·(1 + x) in any window that begins a fraction x into an aligned one, so less than
-// twice the limit, and limit where demand is even. (The estimate is Cloudflare's: J. Desgats, "How we
-// built rate limiting capable of scaling to millions of domains", 2017.)
+// slidingWindow estimates the count of the last window's length as the current aligned window's count and a
+// share of the previous window's count: the part of that window which a sliding window would still cover,
+// rounded up. It admits at most limit·(1 + x) in any window that begins a fraction x into an aligned one, so
+// less than twice the limit, and limit where demand is even. (The estimate is Cloudflare's: J. Desgats, "How
+// we built rate limiting capable of scaling to millions of domains", 2017.)
 //
 // State: Unit is the window in µs, A the current window's start, B its count, C the count before.
 type slidingWindow struct {
@@ -22,8 +22,9 @@ type slidingWindow struct {
 }
 
 // SlidingWindow returns a rule of limit tokens in a window that slides with time, approximated by two
-// counters. Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at most 10^9 a
-// second, and limit × window below 2^51 in some tick; else ErrInvalid.
+// counters. It admits at most limit tokens in a window where demand is even, and less than twice the limit in
+// any window. Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at most 10^9
+// tokens a second, and limit × window below 2^51 in some tick; else [quota.ErrInvalid].
 func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
@@ -37,7 +38,8 @@ func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 		t = roomFor(limit)
 	}
 	if t == 0 {
-		return nil, invalid("limit %d in %v needs numbers of 2^51 or more; accepted: a smaller limit, or a shorter or rounder window", limit, window)
+		return nil, invalid("limit is %d in %v, which needs numbers of 2^51 or more; accepted: a smaller limit, or a shorter or rounder window",
+			limit, window)
 	}
 	return &slidingWindow{limit: limit, window: w, tick: t, ticks: w / t, most: maxHeld / (w / t) / 2}, nil
 }
@@ -55,7 +57,8 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 	c := windowCounts{start: t - t%w.window, unit: w.window}
 	if !s.IsZero() {
 		if quota.Micros(s.A)-now > ahead {
-			// Both counts move to the present, or a clock that flaps over a boundary would shed one each time.
+			// Both counts move to the present: else a clock that flaps over a boundary would lose one count
+			// each time.
 			s.A, s.B, s.C = t-t%s.Unit, min(s.B+s.C, maxHeld), 0
 			v.Write = true
 		}
@@ -123,7 +126,7 @@ func (w *slidingWindow) used(c windowCounts, t int64) int64 {
 	return c.cur + ceil(c.prev*(w.ticks-elapsed), w.ticks)
 }
 
-// add charges n, moving counts of windows of another length into one of ours.
+// add charges n tokens. Counts of windows of another length move into a window of our length.
 func (w *slidingWindow) add(c windowCounts, used, n, t int64) windowCounts {
 	if n <= 0 {
 		return c
@@ -136,7 +139,7 @@ func (w *slidingWindow) add(c windowCounts, used, n, t int64) windowCounts {
 	return c
 }
 
-// retryAfter returns when no more than room tokens count, which is not so at t.
+// retryAfter returns the time from t until at most room tokens count; at t more do.
 func (w *slidingWindow) retryAfter(c windowCounts, room, t int64) quota.Micros {
 	at := c.start + c.unit
 	switch {
@@ -151,8 +154,8 @@ func (w *slidingWindow) retryAfter(c windowCounts, room, t int64) quota.Micros {
 	return quota.Micros(at - t)
 }
 
-// Forecast counts the boundaries that must pass, for an aligned window admits a limit at the most. Up to
-// the next boundary nothing fades that the queue takes on the way.
+// Forecast counts the boundaries that must pass, because an aligned window admits at most one limit. Tokens
+// that waiting callers take in the meantime count in full until the next boundary.
 func (w *slidingWindow) Forecast(d quota.Decision, n int64) time.Duration {
 	boundary := time.Duration(w.window-int64(d.At)%w.window) * time.Microsecond
 	if n <= w.limit {

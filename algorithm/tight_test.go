@@ -24,7 +24,7 @@ func TestRetryAfterIsTight(t *testing.T) {
 			}
 		}
 		if denials == 0 {
-			t.Fatal("nothing was ever denied")
+			t.Fatal("denials: got 0, want some, else the test is void")
 		}
 	})
 }
@@ -36,21 +36,21 @@ func checkTight(t *testing.T, rng *rand.Rand, r rule, c cell, now int64) int {
 	v := c.take(r, cost, now)
 	switch after := v.RetryAfter; {
 	case v.Allowed != (after == 0), (after == quota.Forever) != (cost > r.limit), after < 0:
-		t.Errorf("%+v: %d of %d in %dµs at %d: %+v", c, cost, r.limit, r.period, now, v)
+		t.Errorf("%+v: %d of %d in %dµs at %d: got %+v, want retry after 0 of a grant, Forever only above the limit", c, cost, r.limit, r.period, now, v)
 	case v.Allowed:
 		return 0
 	case after == quota.Forever:
 		if c.peek(r, cost, now+2*year.Microseconds()*10).Allowed {
-			t.Errorf("%+v: %d of %d is allowed in the end", c, cost, r.limit)
+			t.Errorf("%+v: %d of %d, decades later: got it allowed, want it denied", c, cost, r.limit)
 		}
 	default:
 		for _, early := range []int64{1, rng.Int64N(int64(after)) + 1} {
 			if c.peek(r, cost, now+int64(after)-early).Allowed {
-				t.Errorf("%+v: %d of %d in %dµs at %d: allowed %dµs before %dµs", c, cost, r.limit, r.period, now, early, after)
+				t.Errorf("%+v: %d of %d in %dµs at %d: got it allowed %dµs before the retry after %dµs, want it denied", c, cost, r.limit, r.period, now, early, after)
 			}
 		}
 		if !c.peek(r, cost, now+int64(after)).Allowed {
-			t.Errorf("%+v: %d of %d in %dµs at %d: denied after %dµs", c, cost, r.limit, r.period, now, after)
+			t.Errorf("%+v: %d of %d in %dµs at %d: got it denied after %dµs, want it allowed", c, cost, r.limit, r.period, now, after)
 		}
 	}
 	return 1
@@ -60,7 +60,7 @@ func checkTight(t *testing.T, rng *rand.Rand, r rule, c cell, now int64) int {
 func TestRetryAfterOfCoarseTick(t *testing.T) {
 	r := mustRule(t, bucket, 1_000_000_000, 1_000_000_007, 3600*second*1000)
 	if r.tick == 1 {
-		t.Fatal("the tick is not coarse")
+		t.Fatalf("tick: got %d µs, want a coarse one, else the test is void", r.tick)
 	}
 	var c cell
 	now := int64(base) + 7
@@ -68,6 +68,6 @@ func TestRetryAfterOfCoarseTick(t *testing.T) {
 	v := c.take(r, 1, now)
 	at := now + int64(v.RetryAfter)
 	if at%r.tick != 0 || c.peek(r, 1, at-1).Allowed || !c.peek(r, 1, at).Allowed {
-		t.Errorf("tick %d: %+v at %d", r.tick, v, now)
+		t.Errorf("tick %d: got %+v at %d, want the first tick at which 1 token is allowed", r.tick, v, now)
 	}
 }

@@ -12,8 +12,9 @@ import (
 // capacity + rate·(Δ + one tick). (J. Turner, "New directions in communications", IEEE Communications
 // Magazine 24(10), 1986; as a virtual schedule: ITU-T I.371, annex A.)
 //
-// State: A is the deficit in credits, B the time in µs up to which refill is counted. One token costs
-// unit credits and each tick repays perTick: the rate as a reduced fraction, so nothing is ever rounded.
+// State: A is the deficit in credits, B the time in µs up to which refill is counted. One token costs unit
+// credits and each tick repays perTick credits: the rate as a reduced fraction, so that refill is never
+// rounded.
 type tokenBucket struct {
 	unit     int64 // credits a token
 	perTick  int64 // credits repaid a tick
@@ -25,10 +26,11 @@ type tokenBucket struct {
 	debt     int64 // most - capacity, in tokens
 }
 
-// TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously:
-// 10.5 tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Accepted:
-// capacities of 1 to 2^40, rates up to 10^9 a second, whole microseconds, and a bucket that fills
-// within ten years; else ErrInvalid.
+// TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
+// tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it
+// admits at most capacity and the tokens gained in it. Accepted: capacities of 1 to 2^40, rates up to 10^9
+// tokens a second, periods of whole microseconds up to ten years, and a bucket that fills within ten years;
+// else [quota.ErrInvalid].
 func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
 	if capacity < 1 || capacity > maxCapacity {
 		return nil, invalid("capacity is %d; accepted: 1 to 2^40", capacity)
@@ -37,7 +39,8 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 	if err != nil {
 		return nil, err
 	}
-	// reduce gives the rate in credits at a tick, and the tokens that both bounds leave room for.
+	// reduce returns the rate in credits at a tick, and how many tokens of capacity and debt the two bounds
+	// allow.
 	reduce := func(t int64) (unit, perTick, room int64) {
 		p := per / t
 		g := gcd(refill, p)
@@ -48,7 +51,7 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 		}
 		return unit, perTick, room / unit
 	}
-	// A tick that leaves no room for debt is taken only if no coarser one would.
+	// A tick without room for debt is chosen only where no coarser tick has that room.
 	roomFor := func(want int64) int64 {
 		return tick(per, func(t int64) bool {
 			_, perTick, room := reduce(t)
@@ -60,8 +63,8 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 		t = roomFor(capacity)
 	}
 	if t == 0 {
-		return nil, invalid("a bucket of %d that gains %d each %v takes over ten years to fill, or needs numbers of 2^52 or more; accepted: a smaller capacity, a higher rate, or a rounder period",
-			capacity, refill, period)
+		return nil, invalid("a bucket of %d that gains %d each %v takes over ten years to fill, or needs numbers of 2^52 or more; "+
+			"accepted: a smaller capacity, a higher rate, or a rounder period", capacity, refill, period)
 	}
 	unit, perTick, room := reduce(t)
 	return &tokenBucket{
@@ -70,9 +73,9 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 	}, nil
 }
 
-// GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function
-// as [TokenBucket] under the name telecommunications give it (ITU-T I.371): GCRA's theoretical arrival
-// time is the time at which the bucket is full again.
+// GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function as
+// [TokenBucket], with the same arguments, under its name in telecommunications (ITU-T I.371): GCRA's
+// theoretical arrival time is the time at which the bucket is full again.
 func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 	return TokenBucket(burst, rate, period)
 }
@@ -85,7 +88,7 @@ func (b *tokenBucket) Spec() quota.Spec {
 }
 
 func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
-	// Numbers by themselves, not fields of s and of a verdict: the compiler keeps these in registers.
+	// Local variables, not fields of s and of a verdict: the compiler keeps them in registers.
 	unit, a, up := s.Unit, s.A, s.B
 	allowed, write := true, false
 	var retryAfter, resetAfter quota.Micros
@@ -106,7 +109,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		}
 		elapsed := floored - last
 		if b.tick > 1 {
-			last = ceil(last, b.tick) * b.tick // another tick's state may lie between two of ours
+			last = ceil(last, b.tick) * b.tick // the state of a rule with another tick may lie between two of ours
 			elapsed = (floored - last) / b.tick
 		}
 		if elapsed < b.fill {
@@ -131,7 +134,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
 	case quota.OpRefund:
-		// Once a bucket could have filled from empty, refill has given back what was taken.
+		// Once an empty bucket could have filled since the charge, refill has repaid the charge.
 		if int64(r.At) > int64(now)-ceil(b.capacity, b.perTick)*b.tick {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
@@ -154,13 +157,13 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	}
 }
 
-// convert carries a deficit over from another unit: whole tokens exactly, a remainder as one token.
+// convert converts a deficit from another unit: whole tokens exactly, a remainder as one token.
 func (b *tokenBucket) convert(deficit, unit int64) int64 {
 	return clamp(ceil(deficit, unit), b.tokens+b.debt) * b.unit
 }
 
-// Forecast is exact to within one tick, unless a tick refills more than capacity - 1: n tokens more than
-// now are due when the deficit, and what they cost beyond the capacity, is repaid.
+// Forecast is exact to within one tick, unless a tick refills more than capacity - 1. n tokens are there once
+// the deficit is repaid and n - capacity tokens more are gained, or, below the capacity, that many fewer.
 func (b *tokenBucket) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= d.Remaining {
 		return 0

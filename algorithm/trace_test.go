@@ -26,18 +26,18 @@ func TestTraceless(t *testing.T) {
 			tail := slices.Clone(s.Tail)
 			got, v := r.Decide(s, req, quota.Micros(now))
 			if !slices.Equal(tail, s.Tail) {
-				t.Fatalf("%+v wrote to the tail of %+v", req, s)
+				t.Fatalf("%+v: tail of the argument: got %v, want it unchanged, %v", req, s.Tail, tail)
 			}
 			// Spare capacity behind the tail belongs to the store as well.
 			if n := len(got.Tail); n > 0 && v.Write && len(s.Tail) > 0 && &got.Tail[0] == &s.Tail[0] {
-				t.Fatalf("%+v shares the tail of %+v", req, s)
+				t.Fatalf("%+v on %+v: got a tail that shares memory with the argument, want a new one", req, s)
 			}
 			idle := !v.Allowed || req.Op == quota.OpPeek || req.Cost == 0
 			if idle && v.Write && !aheadOf(k, s, now) {
-				t.Fatalf("%+v at %d on %+v writes: %+v", req, now, s, v)
+				t.Fatalf("%+v at %d on %+v: got %+v, want no write", req, now, s, v)
 			}
 			if !idle && req.Op != quota.OpRefund && !v.Write && v.Remaining > -r.debt {
-				t.Fatalf("%+v at %d on %+v does not write: %+v", req, now, s, v)
+				t.Fatalf("%+v at %d on %+v: got %+v, want a write", req, now, s, v)
 			}
 		}
 	})

@@ -1,9 +1,21 @@
 // Package backend chooses the store of limits at run time, by a URL or by the environment.
 //
 //	store, err := backend.Open(ctx, "memory://?max_keys=100000")
+//	if err != nil {
+//		return err
+//	}
+//	limiter, err := quota.NewLimiter(store, limit, nil)
+//	if err != nil {
+//		return err
+//	}
+//	defer limiter.Close()
+//	d, err := limiter.Take(ctx, "team-7/agent-123", 250)
 //
-// The scheme says which driver opens the store. A program links the drivers it imports, and no others,
-// as with database/sql:
+// The first segment of a key, here team-7, is the hash tag of a Redis Cluster: all keys with that segment are
+// in one slot, on one node.
+//
+// The scheme of the URL names the driver that opens the store. A program links only the drivers that it
+// imports, as with database/sql:
 //
 //	import _ "github.com/fleetquota/fleetquota/backend/goredis"
 //
@@ -11,13 +23,14 @@
 //	memory                                              always there: package backend/local
 //	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
 //
-// Where several linked drivers know a scheme, the parameter client names the one to use, as in
-// "redis://host:6379?client=rueidis"; without it goredis is taken, and rueidis for redis+cluster.
+// Where several linked drivers have registered a scheme, the parameter client names one of them, as in
+// "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for redis+cluster
+// rueidis.
 //
 // # Errors
 //
-// What Open refuses is [quota.ErrInvalid]; what a driver fails with is wrapped. No error holds a
-// credential of the URL: a driver's message that does is withheld.
+// A URL or parameter that Open refuses is [quota.ErrInvalid]; an error of a driver is wrapped. No error holds a
+// credential of the URL: Open withholds a driver's message that has one.
 //
 // # Concurrency
 //
@@ -39,14 +52,15 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and
-// no parameter client. A driver refuses parameters it does not know with [quota.ErrInvalid].
+// An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and no
+// parameter client. The function must refuse unknown parameters with [quota.ErrInvalid], must return a store
+// or an error, and may be called concurrently. The caller of Open closes the store.
 type OpenFunc func(ctx context.Context, u *url.URL) (quota.Store, error)
 
-// importPath is where the drivers of this module are, by name.
+// importPath with the name of a driver of this module is the path of its package.
 const importPath = "github.com/fleetquota/fleetquota/backend/"
 
-// known are the drivers of this module that are not always linked, by scheme, the preferred one first.
+// known are the drivers of this module that a program may import, by scheme, the preferred one first.
 var known = map[string][]string{
 	"redis":          {"goredis", "rueidis"},
 	"rediss":         {"goredis", "rueidis"},
@@ -64,10 +78,10 @@ type opener struct {
 	open    OpenFunc
 }
 
-// Register makes a driver known under a name, for some URL schemes; a driver's package calls it from
-// init. Several drivers may share a scheme. Names and schemes have lower-case letters, digits, '+', '-'
-// and '.', and begin with a letter. It panics on other ones, on a nil open, and on a name registered
-// before.
+// Register makes a driver known under a name, for some URL schemes; a driver's package calls it from init.
+// Several drivers may share a scheme. Names and schemes must begin with a lower-case letter, and may have
+// lower-case letters, digits, '+', '-' and '.'. Register panics on any other name or scheme, without a
+// scheme, on a nil open, and on a name that is registered already.
 func Register(name string, schemes []string, open OpenFunc) {
 	switch {
 	case !validScheme(name):
@@ -90,7 +104,7 @@ func Register(name string, schemes []string, open OpenFunc) {
 	drivers[name] = opener{slices.Clone(schemes), open}
 }
 
-// Schemes returns the schemes that Open can open, sorted.
+// Schemes returns the schemes of the linked drivers, sorted and without duplicates.
 func Schemes() []string {
 	var all []string
 	for _, d := range linked() {
@@ -107,11 +121,14 @@ func linked() map[string]opener {
 	return maps.Clone(drivers)
 }
 
-// Open opens the store that a URL describes; the package documentation lists the schemes. The caller
-// closes it.
+// Open opens the store that a URL describes; the package documentation lists the schemes. The caller must
+// close the store.
 //
-// memory:// opens a new, empty store in this process each time. Its parameter max_keys bounds the keys
-// it holds, from 1 to 2147483647 (see local.Options).
+// memory:// opens a new, empty store in this process each time. Its parameter max_keys bounds the keys that
+// the store holds, from 1 to 2147483647; without it local.DefaultMaxKeys holds.
+//
+// Open returns the context's own error where ctx has ended, [quota.ErrInvalid] where it refuses the URL, and
+// [quota.ErrMisconfigured] where the driver returns no store. It wraps an error of the driver.
 func Open(ctx context.Context, rawURL string) (quota.Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -139,8 +156,8 @@ func Open(ctx context.Context, rawURL string) (quota.Store, error) {
 	return store, nil
 }
 
-// parse reads a URL whose scheme some driver knows. Its errors hold no part of the URL that could belong
-// to credentials, which those of url.Parse do.
+// parse reads a URL whose scheme a driver has registered or could register. Its errors, unlike those of
+// url.Parse, hold no part of the URL that could belong to credentials.
 func parse(rawURL string) (*url.URL, error) {
 	scheme, rest, ok := strings.Cut(rawURL, "://")
 	scheme = strings.ToLower(scheme)
@@ -150,7 +167,7 @@ func parse(rawURL string) (*url.URL, error) {
 	case !slices.Contains(Schemes(), scheme) && known[scheme] == nil:
 		name := bounded(scheme)
 		if strings.Contains(rest, "@") {
-			name = "of the URL" // which may be a user or password: whoever forgets the scheme begins with these
+			name = "of the URL" // the text may be a user or password, with which a URL without a scheme begins
 		}
 		return nil, invalid("no driver for scheme %s; accepted: %s, or import the driver's package", name, accepted())
 	}
@@ -159,7 +176,8 @@ func parse(rawURL string) (*url.URL, error) {
 		end = len(rest)
 	}
 	u, err := url.Parse(rawURL)
-	// A '@' behind the host means that the password was cut at one of / ? #, and part of it taken for a host.
+	// A '@' behind the host means that the password has one of / ? #: the parser cut it there, and read a
+	// part of it as the host.
 	if err != nil || strings.Contains(rest[end:], "@") {
 		return nil, invalid("the %s URL cannot be parsed; accepted: scheme://user:password@host:port/path?name=value, "+
 			"with the characters / ? # @ %% of a user or password written as %%2F %%3F %%23 %%40 %%25", scheme)
@@ -185,7 +203,7 @@ func takeClient(u *url.URL) (string, error) {
 	return values[0], nil
 }
 
-// pick returns the driver for a scheme: the one named client, or else the preferred one.
+// pick returns the driver for a scheme: the driver named client, or else the preferred one.
 func pick(scheme, client string) (OpenFunc, error) {
 	drivers := linked()
 	var names []string
@@ -227,7 +245,7 @@ func notLinked(scheme string, names []string) error {
 	return invalid("no driver for scheme %s is linked into this program; add %s", scheme, either(imports))
 }
 
-// accepted lists the schemes that are linked or could be.
+// accepted lists the schemes of all drivers that are linked or may be imported.
 func accepted() string {
 	all := Schemes()
 	for s := range known {
@@ -241,8 +259,8 @@ func accepted() string {
 	return either(all)
 }
 
-// withhold wraps a driver's error, unless its text holds a secret of the URL: then only the sentinel
-// that it carries is kept.
+// withhold wraps a driver's error. Where the error's text holds a secret of the URL, withhold keeps only the
+// error of package quota that it carries.
 func withhold(err error, scheme, rawURL string, u *url.URL) error {
 	text := err.Error()
 	if !slices.ContainsFunc(secrets(rawURL, u), func(s string) bool { return strings.Contains(text, s) }) {
@@ -265,7 +283,7 @@ func contextError(err error) error {
 	return quota.ErrMisconfigured
 }
 
-// secrets returns the credentials of a URL in each form that a message may quote them in.
+// secrets returns the credentials of a URL in each form in which a message may quote them.
 func secrets(rawURL string, u *url.URL) []string {
 	var plain, all []string
 	if u.User != nil {

@@ -65,17 +65,17 @@ func TestOpenMemory(t *testing.T) {
 	} {
 		store, err := backend.Open(t.Context(), test.url)
 		if err != nil {
-			t.Errorf("Open(%q): %v", test.url, err)
+			t.Errorf("Open(%q): got %v, want nil", test.url, err)
 			continue
 		}
 		for i := range test.keys + 1 {
 			_, err := store.Take(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
 			if full := test.keys > 0 && i == test.keys; full != errors.Is(err, quota.ErrOverloaded) || !full && err != nil {
-				t.Errorf("Open(%q): charge to key %d: %v", test.url, i+1, err)
+				t.Errorf("Open(%q): charge to key %d: got %v, want ErrOverloaded %v", test.url, i+1, err, full)
 			}
 		}
 		if err := store.Close(); err != nil {
-			t.Error(err)
+			t.Errorf("Close: got %v, want nil", err)
 		}
 	}
 }
@@ -111,12 +111,12 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		store, err := backend.Open(t.Context(), test.url)
 		if !errors.Is(err, quota.ErrInvalid) || store != nil {
-			t.Errorf("Open(%q): %v, %v; want ErrInvalid", test.url, store, err)
+			t.Errorf("Open(%q): got %v, %v; want nil, ErrInvalid", test.url, store, err)
 			continue
 		}
 		for _, s := range test.says {
 			if !strings.Contains(err.Error(), s) {
-				t.Errorf("Open(%q): %v; want it to say %q", test.url, err, s)
+				t.Errorf("Open(%q): got %v, want it to say %q", test.url, err, s)
 			}
 		}
 	}
@@ -131,11 +131,11 @@ func TestOpenNamesTheMissingImport(t *testing.T) {
 		for client, want := range map[string][2]bool{"": {true, true}, "?client=goredis": {true, false}, "?client=rueidis": {false, true}} {
 			_, err := backend.Open(t.Context(), scheme+"://user:secret@host:6379/0"+client)
 			if !errors.Is(err, quota.ErrInvalid) {
-				t.Fatalf("%s: %v", scheme, err)
+				t.Fatalf("%s: got %v, want ErrInvalid", scheme, err)
 			}
 			got := [2]bool{strings.Contains(err.Error(), goredis), strings.Contains(err.Error(), rueidis)}
 			if got != want || !strings.Contains(err.Error(), scheme) {
-				t.Errorf("%s%s: %v", scheme, client, err)
+				t.Errorf("%s%s: got %v, want the imports of goredis and rueidis: %v", scheme, client, err, want)
 			}
 		}
 	}
@@ -150,10 +150,10 @@ func TestOpenChoosesTheDriver(t *testing.T) {
 	lastURL.Lock()
 	defer lastURL.Unlock()
 	if got := lastURL.u.String(); got != "shared://h/p?a=+&b=2" {
-		t.Errorf("the driver got %s", got)
+		t.Errorf("URL of the driver: got %s, want shared://h/p?a=+&b=2", got)
 	}
 	if _, err := backend.Open(t.Context(), "shared://h?client=other"); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("a driver that returns neither store nor error: %v", err)
+		t.Errorf("driver that returns neither store nor error: got %v, want ErrMisconfigured", err)
 	}
 }
 
@@ -161,7 +161,7 @@ func TestOpenContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := backend.Open(ctx, "memory://"); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+		t.Errorf("Open with an ended context: got %v, want context.Canceled", err)
 	}
 }
 
@@ -182,12 +182,12 @@ func TestErrorsHoldNoCredentials(t *testing.T) {
 					store, err := backend.Open(t.Context(), raw)
 					if err == nil {
 						store.Close()
-						t.Errorf("Open(%q) gives a store", raw)
+						t.Errorf("Open(%q): got a store, want an error", raw)
 						continue
 					}
 					for e := err; e != nil; e = errors.Unwrap(e) {
 						if strings.Contains(e.Error(), "hunter2") || strings.Contains(e.Error(), "unter2@") {
-							t.Errorf("Open(%q) tells the password: %v", raw, e)
+							t.Errorf("Open(%q): got %v, want no password in it", raw, e)
 						}
 					}
 				}
@@ -210,7 +210,7 @@ func TestDriverErrors(t *testing.T) {
 	} {
 		_, err := backend.Open(t.Context(), test.url)
 		if !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("Open(%q): %v", test.url, err)
+			t.Errorf("Open(%q): got %v, want %v that says %q", test.url, err, test.is, test.says)
 		}
 	}
 }
@@ -228,14 +228,14 @@ func TestRegisterPanics(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Errorf("%s: no panic", name)
+					t.Errorf("Register with %s: got no panic, want one", name)
 				}
 			}()
 			register()
 		}()
 	}
-	if got := backend.Schemes(); !slices.Equal(got, []string{"echo", "leaky", "memory", "shared"}) {
-		t.Errorf("Schemes() is %v", got)
+	if got := backend.Schemes(); !slices.Equal(got, []string{"echo", "leaky", "memory", "shared", "tiny"}) {
+		t.Errorf("Schemes(): got %v, want echo, leaky, memory, shared, tiny", got)
 	}
 }
 
@@ -250,7 +250,7 @@ func FuzzOpen(f *testing.F) {
 		raw := scheme + "://" + password + secret + "@host/raw"
 		store, err := backend.Open(context.Background(), raw)
 		if err != nil && strings.Contains(err.Error(), secret) && !strings.Contains(scheme, secret) {
-			t.Errorf("Open(%q) tells: %v", raw, err)
+			t.Errorf("Open(%q): got %v, want no password in it", raw, err)
 		}
 		if store != nil {
 			store.Close()

@@ -12,13 +12,13 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Env is what the environment configures: a store, and the numbers of a token bucket that
+// Env is the configuration that FromEnv reads: a store, and the numbers of a token bucket, which
 // algorithm.TokenBucket accepts.
 type Env struct {
-	Store    quota.Store   // the caller closes it
-	Capacity int64         // tokens
-	Refill   int64         // tokens gained each Per
-	Per      time.Duration // whole seconds
+	Store    quota.Store   // the caller must close it
+	Capacity int64         // tokens, 1 to 2^40
+	Refill   int64         // tokens gained each Per, 1 or more
+	Per      time.Duration // whole seconds, 1s or more
 }
 
 const (
@@ -27,15 +27,16 @@ const (
 	maxDecimals       = 8             // 10^8 seconds are less than the ten years that a period may last
 )
 
-// FromEnv reads the configuration from environment variables. Each may be absent or empty, for the
-// default.
+// FromEnv reads the configuration from environment variables, and opens the store. Each variable may be
+// absent or empty, for the default.
 //
-//	REDIS_URL          what Open opens; default memory://
+//	REDIS_URL          a URL that Open opens; default memory://
 //	TOKEN_BUCKET_SIZE  capacity in tokens, 1 to 2^40; default 1000
 //	TOKEN_REFILL_RATE  tokens a second, up to 10^9, with up to 8 decimals; default 10.0
 //
-// The rate is read exactly: 10.5 is 21 tokens every two seconds. A value that is not accepted is
-// [quota.ErrInvalid], and the error names the variable. Nothing is opened then.
+// FromEnv reads the rate exactly: 10.5 is 21 tokens every two seconds. A value that is not accepted is
+// [quota.ErrInvalid], and the error names the variable; FromEnv then opens no store. It also fails where
+// [Open] does.
 func FromEnv(ctx context.Context) (Env, error) {
 	var e Env
 	var err error
@@ -72,8 +73,8 @@ func parseSize(s string) (int64, error) {
 
 // parseRate reads a decimal number of tokens a second as a reduced fraction, without rounding.
 func parseRate(s string) (refill int64, per time.Duration, err error) {
-	bad := invalid("TOKEN_REFILL_RATE is %s; accepted: tokens a second above 0 and up to %d, with up to %d digits after the point, such as 10 or 10.5",
-		bounded(s), maxRate, maxDecimals)
+	bad := invalid("TOKEN_REFILL_RATE is %s; accepted: tokens a second above 0 and up to %d, with up to %d digits after the point, "+
+		"such as 10 or 10.5", bounded(s), maxRate, maxDecimals)
 	whole, fraction, point := strings.Cut(s, ".")
 	if !digits(whole) || point && !digits(fraction) {
 		return 0, 0, bad

@@ -40,11 +40,11 @@ func TestFromEnv(t *testing.T) {
 		setenv(t, test.url, test.size, test.rate)
 		e, err := backend.FromEnv(t.Context())
 		if err != nil {
-			t.Errorf("%+v: %v", test, err)
+			t.Errorf("%+v: got %v, want nil", test, err)
 			continue
 		}
 		if e.Capacity != test.capacity || e.Refill != test.refill || e.Per != test.per || e.Store == nil {
-			t.Errorf("%+v: got %+v", test, e)
+			t.Errorf("got %+v, want %+v and a store", e, test)
 		}
 		e.Store.Close()
 	}
@@ -67,13 +67,13 @@ func TestRateIsExact(t *testing.T) {
 		e, err := backend.FromEnv(t.Context())
 		if err != nil {
 			if want.Sign() != 0 {
-				t.Fatalf("%s: %v", text, err)
+				t.Fatalf("%s: got %v, want nil", text, err)
 			}
 			continue
 		}
 		got := big.NewRat(e.Refill, int64(e.Per/time.Second))
 		if got.Cmp(want) != 0 || got.Num().Int64() != e.Refill {
-			t.Fatalf("%s: got %d each %v", text, e.Refill, e.Per)
+			t.Fatalf("%s: got %d each %v, want %v a second", text, e.Refill, e.Per, want)
 		}
 		e.Store.Close()
 	}
@@ -117,16 +117,16 @@ func TestFromEnvRefuses(t *testing.T) {
 		setenv(t, test.url, test.size, test.rate)
 		e, err := backend.FromEnv(t.Context())
 		if !errors.Is(err, quota.ErrInvalid) || e.Store != nil {
-			t.Errorf("%+v: %v", test, err)
+			t.Errorf("%+v: got %v, want ErrInvalid and no store", test, err)
 			continue
 		}
 		for _, s := range test.says {
 			if !strings.Contains(err.Error(), s) {
-				t.Errorf("%+v: %v; want it to say %q", test, err, s)
+				t.Errorf("%+v: got %v, want it to say %q", test, err, s)
 			}
 		}
 		if len(err.Error()) > 500 || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "sec%ret") || strings.Contains(err.Error(), "host") && test.url != "" && !strings.Contains(err.Error(), "user:password@host:port") {
-			t.Errorf("%+v: %v", test, err)
+			t.Errorf("%+v: got %v, want 500 bytes at most, without the URL's host and password", test, err)
 		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 // inside policies, leases or other wrappers; of a limiter's store, pass limiter.Store(). The request goes to the
 // servers as it is, past breakers, timeouts and other policies: give ctx a deadline.
 //
-// A failure is one of the errors of package quota, such as [quota.ErrUnavailable], or the context's own error. A store
-// without servers, such as one in memory, gives an error that is [errors.ErrUnsupported]; a nil store is
-// [quota.ErrInvalid]. Health may be called concurrently, and charges nothing.
+// A failure is one of the errors of package quota, such as [quota.ErrUnavailable], or the context's own
+// error. A store without servers, such as one in memory, gives an error that is [errors.ErrUnsupported]; a
+// nil store is [quota.ErrInvalid]. Health may be called concurrently, and charges nothing.
 func Health(ctx context.Context, s quota.Store) (driver.Health, error) {
 	if s == nil {
 		return driver.Health{}, invalid("the store is nil; accepted: a store, such as limiter.Store()")

@@ -51,7 +51,8 @@ func ExampleHealth() {
 	// version 7.4.1, eviction allkeys-lru, 12 keys evicted
 }
 
-// TestHealth finds the reporter through the policies that fleetquota.FromEnv puts around a store, and through leases.
+// TestHealth finds the reporter through the policies that fleetquota.FromEnv puts around a store, and through
+// leases.
 func TestHealth(t *testing.T) {
 	want := driver.Health{Version: "7.4.1", Eviction: "volatile-ttl", Evicted: 3}
 	down := fmt.Errorf("asking for INFO: %w", quota.ErrUnavailable)

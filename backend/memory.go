@@ -12,8 +12,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// openMemory opens memory://. A host, a path or credentials are refused without being quoted: where they
-// stand, the URL was most likely meant for another store, and any part of it may belong to a password.
+// openMemory opens memory://. It refuses a host, a path or credentials without quoting them: such a URL was
+// most likely meant for another store, and any part of it may belong to a password.
 func openMemory(_ context.Context, u *url.URL) (quota.Store, error) {
 	if u.User != nil || u.Host != "" || u.Path != "" && u.Path != "/" || u.Fragment != "" {
 		return nil, invalid("the memory URL has a host, a path, credentials or a fragment; accepted: memory:// and memory://?max_keys=N")

@@ -10,21 +10,22 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// fetch is a request for a chunk. Who starts it has a cost that is paid out of the chunk; others wait for it.
-type fetch struct {
-	charge quota.Charge // what is asked of the store
-	cost   int64        // of who started it
+// request is a request for a chunk. The first caller starts it, and its cost is paid out of the chunk; later
+// callers for the same key wait for it.
+type request struct {
+	charge quota.Charge // the charge sent to the store below
+	cost   int64        // of the first caller
 	sent   int64
-	left   bool          // who started it has gone; under entry.mu
-	done   chan struct{} // closed when the following are set
-	paid   bool          // cost was taken out of the chunk, and d is the decision
+	left   bool          // the first caller's context has ended; under entry.mu
+	done   chan struct{} // closed when the fields below are set
+	paid   bool          // the first caller's cost was taken out of the chunk, and d is its decision
 	d      quota.Decision
 	err    error
 }
 
 // ask decides a take that the lease cannot pay: with a new chunk if that is worth it, else on its own.
 func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d quota.Decision, err error) {
-	f, first := (*fetch)(nil), false
+	r, first := (*request)(nil), false
 	instances := s.instances()
 	for {
 		if e == nil {
@@ -40,79 +41,79 @@ func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d
 		}
 		e.touched = true
 		now := s.now()
-		if k := e.lease.Load(); k != nil && k.decide(c, now, &d) { // somebody fetched it meanwhile
+		if k := e.lease.Load(); k != nil && k.decide(c, now, &d) { // another caller received it meanwhile
 			e.mu.Unlock()
 			return d, nil
 		}
-		f = e.fetch
-		if f == nil {
-			if want := e.want(c.Limit, instances, now, s.window); want > c.Cost {
-				f, first = &fetch{charge: *c, cost: c.Cost, sent: now, done: make(chan struct{})}, true
-				f.charge.Cost = want
-				e.fetch = f
+		r = e.request
+		if r == nil {
+			if size := e.nextSize(c.Limit, instances, now, s.window); size > c.Cost {
+				r, first = &request{charge: *c, cost: c.Cost, sent: now, done: make(chan struct{})}, true
+				r.charge.Cost = size
+				e.request = r
 			}
 		}
 		e.mu.Unlock()
 		break
 	}
 	switch {
-	case f == nil:
+	case r == nil:
 		return s.single(ctx, c, e)
-	case first && !s.start(func() { s.fetch(context.WithoutCancel(ctx), e, f) }):
-		e.land(f, d, s.gate.Open(), s)
-		close(f.done)
+	case first && !s.start(func() { s.send(context.WithoutCancel(ctx), e, r) }):
+		e.receive(r, d, s.gate.Open(), s)
+		close(r.done)
 	}
 	select {
-	case <-f.done:
+	case <-r.done:
 	case <-ctx.Done():
-		if first && !e.abandon(f) {
-			return f.d, f.err
+		if first && !e.abandon(r) {
+			return r.d, r.err
 		}
-		return d, ctx.Err() // nothing was charged for this caller alone
+		return d, ctx.Err() // no token was charged for this caller alone
 	}
-	if f.err != nil {
-		return d, f.err
+	if r.err != nil {
+		return d, r.err
 	}
-	if first && f.paid {
-		return f.d, nil
+	if first && r.paid {
+		return r.d, nil
 	}
 	if k := e.lease.Load(); k != nil && k.decide(c, s.now(), &d) {
 		return d, nil
 	}
-	return s.single(ctx, c, e) // one wait for others is enough
+	return s.single(ctx, c, e) // a caller waits for one request of another caller, not for a second
 }
 
-// abandon notes that who started f has gone, unless the decision is there.
-func (e *entry) abandon(f *fetch) bool {
+// abandon notes that the first caller of r stops waiting, unless the decision is there.
+func (e *entry) abandon(r *request) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	f.left = !f.paid
-	return f.left
+	r.left = !r.paid
+	return r.left
 }
 
-// fetch asks for a chunk, for as long as half a lifetime.
-func (s *Store) fetch(ctx context.Context, e *entry, f *fetch) {
+// send sends a request for a chunk, and waits for its answer for at most half a lifetime.
+func (s *Store) send(ctx context.Context, e *entry, r *request) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.patience))
 	defer cancel()
-	d, err := s.inner.Take(ctx, f.charge)
+	d, err := s.inner.Take(ctx, r.charge)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, quota.ErrIndeterminate) {
-			err = fmt.Errorf("lease: %w: nothing was sent within %v: %w", quota.ErrUnavailable, time.Duration(s.patience), err)
+			err = fmt.Errorf("lease: %w: the request was not sent within %v: %w", quota.ErrUnavailable, time.Duration(s.patience), err)
 		}
-		err = driver.Share(err, f)
+		err = driver.Share(err, r)
 	}
-	rests := e.land(f, d, err, s)
-	close(f.done)
-	s.giveBack(context.WithoutCancel(ctx), rests)
+	refunds := e.receive(r, d, err, s)
+	close(r.done)
+	s.giveBack(context.WithoutCancel(ctx), refunds)
 }
 
-// land makes a chunk the lease, and returns what is to go back.
-func (e *entry) land(f *fetch, d quota.Decision, err error, s *Store) (rests []rest) {
+// receive makes the chunk that a request got the key's lease, and returns the tokens to be given back.
+func (e *entry) receive(r *request, d quota.Decision, err error, s *Store) (refunds []refund) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.fetch = nil
+	e.request = nil
 	if err != nil {
-		f.err = err
+		r.err = err
 		return nil
 	}
 	now := s.now()
@@ -121,7 +122,7 @@ func (e *entry) land(f *fetch, d quota.Decision, err error, s *Store) (rests []r
 		return nil
 	}
 	k := &chunk{
-		limit: f.charge.Limit, size: f.charge.Cost, sent: f.sent, until: f.sent + s.lifetime,
+		limit: r.charge.Limit, size: r.charge.Cost, sent: r.sent, until: r.sent + s.lifetime,
 		at: d.At, remaining: d.Remaining, whole: now + int64(d.ResetAfter),
 	}
 	o, old := e.lease.Load(), int64(0)
@@ -130,32 +131,32 @@ func (e *entry) land(f *fetch, d quota.Decision, err error, s *Store) (rests []r
 		old = o.close()
 		e.lease.Store(nil)
 	}
-	// A chunk is leased only if it is the store's own: policies below may have decided in its place.
+	// Only the store's own chunk becomes a lease: policies below may have decided in the store's place.
 	if s.gate.Open() != nil || now >= k.until || d.Source != quota.FromStore {
 		if o != nil {
-			rests = e.yield(o, old, quota.FromStore, rests)
+			refunds = e.appendRefund(refunds, o, old, quota.FromStore)
 		}
-		return e.yield(k, k.size, d.Source, rests)
+		return e.appendRefund(refunds, k, k.size, d.Source)
 	}
 	left := k.size
-	if !f.left {
+	if !r.left {
 		if old > 0 && now < o.until { // the older tokens are spent first
-			paid := min(old, f.cost)
+			paid := min(old, r.cost)
 			left, old = left+paid, old-paid
 			e.spent(paid, now, s.window)
 		}
-		left -= f.cost
-		f.paid = true
-		f.d = quota.Decision{Charged: f.cost}
-		k.describe(&f.d, left, now)
+		left -= r.cost
+		r.paid = true
+		r.d = quota.Decision{Charged: r.cost}
+		k.describe(&r.d, left, now)
 	}
 	k.left.Store(left)
 	e.counted = 0
 	e.lease.Store(k)
-	return e.yield(o, old, quota.FromStore, rests)
+	return e.appendRefund(refunds, o, old, quota.FromStore)
 }
 
-// single has a take decided on its own: by the store, together with what is left of the lease.
+// single has the store below decide a take on its own, together with the tokens left in the lease.
 func (s *Store) single(ctx context.Context, c *quota.Charge, e *entry) (quota.Decision, error) {
 	k, held := e.lease.Load(), int64(0)
 	if k != nil && s.now() < k.until && *k.limit.Spec() == *c.Limit.Spec() && c.Cost <= c.Limit.Spec().Capacity {
@@ -181,7 +182,7 @@ func (s *Store) single(ctx context.Context, c *quota.Charge, e *entry) (quota.De
 			d.Remaining += left
 		}
 		return d, nil
-	case now >= k.until: // what was held may not be spent any more
+	case now >= k.until: // the held tokens may not be spent any more
 		return s.inner.Take(ctx, *c)
 	}
 	e.note(&d, d.Charged, now, s.window)

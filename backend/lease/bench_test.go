@@ -35,7 +35,7 @@ func run(b *testing.B, s quota.Store, goroutines int, choice func() func() strin
 	one := func(key string) bool {
 		d, err := s.Take(bg, quota.Charge{Limit: plenty, Key: key, Cost: 1})
 		if err != nil || !d.Allowed {
-			b.Errorf("%+v %v", d, err)
+			b.Errorf("take: got %+v, %v; want it allowed", d, err)
 		}
 		return !b.Failed()
 	}

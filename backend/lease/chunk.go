@@ -7,8 +7,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// chunk is quota of one limit and key that was charged to the store below. All but left is immutable; it fills one
-// cache line, which every decision writes.
+// chunk is quota of one limit and key that was charged to the store below. All fields but left are immutable.
+// A chunk fills one cache line, which every decision writes.
 type chunk struct {
 	left      atomic.Int64 // tokens that may be spent; negative when the chunk is closed
 	limit     *quota.Limit
@@ -16,8 +16,8 @@ type chunk struct {
 	sent      int64        // before the request was sent
 	until     int64        // it may be spent before this time
 	at        quota.Micros // the store's time of the charge
-	remaining int64        // what the store had left after it
-	whole     int64        // when the quota is whole again, by what the store said
+	remaining int64        // tokens that the store had left after the charge
+	whole     int64        // when the quota is whole again, by the store's answer
 }
 
 const closedChunk = -1 << 62
@@ -48,7 +48,7 @@ func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
 	return ok
 }
 
-// describe fills in a decision that was allowed and left so much.
+// describe fills in a decision that was allowed, after which the chunk has left tokens.
 func (k *chunk) describe(d *quota.Decision, left, now int64) {
 	d.Allowed, d.Source = true, quota.FromLease
 	d.Limit = k.limit.Spec().Capacity
@@ -57,7 +57,7 @@ func (k *chunk) describe(d *quota.Decision, left, now int64) {
 	d.At = k.at
 }
 
-// spend takes n tokens, if there are as many.
+// spend takes n tokens, if the chunk has as many.
 func (k *chunk) spend(n int64) (left int64, ok bool) {
 	for {
 		left = k.left.Load()
@@ -84,7 +84,7 @@ func (k *chunk) claim(n int64) int64 {
 	}
 }
 
-// put returns n tokens that were spent, unless the chunk is closed or was not so large.
+// put returns n tokens that were spent, unless the chunk is closed or would exceed its size.
 func (k *chunk) put(n int64) (left int64, ok bool) {
 	for {
 		left = k.left.Load()
@@ -97,22 +97,24 @@ func (k *chunk) put(n int64) (left int64, ok bool) {
 	}
 }
 
-// close ends the chunk and returns what was left.
+// close ends the chunk and returns the tokens that it had left.
 func (k *chunk) close() int64 { return max(k.left.Swap(closedChunk), 0) }
 
-// slack is what refill since the charge may have repaid before a token that is given back could be one that the bucket
-// would have forgotten. The bucket was short of so much more than what all processes may hold, a quarter of it.
+// slack returns how many tokens refill may have repaid since the charge while every token of the chunk can
+// still be given back. A full bucket forgets refill, so a give-back is too much once the bucket could have
+// been full without it. Right after the charge the bucket lacks capacity - remaining tokens; all processes
+// together hold at most a quarter of the capacity, and the lack beyond that quarter is the slack.
 func (k *chunk) slack() int64 {
 	capacity := k.limit.Spec().Capacity
 	return max(capacity-k.remaining-1-(capacity+3)/4, 0)
 }
 
-// worth returns how much of n tokens may be given back by a request that has taken effect at the time then.
-func (k *chunk) worth(n, then int64) int64 {
+// refundable returns how many of n tokens may be given back by a request that has taken effect by the time then.
+func (k *chunk) refundable(n, then int64) int64 {
 	return max(n-max(refill(k.limit, then-k.sent)+1-k.slack(), 0), 0)
 }
 
-// refill returns what a limit gains in so many ns, rounded down.
+// refill returns the tokens that a limit gains in span ns, rounded down.
 func refill(l *quota.Limit, span int64) int64 {
 	capacity, a := l.Spec().Capacity, l.Algorithm()
 	s, _ := a.Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: capacity}, 0)

@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// entry is what is kept of one limit and key.
+// entry is the state of one limit and key: its lease, and the figures from which the next chunk is sized.
 type entry struct {
 	hash  uint64
 	limit unique.Handle[string]
@@ -18,34 +18,35 @@ type entry struct {
 	lease atomic.Pointer[chunk] // changed under mu
 
 	mu        sync.Mutex // never held during a request
-	fetch     *fetch     // the request for a chunk that is under way, or nil
-	returning int        // chunks that are being given back
+	request   *request   // the request for a chunk that is in flight, or nil
+	refunding int        // chunks that are being given back
 	dead      bool       // not in the table any more
-	touched   bool       // since the keeper last came by
+	touched   bool       // asked for since the last call of tend
 
-	// What was spent lately, as a sliding window: cur since began, prev in the window before. Of the lease, counted
-	// tokens are in it already.
+	// Tokens spent lately, as a sliding window: cur since began, prev in the window before. They include counted
+	// tokens of the present lease.
 	began, cur, prev, counted int64
 
-	known   int64 // what the store had left at the time knownAt
-	knownAt int64 // 0: never asked
+	known   int64 // tokens that the store had left at the time knownAt
+	knownAt int64 // 0: no decision of the store is known
 
-	seen  *chunk // what the keeper saw, and how much was left of it
+	seen  *chunk // the lease at the last call of tend, and the tokens that it had left
 	level int64
 }
 
-// retire marks the entry as removed, if nobody needs it and nobody has. The caller holds the table's lock.
+// retire marks the entry as removed, unless it is in use or removed already. The caller must hold the table's
+// lock.
 func (e *entry) retire() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.dead || e.touched || e.fetch != nil || e.returning > 0 || e.lease.Load() != nil {
+	if e.dead || e.touched || e.request != nil || e.refunding > 0 || e.lease.Load() != nil {
 		return false
 	}
 	e.dead = true
 	return true
 }
 
-// note keeps account of a decision of the store below on a charge that was not part of the lease.
+// note accounts for a decision of the store below on a charge that was not paid by the lease.
 func (e *entry) note(d *quota.Decision, spent, now, window int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -53,10 +54,10 @@ func (e *entry) note(d *quota.Decision, spent, now, window int64) {
 	e.spent(spent, now, window)
 }
 
-// learn remembers what the store has left. The caller holds the lock.
+// learn records how many tokens the store has left. The caller must hold the lock.
 func (e *entry) learn(d *quota.Decision, now int64) { e.known, e.knownAt = d.Remaining, max(now, 1) }
 
-// spent counts tokens. The caller holds the lock.
+// spent counts n tokens as spent now. The caller must hold the lock.
 func (e *entry) spent(n, now, window int64) {
 	switch passed := now - e.began; {
 	case passed >= 2*window:
@@ -67,7 +68,7 @@ func (e *entry) spent(n, now, window int64) {
 	e.cur += n
 }
 
-// tally counts what was spent of the lease since the last tally. The caller holds the lock.
+// tally counts the tokens spent out of the lease since the last tally. The caller must hold the lock.
 func (e *entry) tally(now, window int64) {
 	n := int64(0)
 	if k := e.lease.Load(); k != nil {
@@ -81,14 +82,14 @@ func (e *entry) tally(now, window int64) {
 	e.spent(n, now, window)
 }
 
-// A chunk is at most one part in so many of what the store has left, divided by the number of instances. A process
-// holds two chunks of a key at most, so all together hold no more than a quarter of the capacity.
+// A chunk is at most 1/part of the tokens that the store has left, divided by the number of instances. A process
+// holds at most two chunks of a key, so all processes together hold no more than a quarter of the capacity.
 const part = 8
 
-// want returns how large the next chunk should be. The caller holds the lock.
-func (e *entry) want(l *quota.Limit, instances, now, window int64) int64 {
+// nextSize returns the size of the next chunk in tokens; 0 is no chunk. The caller must hold the lock.
+func (e *entry) nextSize(l *quota.Limit, instances, now, window int64) int64 {
 	e.tally(now, window)
-	if e.knownAt == 0 || e.returning > 0 {
+	if e.knownAt == 0 || e.refunding > 0 {
 		return 0
 	}
 	demand := e.cur + scale(e.prev, window-min(now-e.began, window), window)
@@ -104,42 +105,42 @@ func scale(n, a, b int64) int64 {
 	return int64(q)
 }
 
-// A rest is what is left of a chunk that is on its way back.
-type rest struct {
+// A refund is the tokens of a chunk that are to be given back.
+type refund struct {
 	entry *entry
 	chunk *chunk
 	n     int64
-	from  quota.Source // who decided on the charge
+	from  quota.Source // of the decision that charged the chunk
 }
 
-// vacate ends the lease and appends what is left of it to rests, which go back.
-func (e *entry) vacate(rests []rest) []rest {
+// release ends the lease, and appends a refund of the tokens that it had left.
+func (e *entry) release(refunds []refund) []refund {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if k := e.lease.Load(); k != nil {
 		e.lease.Store(nil)
-		rests = e.yield(k, k.close(), quota.FromStore, rests)
+		refunds = e.appendRefund(refunds, k, k.close(), quota.FromStore)
 	}
-	return rests
+	return refunds
 }
 
-// yield appends n tokens of a chunk to rests. The caller holds the lock.
-func (e *entry) yield(k *chunk, n int64, from quota.Source, rests []rest) []rest {
+// appendRefund appends a refund of n tokens of a chunk, if n is above 0. The caller must hold the lock.
+func (e *entry) appendRefund(refunds []refund, k *chunk, n int64, from quota.Source) []refund {
 	if n > 0 {
-		e.returning++
-		rests = append(rests, rest{e, k, n, from})
+		e.refunding++
+		refunds = append(refunds, refund{e, k, n, from})
 	}
-	return rests
+	return refunds
 }
 
-// returned notes that a rest went back, or was lost.
-func (e *entry) returned() {
+// refunded notes that a refund was given back, or lost.
+func (e *entry) refunded() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.returning--
+	e.refunding--
 }
 
-// drop ends the lease; what is left of it is worth nothing.
+// drop ends the lease without a refund: after a reset its tokens are worthless.
 func (e *entry) drop() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -13,32 +13,35 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Defaults of Options.
 const (
+	// DefaultLifetime is how long leased quota may be spent unless Options say otherwise.
 	DefaultLifetime = time.Second
-	DefaultMaxKeys  = 1 << 16
+	// DefaultMaxKeys is how many keys a store watches unless Options say otherwise.
+	DefaultMaxKeys = 1 << 16
 )
 
-// Options change what New makes. Instances is required; other fields that are zero take the defaults.
+// Options configure a Store. Instances is required; other fields that are zero take the defaults.
 type Options struct {
-	// Instances reports how many processes lease from the store below now, this one included. It is called for each
-	// chunk, concurrently; a result below 1 counts as 1. Where it reports fewer than there are, chunks are too large:
-	// the last tokens are shared less fairly, and what is given back may exceed what the bucket would have kept.
+	// Instances reports how many processes lease from the store below now, this one included. It is called
+	// for each chunk, concurrently, and must not block; a result below 1 counts as 1. Where it reports fewer
+	// than there are, chunks are too large: the last tokens are shared less fairly, and a give-back may
+	// exceed the quota that the bucket would have kept.
 	Instances func() int64
 	// Lifetime is how long leased quota may be spent, from 1ms to 1h; 0 is DefaultLifetime. A request for a
-	// chunk, and Close, take half of it at most, and giving back a tenth.
+	// chunk, and Close, take at most half of it, and giving back a tenth.
 	Lifetime time.Duration
-	// MaxKeys bounds the keys that are watched and leased, up to 2^30; 0 is DefaultMaxKeys. A key takes some 250 bytes
-	// beside its own text. Charges to keys for which there is no room go to the store as they are.
+	// MaxKeys bounds the keys that are watched and leased, up to 2^30; 0 is DefaultMaxKeys. A key takes some
+	// 250 bytes beside its own text. Charges to keys beyond the bound go to the store below as they are.
 	MaxKeys int
-	// Limits are the limits to lease, known by their names. One that is no token bucket is refused. nil leases every token
-	// bucket that is charged.
+	// Limits are the limits to lease, known by their names. A limit that is no token bucket is refused. nil
+	// leases every token bucket that is charged.
 	Limits []*quota.Limit
-	// Clock tells the time, for tests; nil is the monotonic clock. It must not step back.
+	// Clock tells the time, for tests; nil is the monotonic clock. It is called concurrently and must not
+	// step back.
 	Clock func() time.Time
 }
 
-// Store is a quota.Store that leases from another. It is safe for concurrent use.
+// Store is a quota.Store that leases from another. Use New to make one. Methods may be called concurrently.
 type Store struct {
 	inner     quota.Store
 	instances func() int64
@@ -48,7 +51,7 @@ type Store struct {
 	seed      maphash.Seed
 	table     table
 
-	// All in ns, as all times in this package are, counted from base.
+	// In ns. Times in this package are ns since base.
 	lifetime, window, patience, backPatience int64
 
 	gate driver.Gate
@@ -56,7 +59,7 @@ type Store struct {
 
 	mu      sync.Mutex
 	running int           // goroutines of this store
-	ended   chan struct{} // closed when the store is closed and none runs
+	ended   chan struct{} // closed when the store is closed and no goroutine runs
 }
 
 var (
@@ -68,8 +71,9 @@ var (
 // bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
 var bucketRule = quota.Rule{'t', 'b', '1'}
 
-// New returns a store that leases from store, and owns it: Close closes both. A nil store, and options out of range,
-// are quota.ErrInvalid.
+// New returns a store that leases from store, and owns store: Close closes both. It starts a goroutine, which
+// Close ends. It fails with quota.ErrInvalid where store or Options.Instances is nil, an option is out of its
+// range, or one of Options.Limits is no token bucket.
 func New(store quota.Store, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -117,20 +121,24 @@ func New(store quota.Store, o *Options) (*Store, error) {
 	return s, nil
 }
 
-// Unwrap returns the store below.
+// Unwrap returns the store below, see driver.Wrapper.
 func (s *Store) Unwrap() quota.Store { return s.inner }
 
-// Atomicity says how far the store below decides several keys in one step.
+// Atomicity reports how far the store below decides several keys in one step, see driver.Graded.
 func (s *Store) Atomicity() driver.Atomicity {
 	return driver.AtomicityOf(s.inner)
 }
 
-// Prompt says whether the store below returns by its context's deadline.
+// Prompt reports whether every call returns by its context's deadline, as the store below does. See
+// driver.Prompt.
 func (s *Store) Prompt() bool {
 	return driver.IsPrompt(s.inner)
 }
 
-// Take decides one charge, in memory if the key's lease holds enough.
+// Take decides one charge, in memory if the key's lease holds enough. It fails with the errors of the store
+// below; with quota.ErrUnavailable, and without a charge, where a request for a chunk was not sent within
+// half a lifetime; and with the context's own error where ctx ends first: the caller alone is then not
+// charged.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
@@ -151,8 +159,8 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	return s.inner.Take(ctx, c)
 }
 
-// TakeAll has a list decided by the store below. If that denies it, leases of its keys are given back, and it is
-// asked once more.
+// TakeAll has the store below decide a list. If the store denies it, TakeAll gives back the leases of the
+// denied keys and asks once more. The errors are those of the store below; a list of one charge is a Take.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err
@@ -171,21 +179,22 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if err = s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) {
 		return err
 	}
-	var rests []rest
+	var refunds []refund
 	for i := range cs {
 		if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil && !out[i].Allowed {
-			rests = e.vacate(rests)
+			refunds = e.release(refunds)
 		}
 	}
-	if len(rests) == 0 {
+	if len(refunds) == 0 {
 		return nil
 	}
-	s.giveBack(ctx, rests)
+	s.giveBack(ctx, refunds)
 	return s.inner.TakeAll(ctx, cs, out)
 }
 
-// Close gives back what is leased, as far as half a lifetime allows, and closes the store below. It is an error if
-// requests have not ended by then; they end when the store lets them.
+// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take
+// and TakeAll are quota.ErrClosed. Close reports an error where requests have not ended within half a
+// lifetime, and the error of closing the store below. A second call returns nil.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if !s.gate.Close() {
@@ -197,14 +206,14 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.patience))
 	defer cancel()
-	// It ends at once if requests are still under way: what they bring goes back when they end.
+	// It does not wait for requests in flight: each gives its own chunk back when it ends.
 	go func() {
 		defer s.end()
-		var rests []rest
+		var refunds []refund
 		for e := range s.table.all {
-			rests = e.vacate(rests)
+			refunds = e.release(refunds)
 		}
-		s.giveBack(ctx, rests)
+		s.giveBack(ctx, refunds)
 	}()
 	var late error
 	select {
@@ -219,7 +228,7 @@ func (s *Store) Close() error {
 	return errors.Join(late, s.inner.Close())
 }
 
-// start runs f on a goroutine that Close waits for, unless the store is closed.
+// start runs f on a goroutine that Close waits for, and reports false if the store is closed.
 func (s *Store) start(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -249,11 +258,11 @@ func (s *Store) now() int64 {
 	return int64(time.Since(s.base))
 }
 
-// leases reports whether quota of a limit is leased.
+// leases reports whether the quota of a limit is leased.
 func (s *Store) leases(l *quota.Limit) bool {
 	return l.Spec().Rule == bucketRule && (s.limits == nil || s.limits[l.Handle()])
 }
 
-func invalid(what, accepted string) error {
-	return fmt.Errorf("lease: %w: %s; accepted: %s", quota.ErrInvalid, what, accepted)
+func invalid(problem, accepted string) error {
+	return fmt.Errorf("lease: %w: %s; accepted: %s", quota.ErrInvalid, problem, accepted)
 }

@@ -26,7 +26,7 @@ func op(o quota.Op, n int64) quota.Charge {
 	return c
 }
 
-// lease returns the chunk that is leased for the test's key, or nil.
+// held returns the chunk that is leased for a charge's key, or nil.
 func (s *Store) held(c quota.Charge) *chunk {
 	if e := s.table.find(driver.Hash(s.seed, &c), &c); e != nil {
 		return e.lease.Load()
@@ -41,7 +41,7 @@ func (s *Store) left(c quota.Charge) int64 {
 	return 0
 }
 
-// keys returns how many keys are kept.
+// keys returns how many keys are in the table.
 func (s *Store) keys() int {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
@@ -54,7 +54,7 @@ func warm(t *testing.T, s *Store, c quota.Charge, n int64) (took int64) {
 	c.Cost = 1
 	for s.left(c) <= n {
 		if d := take(t, s, c); !d.Allowed || took > 1e6 {
-			t.Fatalf("%d are leased after %d takes, the last of them %+v", s.left(c), took, d)
+			t.Fatalf("leased after %d takes: got %d, want more than %d; the last take got %+v", took, s.left(c), n, d)
 		}
 		took++
 	}
@@ -64,11 +64,11 @@ func warm(t *testing.T, s *Store, c quota.Charge, n int64) (took int64) {
 func wantErr(t testing.TB, err, want error, parts ...string) {
 	t.Helper()
 	if !errors.Is(err, want) {
-		t.Fatalf("the error is %v, want %v", err, want)
+		t.Fatalf("error: got %v, want %v", err, want)
 	}
 	for _, p := range parts {
 		if !strings.Contains(err.Error(), p) {
-			t.Errorf("the error %q does not name %q", err, p)
+			t.Errorf("error: got %q, want it to say %q", err, p)
 		}
 	}
 }
@@ -99,28 +99,29 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestGrowth sees chunks double while a key is busy, up to their bound, and nothing but exact charges where keys are not.
+// TestGrowth sees chunks double up to their bound while a key is busy, and only exact charges of a key that
+// is not.
 func TestGrowth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
 		s := open(t, below, Options{Instances: instances(4)})
 		for i := range 3000 {
 			if d := take(t, s, one(1)); !d.Allowed || d.Charged != 1 || d.Limit != 6400 {
-				t.Fatalf("take %d: %+v", i, d)
+				t.Fatalf("take %d: got %+v, want allowed, charged 1, limit 6400", i, d)
 			}
 		}
 		var sizes []int64
 		most := int64(6400)
 		for _, c := range below.seen() {
 			if c.Cost > most/part/4 {
-				t.Errorf("a chunk of %d was charged when %d were left", c.Cost, most)
+				t.Errorf("chunk with %d left: got %d, want at most %d", most, c.Cost, most/part/4)
 			}
 			sizes, most = append(sizes, c.Cost), most-c.Cost
 		}
 		want := []int64{1, 1, 2, 4, 8, 16, 32, 64, 128}
 		for i := range want {
 			if sizes[i] != want[i] {
-				t.Fatalf("charges were %v, want them to begin with %v", sizes, want)
+				t.Fatalf("charges: got %v, want %v first", sizes, want)
 			}
 		}
 		for range 100 { // once in a while
@@ -129,7 +130,7 @@ func TestGrowth(t *testing.T) {
 		}
 		for _, c := range below.seen() {
 			if c.Key == "rare" && c.Cost != 1 {
-				t.Fatalf("a key that is charged once a second was charged %d", c.Cost)
+				t.Fatalf("charge of a key that is charged once a second: got %d, want 1", c.Cost)
 			}
 		}
 	})
@@ -154,7 +155,7 @@ func TestLastTokens(t *testing.T) {
 					case !d.Allowed:
 						denied++
 						if d.Source != quota.FromStore || d.RetryAfter <= 0 {
-							t.Fatalf("a denial is %+v", d)
+							t.Fatalf("denial: got %+v, want it from the store, with a time to wait", d)
 						}
 					case d.Source == quota.FromLease:
 						fromLease++
@@ -165,10 +166,10 @@ func TestLastTokens(t *testing.T) {
 				}
 			}
 			if total > 6400 || total <= 6400-4*cost {
-				t.Errorf("%d of 6400 were admitted, %d at a time", total, cost)
+				t.Errorf("admitted, %d at a time: got %d, want %d to 6400", cost, total, 6400-4*cost+1)
 			}
 			if fromLease < 400 {
-				t.Errorf("%d decisions were leased: the test shows nothing", fromLease)
+				t.Errorf("decisions out of a lease: got %d, want 400 or more, else the test is void", fromLease)
 			}
 		})
 	}
@@ -190,22 +191,23 @@ func TestLifetime(t *testing.T) {
 		for _, at := range []time.Duration{400, 500, 600, 700, 800, 900, 1000} { // always in use
 			time.Sleep(time.Until(sent.Add(at*time.Millisecond - 1)))
 			if d := take(t, s, one(1)); d.Source != quota.FromLease {
-				t.Fatalf("1 ns before %d ms a lease gave %+v", at, d)
+				t.Fatalf("take 1 ns before %d ms: got %+v, want it from the lease", at, d)
 			}
 		}
 		if s.left(one(1)) < 10 {
-			t.Fatalf("%d are left: the test shows nothing", s.left(one(1)))
+			t.Fatalf("left in the lease: got %d, want 10 or more, else the test is void", s.left(one(1)))
 		}
 		time.Sleep(time.Nanosecond)
 		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit} {
 			if d, err := s.Take(bg, op(o, 1)); err == nil {
-				t.Errorf("1 s after its request was sent a lease answered a %s with %+v", o, d)
+				t.Errorf("%s 1 s after the request was sent: got %+v, want an error", o, d)
 			}
 		}
 	})
 }
 
-// TestLate lets chunks come when half a lifetime has passed, or a whole one: they are not leased, and go back.
+// TestLate lets chunks come when half a lifetime has passed, or a whole one: they are not leased, and go
+// back.
 func TestLate(t *testing.T) {
 	for _, deaf := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -222,7 +224,7 @@ func TestLate(t *testing.T) {
 			if !deaf {
 				wantErr(t, err, quota.ErrIndeterminate)
 				if took := time.Since(start); took != 500*time.Millisecond {
-					t.Errorf("the call took %v, want half a lifetime", took)
+					t.Errorf("time of the call: got %v, want half a lifetime", took)
 				}
 				return
 			}
@@ -230,21 +232,21 @@ func TestLate(t *testing.T) {
 				t.Fatal(err)
 			}
 			if k := s.held(one(1)); k != nil {
-				t.Error("a chunk that came after its lifetime is leased")
+				t.Errorf("lease of a chunk that came after its lifetime: got %d tokens, want none", k.left.Load())
 			}
 			below.set(nil)
 			time.Sleep(2 * time.Second)
-			if net := below.net(); net > before+4 { // the call's token, and what refill replaced meanwhile
-				t.Errorf("%d more are charged", net-before)
+			if net := below.net(); net > before+4 { // the call's token, and the refill meanwhile
+				t.Errorf("charged: got %d more, want 4 at most", net-before)
 			}
 		})
 	}
 }
 
-// TestIdle gives back what is not used, less what refill has replaced where the bucket is nearly full.
+// TestIdle gives back an idle lease, less the refill since its charge where the bucket is nearly full.
 func TestIdle(t *testing.T) {
 	for name, test := range map[string]struct {
-		used, lost int64 // of the bucket beforehand; of what is given back, at most
+		used, lost int64 // tokens of the bucket used beforehand; tokens of the lease lost at most
 	}{
 		"far from full": {4000, 0},
 		"nearly full":   {0, 3},
@@ -260,17 +262,17 @@ func TestIdle(t *testing.T) {
 				time.Sleep(510 * time.Millisecond)
 				synctest.Wait()
 				if n := s.left(one(1)); n != 0 {
-					t.Errorf("%d are leased after half a second without use", n)
+					t.Errorf("leased after half a second without use: got %d, want 0", n)
 				}
 				if lost := below.net() - took; lost < 0 || lost > test.lost {
-					t.Errorf("%d were charged and not given back, want 0 to %d", lost, test.lost)
+					t.Errorf("charged and not given back: got %d, want 0 to %d", lost, test.lost)
 				}
 				time.Sleep(time.Second)
 				if s.keys() != 0 {
-					t.Errorf("%d keys are kept after two seconds without use", s.keys())
+					t.Errorf("keys after two seconds without use: got %d, want 0", s.keys())
 				}
 				if d := take(t, s, one(1)); !d.Allowed {
-					t.Errorf("%+v", d)
+					t.Errorf("take after that: got %+v, want it allowed", d)
 				}
 			})
 		})
@@ -294,19 +296,19 @@ func TestClose(t *testing.T) {
 			t.Fatal(err)
 		}
 		if net := below.net(); net != took {
-			t.Errorf("%d are charged after Close, %d were taken", net, took)
+			t.Errorf("charged after Close: got %d, want the %d taken", net, took)
 		}
 		if below.closed != 1 {
-			t.Error("the store below was not closed")
+			t.Errorf("Close of the store below: got %d calls, want 1", below.closed)
 		}
 		if err := s.Close(); err != nil || below.closed != 1 {
-			t.Errorf("closing twice: %v, and the store below was closed %d times", err, below.closed)
+			t.Errorf("second Close: got %v, with %d calls below; want nil, with 1 call", err, below.closed)
 		}
 		calls := len(below.seen())
 		// A charge that came before Close may want a chunk only now.
 		c := one(1)
 		if _, err := s.ask(bg, &c, driver.Hash(s.seed, &c), s.table.find(driver.Hash(s.seed, &c), &c)); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("a chunk that is wanted after Close: %v", err)
+			t.Errorf("request for a chunk after Close: got %v, want ErrClosed", err)
 		}
 		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
 			_, err := s.Take(bg, op(o, 1))
@@ -314,12 +316,12 @@ func TestClose(t *testing.T) {
 			wantErr(t, s.TakeAll(bg, []quota.Charge{op(o, 1), other}, make([]quota.Decision, 2)), quota.ErrClosed)
 		}
 		if n := len(below.seen()); n > 0 || calls != 2 {
-			t.Errorf("Close made %d requests, and %d came after it", calls, n)
+			t.Errorf("requests: got %d during Close and %d after it, want 2 and 0", calls, n)
 		}
 	})
 }
 
-// TestCloseDuringRequests closes while a chunk is under way: it goes back, in time or with an error.
+// TestCloseDuringRequests closes while a request is in flight: its chunk goes back, in time or with an error.
 func TestCloseDuringRequests(t *testing.T) {
 	for _, slow := range []time.Duration{200 * time.Millisecond, 3 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -350,15 +352,15 @@ func TestCloseDuringRequests(t *testing.T) {
 			start := time.Now()
 			err := s.Close()
 			if in := time.Since(start); in > 500*time.Millisecond {
-				t.Errorf("Close took %v", in)
+				t.Errorf("time of Close: got %v, want 500ms at most", in)
 			}
 			if late := slow > time.Second; late != (err != nil) {
-				t.Errorf("Close: %v", err)
+				t.Errorf("Close, with a request that is late %v: got %v, want an error only if late", late, err)
 			}
 			<-answered
 			time.Sleep(4 * time.Second)
 			if net := below.net(); net < took || net > took+8 {
-				t.Errorf("%d are charged in the end, %d were taken", net, took)
+				t.Errorf("charged in the end: got %d, want %d to %d", net, took, took+8)
 			}
 		})
 	}
@@ -372,7 +374,7 @@ func TestContexts(t *testing.T) {
 		s := open(t, below, Options{})
 		warm(t, s, one(1), 50)
 		if _, err := s.Take(ended, one(1)); err != context.Canceled {
-			t.Errorf("with an ended context: %v", err)
+			t.Errorf("take with an ended context: got %v, want context.Canceled", err)
 		}
 		for s.left(one(1)) > 0 {
 			take(t, s, one(1))
@@ -380,7 +382,8 @@ func TestContexts(t *testing.T) {
 		before := below.net()
 		below.seen()
 		below.set(always(fault{before: 100 * time.Millisecond, after: 100 * time.Millisecond}))
-		// The first caller, who has the chunk fetched, leaves; so does the third. The second and fourth get theirs.
+		// The contexts of the first caller, which sends the request, and of the third end. The second and
+		// fourth caller get their tokens.
 		errs := make([]error, 4)
 		took := make([]time.Duration, 4)
 		start := time.Now()
@@ -394,7 +397,7 @@ func TestContexts(t *testing.T) {
 				defer cancel()
 				d, err := s.Take(ctx, one(1))
 				if err == nil && d.Source != quota.FromLease {
-					t.Errorf("call %d: %+v", i, d)
+					t.Errorf("call %d: got %+v, want it from the lease", i, d)
 				}
 				errs[i], took[i] = err, time.Since(start)
 				done <- i
@@ -406,22 +409,23 @@ func TestContexts(t *testing.T) {
 		}
 		for i, want := range []error{context.DeadlineExceeded, nil, context.DeadlineExceeded, nil} {
 			if errs[i] != want {
-				t.Errorf("call %d: %v, want %v", i, errs[i], want)
+				t.Errorf("call %d: got %v, want %v", i, errs[i], want)
 			}
 		}
 		if took[0] != 50*time.Millisecond || took[1] != 200*time.Millisecond {
-			t.Errorf("calls took %v", took)
+			t.Errorf("times of the calls: got %v, want 50ms and 200ms first", took)
 		}
 		if n := len(below.seen()); n != 1 {
-			t.Errorf("%d requests were made, want 1", n)
+			t.Errorf("requests: got %d, want 1", n)
 		}
 		if spent := below.net() - before - s.left(one(1)); spent != 2 {
-			t.Errorf("%d were spent, want 2", spent)
+			t.Errorf("spent: got %d, want 2", spent)
 		}
 	})
 }
 
-// TestErrors has the store below fail: those who waited for a chunk share the error, and what is leased is spent.
+// TestErrors has the store below fail: callers that wait for one request share its error, and leased tokens
+// are spent.
 func TestErrors(t *testing.T) {
 	for name, f := range map[string]fault{"refused": {refused: true, before: time.Millisecond}, "lost reply": {lost: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -435,7 +439,7 @@ func TestErrors(t *testing.T) {
 				}
 				charged := below.net()
 				if charged != took {
-					t.Fatalf("%d were charged, %d admitted", charged, took)
+					t.Fatalf("charged: got %d, want the %d admitted", charged, took)
 				}
 				f.before = 10 * time.Millisecond
 				f.refused = false
@@ -461,32 +465,33 @@ func TestErrors(t *testing.T) {
 					wantErr(t, err, want)
 					var shared interface{ RoundTrip() any }
 					if !errors.As(err, &shared) {
-						t.Fatalf("%v has no RoundTrip", err)
+						t.Fatalf("error: got %v, want one with a RoundTrip", err)
 					}
 					trips[shared.RoundTrip()] = true
 				}
 				if n := len(below.seen()); n != len(trips) {
-					t.Errorf("%d requests gave errors of %d round trips", n, len(trips))
+					t.Errorf("round trips in the errors: got %d, want the %d requests", len(trips), n)
 				}
 				if f.lost && len(trips) != 1 {
-					t.Errorf("%d round trips were made, want 1", len(trips))
+					t.Errorf("round trips: got %d, want 1", len(trips))
 				}
 				if f.lost && below.net() <= charged {
-					t.Error("the lost reply charged nothing: the test shows nothing")
+					t.Errorf("charged by the lost reply: got %d, want more than 0, else the test is void", below.net()-charged)
 				}
 				below.set(nil)
 				if s.left(one(1)) != 0 {
-					t.Error("a chunk whose reply was lost is leased")
+					t.Errorf("leased after a lost reply: got %d, want 0", s.left(one(1)))
 				}
 				if d := take(t, s, one(1)); !d.Allowed {
-					t.Errorf("%+v when the store is back", d)
+					t.Errorf("take when the store is back: got %+v, want it allowed", d)
 				}
 			})
 		})
 	}
 }
 
-// TestOperations checks who decides what, while 50 tokens or more are leased.
+// TestOperations checks which charges the lease decides and which the store, while 50 tokens or more are
+// leased.
 func TestOperations(t *testing.T) {
 	id := one(1)
 	id.ID = "x"
@@ -514,26 +519,26 @@ func TestOperations(t *testing.T) {
 				below.seen()
 				d := take(t, s, test.charge)
 				if !d.Allowed || (test.asks == 0) != (d.Source == quota.FromLease) {
-					t.Errorf("%+v", d)
+					t.Errorf("decision: got %+v, want it allowed, from the lease %v", d, test.asks == 0)
 				}
 				if n := len(below.seen()); n != test.asks {
-					t.Errorf("the store below was asked %d times", n)
+					t.Errorf("requests to the store below: got %d, want %d", n, test.asks)
 				}
 				if n := left - s.left(one(1)); n != test.spends {
-					t.Errorf("%d were spent of the lease", n)
+					t.Errorf("spent of the lease: got %d, want %d", n, test.spends)
 				}
 				if test.asks == 0 && d.Remaining < s.left(one(1)) {
-					t.Errorf("%+v with %d left", d, s.left(one(1)))
+					t.Errorf("decision: got %+v, want at least the lease's %d remaining", d, s.left(one(1)))
 				}
 				if c := test.charge; (c.Op == quota.OpTake || c.Op == quota.OpDebit) != (d.Charged == c.Cost && c.Cost > 0) && c.Cost > 0 {
-					t.Errorf("%+v", d)
+					t.Errorf("decision on a %s: got %+v, want it charged %d if it is a take or debit", c.Op, d, c.Cost)
 				}
 			})
 		})
 	}
 }
 
-// TestLargeTake pays for a take with all that is leased and what the store adds, exactly.
+// TestLargeTake pays for a take with the whole lease and a charge of exactly the missing tokens.
 func TestLargeTake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
@@ -545,24 +550,24 @@ func TestLargeTake(t *testing.T) {
 		all.Cost++
 		d := take(t, s, all)
 		if d.Allowed || d.Remaining != 6400-took || s.left(one(1)) != left {
-			t.Fatalf("one more than there is: %+v, with %d of %d leased afterwards", d, s.left(one(1)), left)
+			t.Fatalf("take of one token too many: got %+v, leased %d; want it denied, remaining %d, leased %d", d, s.left(one(1)), 6400-took, left)
 		}
 		below.set(always(fault{refused: true}))
 		if _, err := s.Take(bg, all); err == nil || s.left(one(1)) != left {
-			t.Fatalf("error %v, with %d of %d leased afterwards", err, s.left(one(1)), left)
+			t.Fatalf("take while the store refuses: got %v, leased %d; want an error, leased %d", err, s.left(one(1)), left)
 		}
 		below.set(nil)
 		all.Cost--
 		d = take(t, s, all)
 		if !d.Allowed || d.Charged != all.Cost || d.Source != quota.FromLease || s.left(one(1)) != 0 {
-			t.Fatalf("all that there is: %+v, with %d leased afterwards", d, s.left(one(1)))
+			t.Fatalf("take of all tokens: got %+v, leased %d; want it allowed, charged %d from the lease, leased 0", d, s.left(one(1)), all.Cost)
 		}
 		if d = take(t, below, op(quota.OpPeek, 1)); d.Remaining != 0 {
-			t.Errorf("%+v", d)
+			t.Errorf("remaining in the store: got %+v, want 0", d)
 		}
 		never := take(t, s, one(6401))
 		if never.Allowed || never.RetryAfter != quota.Never {
-			t.Errorf("more than the capacity: %+v", never)
+			t.Errorf("take of more than the capacity: got %+v, want it denied for ever", never)
 		}
 	})
 }
@@ -576,14 +581,14 @@ func TestRefund(t *testing.T) {
 		left := s.left(one(1))
 		below.seen()
 		if r := take(t, s, one(20).Refund(d, 15)); r.Source != quota.FromLease || s.left(one(1)) != left+15 || r.Charged != 0 {
-			t.Errorf("%+v, and %d of %d leased", r, s.left(one(1)), left)
+			t.Errorf("refund: got %+v, leased %d; want it from the lease, leased %d", r, s.left(one(1)), left+15)
 		}
 		if n := len(below.seen()); n > 0 {
-			t.Errorf("the store was asked %d times", n)
+			t.Errorf("requests to the store: got %d, want 0", n)
 		}
 		// More than the chunk lacks is the store's business.
 		if r := take(t, s, one(20).Refund(d, 6400)); r.Source != quota.FromStore || s.left(one(1)) != left+15 {
-			t.Errorf("%+v", r)
+			t.Errorf("refund of too many tokens: got %+v, leased %d; want it from the store, leased %d", r, s.left(one(1)), left+15)
 		}
 		// A receipt of another chunk goes to the store.
 		d = take(t, s, one(1))
@@ -594,10 +599,10 @@ func TestRefund(t *testing.T) {
 		left = s.left(one(1))
 		below.seen()
 		if r := take(t, s, one(1).Refund(d, 1)); r.Source != quota.FromStore || s.left(one(1)) != left {
-			t.Errorf("%+v", r)
+			t.Errorf("refund to another chunk: got %+v, leased %d; want it from the store, leased %d", r, s.left(one(1)), left)
 		}
 		if calls := below.seen(); len(calls) != 1 || calls[0].Op != quota.OpRefund || calls[0].At != d.At {
-			t.Errorf("the store was asked %+v", calls)
+			t.Errorf("requests to the store: got %+v, want one refund at %d", calls, d.At)
 		}
 	})
 }
@@ -618,21 +623,21 @@ func TestReset(t *testing.T) {
 					t.Fatal(err)
 				}
 				if n := s.left(one(1)); n != 0 {
-					t.Errorf("%d are leased after a reset", n)
+					t.Errorf("leased after a reset: got %d, want 0", n)
 				}
 				total := int64(0)
 				for take(t, s, one(1)).Allowed {
 					total++
 				}
 				if total != 6400 {
-					t.Errorf("%d were admitted after the reset, want 6400", total)
+					t.Errorf("admitted after the reset: got %d, want 6400", total)
 				}
 			})
 		})
 	}
 }
 
-// TestLists has lists decided by the store, which gets back what is leased where it would deny.
+// TestLists has lists decided by the store, which gets the leases back where it would deny.
 func TestLists(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
@@ -644,25 +649,25 @@ func TestLists(t *testing.T) {
 		out := make([]quota.Decision, 2)
 		below.seen()
 		if err := s.TakeAll(bg, []quota.Charge{one(5), other}, out); err != nil || !quota.Granted(out) || out[0].Source != quota.FromStore {
-			t.Fatalf("%v %+v", err, out)
+			t.Fatalf("list: got %v, %+v; want it granted by the store", err, out)
 		}
 		took += 5
 		if n := len(below.seen()); n != 2 || s.left(one(1)) != left {
-			t.Errorf("%d charges reached the store, and %d of %d are leased", n, s.left(one(1)), left)
+			t.Errorf("got %d charges at the store, leased %d; want 2, leased %d", n, s.left(one(1)), left)
 		}
 		if err := s.TakeAll(bg, []quota.Charge{one(6400 - took), other}, out); err != nil || !quota.Granted(out) {
-			t.Fatalf("%v %+v", err, out)
+			t.Fatalf("list of all tokens: got %v, %+v; want it granted", err, out)
 		}
 		if s.left(one(1)) != 0 {
-			t.Errorf("%d are leased", s.left(one(1)))
+			t.Errorf("leased: got %d, want 0", s.left(one(1)))
 		}
 		if err := s.TakeAll(bg, []quota.Charge{one(1), other}, out); err != nil || quota.Granted(out) || out[0].Allowed || !out[1].Allowed {
-			t.Fatalf("%v %+v", err, out)
+			t.Fatalf("list of one token too many: got %v, %+v; want only the second charge allowed", err, out)
 		}
 	})
 }
 
-// TestOtherLimits leases what it is told to, and passes the rest on.
+// TestOtherLimits leases the limits of Options, and passes charges to other limits on.
 func TestOtherLimits(t *testing.T) {
 	window := quota.Must(quota.NewLimit("window", quota.Must(algorithm.FixedWindow(6400, time.Hour))))
 	other := quota.Must(quota.NewLimit("other", slow.Algorithm()))
@@ -685,14 +690,14 @@ func TestOtherLimits(t *testing.T) {
 					leased = take(t, s, quota.Charge{Limit: test.charge, Key: "k", Cost: 1}).Source == quota.FromLease || leased
 				}
 				if leased != test.leased {
-					t.Errorf("leased: %v", leased)
+					t.Errorf("leased: got %v, want %v", leased, test.leased)
 				}
 			})
 		})
 	}
 }
 
-// TestChangedLimit does not pay for a charge to new numbers with what was leased under the old.
+// TestChangedLimit does not pay for a charge under new numbers with a lease under the old ones.
 func TestChangedLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := open(t, newRemote(t), Options{})
@@ -700,17 +705,18 @@ func TestChangedLimit(t *testing.T) {
 		same := one(1)
 		same.Limit = bucket(6400, 1, time.Second)
 		if d := take(t, s, same); d.Source != quota.FromLease {
-			t.Errorf("an equal limit: %+v", d)
+			t.Errorf("take under an equal limit: got %+v, want it from the lease", d)
 		}
 		small := one(20)
 		small.Limit = bucket(10, 1, time.Second)
 		if d := take(t, s, small); d.Allowed || d.RetryAfter != quota.Never {
-			t.Errorf("more than the new capacity: %+v", d)
+			t.Errorf("take of more than the new capacity: got %+v, want it denied for ever", d)
 		}
 	})
 }
 
-// TestPolicyBelow does not lease what a policy below granted in the store's place, and corrects it there.
+// TestPolicyBelow does not lease a chunk that a policy below granted in the store's place, and refunds it
+// there.
 func TestPolicyBelow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
@@ -718,14 +724,14 @@ func TestPolicyBelow(t *testing.T) {
 		took := int64(0)
 		for range 200 {
 			if d := take(t, s, one(1)); !d.Allowed || d.Source != quota.FromOpen {
-				t.Fatalf("%+v", d)
+				t.Fatalf("take: got %+v, want it allowed, from %v", d, quota.FromOpen)
 			}
 			took++
 			time.Sleep(time.Millisecond)
 		}
 		for _, c := range below.seen() {
 			if c.Op == quota.OpRefund && c.From != quota.FromOpen {
-				t.Fatalf("a refund is of a receipt from %v", c.From)
+				t.Fatalf("receipt of a refund: got one from %v, want %v", c.From, quota.FromOpen)
 			}
 		}
 	})
@@ -755,13 +761,13 @@ func TestInstances(t *testing.T) {
 				most = max(most, c.Cost)
 			}
 			if most > want || most < want*9/10 {
-				t.Errorf("with %d instances the largest chunk was %d, want %d", n, most, want)
+				t.Errorf("largest chunk with %d instances: got %d, want %d to %d", n, most, want*9/10, want)
 			}
 		})
 	}
 }
 
-// TestMaxKeys charges more keys than there is room for.
+// TestMaxKeys charges more keys than MaxKeys.
 func TestMaxKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
@@ -776,23 +782,23 @@ func TestMaxKeys(t *testing.T) {
 		}
 		for range 20 { // no room, but decided
 			if d := take(t, s, key(10)); d.Source != quota.FromStore || !d.Allowed {
-				t.Fatalf("%+v", d)
+				t.Fatalf("take of a key without room: got %+v, want it allowed by the store", d)
 			}
 		}
 		if s.keys() != 10 {
-			t.Errorf("%d keys are kept", s.keys())
+			t.Errorf("keys: got %d, want 10", s.keys())
 		}
 		time.Sleep(2 * time.Second)
 		warm(t, s, key(10), 20)
 		if s.keys() != 1 {
-			t.Errorf("%d keys are kept", s.keys())
+			t.Errorf("keys: got %d, want 1", s.keys())
 		}
 		// Keys that were charged once make room for others as soon as the keeper came by.
 		for i := range 9 {
 			take(t, s, key(i))
 		}
 		if s.keys() != 10 {
-			t.Fatalf("%d keys are kept", s.keys())
+			t.Fatalf("keys: got %d, want 10", s.keys())
 		}
 		time.Sleep(260 * time.Millisecond)
 		for i := range 9 {
@@ -807,7 +813,7 @@ func TestMaxKeys(t *testing.T) {
 			}
 		}
 		if s.keys() > 10 || added < 5 {
-			t.Errorf("%d keys are kept, %d of them new", s.keys(), added)
+			t.Errorf("keys: got %d, with %d new ones; want 10 at most, with 5 new ones or more", s.keys(), added)
 		}
 	})
 }
@@ -815,14 +821,14 @@ func TestMaxKeys(t *testing.T) {
 func TestDeclared(t *testing.T) {
 	s := open(t, graded{newRemote(t)}, Options{})
 	if s.Atomicity() != driver.OneGroup || !s.Prompt() {
-		t.Errorf("atomicity %v, prompt %v", s.Atomicity(), s.Prompt())
+		t.Errorf("atomicity and prompt: got %v, %v; want %v, true", s.Atomicity(), s.Prompt(), driver.OneGroup)
 	}
 	s = open(t, plain{newRemote(t)}, Options{})
 	if s.Atomicity() != driver.AnyKeys || s.Prompt() {
-		t.Errorf("atomicity %v, prompt %v", s.Atomicity(), s.Prompt())
+		t.Errorf("atomicity and prompt: got %v, %v; want %v, false", s.Atomicity(), s.Prompt(), driver.AnyKeys)
 	}
 	if _, ok := s.Unwrap().(plain); !ok {
-		t.Error("the store below is not inside")
+		t.Errorf("Unwrap: got a %T, want the store below", s.Unwrap())
 	}
 }
 
@@ -839,7 +845,7 @@ func TestNoAllocation(t *testing.T) {
 		take(t, s, c)
 	}
 	if n := testing.AllocsPerRun(1000, func() { s.Take(bg, c) }); n > 0 {
-		t.Errorf("a decision takes %v allocations", n)
+		t.Errorf("allocations of a decision: got %v, want 0", n)
 	}
 }
 
@@ -847,20 +853,20 @@ func TestClosedChunk(t *testing.T) {
 	k := &chunk{limit: slow, size: 10}
 	k.left.Store(6)
 	if n := k.close(); n != 6 {
-		t.Errorf("closing a chunk with 6 left gave %d", n)
+		t.Errorf("close of a chunk: got %d tokens, want 6", n)
 	}
 	if n := k.close(); n != 0 {
-		t.Errorf("closing it again gave %d", n)
+		t.Errorf("second close: got %d tokens, want 0", n)
 	}
 	if _, ok := k.spend(1); ok || k.claim(1) != 0 {
-		t.Error("a closed chunk was spent")
+		t.Error("spend of a closed chunk: got a token, want none")
 	}
 	if _, ok := k.put(1); ok {
-		t.Error("a closed chunk took tokens back")
+		t.Error("put into a closed chunk: got true, want false")
 	}
 }
 
-// TestRemovedEntry has a request that found an entry before it was removed use the one that took its place.
+// TestRemovedEntry has a charge that found an entry before its removal use the entry that replaced it.
 func TestRemovedEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := open(t, newRemote(t), Options{})
@@ -869,7 +875,7 @@ func TestRemovedEntry(t *testing.T) {
 		old := s.table.find(driver.Hash(s.seed, &c), &c)
 		time.Sleep(2 * time.Second)
 		if s.table.find(driver.Hash(s.seed, &c), &c) != nil {
-			t.Fatal("the entry is still there")
+			t.Fatal("entry after two seconds without use: got one, want it removed")
 		}
 		for range 100 {
 			if _, err := s.ask(bg, &c, driver.Hash(s.seed, &c), old); err != nil {
@@ -877,13 +883,13 @@ func TestRemovedEntry(t *testing.T) {
 			}
 		}
 		if old.lease.Load() != nil || s.held(c) == nil {
-			t.Error("quota was leased where nobody finds it")
+			t.Errorf("lease: got %v in the removed entry, %v in the table; want it in the table", old.lease.Load(), s.held(c))
 		}
 	})
 }
 
-// TestReturning fetches no chunk while one is on its way back, so that no process holds more than two.
-func TestReturning(t *testing.T) {
+// TestRefunding requests no chunk while one is given back, so that a process never holds more than two.
+func TestRefunding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
 		s := open(t, below, Options{})
@@ -895,12 +901,12 @@ func TestReturning(t *testing.T) {
 			}
 			return fault{}
 		})
-		for len(below.seen()) == 0 || s.held(one(1)) != nil { // until the give-back is under way
+		for len(below.seen()) == 0 || s.held(one(1)) != nil { // until the give-back is in flight
 			time.Sleep(time.Millisecond)
 		}
 		for range 50 {
 			if d := take(t, s, one(1)); d.Source != quota.FromStore {
-				t.Fatalf("%+v while a chunk is on its way back", d)
+				t.Fatalf("take while a chunk is given back: got %+v, want it from the store", d)
 			}
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -926,15 +932,15 @@ func TestLateCombined(t *testing.T) {
 		below.set(always(fault{after: 150 * time.Millisecond}))
 		d := take(t, s, one(2000))
 		if !d.Allowed || d.Source != quota.FromStore || d.Charged != 2000 {
-			t.Errorf("%+v", d)
+			t.Errorf("take: got %+v, want it allowed and charged 2000, from the store", d)
 		}
 		if calls := below.seen(); len(calls) != 2 || calls[0].Cost != 2000-left || calls[1].Cost != 2000 {
-			t.Errorf("the store was asked %+v", calls)
+			t.Errorf("requests to the store: got %+v, want %d and then 2000", calls, 2000-left)
 		}
 		if below.net()-before < 2000 {
-			t.Errorf("%d were charged", below.net()-before)
+			t.Errorf("charged: got %d, want 2000 or more", below.net()-before)
 		}
-		// One that is over pays for nothing.
+		// A chunk whose time is over must not pay.
 		again := &chunk{limit: slow, size: 10, until: k.until}
 		again.left.Store(10)
 		s.table.find(driver.Hash(s.seed, &quota.Charge{Limit: slow, Key: "team/agent"}), &quota.Charge{Limit: slow, Key: "team/agent"}).lease.Store(again)
@@ -942,12 +948,12 @@ func TestLateCombined(t *testing.T) {
 		below.seen()
 		take(t, s, one(1000))
 		if calls := below.seen(); len(calls) != 1 || calls[0].Cost != 1000 {
-			t.Errorf("the store was asked %+v", calls)
+			t.Errorf("requests to the store: got %+v, want one of 1000", calls)
 		}
 	})
 }
 
-// TestNotSent tells callers of a chunk that could not be asked for in time that nothing was charged.
+// TestNotSent: where a request was not sent in time, its callers get an error that was not charged.
 func TestNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		below := newRemote(t)
@@ -962,7 +968,7 @@ func TestNotSent(t *testing.T) {
 	})
 }
 
-// stuck sends nothing until the context ends.
+// stuck sends no request, and waits until the context ends.
 type stuck struct {
 	*remote
 	on atomic.Bool

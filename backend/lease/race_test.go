@@ -11,8 +11,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestConcurrent has many goroutines do everything at once, on leases that live for some milliseconds. Two processes
-// share the store. What they admit was charged, and when they are closed nothing is left.
+// TestConcurrent has many goroutines do everything at once, on leases that live for some milliseconds. Two
+// processes share the store. What they admit was charged, and when they are closed nothing is left.
 func TestConcurrent(t *testing.T) {
 	seed := seedOf(t)
 	below := newRemote(t)
@@ -24,7 +24,7 @@ func TestConcurrent(t *testing.T) {
 	for range 2 {
 		stores = append(stores, open(t, below, Options{Instances: instances(2), Lifetime: 10 * time.Millisecond, MaxKeys: 4}))
 	}
-	var net atomic.Int64 // admitted, less what callers gave back
+	var net atomic.Int64 // admitted tokens less those that callers gave back
 	var workers sync.WaitGroup
 	for g := range 32 {
 		workers.Go(func() {
@@ -52,7 +52,7 @@ func TestConcurrent(t *testing.T) {
 				}
 				net.Add(c.Cost)
 				if d.Charged != c.Cost {
-					t.Errorf("%+v for %d", d, c.Cost)
+					t.Errorf("charged: got %+v, want %d", d, c.Cost)
 				}
 				if random.IntN(8) == 0 {
 					net.Add(-c.Cost) // before: it may be spent again at once
@@ -70,15 +70,15 @@ func TestConcurrent(t *testing.T) {
 			t.Error(err)
 		}
 		for e := range s.table.all {
-			if e.lease.Load() != nil || e.fetch != nil || e.returning != 0 {
-				t.Errorf("after Close %q has %+v, %+v, %d", e.key, e.lease.Load(), e.fetch, e.returning)
+			if e.lease.Load() != nil || e.request != nil || e.refunding != 0 {
+				t.Errorf("key %q after Close: got lease %+v, request %+v, %d refunds; want none", e.key, e.lease.Load(), e.request, e.refunding)
 			}
 		}
 		if s.keys() > 4 || s.running != 0 {
-			t.Errorf("%d keys, %d goroutines", s.keys(), s.running)
+			t.Errorf("after Close: got %d keys, %d goroutines; want 4 at most, 0", s.keys(), s.running)
 		}
 	}
 	if admitted, charged := net.Load(), below.net(); admitted > charged || admitted == 0 {
-		t.Errorf("%d were admitted and %d charged", admitted, charged)
+		t.Errorf("admitted: got %d, want 1 to the %d charged", admitted, charged)
 	}
 }

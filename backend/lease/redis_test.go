@@ -13,8 +13,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one of them
-// through a line that loses replies. Their ledgers together are what was charged.
+// TestFleetOnRedis has four processes, each with its own connections, use up a bucket on a real server, one
+// of them through a line that loses replies. Together they admit no more than was charged.
 func TestFleetOnRedis(t *testing.T) {
 	server := redisserver.Start(t)
 	proxy := redisserver.StartProxy(t, server.Addr())
@@ -62,7 +62,7 @@ func TestFleetOnRedis(t *testing.T) {
 	}
 	workers.Wait()
 	if errors.Load() == 0 {
-		t.Error("no reply was lost: the test shows less than it should")
+		t.Error("lost replies: got 0, want some, else the test is void")
 	}
 	for _, s := range stores[1:] {
 		if err := s.Close(); err != nil {
@@ -76,12 +76,12 @@ func TestFleetOnRedis(t *testing.T) {
 	charged := capacity - d.Remaining
 	t.Logf("%d admitted, %d of the decisions leased, %d charged, %d errors", admitted.Load(), leased.Load(), charged, errors.Load())
 	if admitted.Load() > charged {
-		t.Errorf("%d were admitted and %d charged", admitted.Load(), charged)
+		t.Errorf("admitted: got %d, want the %d charged at most", admitted.Load(), charged)
 	}
 	if lost := charged - admitted.Load(); lost > errors.Load()*capacity/part/n {
-		t.Errorf("%d were charged and not admitted", lost)
+		t.Errorf("charged and not admitted: got %d, want %d at most", lost, errors.Load()*capacity/part/n)
 	}
 	if leased.Load() < 10_000 {
-		t.Errorf("%d decisions were leased", leased.Load())
+		t.Errorf("decisions out of a lease: got %d, want 10000 or more", leased.Load())
 	}
 }

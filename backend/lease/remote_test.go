@@ -12,8 +12,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// remote stands for a store at a distance: it keeps a ledger of what was charged and given back, takes its time, and fails
-// as a test wants. It is prompt.
+// remote stands for a store at a distance: it keeps a ledger of charges and refunds, takes its time, and
+// fails as a test wants. It is prompt.
 type remote struct {
 	quota.Store
 	// fault is asked about each call; nil lets all pass at once.
@@ -21,11 +21,11 @@ type remote struct {
 
 	mu      sync.Mutex
 	calls   []quota.Charge
-	charged int64 // by takes and debits that the store granted, less what was refunded
+	charged int64 // by takes and debits that the store granted, less refunds
 	closed  int
 }
 
-// fault is what happens to one call.
+// fault is the fate of one call.
 type fault struct {
 	before, after time.Duration // on the way there and back
 	refused       bool
@@ -115,7 +115,7 @@ func linger(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// set changes what happens to calls.
+// set changes the fate of later calls.
 func (r *remote) set(fault func(c *quota.Charge) fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,7 +134,7 @@ func (r *remote) seen() []quota.Charge {
 	return calls
 }
 
-// net returns what was charged and not given back.
+// net returns the tokens charged and not given back.
 func (r *remote) net() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -15,7 +15,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// A simulation runs a fleet over one store, on a clock of its own, and keeps account of what it admits.
+// A simulation runs a fleet over one store, on a clock of its own, and keeps account of the tokens that it
+// admits.
 type simulation struct {
 	limit    *quota.Limit
 	rate     float64 // tokens a second
@@ -26,7 +27,7 @@ type simulation struct {
 	admitted []admission
 	total    int64
 	asked    int64
-	unpaid   int64 // the most that was admitted above what was charged
+	unpaid   int64 // the most tokens admitted beyond the charged ones
 	held     int64 // the most that one instance held
 }
 
@@ -87,12 +88,12 @@ func (m *simulation) take(s *Store, n int64) {
 func (m *simulation) check(t *testing.T) {
 	t.Helper()
 	if m.unpaid > 0 {
-		t.Errorf("%d tokens more were admitted than charged", m.unpaid)
+		t.Errorf("tokens admitted beyond the charged ones: got %d, want 0", m.unpaid)
 	}
 	slices.SortFunc(m.admitted, func(a, b admission) int { return int(a.at - b.at) })
 	capacity := float64(m.limit.Spec().Capacity)
-	// level is the fill of a bucket that leaks at the limit's rate and never overflows: its peak is the most that any
-	// interval admitted above r·Δ.
+	// level is the fill of a bucket that leaks at the limit's rate and never overflows: its peak is the most
+	// that any interval admitted above r·Δ.
 	level, peak := 0.0, 0.0
 	for i, a := range m.admitted {
 		if i > 0 {
@@ -102,7 +103,7 @@ func (m *simulation) check(t *testing.T) {
 		peak = max(peak, level)
 	}
 	if most := capacity + m.rate*(m.lifetime.Seconds()+1e-6); peak > most {
-		t.Errorf("an interval admitted %.0f + r·Δ, want at most %.0f", peak, most)
+		t.Errorf("admitted beyond r·Δ in an interval: got %.0f, want at most %.0f", peak, most)
 	}
 }
 
@@ -147,8 +148,9 @@ func onOff(rate float64, period, end time.Duration, phase float64) func(time.Dur
 	}
 }
 
-// TestUtilisation has eight instances of uneven demand use a limit whose chunks are a fiftieth of it or less. They get 95 % of
-// what the same demand gets without leases, and of the limit where they ask for more than that all the time.
+// TestUtilisation has eight instances of uneven demand use a limit whose chunks are a fiftieth of it or less.
+// They get 95 % of the tokens that the same demand gets without leases, and of the limit where they ask for
+// more than that all the time.
 func TestUtilisation(t *testing.T) {
 	const n, capacity, rate = 8, 2000, 1000
 	end := time.Duration(sized(8, 120)) * time.Second
@@ -160,7 +162,7 @@ func TestUtilisation(t *testing.T) {
 					run := func(t *testing.T, leased bool) (m *simulation) {
 						synctest.Test(t, func(t *testing.T) {
 							m = newSimulation(t, capacity, rate, time.Second, seed)
-							// The bucket starts empty, so that a full one does not hide what is lost.
+							// The bucket starts empty, so that a full one does not hide losses.
 							take(t, m.below, quota.Charge{Limit: m.limit, Key: "fleet", Cost: capacity})
 							m.below.seen()
 							m.below.charged = 0
@@ -192,16 +194,16 @@ func TestUtilisation(t *testing.T) {
 						100*float64(m.total)/limit, 100*float64(without.total)/limit, m.held, 100*float64(lost)/limit,
 						float64(len(m.below.calls))*float64(cost)/float64(m.asked))
 					if m.total < without.total*95/100 {
-						t.Errorf("%d were admitted, without leases %d", m.total, without.total)
+						t.Errorf("admitted: got %d, want 95 %% or more of the %d without leases", m.total, without.total)
 					}
 					if shape == "steady" && demand > 1 && float64(m.total) < 0.95*limit {
-						t.Errorf("%d were admitted of %.0f", m.total, limit)
+						t.Errorf("admitted: got %d, want 95 %% or more of %.0f", m.total, limit)
 					}
 					if m.held > capacity/50 {
-						t.Errorf("an instance held %d, want a fiftieth of %d at most", m.held, capacity)
+						t.Errorf("tokens held by an instance: got %d, want %d at most", m.held, capacity/50)
 					}
 					if float64(lost) > 0.05*limit {
-						t.Errorf("%d tokens were charged and not spent", lost)
+						t.Errorf("charged and not spent: got %d, want %.0f at most", lost, 0.05*limit)
 					}
 				})
 			}
@@ -251,15 +253,15 @@ func TestBound(t *testing.T) {
 				wg.Wait()
 				m.check(t)
 				if len(m.admitted) == 0 {
-					t.Error("nothing was admitted")
+					t.Error("admitted: got 0 tokens, want some")
 				}
 			})
 		})
 	}
 }
 
-// TestCrash has one instance of four vanish with what it holds: that is no more than two chunks, and the others use the
-// limit up.
+// TestCrash has one instance of four vanish with its leases: it holds no more than two chunks, and the others
+// use the limit up.
 func TestCrash(t *testing.T) {
 	const n, capacity, rate = 4, 4000, 400
 	seed := seedOf(t)
@@ -281,10 +283,10 @@ func TestCrash(t *testing.T) {
 			}
 		}
 		if held == 0 {
-			t.Fatal("the instance that vanished held nothing: the test shows nothing")
+			t.Fatal("held by the instance that vanished: got 0, want more, else the test is void")
 		}
 		if held > 2*capacity/(part*n) {
-			t.Errorf("the instance that vanished held %d, want at most %d", held, 2*capacity/(part*n))
+			t.Errorf("held by the instance that vanished: got %d, want at most %d", held, 2*capacity/(part*n))
 		}
 		wg.Wait()
 		m.check(t)
@@ -294,14 +296,14 @@ func TestCrash(t *testing.T) {
 		due := int64(capacity + rate*8)
 		t.Logf("%d held, %d admitted of %d", held, m.total, due)
 		if m.total+held < due*95/100 {
-			t.Errorf("%d were admitted, and %d lost, of %d that were due", m.total, held, due)
+			t.Errorf("admitted and lost: got %d + %d, want 95 %% or more of %d", m.total, held, due)
 		}
 	})
 }
 
-// TestWorth plays processes that take chunks, hold them and give them back at the worst times, on one bucket. What is
-// kept never exceeds what the bucket alone admits, over any interval.
-func TestWorth(t *testing.T) {
+// TestRefundable plays processes that take chunks, hold them and give them back at the worst times, on one
+// bucket. Over any interval, the tokens they keep never exceed the tokens that the bucket alone admits.
+func TestRefundable(t *testing.T) {
 	for range sized(300, 20_000) {
 		seed := seedOf(t)
 		random := rand.New(rand.NewPCG(seed, 4))
@@ -326,7 +328,7 @@ func TestWorth(t *testing.T) {
 				if k == nil {
 					return
 				}
-				back := k.worth(k.size, int64(time.Since(base)))
+				back := k.refundable(k.size, int64(time.Since(base)))
 				keep(k.at, k.size-back)
 				take(t, below, quota.Charge{Limit: m.limit, Key: "fleet", Cost: back, Op: quota.OpRefund, At: k.at})
 			}

@@ -10,16 +10,16 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// table is a hash table of bounded size. Reading takes no lock; an entry that is removed while it is read still
-// leads to those after it.
+// table is a hash table of bounded size. Reading takes no lock: an entry that is removed while it is read still
+// points to the entries after it.
 type table struct {
 	buckets []atomic.Pointer[entry]
-	mu      sync.Mutex // held to change it
-	most    int
-	live    int
+	mu      sync.Mutex // held to change the table
+	most    int        // entries that the table may have
+	live    int        // entries that it has
 }
 
-// init makes room for so many entries.
+// init makes room for most entries.
 func (t *table) init(most int) {
 	t.most = most
 	t.buckets = make([]atomic.Pointer[entry], max(1, 1<<bits.Len(uint(most-1))/2))
@@ -38,7 +38,7 @@ func (t *table) find(h uint64, c *quota.Charge) *entry {
 	return e
 }
 
-// add returns the entry of a limit and key, a new one if need be, or nil if there is no room.
+// add returns the entry of a limit and key, a new one if need be, or nil if the table is full.
 func (t *table) add(h uint64, c *quota.Charge, now int64) *entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -56,7 +56,7 @@ func (t *table) add(h uint64, c *quota.Charge, now int64) *entry {
 	return e
 }
 
-// evict removes an entry that nobody needs, if it soon finds one. The caller holds the lock.
+// evict removes an unused entry, if it finds one within a few buckets. The caller must hold the lock.
 func (t *table) evict() bool {
 	const looks = 8
 	for at, n := rand.N(len(t.buckets)), 0; n < looks; n++ {
@@ -71,7 +71,7 @@ func (t *table) evict() bool {
 	return false
 }
 
-// remove takes an entry out if nobody needs it.
+// remove takes an entry out if it is unused.
 func (t *table) remove(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -85,13 +85,13 @@ func (t *table) remove(e *entry) {
 	t.unlink(p, e)
 }
 
-// unlink takes out e, to which p points. The caller holds the lock.
+// unlink takes out e, to which p points. The caller must hold the lock.
 func (t *table) unlink(p *atomic.Pointer[entry], e *entry) {
 	p.Store(e.next.Load())
 	t.live--
 }
 
-// all yields every entry, and perhaps some that come or go meanwhile.
+// all yields every entry, and perhaps some that are added or removed meanwhile.
 func (t *table) all(yield func(*entry) bool) {
 	for i := range t.buckets {
 		for e := t.buckets[i].Load(); e != nil; e = e.next.Load() {

@@ -11,7 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// grants remembers the calls that were granted under a request id. Calls with ids run one at a time.
+// grants remembers the calls that were granted under a request id. Calls with ids run one at a time, under mu.
 type grants struct {
 	mu    sync.Mutex
 	byID  map[grantID]*grant
@@ -27,7 +27,7 @@ type grant struct {
 	decisions []quota.Decision
 }
 
-// once decides charges that carry an id, or repeats the decision that granted it.
+// once decides charges that carry an id, or repeats the decisions that granted the id.
 func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -46,7 +46,8 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 		return nil
 	}
 	if held == nil && int64(len(g.byID)) >= s.maxKeys {
-		return fmt.Errorf("local: %w: %d request ids are remembered, which is all that MaxKeys allows", quota.ErrOverloaded, s.maxKeys)
+		return fmt.Errorf("local: %w: the store is full: %d request ids are remembered; accepted: these ids, or a larger MaxKeys",
+			quota.ErrOverloaded, s.maxKeys)
 	}
 	if err := s.takeAll(cs, out); err != nil {
 		return err
@@ -54,8 +55,11 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	if !quota.Granted(out) || driver.OnlyPeeks(cs) {
 		return nil
 	}
-	// Texts are cloned: an id or a key may be a piece of something larger.
-	held = &grant{id: grantID{strings.Clone(id.group), strings.Clone(id.id)}, at: max(now, out[0].At), charges: slices.Clone(cs), decisions: slices.Clone(out)}
+	// The texts are cloned: an id or a key may be a part of a larger string, which would stay in memory.
+	held = &grant{
+		id: grantID{strings.Clone(id.group), strings.Clone(id.id)}, at: max(now, out[0].At),
+		charges: slices.Clone(cs), decisions: slices.Clone(out),
+	}
 	for i := range held.charges {
 		held.charges[i].Key, held.charges[i].ID = strings.Clone(cs[i].Key), held.id.id
 	}
@@ -67,21 +71,22 @@ func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
 	return nil
 }
 
-// over reports whether the grant need not be remembered any more.
+// over reports whether the grant may be forgotten.
 func (g *grant) over(now quota.Micros) bool {
 	return g.at+quota.Micros(quota.IDWindow/time.Microsecond) < now
 }
 
-// expire forgets some grants that are over: more than come, and not so many that a call notices.
+// expire forgets up to 16 grants that are over: more than one call adds, and few enough that the call stays
+// fast.
 func (g *grants) expire(now quota.Micros) {
 	n := 0
 	for ; n < len(g.queue) && n < 16 && g.queue[n].over(now); n++ {
-		if old := g.queue[n]; g.byID[old.id] == old { // and has not come back since
+		if old := g.queue[n]; g.byID[old.id] == old { // else the id was granted again
 			delete(g.byID, old.id)
 		}
 		g.queue[n] = nil
 	}
 	if g.queue = g.queue[n:]; len(g.queue) == 0 {
-		g.byID, g.queue = nil, nil // a map keeps the size it once had
+		g.byID, g.queue = nil, nil // a map never shrinks
 	}
 }

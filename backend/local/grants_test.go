@@ -31,13 +31,13 @@ func TestOneIDFromManyGoroutines(t *testing.T) {
 					first.Add(1)
 				}
 				if !quota.Granted(out) || out[0].Charged != 7 || out[0].Remaining != 993 {
-					t.Errorf("%+v", out)
+					t.Errorf("decisions: got %+v, want them granted, charged 7, remaining 993 first", out)
 				}
 			})
 		}
 		wg.Wait()
 		if d := take(t, s, quota.Charge{Limit: l, Key: "g/a", Op: quota.OpPeek}); first.Load() != 1 || d.Remaining != 993 {
-			t.Fatalf("%d calls were the first, %d remain", first.Load(), d.Remaining)
+			t.Fatalf("got %d calls that were not replayed, %d remaining; want 1, 993", first.Load(), d.Remaining)
 		}
 	}
 }
@@ -58,7 +58,7 @@ func TestManyIDsFromManyGoroutines(t *testing.T) {
 	}
 	wg.Wait()
 	if d := take(t, s, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek}); d.Remaining != 10_000-ids*10-clients*ids {
-		t.Errorf("%d remain", d.Remaining)
+		t.Errorf("remaining: got %d, want %d", d.Remaining, 10_000-ids*10-clients*ids)
 	}
 }
 
@@ -75,32 +75,34 @@ func TestIDsAreBoundedAndForgotten(t *testing.T) {
 	}
 	_, err := s.Take(bg, charge(maxKeys))
 	if !errors.Is(err, quota.ErrOverloaded) {
-		t.Fatalf("one id more than there may be: %v", err)
+		t.Fatalf("take with an id beyond MaxKeys: got %v, want ErrOverloaded", err)
 	}
 	if d := take(t, s, charge(0)); !d.Replayed {
-		t.Fatalf("an id was pushed out: %+v", d)
+		t.Fatalf("take with the first id: got %+v, want it replayed", d)
 	}
 	if d := take(t, s, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek}); d.Remaining != 1000-maxKeys {
-		t.Fatalf("%d remain", d.Remaining)
+		t.Fatalf("remaining: got %d, want %d", d.Remaining, 1000-maxKeys)
 	}
 	c.add(quota.IDWindow - (maxKeys-1)*time.Second + time.Microsecond) // the first is out of its window
 	if d := take(t, s, charge(maxKeys)); d.Replayed {
-		t.Fatalf("%+v", d)
+		t.Fatalf("take with a new id in the place of the first: got %+v, want it not replayed", d)
 	}
 	if d := take(t, s, charge(1)); !d.Replayed {
-		t.Fatalf("the second was forgotten too: %+v", d)
+		t.Fatalf("take with the second id: got %+v, want it replayed", d)
 	}
 	c.add(2 * quota.IDWindow)
 	for range 10 {
 		take(t, s, charge(7))
 	}
 	if len(s.grants.byID) != 1 || len(s.grants.queue) != 1 || cap(s.grants.queue) > 64 {
-		t.Errorf("%d ids and %d grants (room for %d) are remembered, want the last alone", len(s.grants.byID), len(s.grants.queue), cap(s.grants.queue))
+		t.Errorf("remembered: got %d ids and %d grants (room for %d), want 1 and 1 (room for 64 at most)",
+			len(s.grants.byID), len(s.grants.queue), cap(s.grants.queue))
 	}
 }
 
 func TestForgettingIsSpreadOut(t *testing.T) {
-	// After a crowd of ids has expired no single call pays for all of them, and none of them is answered again.
+	// After a crowd of ids has expired no single call has to forget all of them, and none of them is
+	// replayed.
 	crowd := sized(20_000, 200_000)
 	s, c := withClock(crowd)
 	l := bucket("n", 1<<30, time.Hour)
@@ -110,18 +112,30 @@ func TestForgettingIsSpreadOut(t *testing.T) {
 	c.add(2 * quota.IDWindow)
 	last := quota.Charge{Limit: l, Key: "k", Cost: 2, ID: fmt.Sprint(crowd - 1)}
 	if d := take(t, s, last); d.Replayed || d.Charged != 2 {
-		t.Fatalf("%+v", d)
+		t.Fatalf("take with an expired id: got %+v, want it charged 2, not replayed", d)
 	}
 	if n := len(s.grants.byID); n < crowd/2 {
-		t.Errorf("one call forgot %d ids", crowd-n)
+		t.Errorf("ids that one call forgot: got %d, want half of %d at most", crowd-n, crowd)
 	}
 	for i := range crowd / 8 {
 		take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint("new", i)})
 	}
 	if n := len(s.grants.byID); n != crowd/8+1 {
-		t.Errorf("%d ids are remembered, want %d", n, crowd/8+1)
+		t.Errorf("remembered ids: got %d, want %d", n, crowd/8+1)
 	}
 	if d := take(t, s, last); !d.Replayed || d.Charged != 2 {
-		t.Errorf("an id that came back was forgotten with its former self: %+v", d)
+		t.Errorf("take with an id that was granted again: got %+v, want it replayed, charged 2", d)
+	}
+}
+
+func TestFailedCallsLeaveNoID(t *testing.T) {
+	s, _ := withClock(1)
+	l := bucket("n", 10, time.Hour)
+	take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1})
+	for range 2 {
+		_, err := s.Take(bg, quota.Charge{Limit: l, Key: "other", Cost: 1, ID: "i"})
+		if !errors.Is(err, quota.ErrOverloaded) || len(s.grants.byID) != 0 {
+			t.Errorf("take with an id while the store is full: got %v, %d ids; want ErrOverloaded, none", err, len(s.grants.byID))
+		}
 	}
 }

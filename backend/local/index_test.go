@@ -16,7 +16,7 @@ import (
 func (sh *shard) check(t *testing.T) {
 	t.Helper()
 	linked := map[uint32]bool{}
-	rests := map[uint32]bool{}
+	pieces := map[uint32]bool{}
 	slots := map[uint32]int{} // of each kind
 	for i, e := range sh.index {
 		if e == 0 {
@@ -24,39 +24,39 @@ func (sh *shard) check(t *testing.T) {
 		}
 		n := uint32(e) - 1
 		if int(n) >= sh.slots.used || linked[n] || sh.slots.at(n).size == 0 {
-			t.Fatalf("entry %d links slot %d of %d, which is free, or linked twice", i, n, sh.slots.used)
+			t.Fatalf("entry %d: got slot %d of %d, which is free or linked twice; want one in use", i, n, sh.slots.used)
 		}
 		linked[n] = true
 		sl := sh.slots.at(n)
 		slots[sl.kind]++
 		size := len(sl.text)
-		for at := sl.rest; at != 0; at = sh.rests.at(at - 1).rest {
-			if rests[at-1] {
-				t.Fatalf("rest %d is linked twice", at-1)
+		for at := sl.next; at != 0; at = sh.pieces.at(at - 1).next {
+			if pieces[at-1] {
+				t.Fatalf("piece %d is linked twice", at-1)
 			}
-			rests[at-1] = true
-			size += len(rest{}.text)
+			pieces[at-1] = true
+			size += len(piece{}.text)
 		}
-		if over := size - int(sl.size); over < 0 || over >= len(rest{}.text) {
-			t.Fatalf("slot %d has room for %d bytes and holds %d", n, size, sl.size)
+		if over := size - int(sl.size); over < 0 || over >= len(piece{}.text) {
+			t.Fatalf("slot %d: got room for %d bytes, want it for %d and less than a piece more", n, size, sl.size)
 		}
 	}
 	if len(linked) != sh.live {
-		t.Fatalf("%d slots are linked, %d are live", len(linked), sh.live)
+		t.Fatalf("live: got %d, want the %d linked slots", sh.live, len(linked))
 	}
 	if 4*sh.live > 3*len(sh.index) {
-		t.Fatalf("%d keys in an index of %d", sh.live, len(sh.index))
+		t.Fatalf("index of %d: got %d keys, want three quarters at most", len(sh.index), sh.live)
 	}
 	checkSlab(t, "slot", &sh.slots, linked)
-	checkSlab(t, "rest", &sh.rests, rests)
+	checkSlab(t, "piece", &sh.pieces, pieces)
 	for _, n := range sh.slots.free {
 		if *sh.slots.at(n) != (slot{}) {
-			t.Fatalf("free slot %d is in use", n)
+			t.Fatalf("free slot %d: got %+v, want zero", n, *sh.slots.at(n))
 		}
 	}
 	for id, k := range sh.kinds {
 		if k.slots != slots[uint32(id)] || (k.slots == 0) != (k.kind == kind{}) {
-			t.Fatalf("kind %d, %v, counts %d slots, %d have it", id, k.kind, k.slots, slots[uint32(id)])
+			t.Fatalf("slots of kind %d, %v: got %d, want %d", id, k.kind, k.slots, slots[uint32(id)])
 		}
 		for _, other := range sh.kinds[:id] {
 			if k.slots > 0 && k.kind == other.kind {
@@ -71,28 +71,29 @@ func (sh *shard) check(t *testing.T) {
 	}
 }
 
-// checkSlab fails unless each place is in use or free, and not both.
-func checkSlab[T any](t *testing.T, what string, s *slab[T], used map[uint32]bool) {
+// checkSlab fails unless each allocated value is in use or free, and not both.
+func checkSlab[T any](t *testing.T, name string, s *slab[T], used map[uint32]bool) {
 	t.Helper()
 	free := map[uint32]bool{}
 	for _, n := range s.free {
 		if free[n] || used[n] {
-			t.Fatalf("%s %d is free, and in use or free twice", what, n)
+			t.Fatalf("%s %d is free, and in use or free twice", name, n)
 		}
 		free[n] = true
 	}
 	if len(free)+len(used) != s.used || len(s.pages)*pageSize < s.used {
-		t.Fatalf("%d free and %d live %ss, %d handed out", len(free), len(used), what, s.used)
+		t.Fatalf("allocated %ss: got %d, want %d free and %d live", name, s.used, len(free), len(used))
 	}
 }
 
-// item returns what slot n holds.
+// item returns the item of slot n.
 func (sh *shard) item(n int) (it driver.Item) {
 	sh.load(n, 0, &it)
 	return it
 }
 
-// someKey returns one of many keys: of any length, many of them alike but for a byte near the end, where pieces meet, or at it.
+// someKey returns one of many keys: of any length, many of them alike but for a byte near the end, where
+// pieces meet, or at it.
 func someKey(i int) string {
 	size := []int{1, 21, 22, 23, 49, 50, 51, 78, 79, 512}[i%10]
 	key := []byte(strings.Repeat("k", size))
@@ -100,8 +101,8 @@ func someKey(i int) string {
 	return string(key)
 }
 
-// TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share tags and runs grow
-// long and go around the end.
+// TestIndex runs random operations on a shard and on a map. Hashes come from a small set, so that keys share
+// tags and runs grow long and go around the end.
 func TestIndex(t *testing.T) {
 	r := random(t)
 	limits := []*quota.Limit{bucket("a", 1, time.Second), bucket("b", 1, time.Second)}
@@ -134,11 +135,11 @@ func TestIndex(t *testing.T) {
 			n := sh.find(h, &c)
 			want, known := model[nm]
 			if known != (n >= 0) {
-				t.Fatalf("step %d: %v is in slot %d, known %v", step, nm, n, known)
+				t.Fatalf("step %d: slot of %v: got %d, want one %v", step, nm, n, known)
 			}
 			if known {
 				if it := sh.item(n); it.State.Unit != want.unit || it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
-					t.Fatalf("step %d: %v holds %+v, want %+v", step, nm, it.State, want)
+					t.Fatalf("step %d: state of %v: got %+v, want %+v", step, nm, it.State, want)
 				}
 			}
 			switch grow := r.IntN(5) > 0; {
@@ -146,7 +147,7 @@ func TestIndex(t *testing.T) {
 				sh.shrink()
 				shrinks++
 				if slices.ContainsFunc(sh.kinds, func(k numbered) bool { return k.slots == 0 }) {
-					t.Fatalf("kinds nobody has are left: %v", sh.kinds)
+					t.Fatalf("kinds after shrink: got %v, want each in use", sh.kinds)
 				}
 			case known && grow != growing:
 				sh.remove(tag(h), uint32(n))
@@ -168,20 +169,20 @@ func TestIndex(t *testing.T) {
 		}
 		sh.check(t)
 		if sh.live != len(model) {
-			t.Fatalf("%d live, want %d", sh.live, len(model))
+			t.Fatalf("live: got %d, want %d", sh.live, len(model))
 		}
 		for nm, want := range model {
 			n := sh.find(want.hash, &quota.Charge{Limit: limits[nm.limit[0]-'a'], Key: nm.key})
 			if n < 0 {
-				t.Fatalf("%v is lost", nm)
+				t.Fatalf("slot of %v: got none, want one", nm)
 			}
 			if it := sh.item(n); it.State.Unit != want.unit || it.State.A != want.a || !slices.Equal(it.State.Tail, want.tail) {
-				t.Fatalf("%v holds %+v, want %+v", nm, it.State, want)
+				t.Fatalf("state of %v: got %+v, want %+v", nm, it.State, want)
 			}
 		}
 	}
 	if shrinks < 20 {
-		t.Errorf("shrunk %d times only", shrinks)
+		t.Errorf("shrinks: got %d, want 20 or more", shrinks)
 	}
 }
 
@@ -216,12 +217,12 @@ func (s *Store) checkAll(t *testing.T) {
 		live += s.shards[i].live
 	}
 	if s.Len() != live {
-		t.Fatalf("Len is %d, %d slots are live", s.Len(), live)
+		t.Fatalf("Len: got %d, want the %d live slots", s.Len(), live)
 	}
 }
 
-// TestSweepingChangesNothing runs histories over many keys, in which crowds come and expire so that shards grow, sweep and
-// shrink, beside a map from which nothing is ever removed: each decision is the same.
+// TestSweepingChangesNothing runs histories over many keys, in which crowds come and expire so that shards
+// grow, sweep and shrink, beside a map from which nothing is ever removed: each decision is the same.
 func TestSweepingChangesNothing(t *testing.T) {
 	r := random(t)
 	limits := append(everyRule(5, time.Second), bucket("slow", 1000, 24*time.Hour))
@@ -246,7 +247,7 @@ func TestSweepingChangesNothing(t *testing.T) {
 		s.checkAll(t)
 	}
 	if least > most/4 {
-		t.Errorf("between %d and %d keys: hardly anything was swept", least, most)
+		t.Errorf("keys after sweeping: got %d of %d, want a quarter at most", least, most)
 	}
 	for i := range keys { // every key, also those that were moved and never asked for since
 		for _, l := range limits {
@@ -290,7 +291,7 @@ func same(t *testing.T, s *Store, m model, c *clock, cs []quota.Charge) {
 		err = s.TakeAll(bg, cs, got)
 	}
 	if err != nil || !slices.Equal(got, want) {
-		t.Fatalf("%v gives %+v, %v, want %+v", cs, got, err, want)
+		t.Fatalf("%v: got %+v, %v; want %+v, nil", cs, got, err, want)
 	}
 }
 
@@ -312,7 +313,7 @@ func TestTailsGoWithTheirKeys(t *testing.T) {
 		}
 	}
 	if got := tails(); got != keys+kept {
-		t.Fatalf("%d tails, want %d", got, keys+kept)
+		t.Fatalf("tails: got %d, want %d", got, keys+kept)
 	}
 	c.add(2 * time.Second)
 	for i := range s.shards {
@@ -320,17 +321,17 @@ func TestTailsGoWithTheirKeys(t *testing.T) {
 	}
 	s.checkAll(t)
 	if got := tails(); got != kept || s.Len() != kept {
-		t.Errorf("%d tails and %d keys are left, want %d", got, s.Len(), kept)
+		t.Errorf("left: got %d tails and %d keys, want %d", got, s.Len(), kept)
 	}
 	for i := range kept {
 		if d := take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("k", i), Cost: 2}); d.Allowed || d.Remaining != 1 {
-			t.Fatalf("key %d forgot its charge: %+v", i, d)
+			t.Fatalf("key %d: got %+v, want it denied, remaining 1", i, d)
 		}
 	}
 	for i := range kept {
 		take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("k", i), Op: quota.OpReset})
 	}
 	if got := tails(); got != 0 || s.Len() != 0 {
-		t.Errorf("%d tails and %d keys are left after their reset", got, s.Len())
+		t.Errorf("left after the resets: got %d tails and %d keys, want none", got, s.Len())
 	}
 }

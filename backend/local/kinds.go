@@ -6,7 +6,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// kind is what slots of one limit have in common, most of the time: its name, and whose state they hold.
+// kind is the part of a slot that nearly all slots of a limit have in common: the limit's name, and the rule
+// and unit of the state.
 type kind struct {
 	limit unique.Handle[string]
 	rule  quota.Rule
@@ -18,7 +19,7 @@ type kinds []numbered
 
 type numbered struct {
 	kind
-	slots int // that are of this kind; 0 is a free number
+	slots int // the slots of this kind; 0 is a free number
 }
 
 // add counts one more slot of a kind and returns its number.

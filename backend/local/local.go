@@ -1,18 +1,19 @@
-// Package local keeps limits in the memory of one process: the backend that needs nothing installed.
+// Package local keeps limits in the memory of one process. It is the backend without a server.
 //
-//	store := local.New(nil)
-//	limiter, err := quota.NewLimiter(store, limit, nil)
+//	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 10, time.Second))))
+//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	d, err := limiter.Take(ctx, "agent-123", 1)
 //
-// It is sharded, starts no goroutine, and reads the monotonic clock, so steps of the wall clock do not
-// reach it. Every list of charges is decided in one step, whatever its keys.
+// The store is sharded, starts no goroutine, and reads the monotonic clock, so steps of the wall clock do not
+// reach it. It decides every list of charges in one step, with any keys.
 //
 // # Memory
 //
 // A key of up to 22 bytes takes some 80 bytes with its text, and each 28 bytes more another 32 (a sliding
-// window log 16 more for each charge it remembers). The garbage collector scans none of it but the logs. Keys whose quota is whole again are removed as part of ordinary work. The number of keys
-// is bounded: when the store is full of keys that still hold consumption, charges to a key it does not
-// know fail with [quota.ErrOverloaded] and are not charged. Nothing alive is ever pushed out, so nobody
-// gains quota by flooding the store with keys.
+// window log 16 more for each charge it remembers). The garbage collector scans only the logs. Charges remove
+// keys whose quota is whole again, a few at a time. The number of keys is bounded: when the store is full of
+// keys that still hold consumption, charges to further keys fail with [quota.ErrOverloaded] and are not
+// charged. A key that holds consumption is never evicted, so flooding the store with keys gains no quota.
 package local
 
 import (
@@ -31,17 +32,19 @@ import (
 // DefaultMaxKeys is how many keys a store holds unless Options say otherwise.
 const DefaultMaxKeys = 1 << 20
 
-// Options change what New makes. The zero value, and nil, take the defaults.
+// Options configure a Store. The zero value, and nil, take the defaults.
 type Options struct {
-	// MaxKeys bounds the keys held, and the request ids remembered, each; 0 is DefaultMaxKeys.
+	// MaxKeys bounds the keys that the store holds, and apart from them the request ids that it remembers; 0 is
+	// DefaultMaxKeys. It must not be negative.
 	MaxKeys int
-	// Clock tells the time; nil is the monotonic clock. It is called with a lock held.
+	// Clock tells the time, for tests; nil is the monotonic clock. It may be called concurrently, and is
+	// called with a lock held: it must not call the store.
 	Clock func() time.Time
 }
 
-// Store is a quota.Store in memory.
+// Store is a quota.Store in memory. Use New to make one. Methods may be called concurrently.
 type Store struct {
-	shards [shardCount]shard // first, where cache lines begin
+	shards [shardCount]shard // the first field, because cache lines begin there
 
 	clock   func() time.Time
 	start   time.Time // of the monotonic clock
@@ -54,7 +57,7 @@ type Store struct {
 
 	reclaiming sync.Mutex
 	hand       int  // the shard that reclaim looks at next
-	reclaimed  bool // whether it found something the last time
+	reclaimed  bool // the last reclaim removed a key
 }
 
 const shardCount = 256
@@ -64,7 +67,7 @@ var (
 	_ driver.Prompt = (*Store)(nil)
 )
 
-// New returns an empty store. A negative MaxKeys panics.
+// New returns an empty store. It panics where MaxKeys is negative.
 func New(o *Options) *Store {
 	if o == nil {
 		o = &Options{}
@@ -86,19 +89,25 @@ func New(o *Options) *Store {
 	return s
 }
 
-// Close ends the store; every later call is quota.ErrClosed.
+// Close ends the store: later calls of Take and TakeAll are quota.ErrClosed. It returns nil, also when called
+// again.
 func (s *Store) Close() error {
 	s.gate.Close()
 	return nil
 }
 
-// Prompt says that every call returns by its context's deadline: none of them waits for anything but a lock.
+// Prompt returns true: every call returns by its context's deadline, because it waits for no more than a
+// lock. See driver.Prompt.
 func (s *Store) Prompt() bool { return true }
 
-// Len returns the number of keys held, those that are whole again but not yet removed included.
+// Len returns the number of keys that the store holds. It counts keys that are whole again until they are
+// removed.
 func (s *Store) Len() int { return int(s.keys.Load()) }
 
-// Take decides one charge.
+// Take decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
+// where the key is new and the store is full; with quota.ErrMisconfigured where the key holds another rule's
+// state; and with quota.ErrInvalid where the charge's request id was granted to other charges. A call that
+// fails is not charged.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
@@ -133,7 +142,9 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	}
 }
 
-// TakeAll decides charges all-or-nothing, holding the locks of all their shards.
+// TakeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
+// decisions to out, which must be as long as cs. It fails as Take does; then no charge of the list is
+// charged.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
@@ -164,7 +175,7 @@ func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
 	}
 }
 
-// tryAll decides and keeps a list, or reports that there is no room for its new keys.
+// tryAll decides and stores a list, or reports that the store is too full for its new keys.
 func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []quota.Decision) (now quota.Micros, full bool, err error) {
 	var fewItems [8]driver.Item
 	var fewSlots [8]int
@@ -205,17 +216,18 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []
 	return now, false, nil
 }
 
-// lock locks a shard and returns the time, which does not run behind the order of decisions. The monotonic
-// clock takes as long to read as a decision, so it is read before the lock.
+// lock locks a shard and returns the time, which is never before the time of the shard's last decision.
+// Reading the monotonic clock takes as long as a decision, so lock reads it before it locks.
 func (s *Store) lock(sh *shard) quota.Micros {
 	if s.clock != nil {
 		sh.mu.Lock()
 		return s.now()
 	}
 	now := s.now()
-	// A goroutine that sleeps is woken at the cost of many decisions, so it looks again a few times before. It
-	// leaves the lock's cache line alone meanwhile, for as long as whoever has the line decides a dozen times:
-	// with a third of that the line goes to and fro, and half of the decisions a second are lost.
+	// Waking a sleeping goroutine costs as much as many decisions, so a caller tries a few times before it
+	// sleeps. Between two tries it leaves the lock's cache line alone, for the time of about a dozen
+	// decisions: with a third of that pause the line moves between the processors so often that half of the
+	// decisions a second are lost.
 	for try := 0; !sh.mu.TryLock(); try++ {
 		if try == 5 {
 			sh.mu.Lock()
@@ -237,7 +249,7 @@ func (s *Store) now() quota.Micros {
 	return s.epoch + quota.Micros(time.Since(s.start)/time.Microsecond)
 }
 
-// room reports whether the item may be kept, and counts it if it is a new key.
+// room reports whether the store may keep the item, and counts the key if it is new.
 func (s *Store) room(n int, it *driver.Item) bool {
 	if n >= 0 || it.State.IsZero() {
 		return true
@@ -267,15 +279,15 @@ func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *driver.Ite
 	sh.save(n, it, d.At+quota.Micros(d.ResetAfter/time.Microsecond))
 }
 
-// reclaimTries is how often a charge that found no room tries again, because others may be faster. A list
-// needs room for several keys.
+// reclaimTries is how often a charge tries again when the store is full: another charge may take the room
+// that reclaim made. A list needs room for several keys, and tries more often.
 const reclaimTries = 3
 
-// reclaim removes some keys that are whole again from any shards, and reports whether it found one.
+// reclaim removes some keys that are whole again from any shard, and reports whether it found one.
 func (s *Store) reclaim(now quota.Micros) bool {
 	const budget = 4096 // keys looked at, so that a refused charge stays cheap
 	if !s.reclaiming.TryLock() {
-		// Somebody is at it: what they find, or do not, holds for this charge too.
+		// Another call reclaims at this moment: its result holds for this charge too.
 		s.reclaiming.Lock()
 		defer s.reclaiming.Unlock()
 		return s.reclaimed
@@ -298,11 +310,12 @@ func (s *Store) reclaim(now quota.Micros) bool {
 }
 
 func (s *Store) full() error {
-	return fmt.Errorf("local: %w: %d keys hold consumption, which is all that MaxKeys allows", quota.ErrOverloaded, s.maxKeys)
+	return fmt.Errorf("local: %w: the store is full: %d keys hold consumption; accepted: charges to these keys, or a larger MaxKeys",
+		quota.ErrOverloaded, s.maxKeys)
 }
 
-// shardSet is a set of shards that are locked together, in ascending order so that no two lists wait
-// for each other.
+// shardSet is a set of shards that are locked together, in ascending order so that two lists never wait for each
+// other.
 type shardSet [shardCount / 64]uint64
 
 func (b *shardSet) add(i uint64) { b[i/64] |= 1 << (i % 64) }

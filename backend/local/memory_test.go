@@ -11,7 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-func TestFloodFreesNobody(t *testing.T) {
+func TestFloodEvictsNoKey(t *testing.T) {
 	maxKeys, flood := sized(500, 10_000), sized(10_000, 1_000_000)
 	s, _ := withClock(maxKeys)
 	r := random(t)
@@ -20,7 +20,7 @@ func TestFloodFreesNobody(t *testing.T) {
 	take(t, s, exhausted)
 	take(t, s, exhausted)
 	if d := take(t, s, exhausted); d.Allowed {
-		t.Fatal(d)
+		t.Fatalf("take of an exhausted key: got %+v, want it denied", d)
 	}
 	take(t, s, quota.Charge{Limit: l, Key: "half", Cost: 1})
 	refused := 0
@@ -34,44 +34,44 @@ func TestFloodFreesNobody(t *testing.T) {
 		}
 		if i%97 == 0 {
 			if d := take(t, s, exhausted); d.Allowed {
-				t.Fatalf("the exhausted key was admitted after %d others", i)
+				t.Fatalf("take of the exhausted key after %d others: got %+v, want it denied", i, d)
 			}
 			if s.Len() > maxKeys {
-				t.Fatalf("%d keys, at most %d were asked for", s.Len(), maxKeys)
+				t.Fatalf("keys: got %d, want %d at most", s.Len(), maxKeys)
 			}
 		}
 	}
 	if refused != flood-(maxKeys-2) || s.Len() != maxKeys {
-		t.Errorf("%d of %d were refused, %d keys are held", refused, flood, s.Len())
+		t.Errorf("got %d refused, %d keys; want %d, %d", refused, s.Len(), flood-(maxKeys-2), maxKeys)
 	}
 	s.checkAll(t)
 
 	// Known keys go on, unknown ones may be asked about.
 	if d := take(t, s, quota.Charge{Limit: l, Key: "half", Cost: 1}); !d.Allowed || d.Remaining != 0 {
-		t.Errorf("a known key: %+v", d)
+		t.Errorf("take of a known key: got %+v, want it allowed, remaining 0", d)
 	}
 	for _, c := range []quota.Charge{{Op: quota.OpPeek, Cost: 1}, {Cost: 3}, {Cost: 0}, {Op: quota.OpReset}, {Op: quota.OpRefund, Cost: 1}} {
 		c.Limit, c.Key = l, "unknown"
 		if _, err := s.Take(bg, c); err != nil {
-			t.Errorf("%s of %d on an unknown key: %v", c.Op, c.Cost, err)
+			t.Errorf("%s of %d on an unknown key: got %v, want nil", c.Op, c.Cost, err)
 		}
 	}
 	_, err := s.Take(bg, quota.Charge{Limit: l, Key: "unknown", Op: quota.OpDebit, Cost: 1})
 	if !errors.Is(err, quota.ErrOverloaded) {
-		t.Errorf("a debit to an unknown key: %v", err)
+		t.Errorf("debit to an unknown key: got %v, want ErrOverloaded", err)
 	}
 	// A list with one unknown key is refused whole.
 	cs := []quota.Charge{{Limit: l, Key: "half", Op: quota.OpRefund, Cost: 1, At: 1 << 60}, {Limit: l, Key: "unknown", Cost: 1}}
 	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrOverloaded) {
-		t.Errorf("a list with an unknown key: %v", err)
+		t.Errorf("list with an unknown key: got %v, want ErrOverloaded", err)
 	}
 	if d := take(t, s, quota.Charge{Limit: l, Key: "half", Op: quota.OpPeek}); d.Remaining != 0 || s.Len() != maxKeys {
-		t.Errorf("the list left %+v and %d keys", d, s.Len())
+		t.Errorf("after the list: got %+v, %d keys; want remaining 0, %d keys", d, s.Len(), maxKeys)
 	}
 	// A freed place is taken.
 	take(t, s, quota.Charge{Limit: l, Key: "half", Op: quota.OpReset})
 	if d := take(t, s, quota.Charge{Limit: l, Key: "unknown", Cost: 1}); !d.Allowed {
-		t.Error(d)
+		t.Errorf("take of a new key after a reset: got %+v, want it allowed", d)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestUnknownKeysLeaveNoTrace(t *testing.T) {
 		}
 	}
 	if s.Len() != 0 {
-		t.Errorf("%d keys are held", s.Len())
+		t.Errorf("keys: got %d, want 0", s.Len())
 	}
 	s.checkAll(t)
 }
@@ -103,17 +103,17 @@ func TestSpaceIsReclaimed(t *testing.T) {
 			t.Helper()
 			for i := range maxKeys {
 				if d := take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint(name, i), Cost: 1}); !d.Allowed {
-					t.Fatal(d)
+					t.Fatalf("take: got %+v, want it allowed", d)
 				}
 			}
 			if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
-				t.Fatalf("a full store: %v", err)
+				t.Fatalf("take of one key more: got %v, want ErrOverloaded", err)
 			}
 		}
 		fill("a")
 		c.add(time.Second - time.Microsecond)
 		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
-			t.Fatalf("before the keys are whole: %v", err)
+			t.Fatalf("take before the keys are whole: got %v, want ErrOverloaded", err)
 		}
 		c.add(time.Microsecond)
 		fill("b") // in the place of all that expired
@@ -123,13 +123,13 @@ func TestSpaceIsReclaimed(t *testing.T) {
 			cs[i] = quota.Charge{Limit: l, Key: fmt.Sprint("list", i), Cost: 1}
 		}
 		if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
-			t.Errorf("a list of %d, all of %d keys expired: %v", len(cs), maxKeys, err)
+			t.Errorf("list of %d while all of %d keys have expired: got %v, want nil", len(cs), maxKeys, err)
 		}
 		s.checkAll(t)
 	}
 }
 
-func TestSpaceIsReclaimedForEverybodyAtOnce(t *testing.T) {
+func TestSpaceIsReclaimedConcurrently(t *testing.T) {
 	// Many find the store full of expired keys at the same time: none of them is refused.
 	const maxKeys, clients = 512, 8
 	l := bucket("n", 100, 100*time.Second)
@@ -144,7 +144,7 @@ func TestSpaceIsReclaimedForEverybodyAtOnce(t *testing.T) {
 			wg.Go(func() {
 				for i := range maxKeys / clients / 2 {
 					if _, err := s.Take(bg, quota.Charge{Limit: l, Key: fmt.Sprint(client, "-", i), Cost: 1}); err != nil {
-						t.Error(err)
+						t.Errorf("take while all keys have expired: got %v, want nil", err)
 					}
 				}
 			})
@@ -168,13 +168,13 @@ func TestOneExpiredKeyIsFound(t *testing.T) {
 			return
 		}
 		if tries == 5 {
-			t.Fatal("not found")
+			t.Fatalf("take while one key has expired: got %v after %d tries, want nil", err, tries)
 		}
 	}
 }
 
-// TestMemoryFollowsActiveKeys lets a crowd expire while few keys are charged: ordinary work removes the crowd and gives its
-// memory back, wherever it was.
+// TestMemoryFollowsActiveKeys lets a crowd expire while few keys are charged: ordinary work removes the crowd
+// and gives its memory back, wherever it was.
 func TestMemoryFollowsActiveKeys(t *testing.T) {
 	for name, active := range map[string]int{"one key": 1, "a hundred keys": 100} {
 		t.Run(name, func(t *testing.T) {
@@ -194,16 +194,16 @@ func TestMemoryFollowsActiveKeys(t *testing.T) {
 				take(t, s, quota.Charge{Limit: busy, Key: fmt.Sprint("active", i%active), Cost: 1})
 			}
 			if n, want := s.Len(), crowd/100+active; n > want+crowd/100 {
-				t.Errorf("%d keys are left of %d, %d are alive", n, crowd, want)
+				t.Errorf("keys left of %d: got %d, want %d at most", crowd, n, want+crowd/100)
 			}
 			s.checkAll(t)
-			const least = 400_000 // what 256 shards hold that were once in use
+			const least = 400_000 // the memory of 256 shards that were once in use
 			if after := heap() - before; after > held/10+least {
-				t.Errorf("%d bytes are left of %d", after, held)
+				t.Errorf("bytes left of %d: got %d, want %d at most", held, after, held/10+least)
 			}
 			for i := 0; i < crowd; i += 100 {
 				if d := take(t, s, quota.Charge{Limit: slow, Key: fmt.Sprint("crowd", i), Op: quota.OpPeek}); d.Remaining != 9 {
-					t.Fatalf("a living key was lost: %+v", d)
+					t.Fatalf("remaining of a key that has not expired: got %+v, want 9", d)
 				}
 			}
 			runtime.KeepAlive(s)
@@ -237,7 +237,7 @@ func TestBytesPerKey(t *testing.T) {
 		each := float64(heap()-before-int64(total)) / float64(n)
 		t.Logf("%d keys: %.1f bytes a key beside its text", n, each)
 		if each > 100 {
-			t.Errorf("%d keys: %.1f bytes a key beside its text, at most 100 are promised", n, each)
+			t.Errorf("bytes a key of %d beside its text: got %.1f, want 100 at most", n, each)
 		}
 		runtime.KeepAlive(keys)
 		runtime.KeepAlive(s)
@@ -256,7 +256,7 @@ func TestKeysDoNotPinTheirSource(t *testing.T) {
 		take(t, s, quota.Charge{Limit: l, Key: body[len(body)-20:], Op: quota.OpDebit, Cost: 1, ID: "id"})
 	}
 	if grown := heap() - before; grown > 2_000_000 {
-		t.Errorf("100 keys hold %d bytes", grown)
+		t.Errorf("bytes of 100 keys: got %d, want 2000000 at most", grown)
 	}
 	runtime.KeepAlive(s)
 }

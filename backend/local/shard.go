@@ -8,43 +8,43 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use. Neither
-// index nor slots hold a pointer, so the garbage collector does not look into them.
+// shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use.
+// Neither index nor slots hold a pointer, so the garbage collector does not look into them.
 type shard struct {
-	// A cache line that every charge writes.
+	// The first cache line, which every charge writes.
 	mu    sync.Mutex
 	last  quota.Micros       // of the latest decision, by the monotonic clock
 	index []uint64           // 32 bits of hash and a slot number plus one; 0 is empty
-	due   int                // looks that sweep owes, in eighths
-	kept  int                // charges kept
+	due   int                // places that sweep has to look at, in eighths
+	kept  int                // charges that were stored
 	tails map[uint32][]int64 // State.Tail of the slots that have one
 
-	// One that most only read.
-	kinds kinds
-	slots slab[slot]
-	rests slab[rest]
-	live  int // slots in use
-	hand  int // the place in the index that sweep looks at next
-	_     [40]byte
+	// The second cache line, which most charges only read.
+	kinds  kinds
+	slots  slab[slot]
+	pieces slab[piece]
+	live   int // slots in use
+	hand   int // the place in the index that sweep looks at next
+	_      [40]byte
 }
 
-// slot is what is held for a limit and key: one cache line, unless the key is long.
+// slot holds the state of a limit and key, in one cache line unless the key is long.
 type slot struct {
 	a, b, c int64
-	expires quota.Micros // when the state is as fresh
+	expires quota.Micros // from then on the state equals a fresh one
 	kind    uint32
-	rest    uint32 // where the key goes on, plus one
+	next    uint32 // the number of the key's next piece, plus one; 0 is none
 	size    uint16 // of the key in bytes; 0 is a free slot
 	text    [22]byte
 }
 
-// rest is a further piece of a long key.
-type rest struct {
-	rest uint32 // where it goes on, plus one
+// piece is a further part of the text of a long key.
+type piece struct {
+	next uint32 // the number of the next piece, plus one; 0 is none
 	text [28]byte
 }
 
-// tag is the part of a hash that the index keeps; the rest chose the shard.
+// tag is the half of a hash that the index keeps; the other half chose the shard.
 func tag(h uint64) uint64 { return h >> 32 }
 
 // find returns the slot of a limit and key, or -1.
@@ -68,7 +68,7 @@ func (sh *shard) find(h uint64, c *quota.Charge) int {
 	}
 }
 
-// holds reports whether the key of a slot, which is as long as key, is key.
+// holds reports whether the key of a slot is key; both must have the same length.
 func (sh *shard) holds(sl *slot, key string) bool {
 	if len(key) <= len(sl.text) {
 		return string(sl.text[:len(key)]) == key
@@ -77,18 +77,18 @@ func (sh *shard) holds(sl *slot, key string) bool {
 		return false
 	}
 	key = key[len(sl.text):]
-	for at := sl.rest; at != 0; {
-		r := sh.rests.at(at - 1)
+	for at := sl.next; at != 0; {
+		r := sh.pieces.at(at - 1)
 		n := min(len(key), len(r.text))
 		if string(r.text[:n]) != key[:n] {
 			return false
 		}
-		key, at = key[n:], r.rest
+		key, at = key[n:], r.next
 	}
 	return true
 }
 
-// load fills a zero Item with what slot n holds, unless n is negative or what it holds is as fresh.
+// load fills a zero Item with the state of slot n, unless n is negative or the state equals a fresh one by now.
 func (sh *shard) load(n int, now quota.Micros, it *driver.Item) {
 	if n < 0 {
 		return
@@ -105,6 +105,7 @@ func (sh *shard) load(n int, now quota.Micros, it *driver.Item) {
 	}
 }
 
+// save stores an item in slot n.
 func (sh *shard) save(n int, it *driver.Item, expires quota.Micros) {
 	sl := sh.slots.at(uint32(n))
 	if k := sh.kinds[sl.kind]; k.rule != it.Rule || k.unit != it.State.Unit {
@@ -123,7 +124,7 @@ func (sh *shard) save(n int, it *driver.Item, expires quota.Micros) {
 	}
 }
 
-// insert makes a slot for a key that find did not find.
+// insert makes a slot for a key, which must not have one.
 func (sh *shard) insert(h uint64, key string, k kind) int {
 	if 4*(sh.live+1) > 3*len(sh.index) {
 		sh.resize(max(16, 2*len(sh.index)))
@@ -132,12 +133,12 @@ func (sh *shard) insert(h uint64, key string, k kind) int {
 	sl := sh.slots.at(n)
 	*sl = slot{kind: sh.kinds.add(k), size: uint16(len(key))}
 	key = key[copy(sl.text[:], key):]
-	for at := &sl.rest; len(key) > 0; {
-		next := sh.rests.take()
+	for at := &sl.next; len(key) > 0; {
+		next := sh.pieces.take()
 		*at = next + 1
-		r := sh.rests.at(next)
+		r := sh.pieces.at(next)
 		key = key[copy(r.text[:], key):]
-		r.rest, at = 0, &r.rest
+		r.next, at = 0, &r.next
 	}
 	sh.live++
 	sh.link(tag(h), n)
@@ -171,8 +172,8 @@ func (sh *shard) remove(tag uint64, n uint32) {
 	delete(sh.tails, n)
 	sl := sh.slots.at(n)
 	sh.kinds.drop(sl.kind)
-	for at := sl.rest; at != 0; at = sh.rests.at(at - 1).rest {
-		sh.rests.give(at - 1)
+	for at := sl.next; at != 0; at = sh.pieces.at(at - 1).next {
+		sh.pieces.give(at - 1)
 	}
 	*sl = slot{}
 	sh.slots.give(n)
@@ -190,8 +191,8 @@ func (sh *shard) resize(size int) {
 	}
 }
 
-// tidy does the share of sweeping that the charges since the last tidy owe: several looks at a time, so that
-// the processor waits for their cache lines together.
+// tidy sweeps as many places as the charges since the last tidy made due: several at a time, so that the
+// processor waits for their cache lines together.
 func (sh *shard) tidy(now quota.Micros, s *Store) {
 	if sh.due >= 8*8 {
 		sh.sweep(sh.due/8, now, s)
@@ -202,8 +203,9 @@ func (sh *shard) tidy(now quota.Micros, s *Store) {
 	}
 }
 
-// tidyAnother sweeps a little in some other shard: perhaps nobody charges to its keys any more. The
-// caller may hold other locks, so it does not wait for that one.
+// tidyAnother sweeps a few places of a random shard, because a shard whose keys are not charged any more does
+// not sweep itself. The caller may hold the locks of other shards, so tidyAnother does not wait for that
+// shard's lock.
 func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
 	if other := &s.shards[rand.N(shardCount)]; other.mu.TryLock() {
 		other.sweep(8, now, s)
@@ -211,14 +213,14 @@ func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
 	}
 }
 
-// sweep looks at some places of the index, removes slots whose state is as fresh, and returns how many
-// these were.
+// sweep looks at some places of the index, removes the slots whose state equals a fresh one by now, and
+// returns their number.
 func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
 	for ; looks > 0 && sh.live > 0; looks-- {
 		if sh.hand++; sh.hand >= len(sh.index) {
 			sh.hand = 0
 		}
-		// What a removal moves to this place is looked at as well.
+		// A removal may move another entry to this place, which is looked at as well.
 		for e := sh.index[sh.hand]; e != 0; e = sh.index[sh.hand] {
 			n := uint32(e) - 1
 			if sh.slots.at(n).expires > now {
@@ -237,11 +239,11 @@ func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
 	return freed
 }
 
-// shrink moves the slots in use together and gives the rest of the memory back.
+// shrink moves the slots in use together and frees the rest of the memory.
 func (sh *shard) shrink() {
-	index, slots, rests, tails, was := sh.index, sh.slots, sh.rests, sh.tails, sh.kinds
+	index, slots, pieces, tails, was := sh.index, sh.slots, sh.pieces, sh.tails, sh.kinds
 	sh.index = make([]uint64, max(16, len(index)/4))
-	sh.slots, sh.rests, sh.tails, sh.kinds, sh.hand = slab[slot]{}, slab[rest]{}, nil, nil, 0
+	sh.slots, sh.pieces, sh.tails, sh.kinds, sh.hand = slab[slot]{}, slab[piece]{}, nil, nil, 0
 	for _, e := range index {
 		if e == 0 {
 			continue
@@ -251,11 +253,11 @@ func (sh *shard) shrink() {
 		sl := sh.slots.at(n)
 		*sl = *slots.at(from)
 		sl.kind = sh.kinds.add(was[sl.kind].kind)
-		for at := &sl.rest; *at != 0; {
-			next := sh.rests.take()
-			r := sh.rests.at(next)
-			*r = *rests.at(*at - 1)
-			*at, at = next+1, &r.rest
+		for at := &sl.next; *at != 0; {
+			next := sh.pieces.take()
+			r := sh.pieces.at(next)
+			*r = *pieces.at(*at - 1)
+			*at, at = next+1, &r.next
 		}
 		if t, ok := tails[from]; ok {
 			if sh.tails == nil {

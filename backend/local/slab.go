@@ -1,17 +1,18 @@
 package local
 
-// slab hands out numbered places that never move while in use. It may be copied as long as one copy is used.
+// slab allocates values by number. A value never moves while it is in use. Of several copies of a slab only
+// one may be used.
 type slab[T any] struct {
 	pages []*[pageSize]T
-	used  int      // places ever handed out
-	free  []uint32 // those given back
+	used  int      // numbers ever allocated
+	free  []uint32 // numbers given back
 }
 
 const pageSize = 16
 
 func (s *slab[T]) at(n uint32) *T { return &s.pages[n/pageSize][n%pageSize] }
 
-// take hands out a place, zero or as it was given back.
+// take allocates a value, which is zero or as it was when it was given back.
 func (s *slab[T]) take() uint32 {
 	if last := len(s.free) - 1; last >= 0 {
 		n := s.free[last]

@@ -23,16 +23,16 @@ func TestClose(t *testing.T) {
 	take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1})
 	for range 2 {
 		if err := s.Close(); err != nil {
-			t.Error(err)
+			t.Errorf("Close: got %v, want nil", err)
 		}
 	}
 	for _, id := range []string{"", "id"} {
 		c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id}
 		if d, err := s.Take(bg, c); !errors.Is(err, quota.ErrClosed) || d != (quota.Decision{}) {
-			t.Errorf("Take: %+v, %v", d, err)
+			t.Errorf("Take after Close: got %+v, %v; want zero, ErrClosed", d, err)
 		}
 		if err := s.TakeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("TakeAll: %v", err)
+			t.Errorf("TakeAll after Close: got %v, want ErrClosed", err)
 		}
 	}
 }
@@ -48,22 +48,22 @@ func TestDoneContextChargesNothing(t *testing.T) {
 		for _, id := range []string{"", "id"} {
 			c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id}
 			if d, err := s.Take(ctx, c); err != want || d != (quota.Decision{}) {
-				t.Errorf("Take: %+v, %v", d, err)
+				t.Errorf("Take: got %+v, %v; want zero, %v", d, err, want)
 			}
 			if err := s.TakeAll(ctx, []quota.Charge{c}, make([]quota.Decision, 1)); err != want {
-				t.Errorf("TakeAll: %v", err)
+				t.Errorf("TakeAll: got %v, want %v", err, want)
 			}
 		}
 	}
 	if s.Len() != 0 || len(s.grants.byID) != 0 {
-		t.Error("something was charged")
+		t.Errorf("got %d keys, %d ids; want none", s.Len(), len(s.grants.byID))
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
 	defer func() {
 		if text := fmt.Sprint(recover()); !strings.Contains(text, "MaxKeys is -1") || !strings.Contains(text, "accepted: ") {
-			t.Errorf("New panicked with %s", text)
+			t.Errorf("panic of New: got %s, want it to say \"MaxKeys is -1\" and \"accepted: \"", text)
 		}
 	}()
 	New(&Options{MaxKeys: -1})
@@ -94,12 +94,12 @@ func TestListsDoNotDeadlock(t *testing.T) {
 					cs[i] = quota.Charge{Limit: l, Key: fmt.Sprint("k", n), Cost: 1}
 				}
 				if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) {
-					t.Error(out, err)
+					t.Errorf("list: got %+v, %v; want it granted", out, err)
 				}
 				charged.Add(1)
 				for i := range out { // one time for all
 					if out[i].At != out[0].At {
-						t.Errorf("decided at %d and %d", out[0].At, out[i].At)
+						t.Errorf("time of decision %d: got %d, want %d", i, out[i].At, out[0].At)
 					}
 				}
 			}
@@ -108,12 +108,12 @@ func TestListsDoNotDeadlock(t *testing.T) {
 	wg.Wait()
 	for i := range quota.MaxCharges {
 		if d := take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("k", i), Op: quota.OpPeek}); d.Remaining != 1<<30-charged.Load() {
-			t.Fatalf("key %d: %d remain after %d lists", i, d.Remaining, charged.Load())
+			t.Fatalf("key %d: remaining: got %d, want %d", i, d.Remaining, 1<<30-charged.Load())
 		}
 	}
 }
 
-func TestTimeStandsStillForNobody(t *testing.T) {
+func TestTimeNeverStepsBack(t *testing.T) {
 	// Decisions on one key never go back in time, and a list's time is that of all its keys.
 	s := New(nil)
 	l := bucket("n", 1<<30, time.Hour)
@@ -127,7 +127,7 @@ func TestTimeStandsStillForNobody(t *testing.T) {
 					t.Error(err)
 				}
 				if d := take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1}); d.At < out[0].At || out[0].At < last || out[0].At != out[1].At {
-					t.Errorf("decided at %d, %d and %d", last, out[0].At, d.At)
+					t.Errorf("times: got %d, then a list at %d and %d, then %d; want them in order, the list's equal", last, out[0].At, out[1].At, d.At)
 				} else {
 					last = d.At
 				}
@@ -138,7 +138,8 @@ func TestTimeStandsStillForNobody(t *testing.T) {
 }
 
 func TestTimesFollowTheOrderOfDecisions(t *testing.T) {
-	// What remains tells the order in which many goroutines were decided on one key, alone and in lists.
+	// The remainders show the order in which charges of many goroutines to one key were decided, alone and in
+	// lists.
 	s := New(nil)
 	l := everyRule(1<<30, time.Hour)[4]
 	const clients = 8
@@ -164,7 +165,7 @@ func TestTimesFollowTheOrderOfDecisions(t *testing.T) {
 	slices.SortFunc(ds, func(a, b quota.Decision) int { return cmp.Compare(b.Remaining, a.Remaining) })
 	for i := 1; i < len(ds); i++ {
 		if ds[i].At < ds[i-1].At {
-			t.Fatalf("decision %d was at %d, %d µs before the one it follows", i, ds[i].At, ds[i-1].At-ds[i].At)
+			t.Fatalf("time of decision %d: got %d, want %d or later, as the one before it", i, ds[i].At, ds[i-1].At)
 		}
 	}
 }
@@ -174,21 +175,21 @@ func TestMonotonicClockFollowsTheBubble(t *testing.T) {
 		s := New(nil)
 		c := quota.Charge{Limit: bucket("n", 1, time.Second), Key: "k", Cost: 1}
 		if d := take(t, s, c); !d.Allowed || d.At.Time() != time.Now().UTC() {
-			t.Errorf("%+v at %v", d, time.Now())
+			t.Errorf("first take: got %+v, want it allowed, at %v", d, time.Now())
 		}
 		time.Sleep(time.Second - time.Microsecond)
 		if d := take(t, s, c); d.Allowed || d.RetryAfter != time.Microsecond {
-			t.Errorf("%+v", d)
+			t.Errorf("take after 1 s less 1 µs: got %+v, want it denied, retry after 1µs", d)
 		}
 		time.Sleep(time.Microsecond)
 		if d := take(t, s, c); !d.Allowed {
-			t.Errorf("%+v", d)
+			t.Errorf("take after 1 s: got %+v, want it allowed", d)
 		}
 	})
 }
 
-// TestClockSetBackMintsNothing moves an injected clock back, or to and fro within the second that is waited for: no more is
-// admitted than if it had stood still.
+// TestClockSetBackMintsNothing moves an injected clock back, or to and fro within the second that is waited
+// for: no more is admitted than if it had stood still.
 func TestClockSetBackMintsNothing(t *testing.T) {
 	r := random(t)
 	const capacity = 20
@@ -217,7 +218,7 @@ func TestClockSetBackMintsNothing(t *testing.T) {
 					}
 					for key, n := range admitted {
 						if n > capacity {
-							t.Fatalf("%s admitted %d of %d to %s", l.Name(), n, capacity, key)
+							t.Fatalf("%s: admitted to key %s: got %d, want %d at most", l.Name(), key, n, capacity)
 						}
 					}
 				}
@@ -226,18 +227,19 @@ func TestClockSetBackMintsNothing(t *testing.T) {
 	}
 }
 
-func TestExpiredStateIsNobodys(t *testing.T) {
-	// What is as fresh as no state is no state: a limit may get another rule then, whether or not the slot was swept.
+func TestExpiredStateHasNoRule(t *testing.T) {
+	// An expired state counts as no state: the limit may then get another rule, even before the slot is
+	// swept.
 	s, c := withClock(0)
 	rules := everyRule(5, time.Second)
 	for i := range 10 {
 		l := quota.Must(quota.NewLimit("n", rules[i%len(rules)].Algorithm()))
 		if d := take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 2}); d.Remaining != 3 {
-			t.Fatalf("%+v", d)
+			t.Fatalf("take %d: got %+v, want remaining 3", i, d)
 		}
 		other := quota.Must(quota.NewLimit("n", rules[(i+1)%len(rules)].Algorithm()))
 		if _, err := s.Take(bg, quota.Charge{Limit: other, Key: "k", Cost: 2}); !errors.Is(err, quota.ErrMisconfigured) {
-			t.Fatalf("%v, want ErrMisconfigured", err)
+			t.Fatalf("take under another rule: got %v, want ErrMisconfigured", err)
 		}
 		c.add(2 * time.Second)
 	}

@@ -33,7 +33,7 @@ var (
 	rules = []*rule{agentTokens, agentRequests, teamTokens, fleetTokens}
 )
 
-// An agent asks for quota, works, and settles what the work really cost.
+// An agent asks for quota, works, and settles the real cost of the work.
 type agent struct {
 	fleet    *fleet
 	stats    *stats // of its team
@@ -87,8 +87,8 @@ func (a *agent) job(ctx context.Context) time.Duration {
 	return 0
 }
 
-// take charges a list and writes what came of it into the ledger. A call that has begun is not cut off
-// when the run ends: its outcome would be unknown.
+// take charges a list and writes the result into the ledger. The end of the run does not cancel a call that
+// has begun: its outcome would be unknown.
 func (a *agent) take(ctx context.Context, charges []quota.Charge) (quota.Result, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -122,37 +122,37 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// fleet is all agents and what they did.
+// fleet is all agents, and the record of their calls.
 type fleet struct {
 	limiter *quota.Limiter
 	agents  []*agent
 	teams   []*stats
 
-	mu      sync.Mutex // guards what follows, and all stats
+	mu      sync.Mutex // guards the fields below, and all stats
 	entries []entry
 	left    map[place]level
 	lastErr error
 }
 
-// stats are what a team's agents asked for and got.
+// stats are the sums of a team's calls.
 type stats struct {
 	name                            string
 	calls, admitted, failed         int64
-	tokens, tokensAdmitted, settled int64            // settled is what actual costs added to estimates
+	tokens, tokensAdmitted, settled int64            // actual costs less estimates
 	deniedBy                        map[string]int64 // calls, by limit
 }
 
 // place is a limit and key.
 type place struct{ limit, key string }
 
-// level is what the latest decision said was left.
+// level is the remainder that the latest decision reported.
 type level struct {
 	at        quota.Micros
 	remaining int64
 }
 
 func newFleet(store quota.Store, o options) (*fleet, error) {
-	// The charges name their limits, so the limiter's own stands for none of them in particular.
+	// The limiter's own limit is of no importance: every charge names its limit.
 	limiter, err := quota.NewLimiter(store, agentTokens.limit, nil)
 	if err != nil {
 		return nil, err

@@ -19,16 +19,16 @@ import (
 type entry struct {
 	Limit string `json:"limit"`
 	Key   string `json:"key"`
-	// Op is take, debit or refund; or hold, for what a denied call took and gave back.
+	// Op is take, debit or refund; or hold, for tokens that a denied call took and gave back.
 	Op string       `json:"op"`
 	N  int64        `json:"n"` // tokens
 	At quota.Micros `json:"at"`
-	// Until is for a refund whose time is not known: it came between At and Until, or never. So did the
-	// return of a hold.
+	// Until is for a refund whose time is not known, and for the return of a hold: it came between At and Until,
+	// or never.
 	Until quota.Micros `json:"until,omitempty"`
 }
 
-// entriesOf returns what a call that took so long put on the ledger.
+// entriesOf returns the ledger's entries for a call; took is the time from its start to its end.
 func entriesOf(charges []quota.Charge, r quota.Result, err error, took time.Duration) []entry {
 	var entries []entry
 	add := func(c quota.Charge, op string, at, until quota.Micros) {
@@ -39,7 +39,7 @@ func entriesOf(charges []quota.Charge, r quota.Result, err error, took time.Dura
 	for i, c := range charges {
 		switch {
 		case errors.Is(err, quota.ErrIndeterminate) && c.Op == quota.OpRefund:
-			add(c, "refund", c.At, quota.Forever) // perhaps; a charge that perhaps was made is left out
+			add(c, "refund", c.At, quota.Forever) // it may have been made; a charge of unknown outcome has no entry
 		case err != nil: // not charged
 		case r.Granted:
 			add(c, c.Op.String(), r.Decisions[i].At, 0)
@@ -52,38 +52,38 @@ func entriesOf(charges []quota.Charge, r quota.Result, err error, took time.Dura
 	return entries
 }
 
-// A finding is what the check found out about a limit.
+// A finding is the result of the check for a limit.
 type finding struct {
 	rule          *rule
 	keys          int
 	taken, repaid int64  // tokens; debits are taken, refunds are repaid
 	peak          int64  // the most tokens that any key spent beyond refill in any interval, rounded up
-	excess        string // how the limit was exceeded, if it was
+	excess        string // describes how the limit was exceeded; empty if it was not
 }
 
 // check goes through a ledger and reports on each limit.
 //
-// What must hold: a bucket's level is never above its capacity B and, right after a take, never below
-// zero. Between two times the level falls by what was taken and debited and rises by refunds, each at
-// its own time, and by at most the refill. So for any take, and any earlier start,
+// A bucket's level must never be above its capacity B and, right after a take, never below zero. Between two
+// times the level falls by the tokens taken and debited, and rises by refunds, each at its own time, and by
+// at most the refill. So for any take, and any earlier start,
 //
 //	taken + debited - refunded since the start, the take included  <=  B + rate × time since the start
 //
-// whatever state the bucket was in before the ledger began. A debit may overdraw the bucket, so no
-// interval is held to the bound for ending in one; but it counts in all that go on to a later take,
-// which must have waited until refill had repaid the debt. A refund counts when it was made, not when
-// the charge was: what lies between was spent under the bound without it.
+// for any state of the bucket before the ledger began. A debit may overdraw the bucket, so the bound does not
+// apply to an interval that ends in a debit. The debit counts in all intervals that end in a later take,
+// which must have waited until refill had repaid the debt. A refund counts at its own time, not at the time
+// of its charge: takes between the two were decided without it.
 //
-// Charges of one microsecond have no known order. Where an interval ends in them, their refunds count
-// and their debits do not, which is the order that allows most.
+// Charges of one microsecond have no known order. Where an interval ends in them, their refunds count and
+// their debits do not, which is the order that allows most.
 //
-// A refund of unknown time counts from its earliest, and an interval that begins between that and its
-// latest time gets its amount on top, for it may have come in that interval. A hold is a charge and such
-// a refund: an interval from before it has both, which is nothing, and one that begins in it may have
-// the refund alone.
+// A refund of unknown time counts from its earliest time. An interval that begins between that and its latest
+// time may exceed the bound by the refund's amount, because the refund may have come in that interval. A hold
+// is a charge and such a refund: an interval that begins before the hold has both, which cancel, and one that
+// begins in it may have the refund alone.
 //
-// All of it is exact, in millionths of a token. The store's clock must not have been set back by more
-// than a second meanwhile: the ledger would show the same time twice.
+// The check is exact, in millionths of a token. The store's clock must not have been set back by more than a
+// second during the run: the ledger would show the same time twice.
 func check(entries []entry) []finding {
 	places := make(map[place][]entry)
 	for _, e := range entries {
@@ -111,8 +111,8 @@ func (f *finding) add(key string, es []entry) {
 	var (
 		first = es[0].At
 		spent int64                        // net tokens up to now
-		low   int64        = math.MaxInt64 // the least of all starts up to now: spent before it, less refill up to it
-		start quota.Micros                 // where that was
+		low   int64        = math.MaxInt64 // the least of all starts up to now: tokens spent before it, less refill up to it
+		start quota.Micros                 // the time of that start
 		open  []entry                      // refunds, and returns of holds, that may still come
 	)
 	for len(es) > 0 {
@@ -129,7 +129,7 @@ func (f *finding) add(key string, es []entry) {
 				refunded += es[n].N
 			}
 		}
-		// Everything in an interval that starts here is counted on top of this line.
+		// The entries of an interval that starts here are counted on top of this line.
 		line := spent*micro - f.rule.refill*int64(at-first)
 		open = slices.DeleteFunc(open, func(e entry) bool { return e.Until < at })
 		from := line
@@ -161,8 +161,8 @@ func (f *finding) add(key string, es []entry) {
 
 func clock(m quota.Micros) string { return m.Time().Format("15:04:05.000000") }
 
-// report prints the findings and returns the exit status: 1 if a limit was exceeded, or nothing was there
-// to check.
+// report prints the findings and returns the exit status: 1 if a limit was exceeded, or if no token was
+// admitted, so that the check would show nothing.
 func report(w io.Writer, findings []finding) int {
 	fmt.Fprintf(w, "\n%-9s %5s %9s %9s   %s\n", "limit", "keys", "charged", "returned", "most beyond refill, in any interval")
 	code, taken := 0, int64(0)
@@ -179,7 +179,7 @@ func report(w io.Writer, findings []finding) int {
 	}
 	switch {
 	case taken == 0:
-		fmt.Fprintln(w, "Nothing was admitted, so there is nothing to check.")
+		fmt.Fprintln(w, "No token was admitted, so there is nothing to check.")
 		return 1
 	case code == 0:
 		fmt.Fprintln(w, "No limit was exceeded: no interval has more than capacity + rate × its length.")
@@ -239,7 +239,7 @@ func decode(line []byte) (e entry, err error) {
 	case e.At <= earliest || e.At >= latest:
 		err = fmt.Errorf("at is %d; accepted: microseconds since 1970", e.At)
 	case e.Until != 0 && e.Until < e.At:
-		err = fmt.Errorf("until is %d; accepted: nothing, or a time from at on", e.Until)
+		err = fmt.Errorf("until is %d; accepted: no value, or a time from at on", e.Until)
 	}
 	return e, err
 }

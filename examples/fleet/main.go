@@ -3,15 +3,15 @@
 //	go run ./examples/fleet              five seconds in the memory of this process
 //	go run ./examples/fleet -for 30s     longer
 //
-// Agents work in teams. Each call of an agent is charged to four limits at once, all or nothing: its
-// own tokens, its own requests, its team's tokens and the fleet's. Some jobs find out what they really
-// cost only when they are done, and settle their estimate then. At the end a table says what was
-// offered and admitted and which limit denied the rest (of several, the one that denies longest), and a check goes through everything that was
-// admitted: the exit status is 1 if any limit was exceeded over any interval.
+// Agents work in teams. Each call of an agent is charged to four limits at once, all or nothing: the tokens
+// and the requests of the agent, and the tokens of its team and of the fleet. Some jobs know their real cost
+// only when they are done, and settle their estimate then. At the end a table counts the offered, admitted
+// and denied calls, the denied ones by the limit that denied them (of several limits, the one that denies
+// longest). A check goes through all admitted charges: the exit status is 1 if any limit was exceeded over
+// any interval.
 //
-// With REDIS_URL set, the quotas are kept there, and several of these processes share them. Give the
-// processes of one run the same -run, which keeps them apart from other runs, and check their ledgers
-// together:
+// With REDIS_URL set, the quotas are in Redis, and several of these processes share them. Give the processes
+// of one run the same -run, which separates them from other runs, and check their ledgers together:
 //
 //	go run ./examples/fleet -run a -ledger 1.jsonl &
 //	go run ./examples/fleet -run a -ledger 2.jsonl & wait
@@ -43,7 +43,7 @@ func main() {
 	os.Exit(code)
 }
 
-// openStore opens what REDIS_URL says, or a store in memory.
+// openStore opens the store that REDIS_URL describes, or one in memory.
 func openStore(ctx context.Context) (store quota.Store, name string, err error) {
 	url := os.Getenv("REDIS_URL")
 	if url == "" {
@@ -52,7 +52,7 @@ func openStore(ctx context.Context) (store quota.Store, name string, err error) 
 	if store, err = backend.Open(ctx, url); err != nil {
 		return nil, "", fmt.Errorf("REDIS_URL: %w", err)
 	}
-	name, _, _ = strings.Cut(url, "://") // what follows may hold a password
+	name, _, _ = strings.Cut(url, "://") // the remainder may hold a password
 	return store, name, nil
 }
 
@@ -72,8 +72,8 @@ func parseOptions(args []string, stderr io.Writer) (o options, err error) {
 	flags.IntVar(&o.teams, "teams", 4, "number of teams, 1 to 20")
 	flags.IntVar(&o.agents, "agents", 5, "agents in each team, 1 to 50")
 	flags.StringVar(&o.run, "run", "", "prefix of the keys: runs with different ones share no quota")
-	flags.StringVar(&o.ledger, "ledger", "", "write all that was charged to this `file`, as JSON lines")
-	flags.BoolVar(&o.check, "check", false, "check the ledgers named as arguments together, and run nothing")
+	flags.StringVar(&o.ledger, "ledger", "", "write all charges to this `file`, as JSON lines")
+	flags.BoolVar(&o.check, "check", false, "check the ledgers named as arguments together, without a run")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}

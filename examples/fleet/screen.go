@@ -112,7 +112,7 @@ func (s *screen) frame(after time.Duration) []string {
 	return lines
 }
 
-// share returns which part of its capacity a key had left when it was last charged.
+// share returns the part of its capacity that a key had left when it was last charged, from 0 to 1.
 func (f *fleet) share(r *rule, key string) float64 {
 	l, known := f.left[place{r.name, key}]
 	if !known {
@@ -125,7 +125,8 @@ func (f *fleet) bar(r *rule, key string) string {
 	const width = 20
 	share := f.share(r, key)
 	full := min(int(share*width+0.5), width)
-	return fmt.Sprintf("%s%s %4d/%4d", strings.Repeat("█", full), strings.Repeat("░", width-full), int64(share*float64(r.capacity)+0.5), r.capacity)
+	return fmt.Sprintf("%s%s %4d/%4d",
+		strings.Repeat("█", full), strings.Repeat("░", width-full), int64(share*float64(r.capacity)+0.5), r.capacity)
 }
 
 // block returns a block character as high as the share, from 0 to 1.
@@ -134,7 +135,7 @@ func block(share float64) rune {
 	return blocks[min(int(share*float64(len(blocks))), len(blocks)-1)]
 }
 
-// printTable prints what was offered, what was admitted, and which limit denied the rest.
+// printTable prints how many calls and tokens were offered and admitted, and how many calls each limit denied.
 func printTable(w io.Writer, f *fleet) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

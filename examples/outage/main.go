@@ -1,12 +1,13 @@
-// Command outage runs a fleet while its redis-server is killed and started again, and shows what becomes of a
-// limit meanwhile.
+// Command outage runs a fleet while its redis-server is killed and started again, and shows how well a limit
+// is kept meanwhile.
 //
 //	go run ./examples/outage
 //
-// It needs redis-server 7 or later. Four instances share one token bucket in Redis, each with policies of
-// its own around its store, and ask for far more than the bucket gives. For every tenth of a second a line
-// says who admitted how much, in what state the instances' circuit breakers were, and how the sum compares
-// with what the fallback promises never to exceed. The exit status is 1 if that was exceeded.
+// It needs redis-server 7 or later. Four instances share one token bucket in Redis, each with policies of its
+// own around its store, and ask for far more tokens than the bucket gives. For every tenth of a second a line
+// shows how many tokens the store and the fallbacks admitted, the state of each instance's circuit breaker,
+// and the sum beside the bound that the fallback promises never to exceed. The exit status is 1 if the sum
+// exceeded the bound.
 package main
 
 import (
@@ -62,7 +63,8 @@ func main() {
 	os.Exit(code)
 }
 
-// ownShare is what an instance decides by while Redis cannot: its share of the limit, in its own memory.
+// ownShare returns the policy by which an instance decides while Redis cannot: on its share of the limit, in
+// its own memory.
 func ownShare() resilience.Policy {
 	return resilience.Fallback(local.New(nil), resilience.Instances(rule.Instances), nil)
 }
@@ -74,7 +76,8 @@ func run(ctx context.Context, stdout, stderr io.Writer, p plan, fallback func() 
 		return 1
 	}
 	if err := redisserver.Available(); err != nil {
-		return fail(fmt.Errorf("this needs redis-server 7 or later on the PATH, or named by FLEETQUOTA_REDIS_SERVER; Debian's package is redis-server: %w", err))
+		return fail(fmt.Errorf("this needs redis-server 7 or later on the PATH, or named by FLEETQUOTA_REDIS_SERVER; "+
+			"Debian's package is redis-server: %w", err))
 	}
 	dir, err := os.MkdirTemp("", "outage")
 	if err != nil {
@@ -94,8 +97,8 @@ func run(ctx context.Context, stdout, stderr io.Writer, p plan, fallback func() 
 			return fail(err)
 		}
 	}
-	fmt.Fprintf(stdout, "%d instances share a bucket of %d tokens, and %d more each second, in a redis-server that is killed and restarted.\n",
-		rule.Instances, rule.Capacity, rule.Refill)
+	fmt.Fprintf(stdout, "%d instances share a bucket of %d tokens, and %d more each second, "+
+		"in a redis-server that is killed and restarted.\n", rule.Instances, rule.Capacity, rule.Refill)
 	fmt.Fprintln(stdout, "Their circuit breakers: - closed, X open, ? half-open.")
 	if err := f.work(ctx, stdout, p); err != nil {
 		return fail(err)
@@ -108,8 +111,8 @@ type fleet struct {
 	server    *redisserver.Server
 	instances []*instance
 	start     time.Time
-	losses    atomic.Int64 // of the server's state
-	slowest   atomic.Int64 // decision since the last line
+	losses    atomic.Int64 // how often the server lost its state
+	slowest   atomic.Int64 // the longest decision since the last line, in ns
 }
 
 // instance stands for a process of the fleet.
@@ -165,7 +168,7 @@ func (f *fleet) work(ctx context.Context, w io.Writer, p plan) error {
 	return nil
 }
 
-// ask asks for tokens until the context ends. A call that has begun is not cut off by that.
+// ask asks for tokens until the context ends. That end does not cancel a call that has begun.
 func (f *fleet) ask(ctx context.Context, i *instance, fail func(error)) {
 	for pause(ctx, time.Duration(rand.Int64N(int64(20*time.Millisecond)))) {
 		const cost = 1
@@ -213,7 +216,7 @@ func (f *fleet) follow(ctx context.Context, w io.Writer) {
 	}
 }
 
-// sum returns what was admitted up to now.
+// sum returns the tokens admitted up to now.
 func (f *fleet) sum() (sum bound.Sum) {
 	for _, i := range f.instances {
 		sum = sum.Add(i.account.Sum())
@@ -221,7 +224,7 @@ func (f *fleet) sum() (sum bound.Sum) {
 	return sum
 }
 
-// most returns what may have been admitted up to now.
+// most returns how many tokens may have been admitted up to now.
 func (f *fleet) most(sum bound.Sum) bound.Terms {
 	return rule.Bound(time.Since(f.start), sum.Served, int(f.losses.Load()))
 }
@@ -251,7 +254,7 @@ func (f *fleet) report(w io.Writer) int {
 		most.Sum(), most.Burst, most.Refill, most.ShareBursts, most.ShareRefills, most.Losses, f.losses.Load())
 	switch {
 	case sum.Admitted() == 0:
-		fmt.Fprintln(w, "Nothing was admitted, so there is nothing to check.")
+		fmt.Fprintln(w, "No token was admitted, so there is nothing to check.")
 		return 1
 	case sum.Admitted() > most.Sum():
 		fmt.Fprintln(w, "EXCEEDED: more was admitted than the fallback promises.")

@@ -1,0 +1,126 @@
+package algorithm_test
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// The bucket gains 2 tokens each second, up to 10.
+func ExampleTokenBucket() {
+	rule := quota.Must(algorithm.TokenBucket(10, 2, time.Second))
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := local.New(&local.Options{Clock: func() time.Time { return now }})
+	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+
+	for range 4 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 6))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(time.Second)
+	}
+	// Output:
+	// 12:00:00 allowed: true remaining: 4 retry after: 0s
+	// 12:00:01 allowed: true remaining: 0 retry after: 0s
+	// 12:00:02 allowed: false remaining: 2 retry after: 2s
+	// 12:00:03 allowed: false remaining: 4 retry after: 1s
+}
+
+// Two cells may come at once, and one more each second.
+func ExampleGCRA() {
+	rule := quota.Must(algorithm.GCRA(2, 1, time.Second))
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := local.New(&local.Options{Clock: func() time.Time { return now }})
+	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+
+	for range 4 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 1))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(500 * time.Millisecond)
+	}
+	// Output:
+	// 12:00:00 allowed: true remaining: 1 retry after: 0s
+	// 12:00:00 allowed: true remaining: 0 retry after: 0s
+	// 12:00:01 allowed: true remaining: 0 retry after: 0s
+	// 12:00:01 allowed: false remaining: 0 retry after: 500ms
+}
+
+// Charges of the minute from 12:00:00 on count in full until 12:01:00, and less and less in the minute after
+// that.
+func ExampleSlidingWindow() {
+	rule := quota.Must(algorithm.SlidingWindow(10, time.Minute))
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := local.New(&local.Options{Clock: func() time.Time { return now }})
+	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+
+	for range 5 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 5))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(25 * time.Second)
+	}
+	// Output:
+	// 12:00:00 allowed: true remaining: 5 retry after: 0s
+	// 12:00:25 allowed: true remaining: 0 retry after: 0s
+	// 12:00:50 allowed: false remaining: 0 retry after: 40s
+	// 12:01:15 allowed: false remaining: 2 retry after: 15s
+	// 12:01:40 allowed: true remaining: 1 retry after: 0s
+}
+
+// A charge counts for a minute exactly, and then not at all.
+func ExampleSlidingWindowLog() {
+	rule := quota.Must(algorithm.SlidingWindowLog(10, time.Minute))
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := local.New(&local.Options{Clock: func() time.Time { return now }})
+	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+
+	for range 4 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 5))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(20 * time.Second)
+	}
+	// Output:
+	// 12:00:00 allowed: true remaining: 5 retry after: 0s
+	// 12:00:20 allowed: true remaining: 0 retry after: 0s
+	// 12:00:40 allowed: false remaining: 0 retry after: 20s
+	// 12:01:00 allowed: true remaining: 0 retry after: 0s
+}
+
+// The windows begin at full minutes.
+func ExampleFixedWindow() {
+	rule := quota.Must(algorithm.FixedWindow(10, time.Minute))
+	now := time.Date(2026, 1, 1, 12, 0, 40, 0, time.UTC)
+	store := local.New(&local.Options{Clock: func() time.Time { return now }})
+	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+
+	for range 3 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 10))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(10 * time.Second)
+	}
+	// Output:
+	// 12:00:40 allowed: true remaining: 0 retry after: 0s
+	// 12:00:50 allowed: false remaining: 0 retry after: 10s
+	// 12:01:00 allowed: true remaining: 0 retry after: 0s
+}
+
+// The window begins at the first charge, 40 seconds after a full minute.
+func ExampleFixedWindowFromFirst() {
+	rule := quota.Must(algorithm.FixedWindowFromFirst(10, time.Minute))
+	now := time.Date(2026, 1, 1, 12, 0, 40, 0, time.UTC)
+	store := local.New(&local.Options{Clock: func() time.Time { return now }})
+	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+
+	for range 4 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 10))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(20 * time.Second)
+	}
+	// Output:
+	// 12:00:40 allowed: true remaining: 0 retry after: 0s
+	// 12:01:00 allowed: false remaining: 0 retry after: 40s
+	// 12:01:20 allowed: false remaining: 0 retry after: 20s
+	// 12:01:40 allowed: true remaining: 0 retry after: 0s
+}
