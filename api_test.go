@@ -196,7 +196,9 @@ func TestPublicTypesFindsLeaks(t *testing.T) {
 		"function": {func(p *types.Package) types.Object {
 			return types.NewFunc(0, p, "New", function(p, nil, []*types.Var{types.NewVar(0, p, "", types.NewMap(types.Typ[types.String], store))}))
 		}, 1},
-		"variable": {func(p *types.Package) types.Object { return types.NewVar(0, p, "Default", types.NewChan(types.SendRecv, pointer)) }, 1},
+		"variable": {func(p *types.Package) types.Object {
+			return types.NewVar(0, p, "Default", types.NewChan(types.SendRecv, pointer))
+		}, 1},
 	} {
 		p := types.NewPackage("example.com/backend/goredis", "goredis")
 		p.Scope().Insert(test.declare(p))
