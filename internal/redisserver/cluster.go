@@ -30,13 +30,7 @@ const masters = 3
 // StartCluster starts a Cluster whose nodes have further arguments of redis-server, and ends it with the test.
 func StartCluster(tb testing.TB, args ...string) *Cluster {
 	tb.Helper()
-	Require(tb)
-	c, err := LaunchCluster(tb.TempDir(), args...)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(c.Stop)
-	return c
+	return start(tb, func(dir string) (*Cluster, error) { return LaunchCluster(dir, args...) })
 }
 
 // LaunchCluster starts a Cluster that keeps its files in the directory dir, and waits until it is complete. The caller
@@ -120,8 +114,8 @@ func (c *Cluster) Addrs() []string {
 	return out
 }
 
-// Node returns the node with an id, or nil.
-func (c *Cluster) Node(id string) *Node {
+// node returns the node with an id, or nil.
+func (c *Cluster) node(id string) *Node {
 	for _, n := range c.Nodes {
 		if n.ID == id {
 			return n
@@ -352,7 +346,7 @@ func (c *Cluster) settled() error {
 		}
 		var said []string
 		for _, v := range list {
-			peer := c.Node(v.id)
+			peer := c.node(v.id)
 			running := peer != nil && peer.Running()
 			if len(v.slots) > 0 && !running {
 				return fmt.Errorf("%s: slots %v belong to a node that does not run", n.Addr(), v.slots)

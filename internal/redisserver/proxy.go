@@ -38,12 +38,8 @@ type Fault struct {
 	// Probability is the chance that a chosen request meets the fault; 0 means always. Seed makes the choice repeatable.
 	Probability float64
 	Seed        uint64
-	// Skip lets the first chosen requests pass, and Count ends the fault after so many; 0 means never.
-	Skip, Count int
 	// Delay belongs to DelayReply and DelayRequest.
 	Delay time.Duration
-	// RST makes DropReply and DropRequest reset the connection rather than close it.
-	RST bool
 }
 
 // Commands returns a Fault.Match for commands with one of these names, in upper or lower case.
@@ -60,18 +56,15 @@ func Commands(names ...string) func(args []string) bool {
 
 // Injection is a Fault at work.
 type Injection struct {
-	fault          Fault
-	mu             sync.Mutex
-	rng            *rand.Rand
-	matched, fired int
+	fault Fault
+	mu    sync.Mutex
+	rng   *rand.Rand
+	fired int
 }
 
 func newInjection(f Fault) *Injection {
 	return &Injection{fault: f, rng: rand.New(rand.NewPCG(f.Seed, 0))}
 }
-
-// Matched returns how many requests the fault's Match chose so far.
-func (i *Injection) Matched() int { i.mu.Lock(); defer i.mu.Unlock(); return i.matched }
 
 // Fired returns how many requests met the fault so far.
 func (i *Injection) Fired() int { i.mu.Lock(); defer i.mu.Unlock(); return i.fired }
@@ -82,9 +75,7 @@ func (i *Injection) meets(args []string) bool {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.matched++
-	if i.matched <= i.fault.Skip || i.fault.Count > 0 && i.fired >= i.fault.Count ||
-		i.fault.Probability > 0 && i.rng.Float64() >= i.fault.Probability {
+	if i.fault.Probability > 0 && i.rng.Float64() >= i.fault.Probability {
 		return false
 	}
 	i.fired++
@@ -108,23 +99,14 @@ type Proxy struct {
 // StartProxy starts a proxy before the address target and ends it with the test.
 func StartProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
-	p, err := LaunchProxy(target)
+	l, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(p.Close)
-	return p
-}
-
-// LaunchProxy starts a proxy before the address target. The caller must Close it.
-func LaunchProxy(target string) (*Proxy, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
-	if err != nil {
-		return nil, err
-	}
 	p := &Proxy{target: target, listener: l, done: make(chan struct{}), links: make(map[*link]struct{})}
 	p.wg.Go(p.accept)
-	return p, nil
+	tb.Cleanup(p.close)
+	return p
 }
 
 // Addr returns the proxy's address, for clients.
@@ -155,20 +137,19 @@ func (p *Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for l := range p.links {
-		l.cut(true)
+		_ = l.client.SetLinger(0)
+		l.cut()
 	}
 }
 
-// Close ends the proxy and its connections.
-func (p *Proxy) Close() {
+// close ends the proxy and its connections.
+func (p *Proxy) close() {
 	p.mu.Lock()
-	if !p.closed {
-		p.closed = true
-		close(p.done)
-		p.listener.Close()
-	}
+	p.closed = true
+	close(p.done)
+	p.listener.Close()
 	for l := range p.links {
-		l.cut(false)
+		l.cut()
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
@@ -208,7 +189,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
-		l.cut(false)
+		l.cut()
 		return
 	}
 	p.links[l] = struct{}{}
@@ -217,7 +198,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	wg.Go(l.requests)
 	wg.Go(l.replies)
 	wg.Wait()
-	l.cut(false)
+	l.cut()
 	p.mu.Lock()
 	delete(p.links, l)
 	p.mu.Unlock()
@@ -251,10 +232,7 @@ type pending struct {
 	came  time.Time
 }
 
-func (l *link) cut(rst bool) {
-	if rst {
-		_ = l.client.SetLinger(0)
-	}
+func (l *link) cut() {
 	l.client.Close()
 	l.server.Close()
 }
@@ -289,7 +267,7 @@ func (l *link) requests() {
 			l.mu.Unlock()
 			_ = w.Flush()
 			if idle {
-				l.cut(f.RST)
+				l.cut()
 			}
 			return
 		}
@@ -331,7 +309,7 @@ func (l *link) replies() {
 		l.mu.Unlock()
 		if f != nil && f.Action == DropReply {
 			_ = w.Flush()
-			l.cut(f.RST)
+			l.cut()
 			return
 		}
 		if f != nil && f.Action == DelayReply {
@@ -346,18 +324,39 @@ func (l *link) replies() {
 			_ = w.Flush()
 		}
 		if ending != nil {
-			l.cut(ending.RST)
+			l.cut()
 			return
 		}
 	}
 	_ = w.Flush()
-	l.cut(false)
+	l.cut()
 }
 
 // muteReplies reports whether a request has no reply, or more than one.
 func muteReplies(args []string) bool {
 	return Commands("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC")(args) ||
 		len(args) > 1 && strings.EqualFold(args[0], "CLIENT") && strings.EqualFold(args[1], "REPLY")
+}
+
+// Switch returns a function that breaks a server and the proxy before it in one of three ways, which the caller names, and
+// mends them for any other argument: refused keeps requests from the server, lostReply keeps replies to scripts from the
+// client, and frozen pauses the server. A server that cannot be paused or resumed is an error of the test.
+func Switch[F comparable](tb testing.TB, s *Server, p *Proxy, refused, lostReply, frozen F) func(F) {
+	return func(f F) {
+		p.Clear()
+		err := s.Resume()
+		switch f {
+		case refused:
+			p.Inject(Fault{Action: DropRequest})
+		case lostReply:
+			p.Inject(Fault{Action: DropReply, Match: Commands("EVAL", "EVALSHA")})
+		case frozen:
+			err = s.Pause()
+		}
+		if err != nil {
+			tb.Error(err)
+		}
+	}
 }
 
 // Proxies is a proxy before each of several addresses, for clusters: a client learns the nodes' addresses from the nodes,
@@ -370,37 +369,14 @@ type Proxies struct {
 // StartProxies starts a proxy before each address and ends them with the test.
 func StartProxies(tb testing.TB, targets ...string) *Proxies {
 	tb.Helper()
-	ps, err := LaunchProxies(targets...)
-	if err != nil {
-		tb.Fatal(err)
+	ps := &Proxies{byTarget: make(map[string]*Proxy)}
+	for _, t := range targets {
+		ps.byTarget[t] = StartProxy(tb, t)
 	}
-	tb.Cleanup(ps.Close)
 	return ps
 }
 
-// LaunchProxies starts a proxy before each address. The caller must Close them.
-func LaunchProxies(targets ...string) (*Proxies, error) {
-	ps := &Proxies{byTarget: make(map[string]*Proxy)}
-	for _, t := range targets {
-		p, err := LaunchProxy(t)
-		if err != nil {
-			ps.Close()
-			return nil, err
-		}
-		ps.byTarget[t] = p
-	}
-	return ps, nil
-}
-
-// For returns the proxy before an address, or nil.
-func (ps *Proxies) For(target string) *Proxy { return ps.byTarget[target] }
-
-// Dial connects to the proxy before addr. It refuses other addresses: they would pass by the faults unnoticed.
-func (ps *Proxies) Dial(network, addr string) (net.Conn, error) {
-	return ps.DialContext(context.Background(), network, addr)
-}
-
-// DialContext is Dial with a context.
+// DialContext connects to the proxy before addr. It refuses other addresses: they would pass by the faults unnoticed.
 func (ps *Proxies) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	p := ps.byTarget[addr]
 	if p == nil {
@@ -422,12 +398,5 @@ func (ps *Proxies) Inject(f Fault) *Injection {
 func (ps *Proxies) Clear() {
 	for _, p := range ps.byTarget {
 		p.Clear()
-	}
-}
-
-// Close ends all proxies.
-func (ps *Proxies) Close() {
-	for _, p := range ps.byTarget {
-		p.Close()
 	}
 }

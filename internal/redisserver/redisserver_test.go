@@ -115,8 +115,8 @@ func TestServer(t *testing.T) {
 	if v, err := s.Do("GET", "none"); v != nil || err != nil {
 		t.Errorf("GET of a missing key = %v, %v", v, err)
 	}
-	if info := must[map[string]string](t)(s.Info("server")); info["process_id"] != strconv.Itoa(s.Pid()) {
-		t.Errorf("process_id = %s, want %d", info["process_id"], s.Pid())
+	if info := must[map[string]string](t)(s.Info("server")); info["process_id"] != strconv.Itoa(s.pid()) {
+		t.Errorf("process_id = %s, want %d", info["process_id"], s.pid())
 	}
 	must[any](t)(s.Do("DEBUG", "SLEEP", "0.01"))
 
@@ -146,12 +146,12 @@ func TestServer(t *testing.T) {
 	if _, err := net.Dial("tcp", s.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial to a killed server: %v", err)
 	}
-	pid := s.Pid()
+	pid := s.pid()
 	start = time.Now()
 	ok(t, s.Restart())
 	t.Log("restart:", time.Since(start))
-	if v := must[any](t)(s.Do("DBSIZE")); v != int64(0) || s.Pid() == pid {
-		t.Errorf("after a restart: %v keys, pid %d → %d", v, pid, s.Pid())
+	if v := must[any](t)(s.Do("DBSIZE")); v != int64(0) || s.pid() == pid {
+		t.Errorf("after a restart: %v keys, pid %d → %d", v, pid, s.pid())
 	}
 	s.Stop()
 	if err := s.Restart(); err == nil {
@@ -216,8 +216,10 @@ func TestSetClock(t *testing.T) {
 	check := func(offset time.Duration) {
 		t.Helper()
 		ok(t, s.SetClock(offset))
-		if d := time.Until(must[time.Time](t)(s.Time())) - offset; d.Abs() > 500*time.Millisecond {
-			t.Errorf("at offset %v the clock is off by %v", offset, d)
+		now := must[any](t)(s.Do("TIME")).([]any)
+		seconds, _ := strconv.ParseInt(now[0].(string), 10, 64)
+		if d := time.Until(time.Unix(seconds, 0)) - offset; d > 500*time.Millisecond || d < -1500*time.Millisecond { // a second is cut off
+			t.Errorf("at offset %v: got a clock that is off by %v, want half a second at most", offset, d)
 		}
 	}
 	check(0)
@@ -239,7 +241,7 @@ func TestSetClock(t *testing.T) {
 		}
 		return nil
 	}))
-	pid := strconv.Itoa(s.Pid())
+	pid := strconv.Itoa(s.pid())
 	ok(t, s.Restart())
 	check(-2 * time.Hour)
 	if _, err := os.Stat("/dev/shm/faketime_shm_" + pid); !errors.Is(err, os.ErrNotExist) {
@@ -288,7 +290,7 @@ func TestCluster(t *testing.T) {
 	start := time.Now()
 	c := StartCluster(t)
 	t.Log("start:", time.Since(start))
-	if len(c.Addrs()) != 6 || c.Node(c.Nodes[4].ID) != c.Nodes[4] {
+	if len(c.Addrs()) != 6 || c.node(c.Nodes[4].ID) != c.Nodes[4] {
 		t.Errorf("Addrs = %v", c.Addrs())
 	}
 
@@ -338,17 +340,14 @@ func TestCluster(t *testing.T) {
 	}
 
 	ps := StartProxies(t, c.Addrs()...)
-	drops := ps.Inject(Fault{Match: Commands("SET"), Count: 1})
-	for range 2 {
-		conn, err := ps.Dial("tcp", to.Addr())
-		ok(t, err)
-		_, err = wrap(t, conn).do("SET", tag, "v")
-		if drops.Matched() == 1 && !errors.Is(err, io.EOF) || drops.Matched() == 2 && err != nil {
-			t.Errorf("SET number %d: %v", drops.Matched(), err)
-		}
+	drops := ps.Inject(Fault{Match: Commands("SET")})
+	conn, err := ps.DialContext(t.Context(), "tcp", to.Addr())
+	ok(t, err)
+	if _, err = wrap(t, conn).do("SET", tag, "v"); !errors.Is(err, io.EOF) || drops.Fired() != 1 {
+		t.Errorf("SET through a proxy that drops it: got error %v and %d drops, want EOF and 1", err, drops.Fired())
 	}
-	if _, err := ps.Dial("tcp", "127.0.0.1:1"); err == nil {
-		t.Error("an address without a proxy is dialled")
+	if _, err := ps.DialContext(t.Context(), "tcp", "127.0.0.1:1"); err == nil {
+		t.Error("an address without a proxy: got no error, want one")
 	}
 }
 
@@ -444,7 +443,17 @@ func TestProxy(t *testing.T) {
 	}
 
 	reset()
-	i := p.Inject(Fault{Action: DropReply, Match: Commands("incr"), Skip: 1, Count: 1})
+	second := func() func([]string) bool { // the second INCR
+		n := 0
+		return func(args []string) bool {
+			if !Commands("incr")(args) {
+				return false
+			}
+			n++
+			return n == 2
+		}
+	}
+	i := p.Inject(Fault{Action: DropReply, Match: second()})
 	c := dial(t, p.Addr())
 	for range 2 { // a pipeline
 		ok(t, c.send("PING"))
@@ -458,12 +467,12 @@ func TestProxy(t *testing.T) {
 	if v, err := readReply(c.r); err != io.EOF {
 		t.Errorf("a dropped reply: %v, %v", v, err)
 	}
-	if count() != "2" || i.Matched() != 2 || i.Fired() != 1 {
-		t.Errorf("dropped reply: executed %s, matched %d, fired %d", count(), i.Matched(), i.Fired())
+	if count() != "2" || i.Fired() != 1 {
+		t.Errorf("dropped reply: got %s executed and %d fired, want 2 and 1", count(), i.Fired())
 	}
 
 	reset()
-	p.Inject(Fault{Action: DropRequest, Match: Commands("INCR"), Skip: 1})
+	p.Inject(Fault{Action: DropRequest, Match: second()})
 	c = dial(t, p.Addr())
 	ok(t, c.send("INCR", "n"))
 	ok(t, c.send("INCR", "n"))
@@ -472,15 +481,6 @@ func TestProxy(t *testing.T) {
 	}
 	if _, err := readReply(c.r); err != io.EOF || count() != "1" {
 		t.Errorf("a dropped request: %v, executed %s", err, count())
-	}
-
-	for _, f := range []Fault{{Action: DropReply, RST: true}, {Action: DropRequest, RST: true}} {
-		reset()
-		p.Inject(f)
-		_, err := dial(t, p.Addr()).do("INCR", "n")
-		if want := map[Action]string{DropReply: "1", DropRequest: "0"}[f.Action]; !errors.Is(err, syscall.ECONNRESET) || count() != want {
-			t.Errorf("action %d with RST: %v, executed %s", f.Action, err, count())
-		}
 	}
 
 	for _, a := range []Action{DelayReply, DelayRequest} {

@@ -25,18 +25,11 @@ type Sentinel struct {
 // StartSentinel starts a Sentinel whose data servers have further arguments of redis-server, and ends it with the test.
 func StartSentinel(tb testing.TB, args ...string) *Sentinel {
 	tb.Helper()
-	Require(tb)
-	s, err := LaunchSentinel(tb.TempDir(), args...)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(s.Stop)
-	return s
+	return start(tb, func(dir string) (*Sentinel, error) { return launchSentinel(dir, args) })
 }
 
-// LaunchSentinel starts a Sentinel that keeps its files in the directory dir, and waits until the sentinels agree. The
-// caller must Stop it.
-func LaunchSentinel(dir string, args ...string) (_ *Sentinel, err error) {
+// launchSentinel starts a Sentinel that keeps its files in the directory dir, and waits until the sentinels agree.
+func launchSentinel(dir string, args []string) (_ *Sentinel, err error) {
 	s := &Sentinel{MasterName: "fleet"}
 	defer func() {
 		if err != nil {

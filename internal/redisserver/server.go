@@ -1,7 +1,13 @@
 // Package redisserver starts real redis-server processes for tests and programs, on free loopback ports and without
 // persistence, breaks them on purpose (kill, pause, step their clock, fail over, reshard) and stands between them and a
-// client (Proxy). Each part comes as StartX(tb, …), which skips the test if there is no redis-server and ends the processes
-// with the test, and as LaunchX(dir, …), which returns an error and needs a call of Stop.
+// client (Proxy):
+//
+//	server := redisserver.Start(t)
+//	proxy := redisserver.StartProxy(t, server.Addr())
+//	proxy.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA")})
+//
+// Functions StartX skip a test if there is no redis-server, and end the processes with the test. Programs call Launch and
+// LaunchCluster, which return an error, and Stop.
 //
 // It needs redis-server 7.0 or newer, found in the PATH or named by FLEETQUOTA_REDIS_SERVER.
 package redisserver
@@ -92,16 +98,23 @@ func Start(tb testing.TB, args ...string) *Server {
 // StartConfig starts a server and ends it with the test.
 func StartConfig(tb testing.TB, c Config) *Server {
 	tb.Helper()
-	Require(tb)
 	if c.FakeTime {
-		RequireFakeTime(tb)
+		_, err := fakeTimePreload()
+		require(tb, err, "faketime", "faketime")
 	}
-	s, err := Launch(tb.TempDir(), c)
+	return start(tb, func(dir string) (*Server, error) { return Launch(dir, c) })
+}
+
+// start launches a part in a directory of a test, and stops it with the test.
+func start[T interface{ Stop() }](tb testing.TB, launch func(dir string) (T, error)) T {
+	tb.Helper()
+	Require(tb)
+	part, err := launch(tb.TempDir())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(s.Stop)
-	return s
+	tb.Cleanup(part.Stop)
+	return part
 }
 
 // Launch starts a server that keeps its files in the directory dir. The caller must Stop it.
@@ -173,7 +186,7 @@ func (s *Server) spawn() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(binary(), s.args...)
+	cmd := exec.Command(Binary(), s.args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = s.dir, log, log, sysProcAttr()
 	if s.env != nil {
 		cmd.Env = s.env
@@ -202,7 +215,7 @@ func (s *Server) spawn() error {
 	pid := strconv.Itoa(cmd.Process.Pid)
 	err = waitFor("redis-server to answer", func() error {
 		if !p.running() {
-			if text := s.LogTail(); strings.Contains(text, "Address already in use") || strings.Contains(text, "Failed listening") {
+			if text := s.logTail(); strings.Contains(text, "Address already in use") || strings.Contains(text, "Failed listening") {
 				return fatal{errPortTaken}
 			}
 			return fatal{errors.New("redisserver: redis-server ended at once")}
@@ -297,8 +310,8 @@ func (s *Server) Addr() string { return net.JoinHostPort(loopback, strconv.Itoa(
 // Port returns the server's port. It stays the same over Restart.
 func (s *Server) Port() int { return s.port }
 
-// Pid returns the process id of the process that was started last.
-func (s *Server) Pid() int {
+// pid returns the process id of the process that was started last.
+func (s *Server) pid() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.proc.cmd.Process.Pid
@@ -308,8 +321,11 @@ func (s *Server) Pid() int {
 // client certificate. It is nil for a server without TLS.
 func (s *Server) TLSConfig() *tls.Config { return s.tls.Clone() }
 
-// LogTail returns the end of the process's log.
-func (s *Server) LogTail() string {
+// File returns the path of a file in the server's directory. A server with TLS has ca.crt, redis.crt and redis.key there.
+func (s *Server) File(name string) string { return filepath.Join(s.dir, name) }
+
+// logTail returns the end of the process's log.
+func (s *Server) logTail() string {
 	b, err := os.ReadFile(s.logFile())
 	if err != nil {
 		return err.Error()
@@ -326,7 +342,7 @@ func (s *Server) withLog(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w\nlog of redis-server %s:\n%s", err, s.Addr(), s.LogTail())
+	return fmt.Errorf("%w\nlog of redis-server %s:\n%s", err, s.Addr(), s.logTail())
 }
 
 // Do runs one command on a connection of its own, with every right, and returns a string, an int64, nil or a []any of
@@ -395,21 +411,6 @@ func fields(text string) map[string]string {
 	return m
 }
 
-// Time returns the server's clock.
-func (s *Server) Time() (time.Time, error) {
-	v, err := s.Do("TIME")
-	if err != nil {
-		return time.Time{}, err
-	}
-	var n [2]int64
-	for i, x := range v.([]any) {
-		if n[i], err = strconv.ParseInt(x.(string), 10, 64); err != nil {
-			return time.Time{}, err
-		}
-	}
-	return time.Unix(n[0], n[1]*1000), nil
-}
-
 // SetClock sets the clock of a server that was started with Config.FakeTime to the real time plus offset, at once and
 // while it runs. Only the wall clock moves: timers inside the server go on.
 func (s *Server) SetClock(offset time.Duration) error {
@@ -461,7 +462,8 @@ func removeFakeTimeShm(pid int) {
 	}
 }
 
-func binary() string {
+// Binary returns the name of the redis-server that the package starts.
+func Binary() string {
 	if name := os.Getenv("FLEETQUOTA_REDIS_SERVER"); name != "" {
 		return name
 	}
@@ -469,13 +471,13 @@ func binary() string {
 }
 
 var available = sync.OnceValue(func() error {
-	out, err := exec.Command(binary(), "--version").Output()
+	out, err := exec.Command(Binary(), "--version").Output()
 	if err != nil {
 		return err
 	}
 	m := regexp.MustCompile(`v=(\d+)\.`).FindSubmatch(out)
 	if m == nil {
-		return fmt.Errorf("%s --version answers %q", binary(), out)
+		return fmt.Errorf("%s --version answers %q", Binary(), out)
 	}
 	if major, _ := strconv.Atoi(string(m[1])); major < 7 {
 		return fmt.Errorf("redis-server is too old: %s", bytes.TrimSpace(out))
@@ -486,20 +488,11 @@ var available = sync.OnceValue(func() error {
 // Available returns nil if there is a redis-server that the package can use, and otherwise what is wrong.
 func Available() error { return available() }
 
-// FakeTimeAvailable returns nil if there is a faketime that the package can use, and otherwise what is wrong.
-func FakeTimeAvailable() error { _, err := fakeTimePreload(); return err }
-
 // Require skips the test, with a message that says how to change that, if there is no redis-server. With
-// FLEETQUOTA_REQUIRE_REDIS=1 in the environment it fails the test instead. StartX functions call it.
+// FLEETQUOTA_REQUIRE_REDIS=1 in the environment it fails the test instead. Functions StartX call it.
 func Require(tb testing.TB) {
 	tb.Helper()
 	require(tb, Available(), "a real redis-server, version 7.0 or newer", "redis-server")
-}
-
-// RequireFakeTime is Require for faketime, which servers with Config.FakeTime need.
-func RequireFakeTime(tb testing.TB) {
-	tb.Helper()
-	require(tb, FakeTimeAvailable(), "faketime", "faketime")
 }
 
 func require(tb testing.TB, err error, what, pkg string) {
