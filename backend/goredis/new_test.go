@@ -11,7 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// wrapper hides what a client does with a command.
+// wrapper hides the client's own methods from a type switch.
 type wrapper struct{ *redis.Client }
 
 func TestNewRefuses(t *testing.T) {
@@ -35,18 +35,18 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		s, err := goredis.New(test.client, nil)
 		if s != nil || !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("%T: %v, %v", test.client, s, err)
+			t.Errorf("%T: got %v, error %v; want no store and ErrInvalid", test.client, s, err)
 			continue
 		}
 		for _, word := range test.says {
 			if !strings.Contains(err.Error(), word) {
-				t.Errorf("%T: %q does not say %q", test.client, err, word)
+				t.Errorf("%T: got error %q, want one that says %q", test.client, err, word)
 			}
 		}
 	}
 }
 
-// A client that does not heed deadlines is accepted, and told of.
+// A client that does not heed deadlines is accepted, with a notice.
 func TestDeadlineNotice(t *testing.T) {
 	for _, heeds := range []bool{false, true} {
 		single := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ContextTimeoutEnabled: heeds})
@@ -59,9 +59,9 @@ func TestDeadlineNotice(t *testing.T) {
 				t.Fatal(err)
 			}
 			if heeds && len(told) > 0 || !heeds && (len(told) != 1 || told[0].Name != "deadline" || !strings.Contains(told[0].Text, "ContextTimeoutEnabled")) {
-				t.Errorf("%T, ContextTimeoutEnabled %v: told %+v", client, heeds, told)
+				t.Errorf("%T, ContextTimeoutEnabled %v: got notices %+v, want one of the deadline unless the client heeds it", client, heeds, told)
 			}
-			if _, err := goredis.New(client, nil); err != nil { // nobody to tell
+			if _, err := goredis.New(client, nil); err != nil { // without a Notice
 				t.Error(err)
 			}
 		}

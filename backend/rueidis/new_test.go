@@ -11,6 +11,6 @@ import (
 
 func TestNewRefuses(t *testing.T) {
 	if s, err := fleetrueidis.New(nil, nil); s != nil || !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "rueidis.Client") {
-		t.Errorf("%v, %v", s, err)
+		t.Errorf("New of no client: got %v, error %v; want ErrInvalid that names rueidis.Client", s, err)
 	}
 }

@@ -53,7 +53,7 @@ func TestProcesses(t *testing.T) {
 				t.Fatalf("got no line of the fleet, want one, in\n%s", out)
 			}
 			if peak, _ := strconv.Atoi(m[2]); peak < 1000 {
-				t.Errorf("the fleet used %d of 1300, want 1000 or more, or the test shows too little", peak)
+				t.Errorf("peak of the fleet: got %d of 1300, want 1000 or more, or the test shows too little", peak)
 			}
 		})
 	}

@@ -124,7 +124,7 @@ func (c *Cluster) node(id string) *Node {
 	return nil
 }
 
-// nodeView is a line of CLUSTER NODES: what a node says about a node.
+// nodeView is a line of CLUSTER NODES: the view that a node has of a node.
 type nodeView struct {
 	id, master string
 	flags      []string
@@ -173,7 +173,7 @@ func (n *Node) view() ([]nodeView, error) {
 	return out, nil
 }
 
-// self is what a node says about itself.
+// self returns the view that a node has of itself.
 func (n *Node) self() (nodeView, error) {
 	list, err := n.view()
 	if err != nil {
@@ -320,7 +320,7 @@ func (c *Cluster) MoveSlot(slot int, from, to *Node) error {
 	return c.WaitOK()
 }
 
-// WaitOK waits until the running nodes say that the cluster is well and agree on who serves what, running nodes serve all
+// WaitOK waits until the running nodes say that the cluster is well and agree on the server of each slot, running nodes serve all
 // slots, and running replicas have a live link. After a failure of a master it returns when the failover is complete.
 func (c *Cluster) WaitOK() error {
 	if err := waitFor("the cluster", c.settled); err != nil {
@@ -358,7 +358,7 @@ func (c *Cluster) settled() error {
 				return fmt.Errorf("%s: node %s is %v", n.Addr(), peer.Addr(), v.flags)
 			}
 			// A master that takes a slot before it knows all epochs may claim it with one that is taken: some
-			// nodes would never believe it. What a replica shows is its master's, late.
+			// nodes would never believe it. A replica shows the epoch of its master, late.
 			epoch := v.epoch
 			if !v.has("master") {
 				epoch = 0

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Action is what a Fault does to a request.
+// Action is the way in which a Fault breaks a request.
 type Action int
 
 const (
@@ -280,7 +280,7 @@ func (l *link) requests() {
 			break
 		}
 	}
-	// As in a network, what the client sent before it left still arrives: the server closes when it has read that.
+	// As in a network, the requests that the client sent before it left still arrive: the server closes when it has read them.
 	_ = w.Flush()
 	_ = l.server.CloseWrite()
 }
@@ -298,7 +298,7 @@ func (l *link) replies() {
 		var f *Fault
 		var came time.Time
 		l.mu.Lock()
-		if !l.raw && kind != '>' && len(l.pending) > 0 { // '>' is a push, which nobody asked for
+		if !l.raw && kind != '>' && len(l.pending) > 0 { // '>' is a push, which answers no request
 			f, came = l.pending[0].fault, l.pending[0].came
 			l.pending = l.pending[1:]
 		}

@@ -260,7 +260,7 @@ func (s *Server) kill() {
 	s.paused = false
 }
 
-// Stop ends the process for good. Nothing is saved, so there is nothing to shut down politely.
+// Stop ends the process for good. It saves no data, so a kill loses none.
 func (s *Server) Stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -271,7 +271,7 @@ func (s *Server) Stop() {
 	}
 }
 
-// Pause freezes the process with SIGSTOP: it keeps its connections, accepts new ones and answers nothing.
+// Pause freezes the process with SIGSTOP: it keeps its connections, accepts new ones and answers none of them.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -286,7 +286,7 @@ func (s *Server) Pause() error {
 	return nil
 }
 
-// Resume lets a paused process go on. What clients sent meanwhile is executed then.
+// Resume lets a paused process go on. It executes the commands that clients sent meanwhile.
 func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -317,7 +317,7 @@ func (s *Server) pid() int {
 	return s.proc.cmd.Process.Pid
 }
 
-// TLSConfig returns what a client needs to connect to a server with TLS: the authority that signed its certificate, and a
+// TLSConfig returns the configuration by which a client connects to a server with TLS: the authority that signed its certificate, and a
 // client certificate. It is nil for a server without TLS.
 func (s *Server) TLSConfig() *tls.Config { return s.tls.Clone() }
 
@@ -455,7 +455,7 @@ var fakeTimePreload = sync.OnceValues(func() (string, error) {
 	return string(bytes.TrimSpace(out)) + ":libc.so.6", nil
 })
 
-// removeFakeTimeShm removes what libfaketime leaves in /dev/shm when its process is killed.
+// removeFakeTimeShm removes the files that libfaketime leaves in /dev/shm when its process is killed.
 func removeFakeTimeShm(pid int) {
 	for _, name := range []string{"faketime_shm_", "sem.faketime_sem_"} {
 		_ = os.Remove("/dev/shm/" + name + strconv.Itoa(pid))
@@ -485,7 +485,7 @@ var available = sync.OnceValue(func() error {
 	return nil
 })
 
-// Available returns nil if there is a redis-server that the package can use, and otherwise what is wrong.
+// Available returns nil if there is a redis-server that the package can use, and otherwise the error that it meets.
 func Available() error { return available() }
 
 // Require skips the test, with a message that says how to change that, if there is no redis-server. With

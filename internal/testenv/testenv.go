@@ -1,4 +1,4 @@
-// Package testenv is what the environment tells a run of the tests: FLEETQUOTA_FULL=1 asks for the whole sizes,
+// Package testenv reads the settings of a run of the tests from the environment: FLEETQUOTA_FULL=1 asks for the whole sizes,
 // FLEETQUOTA_SEED for the random choices of an earlier run.
 package testenv
 

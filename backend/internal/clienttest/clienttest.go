@@ -7,7 +7,7 @@
 //		clienttest.Run(t, "goredis", func(s quota.Store) *engine.Store { return s.(*goredis.Store).Engine() })
 //	}
 //
-// The README says what is in which file.
+// The README has the list of files and promises.
 package clienttest
 
 import (

@@ -78,7 +78,7 @@ func clockStepsBucket(t *testing.T, l library) {
 	if most := allowed + refill(); total > most {
 		t.Errorf("after steps forward: got %d admitted, want at most %d", total, most)
 	}
-	// Back: nothing too much, and a wait of a second and the refill of one token.
+	// Back: no token too much, and a wait of a second and the refill of one token.
 	for _, step := range []time.Duration{500 * time.Millisecond, time.Minute, 20 * time.Hour} {
 		s.to(s.offset - step)
 		total += s.drain()
@@ -86,7 +86,7 @@ func clockStepsBucket(t *testing.T, l library) {
 		total++
 		t.Logf("%v back: starved for %v", step, waited)
 		if waited > 1200*time.Millisecond+2*time.Second { // of which two for a loaded machine
-			t.Errorf("%v back: starved for %v, want a second and the refill of one token", step, waited)
+			t.Errorf("%v back: got no grant for %v, want a second and the refill of one token", step, waited)
 		}
 	}
 	if most := allowed + refill(); total > most {
@@ -145,7 +145,7 @@ func clockStepsWindows(t *testing.T, l library) {
 			waited := s.starved()
 			t.Logf("starved for %v", waited)
 			if waited > time.Second+2*short+2*time.Second { // of which two for a loaded machine
-				t.Errorf("starved for %v, want at most %v", waited, time.Second+2*short)
+				t.Errorf("got no grant for %v, want one within %v", waited, time.Second+2*short)
 			}
 		})
 	}

@@ -20,7 +20,7 @@ func stateOf(key string) string { return place(quota.Charge{Limit: counted(1), K
 // lost tokens may be granted again, once.
 func masterKilled(t *testing.T, l library) {
 	t.Parallel()
-	const capacity = 40 // of a key: what a failover may admit again
+	const capacity = 40 // of a key: so much may a failover admit again
 	c := redisserver.StartCluster(t)
 	s := l.dial(t, clustered(c))
 	limit := counted(capacity)

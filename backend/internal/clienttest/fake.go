@@ -95,7 +95,7 @@ func readCommand(r *bufio.Reader) ([]string, error) {
 	return args, nil
 }
 
-// silent accepts connections, counts them, and answers nothing.
+// silent accepts connections, counts them, and answers no command.
 func silent(t testing.TB) (addr string, connections *atomic.Int64) {
 	t.Helper()
 	connections = new(atomic.Int64)

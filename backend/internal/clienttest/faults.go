@@ -233,7 +233,7 @@ func paused(t *testing.T, l library) {
 	}
 }
 
-// contexts: a call or a look at the health whose context is done sends nothing, and a deadline that passes in flight makes
+// contexts: a call or a look at the health whose context is done sends no script, and a deadline that passes in flight makes
 // the outcome unknown. S4 and S6 of package conformance ask the rest.
 func contexts(t *testing.T, l library) {
 	t.Parallel()

@@ -296,7 +296,7 @@ func yearly(name string, n int64) *quota.Limit {
 func counted(n int64) *quota.Limit { return yearly("yearly", n) }
 
 // hidden is an algorithm whose Lua the store does not see, so that compare-and-swap decides. Its spec is another, by a
-// parameter that means nothing: a store plans for a spec once.
+// parameter without a meaning: a store plans for a spec once.
 type hidden struct{ quota.Algorithm }
 
 func (h hidden) Spec() quota.Spec {
@@ -310,7 +310,7 @@ func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
 	t.Helper()
 	d, err := s.Take(bg, c)
 	if err != nil {
-		t.Fatalf("%s of %d from %s: %v", c.Op, c.Cost, c.Limit.Name(), err)
+		t.Fatalf("%s of %d from %s: got error %v, want none", c.Op, c.Cost, c.Limit.Name(), err)
 	}
 	return d
 }

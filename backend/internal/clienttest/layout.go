@@ -94,7 +94,7 @@ func lifetimes(t *testing.T, server *data, store store, name string, limit func(
 			continue // gone by rights; the machine is slow
 		}
 		if earliest := int64(d.At) + d.ResetAfter.Microseconds() + driver.ExpirySlack.Microseconds() - 1000; at*1000 < earliest {
-			t.Errorf("step %d: key expires at %d ms, want %d µs or later", i, at, earliest)
+			t.Errorf("step %d: end of the key: got %d ms, want %d µs or later", i, at, earliest)
 		}
 		most := d.ResetAfter + driver.ExpirySlack + time.Millisecond
 		if strings.HasSuffix(name, "cas") {
@@ -144,7 +144,7 @@ func traceless(t *testing.T, server *data, store store, name string, limit func(
 	}
 }
 
-// foreign: bytes that the store did not write are ErrMisconfigured, and the store writes nothing: another program's
+// foreign: bytes that the store did not write are ErrMisconfigured, and the store leaves them alone: another program's
 // value, a newer layout, a state that is cut off or out of range. A state of another rule is C8 of package conformance.
 func foreign(t *testing.T, l library) {
 	server, open := l.single(t)

@@ -45,7 +45,7 @@ var refusals = []refusal{
 	},
 	{
 		name: "read-only replica", text: "READONLY", reads: true,
-		// A replica of nobody: it keeps its data while it looks for its master.
+		// A replica of no server: it keeps its data while it looks for its master.
 		begin: func(t *testing.T, s *redisserver.Server) { do(t, s, "REPLICAOF", "127.0.0.1", "1") },
 		end:   func(t *testing.T, s *redisserver.Server) { do(t, s, "REPLICAOF", "NO", "ONE") },
 	},

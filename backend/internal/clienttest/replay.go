@@ -15,9 +15,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// differential: random requests, one to four at a time, decide and leave behind exactly what the Go
+// differential: random requests, one to four at a time, make exactly the decisions and states of the Go
 // kernels say, with a clock that the test moves and with the server's; each decision is one script call,
-// and the server writes what the kernels write and nothing else.
+// and the server makes the writes of the kernels and no other.
 func differential(t *testing.T, l library) {
 	server, open := l.single(t)
 	for _, injected := range []bool{true, false} {
@@ -87,11 +87,11 @@ type worker struct {
 	model  map[string]*item
 	limits map[string]*quota.Limit
 	last   quota.Decision // one of the last list's
-	kind   kind           // and what it was on
+	kind   kind           // of the list, and its key
 	key    string
 }
 
-// item is what the server must hold under a key.
+// item is the state that the server must hold under a key.
 type item struct {
 	driver.Item
 	left     int64          // at the last decision
@@ -114,7 +114,7 @@ func (w *worker) step(t *testing.T) {
 		err = w.store.TakeAll(bg, cs, got)
 	}
 	if err != nil {
-		t.Errorf("%s: %v%s\n on %+v", w.name, err, show(cs...), before)
+		t.Errorf("%s: got error %v, want none%s\n on %+v", w.name, err, show(cs...), before)
 		return
 	}
 	now := got[0].At
@@ -132,7 +132,7 @@ func (w *worker) step(t *testing.T) {
 	}
 	// Near its end a key may be there or not. A swap begins a lifetime later than its decision, and a script
 	// reads the time later than the server began its lifetime, by as much as a loaded machine makes of it;
-	// that it is kept until it is as fresh is what Expiry checks.
+	// expiry checks that it is kept until then.
 	var unsure []int
 	for i, it := range items {
 		switch late := int64(now) - it.until - driver.ExpirySlack.Microseconds(); {
@@ -191,7 +191,7 @@ func (w *worker) step(t *testing.T) {
 	}
 }
 
-// check compares decisions, and what the server holds now, with what Go makes of the items.
+// check compares decisions, and the states that the server holds now, with those of Go on the items.
 func (w *worker) check(cs []quota.Charge, items []*item, before []driver.Item, got []quota.Decision, held []any, now quota.Micros) (want []quota.Decision, after []driver.Item, diff string) {
 	want, after = make([]quota.Decision, len(cs)), append(after, before...)
 	if err := driver.Apply(cs, after, now, want); err != nil {
@@ -214,7 +214,7 @@ func (w *worker) check(cs []quota.Charge, items []*item, before []driver.Item, g
 	return want, after, diff
 }
 
-// tick moves the clock: mostly on, by nothing, little, or to where something happens, and now and then back.
+// tick moves the clock: mostly on, not at all, a little, or to the next event, and now and then back.
 func (w *worker) tick() {
 	switch retry, reset := w.last.RetryAfter, w.last.ResetAfter; w.rng.IntN(16) {
 	case 0, 1, 2:
@@ -355,7 +355,7 @@ func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
 	return it
 }
 
-// batches: charges that go together, to the same keys and others, decide and leave behind exactly what the
+// batches: charges that go together, to the same keys and others, make exactly the decisions and states of the
 // Go kernels say of each alone, in order, and take one script call.
 func batches(t *testing.T, l library) {
 	server, open := l.single(t)

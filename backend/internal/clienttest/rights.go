@@ -197,7 +197,7 @@ func wrongPassword(t *testing.T, l library) {
 	}{
 		{"user", "app", []string{"WRONGPASS"}, []string{"ACL", "SETUSER", "app", "resetpass", ">another"}, []string{"ACL", "SETUSER", "app", "resetpass", ">" + secret}},
 		{"disabled user", "app", []string{"WRONGPASS"}, []string{"ACL", "SETUSER", "app", "off"}, []string{"ACL", "SETUSER", "app", "on"}},
-		// go-redis goes on without a password, and the server takes so long a command from nobody.
+		// go-redis goes on without a password, and the server takes so long a command from no unknown user.
 		{"no password", "", []string{"NOAUTH", "unauthenticated"}, []string{"CONFIG", "SET", "requirepass", "another"}, []string{"CONFIG", "SET", "requirepass", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -42,7 +42,7 @@ type numbers struct {
 	period        time.Duration
 }
 
-// extremes are the ends of what the rules accept, and the numbers that need a coarse tick.
+// extremes are the ends of the numbers that rules accept, and the numbers that need a coarse tick.
 var extremes = []numbers{
 	{1, 1, year}, {10, 1, year}, {1, 1, 10 * year}, {1, 1, time.Microsecond}, {1000, 1000, time.Microsecond},
 	{1_000_000_000, 1_000_000_000, time.Second}, {1 << 40, 1_000_000_000, time.Second}, {1 << 40, 1 << 40, 10 * year},

@@ -251,7 +251,7 @@ func replies(t *testing.T, l library) {
 		_, err := store.Take(bg, one)
 		is(t, reply, err, want)
 	}
-	// The answer of a script is a decision here too, or the test would prove nothing.
+	// The answer of a script is a decision here too, or the test would prove little.
 	answer.Store("*2\r\n" + now + "$-1\r\n")
 	if d := take(t, store, one); d.Remaining != 9 {
 		t.Errorf("a script's answer: got %+v, want 9 left", d)

@@ -43,7 +43,7 @@ func spread(l *quota.Limit, name string, n int) []quota.Charge {
 	return cs
 }
 
-// splitLists: a list over several slots is made whole, or what a slot granted is given back.
+// splitLists: a list over several slots is made whole, or the grants of its slots are given back.
 func splitLists(t *testing.T, server *data, store store) {
 	for k := range kinds {
 		for _, hide := range []bool{false, true} {
@@ -142,7 +142,7 @@ func oneSlot(t *testing.T, store store) {
 	}
 }
 
-// strict: lists over slots are refused and nothing is charged.
+// strict: lists over slots are refused and charge no key.
 func strict(t *testing.T, server *data, store store) {
 	if got := store.Atomicity(); got != driver.OneGroup {
 		t.Errorf("Atomicity: got %v, want %v", got, driver.OneGroup)

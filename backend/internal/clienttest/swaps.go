@@ -11,8 +11,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// swaps: a rule whose Lua the store does not see decides and leaves behind what the scripted one does,
-// alone and in lists with scripted ones, and its budget is exact under concurrency.
+// swaps: a rule whose Lua the store does not see makes the same decisions and states as the scripted one, alone and in
+// lists with scripted ones, and its budget is exact under concurrency.
 func swaps(t *testing.T, l library) {
 	server, open := l.single(t)
 	for _, injected := range []bool{true, false} {
@@ -26,7 +26,7 @@ func swaps(t *testing.T, l library) {
 		scripted, swapped := open(engine.Options{}), open(engine.Options{})
 		for k := range kinds {
 			a := quota.Must(newRule(k, 1000, 1000, year))
-			// Each reads what the other wrote.
+			// Each reads the state that the other wrote.
 			for i := range int64(6) {
 				store, l := scripted, limitOf(kindNames[k], a)
 				if i%2 == 1 {
