@@ -65,7 +65,8 @@ func TestProcesses(t *testing.T) {
 	})
 }
 
-// runProcesses runs four processes, each of which must succeed, and returns the verdict of a fifth on their ledgers.
+// runProcesses runs four processes, each of which must succeed, and returns the verdict of a fifth on their
+// ledgers.
 func runProcesses(t *testing.T, url string, length time.Duration) (code int, out string) {
 	t.Helper()
 	program := func(args ...string) *exec.Cmd {

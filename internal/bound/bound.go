@@ -1,6 +1,6 @@
-// Package bound keeps account of the tokens that a fleet admits through outages, and computes how many these may be: the
-// bound that resilience.Fallback states, for one key of a token bucket. The tests of package resilience and
-// examples/outage check themselves by it.
+// Package bound keeps account of the tokens that a fleet admits through outages, and computes how many these
+// may be: the bound that resilience.Fallback states, for one key of a token bucket. The tests of package
+// resilience and examples/outage check themselves by it.
 package bound
 
 import (
@@ -68,9 +68,9 @@ func (s Sum) Add(o Sum) Sum {
 // Admitted returns the tokens of both, the primary and its substitute.
 func (s Sum) Admitted() int64 { return s.Store + s.Fallback }
 
-// Add notes a decision on a take of cost tokens that was asked for at a time and has just been made. Calls overlap, so the
-// order of their decisions is unknown: the time in the primary's place counts from the call for its first decision to the
-// primary's answer to a call that was made after all of them.
+// Add notes a decision on a take of cost tokens that was asked for at a time and has just been made. Calls
+// overlap, so the order of their decisions is unknown: the time in the primary's place counts from the call
+// for its first decision to the primary's answer to a call that was made after all of them.
 func (a *Account) Add(asked time.Time, cost int64, d quota.Decision) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -17,25 +17,28 @@ import (
 type Action int
 
 const (
-	// DropReply lets the server execute the request, waits for its reply, and closes the connection instead of passing
-	// the reply on. Replies to earlier requests are passed on; later ones on the connection may be executed as well.
+	// DropReply lets the server execute the request, waits for its reply, and closes the connection instead
+	// of passing the reply on. Replies to earlier requests are passed on; later ones on the connection may be
+	// executed as well.
 	DropReply Action = iota
-	// DropRequest keeps the request from the server and closes the connection, after the replies to earlier requests.
+	// DropRequest keeps the request from the server and closes the connection, after the replies to earlier
+	// requests.
 	DropRequest
 	// DelayReply passes the reply on when Fault.Delay has passed since the request came.
 	DelayReply
-	// DelayRequest passes the request on after Fault.Delay, even if the client has left by then. Later requests on the
-	// connection wait behind it.
+	// DelayRequest passes the request on after Fault.Delay, even if the client has left by then. Later
+	// requests on the connection wait behind it.
 	DelayRequest
 )
 
 // Fault is a rule by which a Proxy breaks connections. The zero value drops the reply to every request.
 type Fault struct {
 	Action Action
-	// Match chooses requests by their arguments, such as Commands("EVALSHA"); nil chooses all, a client's handshake
-	// included.
+	// Match chooses requests by their arguments, such as Commands("EVALSHA"); nil chooses all, a client's
+	// handshake included.
 	Match func(args []string) bool
-	// Probability is the chance that a chosen request meets the fault; 0 means always. Seed makes the choice repeatable.
+	// Probability is the chance that a chosen request meets the fault; 0 means always. Seed makes the choice
+	// repeatable.
 	Probability float64
 	Seed        uint64
 	// Delay belongs to DelayReply and DelayRequest.
@@ -82,8 +85,9 @@ func (i *Injection) meets(args []string) bool {
 	return true
 }
 
-// Proxy stands between clients and one server, speaks RESP2 and RESP3 without TLS, and breaks connections on request. It
-// passes everything on, without faults, once a connection subscribes, monitors or turns its replies off.
+// Proxy stands between clients and one server, speaks RESP2 and RESP3 without TLS, and breaks connections on
+// request. It passes everything on, without faults, once a connection subscribes, monitors or turns its
+// replies off.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -280,7 +284,8 @@ func (l *link) requests() {
 			break
 		}
 	}
-	// As in a network, the requests that the client sent before it left still arrive: the server closes when it has read them.
+	// As in a network, the requests that the client sent before it left still arrive: the server closes when
+	// it has read them.
 	_ = w.Flush()
 	_ = l.server.CloseWrite()
 }
@@ -338,9 +343,10 @@ func muteReplies(args []string) bool {
 		len(args) > 1 && strings.EqualFold(args[0], "CLIENT") && strings.EqualFold(args[1], "REPLY")
 }
 
-// Switch returns a function that breaks a server and the proxy before it in one of three ways, which the caller names, and
-// mends them for any other argument: refused keeps requests from the server, lostReply keeps replies to scripts from the
-// client, and frozen pauses the server. A server that cannot be paused or resumed is an error of the test.
+// Switch returns a function that breaks a server and the proxy before it in one of three ways, which the
+// caller names, and mends them for any other argument: refused keeps requests from the server, lostReply
+// keeps replies to scripts from the client, and frozen pauses the server. A server that cannot be paused or
+// resumed is an error of the test.
 func Switch[F comparable](tb testing.TB, s *Server, p *Proxy, refused, lostReply, frozen F) func(F) {
 	return func(f F) {
 		p.Clear()
@@ -359,9 +365,10 @@ func Switch[F comparable](tb testing.TB, s *Server, p *Proxy, refused, lostReply
 	}
 }
 
-// Proxies is a proxy before each of several addresses, for clusters: a client learns the nodes' addresses from the nodes,
-// so it must dial through DialContext, which leads each address to its proxy. With go-redis that is the option Dialer;
-// with rueidis the option DialCtxFn, func(ctx, addr, _, _) { return ps.DialContext(ctx, "tcp", addr) }.
+// Proxies is a proxy before each of several addresses, for clusters: a client learns the nodes' addresses
+// from the nodes, so it must dial through DialContext, which leads each address to its proxy. With go-redis
+// that is the option Dialer; with rueidis the option DialCtxFn, func(ctx, addr, _, _) { return
+// ps.DialContext(ctx, "tcp", addr) }.
 type Proxies struct {
 	byTarget map[string]*Proxy
 }
@@ -376,7 +383,8 @@ func StartProxies(tb testing.TB, targets ...string) *Proxies {
 	return ps
 }
 
-// DialContext connects to the proxy before addr. It refuses other addresses: they would pass by the faults unnoticed.
+// DialContext connects to the proxy before addr. It refuses other addresses: they would pass by the faults
+// unnoticed.
 func (ps *Proxies) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	p := ps.byTarget[addr]
 	if p == nil {

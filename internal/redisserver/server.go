@@ -1,13 +1,13 @@
-// Package redisserver starts real redis-server processes for tests and programs, on free loopback ports and without
-// persistence, breaks them on purpose (kill, pause, step their clock, fail over, reshard) and stands between them and a
-// client (Proxy):
+// Package redisserver starts real redis-server processes for tests and programs, on free loopback ports and
+// without persistence, breaks them on purpose (kill, pause, step their clock, fail over, reshard) and stands
+// between them and a client (Proxy):
 //
 //	server := redisserver.Start(t)
 //	proxy := redisserver.StartProxy(t, server.Addr())
 //	proxy.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA")})
 //
-// Functions StartX skip a test if there is no redis-server, and end the processes with the test. Programs call Launch and
-// LaunchCluster, which return an error, and Stop.
+// Functions StartX skip a test if there is no redis-server, and end the processes with the test. Programs
+// call Launch and LaunchCluster, which return an error, and Stop.
 //
 // It needs redis-server 7.0 or newer, found in the PATH or named by FLEETQUOTA_REDIS_SERVER.
 package redisserver
@@ -38,19 +38,20 @@ const (
 	loopback = "127.0.0.1"
 	// patience bounds every wait of the package.
 	patience = 15 * time.Second
-	// admin is the user, and the password, as whom the package itself talks to a server, so that a test can take away
-	// every right of the default user.
+	// admin is the user, and the password, as whom the package itself talks to a server, so that a test can
+	// take away every right of the default user.
 	admin = "redisserver"
 )
 
 // Config says how to start a server. The zero value is a plain server.
 type Config struct {
-	// Args are further arguments of redis-server, such as "--maxmemory", "3mb". They win over the package's own.
+	// Args are further arguments of redis-server, such as "--maxmemory", "3mb". They win over the package's
+	// own.
 	Args []string
 	// Users are ACL users beside the default one, such as "alice on >secret ~quota:* +@all".
 	Users []string
-	// TLS makes the server speak TLS only; see Server.TLSConfig. Client certificates are not demanded, unless Args
-	// contains "--tls-auth-clients", "yes".
+	// TLS makes the server speak TLS only; see Server.TLSConfig. Client certificates are not demanded, unless
+	// Args contains "--tls-auth-clients", "yes".
 	TLS bool
 	// FakeTime runs the server under libfaketime, so that Server.SetClock can move its clock.
 	FakeTime bool
@@ -145,7 +146,8 @@ func Launch(dir string, c Config) (*Server, error) {
 	return s, nil
 }
 
-// launch starts the process on a free port, with the arguments first before the package's own and last after them.
+// launch starts the process on a free port, with the arguments first before the package's own and last after
+// them.
 func (s *Server) launch(first, last []string) error {
 	// A port that was free a moment ago may be taken by now.
 	for attempt := 1; ; attempt++ {
@@ -229,8 +231,8 @@ func (s *Server) spawn() error {
 	return s.withLog(err)
 }
 
-// Restart starts the process again on the same port and in the same directory, with no data; it kills it first if it
-// runs.
+// Restart starts the process again on the same port and in the same directory, with no data; it kills it
+// first if it runs.
 func (s *Server) Restart() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -271,7 +273,8 @@ func (s *Server) Stop() {
 	}
 }
 
-// Pause freezes the process with SIGSTOP: it keeps its connections, accepts new ones and answers none of them.
+// Pause freezes the process with SIGSTOP: it keeps its connections, accepts new ones and answers none of
+// them.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -317,11 +320,12 @@ func (s *Server) pid() int {
 	return s.proc.cmd.Process.Pid
 }
 
-// TLSConfig returns the configuration by which a client connects to a server with TLS: the authority that signed its certificate, and a
-// client certificate. It is nil for a server without TLS.
+// TLSConfig returns the configuration by which a client connects to a server with TLS: the authority that
+// signed its certificate, and a client certificate. It is nil for a server without TLS.
 func (s *Server) TLSConfig() *tls.Config { return s.tls.Clone() }
 
-// File returns the path of a file in the server's directory. A server with TLS has ca.crt, redis.crt and redis.key there.
+// File returns the path of a file in the server's directory. A server with TLS has ca.crt, redis.crt and
+// redis.key there.
 func (s *Server) File(name string) string { return filepath.Join(s.dir, name) }
 
 // logTail returns the end of the process's log.
@@ -345,8 +349,8 @@ func (s *Server) withLog(err error) error {
 	return fmt.Errorf("%w\nlog of redis-server %s:\n%s", err, s.Addr(), s.logTail())
 }
 
-// Do runs one command on a connection of its own, with every right, and returns a string, an int64, nil or a []any of
-// these. An error reply is an Error.
+// Do runs one command on a connection of its own, with every right, and returns a string, an int64, nil or a
+// []any of these. An error reply is an Error.
 func (s *Server) Do(args ...string) (any, error) { return s.do(patience, args...) }
 
 func (s *Server) do(timeout time.Duration, args ...string) (any, error) {
@@ -411,8 +415,8 @@ func fields(text string) map[string]string {
 	return m
 }
 
-// SetClock sets the clock of a server that was started with Config.FakeTime to the real time plus offset, at once and
-// while it runs. Only the wall clock moves: timers inside the server go on.
+// SetClock sets the clock of a server that was started with Config.FakeTime to the real time plus offset, at
+// once and while it runs. Only the wall clock moves: timers inside the server go on.
 func (s *Server) SetClock(offset time.Duration) error {
 	if s.env == nil {
 		return errors.New("redisserver: SetClock needs Config.FakeTime")
@@ -427,8 +431,8 @@ func (s *Server) SetClock(offset time.Duration) error {
 
 func (s *Server) clockFile() string { return filepath.Join(s.dir, "clock") }
 
-// fakeTimeEnv returns the environment that puts a process under libfaketime. The library is preloaded directly: faketime
-// itself forks, and the pid would be the wrong one.
+// fakeTimeEnv returns the environment that puts a process under libfaketime. The library is preloaded
+// directly: faketime itself forks, and the pid would be the wrong one.
 func fakeTimeEnv(file string) ([]string, error) {
 	preload, err := fakeTimePreload()
 	if err != nil {
@@ -441,7 +445,8 @@ func fakeTimeEnv(file string) ([]string, error) {
 		}
 	}
 	return append(env, "LD_PRELOAD="+preload, "FAKETIME_TIMESTAMP_FILE="+file, "FAKETIME_NO_CACHE=1",
-		// Redis's timers run on the monotonic clock: one step back and serverCron would not run for that long.
+		// Redis's timers run on the monotonic clock: one step back and serverCron would not run for that
+		// long.
 		"FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"), nil
 }
 
@@ -450,8 +455,8 @@ var fakeTimePreload = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("faketime: %w", err)
 	}
-	// Debian links redis-server with a shared jemalloc, which asks for the time before libfaketime is ready, and the
-	// process hangs. Loading libc ahead of it gives the process glibc's malloc.
+	// Debian links redis-server with a shared jemalloc, which asks for the time before libfaketime is ready,
+	// and the process hangs. Loading libc ahead of it gives the process glibc's malloc.
 	return string(bytes.TrimSpace(out)) + ":libc.so.6", nil
 })
 
@@ -485,7 +490,8 @@ var available = sync.OnceValue(func() error {
 	return nil
 })
 
-// Available returns nil if there is a redis-server that the package can use, and otherwise the error that it meets.
+// Available returns nil if there is a redis-server that the package can use, and otherwise the error that it
+// meets.
 func Available() error { return available() }
 
 // Require skips the test, with a message that says how to change that, if there is no redis-server. With
@@ -508,9 +514,9 @@ func require(tb testing.TB, err error, what, pkg string) {
 	}
 }
 
-// Ports come from below the ephemeral range of Linux (32768 and up), so that no outgoing connection takes a port between
-// the check and the bind, or while a killed server is away. A client that dials a free port of the ephemeral range in a
-// loop may even connect to itself.
+// Ports come from below the ephemeral range of Linux (32768 and up), so that no outgoing connection takes a
+// port between the check and the bind, or while a killed server is away. A client that dials a free port of
+// the ephemeral range in a loop may even connect to itself.
 const portMin, portMax = 10000, 32767
 
 var ports = struct {
@@ -558,7 +564,8 @@ type fatal struct{ error }
 
 func (f fatal) Unwrap() error { return f.error }
 
-// waitFor calls ready until it returns nil, with a growing pause, and gives up after patience with the last error.
+// waitFor calls ready until it returns nil, with a growing pause, and gives up after patience with the last
+// error.
 func waitFor(what string, ready func() error) error {
 	end := time.Now().Add(patience)
 	for pause := time.Millisecond; ; pause = min(2*pause, 25*time.Millisecond) {

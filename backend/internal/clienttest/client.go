@@ -28,7 +28,8 @@ type library struct {
 	engine  func(quota.Store) *engine.Store // under a store; nil unless Run was given it
 }
 
-// libraries is the only table of clients. Their settings for retries are the library's own, as users have them.
+// libraries is the only table of clients. Their settings for retries are the library's own, as users have
+// them.
 var libraries = []library{
 	{name: "goredis", connect: connectGoredis, pooled: true, lazy: true},
 	{name: "rueidis", connect: connectRueidis},

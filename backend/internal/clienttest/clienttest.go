@@ -1,5 +1,5 @@
-// Package clienttest has the tests that every client of Redis passes, on real servers that fail on purpose. Each test is
-// written once; each adapter runs all of them from its own tests:
+// Package clienttest has the tests that every client of Redis passes, on real servers that fail on purpose.
+// Each test is written once; each adapter runs all of them from its own tests:
 //
 //	func TestMain(m *testing.M) { clienttest.Main(m) }
 //
@@ -31,8 +31,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// tests are the tests, by the promise that they hold a client to. Those that begin with t.Parallel wait more than they
-// work, and measure no short time.
+// tests are the tests, by the promise that they hold a client to. Those that begin with t.Parallel wait more
+// than they work, and measure no short time.
 var tests = []struct {
 	name string
 	run  func(*testing.T, library)
@@ -104,8 +104,8 @@ var tests = []struct {
 	{"secrets/RightPasswords", rightPasswords},
 }
 
-// Run runs all tests with the library of a name. The function returns the engine under a store, which only the adapter's
-// own tests see.
+// Run runs all tests with the library of a name. The function returns the engine under a store, which only
+// the adapter's own tests see.
 func Run(t *testing.T, name string, engineOf func(quota.Store) *engine.Store) {
 	l := named(t, name)
 	l.engine = engineOf

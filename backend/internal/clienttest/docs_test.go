@@ -27,8 +27,8 @@ func TestDocumentedKey(t *testing.T) {
 	}
 }
 
-// TestDocumentedRights: the documented ACL lines are those that TestClient/rights finds to be enough and no more, and they
-// work as they stand, in a server's configuration and as a command.
+// TestDocumentedRights: the documented ACL lines are those that TestClient/rights finds to be enough and no
+// more, and they work as they stand, in a server's configuration and as a command.
 func TestDocumentedRights(t *testing.T) {
 	lines := regexp.MustCompile("(?m)^- (go-redis|rueidis): `(user fleet .*)`$").FindAllStringSubmatch(redisDocs(t), -1)
 	if len(lines) != len(libraries) {

@@ -15,8 +15,8 @@ import (
 
 func TestMain(m *testing.M) { Main(m) }
 
-// TestFromEnv: REDIS_URL works out of the box, with each scheme, with the client that is taken for it and with each that
-// is asked for, and two processes share the quota.
+// TestFromEnv: REDIS_URL works out of the box, with each scheme, with the client that is taken for it and
+// with each that is asked for, and two processes share the quota.
 func TestFromEnv(t *testing.T) {
 	server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"fleet on >p@ss/word ~* +@all"}})
 	secure, cluster, sentinel := tlsServer(t), redisserver.StartCluster(t), redisserver.StartSentinel(t)

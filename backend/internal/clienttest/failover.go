@@ -16,8 +16,8 @@ const outage = 12 * time.Second
 // stateOf returns the key of a state of the limit that tests of faults count with.
 func stateOf(key string) string { return place(quota.Charge{Limit: counted(1), Key: key}) }
 
-// masterKilled kills a master under load whose replica missed its last writes: the client must find the replica, and the
-// lost tokens may be granted again, once.
+// masterKilled kills a master under load whose replica missed its last writes: the client must find the
+// replica, and the lost tokens may be granted again, once.
 func masterKilled(t *testing.T, l library) {
 	t.Parallel()
 	const capacity = 40 // of a key: so much may a failover admit again
@@ -188,8 +188,8 @@ func halfMoved(t *testing.T, l library) {
 	ok(t, direct.TakeAll(bg, list, out))
 }
 
-// sentinel kills the master that sentinels watch, under load, and then has an operator fail over: a client of the caller's
-// and a store of a URL must follow both.
+// sentinel kills the master that sentinels watch, under load, and then has an operator fail over: a client of
+// the caller's and a store of a URL must follow both.
 func sentinel(t *testing.T, l library) {
 	t.Parallel()
 	n := redisserver.StartSentinel(t)

@@ -117,8 +117,9 @@ var counter = (&porcupine.NondeterministicModel{
 	},
 }).ToModel()
 
-// linearizable races callers for one key while replies are lost: some order of the calls, in which each of unknown
-// outcome was made or was not, explains all answers. C4 of package conformance asks the same without faults.
+// linearizable races callers for one key while replies are lost: some order of the calls, in which each of
+// unknown outcome was made or was not, explains all answers. C4 of package conformance asks the same without
+// faults.
 func linearizable(t *testing.T, l library) {
 	t.Parallel()
 	server := redisserver.Start(t)
@@ -179,8 +180,8 @@ func linearizable(t *testing.T, l library) {
 	}
 }
 
-// paused freezes the server under calls with a deadline. They return, say that their outcome is unknown, and the server
-// executes them when it wakes: a late charge counts against the caller and never for it.
+// paused freezes the server under calls with a deadline. They return, say that their outcome is unknown, and
+// the server executes them when it wakes: a late charge counts against the caller and never for it.
 func paused(t *testing.T, l library) {
 	t.Parallel()
 	const callers, deadline = 64, 100 * time.Millisecond
@@ -233,8 +234,8 @@ func paused(t *testing.T, l library) {
 	}
 }
 
-// contexts: a call or a look at the health whose context is done sends no script, and a deadline that passes in flight makes
-// the outcome unknown. S4 and S6 of package conformance ask the rest.
+// contexts: a call or a look at the health whose context is done sends no script, and a deadline that passes
+// in flight makes the outcome unknown. S4 and S6 of package conformance ask the rest.
 func contexts(t *testing.T, l library) {
 	t.Parallel()
 	server := redisserver.Start(t)
@@ -265,8 +266,8 @@ func contexts(t *testing.T, l library) {
 	until(t, "the late charge", func() bool { return charged(t, s, c.Limit, "k") == 2 })
 }
 
-// poolExhausted lets callers wait for the only connection longer than the client has patience. They go alone, for
-// together they may all go at once.
+// poolExhausted lets callers wait for the only connection longer than the client has patience. They go alone,
+// for together they may all go at once.
 func poolExhausted(t *testing.T, l library) {
 	if !l.pooled {
 		return
@@ -290,8 +291,8 @@ func poolExhausted(t *testing.T, l library) {
 	y.bounds(t, charged(t, s, limit, keys(1)...))
 }
 
-// closing closes a store over a client that is the caller's, and a client under a store. S8 of package conformance asks
-// the rest.
+// closing closes a store over a client that is the caller's, and a client under a store. S8 of package
+// conformance asks the rest.
 func closing(t *testing.T, l library) {
 	t.Parallel()
 	server := redisserver.Start(t)

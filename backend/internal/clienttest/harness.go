@@ -179,7 +179,8 @@ func do(t testing.TB, s *redisserver.Server, args ...string) any {
 	return v
 }
 
-// runs returns how many of the engine's scripts the servers ran since they started: each asks for the time once.
+// runs returns how many of the engine's scripts the servers ran since they started: each asks for the time
+// once.
 func runs(t testing.TB, servers ...*redisserver.Server) (n int64) {
 	t.Helper()
 	for _, s := range servers {
@@ -226,8 +227,9 @@ func eachSite(t *testing.T, f func(t *testing.T, p site)) {
 	})
 }
 
-// startSentinel starts one sentinel with further lines of configuration, in which PORT is its port, for a master called
-// "fleet", and returns its address. The sentinels of redisserver have neither TLS nor passwords.
+// startSentinel starts one sentinel with further lines of configuration, in which PORT is its port, for a
+// master called "fleet", and returns its address. The sentinels of redisserver have neither TLS nor
+// passwords.
 func startSentinel(t *testing.T, master int, lines string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -288,15 +290,16 @@ func sentinelURL(s *redisserver.Sentinel) string {
 
 func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.Must(quota.NewLimit(name, a)) }
 
-// yearly returns a limit whose counts stay while a test runs; counted returns the one that tests of faults count with.
+// yearly returns a limit whose counts stay while a test runs; counted returns the one that tests of faults
+// count with.
 func yearly(name string, n int64) *quota.Limit {
 	return limitOf(name, quota.Must(algorithm.FixedWindow(n, year)))
 }
 
 func counted(n int64) *quota.Limit { return yearly("yearly", n) }
 
-// hidden is an algorithm whose Lua the store does not see, so that compare-and-swap decides. Its spec is another, by a
-// parameter without a meaning: a store plans for a spec once.
+// hidden is an algorithm whose Lua the store does not see, so that compare-and-swap decides. Its spec is
+// another, by a parameter without a meaning: a store plans for a spec once.
 type hidden struct{ quota.Algorithm }
 
 func (h hidden) Spec() quota.Spec {

@@ -14,9 +14,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// packed returns the bytes that the server must hold for an item: the length and name of the rule, then seven bytes a
-// number, the highest first: the unit, A, B and, unless all are zero, C and the tail. It is written down here a second
-// time, so that no change of the engine alters bytes that other releases have stored.
+// packed returns the bytes that the server must hold for an item: the length and name of the rule, then seven
+// bytes a number, the highest first: the unit, A, B and, unless all are zero, C and the tail. It is written
+// down here a second time, so that no change of the engine alters bytes that other releases have stored.
 func packed(it *driver.Item) string {
 	s := &it.State
 	if s.IsZero() {
@@ -49,8 +49,8 @@ func key(t *testing.T, l library) {
 	}
 }
 
-// expiry: a key lives as long as its state means something and at most the slack longer, a key made fresh is gone at
-// once, and denials and peeks leave a key and its lifetime alone.
+// expiry: a key lives as long as its state means something and at most the slack longer, a key made fresh is
+// gone at once, and denials and peeks leave a key and its lifetime alone.
 func expiry(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := open(engine.Options{})
@@ -87,7 +87,8 @@ func lifetimes(t *testing.T, server *data, store store, name string, limit func(
 		if d.Charged == 0 || server.held(t, c) == was {
 			continue // not granted, or in debt as deep as can be: not written
 		}
-		// The server reads its clock for SET after it did for the script, so at is never too early, and PTTL never too late.
+		// The server reads its clock for SET after it did for the script, so at is never too early, and PTTL
+		// never too late.
 		at := server.expires(t, place(c))
 		left := server.PTTL(bg, place(c)).Val()
 		if at < 0 && time.Since(d.At.Time()) > d.ResetAfter+driver.ExpirySlack {
@@ -144,8 +145,9 @@ func traceless(t *testing.T, server *data, store store, name string, limit func(
 	}
 }
 
-// foreign: bytes that the store did not write are ErrMisconfigured, and the store leaves them alone: another program's
-// value, a newer layout, a state that is cut off or out of range. A state of another rule is C8 of package conformance.
+// foreign: bytes that the store did not write are ErrMisconfigured, and the store leaves them alone: another
+// program's value, a newer layout, a state that is cut off or out of range. A state of another rule is C8 of
+// package conformance.
 func foreign(t *testing.T, l library) {
 	server, open := l.single(t)
 	good := func(rule string, numbers ...int64) string {
@@ -309,9 +311,9 @@ func prefixes(t *testing.T, l library) {
 	}
 }
 
-// records: the record of a request id has a key of its own in the group's slot, lives for quota.IDWindow, is there for
-// grants only, and is refused where it is damaged, whether scripts or compare-and-swap decide. That an id is granted
-// once and repeated faithfully is C3 of package conformance.
+// records: the record of a request id has a key of its own in the group's slot, lives for quota.IDWindow, is
+// there for grants only, and is refused where it is damaged, whether scripts or compare-and-swap decide. That
+// an id is granted once and repeated faithfully is C3 of package conformance.
 func records(t *testing.T, l library) {
 	server, open := l.single(t)
 	for _, hide := range []bool{false, true} {

@@ -100,9 +100,9 @@ var refusals = []refusal{
 	},
 }
 
-// refusedStates puts servers into each state in which they refuse charges. The error is ErrUnavailable, which promises
-// that no token was charged; a call that needs no write is answered where the server can; and the client recovers
-// without a restart.
+// refusedStates puts servers into each state in which they refuse charges. The error is ErrUnavailable, which
+// promises that no token was charged; a call that needs no write is answered where the server can; and the
+// client recovers without a restart.
 func refusedStates(t *testing.T, l library) {
 	t.Parallel()
 	for _, r := range refusals {
@@ -204,7 +204,8 @@ func memoryFull(t *testing.T, l library) {
 	if take(t, s, quota.Charge{Limit: few, Key: "poor", Cost: 1}).Allowed {
 		t.Error("a charge beyond the limit, with the memory full: got a grant, want a denial")
 	}
-	// A reset frees memory and is no first write that can be refused; the charges behind it in a list are made too.
+	// A reset frees memory and is no first write that can be refused; the charges behind it in a list are
+	// made too.
 	out := make([]quota.Decision, 2)
 	mixed := []quota.Charge{{Limit: few, Key: "poor", Op: quota.OpReset}, {Limit: few, Key: "poor/other", Cost: 1}}
 	err = s.TakeAll(bg, mixed, out)
@@ -219,7 +220,8 @@ func memoryFull(t *testing.T, l library) {
 	z.exact(t, charged(t, s, limit, list...))
 }
 
-// health: an operator hears a server's version, of a policy by which it may drop quotas, and of evictions, once each.
+// health: an operator hears a server's version, of a policy by which it may drop quotas, and of evictions,
+// once each.
 func health(t *testing.T, l library) {
 	t.Parallel()
 	server := redisserver.Start(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")

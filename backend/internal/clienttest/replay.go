@@ -355,8 +355,8 @@ func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
 	return it
 }
 
-// batches: charges that go together, to the same keys and others, make exactly the decisions and states of the
-// Go kernels say of each alone, in order, and take one script call.
+// batches: charges that go together, to the same keys and others, make exactly the decisions and states of
+// the Go kernels say of each alone, in order, and take one script call.
 func batches(t *testing.T, l library) {
 	server, open := l.single(t)
 	const workers = 16

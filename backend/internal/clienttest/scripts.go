@@ -14,8 +14,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// batchCalls: a batch is one script call, whatever is in it, and a key that holds another program's value fails only the
-// calls that name it.
+// batchCalls: a batch is one script call, whatever is in it, and a key that holds another program's value
+// fails only the calls that name it.
 func batchCalls(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := l.engine(open(engine.Options{}))
@@ -161,8 +161,8 @@ func (l liar) Spec() quota.Spec {
 
 func (l liar) Lua() string { return l.lua }
 
-// kernels: Lua that decides otherwise than its Go, or fails, is ErrMisconfigured, and a list in which it fails is not
-// written.
+// kernels: Lua that decides otherwise than its Go, or fails, is ErrMisconfigured, and a list in which it
+// fails is not written.
 func kernels(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := open(engine.Options{})
@@ -208,8 +208,8 @@ func kernels(t *testing.T, l library) {
 	}
 }
 
-// replies: whatever a server, or a program that stands before it, answers to a script, the client's side of the engine
-// makes an error of the right class of it and never panics.
+// replies: whatever a server, or a program that stands before it, answers to a script, the client's side of
+// the engine makes an error of the right class of it and never panics.
 func replies(t *testing.T, l library) {
 	const now = ":1795427141791724\r\n"
 	var answer atomic.Value
@@ -303,7 +303,8 @@ func allocs(t *testing.T, l library) {
 	}
 }
 
-// noClientClock: a process's own clock cannot reach a decision, for calls send no time, whenever they are made.
+// noClientClock: a process's own clock cannot reach a decision, for calls send no time, whenever they are
+// made.
 func noClientClock(t *testing.T, l library) {
 	t.Parallel()
 	var mu sync.Mutex

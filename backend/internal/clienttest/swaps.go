@@ -11,8 +11,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// swaps: a rule whose Lua the store does not see makes the same decisions and states as the scripted one, alone and in
-// lists with scripted ones, and its budget is exact under concurrency.
+// swaps: a rule whose Lua the store does not see makes the same decisions and states as the scripted one,
+// alone and in lists with scripted ones, and its budget is exact under concurrency.
 func swaps(t *testing.T, l library) {
 	server, open := l.single(t)
 	for _, injected := range []bool{true, false} {

@@ -94,8 +94,8 @@ func urlTLS(t *testing.T, l library) {
 	}
 }
 
-// brokenTLS breaks the trust of a client while it runs. Where no connection comes about no token can be charged, and the
-// error says so.
+// brokenTLS breaks the trust of a client while it runs. Where no connection comes about no token can be
+// charged, and the error says so.
 func brokenTLS(t *testing.T, l library) {
 	for _, c := range []struct {
 		name   string
@@ -191,8 +191,8 @@ func urlClusterTLS(t *testing.T, l library) {
 	is(t, "an unknown authority", err, quota.ErrUnavailable)
 }
 
-// notACluster: a store that believes itself on a cluster while it is not would decide lists in pieces, and one that reaches
-// a single node of a cluster only would fail for most keys.
+// notACluster: a store that believes itself on a cluster while it is not would decide lists in pieces, and
+// one that reaches a single node of a cluster only would fail for most keys.
 func notACluster(t *testing.T, l library) {
 	single := redisserver.Start(t)
 	cluster := redisserver.StartCluster(t, "--user", "noslots", "on", ">p", "~*", "+@all", "-cluster")
@@ -404,7 +404,8 @@ func closeClosesConnections(t *testing.T, l library) {
 	gone()
 }
 
-// constructedDown makes a store over the caller's client while its servers are not there. rueidis makes no client then.
+// constructedDown makes a store over the caller's client while its servers are not there. rueidis makes no
+// client then.
 func constructedDown(t *testing.T, l library) {
 	if !l.lazy {
 		return

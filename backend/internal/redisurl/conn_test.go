@@ -31,8 +31,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 
 func (*pieces) Write(b []byte) (int, error) { return len(b), nil }
 
-// TestCredentialsAreCrossedOut: in the handshake, and not after it, error replies come without the credentials that they
-// quote, wherever the reads cut them.
+// TestCredentialsAreCrossedOut: in the handshake, and not after it, error replies come without the
+// credentials that they quote, wherever the reads cut them.
 func TestCredentialsAreCrossedOut(t *testing.T) {
 	const secret = "hunter2"
 	long := "-ERR " + strings.Repeat("x", 300) + "\r\n"

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestDocumentedURLs: the URLs in the documentation are read as it says, and its parameters are those there are.
+// TestDocumentedURLs: the URLs in the documentation are read as it says, and its parameters are those there
+// are.
 func TestDocumentedURLs(t *testing.T) {
 	b, err := os.ReadFile("../../../docs/redis.md")
 	text := string(b)
