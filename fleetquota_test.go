@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota"
+	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -77,6 +79,23 @@ func TestFromEnvLinksRedis(t *testing.T) {
 		}
 		if _, err := limiter.Take(t.Context(), "k", 1); !errors.Is(err, quota.ErrUnavailable) {
 			t.Errorf("%s: %v", url, err)
+		}
+		limiter.Close()
+	}
+}
+
+// TestFromEnvHealth asks for the health of servers through the policies of FromEnv. No server listens on port 1.
+func TestFromEnvHealth(t *testing.T) {
+	for url, want := range map[string]error{
+		"redis://127.0.0.1:1": quota.ErrUnavailable, "redis://127.0.0.1:1?client=rueidis": quota.ErrUnavailable, "": errors.ErrUnsupported,
+	} {
+		t.Setenv("REDIS_URL", url)
+		limiter, err := fleetquota.FromEnv(t.Context())
+		if err != nil {
+			t.Fatalf("%q: %v", url, err)
+		}
+		if h, err := backend.Health(t.Context(), limiter.Store()); !errors.Is(err, want) || h != (driver.Health{}) {
+			t.Errorf("%q: health: got %+v, %v; want zero, %v", url, h, err, want)
 		}
 		limiter.Close()
 	}

@@ -36,6 +36,7 @@ import (
 	"sync"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and
@@ -55,10 +56,10 @@ var known = map[string][]string{
 
 var (
 	mu      sync.RWMutex // guards drivers
-	drivers = map[string]driver{"memory": {[]string{"memory"}, openMemory}}
+	drivers = map[string]opener{"memory": {[]string{"memory"}, openMemory}}
 )
 
-type driver struct {
+type opener struct {
 	schemes []string
 	open    OpenFunc
 }
@@ -86,7 +87,7 @@ func Register(name string, schemes []string, open OpenFunc) {
 	if _, twice := drivers[name]; twice {
 		panic("backend: Register called twice for driver " + name)
 	}
-	drivers[name] = driver{slices.Clone(schemes), open}
+	drivers[name] = opener{slices.Clone(schemes), open}
 }
 
 // Schemes returns the schemes that Open can open, sorted.
@@ -100,7 +101,7 @@ func Schemes() []string {
 }
 
 // linked returns the drivers of this program, by name.
-func linked() map[string]driver {
+func linked() map[string]opener {
 	mu.RLock()
 	defer mu.RUnlock()
 	return maps.Clone(drivers)
@@ -247,15 +248,21 @@ func withhold(err error, scheme, rawURL string, u *url.URL) error {
 	if !slices.ContainsFunc(secrets(rawURL, u), func(s string) bool { return strings.Contains(text, s) }) {
 		return fmt.Errorf("backend: open %s: %w", scheme, err)
 	}
-	for _, sentinel := range [...]error{
-		quota.ErrInvalid, quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded, quota.ErrCrossSlot,
-		quota.ErrMisconfigured, quota.ErrClosed, context.Canceled, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, sentinel) {
-			return fmt.Errorf("backend: open %s: %w: the driver's message is withheld, it holds credentials", scheme, sentinel)
+	sentinel := driver.Sentinel(err)
+	if sentinel == nil {
+		sentinel = contextError(err)
+	}
+	return fmt.Errorf("backend: open %s: %w: the driver's message is withheld, it holds credentials", scheme, sentinel)
+}
+
+// contextError returns the error of a context that err carries, or else quota.ErrMisconfigured.
+func contextError(err error) error {
+	for _, ended := range [...]error{context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, ended) {
+			return ended
 		}
 	}
-	return fmt.Errorf("backend: open %s: %w: the driver's message is withheld, it holds credentials", scheme, quota.ErrMisconfigured)
+	return quota.ErrMisconfigured
 }
 
 // secrets returns the credentials of a URL in each form that a message may quote them in.

@@ -55,11 +55,11 @@ func read(t *testing.T, path ...string) string {
 
 func TestQuick(t *testing.T) {
 	redisserver.Require(t)
-	readme := filepath.Join(t.TempDir(), "README.md")
-	if err := os.WriteFile(readme, []byte("before\n"+figuresBegin+"old\n"+figuresEnd+"after\n"), 0o600); err != nil {
+	page := filepath.Join(t.TempDir(), "performance.md")
+	if err := os.WriteFile(page, []byte("before\n"+figuresBegin+"old\n"+figuresEnd+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dir, log := quick(t, "", "-readme", readme)
+	dir, log := quick(t, "", "-docs", page)
 	results := read(t, dir, "RESULTS.md")
 	for _, subjects := range [][]subject{localSubjects, redisSubjects} {
 		for _, s := range subjects {
@@ -79,7 +79,7 @@ func TestQuick(t *testing.T) {
 		}
 	}
 	if strings.Contains(log, "FAILED") || strings.Contains(results, "failed") || strings.Contains(results, "| not measured |") {
-		t.Errorf("it says\n%s\nand writes\n%s", log, results)
+		t.Errorf("got failures or missing figures, want none; the log:\n%s\nRESULTS.md:\n%s", log, results)
 	}
 	r := &report{machine: machine{size: small}}
 	for _, h := range append(r.headlines(), headline{name: "growth"}) {
@@ -90,10 +90,10 @@ func TestQuick(t *testing.T) {
 			t.Errorf("RESULTS.md does not show %s.svg", h.name)
 		}
 	}
-	got := read(t, readme)
+	got := read(t, page)
 	if !strings.HasPrefix(got, "before\n"+figuresBegin) || !strings.HasSuffix(got, figuresEnd+"after\n") || strings.Contains(got, "old") ||
 		!strings.Contains(got, "with leases") {
-		t.Errorf("the README became\n%s", got)
+		t.Errorf("the page: got\n%s\nwant the text around the markers unchanged, and between them new figures, with leases", got)
 	}
 }
 
@@ -102,14 +102,14 @@ func TestQuickWithoutRedis(t *testing.T) {
 	results := read(t, dir, "RESULTS.md")
 	if !strings.Contains(results, "Not measured: Redis: there is no redis-server") || !strings.Contains(log, "NOT MEASURED") ||
 		!strings.Contains(results, "\n## Local\n") || strings.Contains(results, "\n## Growth\n") {
-		t.Errorf("it says\n%s\nand writes\n%s", log, results)
+		t.Errorf("without redis-server: got the log\n%s\nand RESULTS.md\n%s\nwant local figures only, and a line that says so", log, results)
 	}
 }
 
 func TestArguments(t *testing.T) {
 	for _, args := range []string{"-only nothing", "-count 0", "-time 0s", "-limit -1s", "more", "-unknown"} {
 		if err := run(t.Context(), append(strings.Fields(args), "-out", t.TempDir()), io.Discard); err == nil {
-			t.Errorf("%s is accepted", args)
+			t.Errorf("%s: got no error, want one", args)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func TestSameWork(t *testing.T) {
 				for n := range 5 {
 					got, err := take(t.Context(), newKeyset(2).at(i))
 					if err != nil || got != (n < 3) {
-						t.Errorf("%s: charge %d of 5 to a bucket of 3: %v, %v", s.name, n+1, got, err)
+						t.Errorf("%s: charge %d of 5 to a bucket of 3: got %v, %v; want %v, no error", s.name, n+1, got, err, n < 3)
 					}
 				}
 			}
@@ -150,7 +150,7 @@ func newRunner(t *testing.T) *runner {
 	return &runner{ctx: t.Context(), log: io.Discard, counts: 1, long: time.Millisecond, limit: time.Minute, endless: map[string]error{}}
 }
 
-// fake is a subject that is nothing but a function.
+// fake returns a subject that only calls a function.
 func fake(name string, f take) subject {
 	return subject{name, peer, func(numbers, *target) (take, func(), error) { return f, func() {}, nil }}
 }
@@ -197,13 +197,13 @@ func TestFailures(t *testing.T) {
 		row := r.results[0].row(subjects[i].name)
 		switch {
 		case want == "" && (row.err != nil || len(row.samples) != 2):
-			t.Errorf("%s: %v, %d samples", row.subject, row.err, len(row.samples))
+			t.Errorf("%s: got error %v and %d samples, want no error and 2 samples", row.subject, row.err, len(row.samples))
 		case want != "" && (row.err == nil || !strings.Contains(row.err.Error(), want) || row.failed != 2 || len(row.samples) != 0):
-			t.Errorf("%s: %v, failed %d times, %d samples; want %q", row.subject, row.err, row.failed, len(row.samples), want)
+			t.Errorf("%s: got error %v, %d failures, %d samples; want %q, 2 failures, no samples", row.subject, row.err, row.failed, len(row.samples), want)
 		}
 	}
 	if n := hung.Load(); n != 1 {
-		t.Errorf("what hung was tried %d times", n)
+		t.Errorf("tries of a subject that hangs: got %d, want 1", n)
 	}
 }
 
@@ -220,10 +220,10 @@ func TestOpenLoop(t *testing.T) {
 	}
 	// 100 are due within 20 ms and take 100 ms, so that half of them wait for 40 ms or more.
 	if s[p50] < 30_000 || s[p50] > s[p99] || s[p99] > s[p999] {
-		t.Errorf("p50, p99 and p99.9 are %v, %v and %v µs", s[p50], s[p99], s[p999])
+		t.Errorf("p50, p99 and p99.9: got %v, %v and %v µs, want 30000 or more, rising", s[p50], s[p99], s[p999])
 	}
 	if s[decisions] > 1000 || s[offered] != 5000 {
-		t.Errorf("%v/s of %v/s", s[decisions], s[offered])
+		t.Errorf("got %v decisions/s of %v/s offered, want at most 1000 of 5000", s[decisions], s[offered])
 	}
 }
 
@@ -242,11 +242,11 @@ func TestHistogram(t *testing.T) {
 	a.merge(&b)
 	for q, want := range map[float64]time.Duration{0.5: 500 * time.Microsecond, 0.99: 990 * time.Microsecond, 0: 0} {
 		if got := a.quantile(q); got < want*96/100 || got > want*104/100 {
-			t.Errorf("quantile %v is %v, want %v", q, got, want)
+			t.Errorf("quantile %v: got %v, want %v", q, got, want)
 		}
 	}
 	if got := a.quantile(1); got < time.Minute {
-		t.Errorf("the greatest is %v", got)
+		t.Errorf("quantile 1: got %v, want a minute or more", got)
 	}
 }
 
@@ -254,7 +254,7 @@ func TestNumber(t *testing.T) {
 	for want, v := range map[string]float64{"0": 0, "0.12": 0.1234, "3": 3, "9.99": 9.99, "12.3": 12.34, "123": 123.4, "1235": 1234.6, "10k": 10_000,
 		"12.3k": 12_345, "123k": 123_456, "1M": 1_000_000, "1.23M": 1_234_567, "1.00M": 999_999} {
 		if got := number(v); got != want {
-			t.Errorf("%v is written %s, want %s", v, got, want)
+			t.Errorf("%v: got %s, want %s", v, got, want)
 		}
 	}
 }
@@ -304,18 +304,18 @@ func TestReport(t *testing.T) {
 	for i, keys := range full.growth {
 		add(r.busiest("growth", keys), onRueidis, ours, sample{decisions: 300_000 - 20_000*float64(i), keyBytes: 96})
 	}
-	readme := filepath.Join(t.TempDir(), "README.md")
-	if err := os.WriteFile(readme, []byte(figuresBegin+figuresEnd), 0o600); err != nil {
+	page := filepath.Join(t.TempDir(), "performance.md")
+	if err := os.WriteFile(page, []byte(figuresBegin+figuresEnd), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := write(dir, readme, r); err != nil {
+	if err := write(dir, page, r); err != nil {
 		t.Fatal(err)
 	}
 	for path, golden := range map[string]string{
 		filepath.Join(dir, "RESULTS.md"):                 "RESULTS.md",
 		filepath.Join(dir, "charts/redis-many-keys.svg"): "chart.svg",
-		readme: "README.md",
+		page: "performance.md",
 	} {
 		got := []byte(read(t, path))
 		golden = filepath.Join("testdata", golden)
@@ -325,10 +325,10 @@ func TestReport(t *testing.T) {
 			}
 		}
 		if want := []byte(read(t, golden)); !bytes.Equal(got, want) {
-			t.Errorf("%s differs from %s; -update writes it:\n%s", path, golden, got)
+			t.Errorf("%s: got\n%s\nwant the text of %s, which -update writes", filepath.Base(path), got, golden)
 		}
 	}
 	if err := write(dir, filepath.Join(dir, "RESULTS.md"), r); err == nil {
-		t.Error("a file without the markers is accepted")
+		t.Error("a page without the markers: got no error, want one")
 	}
 }

@@ -12,7 +12,7 @@ type chart struct {
 	bars        []bar
 }
 
-// bar is a median, with the least and the greatest of what it is the median of.
+// bar is a median, with the least and the greatest of its samples.
 type bar struct {
 	label                  string
 	kind                   kind

@@ -1,16 +1,16 @@
-// Command bench compares this library with others on the same work and writes what it found as a table and
-// charts. It is a module of its own, so that what it compares with is not among the library's dependencies.
+// Command bench compares this library with others on the same work, and writes the figures as tables and charts.
+// It is a module of its own, so that the other libraries are not among this library's dependencies.
 //
 //	go -C bench run .          # about 20 minutes: writes RESULTS.md and charts/
-//	go -C bench run . -quick   # every measurement once and briefly: shows that it works, the figures mean nothing
+//	go -C bench run . -quick   # every measurement once and briefly: it shows that bench works, the figures are useless
 //
 // It needs Go, and for the comparison on Redis redis-server 7.0 or newer in the PATH; it starts its own servers on
 // free loopback ports. -only local,redis,cluster,latency,growth chooses sections, and the files then have no
-// others. -out is the directory to write to. -readme names a file between whose markers the headlines go.
+// others. -out is the directory to write to. -docs names a page between whose markers the headlines go.
 //
-// Every subject comes once in every count, in a new random order, so that what else happens on the machine
-// befalls all alike. The figures are medians over the counts. A subject that fails, or does not come to an end, is
-// reported as such, and the others go on.
+// Every subject comes once in every count, in a new random order, so that other load on the machine affects all
+// subjects alike. The figures are medians over the counts. A subject that fails, or does not come to an end, is
+// reported as failed, and the others go on.
 package main
 
 import (
@@ -38,16 +38,16 @@ func main() {
 	}
 }
 
-// sectionNames are what -only chooses from, in their order in the report.
+// sectionNames are the sections that -only chooses from, in their order in the report.
 var sectionNames = []string{"local", "redis", "cluster", "latency", "growth"}
 
 func run(ctx context.Context, args []string, log io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	var (
-		quick  = flags.Bool("quick", false, "measure everything once and briefly; the figures mean nothing")
+		quick  = flags.Bool("quick", false, "measure everything once and briefly; the figures are useless")
 		only   = flags.String("only", strings.Join(sectionNames, ","), "the `sections` to run")
 		out    = flags.String("out", ".", "the `directory` for RESULTS.md and charts/")
-		readme = flags.String("readme", "", "a `file` between whose markers the headlines go")
+		docs   = flags.String("docs", "", "a `page` between whose markers the headlines go")
 		counts = flags.Int("count", 5, "how often everything is measured")
 		long   = flags.Duration("time", 300*time.Millisecond, "how long one measurement takes")
 		limit  = flags.Duration("limit", time.Minute, "after how long a subject that does not come to an end is given up")
@@ -87,10 +87,10 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 		}
 	}
 	if ctx.Err() != nil {
-		r.miss("what came after an interruption")
+		r.miss("the rest, after an interruption")
 	}
 	machine.took, machine.counts, machine.size = time.Since(started), r.counts, r.size
-	return write(*out, *readme, &report{machine, &r.results, r.missed})
+	return write(*out, *docs, &report{machine, &r.results, r.missed})
 }
 
 // onServers runs the sections that need Redis.

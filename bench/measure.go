@@ -31,12 +31,12 @@ const (
 	keyBytes  metric = "MEMORY USAGE a key"
 )
 
-// sample is what one measurement gave.
+// sample holds the numbers of one measurement.
 type sample map[metric]float64
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-// A load is what a measurement puts on a subject.
+// A load describes how a measurement uses a subject.
 type load struct {
 	take       take
 	keys       keyset
@@ -46,7 +46,7 @@ type load struct {
 	// some is timed.
 	every int
 	at    *target // nil for local
-	// memory returns what the keys take.
+	// memory returns the memory that the keys take.
 	memory func() (sample, error)
 }
 
@@ -68,7 +68,7 @@ func (l *load) closedLoop(ctx context.Context, d time.Duration) (sample, error) 
 }
 
 // openLoop offers decisions at a steady rate for a time, whether or not the earlier ones are answered. A latency
-// counts from when the decision was due, so that what waits for a free goroutine or connection is seen to wait.
+// counts from when the decision was due, so that it includes the wait for a free goroutine or connection.
 func (l *load) openLoop(ctx context.Context, rate float64, d time.Duration) (sample, error) {
 	total := int(rate * d.Seconds())
 	due := make(chan time.Time, total)
@@ -118,7 +118,7 @@ func (w *worker) ask(ctx context.Context, t take, key string) {
 	}
 }
 
-// measure runs the goroutines' work and gathers what it took.
+// measure runs the goroutines' work and returns its time, memory and decisions.
 func (l *load) measure(ctx context.Context, work func(*worker)) (sample, error) {
 	workers := make([]worker, l.goroutines)
 	var before, after runtime.MemStats
@@ -223,8 +223,8 @@ func heap() (m runtime.MemStats) {
 	return m
 }
 
-// collection measures what the heap as it is costs the garbage collector: the time of a collection, most of which
-// is looking through the heap, and of its pauses.
+// collection measures the cost of garbage collection with the heap as it is: the time of a collection, most of
+// which goes into scanning the heap, and the time of its pauses.
 func collection() (whole, pauses time.Duration) {
 	var before, after runtime.MemStats
 	const times = 3

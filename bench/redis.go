@@ -271,7 +271,7 @@ func (t *target) cpu() (time.Duration, error) {
 
 func (t *target) usedMemory() (float64, error) { return t.sum("memory", "used_memory") }
 
-// memoryUsage returns what MEMORY USAGE says of some key, times the Redis keys that a limit's key has.
+// memoryUsage returns the MEMORY USAGE of some key, times the number of Redis keys that a limit's key has.
 func (t *target) memoryUsage(keys int) (float64, error) {
 	total := 0.0
 	for _, s := range t.masters {
@@ -303,7 +303,7 @@ func (t *target) memoryUsage(keys int) (float64, error) {
 	return float64(n) * max(1, float64(int(total/float64(keys)+0.5))), nil
 }
 
-// redisBenchmarks are what redis-benchmark does with 50 connections and 16 commands on end on each.
+// redisBenchmarks are runs of redis-benchmark with 50 connections, and a pipeline of 16 commands on each.
 var redisBenchmarks = []struct {
 	name    string
 	command []string

@@ -16,14 +16,14 @@ import (
 	"time"
 )
 
-// report is all that is written.
+// report holds the content of all files that are written.
 type report struct {
 	machine machine
 	results *results
 	missed  []string
 }
 
-// machine is what the figures hold for.
+// machine describes the run that the figures come from.
 type machine struct {
 	date, cpu, system, goVersion, redis string
 	modules                             []string
@@ -70,14 +70,14 @@ func (m *machine) String() string {
 // view is how a section's tables look.
 type view struct {
 	section, title, note string
-	lead                 metric // what the subjects are compared by
+	lead                 metric // by which the subjects are compared
 	columns              []metric
 }
 
 var views = []view{
 	{"local", "Local", "One of 32 decisions is timed.",
 		decisions, []metric{p50, p99, p999, allocs}},
-	{"memory", "Local, memory", "Bytes beside the key's own text; the text is an object too. A collection of the whole heap, most of which is looking through it, and its pauses.",
+	{"memory", "Local, memory", "Bytes beside the key's own text; the text is an object too. The time of a collection of the whole heap, most of which goes into scanning it, and of its pauses.",
 		heapBytes, []metric{objects, collect, pause}},
 	{"redis", "Redis, one server", "Client and server share the processors.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
@@ -85,7 +85,7 @@ var views = []view{
 		usedBytes, []metric{keyBytes}},
 	{"benchmark", "redis-benchmark", "50 connections, 16 commands on end on each.",
 		decisions, []metric{serverCPU}},
-	{"cluster", "Redis Cluster, three masters", "They share the processors too: this shows what spreading costs, and not what it gives.",
+	{"cluster", "Redis Cluster, three masters", "They share the processors too: this shows the cost of a cluster, and not its gain.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
 	{"latency", "Latency at 70 % of each one's own peak", "Decisions are offered at a steady rate, answered or not, and latencies count from when a decision was due. The rate is kept to within about 0.1 ms.",
 		p99, []metric{p50, p999, offered, decisions}},
@@ -196,10 +196,10 @@ func (r *report) markdown() []byte {
 	fmt.Fprintf(&b, "# Results\n\nWritten by `go -C bench run .`, which does it again. Medians over %d counts.\n\n", m.counts)
 	fmt.Fprintf(&b, "%s. It took %v.\n\n%s.\n", m, m.took.Round(time.Second), strings.Join(m.modules, ", "))
 	if m.counts < 5 {
-		b.WriteString("\n**Too short a run: the figures mean nothing.**\n")
+		b.WriteString("\n**Too short a run: the figures are useless.**\n")
 	}
-	for _, what := range r.missed {
-		fmt.Fprintf(&b, "\nNot measured: %s.\n", what)
+	for _, text := range r.missed {
+		fmt.Fprintf(&b, "\nNot measured: %s.\n", text)
 	}
 	b.WriteString("\nRatios are above 1 where this library, or the subject of the line, is better.\n")
 	b.WriteString("\nNot among the peers: rueidislimiter and mennanov/limiters, of which no released module can be had.\n")
@@ -217,8 +217,8 @@ func (r *report) markdown() []byte {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", t.text, measured, verdict)
 	}
-	b.WriteString("\n## Where a peer is ahead\n\n")
-	b.WriteString(r.behind())
+	list, n, all := r.behind()
+	fmt.Fprintf(&b, "\n## Where a peer is ahead\n\nA peer is ahead in %d of %d comparisons.\n%s", n, all, list)
 	b.WriteString("\n## Charts\n")
 	for _, c := range r.charts() {
 		fmt.Fprintf(&b, "\n![%s](charts/%s.svg)\n", c.title, c.name)
@@ -229,8 +229,9 @@ func (r *report) markdown() []byte {
 	return b.Bytes()
 }
 
-// behind lists where this library is behind the best peer.
-func (r *report) behind() string {
+// behind returns the table of the comparisons in which the best peer is ahead of this library, how many these are,
+// and how many comparisons there are: each subject of this library in each table that has a peer.
+func (r *report) behind() (list string, n, all int) {
 	var b strings.Builder
 	for _, t := range *r.results {
 		lead := viewOf(t.work.section).lead
@@ -239,15 +240,21 @@ func (r *report) behind() string {
 			continue
 		}
 		for _, row := range t.rows {
-			if v, _, _, ok := row.of(lead); ok && (row.kind == ours || row.kind == leased) && lead.ratio(v, theirs) < 1 {
+			v, _, _, ok := row.of(lead)
+			if !ok || row.kind != ours && row.kind != leased {
+				continue
+			}
+			all++
+			if lead.ratio(v, theirs) < 1 {
+				n++
 				fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", t.work.title(), lead, row.subject, number(v), other.subject, number(theirs), times(lead.ratio(v, theirs)))
 			}
 		}
 	}
-	if b.Len() == 0 {
-		return "Nowhere in what was measured.\n"
+	if n == 0 {
+		return "", 0, all
 	}
-	return "| work | compared | subject | its figure | best peer | its figure | ratio |\n|---|---|---|---|---|---|---|\n" + b.String()
+	return "\n| work | compared | subject | its figure | best peer | its figure | ratio |\n|---|---|---|---|---|---|---|\n" + b.String(), n, all
 }
 
 // section writes the tables of a section.
@@ -309,7 +316,7 @@ func clean(err error) string {
 	return strings.ToValidUTF8(text, "")
 }
 
-// headline is a table that has a chart and a line in the README.
+// headline is a table that has a chart and a line in the documentation.
 type headline struct {
 	name, title string
 	work        work
@@ -373,13 +380,13 @@ func (t *table) row(subject string) *row {
 	return &row{}
 }
 
-// The headlines go between these lines of the README.
+// The headlines go between these lines of a page.
 const (
-	figuresBegin = "<!-- figures of go -C bench run . -readme ../README.md -->\n"
+	figuresBegin = "<!-- figures of go -C bench run . -docs ../docs/performance.md -->\n"
 	figuresEnd   = "<!-- end of figures -->\n"
 )
 
-// figures writes what the README shows.
+// figures returns the text that goes between the markers.
 func (r *report) figures() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n| work | compared | fleetquota | best peer | ratio |\n|---|---|---|---|---|\n")
@@ -392,12 +399,13 @@ func (r *report) figures() string {
 		}
 	}
 	fmt.Fprintf(&b, "\nMedians over %d counts; %s.\n", r.machine.counts, &r.machine)
-	fmt.Fprintf(&b, "\nWhere a peer is ahead:\n\n%s\n", r.behind())
+	_, n, all := r.behind()
+	fmt.Fprintf(&b, "\nA peer is ahead in %d of %d comparisons: [the list](../bench/RESULTS.md#where-a-peer-is-ahead).\n\n", n, all)
 	return b.String()
 }
 
-// write writes all files; readme may be "".
-func write(dir, readme string, r *report) error {
+// write writes all files. page is the file that has the markers, or "".
+func write(dir, page string, r *report) error {
 	if err := os.MkdirAll(filepath.Join(dir, "charts"), 0o755); err != nil {
 		return err
 	}
@@ -409,17 +417,17 @@ func write(dir, readme string, r *report) error {
 			return err
 		}
 	}
-	if readme == "" {
+	if page == "" {
 		return nil
 	}
-	text, err := os.ReadFile(readme)
+	text, err := os.ReadFile(page)
 	if err != nil {
 		return err
 	}
 	head, rest, begins := strings.Cut(string(text), figuresBegin)
 	_, tail, ends := strings.Cut(rest, figuresEnd)
 	if !begins || !ends {
-		return errors.New(readme + " lacks the lines " + figuresBegin + "and " + figuresEnd)
+		return errors.New(page + " lacks the lines " + figuresBegin + "and " + figuresEnd)
 	}
-	return os.WriteFile(readme, []byte(head+figuresBegin+r.figures()+figuresEnd+tail), 0o644)
+	return os.WriteFile(page, []byte(head+figuresBegin+r.figures()+figuresEnd+tail), 0o644)
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// work is what a table's subjects do. Its section says how.
+// work is the task of all subjects of a table. Its section says how it is done.
 type work struct {
 	section    string // "local", "memory", "redis", "redis memory", "benchmark", "cluster", "latency" or "growth"
 	keys       int
@@ -50,10 +50,10 @@ type runner struct {
 	endless map[string]error // the subjects that were given up
 }
 
-// miss notes what is not measured.
-func (r *runner) miss(what string) {
-	r.missed = append(r.missed, what)
-	fmt.Fprintln(r.log, "NOT MEASURED:", what)
+// miss notes a thing that is not measured, and the reason.
+func (r *runner) miss(text string) {
+	r.missed = append(r.missed, text)
+	fmt.Fprintln(r.log, "NOT MEASURED:", text)
 }
 
 // step is one measurement of a subject that is open and whose keys are filled.
@@ -131,10 +131,10 @@ func (r *runner) cluster(at *target) {
 	})
 }
 
-// latency offers each subject 70 % of what it was just seen to do at most.
+// latency offers each subject decisions at 70 % of the peak rate that it just showed.
 func (r *runner) latency(at *target) {
 	all := newKeyset(r.size.redis)
-	// A lease decides faster than the clock can be read twice, which is what offering one at a time takes.
+	// Leases are left out: one decision takes less time than the two readings of the clock around it.
 	subjects := slices.DeleteFunc(slices.Clone(redisSubjects), func(s subject) bool { return s.kind == floor || s.kind == leased })
 	r.eachCount("latency", subjects, func(s subject) {
 		r.visit(s, at, all, false, []step{{work{section: "latency", keys: all.len(), goroutines: r.size.most()}, func(ctx context.Context, l *load) (sample, error) {
@@ -237,7 +237,7 @@ func (r *runner) visit(s subject, at *target, keys keyset, denied bool, steps []
 	}
 }
 
-// prepare opens a subject and fills the keys: of a denied work, what they may take is then taken.
+// prepare opens a subject and fills the keys. For work that is denied this uses up their quota.
 func prepare(ctx context.Context, s subject, at *target, keys keyset, denied bool) (*load, func(), error) {
 	n := share
 	switch {
@@ -250,7 +250,7 @@ func prepare(ctx context.Context, s subject, at *target, keys keyset, denied boo
 	first := 0
 	if at != nil {
 		l.every = 1
-		// The first keys make connections and buffers, which are no part of what the others take.
+		// The first keys make connections and buffers, whose memory must not count as memory of keys.
 		first = keys.len() / 100
 		if err := at.flush(); err != nil {
 			return nil, nil, err
@@ -308,7 +308,7 @@ func redisMemory(at *target, before float64, added, keys int) (sample, error) {
 	return sample{usedBytes: (used - before) / float64(added), keyBytes: usage}, err
 }
 
-// errEndless is what a measurement fails with that took longer than the limit.
+// errEndless is the error of a measurement that took longer than the limit.
 var errEndless = errors.New("it came to no end")
 
 // bounded runs f, which is given up after the limit.
@@ -342,7 +342,7 @@ func bounded[T any](r *runner, f func(ctx context.Context) (T, error)) (T, error
 	}
 }
 
-// results are what was measured so far, a table for each work.
+// results are the measurements so far, a table for each work.
 type results []*table
 
 type table struct {

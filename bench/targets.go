@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// A goal is what the library is to reach, as a ratio within one run.
+// A goal is a figure that the library should reach, as a ratio within one run.
 type goal struct {
 	text  string
 	check func(r *report) (measured string, met bool, err error)
@@ -143,7 +143,7 @@ func (r *report) against(w work, m metric, k kind, least float64) (string, bool,
 	return measured(fmt.Sprintf("%s: %s of %s, against %s of %s", times(ratio), number(v), own.subject, number(theirs), other.subject), ratio >= least, true)
 }
 
-// growth returns what this library did with the fewest and with the most keys.
+// growth returns this library's rows with the fewest and with the most keys.
 func (r *report) growth() (few, many *row) {
 	n := r.machine.size.growth
 	return r.results.table(r.busiest("growth", n[0])).row(onRueidis),

@@ -9,8 +9,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Benchmark measures what calls of a backend cost, by its own clock: one key and many, from one goroutine and
-// from several, denials, lists, and request ids. A backend's test has
+// Benchmark measures the time and the allocations of a backend's calls, by its own clock: calls for one key and many,
+// from one goroutine and from several, denials, lists, and request ids. The test of a backend has
 //
 //	func BenchmarkStore(b *testing.B) { conformance.Benchmark(b, harness) }
 //
@@ -38,7 +38,7 @@ func Benchmark(b *testing.B, h Harness) {
 			b.Run(full, func(b *testing.B) {
 				store := h.Open(b, Opening{Data: fmt.Sprintf("%s%06d", s.run, serial.Add(1))})
 				defer store.Close()
-				for range 2 { // what is done once is not counted
+				for range 2 { // the first calls, which connect and prepare, are not counted
 					if err := call(store, 0); err != nil {
 						b.Fatal(err)
 					}

@@ -1,5 +1,4 @@
-// Package conformance decides whether a backend keeps the promises of [quota.Store]. The author of one
-// writes a test:
+// Package conformance tests whether a backend keeps the promises of [quota.Store]. The whole test of a backend is:
 //
 //	func TestConformance(t *testing.T) {
 //		conformance.Run(t, conformance.Harness{
@@ -13,11 +12,14 @@
 //		})
 //	}
 //
-// Each rule is a subtest with its cases below it, such as TestConformance/S3_Traceless/list.
+// Authors of backends and of algorithms need this package, in tests; programs that use quotas do not. It imports no
+// client of a database and starts no server.
+//
+// Each rule is a subtest with its cases below it, such as TestConformance/S3_Traceless/lists.
 //
 // # The rules
 //
-// S1 to S8 are those of the [quota.Store], with its numbers:
+// S1 to S8 are the rules of [quota.Store], with its numbers:
 //
 //	S1 Meaning       verdicts are those of driver.Apply on the stored states at one time, the store's
 //	S2 AllOrNothing  a list is charged whole or not at all
@@ -28,7 +30,7 @@
 //	S7 HandsOff      after it returned, a store neither reads the charges nor writes the decisions
 //	S8 Close         afterwards every call is ErrClosed, and no goroutine is left
 //
-// C1 to C8 are what the rest of package quota says of stores:
+// C1 to C8 are the promises that the rest of package quota and package driver make for stores:
 //
 //	C1 Keys     every limit and key has a quota of its own, whatever bytes the key has
 //	C2 Change   limits with one name and different numbers share their consumption
@@ -41,20 +43,20 @@
 //
 // # No false positives
 //
-// A correct store passes on any machine and with any clock: time that passes is never taken for a fault.
-// Verdicts are compared with the Go kernels at Decision.At, the store's own time, so that a real clock is as
-// exact as one that the suite sets. Some faults show only at times; the suite may miss one.
+// A correct store passes on any machine and with any clock: the suite never takes passing time for a fault. It compares
+// verdicts with the Go kernels at Decision.At, the store's own time, so that a real clock is as exact as a clock that
+// the suite sets. Some faults show only in some runs; the suite may miss one.
 //
 // # Failures
 //
-// A failure names the rule and what it means, what was answered and what should have been, the shortest
-// sequence of charges that was found to show it, and the seed: FLEETQUOTA_SEED in the environment repeats
-// the random choices. FLEETQUOTA_FULL=1 makes the suite search ten times as long.
+// A failure names the rule and its meaning, the answer and the right answer, the shortest sequence of charges found
+// that shows the fault, and the seed: FLEETQUOTA_SEED in the environment repeats the random choices.
+// FLEETQUOTA_FULL=1 makes the suite search ten times as long.
 //
 // # Algorithms
 //
-// [Algorithm] does the same for a rule of one's own: A1 to A7 are the rules of [quota.Algorithm], A8 to A17 what
-// the types around it say. Where it has Lua, and a redis-server is there, Lua is compared with Go.
+// [Algorithm] tests algorithms in the same way: A1 to A7 are the rules of [quota.Algorithm], A8 to A17 the promises of
+// the types around it. Where the harness evaluates Lua, the Lua text of an algorithm is compared with its Go code.
 //
 // # Reports
 //

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func broken(call func(cs []quota.Charge, out []quota.Decision, decide func() err
 	return h
 }
 
-// wrong is a store that says of a second token that one more is left than is.
+// wrong is a store whose Remaining is one too many after a second token.
 func wrong() Harness {
 	return broken(func(cs []quota.Charge, out []quota.Decision, decide func() error) error {
 		err := decide()
@@ -58,7 +59,7 @@ func only(t *testing.T, h Harness, name string, patience time.Duration) Result {
 	t.Helper()
 	r, err := examine(t, h, options{only: []string{name}, patience: patience})
 	if err != nil || len(r.Results) != 1 {
-		t.Fatalf("%+v, %v", r, err)
+		t.Fatalf("%s: got %+v, error %v, want one result", name, r, err)
 	}
 	return r.Results[0]
 }
@@ -66,21 +67,21 @@ func only(t *testing.T, h Harness, name string, patience time.Duration) Result {
 func TestFailureText(t *testing.T) {
 	r := only(t, wrong(), "S1_Meaning/TokenBucket", 0)
 	if r.Outcome != Failed {
-		t.Fatal(r)
+		t.Fatalf("outcome: got %s, want %s: %+v", r.Outcome, Failed, r)
 	}
 	for _, part := range []string{
-		"S1 Meaning: verdicts are those of Apply", // the rule, and what it means
+		"S1 Meaning: verdicts are those of Apply", // the rule, and its meaning
 		"\n\tgot  allowed, limit ", "\n\twant allowed, limit ",
 		"\n\t1. Take [", " is TokenBucket(",
 		"\nreplay with FLEETQUOTA_SEED=",
 	} {
 		if !strings.Contains(r.Text, part) {
-			t.Errorf("no %q in\n%s", part, r.Text)
+			t.Errorf("text: got no %q in\n%s", part, r.Text)
 		}
 	}
 	// One charge of two, or two of one, show it.
 	if strings.Contains(r.Text, "\n\t3. ") {
-		t.Errorf("not the shortest trace:\n%s", r.Text)
+		t.Errorf("trace: got 3 calls or more, want at most 2:\n%s", r.Text)
 	}
 }
 
@@ -103,14 +104,14 @@ func TestSeedReplays(t *testing.T) {
 		return trace
 	}
 	if a, b := examine(7), examine(7); a != b || a == "" {
-		t.Errorf("one seed chose\n%s\nand\n%s", a, b)
+		t.Errorf("one seed, run again: got\n%s\nwant\n%s", b, a)
 	}
 	if examine(7) == examine(8) {
-		t.Error("two seeds chose the same")
+		t.Error("two seeds: got the same choices, want different ones")
 	}
 	t.Setenv("FLEETQUOTA_SEED", "eight")
 	if _, err := newSuite(wrong(), options{}); err == nil {
-		t.Error("a seed that is no number was taken")
+		t.Error("FLEETQUOTA_SEED=eight: got no error, want one")
 	}
 }
 
@@ -122,11 +123,11 @@ func TestPanicIsAFailure(t *testing.T) {
 		return decide()
 	})
 	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "the store panicked on Take") || !strings.Contains(r.Text, "braces") {
-		t.Errorf("%+v", r)
+		t.Errorf("a panic of Take: got %+v, want %s, with the text of the panic", r, Failed)
 	}
 	h.Open = func(testing.TB, Opening) quota.Store { panic("no server") }
 	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "no server") {
-		t.Errorf("%+v", r)
+		t.Errorf("a panic of Open: got %+v, want %s, with the text of the panic", r, Failed)
 	}
 }
 
@@ -139,7 +140,7 @@ func TestHangIsAFailure(t *testing.T) {
 		return errors.New("too late")
 	})
 	if r := only(t, h, "S8_Close/closed", 300*time.Millisecond); r.Outcome != Failed || !strings.Contains(r.Text, "no call has returned for 300ms: under way are\n\tTake [peek") {
-		t.Errorf("%+v", r)
+		t.Errorf("a call that hangs: got %+v, want %s, with the call", r, Failed)
 	}
 }
 
@@ -149,11 +150,11 @@ func TestGoexitIsAFailure(t *testing.T) {
 		return nil
 	})
 	if r := only(t, h, "S8_Close/closed", 0); r.Outcome != Failed || !strings.Contains(r.Text, "ended the goroutine") {
-		t.Errorf("%+v", r)
+		t.Errorf("a call that ends its goroutine: got %+v, want %s", r, Failed)
 	}
 }
 
-// A store that never answers is failed, and not waited for in every case.
+// A store that never answers fails, and the suite does not wait for it in every case.
 func TestErrorsAreFailures(t *testing.T) {
 	t.Parallel()
 	h := broken(func([]quota.Charge, []quota.Decision, func() error) error { return quota.ErrUnavailable })
@@ -164,11 +165,11 @@ func TestErrorsAreFailures(t *testing.T) {
 	}
 	for _, r := range r.Results {
 		if r.Outcome != Failed {
-			t.Errorf("%+v", r)
+			t.Errorf("%s %s: got %+v, want %s", r.Rule, r.Case, r, Failed)
 		}
 	}
 	if took := time.Since(start); took > time.Minute {
-		t.Errorf("it took %v", took)
+		t.Errorf("the run took: got %v, want at most %v", took, time.Minute)
 	}
 }
 
@@ -179,14 +180,14 @@ func TestOpenThatFails(t *testing.T) {
 		return nil
 	}}
 	if r := only(t, h, "S3_Traceless/single_charges", 0); r.Outcome != Failed || !strings.Contains(r.Text, "no server for q") {
-		t.Errorf("%+v", r)
+		t.Errorf("t.Fatal in Open: got %+v, want %s, with its text", r, Failed)
 	}
 	h.Open = func(t testing.TB, o Opening) quota.Store {
 		t.Skip("no server here")
 		return nil
 	}
 	if r := only(t, h, "S3_Traceless/single_charges", 0); r.Outcome != Skipped || !strings.Contains(r.Text, "no server here") {
-		t.Errorf("%+v", r)
+		t.Errorf("t.Skip in Open: got %+v, want %s, with its text", r, Skipped)
 	}
 }
 
@@ -195,7 +196,7 @@ func TestSkipsSayWhy(t *testing.T) {
 	h := wrong()
 	h.Lacks = []Lack{{Exact, "it leases"}}
 	if r := only(t, h, "S1_Meaning/TokenBucket", 0); r.Outcome != Skipped || !strings.Contains(r.Text, "it leases") {
-		t.Errorf("%+v", r)
+		t.Errorf("a store that lacks Exact: got %+v, want %s, with the reason", r, Skipped)
 	}
 	for _, name := range []string{"S1", "S1_Meaning", "S1_Meaning/TokenBucket", "S1_Meaning/own_clock"} {
 		h := wrong()
@@ -205,22 +206,22 @@ func TestSkipsSayWhy(t *testing.T) {
 			want = Failed
 		}
 		if r := only(t, h, "S1_Meaning/TokenBucket", 0); r.Outcome != want || want == Skipped && !strings.Contains(r.Text, "issue 12") {
-			t.Errorf("%+v", r)
+			t.Errorf("%s is exempt: got %+v, want %s", name, r, want)
 		}
 	}
-	// What does not concern a store, and what could not be judged, are different things.
+	// A case that does not concern a store is not applicable. A skipped case was not tested, which this store has none of.
 	report, err := examine(t, newMemory().harness(), options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range report.Results {
 		if r.Outcome == Skipped {
-			t.Errorf("%+v", r)
+			t.Errorf("%s %s: got %+v, want no skipped case", r.Rule, r.Case, r)
 		}
 	}
 }
 
-// late is a store that looks at the context when it is too late.
+// late is a store that checks the context after the charge.
 type late struct{ quota.Store }
 
 func (s late) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -236,16 +237,16 @@ func TestContextThatEndsTooLate(t *testing.T) {
 	open := h.Open
 	h.Open = func(t testing.TB, o Opening) quota.Store { return late{open(t, o)} }
 	if r := only(t, h, "S4_AtMostOnce/contexts_that_end", 0); r.Outcome != Failed || !strings.Contains(r.Text, "tokens are charged; want") {
-		t.Errorf("%+v", r)
+		t.Errorf("a context that is checked too late: got %+v, want %s, with the charged tokens", r, Failed)
 	}
 }
 
-// Who says that it has no ids must not take them.
+// A store that declares that it lacks ids must refuse them.
 func TestIDsThatAreIgnored(t *testing.T) {
 	h := newMemory().harness()
 	h.Lacks = []Lack{{IDs, "not yet"}}
 	if r := only(t, h, "C3_IDs/refused", 0); r.Outcome != Failed || !strings.Contains(r.Text, "want quota.ErrCrossSlot") {
-		t.Errorf("%+v", r)
+		t.Errorf("ids that are ignored: got %+v, want %s", r, Failed)
 	}
 }
 
@@ -260,12 +261,12 @@ func TestHarnessIsChecked(t *testing.T) {
 		h := wrong()
 		alter(&h)
 		if _, err := newSuite(h, options{}); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("harness: got error %v, want one that has %q", err, name)
 		}
 	}
 }
 
-// A new case does not fail anybody before the next version.
+// A new case fails no test before the next version.
 func TestProvisional(t *testing.T) {
 	s, err := newSuite(wrong(), options{})
 	if err != nil {
@@ -275,7 +276,7 @@ func TestProvisional(t *testing.T) {
 	for version, want := range map[string]Outcome{Version: Provisional, "0.9": Failed, "": Failed} {
 		c.provisional = version
 		if r := s.try(t, &c); r.Outcome != want {
-			t.Errorf("provisional in %q: %+v", version, r)
+			t.Errorf("a case that is provisional in %q: got %+v, want %s", version, r, want)
 		}
 	}
 }
@@ -300,16 +301,16 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r.Suite != Version || r.Backend != h.Name || r.Atomicity != "any keys" || !r.Faults || r.Seed == 0 || len(r.Results) != len(cases()) {
-		t.Errorf("%s", text)
+		t.Errorf("report: got %s, want suite %s of %q, any keys, with faults, a seed and %d results", text, Version, h.Name, len(cases()))
 	}
 	for _, r := range r.Results {
 		if r.Rule == "S6" && (r.Outcome != Passed || r.Name != "Context" || r.Case != "done before") || r.Rule != "S6" && r.Outcome != Skipped {
-			t.Errorf("%+v", r)
+			t.Errorf("%s %s: got %+v, want S6 Context, done before, %s, and the other cases %s", r.Rule, r.Case, r, Passed, Skipped)
 		}
 	}
 }
 
-// The rules are those of package quota, and package documentation lists them all.
+// S rules have the text of quota.Store, and the package documentation lists all rules.
 func TestRulesAreDocumented(t *testing.T) {
 	store, err := os.ReadFile("../quota/store.go")
 	if err != nil {
@@ -320,45 +321,49 @@ func TestRulesAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain := func(text string) string {
-		return strings.ToLower(strings.Join(strings.Fields(strings.NewReplacer("//", " ", "[", "", "]", "").Replace(text)), " "))
+		return strings.ToLower(strings.Join(strings.Fields(strings.NewReplacer("//", " ", "[", "", "]", "", "driver.", "").Replace(text)), " "))
 	}
 	seen := map[*rule]bool{}
 	names := map[string]bool{}
 	for _, c := range cases() {
 		if names[c.path()] {
-			t.Errorf("two cases are %s", c.path())
+			t.Errorf("cases called %s: got 2, want 1", c.path())
 		}
 		names[c.path()] = true
 		if seen[c.rule] {
 			continue
 		}
 		seen[c.rule] = true
-		// driver.Apply is Apply there.
-		text := strings.ReplaceAll(plain(c.rule.text), "quota.apply", "apply")
-		if !strings.Contains(plain(string(doc)), plain(c.rule.id+" "+c.rule.name+" ")) || !strings.Contains(strings.ReplaceAll(plain(string(doc)), "quota.apply", "apply"), text) {
-			t.Errorf("doc.go does not list %s %s: %s", c.rule.id, c.rule.name, c.rule.text)
+		text := plain(c.rule.text)
+		if want := plain(c.rule.id + " " + c.rule.name + " " + c.rule.text); !strings.Contains(plain(string(doc)), want) {
+			t.Errorf("doc.go: got no %q", want)
 		}
 		if number, ok := strings.CutPrefix(c.rule.id, "S"); ok {
 			first, _, _ := strings.Cut(text, ";")
 			if !strings.Contains(plain(string(store)), number+". ") || !strings.Contains(plain(string(store)), strings.TrimSuffix(first, ".")) {
-				t.Errorf("quota.Store does not say %s: %s", c.rule.id, first)
+				t.Errorf("quota.Store, rule %s: got no %q", number, first)
 			}
 		}
 	}
 	if len(seen) != 16 {
-		t.Errorf("%d rules have cases", len(seen))
+		t.Errorf("rules with cases: got %d, want 16", len(seen))
 	}
 }
 
-// Who imports the suite links no client library.
+// A test that imports the suite links no client, no server and no launcher of servers: besides package quota and the
+// algorithms there is one library, which checks histories.
 func TestImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").CombinedOutput()
 	if err != nil {
 		t.Fatalf("go list: %v\n%s", err, out)
 	}
+	const module = "github.com/fleetquota/fleetquota/"
+	accepted := []string{
+		module + "quota", module + "quota/driver", module + "algorithm", module + "conformance", "github.com/anishathalye/porcupine",
+	}
 	for name := range strings.FieldsSeq(string(out)) {
-		if !strings.HasPrefix(name, "github.com/fleetquota/fleetquota/") && name != "github.com/anishathalye/porcupine" {
-			t.Errorf("conformance depends on %s", name)
+		if !slices.Contains(accepted, name) {
+			t.Errorf("imports: got %s; want: only %v", name, accepted)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var faultCases = []testCase{
@@ -15,7 +16,8 @@ var faultCases = []testCase{
 	{rule: c7, name: "frozen", run: frozen},
 }
 
-// breakable opens a handle that can be broken, and one on the same data that cannot, if there is one.
+// breakable opens a handle whose connection can be broken, and a second one on the same data whose connection cannot; if
+// handles do not share data, the second is the first.
 func (t *trial) breakable() (broken, sound *handle, set func(Fault)) {
 	if t.suite.h.Fault == nil {
 		t.skipf("Harness.Fault is nil: no faults are injected")
@@ -34,7 +36,7 @@ func (t *trial) breakable() (broken, sound *handle, set func(Fault)) {
 	return broken, sound, set
 }
 
-// faults breaks the connection again and again, and compares what was charged with the answers.
+// faults breaks the connection again and again, and compares the charged tokens with the answers.
 func faults(t *trial, withIDs bool) {
 	h, sound, set := t.breakable()
 	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
@@ -67,7 +69,7 @@ func faults(t *trial, withIDs bool) {
 			}
 			calls(n)
 			set(NoFault)
-			t.ask(h, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek}) // it comes back
+			t.ask(h, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek}) // until the store answers again
 			calls(2)
 		}
 	})
@@ -75,7 +77,7 @@ func faults(t *trial, withIDs bool) {
 		book.audit(t, sound, l, "k")
 		return
 	}
-	// Who repeats every call until it is answered has charged each once.
+	// If every call is repeated until it is answered, each has charged once.
 	for n := range serial.Load() {
 		c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint(n + 1)}
 		if d := t.ask(h, c); !d.Allowed || d.Charged != 1 {
@@ -83,14 +85,14 @@ func faults(t *trial, withIDs bool) {
 		}
 	}
 	if got := t.used(sound, l, "k"); got != serial.Load() && !t.lacks(Exact) {
-		t.fatalf("got: %d tokens are charged; want: %d, which is 1 for each request id, whatever was repeated", got, serial.Load())
+		t.fatalf("got: %d tokens are charged; want: %d, which is 1 for each request id, however often it was repeated", got, serial.Load())
 	}
 }
 
-// frozen freezes the server under a store that says it is prompt. Its calls have 2 s more than their deadline,
-// in ticks, which a process that stands still does not count.
+// frozen freezes the server of a store that says it is prompt. Calls must return within 2 s after their deadline. The
+// time is counted in ticks, and a process that is stopped counts none.
 func frozen(t *trial) {
-	if !isPrompt(t.open(Opening{}).store) {
+	if !driver.IsPrompt(t.open(Opening{}).store) {
 		t.excusef("the store does not say that it is prompt")
 	}
 	h, _, set := t.breakable()

@@ -5,13 +5,13 @@ import (
 	"testing"
 )
 
-// Fuzz is a fuzz target: its input chooses limits, calls and times, and every answer is compared with the Go
-// kernels'. A backend's test has
+// Fuzz is a fuzz target: its input chooses limits, calls and times, and every answer is compared with that of the Go
+// kernels. The test of a backend has
 //
 //	func FuzzStore(f *testing.F) { conformance.Fuzz(f, harness) }
 //
-// and go test -fuzz FuzzStore searches as long as it is let. Each input gets data of its own, so Open should be
-// quick. A backend that lacks Exact is skipped.
+// and go test -fuzz FuzzStore searches until it is stopped. Each input gets data of its own, so Open should be quick. A
+// backend that lacks Exact is skipped.
 func Fuzz(f *testing.F, h Harness) {
 	f.Helper()
 	s, err := newSuite(h, options{seed: 1})
@@ -37,7 +37,7 @@ func Fuzz(f *testing.F, h Harness) {
 	})
 }
 
-// fuzz plays the trace that data stand for.
+// fuzz plays the trace that the data encode.
 func (t *trial) fuzz(data []byte) {
 	rng := rand.New(&source{data: data, after: rand.NewPCG(uint64(len(data)), 0)})
 	sh := &shape{kinds: kinds, limits: 2, keys: 3, list: 4, steps: min(1+len(data)/16, 64), ops: anyOps, cost: randomCost, change: rng.IntN(4) == 0, expiry: rng.IntN(4) == 0}
@@ -49,8 +49,8 @@ func (t *trial) fuzz(data []byte) {
 	}
 }
 
-// source is a rand.Source that gives two bytes of data for each choice, so that the fuzzer sees what its changes
-// do, and random numbers when they are used up.
+// source is a rand.Source that uses two bytes of data for each choice, so that a change of the data changes a choice,
+// and random numbers when the data are used up.
 type source struct {
 	data  []byte
 	after rand.Source

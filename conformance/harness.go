@@ -13,54 +13,53 @@ import (
 // the next one: its failures are reported and do not fail the test.
 const Version = "1.0"
 
-// Harness says how the suite gets at a backend. Only Open is required; the zero value of the rest claims
-// that the backend keeps every rule.
+// Harness tells the suite how to open a backend. Only Open is required; the zero value of the other fields claims that
+// the backend keeps every rule.
 type Harness struct {
-	// Name is what reports call the backend, such as "goredis on a cluster"; "" is the name of the test.
+	// Name is the backend's name in reports, such as "goredis on a cluster"; "" stands for the name of the test.
 	Name string
-	// Open returns a new handle on the data called o.Data, which is empty when it is first opened. Two
-	// handles on one name share state, as two processes would; other names share nothing. It ends the test
-	// with t.Fatal if it cannot. What must be cleaned up beside the store goes to t.Cleanup; the suite closes
-	// the store. It is called concurrently, some hundred times in a run.
+	// Open returns a new handle on the data called o.Data, which is empty when it is first opened. Two handles on one
+	// name must share state, as two processes would; handles on different names must not. Open ends the test with
+	// t.Fatal if it cannot open the store. The suite closes the store; Open hands every other clean-up to t.Cleanup.
+	// It is called concurrently, some hundred times in a run.
 	Open func(t testing.TB, o Opening) quota.Store
-	// Lacks lists what the backend does not do.
+	// Lacks lists the features that the backend does not have.
 	Lacks []Lack
 	// Exempt lists rules and cases that the backend is not tested for.
 	Exempt []Exemption
-	// Fault opens a handle as Open does, through a connection that can be broken, and returns the function
-	// that breaks it: from then on every call to the server meets the fault, until the next call of set.
-	// set is called while calls are under way. nil: faults are not tested.
+	// Fault opens a handle as Open does, through a connection that can be broken, and returns the function that breaks
+	// it: after set(f) every call to the server must meet the fault f, until the next call of set. The suite calls set
+	// while calls to the store are under way. If Fault is nil, faults are not tested.
 	Fault func(t testing.TB, o Opening) (s quota.Store, set func(Fault))
 }
 
-// Opening is what Harness.Open is to open.
+// Opening describes the store that Harness.Open must open.
 type Opening struct {
 	// Data is the name of the data: 20 letters and digits, new in every run.
 	Data string
-	// Clock, where it is not nil, is the store's time, expiry included. It may be called from any
-	// goroutine. nil is the store's own clock.
+	// Clock, unless it is nil, is the clock that the store must use, for expiry too. It may be called from any
+	// goroutine. nil stands for the store's own clock.
 	Clock func() time.Time
 }
 
-// Feature is something that a backend may lack.
+// Feature is a capability that a backend may lack.
 type Feature string
 
 const (
-	// Clock: Open heeds Opening.Clock. Without it the suite waits for real time, and for less of it.
+	// Clock: Open uses Opening.Clock. Without it the suite waits in real time, for shorter spans.
 	Clock Feature = "clock"
 	// Shared: a second handle on the same data shares its state.
 	Shared Feature = "shared"
-	// Exact: verdicts are those of the kernels. A store that decides on bounds, such as one that leases
-	// quota, lacks it, and is tested for admitting no more than there is, and something.
+	// Exact: verdicts are those of the kernels. A store that decides on bounds, such as a store that leases quota, lacks
+	// it; the suite then tests that the store admits some charges, and no more than the limit allows.
 	Exact Feature = "exact"
-	// IDs: request ids are remembered. A store without it refuses them with quota.ErrCrossSlot.
+	// IDs: request ids are remembered. A store without this feature must refuse ids with quota.ErrCrossSlot.
 	IDs Feature = "ids"
 )
 
 var features = []Feature{Clock, Shared, Exact, IDs}
 
-// Lack says that a backend has not got a feature, and why. The reason is printed with every case that is
-// skipped for it.
+// Lack declares that a backend lacks a feature, and why. The reason is printed with every case that is skipped for it.
 type Lack struct {
 	Feature Feature
 	Reason  string
@@ -73,18 +72,17 @@ type Exemption struct {
 	Reason string
 }
 
-// Fault is what goes wrong between a store and its server.
+// Fault is a failure of the connection between a store and its server.
 type Fault uint8
 
 const (
-	// NoFault: nothing goes wrong.
+	// NoFault: the connection works.
 	NoFault Fault = iota
-	// Refused: the server does not get the request, and the store learns that something is wrong.
+	// Refused: the server does not get the request, and the store gets an error.
 	Refused
-	// LostReply: the server executes the request, and the store learns that something is wrong instead of
-	// the reply.
+	// LostReply: the server executes the request, and the store gets an error instead of the reply.
 	LostReply
-	// Frozen: the server answers nothing until the fault ends; what it was sent it may execute then.
+	// Frozen: the server sends no reply until the fault ends; then it may execute the requests that it received.
 	Frozen
 )
 
@@ -98,7 +96,7 @@ func (f Fault) String() string {
 	return "unknown"
 }
 
-// check returns an error unless the suite can work with the harness.
+// check returns an error if the harness is not complete, or names unknown features or rules.
 func (h *Harness) check() error {
 	if h.Open == nil {
 		return fmt.Errorf("conformance: Harness.Open is nil; accepted: a function that opens the store")
@@ -124,7 +122,7 @@ func (h *Harness) check() error {
 	return nil
 }
 
-// lacks returns why the backend has not got a feature, or "".
+// lacks returns the reason why the backend lacks a feature, or "".
 func (h *Harness) lacks(f Feature) string {
 	for _, l := range h.Lacks {
 		if l.Feature == f {
@@ -134,7 +132,7 @@ func (h *Harness) lacks(f Feature) string {
 	return ""
 }
 
-// exempt returns why a case is not tested, or "".
+// exempt returns the reason why a case is not tested, or "".
 func (h *Harness) exempt(c *testCase) string {
 	for _, e := range h.Exempt {
 		if c.named(e.Rule) {
@@ -144,7 +142,7 @@ func (h *Harness) exempt(c *testCase) string {
 	return ""
 }
 
-// named reports whether name means the case: its rule's id or name, or its path.
+// named reports whether name stands for the case: the id of its rule, the rule's id and name, or the path of the case.
 func (c *testCase) named(name string) bool {
 	return name == c.rule.id || name == c.rule.id+"_"+c.rule.name || name == c.path()
 }

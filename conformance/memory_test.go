@@ -78,7 +78,7 @@ func (c *connection) set(f Fault) {
 
 var errBroken = errors.New("connection reset")
 
-// meet returns what happens to a request: whether it is executed, and the error that comes instead of the reply.
+// meet returns the fate of a request: whether it is executed, and the error that comes instead of the reply.
 func (c *connection) meet(ctx context.Context) (executed bool, err error) {
 	c.broken.Lock()
 	f, thaw := c.fault, c.thaw

@@ -5,25 +5,24 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// model is what a store must hold, as far as answers tell: for each limit and key the states that explain
-// all answers so far. There is more than one where a store may forget, and may not.
+// model holds, for each limit and key, the states that explain all answers so far. There are several where the store
+// may have forgotten a state, and may not.
 type model struct {
 	places  map[place][]held
 	granted map[place]grant // by group and request id
-	seen    quota.Micros    // the latest time there was
+	seen    quota.Micros    // the latest time of any call
 }
 
 // place is a limit's name and a key, or a group and a request id.
 type place struct{ name, key string }
 
-// held is a state that a store may hold, until a time at least.
+// held is a state that the store may hold, and the time until which it must not forget it.
 type held struct {
 	driver.Item
 	until quota.Micros
@@ -45,8 +44,8 @@ func placeOf(c *quota.Charge) place { return place{c.Limit.Name(), c.Key} }
 // most bounds the combinations of states that one answer is compared with.
 const most = 64
 
-// check returns what is wrong with the answer to a call at a time, 0 being the one that the answer tells, or "". It
-// learns from an answer that is right.
+// check returns the fault of the answer to a call at a time, or ""; 0 stands for the time in the answer. The model
+// learns from a right answer.
 func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now quota.Micros) string {
 	if err == nil && now == 0 {
 		now = got[0].At
@@ -107,8 +106,8 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 	return ""
 }
 
-// options returns the states that a store may decide on: those it may hold, and a fresh one where it may
-// have forgotten.
+// options returns the states that the store may decide on: those that it may hold, and a fresh one where it may have
+// forgotten.
 func (m *model) options(p place) []held {
 	all := slices.Clone(m.places[p])
 	fresh := len(all) == 0
@@ -122,7 +121,7 @@ func (m *model) options(p place) []held {
 	return all
 }
 
-// learn keeps the states that explain an answer, each once. What was not written may have been there or not.
+// learn keeps the states that explain an answer, each once. A state that the answer did not use may still be there.
 func (m *model) learn(p place, next []held) {
 	for _, h := range m.places[p] {
 		if h.until <= m.seen && slices.ContainsFunc(next, func(n held) bool { return n.State.IsZero() && !n.Write }) {
@@ -155,7 +154,7 @@ func after(now quota.Micros, span time.Duration) quota.Micros {
 	return now + quota.Micros(span/time.Microsecond)
 }
 
-// check returns what is wrong with the answer to charges whose id was granted, or "".
+// check returns the fault of the answer to charges whose id was granted, or "".
 func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string {
 	if !slices.EqualFunc(g.charges, cs, driver.SameCharge) {
 		if !errors.Is(err, quota.ErrInvalid) {
@@ -166,56 +165,10 @@ func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string
 	want := slices.Clone(g.decisions)
 	for i := range want {
 		want[i].Replayed = true
-		// The limit's numbers may have changed; that it was granted has not.
+		// The limit's numbers may have changed since; the grant has not.
 		if err == nil && *g.charges[i].Limit.Spec() != *cs[i].Limit.Spec() {
 			want[i].Limit, want[i].Remaining, want[i].ResetAfter = got[i].Limit, got[i].Remaining, got[i].ResetAfter
 		}
 	}
 	return differ(got, err, want, nil)
-}
-
-// differ returns how an answer differs from what it should be, or "".
-func differ(got []quota.Decision, err error, want []quota.Decision, failed error) string {
-	switch {
-	case failed != nil:
-		if errors.Is(err, quota.ErrMisconfigured) {
-			return ""
-		}
-		return fmt.Sprintf("%s\n\twant quota.ErrMisconfigured", answer(got, err))
-	case err == nil && slices.Equal(got, want):
-		return ""
-	}
-	return fmt.Sprintf("%s\n%s", answer(got, err), expectation(want))
-}
-
-func answer(got []quota.Decision, err error) string {
-	if err != nil {
-		return fmt.Sprintf("\tgot  error: %v", err)
-	}
-	return "\tgot  " + decisions(got)
-}
-
-func expectation(want []quota.Decision) string { return "\twant " + decisions(want) }
-
-// decisions returns decisions as text.
-func decisions(ds []quota.Decision) string {
-	texts := make([]string, len(ds))
-	for i, d := range ds {
-		flags := "denied"
-		if d.Allowed {
-			flags = "allowed"
-		}
-		if d.Split {
-			flags += " split"
-		}
-		if d.Replayed {
-			flags += " replayed"
-		}
-		if d.Source != quota.FromStore {
-			flags += " by " + d.Source.String()
-		}
-		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, at %d",
-			flags, d.Limit, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.At)
-	}
-	return strings.Join(texts, "\n\t     ")
 }

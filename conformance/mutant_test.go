@@ -1,16 +1,21 @@
 package conformance_test
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/conformance/internal/mutant"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -28,14 +33,18 @@ func TestMutants(t *testing.T) {
 			}
 			rows[row] = fmt.Sprintf("| %s | %s | %.2f |\n", name, strings.Join(rules, ", "), time.Since(start).Seconds())
 			if !caught {
-				t.Errorf("failed by %v; want: failed by %s", rules, rule)
+				t.Errorf("failed by: got %v, want %s", rules, rule)
 			}
 		})
 	}
 	t.Run("of", func(t *testing.T) {
 		for i, m := range algorithms {
 			try(t, i, m.Name, m.Rule, func(t *testing.T) []conformance.Result {
-				return conformance.ExamineAlgorithm(t, seed(t), m.Make()...)
+				h := conformance.AlgorithmHarness{Algorithms: m.Make()}
+				if m.Rule == "A15" {
+					h.Eval = redisEval(t)
+				}
+				return conformance.ExamineAlgorithm(t, seed(t), h)
 			})
 		}
 		for i, m := range stores {
@@ -75,7 +84,7 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
-// A store that nothing is wrong with passes every time.
+// A store without a fault passes every time.
 func TestSound(t *testing.T) {
 	runs := 2
 	if os.Getenv("FLEETQUOTA_FULL") == "1" {
@@ -90,12 +99,44 @@ func TestSound(t *testing.T) {
 			defer func() { <-together }()
 			for _, r := range conformance.Examine(t, harness(mutant.Sound), 0).Results {
 				if r.Outcome == conformance.Failed || r.Outcome == conformance.Provisional {
-					t.Error(r.Text)
+					t.Errorf("%s %s of a store without a fault: got %s, want %s\n%s", r.Rule, r.Case, r.Outcome, conformance.Passed, r.Text)
 				}
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// A store that takes a list in parts and marks it passes; the same store without the mark is failed for that alone.
+func TestSplitting(t *testing.T) {
+	unmarked := mutant.Stores()[slices.IndexFunc(mutant.Stores(), func(m *mutant.Store) bool { return strings.HasSuffix(m.Name, "splits without a mark") })]
+	for _, c := range []struct {
+		store *mutant.Store
+		want  map[string]conformance.Outcome
+	}{
+		{mutant.Splitting, map[string]conformance.Outcome{"beyond": conformance.Passed, "marked": conformance.Passed}},
+		{unmarked, map[string]conformance.Outcome{"beyond": conformance.Passed, "marked": conformance.Failed}},
+	} {
+		for _, r := range conformance.Examine(t, harness(c.store), 0).Results {
+			want := conformance.Passed
+			if r.Rule == "C6" {
+				want = c.want[r.Case]
+			}
+			if r.Outcome != want && r.Outcome != conformance.NotApplicable {
+				t.Errorf("%s, %s %s: got %s, want %s\n%s", c.store.Name, r.Rule, r.Case, r.Outcome, want, r.Text)
+			}
+		}
+	}
+}
+
+// redisEval returns a function that evaluates scripts on a redis-server of the test's own.
+func redisEval(t *testing.T) func(context.Context, string, []any) (any, error) {
+	t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: redisserver.Start(t).Addr()})
+	t.Cleanup(func() { client.Close() })
+	return func(ctx context.Context, script string, args []any) (any, error) {
+		return client.Eval(ctx, script, nil, args...).Result()
+	}
 }
 
 // harness opens stores with a mutation.

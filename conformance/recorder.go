@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// recorder is the testing.TB that Harness.Open gets: what fails, skips or cleans up there belongs to the case, or
-// to a part of it, and not to the author's test.
+// recorder is the testing.TB that Harness.Open gets. Failures, skips and clean-ups belong to the case, or to a part of
+// it, and not to the author's test.
 type recorder struct {
 	testing.TB
 	t      *trial
@@ -26,7 +26,7 @@ func newRecorder(t *trial) *recorder {
 	return r
 }
 
-// end runs what was registered, the last first.
+// end runs the registered clean-ups, the last one first.
 func (r *recorder) end() {
 	r.cancel()
 	for {

@@ -10,49 +10,49 @@ import (
 	"testing"
 )
 
-// Outcome is how a case ended.
+// Outcome is the outcome of a case.
 type Outcome string
 
 const (
 	// Passed: no fault was found.
 	Passed Outcome = "passed"
-	// Failed: the store breaks the rule.
+	// Failed: the store or algorithm breaks the rule.
 	Failed Outcome = "failed"
 	// Skipped: the case was not tested; Result.Text says why.
 	Skipped Outcome = "skipped"
-	// NotApplicable: the case does not concern a store that says of itself what this one does; Result.Text says what.
+	// NotApplicable: the case does not concern this store, by the store's own description; Result.Text names it.
 	NotApplicable Outcome = "not applicable"
-	// Provisional: the store breaks a rule that is too new to fail for.
+	// Provisional: the store breaks a rule that is too new to fail a test.
 	Provisional Outcome = "provisional"
 )
 
-// Report is what a run found, for machines. It is written as JSON.
+// Report holds the results of a run, for programs. It is written as JSON.
 type Report struct {
 	Suite     string      `json:"suite"`            // Version
 	Backend   string      `json:"backend"`          // Harness.Name
 	Seed      uint64      `json:"seed"`             // of the random choices
-	Atomicity string      `json:"atomicity"`        // any keys, one group or one key
-	Prompt    bool        `json:"prompt"`           // the store says that it is prompt
-	Faults    bool        `json:"faults"`           // the harness injects faults
+	Atomicity string      `json:"atomicity"`        // "any keys", "one group" or "one key"
+	Prompt    bool        `json:"prompt"`           // whether the store declares that it is prompt
+	Faults    bool        `json:"faults"`           // whether the harness injects faults
 	Lacks     []Lack      `json:"lacks,omitempty"`  // as declared
 	Exempt    []Exemption `json:"exempt,omitempty"` // as declared
 	Results   []Result    `json:"results"`          // case by case
 }
 
-// Result is how one case ended.
+// Result is the result of one case.
 type Result struct {
 	Rule    string  `json:"rule"` // such as S3
 	Name    string  `json:"name"` // such as Traceless
 	Case    string  `json:"case"` // such as list
 	Outcome Outcome `json:"outcome"`
-	Text    string  `json:"text,omitempty"` // what went wrong, or why it was not tested
+	Text    string  `json:"text,omitempty"` // the failure, or the reason why the case was not tested
 	Seconds float64 `json:"seconds"`
 }
 
-// reportVariable names the directory that reports are written to.
+// reportVariable is the environment variable that names the directory for reports.
 const reportVariable = "FLEETQUOTA_CONFORMANCE_REPORT"
 
-// write writes the report to the directory that the environment names, if it does.
+// write writes the report to the directory that the environment names, if it names one.
 func (r *Report) write(t testing.TB) {
 	dir := os.Getenv(reportVariable)
 	if dir == "" {
@@ -67,7 +67,7 @@ func (r *Report) write(t testing.TB) {
 	}
 }
 
-// fileName returns a name in characters that every file system takes.
+// fileName returns a name with other characters in place of those that some file systems refuse.
 func fileName(name string) string {
 	return strings.Map(func(c rune) rune {
 		switch {

@@ -1,9 +1,9 @@
 package conformance
 
-// rule is a promise that stores make.
+// rule is a promise that stores or algorithms make.
 type rule struct {
 	id, name string
-	text     string // what it means, as the author reads it in package quota
+	text     string // the meaning, as authors read it in package quota
 }
 
 // The rules, see the package documentation.
@@ -32,7 +32,7 @@ type testCase struct {
 	rule  *rule
 	name  string
 	needs []Feature
-	// provisional is the version that the case is new in; while that is Version, its failures do not count.
+	// provisional is the version that added the case; while that is Version, failures of the case do not count.
 	provisional string
 	run         func(*trial)
 }
@@ -42,7 +42,7 @@ func cases() []*testCase {
 	var all []*testCase
 	for _, r := range []*rule{s1, s2, s3, s4, s5, s6, s7, s8, c1, c2, c3, c4, c5, c6, c7, c8} {
 		for _, list := range [][]testCase{
-			meaningCases, contextCases, faultCases, handsCases, closeCases, keyCases, atomicCases, boundCases, gradedCases, misfitCases,
+			randomCases, contextCases, faultCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases, realtimeCases, atomicityCases, misfitCases,
 		} {
 			for i := range list {
 				if list[i].rule == r {

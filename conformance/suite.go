@@ -3,20 +3,18 @@ package conformance
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Run tests a backend. It ends the test at once if the harness is not complete.
+// Run tests a backend: each rule is a subtest, and each case of the rule a subtest below it. An incomplete harness ends
+// the test at once.
 func Run(t *testing.T, h Harness) {
 	t.Helper()
 	s, err := newSuite(h, options{})
@@ -54,18 +52,18 @@ func Run(t *testing.T, h Harness) {
 	report.write(t)
 }
 
-// options are what a run can be told beside the harness, by tests of the suite itself.
+// options are settings of a run beside the harness. Only tests of the suite itself set them.
 type options struct {
-	seed     uint64        // 0 is the environment's, or a random one
-	only     []string      // rules and cases, as an Exemption names them; nil is all
-	patience time.Duration // 0 is patience
+	seed     uint64        // 0 stands for the environment's seed, or a random one
+	only     []string      // rules and cases, as an Exemption names them; nil stands for all
+	patience time.Duration // 0 stands for the constant patience
 }
 
-// patience is how long a call or the end of a goroutine is waited for: so long that no machine that
-// works at all is so slow.
+// patience is the time that the suite waits for a call or the end of a goroutine: longer than the slowest machine that
+// still works needs.
 const patience = 30 * time.Second
 
-// examine runs the suite and returns what it found, without failing tb.
+// examine runs the suite and returns its results, without failing tb.
 func examine(tb testing.TB, h Harness, o options) (*Report, error) {
 	s, err := newSuite(h, o)
 	if err != nil {
@@ -85,33 +83,29 @@ type suite struct {
 	options
 	h      Harness
 	full   bool
-	run    string // tells the data of this run from that of others
+	run    string // the beginning of the names of this run's data, which no other run has
 	opened atomic.Int64
-	gaveUp atomic.Bool // a call was repeated in vain
+	gaveUp atomic.Bool // whether a call was repeated in vain
 }
 
 func newSuite(h Harness, o options) (*suite, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	s := &suite{options: o, h: h, full: os.Getenv("FLEETQUOTA_FULL") == "1", run: fmt.Sprintf("q%013x", rand.Uint64()>>12)}
+	s := &suite{options: o, h: h, full: full(), run: fmt.Sprintf("q%013x", rand.Uint64()>>12)}
 	if s.patience == 0 {
 		s.patience = patience
 	}
 	if s.seed == 0 {
-		s.seed = rand.Uint64()
-		if text := os.Getenv("FLEETQUOTA_SEED"); text != "" {
-			n, err := strconv.ParseUint(text, 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("conformance: FLEETQUOTA_SEED is %q; accepted: a number", text)
-			}
-			s.seed = n
+		var err error
+		if s.seed, err = seed(); err != nil {
+			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// report returns the head of a report.
+// report returns a report without results.
 func (s *suite) report(tb testing.TB) *Report {
 	r := &Report{Suite: Version, Backend: s.h.Name, Seed: s.seed, Faults: s.h.Fault != nil, Lacks: s.h.Lacks, Exempt: s.h.Exempt}
 	if r.Backend == "" {
@@ -119,26 +113,14 @@ func (s *suite) report(tb testing.TB) *Report {
 	}
 	s.try(tb, &testCase{rule: s1, name: "opening", run: func(t *trial) {
 		h := t.open(Opening{})
-		r.Atomicity, r.Prompt = atomicityNames[atomicity(h.store)], isPrompt(h.store)
+		r.Atomicity, r.Prompt = atomicityNames[min(driver.AtomicityOf(h.store), driver.OneKey)], driver.IsPrompt(h.store)
 	}})
 	return r
 }
 
 var atomicityNames = [...]string{driver.AnyKeys: "any keys", driver.OneGroup: "one group", driver.OneKey: "one key"}
 
-func atomicity(s quota.Store) driver.Atomicity {
-	if g, ok := s.(driver.Graded); ok {
-		return min(g.Atomicity(), driver.OneKey)
-	}
-	return driver.AnyKeys
-}
-
-func isPrompt(s quota.Store) bool {
-	p, ok := s.(driver.Prompt)
-	return ok && p.Prompt()
-}
-
-// try runs a case on a goroutine of its own, so that whatever the store does is an outcome.
+// try runs a case on a goroutine of its own, so that panics, hangs and runtime.Goexit of the store are outcomes too.
 func (s *suite) try(tb testing.TB, c *testCase) Result {
 	result := Result{Rule: c.rule.id, Name: c.rule.name, Case: c.name, Outcome: Passed}
 	if reason := s.h.exempt(c); reason != "" {
@@ -184,8 +166,8 @@ func (s *suite) try(tb testing.TB, c *testCase) Result {
 	return result
 }
 
-// watch waits until the case is done, or no call has returned for the suite's patience. It counts ticks, so that
-// a process that stood still is not taken for a store that does.
+// watch waits until the case is done, or no call has returned for the suite's patience. It counts ticks, so that it
+// does not mistake a process that was stopped for a store that hangs.
 func (t *trial) watch(done <-chan struct{}) {
 	const ticks = 30
 	ticker := time.NewTicker(t.suite.patience / ticks)
@@ -207,7 +189,7 @@ func (t *trial) watch(done <-chan struct{}) {
 	}
 }
 
-// rescue turns a panic of the goroutine it is deferred on into a failure.
+// rescue records a panic as a failure. Goroutines of a case defer it.
 func (t *trial) rescue() {
 	if v := recover(); v != nil {
 		t.record("panic: %v\n%s", v, debug.Stack())

@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
-// graded makes stores that decide fewer keys in one step.
+// graded makes stores that decide fewer keys than any in one step.
 func (m *memory) graded(a driver.Atomicity) Harness {
 	h := m.harness()
 	h.Name += ", " + atomicityNames[a]
@@ -51,12 +51,12 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// The keys that are tested must be such as a store gets.
+// The keys of the tests are keys that a store gets: valid, and each once.
 func TestTexts(t *testing.T) {
 	seen := map[string]bool{}
 	for _, text := range texts {
 		if err := quota.CheckKey(text); err != nil || seen[text] {
-			t.Errorf("%.80q is there twice, or %v", text, err)
+			t.Errorf("%.80q: got CheckKey %v and seen before %t, want nil and false", text, err, seen[text])
 		}
 		seen[text] = true
 	}

@@ -1,8 +1,6 @@
 package conformance
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,7 +22,7 @@ type step struct {
 // charge is a charge whose receipt, for a refund, may be a decision of an earlier step.
 type charge struct {
 	quota.Charge
-	receipt receipt // step 0 is none: At is what it says
+	receipt receipt // step 0 is none: At stays as it is
 }
 
 type receipt struct{ step, charge int }
@@ -89,7 +87,7 @@ func (p *player) begin(prefix string) {
 	p.prefix, p.model, p.at, p.last, p.unsure = prefix, newModel(), map[receipt]quota.Micros{}, nil, nil
 }
 
-// play makes one call and returns what is wrong with the answer, or "".
+// play makes one call and returns the fault of the answer, or "".
 func (p *player) play(s *step) string {
 	now := quota.Micros(0)
 	if p.clock != nil {
@@ -106,7 +104,7 @@ func (p *player) play(s *step) string {
 			cs[i].At = p.at[c.receipt]
 		}
 	}
-	if p.unsure = quota.Check(cs); p.unsure != nil { // no store needs to answer that
+	if p.unsure = quota.Check(cs); p.unsure != nil { // a store never gets such a list
 		return ""
 	}
 	h := p.first
@@ -120,7 +118,7 @@ func (p *player) play(s *step) string {
 	if err == nil {
 		for i := range got {
 			p.at[receipt{s.id, i}] = got[i].At
-			if got[i].Replayed { // the decision of another time
+			if got[i].Replayed { // a decision of an earlier time
 				continue
 			}
 			if p.clock != nil && got[i].At != now {
@@ -140,8 +138,8 @@ func (p *player) play(s *step) string {
 	return ""
 }
 
-// call asks a store, again if it cannot answer now. Where that does not help, or the outcome is unknown, the
-// trace cannot be judged.
+// call makes a call, and repeats it while the store cannot answer. If the store does not answer, or the outcome is
+// unknown, the trace cannot be judged.
 func (p *player) call(h *handle, cs []quota.Charge, list bool) (got []quota.Decision, err error) {
 	for r := p.t.retry(); ; {
 		if len(cs) == 1 && !list {
@@ -169,19 +167,8 @@ func (p *player) call(h *handle, cs []quota.Charge, list bool) (got []quota.Deci
 	}
 }
 
-// transient reports whether an error says that nothing was charged and the same call may work later.
-func transient(err error) bool {
-	return errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrOverloaded) || errors.Is(err, quota.ErrConflict)
-}
-
-// substituted reports whether a policy answered because the store did not.
-func substituted(ds []quota.Decision) bool {
-	return slices.ContainsFunc(ds, func(d quota.Decision) bool {
-		return d.Source == quota.FromFallback || d.Source == quota.FromOpen || d.Source == quota.FromClosed
-	})
-}
-
-// replay plays a trace on new data and returns the first wrong answer and its step, or why it cannot be judged.
+// replay plays a trace on new data. It returns the first wrong answer and its step, or the reason why the trace cannot
+// be judged.
 func (t *trial) replay(trace []step, injected bool) (wrong string, at int, unsure error) {
 	t.within(func(in *recorder) {
 		p := t.player(in, injected)
@@ -195,8 +182,8 @@ func (t *trial) replay(trace []step, injected bool) (wrong string, at int, unsur
 	return wrong, at, unsure
 }
 
-// shorten returns the shortest trace it finds that is answered wrongly on new data, and how. A trace that new data
-// answer rightly is returned whole.
+// shorten returns the shortest trace it finds that has a wrong answer on new data, and that answer. If the whole trace
+// has no wrong answer on new data, it is returned whole.
 func (t *trial) shorten(trace []step, injected bool) ([]step, string) {
 	end := time.Now().Add(10 * time.Second)
 	tries := 500
@@ -220,7 +207,7 @@ func (t *trial) shorten(trace []step, injected bool) ([]step, string) {
 		for size := len(best) / 2; size > 0; size /= 2 {
 			for i := 0; i+size <= len(best); {
 				without := slices.Delete(slices.Clone(best), i, i+size)
-				// The clock still gets where it would have been.
+				// The clock still reaches the same times.
 				for _, gone := range best[i : i+size] {
 					if i < len(without) {
 						without[i].wait += gone.wait
@@ -274,24 +261,24 @@ func weight(trace []step) (n int) {
 	return n
 }
 
-// refute fails the case with a trace that was answered wrongly, as short as it gets.
+// refute fails the case with a trace that has a wrong answer, after making it as short as possible.
 func (t *trial) refute(trace []step, wrong string, injected bool) {
 	t.mu.Lock()
 	late := t.refuting
 	t.refuting = true
 	t.mu.Unlock()
-	if late { // another goroutine found a wrong answer and is at it
+	if late { // another goroutine has found a wrong answer and shortens its trace
 		return
 	}
 	short, how := t.shorten(trace, injected)
 	note := ""
 	if how == "" {
-		how, note = wrong, "\nThe trace was not answered wrongly again on new data: other traces were played at the time, or time matters."
+		how, note = wrong, "\nThe trace had no wrong answer when it was repeated on new data: other traces ran at the same time, or the result depends on real time."
 	}
 	var b strings.Builder
 	b.WriteString("The last of these calls")
 	if injected {
-		b.WriteString(", on a clock that stands still but for the waits,")
+		b.WriteString(", on a clock that moves by the waits only,")
 	}
 	names := map[*quota.Limit]string{}
 	for i := range short {
@@ -321,7 +308,7 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 			}
 		}
 	}
-	fmt.Fprintf(&b, "\nis answered wrongly:\n%s%s\nwhere", how, note)
+	fmt.Fprintf(&b, "\nhas a wrong answer:\n%s%s\nwhere", how, note)
 	var lines []string
 	for l, text := range names {
 		lines = append(lines, fmt.Sprintf("\n\t%q is %s", l.Name(), text))
@@ -330,31 +317,20 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 	t.record("%s%s", b.String(), strings.Join(slices.Compact(lines), ""))
 }
 
-// named makes a limit of a kind and remembers what to call it.
-func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
-	l := k.limit(name, n.limit, n.refill, n.period)
-	text := fmt.Sprintf("%s(%d, %v)", k.name, n.limit, n.period)
-	switch k.name {
-	case tokenBucket.name:
-		text = fmt.Sprintf("%s(%d, %d, %v)", k.name, n.limit, n.refill, n.period)
-	case goOnly.name:
-		text = fmt.Sprintf("%s, of %d that do not come back", k.name, n.limit)
+// perform plays a trace on new data, and fails the case if an answer is wrong.
+func (t *trial) perform(trace []step) {
+	injected := !t.lacks(Clock)
+	var why error
+	for range 3 {
+		wrong, at, unsure := t.replay(trace, injected)
+		switch {
+		case wrong != "":
+			t.refute(trace[:at+1], wrong, injected)
+			return
+		case unsure == nil:
+			return
+		}
+		why = unsure
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.limits[l] = text
-	return l
+	t.skipf("not judged, because the store does not answer: %v", why)
 }
-
-func (t *trial) describe(l *quota.Limit) string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if text := t.limits[l]; text != "" {
-		return text
-	}
-	return fmt.Sprintf("%+v", *l.Spec())
-}
-
-var bg = context.Background()
-
-func indeterminate(err error) bool { return errors.Is(err, quota.ErrIndeterminate) }

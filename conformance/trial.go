@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"context"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -15,28 +14,28 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// trial is a case at work.
+// trial is one run of a case.
 type trial struct {
 	suite    *suite
 	of       *testCase
 	tb       testing.TB // the author's test
 	rng      *rand.Rand // of the case's own goroutine
 	root     *recorder
-	until    time.Time // when random search ends, if it did enough
+	until    time.Time // the end of random searches, if they did enough
 	progress atomic.Int64
 	finished atomic.Bool
 
 	mu       sync.Mutex
-	over     bool // nobody listens any more
+	over     bool // the result is made, and later failures are dropped
 	failure  string
 	skipped  string
-	excused  bool                 // it was skipped because the rule does not concern the store
-	calls    map[*string]struct{} // that have not returned
+	excused  bool                 // whether the case was skipped because the rule does not concern the store
+	calls    map[*string]struct{} // the calls that have not returned
 	limits   map[*quota.Limit]string
-	refuting bool // a trace is being shortened
+	refuting bool // whether a trace is being shortened
 }
 
-// enough is how long a case searches at random, ten times that with FLEETQUOTA_FULL=1.
+// enough is the time of a case's random search; with FLEETQUOTA_FULL=1 it is ten times as long.
 const enough = 700 * time.Millisecond
 
 func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
@@ -46,7 +45,7 @@ func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
 	return t
 }
 
-// random returns a generator for what name says.
+// random returns a generator of its own for each name.
 func (s *suite) random(name string) *rand.Rand {
 	h := fnv.New64a()
 	h.Write([]byte(name))
@@ -61,8 +60,7 @@ func (s *suite) sized(n int) int {
 	return n
 }
 
-// rounds calls f n times, ten times as often in a full run, and at least once; where time runs out it
-// calls it less often.
+// rounds calls f n times, or 10n times in a full run, and fewer times, but at least once, if the time runs out.
 func (t *trial) rounds(n int, f func(i int)) {
 	for i := range t.suite.sized(n) {
 		if i > 0 && (time.Now().After(t.until) || t.hasFailed()) {
@@ -72,7 +70,7 @@ func (t *trial) rounds(n int, f func(i int)) {
 	}
 }
 
-// record notes a failure; the first is the one that counts.
+// record notes a failure; the first one counts.
 func (t *trial) record(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -87,7 +85,7 @@ func (t *trial) fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// skipf ends the case, which must not have failed, with the reason why it is not tested.
+// skipf ends a case that has not failed, with the reason why it is not tested.
 func (t *trial) skipf(format string, args ...any) {
 	t.mu.Lock()
 	t.skipped = fmt.Sprintf(format, args...)
@@ -127,7 +125,7 @@ func (t *trial) together(n int, f func(i int)) {
 // lacks reports whether the backend lacks a feature.
 func (t *trial) lacks(f Feature) bool { return t.suite.h.lacks(f) != "" }
 
-// data returns the name of data that nobody has opened yet.
+// data returns a name of data that was not used before.
 func (t *trial) data() string {
 	return fmt.Sprintf("%s%06d", t.suite.run, t.suite.opened.Add(1))
 }
@@ -155,7 +153,7 @@ func (t *trial) handle(in *recorder, s quota.Store, o Opening) *handle {
 	return h
 }
 
-// within runs f with a scope of its own: what it opens is closed when it returns.
+// within runs f with a scope of its own: stores that f opens in it are closed when f returns.
 func (t *trial) within(f func(in *recorder)) {
 	in := newRecorder(t)
 	defer in.end()
@@ -174,67 +172,4 @@ func (t *trial) under() string {
 		return "none is under way"
 	}
 	return "under way are" + b.String()
-}
-
-// handle is a store that the suite calls.
-type handle struct {
-	t       *trial
-	store   quota.Store
-	opening Opening
-}
-
-// take decides one charge by Take.
-func (h *handle) take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	defer h.called(&err, "Take", c)()
-	return h.store.Take(ctx, c)
-}
-
-// takeAll decides a list by TakeAll.
-func (h *handle) takeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.Decision, err error) {
-	defer h.called(&err, "TakeAll", cs...)()
-	ds = make([]quota.Decision, len(cs))
-	for i := range ds { // so that what the store does not write is seen
-		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, At: -1}
-	}
-	return ds, h.store.TakeAll(ctx, cs, ds)
-}
-
-// close closes the store.
-func (h *handle) close() (err error) {
-	defer h.called(&err, "Close")()
-	return h.store.Close()
-}
-
-// called notes that a call is under way, and returns the function that notes its end and makes an error of a panic.
-func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
-	text := method + show(cs)
-	h.t.mu.Lock()
-	h.t.calls[&text] = struct{}{}
-	h.t.mu.Unlock()
-	return func() {
-		if v := recover(); v != nil {
-			*err = fmt.Errorf("the store panicked on %s: %v", text, v)
-		}
-		h.t.progress.Add(1)
-		h.t.mu.Lock()
-		delete(h.t.calls, &text)
-		h.t.mu.Unlock()
-	}
-}
-
-// show returns charges as text.
-func show(cs []quota.Charge) string {
-	var b strings.Builder
-	for i := range cs {
-		c := &cs[i]
-		fmt.Fprintf(&b, " [%s %d of %q to %q", c.Op, c.Cost, c.Limit.Name(), c.Key)
-		if c.Op == quota.OpRefund {
-			fmt.Fprintf(&b, " charged at %d", c.At)
-		}
-		if c.ID != "" {
-			fmt.Fprintf(&b, " with id %q", c.ID)
-		}
-		b.WriteByte(']')
-	}
-	return b.String()
 }

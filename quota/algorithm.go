@@ -17,7 +17,7 @@ const Never time.Duration = math.MaxInt64
 // Time returns m as a time, in UTC.
 func (m Micros) Time() time.Time { return time.UnixMicro(int64(m)).UTC() }
 
-// Duration returns the span m as a duration; Forever, and what a duration cannot hold, is Never.
+// Duration returns the span m as a duration; it is Never for Forever and for any span that a duration cannot hold.
 func (m Micros) Duration() time.Duration {
 	if m >= math.MaxInt64/1000 {
 		return Never
@@ -25,35 +25,38 @@ func (m Micros) Duration() time.Duration {
 	return time.Duration(m) * time.Microsecond
 }
 
-// An Algorithm is a rule: it decides what a request gets, given what was consumed before.
+// An Algorithm is a rule: it decides a request, given the consumption so far. Package algorithm has the usual ones. Only
+// stores call an Algorithm, through package quota/driver; authors of rules implement one.
 //
-// It is a pure function: no clock, no randomness, no I/O, no panic on any input, integers only. A
-// value is immutable and safe for concurrent use. The rules it keeps, which package conformance checks:
+// It must be a pure function: no clock, no randomness, no I/O, no panic on any input, integers only. A value is
+// immutable and safe for concurrent use. It must keep these rules, which package conformance checks:
 //
-//  1. Fresh: the zero State is a key never seen. A state kept until ResetAfter has passed decides as
-//     the zero State would, so a store may drop it then.
+//  1. Fresh: the zero State is a key never seen. A state whose ResetAfter has passed decides as the zero
+//     State does, so a store may drop it then.
 //  2. Tight: a denied request is denied again at any time before RetryAfter has passed, and admitted
-//     when it has, if nothing else was charged meanwhile.
+//     when it has, if no other charge came in between.
 //  3. Traceless: a denial and an [OpPeek] return Write false (but see 5).
 //  4. Never: a cost above Spec.Capacity is denied with RetryAfter [Forever], whatever the state.
 //  5. Clock: time that steps back never frees quota. A state more than a second ahead of now is moved
 //     to now, its consumption unchanged, and returned with Write true, even on a denial.
-//  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: what
-//     was consumed stays consumed, in whole tokens, rounded up.
+//  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: consumed
+//     tokens stay consumed, in whole tokens, rounded up.
 //  7. Untouched: Decide does not write to State.Tail and returns a new slice where it changes.
 type Algorithm interface {
 	// Spec describes the algorithm. Equal specs decide equally.
 	Spec() Spec
-	// Decide returns the verdict on a request at the store's time now, and the state to keep if the
-	// verdict says Write and the list of charges that the request belongs to is granted.
+	// Decide returns the verdict on a request at the store's time now, and the new state. The caller must keep that
+	// state if the verdict says Write and the list of charges that the request belongs to is granted. s is a state
+	// that the same Rule returned before, or zero; its Tail must not be modified. r.Cost is 0 or more.
 	Decide(s State, r Request, now Micros) (State, Verdict)
 }
 
-// A Forecaster is an Algorithm that can tell how long a queue takes.
+// A Forecaster is an Algorithm that can tell how long a queue takes. [Limiter.Wait] asks it, so that a caller whose
+// deadline comes too early is refused at once.
 type Forecaster interface {
-	// Forecast returns a lower bound on the time, counted from d.At, in which n more tokens can have
-	// been admitted, in requests of any size that come one after the other. d is the decision on a peek
-	// of n tokens, or of the capacity where n exceeds it.
+	// Forecast returns a lower bound on the time, counted from d.At, until n more tokens are admitted in requests of
+	// any size that come one after the other. d is the decision on a peek of n tokens, or of the capacity where n
+	// exceeds it.
 	Forecast(d Decision, n int64) time.Duration
 }
 
@@ -81,25 +84,25 @@ func (r Rule) Valid() bool {
 	return n > 0
 }
 
-// Spec describes an algorithm: which rule, with which numbers. Specs are comparable.
+// Spec describes an algorithm: its rule and its numbers. Specs are comparable, and equal ones decide equally.
 type Spec struct {
 	Rule     Rule
 	Unit     int64 // the unit that states of this spec carry, see State; at least 1
 	Capacity int64 // the most tokens one request can take, at least 1
-	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; what exceeds it is forgotten
+	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; any more is forgotten
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [6]int64
 }
 
-// State is what is kept for one limit and key: a few integers whose meaning is the rule's, and for
-// some rules a list. The zero State is a key never seen. Every number is within ±2^53.
+// State is the consumption of one limit and key: a few integers whose meaning is the rule's own, and for some rules
+// a list. The zero State is a key never seen. Every number is within ±[MaxNumber].
 type State struct {
-	Unit    int64   // what the numbers count in; 0 in the zero State only
+	Unit    int64   // the unit that the numbers count in; 0 in the zero State only
 	A, B, C int64   // the rule's numbers
 	Tail    []int64 // the rule's list, at most MaxTail numbers; never modified in place
 }
 
-// Bounds of a State.
+// Bounds of a [State].
 const (
 	MaxTail   = 8192    // the most numbers of State.Tail
 	MaxNumber = 1 << 53 // the largest magnitude of a number: integers are exact in a double up to here
@@ -108,20 +111,20 @@ const (
 // IsZero reports whether s is the zero State.
 func (s *State) IsZero() bool { return s.Unit == 0 }
 
-// Op is what a request does with a quota.
+// Op is an operation on a quota. The zero Op takes.
 type Op uint8
 
 const (
-	// OpTake charges Cost if it fits, else denies. A cost of 0 asks whether the key is out of debt, and charges nothing.
+	// OpTake charges Cost if it fits, and is denied otherwise. A cost of 0 asks whether the key is out of debt.
 	OpTake Op = iota
 	// OpPeek answers as OpTake would and changes nothing.
 	OpPeek
-	// OpDebit charges Cost without asking, into debt if need be, down to Spec.Debt. Always allowed.
+	// OpDebit charges Cost whether it fits or not, into debt if need be, down to Spec.Debt. It is always allowed.
 	OpDebit
-	// OpRefund gives back up to Cost of a charge made at Request.At. A refund to a window that has
-	// passed does nothing, and no refund lifts a quota above its capacity. Always allowed.
+	// OpRefund gives back up to Cost of a charge made at Request.At. A refund to a window that has passed has no
+	// effect, and no refund lifts a quota above its capacity. It is always allowed.
 	OpRefund
-	// OpReset makes the key fresh. Always allowed.
+	// OpReset makes the key fresh. It is always allowed.
 	OpReset
 	opEnd
 )
@@ -136,20 +139,20 @@ func (o Op) String() string {
 	return "unknown"
 }
 
-// Request is what an Algorithm decides on.
+// Request is the question that an Algorithm decides.
 type Request struct {
 	Op   Op
 	Cost int64  // in tokens, 0 or more, without upper bound
-	At   Micros // OpRefund: when the charge was made, by the store's time; 0 is long ago
+	At   Micros // OpRefund: when the refunded charge was made, by the store's time; 0 is long ago
 }
 
-// Outcome is what a Verdict comes to.
+// Outcome is the yes-or-no part of a Verdict.
 type Outcome struct {
 	Allowed bool
-	Write   bool // the returned state differs from the given one and is to be kept
+	Write   bool // the returned state differs from the given one and must be kept
 }
 
-// Verdict is an Algorithm's answer. It has four fields, which is what the compiler keeps in registers.
+// Verdict is an Algorithm's answer. It has four fields because the compiler keeps no more in registers.
 type Verdict struct {
 	Outcome
 	Remaining  int64  // tokens that can be taken now; negative in debt

@@ -6,30 +6,31 @@ import (
 	"unicode/utf8"
 )
 
-// A Charge is one request against one limit and key.
+// A Charge is one request against one limit and key. Its zero value is not valid: it needs a key, and, given to a
+// [Store], a limit.
 type Charge struct {
 	// Limit is the rule. In a list given to a Limiter, nil stands for the limiter's own limit.
 	Limit *Limit
-	// Key is whose quota it is: a path, see the package documentation.
+	// Key names the quota's owner: a path, see the package documentation; 1 to MaxKey bytes of UTF-8.
 	Key string
 	// Cost is in the limit's tokens, 0 or more.
 	Cost int64
-	// Op is what to do; the zero value takes.
+	// Op is the operation; the zero value takes.
 	Op Op
-	// From is, for a charge that Refund or Settle made, where the charge it corrects was made:
-	// Decision.Source of the receipt. Stores ignore it; a policy sends the correction where it belongs.
+	// From is set by Refund and Settle to Decision.Source of the receipt: where the corrected charge was made. Stores
+	// ignore it; a policy sends the correction to that place.
 	From Source
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At.
 	At Micros
-	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first
-	// decision, for at least [IDWindow]. Only grants are remembered; a repeat of a denial is decided
-	// anew. The charges of one list carry the same id, belong to one group, and an id that comes back
-	// with other charges is ErrInvalid. Ids count within their group. Empty: at most once, see
-	// ErrIndeterminate. At most 128 bytes of UTF-8.
+	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
+	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
+	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
+	// within their group. At most 128 bytes of UTF-8. Without an id the call is charged at most once, see
+	// ErrIndeterminate.
 	ID string
 }
 
-// Bounds of calls.
+// Bounds of a call.
 const (
 	MaxCharges = 64              // the longest list of charges
 	MaxKey     = 512             // the longest key, in bytes
@@ -38,70 +39,14 @@ const (
 	maxID = 128
 )
 
-// Source says where a decision was made.
-type Source uint8
-
-const (
-	// FromStore: by the store, the only authority.
-	FromStore Source = iota
-	// FromFallback: by a fallback store, while the store could not be reached.
-	FromFallback
-	// FromOpen: by nobody; the store could not be reached and the policy admits then.
-	FromOpen
-	// FromClosed: by nobody; the store could not be reached and the policy denies then.
-	FromClosed
-	// FromMemory: by a memory of an earlier denial.
-	FromMemory
-	// FromLease: by this process, out of quota charged to the store before.
-	FromLease
-)
-
-var sourceNames = [...]string{"store", "fallback", "open", "closed", "memory", "lease"}
-
-// String returns the source's name in lower case.
-func (s Source) String() string {
-	if int(s) < len(sourceNames) {
-		return sourceNames[s]
-	}
-	return "unknown"
-}
-
-// A Decision is the answer to a charge. A granted one is also its receipt: see [Charge.Refund] and
-// [Charge.Settle].
-type Decision struct {
-	// Allowed says that the charge fits its own limit. In a list, the call is granted only if all are allowed.
-	Allowed bool
-	// Source says where the decision was made.
-	Source Source
-	// Split says that the list was decided in several steps, because its keys live apart: a denied
-	// list may have held tokens for a moment.
-	Split bool
-	// Replayed says that the id was granted before, and this is the decision of that time.
-	Replayed bool
-	// Limit is the limit's capacity in tokens.
-	Limit int64
-	// Remaining is what can be taken now, after this call, in tokens; negative in debt.
-	Remaining int64
-	// Charged is what this call charged, in tokens: the cost where OpTake or OpDebit was granted, else 0.
-	Charged int64
-	// RetryAfter is 0 where allowed, else how long until the same charge fits if nobody else charges;
-	// Never if it cannot.
-	RetryAfter time.Duration
-	// ResetAfter is how long until the quota is whole again if nobody charges.
-	ResetAfter time.Duration
-	// At is the store's time of the decision.
-	At Micros
-	_  [8]byte // whole 16s are copied without overlap, and so without a stall
-}
-
-// Refund returns the charge that gives n tokens of c back, where d is the receipt. Give a receipt back
-// once only: nothing else keeps account. It carries no ID.
+// Refund returns the charge that gives n tokens of c back, where d is the receipt. A receipt must be given back once
+// only, and for no more than d.Charged: a list does not check it. The charge carries no ID.
 func (c Charge) Refund(d Decision, n int64) Charge {
 	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: OpRefund, From: d.Source, At: d.At}
 }
 
-// Settle returns the charge that corrects what d charged to the actual cost: a refund of what was too
-// much, or a debit of what was missing.
+// Settle returns the charge that corrects the receipt d to the actual cost: a refund of the surplus, or a debit of
+// the shortfall.
 func (c Charge) Settle(d Decision, actual int64) Charge {
 	if actual > d.Charged {
 		return Charge{Limit: c.Limit, Key: c.Key, Cost: actual - d.Charged, Op: OpDebit, From: d.Source}
@@ -109,9 +54,22 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 	return c.Refund(d, d.Charged-actual)
 }
 
-// Check returns an ErrInvalid, or ErrCrossSlot for an ID over several groups, unless the charges are
-// such as a Store takes: 1 to [MaxCharges] of them, valid keys, costs of at least 0, known operations,
-// no limit and key twice, one ID for all.
+// String describes the charge, such as `take 250 of tokens for "team-7/agent-123"`. It shows the key.
+func (c Charge) String() string {
+	limit := "the limiter's limit"
+	if c.Limit != nil {
+		limit = c.Limit.name
+	}
+	text := fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
+	if c.ID != "" {
+		text += fmt.Sprintf(", id %q", c.ID)
+	}
+	return text
+}
+
+// Check returns an ErrInvalid unless the charges are valid for a [Store]: 1 to [MaxCharges] of them, valid keys, costs
+// of 0 or more, known operations, no limit and key twice, and one ID for all. An ID over several groups is
+// ErrCrossSlot. A [Limiter] checks its charges before the store sees them.
 func Check(cs []Charge) error {
 	if len(cs) == 0 || len(cs) > MaxCharges {
 		return invalid("number of charges", len(cs), fmt.Sprintf("1 to %d", MaxCharges))

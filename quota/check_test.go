@@ -7,18 +7,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // badCharges are lists that no store may see.
 func badCharges() map[string]struct {
 	charges []quota.Charge
-	names   []string // what the error's text names
+	names   []string // parts of the error's text
 	err     error
 } {
-	a, b := bucket("a", 10, time.Second), bucket("b", 10, time.Second)
-	another := bucket("a", 20, time.Second)
+	a, b := testkit.Bucket("a", 10, time.Second), testkit.Bucket("b", 10, time.Second)
+	another := testkit.Bucket("a", 20, time.Second)
 	many := make([]quota.Charge, quota.MaxCharges+1)
 	for i := range many {
 		many[i] = quota.Charge{Limit: a, Key: fmt.Sprint("k", i)}
@@ -59,33 +59,33 @@ func badCharges() map[string]struct {
 func TestCheckRefuses(t *testing.T) {
 	for name, bad := range badCharges() {
 		t.Run(name, func(t *testing.T) {
-			check := func(err error) {
+			check := func(call string, err error) {
 				t.Helper()
 				if !errors.Is(err, bad.err) {
-					t.Fatalf("error is %v, want %v", err, bad.err)
+					t.Fatalf("%s: got %v, want %v", call, err, bad.err)
 				}
 				for _, n := range bad.names {
 					if !strings.Contains(err.Error(), n) {
-						t.Errorf("error %q does not name %q", err, n)
+						t.Errorf("%s: got %q, want an error that names %q", call, err, n)
 					}
 				}
 			}
 			if name != "no limit, no key" {
-				check(quota.Check(bad.charges))
+				check("Check", quota.Check(bad.charges))
 			}
 			r := &recorder{}
-			_, err := newLimiter(t, r, bucket("a", 10, time.Second), nil).TakeAll(bg, bad.charges...)
-			check(err)
+			_, err := newLimiter(t, r, testkit.Bucket("a", 10, time.Second), nil).TakeAll(bg, bad.charges...)
+			check("TakeAll", err)
 			if len(r.calls) > 0 {
-				t.Errorf("the store was asked: %v", r.calls)
+				t.Errorf("calls of the store: got %v, want none", r.calls)
 			}
 		})
 	}
-	wantInvalid(t, quota.Check([]quota.Charge{{Key: "k"}}), "limit", "nil", "NewLimit")
+	testkit.WantInvalid(t, quota.Check([]quota.Charge{{Key: "k"}}), "limit", "nil", "NewLimit")
 }
 
 func TestCheckAccepts(t *testing.T) {
-	a, b := bucket("a", 10, time.Second), bucket("b", 10, time.Second)
+	a, b := testkit.Bucket("a", 10, time.Second), testkit.Bucket("b", 10, time.Second)
 	most := make([]quota.Charge, quota.MaxCharges)
 	for i := range most {
 		most[i] = quota.Charge{Limit: a, Key: fmt.Sprint("g/", i), ID: strings.Repeat("i", 128), Cost: 1<<63 - 1}
@@ -99,26 +99,7 @@ func TestCheckAccepts(t *testing.T) {
 			{Limit: a, Key: "3", Op: quota.OpRefund, At: 5}, {Limit: a, Key: "4", Op: quota.OpReset}},
 	} {
 		if err := quota.Check(cs); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-func TestSameCharge(t *testing.T) {
-	a, b, again := bucket("a", 10, time.Second), bucket("b", 10, time.Second), bucket("a", 20, time.Second)
-	c := quota.Charge{Limit: a, Key: "k", Cost: 1, Op: quota.OpRefund, At: 3, ID: "x"}
-	same := c
-	same.Limit, same.ID = again, "y" // the name is what a store keeps
-	if !driver.SameCharge(c, c) || !driver.SameCharge(c, same) {
-		t.Error("equal charges differ")
-	}
-	for name, change := range map[string]func(*quota.Charge){
-		"limit": func(c *quota.Charge) { c.Limit = b }, "key": func(c *quota.Charge) { c.Key = "l" }, "cost": func(c *quota.Charge) { c.Cost++ },
-		"op": func(c *quota.Charge) { c.Op = quota.OpDebit }, "time": func(c *quota.Charge) { c.At++ },
-	} {
-		d := c
-		if change(&d); driver.SameCharge(c, d) {
-			t.Errorf("another %s is the same charge", name)
+			t.Errorf("Check of %s: got %v, want nil", name, err)
 		}
 	}
 }

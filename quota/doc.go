@@ -1,37 +1,43 @@
-// Package quota keeps limits that a fleet of processes shares: requests, LLM tokens, jobs.
+// Package quota is for programs that spend shared quotas: requests, LLM tokens, jobs. Its types Limiter, Limit,
+// Charge and Decision are all that such programs need; authors of stores and of rules read [Store] and [Algorithm]
+// as well, and package quota/driver.
 //
-//	bucket, err := algorithm.TokenBucket(1000, 10, time.Second) // 1000 tokens, 10 more each second
-//	limit, err := quota.NewLimit("tokens", bucket)
-//	limiter, err := quota.NewLimiter(local.New(nil), limit, nil)
+//	perAgent := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
+//	limiter := quota.Must(quota.NewLimiter(local.New(nil), perAgent, nil))
+//	defer limiter.Close()
 //
 //	d, err := limiter.Take(ctx, "team-7/agent-123", 250)
-//	if err == nil && !d.Allowed {
-//		time.Sleep(d.RetryAfter)
+//	switch {
+//	case err != nil: // the store failed; quota.Charged(err) says whether it charged
+//	case d.Allowed: // go on
+//	default: // denied; d.RetryAfter says when the same request fits
 //	}
 //
-// A [Limit] names a rule, an [Algorithm]: a pure function over integers. A [Store] keeps what each
-// limit and key has consumed and applies charges atomically. A [Limiter] is what programs call. Any
-// algorithm runs on any store, and gives the same integers on each of them.
+// A [Limit] is a rule, an [Algorithm], under a name: here a bucket of 1000 tokens that gets 10 more each second. A
+// [Store] keeps the consumption of each limit and key, and applies charges in one step. A [Limiter] is the front of
+// both. Every algorithm runs on every store, and gives the same integers on each.
 //
 // # Decisions
 //
-// A denial is a [Decision], never an error; an error is never a denial. A denied charge and a peek
-// change nothing. A list of charges is decided all-or-nothing, at one time.
+// A denial is a [Decision], never an error; an error is never a denial. A denied charge and a peek change nothing.
+// [Limiter.TakeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] waits for its turn.
 //
 // # Keys
 //
-// A key is a path, "team-7/agent-123". Its first segment is the co-location group: keys of one group
-// stay together on a partitioned store (in Redis Cluster it is the hash tag), so they can be decided
-// in one step. Build keys from identifiers that others choose with [Key], which escapes them.
+// A key is a path, such as "team-7/agent-123". Its first segment is its group: keys of one group stay together on
+// a store that is spread over several machines, and are decided in one step there. In Redis Cluster the group is
+// the hash tag, so all keys of a group live in one slot, on one node. Begin a key with the segment that differs, such as
+// "203.0.113.9/ip": keys such as "ip/203.0.113.9" and "user/42" put a whole fleet's keys on one node. Build keys
+// from identifiers that others choose with [Key], which escapes them.
 //
 // # Time
 //
-// Shared decisions use the store's time, in whole microseconds ([Micros]); no client's wall clock
-// reaches them. Durations given back are rounded against the caller: never too early.
+// Shared decisions use the store's time, in whole microseconds ([Micros]); no client's wall clock reaches them.
+// Durations in decisions are rounded up: a caller that waits that long is never too early.
 //
 // # Errors
 //
-// See the variables Err…: each says whether the call was charged. Match with [errors.Is].
+// See the variables Err…; match them with [errors.Is]. [Charged] says of any error whether the call was charged.
 //
 // # Concurrency
 //

@@ -6,41 +6,39 @@ import (
 	"fmt"
 )
 
-// The errors of this library. Match them with [errors.Is]; the cause is wrapped. Where the context
-// was done before anything was sent, the context's own error is returned instead and nothing was
-// charged.
+// The errors of this library. Match them with [errors.Is]; the cause is wrapped. A context that ended before
+// the charge was sent gives the context's own error instead: not charged. [Charged] answers for all of them.
 var (
 	// ErrInvalid: a key, cost, limit or option was refused before any I/O. Not charged.
 	ErrInvalid = errors.New("invalid request")
 	// ErrUnavailable: the store refused or could not be reached. Not charged.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrIndeterminate: the connection or the time ran out after the charge may have left. Whether it
-	// was charged is unknown, so it is not ErrUnavailable, and retrying it by habit would charge twice;
-	// a charge with a request id may be repeated safely.
+	// ErrIndeterminate: the connection or the time ran out after the charge may have been sent. It is unknown whether
+	// it was charged: a call without a request id must not be repeated by habit, or it may charge twice; a call with
+	// one may.
 	ErrIndeterminate = errors.New("outcome unknown")
-	// ErrConflict: a compare-and-swap lost too often, and each attempt was definitely not applied. Not charged.
+	// ErrConflict: a compare-and-swap lost too often, and no attempt was applied. Not charged.
 	ErrConflict = errors.New("too many conflicting updates")
-	// ErrCrossSlot: the charges cannot be decided in one step on this store, and the caller asked for
-	// nothing less. Not charged.
+	// ErrCrossSlot: this store cannot decide the charges in one step, and no other way was allowed. Not charged.
 	ErrCrossSlot = errors.New("keys in different slots")
-	// ErrOverloaded: a bound of this process (waiters, keys, calls in flight) is reached. Not charged.
+	// ErrOverloaded: a bound of this process was reached: waiters, keys, or calls in flight. Not charged.
 	ErrOverloaded = errors.New("overloaded")
-	// ErrMisconfigured: what the store holds or allows does not fit: another rule's state under the
-	// key, a newer release's layout, a missing permission. Not charged.
+	// ErrMisconfigured: the store's content or rights do not fit: another rule's state under the key, a newer
+	// release's layout, a missing permission. Not charged.
 	ErrMisconfigured = errors.New("misconfigured")
 	// ErrClosed: the store was closed. Not charged.
 	ErrClosed = errors.New("closed")
 )
 
-// ChargeState says whether a call was charged.
+// ChargeState is the answer of [Charged].
 type ChargeState uint8
 
 const (
 	// NotCharged: the call charged nothing, and may be repeated.
 	NotCharged ChargeState = iota
-	// WasCharged: the decisions say how much, see Decision.Charged; of a denial it is 0.
+	// WasCharged: the call returned decisions, and charged as much as they say: 0 where denied.
 	WasCharged
-	// ChargeUnknown: the call may have been charged. With a request id it may be repeated, else not.
+	// ChargeUnknown: the call may have charged. It may be repeated only with the request id that it had.
 	ChargeUnknown
 )
 
@@ -54,7 +52,7 @@ func (c ChargeState) String() string {
 	return "invalid"
 }
 
-// Charged says whether a call that returned err was charged. An error that is neither one of this package's nor a
+// Charged says whether a call that returned err was charged. An error that is neither of this package nor a
 // context's own is ChargeUnknown.
 func Charged(err error) ChargeState {
 	if err == nil {
@@ -72,7 +70,7 @@ func Charged(err error) ChargeState {
 	return ChargeUnknown
 }
 
-// invalid returns an ErrInvalid that names the field, the value and what is accepted.
+// invalid returns an ErrInvalid that names the field, the value and the accepted values.
 func invalid(field string, value any, accepted string) error {
 	if s, ok := value.(string); ok {
 		const most = 64

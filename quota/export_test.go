@@ -1,6 +1,6 @@
 package quota
 
-// What the external tests see of the inside.
+// Unexported parts that the external tests read.
 
 // Less is the comparison of products under Decider.
 func Less(a, b, c, d int64) bool { return less(a, b, c, d) }

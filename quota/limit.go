@@ -1,13 +1,14 @@
 package quota
 
 import (
+	"fmt"
 	"hash/maphash"
 	"unique"
 )
 
-// A Limit is a named rule. The name is part of what a store keeps, so limits with one name and
-// different numbers share their consumption: that is how a limit's numbers change while in use, and
-// how each tenant can have its own numbers. Limits are immutable; make one with [NewLimit].
+// A Limit is a named rule. Stores keep consumption under the name, so limits with one name and different numbers share
+// their consumption: a limit's numbers may change while it is in use, and each tenant may have numbers of its own.
+// Limits are immutable and safe for concurrent use; [NewLimit] makes them. The zero Limit is not valid.
 type Limit struct {
 	name      string
 	handle    unique.Handle[string]
@@ -19,8 +20,8 @@ type Limit struct {
 // maxLimitName is the longest name of a limit, in bytes.
 const maxLimitName = 64
 
-// NewLimit returns the limit called name, kept by the algorithm. A name has 1 to 64 letters, digits,
-// '.', '_' and '-', in ASCII; anything else, and a nil algorithm, is ErrInvalid.
+// NewLimit returns the limit called name, kept by the algorithm. A name must have 1 to 64 letters, digits, '.', '_'
+// and '-', in ASCII; any other name, and a nil algorithm, is ErrInvalid.
 func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 	if !validLimitName(name) {
 		return nil, invalid("limit name", name, "1 to 64 of the characters a-z A-Z 0-9 . _ -")
@@ -35,7 +36,7 @@ func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 	return &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm, spec: spec}, nil
 }
 
-// Must returns v, and panics if err is not nil. It is for limits that are constants of a program:
+// Must returns v, and panics if err is not nil. Use it for limits that are constants of a program:
 //
 //	var perAgent = quota.Must(quota.NewLimit("agent", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
 func Must[T any](v T, err error) T {
@@ -48,10 +49,18 @@ func Must[T any](v T, err error) T {
 // Name returns the limit's name.
 func (l *Limit) Name() string { return l.name }
 
+// String describes the limit by its name, rule and capacity, such as "tokens (tb1, capacity 1000)".
+func (l *Limit) String() string {
+	if l == nil || l.algorithm == nil {
+		return "no limit"
+	}
+	return fmt.Sprintf("%s (%s, capacity %d)", l.name, l.spec.Rule, l.spec.Capacity)
+}
+
 // Handle returns the limit's name as a handle: limits with one name have one handle.
 func (l *Limit) Handle() unique.Handle[string] { return l.handle }
 
-// Hash returns a hash of the limit's name, which differs from process to process.
+// Hash returns a hash of the limit's name. It differs from process to process.
 func (l *Limit) Hash() uint64 { return l.hash }
 
 var nameSeed = maphash.MakeSeed()
@@ -59,7 +68,7 @@ var nameSeed = maphash.MakeSeed()
 // Algorithm returns the limit's algorithm.
 func (l *Limit) Algorithm() Algorithm { return l.algorithm }
 
-// Spec returns the algorithm's spec.
+// Spec returns the algorithm's spec, which must not be modified.
 func (l *Limit) Spec() *Spec { return &l.spec }
 
 func validLimitName(name string) bool {

@@ -7,111 +7,77 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// counter is a rule in as few lines as it takes: a quota that never comes back. Its spec is what a test says.
-type counter struct {
-	capacity int64
-	rule     quota.Rule
-	unit     int64
-	debt     int64
-}
-
-func (c counter) Spec() quota.Spec {
-	s := quota.Spec{Rule: quota.Rule{'c', 't', '1'}, Unit: 1, Capacity: c.capacity, Debt: c.debt}
-	if c.rule != (quota.Rule{}) {
-		s.Rule = c.rule
-	}
-	if c.unit != 0 {
-		s.Unit = c.unit
-	}
-	return s
-}
-
-func (c counter) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
-	v := quota.Verdict{Outcome: quota.Outcome{Allowed: true}}
-	kept := s.A
-	switch r.Op {
-	case quota.OpTake, quota.OpPeek:
-		if r.Cost > c.capacity-s.A {
-			v.Allowed, v.RetryAfter = false, quota.Forever
-		} else if r.Op == quota.OpTake {
-			kept += r.Cost
-		}
-	case quota.OpDebit:
-		kept += min(r.Cost, c.capacity+c.debt-kept)
-	case quota.OpRefund:
-		kept = max(kept-r.Cost, 0)
-	case quota.OpReset:
-		kept = 0
-	}
-	if kept != s.A {
-		v.Write, s = true, quota.State{}
-		if kept > 0 {
-			s = quota.State{Unit: 1, A: kept}
-		}
-	}
-	v.Remaining = c.capacity - kept
-	if kept > 0 {
-		v.ResetAfter = quota.Forever
-	}
-	return s, v
-}
-
 func TestNewLimit(t *testing.T) {
-	ok := counter{capacity: 1}
+	ok := testkit.Counter{Capacity: 1}
 	for _, name := range []string{"a", "tokens", "A-Z_0.9", strings.Repeat("n", 64), ".", "-"} {
 		l, err := quota.NewLimit(name, ok)
-		if err != nil || l.Name() != name || l.Handle().Value() != name || l.Algorithm() != quota.Algorithm(ok) || *l.Spec() != ok.Spec() {
-			t.Errorf("NewLimit(%q) = %v, %v", name, l, err)
+		if err != nil {
+			t.Errorf("NewLimit(%q): got %v, want nil", name, err)
+			continue
+		}
+		if l.Name() != name || l.Handle().Value() != name {
+			t.Errorf("NewLimit(%q): got the name %q and the handle %q, want both as given", name, l.Name(), l.Handle().Value())
+		}
+		if got := l.Algorithm(); got != quota.Algorithm(ok) {
+			t.Errorf("NewLimit(%q): got the algorithm %+v, want %+v", name, got, ok)
+		}
+		if got := *l.Spec(); got != ok.Spec() {
+			t.Errorf("NewLimit(%q): got the spec %+v, want %+v", name, got, ok.Spec())
 		}
 	}
 	for _, name := range []string{"", " ", "a b", "a:b", "a/b", "é", "a{", "a}", "a%", "a\x00", "a\n", strings.Repeat("n", 65), "a#"} {
 		_, err := quota.NewLimit(name, ok)
-		wantInvalid(t, err, "limit name", "1 to 64")
+		testkit.WantInvalid(t, err, "limit name", "1 to 64")
 	}
 	_, err := quota.NewLimit("n", nil)
-	wantInvalid(t, err, "algorithm of limit n", "nil")
+	testkit.WantInvalid(t, err, "algorithm of limit n", "nil")
 }
 
 func TestNewLimitChecksTheSpec(t *testing.T) {
-	for what, a := range map[string]counter{
+	for name, a := range map[string]testkit.Counter{
 		"no capacity":    {},
-		"negative unit":  {capacity: 1, unit: -1},
-		"negative debt":  {capacity: 1, debt: -1},
-		"colon in rule":  {capacity: 1, rule: quota.Rule{'a', ':', 'b'}},
-		"hole in rule":   {capacity: 1, rule: quota.Rule{'a', 0, 'b'}},
-		"rule begins 0":  {capacity: 1, rule: quota.Rule{0, 'b'}},
-		"space in rule":  {capacity: 1, rule: quota.Rule{'a', ' '}},
-		"not ASCII rule": {capacity: 1, rule: quota.Rule{'a', 0xe9}},
+		"negative unit":  {Capacity: 1, Unit: -1},
+		"negative debt":  {Capacity: 1, Debt: -1},
+		"colon in rule":  {Capacity: 1, Rule: quota.Rule{'a', ':', 'b'}},
+		"hole in rule":   {Capacity: 1, Rule: quota.Rule{'a', 0, 'b'}},
+		"rule begins 0":  {Capacity: 1, Rule: quota.Rule{0, 'b'}},
+		"space in rule":  {Capacity: 1, Rule: quota.Rule{'a', ' '}},
+		"not ASCII rule": {Capacity: 1, Rule: quota.Rule{'a', 0xe9}},
 	} {
 		_, err := quota.NewLimit("n", a)
 		if err == nil {
-			t.Errorf("%s: accepted", what)
+			t.Errorf("NewLimit with %s: got nil, want ErrInvalid", name)
 			continue
 		}
-		wantInvalid(t, err, "spec of limit n")
+		testkit.WantInvalid(t, err, "spec of limit n")
 	}
-	if _, err := quota.NewLimit("n", counter{capacity: 1, rule: quota.Rule{'a', 'B', '.', '_', '-', '6', '7', '8'}}); err != nil {
-		t.Error(err)
+	if _, err := quota.NewLimit("n", testkit.Counter{Capacity: 1, Rule: quota.Rule{'a', 'B', '.', '_', '-', '6', '7', '8'}}); err != nil {
+		t.Errorf("NewLimit with a rule of 8 characters: got %v, want nil", err)
 	}
 }
 
 func TestLimitsOfOneNameHaveOneHandle(t *testing.T) {
-	a, b, c := bucket("n", 1, time.Second), bucket("n", 2, time.Second), bucket("m", 1, time.Second)
-	if a.Handle() != b.Handle() || a.Handle() == c.Handle() {
-		t.Error("handles do not follow names")
+	a, b, c := testkit.Bucket("n", 1, time.Second), testkit.Bucket("n", 2, time.Second), testkit.Bucket("m", 1, time.Second)
+	if a.Handle() != b.Handle() {
+		t.Error("handles of two limits of one name: got two, want one")
+	}
+	if a.Handle() == c.Handle() {
+		t.Error("handles of the names n and m: got one, want two")
 	}
 }
 
 func TestMust(t *testing.T) {
-	if quota.Must(7, nil) != 7 {
-		t.Error("Must changed its value")
+	if got := quota.Must(7, nil); got != 7 {
+		t.Errorf("Must(7, nil): got %d, want 7", got)
 	}
 	defer func() {
-		if err, _ := recover().(error); !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("Must panicked with %v", err)
+		got := recover()
+		if err, _ := got.(error); !errors.Is(err, quota.ErrInvalid) {
+			t.Errorf("Must of ErrInvalid: got the panic %v, want one with that error", got)
 		}
 	}()
 	quota.Must(algorithm.TokenBucket(0, 1, time.Second))
@@ -124,19 +90,19 @@ func TestNames(t *testing.T) {
 		quota.Source(99).String(): "unknown", quota.Rule{'t', 'b', '1'}.String(): "tb1", quota.Rule{}.String(): "", (quota.Rule{'1', '2', '3', '4', '5', '6', '7', '8'}).String(): "12345678",
 	} {
 		if got != want {
-			t.Errorf("%q, want %q", got, want)
+			t.Errorf("String: got %q, want %q", got, want)
 		}
 	}
 }
 
 func TestMicros(t *testing.T) {
-	if got := epoch.Time(); got.UnixMicro() != int64(epoch) || got.Location() != time.UTC {
-		t.Errorf("Time = %v", got)
+	if got := testkit.Epoch.Time(); got.UnixMicro() != int64(testkit.Epoch) || got.Location() != time.UTC {
+		t.Errorf("%d.Time(): got %v, want the same microsecond in UTC", testkit.Epoch, got)
 	}
 	const most = quota.Micros(1<<63-1) / 1000
 	for m, want := range map[quota.Micros]time.Duration{0: 0, 1: time.Microsecond, most - 1: time.Duration(most-1) * 1000, most: quota.Never, quota.Forever: quota.Never, -1: -time.Microsecond} {
 		if got := m.Duration(); got != want {
-			t.Errorf("%d.Duration() = %d, want %d", m, got, want)
+			t.Errorf("%d.Duration(): got %d, want %d", m, got, want)
 		}
 	}
 }

@@ -7,32 +7,33 @@ import (
 	"time"
 )
 
-// Options change what NewLimiter makes. The zero value, and nil, take the defaults.
+// Options are the options of NewLimiter. The zero value, and nil, take the defaults.
 type Options struct {
-	// LimitFor chooses the limit of a key, by tenant or plan for example; nil, or a nil result, stands
-	// for the limiter's own limit. It is called for each request, concurrently, with a valid key.
+	// LimitFor chooses the limit of a key, by tenant or plan for example; nil, or a nil result, stands for the
+	// limiter's own limit. It is called for each request, concurrently, with a valid key.
 	LimitFor func(key string) *Limit
-	// Observer is told each decision and error, after it is made and on the caller's goroutine; it may
-	// be called concurrently. What was refused before the store was asked is not told. nil costs nothing.
+	// Observer is called after each decision and error, on the caller's goroutine; it may be called concurrently. It
+	// is not called for a request that was refused before the store was asked. Without an observer there is no cost.
 	Observer func(Event)
 	// MaxWaiters bounds the calls of Wait that wait, over all keys; 0 is 1024.
 	MaxWaiters int
 }
 
-// Event is what an Observer is told of one charge.
+// Event is one charge and its answer, as an Observer gets it.
 type Event struct {
 	Limit, Key string
 	Op         Op
 	Cost       int64
-	Decision   Decision      // meaningless if Err is not nil
-	Err        error         // what the call returned
-	Took       time.Duration // the whole call, waiting not included
+	Decision   Decision      // without meaning if Err is not nil
+	Err        error         // the error that the call returned
+	Took       time.Duration // the time of the whole call, without waiting for quota
 }
 
-// A Limiter decides requests against a limit. It checks what it is given, picks the limit, and asks the
-// store. All methods may be called concurrently.
+// A Limiter decides requests against a limit: it checks them, picks the limit, and asks the store. [NewLimiter] makes
+// one. All methods may be called concurrently.
 //
-// Every method fails with ErrInvalid on a bad key or a negative cost, before the store is asked.
+// Every method fails with ErrInvalid on an invalid key or a negative number of tokens, before the store is asked. Any
+// other error is the store's, see [Charged].
 type Limiter struct {
 	store      Store
 	limit      *Limit
@@ -65,31 +66,31 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 	return l, nil
 }
 
-// Take charges n tokens to the key if they fit. A denial is a decision that is not Allowed, and says
-// when the same request would fit. An n of 0 asks whether the key is out of debt; an n above the
-// capacity is denied with RetryAfter Never.
+// Take charges n tokens to the key if they fit. A denial is a decision that is not Allowed; its RetryAfter says when
+// the same request would fit. An n of 0 asks whether the key is out of debt; an n above the capacity is denied with
+// RetryAfter [Never].
 func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, error) {
-	// Most limiters go this way; building the charge once and not twice saves them a tenth of a decision.
+	// Most limiters take this path; a charge that is built once and not twice saves them a tenth of a decision.
 	if l.limitFor == nil && l.observer == nil && n >= 0 && validKey(key) {
 		return l.store.Take(ctx, Charge{Limit: l.limit, Key: key, Cost: n})
 	}
 	return l.do(ctx, Charge{Key: key, Cost: n})
 }
 
-// Peek tells what Take would answer, and changes nothing: RetryAfter says when n would fit.
+// Peek answers as Take would, and changes nothing: RetryAfter says when n tokens would fit.
 func (l *Limiter) Peek(ctx context.Context, key string, n int64) (Decision, error) {
 	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpPeek})
 }
 
-// Debit charges n tokens whether they fit or not: for what was already used. The key may go into debt,
-// down to Spec.Debt, and is denied until refill has repaid it.
+// Debit charges n tokens whether they fit or not: for tokens that are already used. The key may go into debt, down to
+// Spec.Debt, and is denied until refill has repaid it.
 func (l *Limiter) Debit(ctx context.Context, key string, n int64) (Decision, error) {
 	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpDebit})
 }
 
-// Refund gives n tokens back of what the receipt d charged to the key, n at most d.Charged. A receipt
-// is good for one Refund or Settle; a refund to a window that has passed does nothing. If the outcome
-// is ErrIndeterminate do not repeat it: two refunds would mint quota.
+// Refund gives n tokens of the receipt d back to the key, n at most d.Charged. A receipt is good for one Refund or
+// Settle; a refund to a window that has passed has no effect. After ErrIndeterminate a refund must not be repeated:
+// two refunds would mint quota.
 func (l *Limiter) Refund(ctx context.Context, key string, d Decision, n int64) (Decision, error) {
 	if n > d.Charged {
 		return Decision{}, invalid("refund", n, fmt.Sprintf("up to the %d that were charged", d.Charged))
@@ -97,7 +98,8 @@ func (l *Limiter) Refund(ctx context.Context, key string, d Decision, n int64) (
 	return l.do(ctx, Charge{Key: key}.Refund(d, n))
 }
 
-// Settle corrects what the receipt d charged to the key, an estimate, to the actual cost.
+// Settle corrects the receipt d, an estimate that was charged to the key, to the actual cost: it refunds the surplus or
+// debits the shortfall. A receipt is good for one Refund or Settle.
 func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int64) (Decision, error) {
 	switch {
 	case actual < 0:
@@ -108,15 +110,15 @@ func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int
 	return l.do(ctx, Charge{Key: key}.Settle(d, actual))
 }
 
-// Reset makes the key's quota whole.
+// Reset makes the key's quota whole, under the limit that it has.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	_, err := l.do(ctx, Charge{Key: key, Op: OpReset})
 	return err
 }
 
-// TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different
-// costs and operations. A charge without a limit is to the limiter's own. The same limit and key twice
-// is ErrInvalid.
+// TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different costs and
+// operations. A charge without a limit goes to the limiter's own. The same limit and key twice is ErrInvalid, and so
+// are the other lists that [Check] refuses.
 func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
 	cs := make([]Charge, len(charges))
 	copy(cs, charges)
@@ -147,7 +149,8 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
 }
 
-// Store returns the limiter's store, with the policies around it. backend.Health asks it how its servers are.
+// Store returns the limiter's store, with the policies around it. backend.Health asks the servers behind it for their
+// health.
 func (l *Limiter) Store() Store { return l.store }
 
 // Close closes the store.
@@ -180,7 +183,7 @@ func (l *Limiter) limitOf(key string) *Limit {
 	return l.limit
 }
 
-// clock reads the time for an observer only.
+// clock returns the time if there is an observer, and else the zero time.
 func (l *Limiter) clock() (t time.Time) {
 	if l.observer != nil {
 		t = time.Now()

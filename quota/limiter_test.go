@@ -3,25 +3,25 @@ package quota_test
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 func TestLimiterOperations(t *testing.T) {
-	c := newClock()
-	lim := newLimiter(t, newLocal(t, c), bucket("n", 10, 10*time.Second), nil)
+	c := testkit.NewClock()
+	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), testkit.Bucket("n", 10, 10*time.Second), nil)
 	ok := must[quota.Decision](t)
 	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
 		t.Helper()
-		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.micros()}
+		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.Micros()}
 		if d != w {
-			t.Fatalf("decision is %+v, want %+v", d, w)
+			t.Fatalf("decision: got %v, want %v", d, w)
 		}
 	}
 	const s = time.Second
@@ -36,7 +36,7 @@ func TestLimiterOperations(t *testing.T) {
 	want(ok(lim.Refund(bg, "k", receipt, 2)), true, 5, 0, 0, 5*s)
 	want(ok(lim.Debit(bg, "k", 8)), true, -3, 8, 0, 13*s)
 	want(ok(lim.Take(bg, "k", 0)), false, -3, 0, 3*s, 13*s)
-	c.add(4 * s)
+	c.Add(4 * s)
 	want(ok(lim.Take(bg, "k", 1)), true, 0, 1, 0, 10*s)
 	if err := lim.Reset(bg, "k"); err != nil {
 		t.Fatal(err)
@@ -53,8 +53,8 @@ func TestLimiterOperations(t *testing.T) {
 
 func TestLimiterRefuses(t *testing.T) {
 	r := &recorder{}
-	lim := newLimiter(t, r, bucket("n", 10, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit {
-		t.Errorf("LimitFor was asked for %q", key)
+	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit {
+		t.Errorf("LimitFor: got a call with %q, want none for a refused charge", key)
 		return nil
 	}})
 	receipt := quota.Decision{Allowed: true, Charged: 5, At: 1}
@@ -73,44 +73,44 @@ func TestLimiterRefuses(t *testing.T) {
 		},
 	}
 	for name, call := range calls {
-		wantInvalid(t, call("", 1), "key", `""`, "1 to 512")
-		wantInvalid(t, call("a//b", 1), "key", "a//b")
+		testkit.WantInvalid(t, call("", 1), "key", `""`, "1 to 512")
+		testkit.WantInvalid(t, call("a//b", 1), "key", "a//b")
 		if err := call("k", -1); name != "reset" {
-			wantInvalid(t, err, "cost", "-1", "0 or more")
+			testkit.WantInvalid(t, err, "cost", "-1", "0 or more")
 		}
 	}
 	_, err := lim.Refund(bg, "k", receipt, 6)
-	wantInvalid(t, err, "refund", "6", "up to the 5")
+	testkit.WantInvalid(t, err, "refund", "6", "up to the 5")
 	_, err = lim.Refund(bg, "k", quota.Decision{RetryAfter: 1}, 1)
-	wantInvalid(t, err, "refund", "up to the 0")
+	testkit.WantInvalid(t, err, "refund", "up to the 0")
 	_, err = lim.Settle(bg, "k", quota.Decision{RetryAfter: 1}, 1)
-	wantInvalid(t, err, "receipt", "denial")
+	testkit.WantInvalid(t, err, "receipt", "denial")
 	if len(r.calls) > 0 {
-		t.Errorf("the store was asked: %v", r.calls)
+		t.Errorf("calls of the store: got %v, want none", r.calls)
 	}
 }
 
 func TestNewLimiter(t *testing.T) {
-	l, r := bucket("n", 10, time.Second), &recorder{}
+	l, r := testkit.Bucket("n", 10, time.Second), &recorder{}
 	_, err := quota.NewLimiter(nil, l, nil)
-	wantInvalid(t, err, "store", "nil", "local.New")
+	testkit.WantInvalid(t, err, "store", "nil", "local.New")
 	_, err = quota.NewLimiter(r, nil, nil)
-	wantInvalid(t, err, "limit", "nil", "NewLimit")
+	testkit.WantInvalid(t, err, "limit", "nil", "NewLimit")
 	_, err = quota.NewLimiter(r, new(quota.Limit), nil)
-	wantInvalid(t, err, "limit", "NewLimit")
+	testkit.WantInvalid(t, err, "limit", "NewLimit")
 	_, err = quota.NewLimiter(r, l, &quota.Options{MaxWaiters: -1})
-	wantInvalid(t, err, "Options.MaxWaiters", "-1", "0 or more")
+	testkit.WantInvalid(t, err, "Options.MaxWaiters", "-1", "0 or more")
 }
 
 func TestReceiptTravels(t *testing.T) {
 	// Refund and Settle hand the store the time and the source of the charge; neither carries the charge's id.
 	r := &recorder{}
-	lim := newLimiter(t, r, bucket("n", 10, time.Second), nil)
+	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Second), nil)
 	d := quota.Decision{Allowed: true, Charged: 5, At: 77, Source: quota.FromFallback}
 	must[quota.Decision](t)(lim.Refund(bg, "k", d, 2))
 	must[quota.Decision](t)(lim.Settle(bg, "k", d, 1))
 	must[quota.Decision](t)(lim.Settle(bg, "k", d, 9))
-	charge := quota.Charge{Limit: bucket("m", 1, time.Second), Key: "q", Cost: 5, ID: "id"}
+	charge := quota.Charge{Limit: testkit.Bucket("m", 1, time.Second), Key: "q", Cost: 5, ID: "id"}
 	must[quota.Result](t)(lim.TakeAll(bg, charge.Refund(d, 5)))
 	must[quota.Result](t)(lim.TakeAll(bg, charge.Settle(d, 6)))
 	var got []quota.Charge
@@ -119,69 +119,75 @@ func TestReceiptTravels(t *testing.T) {
 		got = append(got, c...)
 	}
 	const f = quota.FromFallback
-	if want := []quota.Charge{
+	want := []quota.Charge{
 		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, From: f},
 		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f}, {Key: "q", Cost: 1, Op: quota.OpDebit, From: f},
-	}; !slices.Equal(got, want) {
-		t.Errorf("the store got %+v, want %+v", got, want)
+	}
+	if len(got) != len(want) {
+		t.Fatalf("charges at the store: got %v, want %v", got, want)
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			t.Errorf("charge %d at the store: got %#v, want %#v", i, got[i], want[i]) // String leaves At and From out
+		}
 	}
 }
 
 func TestLimiterTakeAll(t *testing.T) {
-	c := newClock()
-	agent, team := bucket("agent", 5, 5*time.Second), bucket("team", 8, 8*time.Second)
-	lim := newLimiter(t, newLocal(t, c), agent, nil)
+	c := testkit.NewClock()
+	agent, team := testkit.Bucket("agent", 5, 5*time.Second), testkit.Bucket("team", 8, 8*time.Second)
+	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), agent, nil)
 	list := func(key string, n int64) []quota.Charge {
 		return []quota.Charge{{Key: "team-1/" + key, Cost: n}, {Limit: team, Key: "team-1", Cost: n}}
 	}
 	given := list("a", 4)
 	r := must[quota.Result](t)(lim.TakeAll(bg, given...))
 	if !r.Granted || r.Decider != 0 || r.Decisions[0].Remaining != 1 || r.Decisions[1].Remaining != 4 || r.RetryAfter() != 0 {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 4: got %v, RetryAfter %v, want it granted, decided by charge 0, with 1 and 4 left, RetryAfter 0", r, r.RetryAfter())
 	}
 	if given[0].Limit != nil {
-		t.Error("TakeAll wrote to its caller's charges")
+		t.Errorf("the caller's charge after TakeAll: got limit %v, want nil as before", given[0].Limit)
 	}
 	r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)) // the team has 4
 	if r.Granted || r.Decider != 1 || !r.Decisions[0].Allowed || r.Decisions[0].Remaining != 5 || r.RetryAfter() != time.Second {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 5: got %v, RetryAfter %v, want it denied by charge 1, charge 0 allowed with 5 left, RetryAfter 1s", r, r.RetryAfter())
 	}
-	c.add(r.RetryAfter() - time.Microsecond)
+	c.Add(r.RetryAfter() - time.Microsecond)
 	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); r.Granted || r.RetryAfter() != time.Microsecond {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 5, a microsecond early: got %v, RetryAfter %v, want it denied, RetryAfter 1µs", r, r.RetryAfter())
 	}
-	c.add(time.Microsecond)
+	c.Add(time.Microsecond)
 	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); !r.Granted {
-		t.Fatalf("%+v", r)
+		t.Fatalf("TakeAll of 5 after RetryAfter: got %v, want it granted", r)
 	}
-	if (quota.Result{}).RetryAfter() != 0 {
-		t.Error("RetryAfter of the zero Result")
+	if got := (quota.Result{}).RetryAfter(); got != 0 {
+		t.Errorf("RetryAfter of the zero Result: got %v, want 0", got)
 	}
 }
 
 func TestLimitFor(t *testing.T) {
-	plans := map[string]*quota.Limit{"gold": bucket("n", 100, time.Second)}
-	lim := newLimiter(t, newLocal(t, newClock()), bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
+	plans := map[string]*quota.Limit{"gold": testkit.Bucket("n", 100, time.Second)}
+	lim := newLimiter(t, local.New(&local.Options{Clock: testkit.NewClock().Time}), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
 	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
 		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Limit != want {
-			t.Errorf("Take on %s: limit %d, want %d", key, d.Limit, want)
+			t.Errorf("Take on %s: got limit %d, want %d", key, d.Limit, want)
 		}
 		if d := must[quota.Decision](t)(lim.Wait(bg, key, 1)); d.Limit != want {
-			t.Errorf("Wait on %s: limit %d, want %d", key, d.Limit, want)
+			t.Errorf("Wait on %s: got limit %d, want %d", key, d.Limit, want)
 		}
 		r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: key, Op: quota.OpPeek}))
 		if d := r.Decisions[0]; d.Limit != want || d.Remaining != want-2 {
-			t.Errorf("TakeAll on %s: %+v, want limit %d", key, d, want)
+			t.Errorf("TakeAll on %s: got %v, want %d of %d left", key, d, want-2, want)
 		}
 	}
 	_, err := lim.Wait(bg, "tin/a", 3)
-	wantInvalid(t, err, "cost", "3", "capacity", "2")
+	testkit.WantInvalid(t, err, "cost", "3", "capacity", "2")
 	if d := must[quota.Decision](t)(lim.Wait(bg, "gold/a", 3)); !d.Allowed {
-		t.Error(d)
+		t.Errorf("Wait for 3 on gold/a: got %v, want it allowed", d)
 	}
 }
 
-// slow is a store whose answers take a while and come from somewhere else.
+// slow is a store whose decisions take a while and have the fallback as their source.
 type slow struct {
 	quota.Store
 	takes atomic.Int64 // a time.Duration
@@ -216,9 +222,9 @@ func TestObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var events []quota.Event
 		store := newSlow(local.New(nil), 30*time.Millisecond)
-		lim := newLimiter(t, store, bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { events = append(events, e) }})
+		lim := newLimiter(t, store, testkit.Bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { events = append(events, e) }})
 		ok := must[quota.Decision](t)
-		other := bucket("m", 9, time.Hour)
+		other := testkit.Bucket("m", 9, time.Hour)
 
 		d := ok(lim.Take(bg, "k", 4))
 		want := []quota.Event{{Limit: "n", Key: "k", Cost: 4, Decision: d}}
@@ -245,18 +251,25 @@ func TestObserver(t *testing.T) {
 		for i := range want {
 			want[i].Took = 30 * time.Millisecond
 		}
-		if !slices.Equal(events, want) {
-			t.Errorf("events are\n%+v, want\n%+v", events, want)
+		if len(events) != len(want) {
+			t.Fatalf("events: got %+v, want %+v", events, want)
 		}
-		if events[0].Decision.Source != quota.FromFallback {
-			t.Errorf("source is %v", events[0].Decision.Source)
+		for i := range events {
+			if events[i] != want[i] {
+				t.Errorf("event %d: got %+v, want %+v", i, events[i], want[i])
+			}
+		}
+		if got := events[0].Decision.Source; got != quota.FromFallback {
+			t.Errorf("source of the first event: got %v, want %v", got, quota.FromFallback)
 		}
 	})
 }
 
 func TestObserverIsToldNothingOfRefusals(t *testing.T) {
-	// They never became a decision, and their keys could be anything.
-	lim := newLimiter(t, &recorder{}, bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) { t.Errorf("%+v", e) }})
+	// A refused call never became a decision, and its key may be of any length and bytes.
+	lim := newLimiter(t, &recorder{}, testkit.Bucket("n", 5, time.Hour), &quota.Options{Observer: func(e quota.Event) {
+		t.Errorf("Observer: got %+v, want no event of a refused call", e)
+	}})
 	lim.Take(bg, "", 1)
 	lim.Take(bg, "k", -1)
 	lim.TakeAll(bg)
@@ -265,15 +278,15 @@ func TestObserverIsToldNothingOfRefusals(t *testing.T) {
 
 func TestErrorsPassThrough(t *testing.T) {
 	for _, cause := range []error{quota.ErrUnavailable, quota.ErrIndeterminate, context.Canceled} {
-		lim := newLimiter(t, &slow{err: cause}, bucket("n", 5, time.Hour), nil)
+		lim := newLimiter(t, &slow{err: cause}, testkit.Bucket("n", 5, time.Hour), nil)
 		if d, err := lim.Take(bg, "k", 1); !errors.Is(err, cause) || d != (quota.Decision{}) {
-			t.Errorf("Take: %+v, %v", d, err)
+			t.Errorf("Take: got %+v, %v, want the zero Decision and %v", d, err, cause)
 		}
 		if r, err := lim.TakeAll(bg, quota.Charge{Key: "k"}); !errors.Is(err, cause) || r.Decisions != nil || r.Granted {
-			t.Errorf("TakeAll: %+v, %v", r, err)
+			t.Errorf("TakeAll: got %v, %v, want no decisions and %v", r, err, cause)
 		}
 		if _, err := lim.Wait(bg, "k", 1); !errors.Is(err, cause) {
-			t.Errorf("Wait: %v", err)
+			t.Errorf("Wait: got %v, want %v", err, cause)
 		}
 	}
 }
@@ -287,8 +300,12 @@ func (c *closer) Close() error { c.closed.Add(1); return nil }
 
 func TestLimiterCloses(t *testing.T) {
 	c := &closer{}
-	if err := newLimiter(t, c, bucket("n", 1, time.Second), nil).Close(); err != nil || c.closed.Load() != 1 {
-		t.Errorf("Close: %v, closed %d times", err, c.closed.Load())
+	lim := newLimiter(t, c, testkit.Bucket("n", 1, time.Second), nil)
+	if got := lim.Store(); got != c {
+		t.Errorf("Store: got %v, want the store that the limiter was made with", got)
+	}
+	if err := lim.Close(); err != nil || c.closed.Load() != 1 {
+		t.Errorf("Close: got %v, the store closed %d times, want nil and once", err, c.closed.Load())
 	}
 }
 
@@ -296,9 +313,11 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	for _, o := range []*quota.Options{nil, {LimitFor: func(string) *quota.Limit { return nil }}, {Observer: func(quota.Event) {}}} {
+	for option, o := range map[string]*quota.Options{
+		"no option": nil, "LimitFor": {LimitFor: func(string) *quota.Limit { return nil }}, "an Observer": {Observer: func(quota.Event) {}},
+	} {
 		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
-			lim := newLimiter(t, newLocal(t, nil), limitOf("n", rule, 500, time.Hour), o)
+			lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", rule, 500, time.Hour), o)
 			for name, call := range map[string]func(){
 				"Take":   func() { lim.Take(bg, "team/agent", 1) }, // granted, then denied
 				"Peek":   func() { lim.Peek(bg, "team/agent", 1) },
@@ -306,7 +325,7 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 				"Debit":  func() { lim.Debit(bg, "team/agent", 1) },
 			} {
 				if n := testing.AllocsPerRun(1000, call); n != 0 {
-					t.Errorf("%s of %s with %+v allocates %v times", name, rule, o, n)
+					t.Errorf("allocations by %s of %s with %s: got %v, want 0", name, rule, option, n)
 				}
 			}
 		}

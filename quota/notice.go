@@ -1,12 +1,12 @@
 package quota
 
-// A Notice is something an operator should know about a store or a policy: a dangerous setting, a lost
-// or regained store. Who makes a store says who is told; a Notice is delivered outside any lock and may
-// be delivered concurrently.
+// A Notice tells an operator about a store or a policy: a dangerous setting, a lost or regained store. The options of
+// stores and policies name the function that receives it. It is called outside any lock, and may be called
+// concurrently.
 type Notice struct {
-	// Name says what kind of notice this is, in a fixed word such as "eviction" or "breaker".
+	// Name is the kind of notice, a fixed word such as "eviction" or "breaker".
 	Name string
-	// Text says it in a sentence, with no key and no credential.
+	// Text is the message, one sentence without keys and credentials.
 	Text string
 	// Err is the cause, or nil.
 	Err error

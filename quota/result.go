@@ -1,27 +1,43 @@
 package quota
 
 import (
+	"fmt"
 	"math/bits"
+	"strings"
 	"time"
 )
 
-// Result is the answer to a list of charges.
+// Result is the answer to a list of charges, see [Limiter.TakeAll].
 type Result struct {
 	// Granted says that all charges were made; otherwise none was.
 	Granted bool
-	// Decider is the index of the charge that settled it: of the denial that lasts longest, or, where
-	// granted, of the limit with the smallest share left.
+	// Decider is the index of the charge that decided the list: of the denial that lasts longest, or, in a granted
+	// list, of the limit with the smallest share left.
 	Decider int
-	// Decisions are the verdicts, one a charge.
+	// Decisions are the answers to the charges, in their order.
 	Decisions []Decision
 }
 
-// RetryAfter is 0 where granted, else how long until the same list fits if nobody else charges.
+// RetryAfter is 0 where granted, else the time until the same list fits, if no other charge comes in between; Never if
+// it cannot.
 func (r Result) RetryAfter() time.Duration {
 	if r.Granted || len(r.Decisions) == 0 {
 		return 0
 	}
 	return r.Decisions[r.Decider].RetryAfter
+}
+
+// String describes the result in one line: the deciding charge, and every decision.
+func (r Result) String() string {
+	verdict := "denied"
+	if r.Granted {
+		verdict = "granted"
+	}
+	decisions := make([]string, len(r.Decisions))
+	for i, d := range r.Decisions {
+		decisions[i] = d.String()
+	}
+	return fmt.Sprintf("%s, decided by charge %d of [%s]", verdict, r.Decider, strings.Join(decisions, "; "))
 }
 
 // Granted reports whether a list with these decisions was granted: all are allowed.
@@ -34,8 +50,8 @@ func Granted(ds []Decision) bool {
 	return true
 }
 
-// Decider returns the index of the decision that settled a list: of a denied list the denial that
-// lasts longest, of a granted one the decision that leaves the smallest share of its limit.
+// Decider returns the index of the decision that decided a list: of a denied list the denial that lasts longest, of
+// a granted one the decision that leaves the smallest share of its limit. It is 0 for no decisions.
 func Decider(ds []Decision) int {
 	best := 0
 	granted := Granted(ds)

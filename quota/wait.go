@@ -8,13 +8,13 @@ import (
 	"unique"
 )
 
-// giveBackTimeout bounds the refund of a grant that nobody waits for any more.
+// giveBackTimeout bounds the refund of a grant whose caller has gone.
 const giveBackTimeout = time.Second
 
 // leastPause is how long a waiter pauses after a denial that does not say how long.
 const leastPause = time.Millisecond
 
-// queue is the waiters of one limit and key, first come first served: the first one asks the store, the
+// queue holds the waiting callers of one limit and key, first come first served: the first one asks the store, the
 // others wait for their turn.
 type queue struct {
 	waiters []*waiter
@@ -27,20 +27,19 @@ type queueKey struct {
 
 type waiter struct {
 	cost    int64
-	head    chan struct{} // closed when the waiter is the first
-	asking  bool          // the first only: the store may have charged it; under Limiter.mu
-	counted bool          // in Limiter.waiting; under Limiter.mu
+	head    chan struct{} // closed when the waiter becomes the first
+	asking  bool          // the first waiter only: the store may have charged it; guarded by Limiter.mu
+	counted bool          // the waiter is counted in Limiter.waiting; guarded by Limiter.mu
 }
 
-// Wait takes n tokens, waiting until they fit. The waiters of this limiter and key are served in the
-// order in which they came; other processes, and calls of Take, are not held up by them. A nil error
-// means that the tokens were taken.
+// Wait takes n tokens, waiting until they fit. The waiting callers of this limiter and key are served in the order in
+// which they came; they hold up neither other processes nor calls of Take. A nil error means that the tokens were
+// taken.
 //
-// It fails at once, charging nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
-// Options.MaxWaiters wait already, and with an error that is [context.DeadlineExceeded] where the
-// context's deadline comes before the quota would; the queue ahead is counted in as far as the rule can
-// tell, see [Forecaster]. A wait whose context ends gives back what was granted meanwhile and fails
-// with the context's error.
+// It fails at once, and charges nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
+// Options.MaxWaiters callers wait already, and with an error that is [context.DeadlineExceeded] where the context's
+// deadline comes before the quota; the queue ahead counts as far as the rule can tell, see [Forecaster]. A wait whose
+// context ends gives a late grant back and fails with the context's error.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	c := Charge{Limit: l.limit, Key: key, Cost: n}
 	if err := c.check(); err != nil {
@@ -88,7 +87,7 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 			l.giveBack(ctx, c, d)
 			return Decision{}, ctx.Err()
 		case d.RetryAfter == Never:
-			return d, invalid("cost", c.Cost, fmt.Sprintf("what limit %q can ever admit", c.Limit.name))
+			return d, invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit.name))
 		}
 		if err := inTime(ctx, d.RetryAfter); err != nil {
 			return d, err
@@ -111,7 +110,7 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 	}
 }
 
-// forecast fails if the deadline comes before the tokens ahead in the queue and the waiter's own can.
+// forecast fails if the deadline comes before the tokens ahead in the queue and the waiter's own are admitted.
 func (l *Limiter) forecast(ctx context.Context, c Charge, k queueKey, w *waiter) error {
 	if _, ok := ctx.Deadline(); !ok {
 		return nil
@@ -120,7 +119,7 @@ func (l *Limiter) forecast(ctx context.Context, c Charge, k queueKey, w *waiter)
 	for range tries {
 		ahead := l.ahead(k, w)
 		err := l.forecastAll(ctx, c, ahead+c.Cost)
-		// Who left the queue meanwhile may have been counted twice: in it, and as charged.
+		// A waiter that left the queue in between may have been counted twice: as waiting, and as charged.
 		if err == nil || l.ahead(k, w) >= ahead {
 			return err
 		}
@@ -128,7 +127,7 @@ func (l *Limiter) forecast(ctx context.Context, c Charge, k queueKey, w *waiter)
 	return nil
 }
 
-// forecastAll fails if the deadline comes before all tokens, the last of them those of c, can.
+// forecastAll fails if the deadline comes before all tokens, the last of them those of c, are admitted.
 func (l *Limiter) forecastAll(ctx context.Context, c Charge, all int64) error {
 	own, most := c.Cost, c.Limit.spec.Capacity
 	c.Op, c.Cost = OpPeek, min(all, most)
@@ -147,8 +146,8 @@ func (l *Limiter) forecastAll(ctx context.Context, c Charge, all int64) error {
 	if all == own || inTime(ctx, after) == nil {
 		return inTime(ctx, after)
 	}
-	// That all tokens fit at once only later does not say that they cannot come one after the other by
-	// then: a rule may forget some of them on the way. But the waiter's own must fit.
+	// All tokens fit at once only later, and yet may be admitted one after the other by then: a rule may forget some of
+	// them on the way. But the waiter's own tokens must fit.
 	c.Cost = own
 	if d, err = l.store.Take(ctx, c); err != nil {
 		return err
@@ -156,7 +155,7 @@ func (l *Limiter) forecastAll(ctx context.Context, c Charge, all int64) error {
 	return inTime(ctx, d.RetryAfter)
 }
 
-// inTime fails if the context's deadline comes before after has passed.
+// inTime fails if the context's deadline comes before the span after has passed.
 func inTime(ctx context.Context, after time.Duration) error {
 	deadline, ok := ctx.Deadline()
 	if left := time.Until(deadline); ok && left < after {
@@ -169,7 +168,7 @@ func inTime(ctx context.Context, after time.Duration) error {
 func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
-	l.do(ctx, c.Refund(d, d.Charged)) // an error is the observer's; the tokens come back by refill
+	l.do(ctx, c.Refund(d, d.Charged)) // the observer gets an error; the tokens then come back by refill
 }
 
 // enqueue joins the queue of a key.
@@ -195,8 +194,8 @@ func (l *Limiter) enqueue(k queueKey, n int64) (*waiter, error) {
 	return w, nil
 }
 
-// ahead returns the tokens of the waiters before w, without the first's while the store may have
-// charged them.
+// ahead returns the tokens of the waiters before w, without those of the first waiter while the store may have charged
+// them.
 func (l *Limiter) ahead(k queueKey, w *waiter) (tokens int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -211,7 +210,7 @@ func (l *Limiter) ahead(k queueKey, w *waiter) (tokens int64) {
 	return tokens
 }
 
-// lead makes w the first of its queue, which asks the store next.
+// lead makes w the first of its queue, the one that asks the store next.
 func (w *waiter) lead() {
 	w.asking = true
 	close(w.head)
@@ -241,7 +240,7 @@ func (l *Limiter) ask(w *waiter) {
 	w.asking = true
 }
 
-// rest notes that the first waiter was denied, and makes room for it among those that wait.
+// rest notes that the first waiter was denied, and counts it among the waiting callers.
 func (l *Limiter) rest(w *waiter) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -249,13 +248,13 @@ func (l *Limiter) rest(w *waiter) error {
 	return l.count(w)
 }
 
-// count makes room for a waiter, once. The caller holds the lock.
+// count counts a waiter, once, if there is room for it. The caller must hold Limiter.mu.
 func (l *Limiter) count(w *waiter) error {
 	if w.counted {
 		return nil
 	}
 	if l.waiting >= l.maxWaiters {
-		return fmt.Errorf("quota: %w: %d calls wait already, which is all that MaxWaiters allows", ErrOverloaded, l.maxWaiters)
+		return fmt.Errorf("quota: %w: %d calls wait already, as many as MaxWaiters allows", ErrOverloaded, l.maxWaiters)
 	}
 	l.waiting++
 	w.counted = true

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -30,11 +31,18 @@ type ended struct {
 	took time.Duration
 }
 
+func (e ended) String() string {
+	if e.err != nil {
+		return fmt.Sprintf("%q at %v, after a wait of %v", e.err, e.at, e.took)
+	}
+	return fmt.Sprintf("a grant at %v, after a wait of %v", e.at, e.took)
+}
+
 func newWaits(lim *quota.Limiter) *waits {
 	return &waits{lim: lim, start: time.Now(), ended: map[string]ended{}}
 }
 
-// call starts a Wait and returns when it waits or is over.
+// call starts a Wait and returns once the call is in its queue or over.
 func (w *waits) call(ctx context.Context, name, key string, n int64) {
 	w.wg.Go(func() { w.wait(ctx, name, key, n) })
 	synctest.Wait()
@@ -59,12 +67,20 @@ func (w *waits) over(name string) (ended, bool) {
 	return e, ok
 }
 
-// end waits for all calls and fails if the limiter keeps anything of them.
+// outcome describes a call for a failure's text.
+func (w *waits) outcome(name string) string {
+	if e, ok := w.over(name); ok {
+		return e.String()
+	}
+	return "a call that still waits"
+}
+
+// end waits for all calls and fails if the limiter still has a queue or counts a waiter.
 func (w *waits) end(t *testing.T) {
 	t.Helper()
 	w.wg.Wait()
 	if keys, waiting := w.lim.Queues(); keys != 0 || waiting != 0 {
-		t.Errorf("%d queues and %d waiters are left", keys, waiting)
+		t.Errorf("after all calls: got %d queues and %d waiters, want none", keys, waiting)
 	}
 }
 
@@ -76,7 +92,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 // eachRuleWaits runs a test in a bubble that begins at the start of a window, with a limiter on an exhausted key "k".
 func eachRuleWaits(t *testing.T, tokens int64, test func(t *testing.T, w *waits)) {
-	eachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			lim := newLimiter(t, local.New(nil), l, nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", tokens))
@@ -98,15 +114,15 @@ func TestWaitersAreServedInOrder(t *testing.T) {
 		}
 		w.call(bg, "other", "other", 1) // is not held up
 		if e, ok := w.over("other"); !ok || e.err != nil || e.at != 0 {
-			t.Errorf("another key waited: %+v", e)
+			t.Errorf("Wait on another key: got %s, want a grant at once", w.outcome("other"))
 		}
 		w.end(t)
 		if got := w.order[1:]; !slices.Equal(got, want) {
-			t.Errorf("granted in the order %v", got)
+			t.Errorf("order of the grants: got %v, want %v", got, want)
 		}
 		for i := 1; i < len(want); i++ {
 			if a, b := w.ended[want[i-1]].at, w.ended[want[i]].at; b-a != apart {
-				t.Errorf("granted at %v and %v, not %v apart", a, b, apart)
+				t.Errorf("grants of waiters %d and %d at %v and %v: got %v between them, want %v", i-1, i, a, b, b-a, apart)
 			}
 		}
 	})
@@ -118,8 +134,8 @@ func TestWaitersOfDifferentCostsKeepTheirOrder(t *testing.T) {
 		w.call(bg, "large", "k", 10)
 		w.call(bg, "small", "k", 1)
 		w.end(t)
-		if !slices.Equal(w.order, []string{"large", "small"}) {
-			t.Errorf("granted in the order %v", w.order)
+		if want := []string{"large", "small"}; !slices.Equal(w.order, want) {
+			t.Errorf("order of the grants: got %v, want %v", w.order, want)
 		}
 	})
 }
@@ -131,15 +147,15 @@ func TestWaitRefusesAtOnce(t *testing.T) {
 		}
 		w.call(within(t, 3*time.Second), "sixth", "k", 1)
 		if e, ok := w.over("sixth"); !ok || !errors.Is(e.err, context.DeadlineExceeded) || e.took != 0 {
-			t.Errorf("the sixth with a deadline of 3 s: %v, %+v", ok, e)
+			t.Errorf("sixth waiter, deadline after 3 s: got %s, want context.DeadlineExceeded at once", w.outcome("sixth"))
 		}
 		w.call(within(t, 20*time.Second), "seventh", "k", 1)
 		if e, ok := w.over("seventh"); ok {
-			t.Errorf("the seventh with a deadline of 20 s: %+v", e)
+			t.Errorf("waiter behind the fifth, deadline after 20 s: got %v, want a call that still waits", e)
 		}
 		w.end(t)
 		if len(w.order) != 6 {
-			t.Errorf("granted were %v", w.order)
+			t.Errorf("granted waiters: got %v, want 6", w.order)
 		}
 	})
 }
@@ -148,17 +164,25 @@ func TestFirstWaiterIsRefusedAtOnce(t *testing.T) {
 	eachRuleWaits(t, 4, func(t *testing.T, w *waits) {
 		w.call(within(t, 100*time.Millisecond), "first", "k", 4)
 		if e, ok := w.over("first"); !ok || !errors.Is(e.err, context.DeadlineExceeded) || e.took != 0 {
-			t.Errorf("%v, %+v", ok, e)
+			t.Errorf("first waiter, deadline after 100 ms: got %s, want context.DeadlineExceeded at once", w.outcome("first"))
 		}
 		w.end(t)
 	})
 }
 
-// A history of waiters of one key, for TestWaitForecast.
+// arrival is one waiter of a history of one key, for TestWaitForecast.
 type arrival struct {
 	at       time.Duration
 	cost     int64
 	deadline time.Duration // after the arrival; 0 is none
+}
+
+func (a arrival) String() string {
+	text := fmt.Sprintf("{cost %d at %v", a.cost, a.at)
+	if a.deadline > 0 {
+		text += fmt.Sprintf(", deadline after %v", a.deadline)
+	}
+	return text + "}"
 }
 
 // play runs a history in a bubble.
@@ -180,11 +204,11 @@ func play(t *testing.T, l *quota.Limit, arrivals []arrival) (w *waits) {
 	return w
 }
 
-// TestWaitForecast plays random histories. A waiter that was refused is played again without its deadline: had the quota come in
-// time, the refusal was wrong. Where the forecast is exact, no waiter waits only to be refused.
+// TestWaitForecast plays random histories. A waiter that was refused is played again without its deadline: if its quota
+// then comes in time, the refusal was wrong. Where the forecast is exact, no waiter waits only to be refused.
 func TestWaitForecast(t *testing.T) {
 	for _, tokens := range []int64{1, 3, 10} {
-		eachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
+		testkit.EachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
 			r := random(t)
 			exact := l.Name() == "tb1" || tokens == 1 && (l.Name() == "fw1" || l.Name() == "ff1") // costs need not fill a window
 			refused, judged := 0, 0
@@ -192,7 +216,7 @@ func TestWaitForecast(t *testing.T) {
 				arrivals := make([]arrival, 12)
 				at := time.Duration(0)
 				for i := range arrivals {
-					at += time.Duration(1+r.IntN(300_000)) * time.Microsecond // never when another is granted
+					at += time.Duration(1+r.IntN(300_000)) * time.Microsecond // no arrival is at the instant of a grant
 					arrivals[i] = arrival{at: at, cost: 1 + r.Int64N(tokens)}
 					if r.IntN(2) == 0 {
 						arrivals[i].deadline = time.Duration(r.IntN(4000))*time.Millisecond + 501*time.Microsecond
@@ -205,28 +229,28 @@ func TestWaitForecast(t *testing.T) {
 						continue
 					}
 					if !errors.Is(e.err, context.DeadlineExceeded) {
-						t.Fatal(e.err)
+						t.Fatalf("waiter %d: got %v, want a grant or context.DeadlineExceeded; arrivals: %v", i, e, arrivals)
 					}
 					refused++
 					if e.took > 0 && exact {
-						t.Fatalf("waiter %d of %+v waited %v to be refused", i, arrivals, e.took)
+						t.Fatalf("waiter %d: got %v, want the refusal at once; arrivals: %v", i, e, arrivals)
 					}
 					if slices.ContainsFunc(arrivals[:i], func(b arrival) bool {
 						e := w.ended[fmt.Sprint(slices.Index(arrivals, b))]
 						return e.err != nil && e.at > a.at
 					}) {
-						continue // who gave up ahead of it was counted in, as nobody could know
+						continue // a waiter ahead gave up later; the forecast had to count it in
 					}
 					judged++
 					patient := slices.Clone(arrivals)
 					patient[i].deadline = 0
 					if g := play(t, l, patient).ended[fmt.Sprint(i)]; g.took <= a.deadline {
-						t.Fatalf("waiter %d of %+v was refused with %v, but its quota came after %v", i, arrivals, e.err, g.took)
+						t.Fatalf("waiter %d: got %v, want a grant, as without its deadline, after %v; arrivals: %v", i, e, g.took, arrivals)
 					}
 				}
 			}
 			if judged < refused/4 || refused == 0 {
-				t.Errorf("of %d refusals only %d could be judged", refused, judged)
+				t.Errorf("refusals that could be judged: got %d of %d, want a quarter at least, of 1 or more", judged, refused)
 			}
 		})
 	}
@@ -249,7 +273,7 @@ func (s *lateReply) Take(ctx context.Context, c quota.Charge) (d quota.Decision,
 
 func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
 	// The first waiter's token is gone from the bucket while its reply is under way: it is no longer ahead in the queue.
-	eachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWaits(newLimiter(t, &lateReply{Store: local.New(nil), takes: 500 * time.Millisecond}, l, nil))
 			w.call(bg, "first", "k", 1)
@@ -261,7 +285,7 @@ func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
 			w.call(within(t, deadline), "second", "k", 1)
 			w.end(t)
 			if e := w.ended["second"]; e.err != nil || e.at > deadline {
-				t.Errorf("second: %+v", e)
+				t.Errorf("second waiter: got %v, want a grant by %v", e, deadline)
 			}
 		})
 	})
@@ -271,7 +295,7 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 	// At 0.3 s 9 of 10 count: 7 of the window before and 2 of this one. The first waiter's 3 fit at 0.5 s. The second's 6 fit at
 	// 1.2 s, when the 5 of this window have become 4; had all 9 been taken at once, it would have been 1.5 s.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), limitOf("n", "sw1", 10, time.Second), nil)
+		lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", "sw1", 10, time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		time.Sleep(time.Second)
 		must[quota.Decision](t)(lim.Debit(bg, "k", 2))
@@ -281,10 +305,10 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 		w.call(within(t, 1050*time.Millisecond), "second", "k", 6)
 		w.end(t)
 		if e := w.ended["first"]; e.err != nil || e.at != 200*time.Millisecond {
-			t.Errorf("first: %+v", e)
+			t.Errorf("first waiter: got %v, want a grant at 200ms", e)
 		}
 		if e := w.ended["second"]; e.err != nil || e.at != 900*time.Millisecond {
-			t.Errorf("second: %+v", e)
+			t.Errorf("second waiter: got %v, want a grant at 900ms", e)
 		}
 	})
 }
@@ -292,17 +316,17 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 func TestWaitWithoutAForecaster(t *testing.T) {
 	// The queue ahead cannot be counted in; the call's own cost can.
 	synctest.Test(t, func(t *testing.T) {
-		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{bucket("n", 1, time.Second).Algorithm()})), nil))
+		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{testkit.Bucket("n", 1, time.Second).Algorithm()})), nil))
 		w.call(bg, "taken", "k", 1)
 		w.call(bg, "first", "k", 1)
 		w.call(within(t, 500*time.Millisecond), "soon", "k", 1)
 		if e, ok := w.over("soon"); !ok || !errors.Is(e.err, context.DeadlineExceeded) {
-			t.Errorf("%v, %+v", ok, e)
+			t.Errorf("waiter with a deadline after 500 ms: got %s, want context.DeadlineExceeded", w.outcome("soon"))
 		}
 		w.call(within(t, 1500*time.Millisecond), "later", "k", 1)
 		w.end(t)
 		if e := w.ended["later"]; !errors.Is(e.err, context.DeadlineExceeded) || e.at != time.Second { // when it became the first
-			t.Errorf("%+v", e)
+			t.Errorf("waiter with a deadline after 1.5 s: got %v, want context.DeadlineExceeded at 1s", e)
 		}
 	})
 }
@@ -323,12 +347,12 @@ func TestCancelledWaitLeaves(t *testing.T) {
 		synctest.Wait()
 		for _, name := range []string{"first", "second"} {
 			if e, ok := w.over(name); !ok || !errors.Is(e.err, context.Canceled) || e.at != 0 {
-				t.Errorf("%s: %v, %+v", name, ok, e)
+				t.Errorf("%s waiter, cancelled: got %s, want context.Canceled at 0s", name, w.outcome(name))
 			}
 		}
 		w.end(t)
 		if e := w.ended["third"]; e.err != nil || e.at > 2*time.Second {
-			t.Errorf("third: %+v", e)
+			t.Errorf("third waiter: got %v, want a grant by 2s", e)
 		}
 	})
 }
@@ -351,21 +375,21 @@ func (s tooLate) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 }
 
 func TestCancelledWaitGivesBack(t *testing.T) {
-	eachRule(t, 5, time.Hour, func(t *testing.T, l *quota.Limit) {
+	testkit.EachRule(t, 5, time.Hour, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			store := local.New(nil)
 			ctx, cancel := context.WithCancel(bg)
 			lim := newLimiter(t, tooLate{store, cancel}, l, nil)
 			d, err := lim.Wait(ctx, "k", 3)
 			if !errors.Is(err, context.Canceled) || d.Allowed {
-				t.Errorf("cancelled: %+v, %v", d, err)
+				t.Errorf("Wait cancelled while the store grants: got %v, %v, want no grant and context.Canceled", d, err)
 			}
 			lim = newLimiter(t, tooLate{store, func() { time.Sleep(time.Minute) }}, l, nil)
 			if d, err = lim.Wait(within(t, time.Second), "k", 3); !errors.Is(err, context.DeadlineExceeded) || d.Allowed {
-				t.Errorf("too late: %+v, %v", d, err)
+				t.Errorf("Wait whose grant comes after the deadline: got %v, %v, want no grant and context.DeadlineExceeded", d, err)
 			}
 			if d := must[quota.Decision](t)(lim.Peek(bg, "k", 5)); d.Remaining != 5 {
-				t.Errorf("%d of 5 remain: what nobody waited for was not given back", d.Remaining)
+				t.Errorf("remaining after both: got %d, want 5, as late grants are given back", d.Remaining)
 			}
 		})
 	})
@@ -374,17 +398,17 @@ func TestCancelledWaitGivesBack(t *testing.T) {
 func TestWaitersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newSlow(local.New(nil), 0)
-		lim := newLimiter(t, store, bucket("n", 1, time.Second), &quota.Options{MaxWaiters: 3})
+		lim := newLimiter(t, store, testkit.Bucket("n", 1, time.Second), &quota.Options{MaxWaiters: 3})
 		for _, key := range []string{"a", "b", "c"} {
 			must[quota.Decision](t)(lim.Take(bg, key, 1))
 		}
-		must[quota.Decision](t)(lim.Debit(bg, "b", 5)) // who waits for b waits for long
+		must[quota.Decision](t)(lim.Debit(bg, "b", 5)) // a waiter of b waits for long
 		w := newWaits(lim)
 		overloaded := func(name, key string) {
 			t.Helper()
 			w.call(bg, name, key, 1)
 			if e, ok := w.over(name); !ok || !errors.Is(e.err, quota.ErrOverloaded) || e.took > 0 {
-				t.Errorf("%s: %v, %+v", name, ok, e)
+				t.Errorf("%s: got %s, want ErrOverloaded at once", name, w.outcome(name))
 			}
 		}
 		w.call(bg, "a1", "a", 1)
@@ -395,21 +419,21 @@ func TestWaitersAreBounded(t *testing.T) {
 		overloaded("c1", "c")
 		w.call(bg, "free", "free", 1) // need not wait
 		if e, ok := w.over("free"); !ok || e.err != nil {
-			t.Errorf("free: %v, %+v", ok, e)
+			t.Errorf("Wait on a free key: got %s, want a grant at once", w.outcome("free"))
 		}
 		// While a2, promoted, asks, another call takes the place that a1 left, and there is none for one more: a2 keeps its own.
 		time.Sleep(990 * time.Millisecond)
 		store.takes.Store(int64(200 * time.Millisecond))
 		time.Sleep(250 * time.Millisecond)
 		if e, ok := w.over("a1"); !ok || e.err != nil {
-			t.Fatalf("a1: %v, %+v", ok, e)
+			t.Fatalf("a1 at 1.24s: got %s, want a grant", w.outcome("a1"))
 		}
 		w.call(bg, "b3", "b", 1)
 		overloaded("b4", "b")
 		w.end(t)
 		for _, name := range []string{"a2", "b1", "b3"} {
 			if e := w.ended[name]; e.err != nil {
-				t.Errorf("%s: %+v", name, e)
+				t.Errorf("%s: got %v, want a grant", name, e)
 			}
 		}
 	})
@@ -417,23 +441,23 @@ func TestWaitersAreBounded(t *testing.T) {
 
 func TestWaitRefusesWhatNeverFits(t *testing.T) {
 	r := &recorder{}
-	lim := newLimiter(t, r, bucket("n", 5, time.Second), nil)
+	lim := newLimiter(t, r, testkit.Bucket("n", 5, time.Second), nil)
 	_, err := lim.Wait(bg, "k", 6)
-	wantInvalid(t, err, "cost", "6", "capacity", "5")
+	testkit.WantInvalid(t, err, "cost", "6", "capacity", "5")
 	ctx, cancel := context.WithCancel(bg)
 	cancel()
 	if _, err = lim.Wait(ctx, "k", 1); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+		t.Errorf("Wait with a cancelled context: got %v, want context.Canceled", err)
 	}
 	if len(r.calls) > 0 {
-		t.Errorf("the store was asked: %v", r.calls)
+		t.Errorf("calls of the store: got %v, want none", r.calls)
 	}
-	// A quota that is used up for good: there is nothing to wait for.
+	// A quota that is used up for good does not come back, so Wait refuses at once.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", counter{capacity: 2})), nil)
+		lim := newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 2})), nil)
 		must[quota.Decision](t)(lim.Wait(bg, "k", 2))
 		_, err := lim.Wait(bg, "k", 1)
-		wantInvalid(t, err, "cost", "1")
+		testkit.WantInvalid(t, err, "cost", "1")
 	})
 }
 
@@ -454,9 +478,9 @@ func (s *denier) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 func TestWaitDoesNotSpin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &denier{Store: local.New(nil), until: time.Now().Add(time.Second)}
-		must[quota.Decision](t)(newLimiter(t, s, bucket("n", 5, time.Second), nil).Wait(bg, "k", 1))
+		must[quota.Decision](t)(newLimiter(t, s, testkit.Bucket("n", 5, time.Second), nil).Wait(bg, "k", 1))
 		if s.calls > 2000 {
-			t.Errorf("the store was asked %d times in a second", s.calls)
+			t.Errorf("calls of the store in a second of denials: got %d, want 2000 at most", s.calls)
 		}
 	})
 }
@@ -464,20 +488,20 @@ func TestWaitDoesNotSpin(t *testing.T) {
 func TestWaitForNothing(t *testing.T) {
 	// A cost of 0 waits until the key is out of debt.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), bucket("n", 5, 5*time.Second), nil)
+		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 5, 5*time.Second), nil)
 		must[quota.Decision](t)(lim.Debit(bg, "k", 7))
 		w := newWaits(lim)
 		w.call(bg, "w", "k", 0)
 		w.end(t)
 		if e := w.ended["w"]; e.err != nil || e.at != 2*time.Second {
-			t.Errorf("%+v", e)
+			t.Errorf("Wait for 0 on a key that is 2 tokens in debt: got %v, want a grant at 2s", e)
 		}
 	})
 }
 
 func TestWaitUnderLoad(t *testing.T) {
-	// Many waiters on few keys, some of which give up: nothing is left, and no more was admitted than the limit allows.
-	eachRule(t, 5, time.Second, func(t *testing.T, l *quota.Limit) {
+	// Many waiters on few keys, and some give up: each call ends with a grant or its context's error, and no queue is left.
+	testkit.EachRule(t, 5, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			r := random(t)
 			w := newWaits(newLimiter(t, local.New(nil), l, nil))
@@ -496,9 +520,42 @@ func TestWaitUnderLoad(t *testing.T) {
 			w.end(t)
 			for name, e := range w.ended {
 				if e.err != nil && !errors.Is(e.err, context.DeadlineExceeded) && !errors.Is(e.err, context.Canceled) {
-					t.Errorf("%s: %v", name, e.err)
+					t.Errorf("waiter %s: got %v, want a grant or its context's error", name, e)
 				}
 			}
 		})
 	})
+}
+
+// noPeek is a store that fails every peek from the nth on.
+type noPeek struct {
+	quota.Store
+	nth, peeks int
+}
+
+func (s *noPeek) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if c.Op == quota.OpPeek {
+		if s.peeks++; s.peeks >= s.nth {
+			return quota.Decision{}, quota.ErrUnavailable
+		}
+	}
+	return s.Store.Take(ctx, c)
+}
+
+// A caller whose place in the queue cannot be forecast gets the store's error at once.
+func TestForecastPassesErrorsOn(t *testing.T) {
+	for nth := 1; nth <= 2; nth++ {
+		synctest.Test(t, func(t *testing.T) {
+			// A bucket without its Forecaster: the second peek asks for the caller's own tokens.
+			limit := quota.Must(quota.NewLimit("n", unforeseen{testkit.Bucket("n", 10, 10*time.Second).Algorithm()}))
+			w := newWaits(newLimiter(t, &noPeek{Store: local.New(nil), nth: nth}, limit, nil))
+			w.call(bg, "taken", "k", 10)
+			w.call(bg, "first", "k", 5)
+			w.call(within(t, 7*time.Second), "second", "k", 5)
+			if e, ok := w.over("second"); !ok || !errors.Is(e.err, quota.ErrUnavailable) || e.took != 0 {
+				t.Errorf("peek %d fails: got %s, want ErrUnavailable at once", nth, w.outcome("second"))
+			}
+			w.end(t)
+		})
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // The defaults of [BreakerOptions].
@@ -21,44 +22,46 @@ const (
 	DefaultJitter   = 0.1
 )
 
-// BreakerOptions change what [Breaker] makes. The zero value, and nil, take the defaults.
+// BreakerOptions change the policy that [Breaker] makes. The zero value, and nil, take the defaults.
 type BreakerOptions struct {
 	// Failures is how many calls in a row must fail to open the breaker; 0 is DefaultFailures.
 	Failures int
-	// Trip replaces Failures: it is asked after each failure whether to open. It is called with a lock
-	// held and must not call the store. nil counts failures in a row, which costs a healthy store's calls
-	// next to nothing; with Trip gobreaker counts each of them, which takes locks and an allocation.
+	// Trip replaces Failures: after each failure it reports whether the breaker must open. It is called with
+	// a lock held and must not call the store. With nil failures in a row are counted, at next to no cost for
+	// the calls of a healthy store; with Trip gobreaker counts every call, which takes locks and an
+	// allocation.
 	Trip func(gobreaker.Counts) bool
 	// Window is how far back Trip counts; 0 is back to when the breaker closed. It moves in Slices.
 	Window time.Duration
-	// Slice is the step in which Window moves, at most Window; 0 forgets everything each Window.
+	// Slice is the step in which Window moves, at most Window; 0 clears all counts once each Window.
 	Slice time.Duration
-	// Delay is how long the breaker stays open before it lets a probe through, at most; 0 is DefaultDelay.
+	// Delay is the longest time that the breaker stays open before it lets a probe through; 0 is
+	// DefaultDelay.
 	Delay time.Duration
-	// Jitter is the part of Delay that is random, so that the processes of a fleet do not probe together:
-	// each opening lasts between Delay·(1-Jitter) and Delay. Up to 1; 0 is DefaultJitter, negative is none.
+	// Jitter is the random part of Delay, so that the processes of a fleet do not probe together: the breaker
+	// stays open for between Delay·(1-Jitter) and Delay. Up to 1; 0 is DefaultJitter, a negative one is none.
 	Jitter float64
-	// Probes is how many calls in a row must succeed to close the breaker, and how many may be made at a
-	// time while it is half-open; 0 is 1.
+	// Probes is how many calls in a row must succeed to close the breaker, and how many may be made at a time
+	// while it is half-open; 0 is 1.
 	Probes int
-	// ProbeLimit is how long a probe may take; after it the probe is given up and counts as failed, so
-	// that a store that hangs keeps the breaker from nothing. 0 is Delay. A Timeout inside is sooner.
+	// ProbeLimit is how long a probe may take. After it the probe is given up and counts as failed, so that
+	// the breaker works on while a probe hangs. 0 is Delay. A Timeout inside ends the probe sooner.
 	ProbeLimit time.Duration
-	// Notice is told each change of state, as "breaker", in order; and as "misconfigured" of a store
-	// that is, at most once a minute, unless a policy outside does. nil is nobody.
+	// Notice receives "breaker" at each change of state, in order; and "misconfigured", at most once a
+	// minute, if the store is misconfigured and no policy outside reports it. It may be nil.
 	Notice func(quota.Notice)
 }
 
-// Breaker returns the policy that a store which keeps failing is left alone: after some failures in a row
-// the breaker opens and calls fail at once, with an error that is quota.ErrUnavailable and [ErrOpen]; after
-// a delay it is half-open and lets a probe through, a call like any other; a probe that succeeds closes it,
-// one that fails opens it again. It is a sony/gobreaker.
+// Breaker returns the policy that a store which keeps failing is not called: after some failures in a row the
+// breaker opens and calls fail at once, with an error that is quota.ErrUnavailable and [ErrOpen]; after a
+// delay it is half-open and lets a probe through, a call like any other; a probe that succeeds closes it, one
+// that fails opens it again. It is a sony/gobreaker.
 //
-// ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and
-// errors that are none of package quota's; but nothing counts where the caller's own context has ended.
-// A denial is a success. Every other error says nothing of the store's health, and a probe that ends so
-// leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
-// [Shared]. Results of calls that began before the last change of state are ignored.
+// ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and so
+// does every error that is none of package quota's; but no error counts where the caller's own context has
+// ended. A denial is a success. Every other error has no bearing on the store's health, and a probe that ends
+// in one leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
+// [driver.Shared]. Results of calls that began before the last change of state are ignored.
 //
 // Negative numbers, a Jitter above 1 and a Slice above Window are refused by Wrap.
 func Breaker(o *BreakerOptions) Policy {
@@ -70,14 +73,15 @@ func Breaker(o *BreakerOptions) Policy {
 
 type breakerPolicy BreakerOptions
 
-func (breakerPolicy) kind() kind    { return kindBreaker }
-func (p breakerPolicy) tells() bool { return p.Notice != nil }
+func (breakerPolicy) kind() kind      { return kindBreaker }
+func (p breakerPolicy) reports() bool { return p.Notice != nil }
 
-func (p breakerPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+func (p breakerPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	o := BreakerOptions(p)
 	switch {
 	case o.Failures < 0 || o.Probes < 0 || o.Delay < 0 || o.ProbeLimit < 0:
-		return nil, invalid(fmt.Sprintf("BreakerOptions are %d failures, %d probes, a delay of %v and a limit of %v for probes", o.Failures, o.Probes, o.Delay, o.ProbeLimit), "0 or more")
+		return nil, invalid(fmt.Sprintf("BreakerOptions are %d failures, %d probes, a delay of %v and a limit of %v for probes",
+			o.Failures, o.Probes, o.Delay, o.ProbeLimit), "0 or more")
 	case o.Jitter > 1:
 		return nil, invalid(fmt.Sprintf("BreakerOptions.Jitter is %v", o.Jitter), "up to 1")
 	case o.Window < 0 || o.Slice < 0 || o.Slice > o.Window:
@@ -101,69 +105,68 @@ func (p breakerPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
 	}
 	b := &breaker{layer: layer{inner: inner, of: kindBreaker}, o: o, base: time.Now().Add(-1)}
 	b.notes.tell = o.Notice
-	b.alarm = alarm{notifier: &b.notes, loud: at.loud, base: b.base}
+	b.alarm = alarm{notifier: &b.notes, on: alarms, base: b.base}
 	b.circuit.Store(b.newCircuit())
 	return b, nil
 }
 
 type breaker struct {
 	layer
-	witness
+	monitor
 	o    BreakerOptions
 	base time.Time // a moment before the breaker was made, so that no time since is 0
 
-	circuit atomic.Pointer[circuit]
-	until   atomic.Int64 // time since base up to which the open breaker refuses; 0 if it is not open
-	cause   atomic.Value // cause{} of the latest failure
-	giving  sync.Mutex   // held while a circuit is given up
+	circuit   atomic.Pointer[circuit]
+	until     atomic.Int64 // time since base up to which the open breaker refuses; 0 if it is not open
+	cause     atomic.Value // cause{} of the latest failure
+	replacing sync.Mutex   // held while a circuit is replaced
 }
 
-// witness tells what calls say about the store, and tells of a misconfigured one.
-type witness struct {
-	notes notifier
-	alarm alarm
-	trips trips
+// monitor judges the store's health by the outcome of calls, and reports a misconfigured store.
+type monitor struct {
+	notes  notifier
+	alarm  alarm
+	failed roundTrips
 }
 
-// judge is judge, with the failures of one round trip counted once.
-func (w *witness) judge(ctx context.Context, err error) outcome {
+// judge is the function judge, but counts the failures of one round trip once.
+func (m *monitor) judge(ctx context.Context, err error) outcome {
 	if err == nil {
 		return healthy
 	}
-	w.alarm.see(err)
+	m.alarm.check(err)
 	o := judge(ctx, err)
-	if o == failed && w.trips.again(err) {
+	if o == failed && m.failed.repeated(err) {
 		return unrelated
 	}
 	return o
 }
 
-// circuit is a gobreaker. It is replaced where a probe hangs: gobreaker waits for its probes without end.
+// circuit is a gobreaker. It is replaced where a probe hangs, because gobreaker waits for its probes without
+// end.
 type circuit struct {
 	*gobreaker.TwoStepCircuitBreaker[none]
-	phase   atomic.Uint64 // four times the changes of state, plus the state
-	probed  atomic.Int64  // time since base of the latest probe, 0 unless half-open
-	given   atomic.Bool   // up: what it does is of no interest
-	tripped bool          // opens at the next failure
+	phase    atomic.Uint64 // four times the changes of state, plus the state
+	probed   atomic.Int64  // time since base of the latest probe, 0 unless half-open
+	replaced atomic.Bool   // its changes of state no longer matter
+	tripped  bool          // opens at the next failure
 
-	// Failures that gobreaker was told of, and those of them that a success came after. Where these are
-	// equal, and failures in a row are what counts, another success means nothing.
-	failures, forgiven atomic.Uint64
+	// failures counts those reported to gobreaker, and cleared those of them that a success followed. While
+	// the two are equal, and failures in a row are counted, another success changes no count.
+	failures, cleared atomic.Uint64
 }
 
 const phases = 4 // more than gobreaker has states
 
+// quiet reports whether a success would change no count.
 func (c *circuit) quiet() bool {
-	return c.phase.Load()%phases == uint64(gobreaker.StateClosed) && c.failures.Load() == c.forgiven.Load()
+	return c.phase.Load()%phases == uint64(gobreaker.StateClosed) && c.failures.Load() == c.cleared.Load()
 }
 
-// BreakerState returns the state of the breaker around a store: "closed", "open", or "half-open" from when a
-// probe may be made. It is "" if the store has none.
+// BreakerState returns the state of the breaker around a store, also inside other policies: "closed", "open",
+// or "half-open" from when a probe may be made. It is "" if the store has no breaker.
 func BreakerState(s quota.Store) string {
-	if b, ok := find[interface {
-		quota.Store
-		state() string
-	}](s); ok {
+	if b, ok := driver.Find[interface{ state() string }](s); ok {
 		return b.state()
 	}
 	return ""
@@ -182,7 +185,7 @@ type none struct{}
 
 type cause struct{ error }
 
-// What gobreaker is told of a call.
+// The results of a call that are reported to gobreaker, beside nil.
 var (
 	errFailed    = errors.New("failed")
 	errUnrelated = errors.New("unrelated")
@@ -194,8 +197,8 @@ func (b *breaker) newCircuit() *circuit {
 		MaxRequests:  uint32(b.o.Probes),
 		Interval:     b.o.Window,
 		BucketPeriod: b.o.Slice,
-		// The shortest delay: gobreaker's is always the same, so what is random is added in front of it.
-		// It is up only after this time, we say when at it.
+		// The shortest delay: gobreaker's is always the same, so the random part is added in front of it. It
+		// ends only after its Timeout, and ours at the time itself, hence the -1.
 		Timeout: max(time.Duration(float64(b.o.Delay)*(1-b.o.Jitter))-1, 1),
 		ReadyToTrip: func(n gobreaker.Counts) bool {
 			switch {
@@ -217,7 +220,7 @@ func (b *breaker) now() int64 { return int64(time.Since(b.base)) }
 // changed is called with gobreaker's lock held.
 func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
 	defer c.phase.Store((c.phase.Load()/phases+1)*phases + uint64(to))
-	if c.given.Load() {
+	if c.replaced.Load() {
 		return
 	}
 	until, probed := int64(0), int64(0)
@@ -242,42 +245,43 @@ func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
 }
 
 func (b *breaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	p, err := b.enter()
+	p, err := b.allow()
 	if err != nil {
 		return d, err
 	}
-	defer b.leave(&p)
+	defer b.done(&p)
 	d, err = b.inner.Take(ctx, c)
-	b.ended(&p, ctx, err)
+	b.returned(&p, ctx, err)
 	return d, err
 }
 
 func (b *breaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	p, err := b.enter()
+	p, err := b.allow()
 	if err != nil {
 		return err
 	}
-	defer b.leave(&p)
+	defer b.done(&p)
 	err = b.inner.TakeAll(ctx, cs, out)
-	b.ended(&p, ctx, err)
+	b.returned(&p, ctx, err)
 	return err
 }
 
-// pass is a call that was let through.
-type pass struct {
-	circuit *circuit
-	phase   uint64      // the circuit's when the call began
-	done    func(error) // tells gobreaker how the call ended; nil where gobreaker was not asked
-	ended   bool
-	outcome outcome
+// permit is the permit of a call in flight.
+type permit struct {
+	circuit  *circuit
+	phase    uint64      // the circuit's when the call began
+	done     func(error) // reports the result to gobreaker; nil where gobreaker was not asked
+	returned bool
+	outcome  outcome
 }
 
-// enter lets a call through, or returns what it gets instead. While all is quiet gobreaker, which takes its
-// lock and reads the clock twice for each call, is not asked: it is told of failures and of the success after one.
-func (b *breaker) enter() (p pass, err error) {
+// allow lets a call through, or returns its error. gobreaker takes its lock and reads the clock twice for
+// each call, so while the circuit is quiet it is not asked: only failures, and the success after one, are
+// reported to it.
+func (b *breaker) allow() (p permit, err error) {
 	if until := b.until.Load(); until != 0 {
 		if left := until - b.now(); left > 0 {
-			return p, b.unless(&openError{time.Duration(left)})
+			return p, b.orClosed(&openError{time.Duration(left)})
 		}
 	}
 	p.circuit = b.circuit.Load()
@@ -289,7 +293,7 @@ func (b *breaker) enter() (p pass, err error) {
 		return p, b.refused(p.circuit)
 	}
 	if now := p.circuit.phase.Load(); now%phases == uint64(gobreaker.StateHalfOpen) {
-		p.phase = now // that Allow made it
+		p.phase = now // which Allow made it
 	}
 	if p.circuit.probed.Load() != 0 {
 		p.circuit.probed.Store(b.now())
@@ -297,35 +301,36 @@ func (b *breaker) enter() (p pass, err error) {
 	return p, nil
 }
 
-// ended notes how a call ended.
-func (b *breaker) ended(p *pass, ctx context.Context, err error) {
-	p.ended = true
+// returned notes the result of a call.
+func (b *breaker) returned(p *permit, ctx context.Context, err error) {
+	p.returned = true
 	if p.outcome = b.judge(ctx, err); p.outcome == failed {
 		b.cause.Store(cause{err})
 	}
 }
 
-// leave tells gobreaker how a call ended that was let through, a panic or runtime.Goexit included.
-func (b *breaker) leave(p *pass) {
-	if !p.ended {
+// done reports the result of a call to gobreaker, a panic or runtime.Goexit included.
+func (b *breaker) done(p *permit) {
+	if !p.returned {
 		p.outcome = failed
 		b.cause.Store(cause{errNoReturn})
 	}
 	switch {
 	case p.outcome == failed:
-		p.tell(errFailed)
+		p.report(errFailed)
 	case p.outcome == unrelated && p.done != nil:
-		p.tell(errUnrelated)
+		p.report(errUnrelated)
 	case p.outcome == healthy && (p.done != nil || !p.circuit.quiet()):
-		p.tell(nil)
+		p.report(nil)
 	}
 }
 
 var errNoReturn = errors.New("resilience: the store did not return: a panic or runtime.Goexit")
 
-// tell tells gobreaker of a call, unless the state is another than when it began. Then gobreaker would not
-// listen, but look at its clock, and might become half-open before our delay is over.
-func (p *pass) tell(verdict error) {
+// report reports the result of a call to gobreaker, unless the state has changed since the call began.
+// gobreaker would then ignore the result, but read its clock, and might become half-open before our delay is
+// over.
+func (p *permit) report(result error) {
 	c, done := p.circuit, p.done
 	if c.phase.Load() != p.phase {
 		return
@@ -336,41 +341,42 @@ func (p *pass) tell(verdict error) {
 			return
 		}
 		if c.phase.Load() != p.phase {
-			verdict = errUnrelated
+			result = errUnrelated
 		}
 	}
 	failures := c.failures.Load()
-	done(verdict)
+	done(result)
 	switch {
-	case verdict == errFailed:
-		// Only now: a success that came before gobreaker knew must not pass for one that came after.
+	case result == errFailed:
+		// Only now: a success before gobreaker knew of the failure must not pass for one after it.
 		c.failures.Add(1)
-	case verdict == nil && c.phase.Load() == p.phase: // else perhaps it did not listen
-		c.forgiven.Store(failures)
+	case result == nil && c.phase.Load() == p.phase: // otherwise gobreaker may have ignored it
+		c.cleared.Store(failures)
 	}
 }
 
-// refused returns what a call gets that gobreaker did not let through, and gives a probe up that hangs.
+// refused returns the error of a call that gobreaker did not let through, and gives a probe up that hangs.
 func (b *breaker) refused(c *circuit) error {
 	if b.hangs(c) {
-		b.giveUp(c)
+		b.replace(c)
 	}
-	return b.unless(&openError{time.Duration(max(b.until.Load()-b.now(), 0))})
+	return b.orClosed(&openError{time.Duration(max(b.until.Load()-b.now(), 0))})
 }
 
+// hangs reports whether a circuit waits for a probe that has passed its limit.
 func (b *breaker) hangs(c *circuit) bool {
 	at := c.probed.Load()
 	return at != 0 && b.now()-at >= int64(b.o.ProbeLimit)
 }
 
-// giveUp replaces a circuit whose probe hangs by one that is open.
-func (b *breaker) giveUp(c *circuit) {
-	b.giving.Lock()
-	defer b.giving.Unlock()
+// replace replaces a circuit whose probe hangs by one that is open.
+func (b *breaker) replace(c *circuit) {
+	b.replacing.Lock()
+	defer b.replacing.Unlock()
 	if b.circuit.Load() != c || !b.hangs(c) {
 		return
 	}
-	c.given.Store(true)
+	c.replaced.Store(true)
 	b.cause.Store(cause{fmt.Errorf("resilience: a probe of the store has not returned within %v", b.o.ProbeLimit)})
 	open := b.newCircuit()
 	open.tripped = true
@@ -381,7 +387,7 @@ func (b *breaker) giveUp(c *circuit) {
 	b.circuit.Store(open)
 }
 
-// openError is what an open breaker refuses with.
+// openError is the error of a call that an open breaker refused.
 type openError struct{ after time.Duration }
 
 func (e *openError) Error() string {
@@ -393,5 +399,5 @@ func (e *openError) Error() string {
 
 func (e *openError) Is(target error) bool { return target == ErrOpen || target == quota.ErrUnavailable }
 
-// RetryAfter is how long until the next probe, 0 if that is unknown.
+// RetryAfter returns the time until the next probe, 0 if that is unknown.
 func (e *openError) RetryAfter() time.Duration { return e.after }

@@ -152,7 +152,7 @@ func TestBreakerFaults(t *testing.T) {
 					for range 3 {
 						r.want(t, "closed", "so far")
 						if r.call(f.answer); (r.panicked != nil) != (f.name == "panic") {
-							t.Errorf("panicked with %v", r.panicked)
+							t.Errorf("panic: got %v, want one only of the fault \"panic\"", r.panicked)
 						}
 					}
 					r.want(t, map[string]string{"failed": "open"}[f.counts]+map[string]string{"healthy": "closed", "unrelated": "closed"}[f.counts], "three in a row")
@@ -177,24 +177,24 @@ func TestBreakerFaults(t *testing.T) {
 						r.call(fail)
 					}
 					if reached, err := r.call(says(nil)); reached || !errors.Is(err, quota.ErrUnavailable) || !errors.Is(err, resilience.ErrOpen) || errors.Is(err, quota.ErrIndeterminate) {
-						t.Errorf("an open breaker: %v", err)
+						t.Errorf("a call with an open breaker: got %v (reached the store: %v), want ErrUnavailable and ErrOpen", err, reached)
 					}
 					time.Sleep(30*time.Second - 1)
 					r.want(t, "open", "before the delay is over")
 					if reached, _ := r.call(says(nil)); reached {
-						t.Error("a probe too early")
+						t.Error("a call before the delay is over: got a probe, want a refusal")
 					}
 					time.Sleep(tick)
 					r.want(t, "half-open", "when a probe may be made")
 					if reached, err := r.call(f.answer); !reached {
-						t.Fatalf("no probe: %v", err)
+						t.Fatalf("a call after the delay: got %v, want a probe", err)
 					}
 					r.want(t, map[string]string{"failed": "open", "healthy": "closed", "unrelated": "half-open"}[f.counts], "after the probe")
 					if f.counts == "unrelated" {
 						// The probe said nothing; the next one may be made, and another one after that.
 						for range 5 {
 							if reached, err := r.call(f.answer); !reached {
-								t.Fatalf("the permit is lost: %v", err)
+								t.Fatalf("a call after a probe without a verdict: got %v, want another probe", err)
 							}
 						}
 						r.call(fail)
@@ -260,7 +260,7 @@ func TestBreakerOneProbe(t *testing.T) {
 		}
 		wg.Wait()
 		if n := r.inner.called() - before; n != 1 {
-			t.Errorf("%d probes", n)
+			t.Errorf("probes: got %d, want 1", n)
 		}
 		r.want(t, "closed", "after the probe")
 	})
@@ -290,12 +290,12 @@ func TestBreakerHangingProbe(t *testing.T) {
 			hang(20*time.Second, late)
 			time.Sleep(10*time.Second - 1)
 			if reached, _ := r.call(fail); reached {
-				t.Fatal("a second probe")
+				t.Fatal("a call while a probe is in flight: got a second probe, want a refusal")
 			}
 			r.want(t, "half-open", "within the limit")
 			time.Sleep(tick)
 			if reached, _ := r.call(fail); reached {
-				t.Fatal("a second probe")
+				t.Fatal("the call that gives a probe up: got a second probe, want a refusal")
 			}
 			r.want(t, "open", "given up")
 			time.Sleep(15 * time.Second) // the probe returns meanwhile
@@ -303,7 +303,7 @@ func TestBreakerHangingProbe(t *testing.T) {
 			time.Sleep(15 * time.Second)
 		}
 		if reached, _ := r.call(says(nil)); !reached {
-			t.Error("no probe after the delay")
+			t.Error("a call after the delay: got a refusal, want a probe")
 		}
 		r.want(t, "closed", "in the end")
 		for range 3 {
@@ -338,7 +338,7 @@ func TestBreakerStale(t *testing.T) {
 			time.Sleep(1500 * ms)
 			r.want(t, "half-open", "a stale result")
 			if reached, _ := r.call(fail); reached {
-				t.Error("a stale result made room for another probe")
+				t.Error("a call after a stale result: got a second probe, want a refusal")
 			}
 			time.Sleep(time.Second)
 			r.want(t, "closed", "the probe succeeded")
@@ -409,11 +409,11 @@ func TestBreakerStaleProbe(t *testing.T) {
 			synctest.Wait()
 			r.want(t, "open", "before the delay is over")
 			if reached, _ := r.call(fail); reached {
-				t.Fatal("a probe too early")
+				t.Fatal("a call before the delay is over: got a probe, want a refusal")
 			}
 			time.Sleep(tick)
 			if reached, _ := r.call(says(nil)); !reached {
-				t.Fatal("no probe")
+				t.Fatal("a call after the delay: got a refusal, want a probe")
 			}
 			r.want(t, "closed", "after the probe")
 		}
@@ -430,7 +430,7 @@ func TestBreakerPanics(t *testing.T) {
 			func() {
 				defer func() {
 					if v := recover(); v != cause {
-						t.Errorf("recovered %v", v)
+						t.Errorf("recovered: got %v, want %v", v, cause)
 					}
 				}()
 				s.Take(bg, charge(1))
@@ -447,10 +447,10 @@ func TestBreakerPanics(t *testing.T) {
 		}()
 		<-done
 		if returned || !deferred {
-			t.Errorf("after Goexit: returned %v, deferred without a panic %v", returned, deferred)
+			t.Errorf("Goexit in the store: got a return (%v) and a clean deferred call (%v), want no return and a clean one", returned, deferred)
 		}
 		if s := resilience.BreakerState(s); s != "open" {
-			t.Error(s)
+			t.Errorf("the breaker after Goexit: got %s, want open", s)
 		}
 	})
 }
@@ -475,7 +475,7 @@ func TestBreakerNotices(t *testing.T) {
 						r.call(says(cause))
 					}
 					if time.Since(start) != 0 {
-						t.Errorf("the receiver held up calls for %v", time.Since(start))
+						t.Errorf("calls with a slow receiver of notices took %v, want no delay", time.Since(start))
 					}
 					time.Sleep(30 * time.Second)
 					r.call(says(cause))
@@ -486,7 +486,7 @@ func TestBreakerNotices(t *testing.T) {
 				var got []string
 				for _, x := range n.take() {
 					if x.Name != "breaker" {
-						t.Errorf("%+v", x)
+						t.Errorf("notice: got %+v, want only \"breaker\"", x)
 					}
 					for _, state := range []string{"half-open", "open", "closed"} {
 						if strings.Contains(x.Text, state) {
@@ -495,7 +495,7 @@ func TestBreakerNotices(t *testing.T) {
 						}
 					}
 					if b.name == "gobreaker" && strings.Contains(x.Text, "opened") != (x.Err == cause) {
-						t.Errorf("%+v", x)
+						t.Errorf("notice: got %+v, want the error %v exactly where the breaker opened", x, cause)
 					}
 				}
 				want := []string{"open", "half-open", "open", "half-open", "closed"}
@@ -525,7 +525,7 @@ func TestNoticesBounded(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		if all := n.take(); len(all) != 1+64+1 || all[65].Name != "notices" || !strings.Contains(all[65].Text, "435 notices") {
-			t.Errorf("%d notices, the last %+v", len(all), all[len(all)-1])
+			t.Errorf("notices: got %d, the last %+v; want 66, the last of 435 dropped", len(all), all[len(all)-1])
 		}
 	})
 }
@@ -548,17 +548,17 @@ func TestBreakerJitter(t *testing.T) {
 			delay := after.RetryAfter()
 			time.Sleep(delay - 1)
 			if reached, _ := r.call(fail); reached {
-				t.Fatalf("a probe %v after opening, told %v", time.Since(opened), delay)
+				t.Fatalf("a probe %v after opening, want none before the %v of the notice", time.Since(opened), delay)
 			}
 			time.Sleep(tick)
 			if reached, _ := r.call(fail); !reached { // opens again
-				t.Fatalf("no probe after %v", delay)
+				t.Fatalf("no probe after %v, want one", delay)
 			}
 			seen[delay] = true
 			least, most = min(least, delay), max(most, delay)
 		}
 		if least < 5*time.Second || most > 10*time.Second || least > 5200*ms || most < 9800*ms || len(seen) < 290 {
-			t.Errorf("%d delays from %v to %v", len(seen), least, most)
+			t.Errorf("delays: got %d from %v to %v, want 290 or more from 5s to 10s", len(seen), least, most)
 		}
 		// The default is a tenth.
 		r = newRig(t, resilience.Breaker(nil))
@@ -609,12 +609,12 @@ func TestBreakerSettings(t *testing.T) {
 		r.want(t, "open", "half of six")
 
 		if s := resilience.BreakerState(wrap(t, &stub{}, resilience.Bulkhead(1))); s != "" {
-			t.Errorf("the breaker of a store without one is %q", s)
+			t.Errorf("the breaker of a store without one: got %q, want \"\"", s)
 		}
 	})
 }
 
-// TestBreakerMisconfigured: a misconfigured store is told of, at most once a minute, by the outermost policy that can.
+// TestBreakerMisconfigured: the outermost policy that can reports a misconfigured store, at most once a minute.
 func TestBreakerMisconfigured(t *testing.T) {
 	for _, b := range breakers {
 		t.Run(b.name, func(t *testing.T) {
@@ -627,20 +627,20 @@ func TestBreakerMisconfigured(t *testing.T) {
 				}
 				synctest.Wait()
 				if all := inner.take(); len(all) != 1 || all[0].Name != "misconfigured" || !errors.Is(all[0].Err, quota.ErrMisconfigured) {
-					t.Errorf("%+v", all)
+					t.Errorf("notices of 100 calls: got %+v, want one \"misconfigured\"", all)
 				}
 				time.Sleep(time.Minute)
 				r.call(wrong)
 				synctest.Wait()
 				if all := inner.take(); len(all) != 1 {
-					t.Errorf("%+v", all)
+					t.Errorf("notices a minute later: got %+v, want one", all)
 				}
 				r = newRig(t, resilience.FailClosed(&resilience.FailOptions{Notice: outer.add}), b.make(inner.add))
 				_, err := r.call(wrong)
 				wantErr(t, err, quota.ErrMisconfigured)
 				synctest.Wait()
 				if in, out := inner.take(), outer.take(); len(in) != 0 || len(out) != 1 || out[0].Name != "misconfigured" {
-					t.Errorf("%+v %+v", in, out)
+					t.Errorf("notices of the breaker and of FailClosed: got %+v and %+v, want one \"misconfigured\" of FailClosed", in, out)
 				}
 			})
 		})
@@ -691,7 +691,7 @@ func TestBreakerRace(t *testing.T) {
 			s.Take(bg, charge(1))
 		}
 		if state := resilience.BreakerState(s); state != "closed" {
-			t.Errorf("the breaker is %s though the store is well", state)
+			t.Errorf("the breaker of a store that is well: got %s, want closed", state)
 		}
 	}
 }
@@ -711,7 +711,7 @@ func TestBreakerLateTimer(t *testing.T) {
 			s.Take(late{bg}, charge(1))
 		}
 		if got := resilience.BreakerState(s); got != "closed" {
-			t.Errorf("the breaker is %s", got)
+			t.Errorf("the breaker: got %s, want closed", got)
 		}
 	})
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Bulkhead returns the policy that at most n decisions are in flight. What comes above is refused at
-// once, with an error that is quota.ErrOverloaded and [ErrRejected]; nothing queues. A call that a
-// [Timeout] inside abandoned is no longer in flight here; it counts against TimeoutOptions.MaxCalls.
+// Bulkhead returns the policy that at most n decisions are in flight. A call above that is refused at once,
+// with an error that is quota.ErrOverloaded and [ErrRejected]; calls do not queue. A call that a [Timeout]
+// inside abandoned is no longer in flight here; it counts against TimeoutOptions.MaxCalls.
 //
 // Errors of the store pass. An n below 1 is refused by Wrap.
 func Bulkhead(n int) Policy { return bulkheadPolicy(n) }
@@ -19,7 +19,7 @@ type bulkheadPolicy int
 
 func (bulkheadPolicy) kind() kind { return kindBulkhead }
 
-func (n bulkheadPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
+func (n bulkheadPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
 	if n < 1 {
 		return nil, invalid(fmt.Sprintf("the bulkhead is %d", n), "1 or more")
 	}
@@ -35,34 +35,34 @@ type bulkhead struct {
 	most int64
 	full error
 
-	flying atomic.Int64
+	inFlight atomic.Int64
 }
 
 func (s *bulkhead) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if !s.enter() {
-		return quota.Decision{}, s.unless(s.full)
+	if !s.acquire() {
+		return quota.Decision{}, s.orClosed(s.full)
 	}
-	defer s.flying.Add(-1)
+	defer s.inFlight.Add(-1)
 	return s.inner.Take(ctx, c)
 }
 
 func (s *bulkhead) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if !s.enter() {
-		return s.unless(s.full)
+	if !s.acquire() {
+		return s.orClosed(s.full)
 	}
-	defer s.flying.Add(-1)
+	defer s.inFlight.Add(-1)
 	return s.inner.TakeAll(ctx, cs, out)
 }
 
-// enter takes a slot if there is one. Refused calls are never counted, not even for a moment: a storm
-// of them would shut out calls for which there is a slot.
-func (s *bulkhead) enter() bool {
+// acquire takes a slot if one is free. A refused call is never counted, not even for a moment: a storm of
+// them would shut out calls for which there is a slot.
+func (s *bulkhead) acquire() bool {
 	for {
-		n := s.flying.Load()
+		n := s.inFlight.Load()
 		if n >= s.most {
 			return false
 		}
-		if s.flying.CompareAndSwap(n, n+1) {
+		if s.inFlight.CompareAndSwap(n, n+1) {
 			return true
 		}
 	}

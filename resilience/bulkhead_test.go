@@ -33,7 +33,7 @@ func TestBulkhead(t *testing.T) {
 				for range 3 {
 					wg.Go(func() {
 						if d, err := take(s, bg, charge(1)); err != nil || d != granted {
-							t.Error(d, err)
+							t.Errorf("a call that fits: got %+v, %v; want %+v", d, err, granted)
 						}
 					})
 					<-in
@@ -52,7 +52,7 @@ func TestBulkhead(t *testing.T) {
 							defer close(done)
 							defer func() { recover() }()
 							take(s, bg, charge(1))
-							t.Error("returned")
+							t.Error("the call returned, want its panic or Goexit")
 						}()
 						<-done
 					}
@@ -115,7 +115,7 @@ func TestBulkheadStorm(t *testing.T) {
 	for _, c := range all {
 		if c.refused {
 			if refused++; sum[c.to]-sum[c.from-1] == 0 {
-				t.Fatalf("a call from %d to %d was refused, and no other was under way", c.from, c.to)
+				t.Fatalf("a call from %d to %d was refused, and no other was in flight; want a slot for it", c.from, c.to)
 			}
 		}
 	}

@@ -7,20 +7,22 @@ import (
 	"time"
 )
 
-// deadline is a context that ends at a time, or with its parent. It does what context.WithDeadline does
-// with one allocation, and starts no timer unless somebody asks for Done.
+// deadline is a context that ends at a time, or with its parent. It behaves as one of context.WithDeadline,
+// but takes one allocation, and starts a timer only if Done is called.
 type deadline struct {
 	context.Context // the parent
 	at              time.Time
 
-	end  atomic.Uint32 // how it ended: one of the following, once
-	made atomic.Bool   // that done was, which is set before end is looked at there, and looked at after end is set
+	end atomic.Uint32 // how it ended: one of the following, once
+	// hasDone says that done was made. Done sets it before it reads end, and finish reads it after it has set
+	// end: so at least one of the two closes done.
+	hasDone atomic.Bool
 
 	mu     sync.Mutex
 	done   chan struct{}
 	closed bool
 	timer  *time.Timer
-	stop   func() bool // forgets the parent
+	stop   func() bool // ends the wait for the parent
 }
 
 // How a deadline ended.
@@ -34,7 +36,8 @@ const (
 // Deadline returns when the context ends at the latest.
 func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }
 
-// Err returns why the context ended, or nil. It looks at the clock: Done may not have been asked for.
+// Err returns why the context ended, or nil. It reads the clock, because there is no timer before Done is
+// called.
 func (d *deadline) Err() error {
 	if d.end.Load() == live {
 		if d.Context.Err() != nil {
@@ -62,7 +65,7 @@ func (d *deadline) Done() <-chan struct{} {
 		return d.done
 	}
 	d.done = make(chan struct{})
-	d.made.Store(true)
+	d.hasDone.Store(true)
 	if d.end.Load() != live {
 		d.close()
 		return d.done
@@ -78,7 +81,7 @@ func (d *deadline) Done() <-chan struct{} {
 func (d *deadline) release() { d.finish(released) }
 
 func (d *deadline) finish(how uint32) {
-	if d.end.CompareAndSwap(live, how) && d.made.Load() {
+	if d.end.CompareAndSwap(live, how) && d.hasDone.Load() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.close()
@@ -100,6 +103,6 @@ func (d *deadline) close() {
 	}
 }
 
-// after returns the time that comes a span after now. It reads the monotonic clock alone, which takes half
-// as long as time.Now.
+// after returns the time that is a span after now. It reads the monotonic clock alone, which takes half as
+// long as time.Now.
 func after(base time.Time, span time.Duration) time.Time { return base.Add(time.Since(base) + span) }

@@ -1,5 +1,12 @@
-// Package resilience keeps the fleet's promise while its store is slow, overloaded or gone. A policy
-// wraps a [quota.Store] and the result is a quota.Store:
+// Package resilience keeps a fleet's limits working while their store is slow, overloaded or gone.
+//
+//	store := quota.Must(backend.Open(ctx, "redis://127.0.0.1:6379"))
+//	store = quota.Must(resilience.Standard(store, resilience.FailClosed(nil), nil))
+//	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
+//	d, err := limiter.Take(ctx, "team-7/agent-123", 250) // within 100 ms; denied while Redis is down
+//
+// A policy wraps a [quota.Store], and the result is a quota.Store. [Standard] puts the usual policies around
+// a store, [Wrap] those that the program chooses:
 //
 //	store, err := resilience.Wrap(store,
 //		resilience.FailClosed(nil),
@@ -7,35 +14,33 @@
 //		resilience.Bulkhead(256),
 //		resilience.Timeout(100*time.Millisecond, nil))
 //
-// or, which is the same, [Standard]:
-//
-//	store, err := resilience.Standard(store, resilience.FailClosed(nil), nil)
-//
 // # The order
 //
-// Policies are given outermost first, in the one order that is sound; [Wrap] refuses every other and
-// says why. Any of them may be left out.
+// Policies are given outermost first, in the one order that is sound; [Wrap] refuses every other order and
+// gives the reason. Any of them may be left out.
 //
 //	fallback( memory( breaker( bulkhead( retry( hedge( timeout( store )))))))
 //
 // The reasons:
 //
-//   - The fallback, or [FailOpen] or [FailClosed] in its place, answers what everything inside failed to.
-//     Anything around it would take its answers for the store's: a breaker there would never open.
-//   - The [DenialMemory] answers without the store, so it costs no probe, no slot and no attempt, and
-//     answers while the breaker is open; but it must learn from the store alone, so it is inside the
+//   - The fallback, or [FailOpen] or [FailClosed] in its position, answers where the store and the policies
+//     inside failed. A policy outside would take its answers for the store's: a breaker there would never
+//     open.
+//   - The [DenialMemory] answers without the store, so its answer costs no probe, slot or attempt, and is
+//     there while the breaker is open. But it must remember denials of the store alone, so it is inside the
 //     fallback.
-//   - The [Breaker] counts a decision once, however many attempts were made for it, and refuses before a
-//     slot or an attempt is spent.
-//   - The [Bulkhead] bounds decisions. Inside a retry its refusals would be tried again: more load
-//     because there is too much.
+//   - The [Breaker] counts a decision once, however many attempts were made for it, and refuses before a slot
+//     or an attempt is spent.
+//   - The [Bulkhead] bounds decisions. Inside a retry its refusals would be tried again: more load because of
+//     too much load.
 //   - [Retry] and [HedgeFailsafe] repeat an attempt, and every attempt has its timeout.
-//   - The [Timeout] is next to the store, so that nothing else ever waits for it.
+//   - The [Timeout] is next to the store, so that no other policy ever waits for it.
 //
 // # The policies
 //
-// What each guarantees, what it costs, and what it does with the three errors that are about the store
-// and not about the request. Any other error passes every policy as it is.
+// The first table gives the guarantee and the cost of each policy. The second one gives its reaction to the
+// three errors that are about the store and not about the request. Any other error passes every policy
+// unchanged.
 //
 //	policy        guarantees                                costs
 //	Fallback      a share of the limit in an outage         a map; in an outage two local operations a decision
@@ -57,22 +62,24 @@
 //	Retry         passes               passes                              repeats a peek or a request id
 //	Timeout       passes               its own, of abandoned calls         its own, where T came after the send
 //
-// The notice of a misconfigured store is given by the outermost policy that has somebody to tell, at
-// most once a minute.
+// A misconfigured store is reported by the outermost policy that has a receiver of notices, at most once a
+// minute.
 //
 // # Requests that may be repeated
 //
-// A charge without a request id is sent at most once, whatever the policies: who repeats one whose
-// outcome is unknown charges twice. Retries and hedges apply to peeks and to charges with a
-// [quota.Charge.ID]; every other charge goes straight through them, once.
+// A charge without a request id is sent at most once, whatever the policies, because the repeat of a charge
+// whose outcome is unknown would charge twice. Retries and hedges apply to peeks and to charges with a
+// [quota.Charge.ID]; every other charge passes them and is sent once.
 //
 // # Errors of one round trip
 //
-// Where several calls share a round trip, their errors should be [Shared]: a breaker then counts one
-// failure for it.
+// Where several calls share a round trip, their errors should be [driver.Shared], which [driver.Share] makes.
+// A breaker counts one failure for all errors of one round trip, provided that no more than some hundred
+// other round trips failed in between.
 //
 // # Unwrapping
 //
-// Every store this package makes has the methods Unwrap, Atomicity and Prompt, which tell of the store
-// inside what it says of itself. [BreakerState] looks through them.
+// Every store that this package makes is a [driver.Wrapper], and is [driver.Graded] and [driver.Prompt] as
+// the store inside is. So [driver.Find] finds an optional interface of that store, such as
+// [driver.HealthReporter], through all policies, and [BreakerState] finds the breaker.
 package resilience

@@ -5,11 +5,12 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Remembered returns how many denials a memory holds.
 func Remembered(s quota.Store) (n int) {
-	m, _ := find[*memory](s)
+	m, _ := driver.Find[*memory](s)
 	for i := range m.shards {
 		n += len(m.shards[i].denials)
 	}
@@ -18,7 +19,7 @@ func Remembered(s quota.Store) (n int) {
 
 // Calls returns how many calls that a timeout handed over have not ended.
 func Calls(s quota.Store) int {
-	h, _ := find[*handOff](s)
+	h, _ := driver.Find[*handOff](s)
 	return len(h.slots)
 }
 

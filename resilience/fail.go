@@ -8,49 +8,51 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // DefaultRetryAfter is FailOptions.RetryAfter unless options say otherwise.
 const DefaultRetryAfter = time.Second
 
-// FailOptions change what [FailOpen] and [FailClosed] make. The zero value, and nil, take the defaults.
+// FailOptions change the policies that [FailOpen] and [FailClosed] make. The zero value, and nil, take the
+// defaults.
 type FailOptions struct {
-	// Overloaded answers quota.ErrOverloaded too. Otherwise it passes: whoever can bring about an
-	// overload of this process would be admitted without limit, or have everyone denied.
+	// Overloaded makes the policy answer quota.ErrOverloaded too. Otherwise that error passes, because a
+	// client that can overload this process could be admitted without limit, or have all others denied.
 	Overloaded bool
-	// RetryAfter is what a denial of FailClosed says where no breaker tells when the store is probed
-	// next; 0 is DefaultRetryAfter.
+	// RetryAfter is the RetryAfter of a denial of FailClosed, unless a breaker inside knows when it probes
+	// the store next; 0 is DefaultRetryAfter.
 	RetryAfter time.Duration
-	// Notice is told, as "degraded", that answers are no longer the store's, as "recovered", that they
-	// are again, and as "misconfigured", at most once a minute, of a store that is. nil is nobody.
+	// Notice receives "degraded" when answers are no longer the store's, "recovered" when they are again, and
+	// "misconfigured", at most once a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
-// FailOpen returns the policy that a request is admitted where the store cannot decide it: where
-// everything inside failed with quota.ErrUnavailable or quota.ErrIndeterminate. While that lasts there is
-// no limit: for limits that are a courtesy, not a protection.
+// FailOpen returns the policy that a request is admitted where the store cannot decide it: where the store
+// and the policies inside failed with quota.ErrUnavailable or quota.ErrIndeterminate. While that lasts there
+// is no limit: use it for limits that are a courtesy, not a protection.
 //
-// Such a decision is Allowed, [quota.FromOpen], with Charged 0 and At 0, so that its receipt gives nothing
-// back, and Remaining as the limit's capacity; if the outcome was unknown it may have been charged all
-// the same. A cost above the capacity is denied with quota.Never, as always.
+// Such a decision is Allowed, [quota.FromOpen], with Charged 0 and At 0, so that a refund of its receipt
+// changes no state, and Remaining as the limit's capacity; if the outcome was unknown it may have been
+// charged all the same. A cost above the capacity is denied with quota.Never, as always.
 //
-// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was
-// not done, and an answer would hide that. So do all other errors, and those of a call whose context has
-// ended.
+// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was not
+// carried out, and an answer would hide that. All other errors pass too, and so does every error of a call
+// whose context has ended.
 //
 // A negative RetryAfter is refused by Wrap.
 func FailOpen(o *FailOptions) Policy { return newFail(o, quota.FromOpen) }
 
-// FailClosed returns the policy that a request is denied where the store cannot decide it, see
-// [FailOpen] for when that is. While it lasts nobody is admitted: for limits that protect something.
+// FailClosed returns the policy that a request is denied where the store cannot decide it, see [FailOpen] for
+// when that is. While it lasts every request is denied: use it for limits that are a protection.
 //
-// Such a decision is denied, [quota.FromClosed], with Remaining 0 and a RetryAfter that says when the
-// breaker inside probes the store next, or FailOptions.RetryAfter. If the outcome was unknown the request
-// may have been charged.
+// Such a decision is denied, [quota.FromClosed], with Remaining 0 and a RetryAfter that is the time until the
+// breaker inside probes the store next, or FailOptions.RetryAfter. If the outcome was unknown the request may
+// have been charged.
 func FailClosed(o *FailOptions) Policy { return newFail(o, quota.FromClosed) }
 
-// FailWithError returns the policy that errors are the caller's to deal with: it does nothing, and says
-// so where a policy must be named.
+// FailWithError returns the policy that every error of the store is returned to the caller. It is for
+// [Standard], which needs a policy for outages.
 func FailWithError() Policy { return failPolicy{source: quota.FromStore} }
 
 func newFail(o *FailOptions, source quota.Source) Policy {
@@ -65,10 +67,10 @@ type failPolicy struct {
 	source quota.Source
 }
 
-func (failPolicy) kind() kind    { return kindFallback }
-func (p failPolicy) tells() bool { return p.o.Notice != nil }
+func (failPolicy) kind() kind      { return kindFallback }
+func (p failPolicy) reports() bool { return p.o.Notice != nil }
 
-func (p failPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+func (p failPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	switch {
 	case p.source == quota.FromStore:
 		return inner, nil
@@ -79,7 +81,7 @@ func (p failPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
 	}
 	s := &fail{layer: layer{inner: inner, of: kindFallback}, o: p.o, source: p.source}
 	s.notes.tell = p.o.Notice
-	s.alarm = alarm{notifier: &s.notes, loud: at.loud, base: time.Now()}
+	s.alarm = alarm{notifier: &s.notes, on: alarms, base: time.Now()}
 	return s, nil
 }
 
@@ -110,7 +112,7 @@ func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decis
 		s.answered(out[0].Source)
 		return nil
 	}
-	if !asking(cs) || !s.answers(ctx, err) {
+	if !answerable(cs) || !s.answers(ctx, err) {
 		return err
 	}
 	for i := range cs {
@@ -122,13 +124,13 @@ func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decis
 // answers reports whether the policy answers in the place of err.
 func (s *fail) answers(ctx context.Context, err error) bool {
 	if !cannotDecide(ctx, err, s.o.Overloaded) {
-		s.alarm.see(err)
+		s.alarm.check(err)
 		return false
 	}
 	if !s.degraded.Load() && !s.degraded.Swap(true) {
-		text := "the store cannot decide: everything is admitted"
+		text := "the store cannot decide: every request is admitted"
 		if s.source == quota.FromClosed {
-			text = "the store cannot decide: everything is denied"
+			text = "the store cannot decide: every request is denied"
 		}
 		s.notes.send("degraded", text, err)
 	}
@@ -142,12 +144,19 @@ func (s *fail) answered(by quota.Source) {
 	}
 }
 
-// cannotDecide reports whether err says that the store cannot decide, to a caller who still wants to know.
+// cannotDecide reports whether err says that the store cannot decide, and the caller still waits for a
+// decision.
 func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 	if ended(ctx) {
 		return false
 	}
-	return errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrIndeterminate) || overloaded && errors.Is(err, quota.ErrOverloaded)
+	switch driver.Sentinel(err) {
+	case quota.ErrUnavailable, quota.ErrIndeterminate:
+		return true
+	case quota.ErrOverloaded:
+		return overloaded
+	}
+	return false
 }
 
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {

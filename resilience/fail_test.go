@@ -62,33 +62,33 @@ func TestFail(t *testing.T) {
 					}}
 					d, got := take(wrap(t, store, p), ctx, c.charge)
 					if c.passes && got != err || !c.passes && (got != nil || d != want) {
-						t.Errorf("%+v %v, want %+v", d, got, want)
+						t.Errorf("got %+v, %v; want %+v, or the store's error: %v", d, got, want, c.passes)
 					}
 				}
 			})
 		})
 	}
-	// A list: one decision each, and none where something else than a question is in it.
+	// A list: one decision each, and none where the list has a debit, refund or reset.
 	store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return granted, as(quota.ErrUnavailable) }}
 	s := wrap(t, store, resilience.FailOpen(nil))
 	out := make([]quota.Decision, 2)
 	cs := []quota.Charge{charge(1), {Limit: limit, Key: "b", Cost: 101}}
 	if err := s.TakeAll(bg, cs, out); err != nil || out[0] != open || out[1] != from(never, quota.FromOpen) || quota.Granted(out) {
-		t.Error(out, err)
+		t.Errorf("a list: got %+v, %v; want %+v and a denial for ever", out, err, open)
 	}
 	cs[1].Op = quota.OpRefund
 	wantErr(t, s.TakeAll(bg, cs, out), quota.ErrUnavailable)
 	// The receipt of an open decision gives nothing back.
 	if r := charge(5).Refund(open, open.Charged); r.Cost != 0 || r.From != quota.FromOpen {
-		t.Errorf("%+v", r)
+		t.Errorf("the refund of an open decision: got %+v, want cost 0", r)
 	}
-	// Errors are returned if so wanted.
+	// FailWithError returns errors.
 	store.answer = script(as(quota.ErrUnavailable))
 	_, err := wrap(t, store, resilience.FailWithError()).Take(bg, charge(1))
 	wantErr(t, err, quota.ErrUnavailable)
 }
 
-// TestFailClosedRetryAfter: it is the breaker's remaining delay, or what the options say.
+// TestFailClosedRetryAfter: it is the breaker's remaining delay, or that of the options.
 func TestFailClosedRetryAfter(t *testing.T) {
 	for _, b := range breakers {
 		t.Run(b.name, func(t *testing.T) {
@@ -99,7 +99,7 @@ func TestFailClosedRetryAfter(t *testing.T) {
 				}
 				time.Sleep(10 * time.Second)
 				if d, err := r.Take(bg, charge(1)); err != nil || d.RetryAfter != 20*time.Second {
-					t.Errorf("%+v %v", d, err)
+					t.Errorf("while open: got %+v, %v; want RetryAfter 20s", d, err)
 				}
 				time.Sleep(20 * time.Second)
 				r.inner.answer = func(context.Context, quota.Charge) (quota.Decision, error) {
@@ -109,11 +109,11 @@ func TestFailClosedRetryAfter(t *testing.T) {
 				go r.Take(bg, charge(1))
 				synctest.Wait()
 				if d, err := r.Take(bg, charge(1)); err != nil || d.RetryAfter != 7*time.Second {
-					t.Errorf("while probing: %+v %v", d, err)
+					t.Errorf("while probing: got %+v, %v; want RetryAfter 7s", d, err)
 				}
 				time.Sleep(time.Second + 1)
 				if d, err := r.Take(bg, charge(1)); err != nil || !d.Allowed {
-					t.Errorf("%+v %v", d, err)
+					t.Errorf("after the probe: got %+v, %v; want a grant", d, err)
 				}
 			})
 		})

@@ -14,43 +14,45 @@ import (
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// FailsafeOptions change what [Failsafe], [RetryFailsafe] and [HedgeFailsafe] make. The zero value, and
-// nil, take the defaults.
+// FailsafeOptions change the policies that [Failsafe], [RetryFailsafe] and [HedgeFailsafe] make. The zero
+// value, and nil, take the defaults.
 type FailsafeOptions struct {
-	// ProbeLimit is how long a probe of a circuit breaker may take; after it the breaker is opened again.
-	// 0 is DefaultDelay. A Timeout inside is sooner.
+	// ProbeLimit is how long a probe of a circuit breaker may take; after it the breaker is opened again. 0
+	// is DefaultDelay. A Timeout inside ends the probe sooner.
 	ProbeLimit time.Duration
-	// Notice is told the changes of state of a circuit breaker, as "breaker", in order; as
-	// "misconfigured", at most once a minute, of a store that is, where a circuit breaker stands
-	// outermost; as "repeat", that a policy of an unknown kind tried to repeat a charge without a request
-	// id; and as "panic", that a hedge which nobody waits for panicked in the store. Where it is nil, nobody
-	// is told, and such a panic ends the program.
+	// Notice receives "breaker" at each change of state of a circuit breaker, in order; "misconfigured", at
+	// most once a minute, if the store is misconfigured and the circuit breaker is the outermost policy that
+	// may report it; "repeat" when a policy of an unknown kind tried to repeat a charge without a request id;
+	// and "panic" when a hedge that no caller waits for panicked in the store. If it is nil such a panic ends
+	// the program.
 	Notice func(quota.Notice)
 }
 
-// Failsafe returns a failsafe-go policy as a policy of this package: a circuit breaker takes the place of
+// Failsafe returns a failsafe-go policy as a policy of this package: a circuit breaker takes the position of
 // [Breaker]; a bulkhead, rate limiter, adaptive limiter or throttler, and any policy of the program's own,
-// takes that of [Bulkhead]. A policy of failsafe-go has its state in itself: give each store one of its own.
+// takes that of [Bulkhead]. A policy of failsafe-go keeps its state in itself, so each store must get one of
+// its own.
 //
-// What counts as a failure is what [Breaker] says, whatever the policy's conditions: they are asked about
-// those errors alone, and about results; every other error looks to the policy like an empty result.
-// The result of a call, a list or not, is a quota.Result.
+// Failures are those that [Breaker] lists, whatever the policy's conditions: these see only such errors, and
+// results; every other error looks to the policy like an empty result. The result of a call, a list or not,
+// is a quota.Result.
 //
-// A circuit breaker is driven by hand, so that it is free of these faults: a panic or a probe that hangs
-// takes its permit for good; results from before it opened count while it is half-open; and what says
-// nothing of the store's health, such as a caller's cancellation, counts as a success. Its conditions are
-// not asked at all. A panic in any other policy is caught and goes on once the policy has seen the call
-// end; after runtime.Goexit in the store the policy's permit is lost, unless a [Timeout] hands calls over.
+// A circuit breaker is driven by hand, which avoids these faults: a panic or a probe that hangs takes its
+// permit for good; results from before it opened count while it is half-open; and an error without bearing on
+// the store's health, such as a caller's cancellation, counts as a success. Its conditions are not evaluated
+// at all. A panic under any other policy is caught and goes on once the policy has seen the call end; after
+// runtime.Goexit in the store the policy's permit is lost, unless a [Timeout] hands calls over.
 //
-// What the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
-// quota.ErrUnavailable and [ErrOpen] if it is a circuit breaker.
+// A call that the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
+// quota.ErrUnavailable and [ErrOpen] if the policy is a circuit breaker.
 //
 // Wrap refuses retry and hedge policies, which have constructors of their own; failsafe-go's timeout, which
-// returns when the store does and not before: use [Timeout]; its fallback and its cache, whose decisions
-// nobody made: use [FailOpen], [FailClosed] or a fallback store. A policy that nevertheless repeats a charge without a
-// request id gets the answer to the first attempt again.
+// returns when the store does and not before: use [Timeout]; and its fallback and its cache, whose decisions
+// no store made: use [FailOpen], [FailClosed] or [Fallback]. A policy that nevertheless repeats a charge
+// without a request id gets the answer to the first attempt again.
 func Failsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	k := kindBulkhead
 	if _, ok := p.(circuitbreaker.CircuitBreaker[quota.Result]); ok {
@@ -59,21 +61,22 @@ func Failsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	return newFailsafe(p, o, k)
 }
 
-// RetryFailsafe returns a failsafe-go retry policy in the place of [Retry]. It applies to peeks and to
-// charges with a request id; every other charge goes straight through, once. See [Failsafe] for what it is
-// asked about, and [Retry] for the error where an attempt had an unknown outcome.
+// RetryFailsafe returns a failsafe-go retry policy in the position of [Retry]. It applies to peeks and to
+// charges with a request id; every other charge is sent once. See [Failsafe] for the errors and results that
+// its conditions see, and [Retry] for the error where an attempt had an unknown outcome.
 //
-// Nothing bounds its attempts and pauses together but the policy's own maximum duration: each attempt has
-// its timeout. Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
+// Each attempt has its timeout, but only the policy's own maximum duration bounds its attempts and pauses
+// together. Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
 func RetryFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	return newFailsafe(p, o, kindRetry)
 }
 
 // HedgeFailsafe returns a failsafe-go hedge policy: a second attempt where the first is slow, and the answer
-// that comes first. It applies to peeks and to charges with a request id; every other charge goes straight
-// through, once. The attempt that lost is cancelled and ends by its timeout; Close waits for it.
+// that comes first. It applies to peeks and to charges with a request id; every other charge is sent once.
+// The attempt that lost is cancelled and ends by its timeout; Close waits for it.
 //
-// A panic in an attempt that is waited for is the caller's. Wrap refuses other kinds of policies, and a stack without a [Timeout] inside.
+// A panic in an attempt that the caller waits for happens in the caller's goroutine too. Wrap refuses other
+// kinds of policies, and a stack without a [Timeout] inside.
 func HedgeFailsafe(p failsafe.Policy[quota.Result], o *FailsafeOptions) Policy {
 	return newFailsafe(p, o, kindHedge)
 }
@@ -91,19 +94,19 @@ type failsafePolicy struct {
 	k kind
 }
 
-func (p failsafePolicy) kind() kind  { return p.k }
-func (p failsafePolicy) tells() bool { return p.k == kindBreaker && p.o.Notice != nil }
+func (p failsafePolicy) kind() kind    { return p.k }
+func (p failsafePolicy) reports() bool { return p.k == kindBreaker && p.o.Notice != nil }
 
-// unfit says why failsafe-go's policies do not fit where they were given.
+// unfit gives the reason why a policy of failsafe-go is refused.
 var unfit = map[string]string{
 	"timeout":     "it returns when the store does, not when the time is up; accepted: Timeout",
-	"fallback":    "nobody made its decisions; accepted: FailOpen, FailClosed or a fallback store",
+	"fallback":    "no store made its decisions; accepted: FailOpen, FailClosed or Fallback",
 	"cachepolicy": "a decision holds for one charge; accepted: DenialMemory",
 	"retrypolicy": "a charge without a request id must not be repeated; accepted: RetryFailsafe, which repeats no other",
 	"hedgepolicy": "a charge without a request id must not be repeated; accepted: HedgeFailsafe, which repeats no other",
 }
 
-// native returns the package that a policy of failsafe-go is of, or "" for any other.
+// native returns the package of failsafe-go in which a policy is made, or "" for a policy of another origin.
 func native(p any) string {
 	t := reflect.TypeOf(p)
 	for t.Kind() == reflect.Pointer {
@@ -115,7 +118,7 @@ func native(p any) string {
 	return ""
 }
 
-func (p failsafePolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+func (p failsafePolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	if p.p == nil {
 		return nil, invalid("the failsafe-go policy is nil", "a policy")
 	}
@@ -133,7 +136,7 @@ func (p failsafePolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
 		}
 	}
 	if cb, ok := p.p.(circuitbreaker.CircuitBreaker[quota.Result]); ok {
-		return newFailsafeBreaker(cb, p.o, inner, at), nil
+		return newFailsafeBreaker(cb, p.o, inner, alarms), nil
 	}
 	s := &failsafeStore{layer: layer{inner: inner, of: p.k}, exec: failsafe.With(p.p)}
 	s.notes.tell = p.o.Notice
@@ -164,7 +167,7 @@ func (s *failsafeStore) TakeAll(ctx context.Context, cs []quota.Charge, out []qu
 	if s.of != kindBulkhead && !repeatable(cs) {
 		return s.inner.TakeAll(ctx, cs, out)
 	}
-	// A hedge that lost may read the charges after the call returned.
+	// A hedge that lost may read the charges after the call has returned.
 	return s.do(ctx, &execution{cs: append([]quota.Charge(nil), cs...)}, out)
 }
 
@@ -175,14 +178,14 @@ type execution struct {
 
 	mu       sync.Mutex
 	attempts []*attempt
-	over     bool // nobody waits any more
+	returned bool // the caller no longer waits
 }
 
-// attempt is one call to the store, and what became of it once done is closed.
+// attempt is one call to the store. Its result may be read once done is closed.
 type attempt struct {
 	ds     []quota.Decision
 	err    error
-	hidden bool // the policy was told of a result, not of err
+	hidden bool // the policy sees a result in place of err
 	panic  *Panic
 	done   chan struct{}
 }
@@ -197,23 +200,17 @@ func (a *attempt) ended() bool {
 }
 
 func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decision) error {
-	if err := ctx.Err(); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return err
-	}
-	if s.closed.Load() {
-		return errClosed
 	}
 	r, err := s.exec.WithContext(ctx).GetWithExecution(func(e failsafe.Execution[quota.Result]) (quota.Result, error) {
 		return s.attempt(ctx, e.Context(), x)
 	})
 	x.mu.Lock()
-	x.over = true
+	x.returned = true
 	attempts := x.attempts
 	x.mu.Unlock()
-	unknown, peeks := false, true
-	for i := range x.cs {
-		peeks = peeks && x.cs[i].Op == quota.OpPeek
-	}
+	unknown := false
 	var last, chosen *attempt
 	for _, a := range attempts {
 		if !a.ended() {
@@ -230,8 +227,8 @@ func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decisi
 		}
 	}
 	switch {
-	case err != nil && !classified(err) && last != nil:
-		chosen = last // the policy gave up, and the last answer is what it has
+	case err != nil && driver.Sentinel(err) == nil && last != nil:
+		chosen = last // the policy gave up, so the last answer counts
 	case err == nil && chosen == nil:
 		err = fmt.Errorf("resilience: %w: a failsafe-go policy answered in the store's place", quota.ErrMisconfigured)
 	case err != nil:
@@ -241,7 +238,7 @@ func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decisi
 		err = chosen.err
 	}
 	if err != nil {
-		return still(unknown && !peeks, err)
+		return afterAttempts(unknown && !driver.OnlyPeeks(x.cs), err)
 	}
 	copy(out, chosen.ds)
 	return nil
@@ -251,7 +248,7 @@ func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decisi
 func (s *failsafeStore) attempt(caller, ctx context.Context, x *execution) (quota.Result, error) {
 	a := &attempt{ds: make([]quota.Decision, len(x.cs)), done: make(chan struct{})}
 	x.mu.Lock()
-	if x.over {
+	if x.returned {
 		x.mu.Unlock()
 		return quota.Result{}, context.Canceled
 	}
@@ -260,7 +257,7 @@ func (s *failsafeStore) attempt(caller, ctx context.Context, x *execution) (quot
 		x.mu.Unlock()
 		s.notes.send("repeat", "a policy tried to repeat a charge without a request id; it was not repeated", nil)
 		<-first.done
-		return first.tell()
+		return first.result()
 	}
 	x.attempts = append(x.attempts, a)
 	x.mu.Unlock()
@@ -273,17 +270,17 @@ func (s *failsafeStore) attempt(caller, ctx context.Context, x *execution) (quot
 			}
 		}
 		x.mu.Lock()
-		orphan := x.over
+		abandoned := x.returned
 		close(a.done)
 		x.mu.Unlock()
 		s.count(-1)
-		if a.panic != nil && orphan {
-			s.notes.lost(a.panic)
+		if a.panic != nil && abandoned {
+			s.notes.abandonedPanic(a.panic)
 		}
 	}()
 	s.call(caller, ctx, x, a)
 	returned = true
-	return a.tell()
+	return a.result()
 }
 
 func (s *failsafeStore) call(caller, ctx context.Context, x *execution, a *attempt) {
@@ -295,8 +292,8 @@ func (s *failsafeStore) call(caller, ctx context.Context, x *execution, a *attem
 	a.hidden = judge(caller, a.err) == unrelated
 }
 
-// tell returns what the policy is told of an attempt.
-func (a *attempt) tell() (quota.Result, error) {
+// result returns the result of an attempt as the policy sees it.
+func (a *attempt) result() (quota.Result, error) {
 	if a.err != nil && !a.hidden {
 		return quota.Result{}, a.err
 	}
@@ -307,10 +304,10 @@ func (a *attempt) tell() (quota.Result, error) {
 	return r, nil
 }
 
-// translate returns an error of an executor as one of this library's.
+// translate returns an executor's error as one of package quota's.
 func translate(ctx context.Context, err error, attempts int) error {
 	switch {
-	case classified(err):
+	case driver.Sentinel(err) != nil:
 		return err
 	case attempts > 0: // and none has ended
 		return fmt.Errorf("resilience: %w: %w", quota.ErrIndeterminate, err)
@@ -322,6 +319,7 @@ func translate(ctx context.Context, err error, attempts int) error {
 	return fmt.Errorf("resilience: %w: %w: %w", quota.ErrOverloaded, ErrRejected, err)
 }
 
+// count adds n to the attempts that are running.
 func (s *failsafeStore) count(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -332,13 +330,13 @@ func (s *failsafeStore) count(n int) {
 	}
 }
 
-// Close closes the store inside and waits for attempts that nobody waits for any more, which have their timeout.
+// Close closes the store inside and waits for the attempts that were abandoned, which end by their timeout.
 func (s *failsafeStore) Close() error {
-	if s.closed.Swap(true) {
+	if !s.gate.Close() {
 		return nil
 	}
 	err := s.inner.Close()
-	t, ok := find[interface{ bound() time.Duration }](s.inner)
+	t, ok := driver.Find[bounded](s.inner)
 	if !ok {
 		return err // only a hedge leaves attempts, and has a timeout inside
 	}
@@ -367,13 +365,13 @@ type failsafeBreaker struct {
 	layer
 	cb    circuitbreaker.CircuitBreaker[quota.Result]
 	limit time.Duration
-	witness
+	monitor
 
 	mu    sync.Mutex
 	last  circuitbreaker.State // the latest state seen
 	epoch uint64               // counts the changes of state
-	// Of the present half-open state: permits of probes that said nothing, which there is no way to give
-	// back, so the next probe takes them; and when the probes under way began.
+	// spare counts the permits of probes without a verdict, in the present half-open state: failsafe-go
+	// cannot take them back, so the next probes use them. probes are those in flight.
 	spare  int
 	probes map[*probe]struct{}
 }
@@ -385,48 +383,50 @@ func (b *failsafeBreaker) state() string {
 	return b.cb.State().String()
 }
 
-// probe is a call's permit.
+// probe is the permit of a call.
 type probe struct {
 	epoch uint64
 	began time.Time
 }
 
-func newFailsafeBreaker(cb circuitbreaker.CircuitBreaker[quota.Result], o FailsafeOptions, inner quota.Store, at place) *failsafeBreaker {
-	b := &failsafeBreaker{layer: layer{inner: inner, of: kindBreaker}, cb: cb, limit: o.ProbeLimit, last: cb.State(), probes: map[*probe]struct{}{}}
+func newFailsafeBreaker(cb circuitbreaker.CircuitBreaker[quota.Result], o FailsafeOptions, inner quota.Store, alarms bool) *failsafeBreaker {
+	b := &failsafeBreaker{
+		layer: layer{inner: inner, of: kindBreaker}, cb: cb, limit: o.ProbeLimit, last: cb.State(), probes: map[*probe]struct{}{},
+	}
 	if b.limit == 0 {
 		b.limit = DefaultDelay
 	}
 	b.notes.tell = o.Notice
-	b.alarm = alarm{notifier: &b.notes, loud: at.loud, base: time.Now()}
+	b.alarm = alarm{notifier: &b.notes, on: alarms, base: time.Now()}
 	return b
 }
 
 func (b *failsafeBreaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	p, err := b.enter()
+	p, err := b.allow()
 	if err != nil {
 		return d, err
 	}
 	o := failed // where the store does not return
-	defer func() { b.leave(p, o) }()
+	defer func() { b.done(p, o) }()
 	d, err = b.inner.Take(ctx, c)
 	o = b.judge(ctx, err)
 	return d, err
 }
 
 func (b *failsafeBreaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	p, err := b.enter()
+	p, err := b.allow()
 	if err != nil {
 		return err
 	}
 	o := failed
-	defer func() { b.leave(p, o) }()
+	defer func() { b.done(p, o) }()
 	err = b.inner.TakeAll(ctx, cs, out)
 	o = b.judge(ctx, err)
 	return err
 }
 
-// see notes the breaker's state and returns the epoch. The caller holds the lock.
-func (b *failsafeBreaker) see(state circuitbreaker.State) uint64 {
+// observe notes the breaker's state and returns the epoch. The caller holds the lock.
+func (b *failsafeBreaker) observe(state circuitbreaker.State) uint64 {
 	if state != b.last {
 		b.last = state
 		b.epoch++
@@ -437,10 +437,10 @@ func (b *failsafeBreaker) see(state circuitbreaker.State) uint64 {
 	return b.epoch
 }
 
-// enter asks for a permit.
-func (b *failsafeBreaker) enter() (*probe, error) {
+// allow asks for a permit.
+func (b *failsafeBreaker) allow() (*probe, error) {
 	b.mu.Lock()
-	b.see(b.cb.State())
+	b.observe(b.cb.State())
 	if b.spare > 0 {
 		b.spare--
 		p := b.begin()
@@ -448,11 +448,11 @@ func (b *failsafeBreaker) enter() (*probe, error) {
 		return p, nil
 	}
 	b.mu.Unlock()
-	// Not under the lock: it calls the program's listeners.
+	// Not under the lock, because it calls the program's listeners.
 	permitted := b.cb.TryAcquirePermit()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.see(b.cb.State())
+	b.observe(b.cb.State())
 	if permitted {
 		return b.begin(), nil
 	}
@@ -462,15 +462,15 @@ func (b *failsafeBreaker) enter() (*probe, error) {
 				b.mu.Unlock()
 				b.cb.Open()
 				b.mu.Lock()
-				b.see(b.cb.State())
+				b.observe(b.cb.State())
 				break
 			}
 		}
 	}
-	return nil, b.unless(&openError{b.cb.RemainingDelay()})
+	return nil, b.orClosed(&openError{b.cb.RemainingDelay()})
 }
 
-// begin notes a call that has a permit. The caller holds the lock.
+// begin returns the permit of a call that may be made. The caller holds the lock.
 func (b *failsafeBreaker) begin() *probe {
 	p := &probe{epoch: b.epoch}
 	if b.last == circuitbreaker.HalfOpenState {
@@ -480,10 +480,10 @@ func (b *failsafeBreaker) begin() *probe {
 	return p
 }
 
-// leave tells the breaker how a call ended, unless its state is another by now.
-func (b *failsafeBreaker) leave(p *probe, o outcome) {
+// done reports the outcome of a call to the breaker, unless its state has changed since the call began.
+func (b *failsafeBreaker) done(p *probe, o outcome) {
 	b.mu.Lock()
-	stale := b.see(b.cb.State()) != p.epoch
+	stale := b.observe(b.cb.State()) != p.epoch
 	delete(b.probes, p)
 	if !stale && o == unrelated && b.last == circuitbreaker.HalfOpenState {
 		b.spare++
@@ -498,6 +498,6 @@ func (b *failsafeBreaker) leave(p *probe, o outcome) {
 		b.cb.RecordSuccess()
 	}
 	b.mu.Lock()
-	b.see(b.cb.State())
+	b.observe(b.cb.State())
 	b.mu.Unlock()
 }

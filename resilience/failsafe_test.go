@@ -41,13 +41,13 @@ func TestFailsafeSees(t *testing.T) {
 			asked = append(asked, nil)
 		}
 		if len(asked) != 1 || (asked[0] != nil) != (f.counts == "failed") {
-			t.Errorf("%s: the policy was asked about %v", f.name, asked)
+			t.Errorf("%s: the policy saw the errors %v, want one only where the fault counts as failed (%s)", f.name, asked, f.counts)
 		}
 		if f.counts == "healthy" && (len(results[0].Decisions) != 1 || results[0].Granted != (f.name == "grant")) {
-			t.Errorf("%s: the policy was asked about %+v", f.name, results)
+			t.Errorf("%s: the policy saw the results %+v, want one decision", f.name, results)
 		}
 		if want := (f.counts != "healthy"); (err != nil) != want {
-			t.Errorf("%s: the caller got %v", f.name, err)
+			t.Errorf("%s: the caller got %v, want an error: %v", f.name, err, want)
 		}
 	}
 }
@@ -66,27 +66,27 @@ func TestFailsafeAny(t *testing.T) {
 				s := wrap(t, store, resilience.Failsafe(p, nil))
 				for range 3 {
 					if d, err := take(s, bg, charge(1)); !errors.Is(err, adaptivethrottler.ErrExceeded) && (err != nil || d != granted) {
-						t.Fatal(d, err)
+						t.Fatalf("got %+v, %v; want %+v", d, err, granted)
 					}
 					cause := as(quota.ErrMisconfigured)
 					store.answer = script(cause)
 					if _, err := take(s, bg, charge(1)); err != cause {
-						t.Errorf("%v", err)
+						t.Errorf("got %v, want %v", err, cause)
 					}
 					store.answer = script(as(quota.ErrIndeterminate))
 					if _, err := take(s, bg, charge(1)); !errors.Is(err, quota.ErrIndeterminate) {
-						t.Errorf("%v", err)
+						t.Errorf("got %v, want ErrIndeterminate", err)
 					}
 					store.answer = nil
 					for range 50 { // a throttler refuses after failures
 						if _, err := take(s, bg, charge(1)); err != nil && (name != "adaptive throttler" || !errors.Is(err, resilience.ErrRejected)) {
-							t.Errorf("%v", err)
+							t.Errorf("a store that is well: got %v, want a grant", err)
 						}
 					}
 					func() {
 						defer func() {
 							if v, ok := recover().(*resilience.Panic); !ok || v.Value != "test" {
-								t.Errorf("recovered %v", v)
+								t.Errorf("recovered: got %v, want a *Panic of \"test\"", v)
 							}
 						}()
 						store.answer = func(context.Context, quota.Charge) (quota.Decision, error) { panic("test") }
@@ -97,7 +97,7 @@ func TestFailsafeAny(t *testing.T) {
 				ended, cancel := context.WithCancel(bg)
 				cancel()
 				if _, err := take(s, ended, charge(1)); err != context.Canceled {
-					t.Errorf("%v", err)
+					t.Errorf("with an ended context: got %v, want %v", err, context.Canceled)
 				}
 			})
 		})
@@ -126,12 +126,12 @@ func TestFailsafeRepeat(t *testing.T) {
 			wantErr(t, err, quota.ErrUnavailable)
 			synctest.Wait()
 			if all := n.take(); store.called() != 1 || len(all) == 0 || all[0].Name != "repeat" {
-				t.Errorf("%d calls, %+v", store.called(), all)
+				t.Errorf("without an id: got %d calls and the notices %+v, want 1 call and \"repeat\"", store.called(), all)
 			}
 			s.Take(bg, withID(charge(1), "i"))
 			time.Sleep(time.Second)
 			if store.called() < 3 {
-				t.Errorf("%d calls, with an id", store.called())
+				t.Errorf("with an id: got %d calls, want 3 or more", store.called())
 			}
 			s.Close()
 		})
@@ -146,7 +146,7 @@ func TestRetryFailsafe(t *testing.T) {
 	_, err := s.Take(bg, withID(charge(1), "i"))
 	wantErr(t, err, quota.ErrUnavailable)
 	if store.called() != 1 {
-		t.Errorf("%d calls", store.called())
+		t.Errorf("calls: got %d, want 1", store.called())
 	}
 	// Conditions on results: denials can be tried again, and the last one is the answer.
 	denied := quota.Decision{Limit: 100, RetryAfter: time.Second}
@@ -154,7 +154,7 @@ func TestRetryFailsafe(t *testing.T) {
 	p = retrypolicy.NewBuilder[result]().HandleIf(func(r result, err error) bool { return err == nil && !r.Granted }).WithMaxRetries(2).WithDelay(1).Build()
 	s = wrap(t, store, resilience.RetryFailsafe(p, nil), resilience.Timeout(time.Minute, nil))
 	if d, err := s.Take(bg, withID(charge(1), "i")); err != nil || d != denied || store.called() != 3 {
-		t.Errorf("%+v %v after %d calls", d, err, store.called())
+		t.Errorf("got %+v, %v after %d calls; want %+v after 3", d, err, store.called(), denied)
 	}
 	// A panic ends it.
 	store = &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { panic("test") }}
@@ -162,7 +162,7 @@ func TestRetryFailsafe(t *testing.T) {
 	func() {
 		defer func() {
 			if p, ok := recover().(*resilience.Panic); !ok || p.Value != "test" || store.called() != 1 {
-				t.Errorf("recovered %v after %d calls", p, store.called())
+				t.Errorf("recovered: got %v after %d calls, want a *Panic of \"test\" after 1", p, store.called())
 			}
 		}()
 		s.Take(bg, withID(charge(1), "i"))
@@ -178,7 +178,7 @@ func TestRetryFailsafe(t *testing.T) {
 			_, err := s.Take(ctx, withID(charge(1), "i"))
 			wantErr(t, err, c)
 			if time.Since(start) != time.Second {
-				t.Error(time.Since(start))
+				t.Errorf("the caller left after %v, want 1s", time.Since(start))
 			}
 		}
 	})
@@ -235,22 +235,22 @@ func TestHedge(t *testing.T) {
 			start := time.Now()
 			d, err := s.Take(bg, c.charge)
 			if took := time.Since(start); took != c.took || !errors.Is(err, c.err) || err == nil && d != c.d || c.store.called() != c.calls {
-				t.Errorf("%s: %+v %v after %v and %d calls", c.name, d, err, took, c.store.called())
+				t.Errorf("%s: got %+v, %v after %v and %d calls; want %+v, %v after %v and %d", c.name, d, err, took, c.store.called(), c.d, c.err, c.took, c.calls)
 			}
 			if err := s.Close(); err != nil {
-				t.Errorf("%s: %v", c.name, err)
+				t.Errorf("%s: Close: got %v, want no error", c.name, err)
 			}
 		}
 		synctest.Wait()
 		if all := n.take(); len(all) > 0 { // a charge without an id does not reach the policy at all
-			t.Errorf("%+v", all)
+			t.Errorf("notices: got %+v, want none", all)
 		}
 		// Lists: the caller's slices are its own as soon as the call returned.
 		store := &stub{prompt: true, answerAll: func(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			time.Sleep(20 * ms)
 			for i := range out {
 				if cs[i].Limit == nil {
-					t.Error("the store sees the caller's charges")
+					t.Error("the store sees the caller's charges, want copies")
 				}
 				out[i] = quota.Decision{Allowed: true, Limit: 1, Remaining: int64(len(cs[i].Key))}
 			}
@@ -260,12 +260,12 @@ func TestHedge(t *testing.T) {
 		cs := []quota.Charge{{Limit: limit, Key: "a", ID: "i"}, {Limit: limit, Key: "a/bc", ID: "i"}}
 		out := make([]quota.Decision, 2)
 		if err := s.TakeAll(bg, cs, out); err != nil || out[0].Remaining != 1 || out[1].Remaining != 4 {
-			t.Error(out, err)
+			t.Errorf("a list: got %+v, %v; want 1 and 4 remaining", out, err)
 		}
 		cs[0], cs[1], out[0], out[1] = quota.Charge{}, quota.Charge{}, granted, granted
 		time.Sleep(time.Second)
 		if out[0] != granted || out[1] != granted || store.called() != 2 {
-			t.Errorf("%v after %d calls", out, store.called())
+			t.Errorf("the caller's slice after the call: got %+v after %d calls, want it unchanged after 2", out, store.called())
 		}
 		// Close waits for the attempt that lost.
 		store = answers(answer{100 * ms, granted, nil}, answer{5 * ms, other, nil})
@@ -274,7 +274,7 @@ func TestHedge(t *testing.T) {
 		s.Take(bg, withID(charge(1), "i"))
 		start := time.Now()
 		if err := s.Close(); err != nil || time.Since(start) != 85*ms {
-			t.Errorf("%v after %v", err, time.Since(start))
+			t.Errorf("Close: got %v after %v, want no error after 85ms", err, time.Since(start))
 		}
 		for range 2 {
 			if err := s.Close(); err != nil {
@@ -290,7 +290,7 @@ func TestHedge(t *testing.T) {
 		s.Take(bg, withID(charge(1), "i"))
 		start = time.Now()
 		if err := s.Close(); err == nil || !strings.Contains(err.Error(), "1 attempts") || time.Since(start) != time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
+			t.Errorf("Close: got %v after %v, want an error of 1 attempt after 1s", err, time.Since(start))
 		}
 		time.Sleep(time.Hour)
 		// A caller who leaves while both are under way.
@@ -307,7 +307,7 @@ func TestHedge(t *testing.T) {
 		func() {
 			defer func() {
 				if p, ok := recover().(*resilience.Panic); !ok || p.Value != "test" || !strings.Contains(p.Error(), "TestHedge") {
-					t.Errorf("recovered %v", p)
+					t.Errorf("recovered: got %v, want a *Panic of \"test\" with the stack", p)
 				}
 			}()
 			s.Take(bg, withID(charge(1), "i"))
@@ -317,11 +317,11 @@ func TestHedge(t *testing.T) {
 			store.prompt = prompt
 			s = wrap(t, store, hedge(&resilience.FailsafeOptions{Notice: n.add}), resilience.Timeout(time.Second, &resilience.TimeoutOptions{Notice: n.add}))
 			if d, err := s.Take(bg, withID(charge(1), "i")); err != nil || d != other {
-				t.Error(d, err)
+				t.Errorf("got %+v, %v; want %+v", d, err, other)
 			}
 			time.Sleep(time.Second)
 			if all := n.take(); len(all) != 1 || all[0].Name != "panic" {
-				t.Errorf("%+v", all)
+				t.Errorf("notices: got %+v, want one \"panic\"", all)
 			}
 		}
 	})
@@ -345,7 +345,7 @@ func TestFailsafeNotSent(t *testing.T) {
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
 		if _, err := s.Take(ctx, charge(1)); err != context.DeadlineExceeded || store.called() != 1 {
-			t.Errorf("%v after %d calls", err, store.called())
+			t.Errorf("got %v after %d calls, want %v after 1", err, store.called(), context.DeadlineExceeded)
 		}
 		close(hold)
 		// A circuit breaker that hides in a policy of another kind.
@@ -362,6 +362,6 @@ func TestFailsafeForged(t *testing.T) {
 	_, err := s.Take(bg, charge(1))
 	wantErr(t, err, quota.ErrMisconfigured)
 	if d, err := s.Take(bg, charge(1)); err != nil || d != granted {
-		t.Error(d, err)
+		t.Errorf("got %+v, %v; want %+v", d, err, granted)
 	}
 }

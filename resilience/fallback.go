@@ -18,89 +18,44 @@ import (
 // DefaultFallbackKeys is FallbackOptions.MaxKeys unless options say otherwise.
 const DefaultFallbackKeys = 1 << 17
 
-// FallbackOptions change what [Fallback] makes. The zero value, and nil, take the defaults.
+// FallbackOptions change the policy that [Fallback] makes. The zero value, and nil, take the defaults.
 type FallbackOptions struct {
-	// MaxKeys bounds the limits and keys that account is kept of, rounded up to a multiple of 64; 0 is
-	// DefaultFallbackKeys. An account takes some 250 bytes beside the key's own text.
+	// MaxKeys bounds the keys whose state is kept, each limit of a key counted by itself, and is rounded up
+	// to a multiple of 64; 0 is DefaultFallbackKeys. A state takes some 250 bytes beside the key's own text.
 	MaxKeys int
-	// Notice is told, as "fallback", that decisions are made on this instance's share, and that they are
-	// the store's again: the former at once, the latter when the store has answered everything for some
-	// seconds. And as "misconfigured", at most once a minute, of a store that is. nil is nobody.
+	// Notice receives "fallback" when decisions are made on this instance's share, at once, and when they are
+	// the store's again, after it has answered every call for some seconds; and "misconfigured", at most once
+	// a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
-// Instances is the number of instances of a fleet that does not change, for [Fallback].
+// Instances returns a function for [Fallback] that reports n, the size of a fleet that does not change.
 func Instances(n int64) func() int64 { return func() int64 { return n } }
 
-// Fallback returns the policy that decisions the primary, which is everything inside, cannot make are made
-// by another store, on this instance's share of the limit: one n-th, where instances reports n, the number
-// of instances now. The store is usually a local.New(nil), and is the policy's own, for one primary: Close closes both.
+// Fallback returns the policy that, where the store and the policies inside (the primary) cannot decide,
+// another store decides on this instance's share of the limit: one n-th, where instances reports n, the
+// number of instances now. The other store is usually a local.New(nil) and must serve this policy alone;
+// Close closes both.
 //
-// That is where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded
-// (of a bulkhead, a pool or the store: who cannot be asked in time cannot be asked) or an error that the
-// contract does not know, and the caller's own context has not ended. All other errors pass. The
-// decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share. A cost
-// above the share is denied, with a RetryAfter that is a guess where the whole limit could admit it.
-//
-// # What is kept
-//
-// For each limit and key the policy keeps what the primary last said, and what was admitted here and not
-// yet charged there. So
-//
-//   - the share is warm: when a key is first decided here it has one n-th of what the primary had left for it,
-//     refill since then counted in: an exhausted key stays exhausted. From then on it refills at the
-//     share's rate, until the primary serves the key again;
-//   - what is admitted here is charged to the primary in front of the key's next call that reaches it,
-//     exactly once, into debt if need be (Spec.Debt says how far). Such a call makes two requests, within one
-//     timeout of the [Timeout] inside; if the outcome of the first is unknown, the key's next call
-//     repeats it under the same id. A repeat that comes more than quota.IDWindow after the first may charge
-//     twice, and so deny too much. Other calls of the key do not wait for it. A list pays for all its keys,
-//     those of one group in one request;
-//   - until that is done the key gets no fresh share: if the primary fails again it goes on with what it had
-//     left, in whole tokens, without refill for the time in between.
-//
-// An account is dropped when nothing is owed and the quota is whole by what the primary said. When MaxKeys
-// are kept that cannot be dropped, keys without an account are denied here; as are, for as long as they might be
-// exhausted, keys that were left out then and others that share their fate by hash.
-//
-// # The bound
-//
-// Of one limit and key, a token bucket of capacity B and rate r, the fleet admits in a time T at most
+// A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
+// the primary exactly once, in front of the key's next call that reaches it, into debt if need be; before
+// that the key gets no fresh share. So of a token bucket of B tokens, r more each second, the fleet admits in
+// T seconds at most
 //
 //	B + r·T + Σ(b_i + r_i·T_i) + (B + Σ b_i) per loss of the primary's state + b_i per restart of instance i
 //
-// however often the primary comes and goes, where b_i and r_i are the share of instance i, the largest if it
-// changes, and T_i the time in which i serves the key in the primary's place: from a decision made here until
-// the primary next answers i for that key, and one tick of the rule each time. It holds where instances never
-// report fewer than there are, where B is at least their number, and while debt stays above Spec.Debt.
+// tokens, where b_i and r_i are the share of instance i, and T_i the seconds in which it decides in the
+// primary's place. instances must not report fewer than there are, and B must be at least their number.
+// docs/design/fallback.md has the proof, the other conditions, and the rules for refunds, resets and request
+// ids.
 //
-// The argument. Every token admitted is charged to the primary, or owed. Let t be the last time at which the
-// primary's deficit was B or less: it charged up to t at most B + r·t. Later it admits nothing, so what
-// it is charged after t, and what is owed at the end, was admitted by the instances. Of instance i that
-// is whole episodes, an episode being the time between two reconciliations, in which the share is
-// never raised but by refill, r_i times its part of T_i. In the first that is charged after t the share
-// began with at most b_i. Each later one begins with what the primary said after the reconciliation before, so
-// after t, when nothing was left: with one n-th of the refill that the primary had from then on. These times
-// do not overlap for one instance, so all n of them together get at most r·(T-t) of it, which is the rest of r·T.
+// It decides where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded
+// or an error that the contract does not know, while the caller's own context has not ended. All other errors
+// pass. Its decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share. A
+// cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
 //
-// A loss of state begins this anew: with the consumption, up to B, the primary forgets the debt by which
-// shares of before were paid for, up to Σ b_i of it unrepaid; hot keys, of whose quota nothing is left when the
-// primary fails, have none. A restarted instance is another one.
-//
-// # Operations
-//
-// Takes and debits are admitted as the share's rule says; debits count as admitted. A refund of a
-// receipt that is FromFallback lowers what is owed; once that was charged, the refund goes to the primary, as
-// of the time of that charge. During an outage a refund that belongs to the primary, of a receipt FromStore or of
-// one that was charged since, fails with the primary's error, and so does a reset: nothing has changed
-// then, and where that error is not ErrIndeterminate it may be repeated later. A reset that the primary
-// did forgives what is owed, too.
-//
-// A request id is passed to the store that decides. So it is exactly-once on either side; an id that both
-// see, one after the other, is charged by both.
-//
-// Wrap refuses a nil store, nil instances or fewer than one, and negative MaxKeys. A limit whose
-// algorithm is no [driver.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
+// Wrap refuses a nil store, nil instances or fewer than one, and negative MaxKeys. A limit whose algorithm is
+// no [driver.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
 func Fallback(store quota.Store, instances func() int64, o *FallbackOptions) Policy {
 	if o == nil {
 		o = &FallbackOptions{}
@@ -114,10 +69,10 @@ type fallbackPolicy struct {
 	o         FallbackOptions
 }
 
-func (fallbackPolicy) kind() kind    { return kindFallback }
-func (p fallbackPolicy) tells() bool { return p.o.Notice != nil }
+func (fallbackPolicy) kind() kind      { return kindFallback }
+func (p fallbackPolicy) reports() bool { return p.o.Notice != nil }
 
-func (p fallbackPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
+func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	switch {
 	case p.store == nil:
 		return nil, invalid("the fallback's store is nil", "a store, such as local.New(nil)")
@@ -137,23 +92,24 @@ func (p fallbackPolicy) wrap(inner quota.Store, at place) (quota.Store, error) {
 		ids: "fallback-" + strconv.FormatUint(rand.Uint64(), 36) + strconv.FormatUint(rand.Uint64(), 36) + "-",
 	}
 	f.lastCount.Store(n)
-	f.budget = attemptBound(inner)
+	f.budget = timeoutOf(inner)
 	f.notes.tell = p.o.Notice
-	f.alarm = alarm{notifier: &f.notes, loud: at.loud, base: f.base}
-	for i := range f.books {
-		f.books[i].accounts = make(map[memoryKey]*account)
-		f.books[i].most = (p.o.MaxKeys + books - 1) / books
+	f.alarm = alarm{notifier: &f.notes, on: alarms, base: f.base}
+	for i := range f.tables {
+		f.tables[i].keys = make(map[limitKey]*keyState)
+		f.tables[i].most = (p.o.MaxKeys + keyTables - 1) / keyTables
 	}
 	return f, nil
 }
 
-// attemptBound returns the time in which a store decides, or 0 if it sets itself none.
-func attemptBound(s quota.Store) time.Duration {
-	for ; s != nil; s = unwrap(s) {
-		if l, ok := s.(interface{ layerKind() kind }); ok && l.layerKind() == kindRetry {
+// timeoutOf returns the time that the timeout in a store gives each decision, or 0 if there is no timeout or
+// if a retry makes several attempts under it.
+func timeoutOf(s quota.Store) time.Duration {
+	for l, ok := layerIn(s); ok; l, ok = layerIn(l.Unwrap()) {
+		if l.layerKind() == kindRetry {
 			return 0
 		}
-		if b, ok := s.(interface{ bound() time.Duration }); ok {
+		if b, ok := l.(bounded); ok {
 			return b.bound()
 		}
 	}
@@ -167,31 +123,28 @@ type fallback struct {
 	lastCount atomic.Int64 // the latest count that was at least 1
 	base      time.Time
 	seed      maphash.Seed
-	budget    time.Duration // for a call and the reconciliation in front of it; 0: each has its own
+	budget    time.Duration // of a call and the reconciliation in front of it; 0: each has its own
 	notes     notifier
 	alarm     alarm
-	shares    shares
+	limits    shareLimits
 
-	ids    string // what the ids of reconciliations begin with
+	ids    string // the prefix of the reconciliations' request ids
 	lastID atomic.Uint64
 
 	degraded atomic.Bool
-	lastFell atomic.Int64 // since base
+	lastHere atomic.Int64 // time since base of the latest decision made here
 	decided  atomic.Int64 // decisions made here since degraded
 
-	books [books]book
+	tables [keyTables]keyTable
 }
 
-// Atomicity is the weaker of the two stores'.
+// Atomicity returns the weaker of the two stores' atomicities.
 func (f *fallback) Atomicity() driver.Atomicity {
-	if g, ok := find[driver.Graded](f.store); ok {
-		return max(g.Atomicity(), f.layer.Atomicity())
-	}
-	return f.layer.Atomicity()
+	return max(f.layer.Atomicity(), driver.AtomicityOf(f.store))
 }
 
-// Prompt says whether both stores return by their context's deadline.
-func (f *fallback) Prompt() bool { return prompt(f.inner) && prompt(f.store) }
+// Prompt reports whether both stores return by their context's deadline.
+func (f *fallback) Prompt() bool { return f.layer.Prompt() && driver.IsPrompt(f.store) }
 
 // Close closes both stores.
 func (f *fallback) Close() error { return errors.Join(f.layer.Close(), f.store.Close()) }
@@ -202,22 +155,22 @@ func (f *fallback) Take(ctx context.Context, c quota.Charge) (quota.Decision, er
 	if err := f.sharable(c.Limit); err != nil {
 		return quota.Decision{}, err
 	}
-	known, owes := f.look(&c)
-	if owes || corrects(&c) {
-		return f.one(c, func(cs []quota.Charge, out []quota.Decision) error { return f.pay(ctx, cs, out) })
+	before := f.snapshot(&c)
+	if before.owed > 0 || corrects(&c) {
+		return f.one(c, func(cs []quota.Charge, out []quota.Decision) error { return f.reconcileAndTake(ctx, cs, out) })
 	}
 	d, err := f.inner.Take(ctx, c)
 	if err == nil {
-		f.served(&c, &d, known)
+		f.record(&c, &d, before, false)
 		return d, nil
 	}
-	if !f.falls(ctx, err) {
+	if !f.takesOver(ctx, err) {
 		return d, err
 	}
 	return f.one(c, func(cs []quota.Charge, out []quota.Decision) error { return f.decide(ctx, cs, out, err) })
 }
 
-// one makes a list of a charge. What it allocates is kept off the path of a healthy primary.
+// one makes a list of a charge. Its allocations are kept off the path of a healthy primary.
 func (f *fallback) one(c quota.Charge, do func([]quota.Charge, []quota.Decision) error) (quota.Decision, error) {
 	out := make([]quota.Decision, 1)
 	err := do([]quota.Charge{c}, out)
@@ -225,190 +178,37 @@ func (f *fallback) one(c quota.Charge, do func([]quota.Charge, []quota.Decision)
 }
 
 func (f *fallback) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	var few [8]seen
-	known := few[:0]
+	var few [8]snapshot
+	before := few[:0]
 	for i := range cs {
 		if err := f.sharable(cs[i].Limit); err != nil {
 			return err
 		}
-		one, owes := f.look(&cs[i])
-		if owes || corrects(&cs[i]) {
-			return f.pay(ctx, cs, out)
+		s := f.snapshot(&cs[i])
+		if s.owed > 0 || corrects(&cs[i]) {
+			return f.reconcileAndTake(ctx, cs, out)
 		}
-		known = append(known, one)
+		before = append(before, s)
 	}
 	if err := f.inner.TakeAll(ctx, cs, out); err != nil {
-		if f.falls(ctx, err) {
+		if f.takesOver(ctx, err) {
 			return f.decide(ctx, cs, out, err)
 		}
 		return err
 	}
 	for i := range cs {
-		f.served(&cs[i], &out[i], known[i])
+		f.record(&cs[i], &out[i], before[i], false)
 	}
 	return nil
 }
 
-// corrects reports whether a charge may change what is owed.
-func corrects(c *quota.Charge) bool {
-	return c.Op == quota.OpReset || c.Op == quota.OpRefund && c.From == quota.FromFallback
-}
-
-// seen is what the book had on a key when the primary was asked.
-type seen struct {
-	book    *book
-	account *account // or nil
-	version uint32
-}
-
-// falls reports whether a call that the primary failed is decided here.
-func (f *fallback) falls(ctx context.Context, err error) bool {
+// takesOver reports whether a call for which the primary failed is decided here.
+func (f *fallback) takesOver(ctx context.Context, err error) bool {
 	if !ended(ctx) && (errors.Is(err, ErrRejected) || judge(ctx, err) == failed) {
 		return true
 	}
-	f.alarm.see(err)
+	f.alarm.check(err)
 	return false
-}
-
-// pay asks the primary after charging it what the keys owe.
-func (f *fallback) pay(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	within := ctx
-	if f.budget > 0 {
-		d := &deadline{Context: ctx, at: time.Now().Add(f.budget)}
-		if own, ok := ctx.Deadline(); !ok || d.at.Before(own) {
-			defer d.release()
-			within = d
-		}
-	}
-	if err := f.reconcile(within, cs); err != nil {
-		if f.falls(ctx, err) {
-			return f.decide(ctx, cs, out, err)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err() // the call itself was not sent
-		}
-		// What the primary has against the debit it has against the call, or the call is none of its concern.
-	}
-	known := make([]seen, len(cs))
-	owed := make([]int64, len(cs))
-	sent := append([]quota.Charge(nil), cs...)
-	for i := range sent {
-		c := &sent[i]
-		b := f.book(c)
-		b.mu.Lock()
-		a := b.accounts[keyOf(c)]
-		known[i] = seen{book: b}
-		if a != nil {
-			known[i] = seen{b, a, a.version}
-			owed[i] = a.pending
-		}
-		if c.Op == quota.OpRefund && c.From == quota.FromFallback {
-			c.At, c.From = a.chargedAt(c.At), quota.FromStore
-			if c.At == 0 {
-				c.Cost = 0 // the primary was never charged, or so long ago that nobody knows
-			}
-		}
-		b.mu.Unlock()
-	}
-	var err error
-	if len(sent) == 1 {
-		out[0], err = f.inner.Take(within, sent[0])
-	} else {
-		err = f.inner.TakeAll(within, sent, out)
-	}
-	if err != nil {
-		if f.falls(ctx, err) {
-			return f.decide(ctx, cs, out, err)
-		}
-		return err
-	}
-	granted := quota.Granted(out)
-	for i := range sent {
-		if granted && sent[i].Op == quota.OpReset && byStore(&out[i]) {
-			f.forgive(&sent[i], owed[i])
-		}
-		f.served(&sent[i], &out[i], known[i])
-	}
-	return nil
-}
-
-// decide makes the decisions that the primary failed to, because of cause.
-func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision, cause error) error {
-	n := f.instances()
-	here := append([]quota.Charge(nil), cs...)
-	gives := false
-	for i := range cs {
-		switch {
-		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback:
-			return cause
-		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit:
-			gives = true
-		}
-		share, err := f.shares.of(cs[i].Limit, n)
-		if err != nil {
-			return err
-		}
-		here[i].Limit = share
-	}
-	f.fell(cause)
-	accounts := make([]*account, len(cs))
-	if err := f.board(ctx, cs, here, accounts, n, cause); err != nil {
-		if err != errNoAccount {
-			return err
-		}
-		if gives {
-			return fmt.Errorf("resilience: %w: the fallback has no room for the account of a key: %w", quota.ErrOverloaded, cause)
-		}
-		for i := range here {
-			out[i] = quota.Decision{
-				Source: quota.FromFallback, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
-			}
-		}
-		return nil
-	}
-	// Whatever the store does, a panic included, nobody must wait for this call for ever.
-	landed := false
-	defer func() {
-		if !landed {
-			f.land(accounts, here, nil)
-		}
-	}()
-	var err error
-	if len(here) == 1 {
-		out[0], err = f.store.Take(ctx, here[0])
-	} else {
-		err = f.store.TakeAll(ctx, here, out)
-	}
-	if err != nil {
-		return failedBoth(cause, err)
-	}
-	landed = true
-	f.land(accounts, here, out)
-	for i := range out {
-		d := &out[i]
-		d.Source = quota.FromFallback
-		if d.RetryAfter == quota.Never && here[i].Cost <= cs[i].Limit.Spec().Capacity {
-			d.RetryAfter = max(d.ResetAfter, DefaultRetryAfter)
-		}
-	}
-	return nil
-}
-
-// failedBoth returns the error of a call that neither store decided. It must not be taken for one that
-// says "not charged" if one of them says that this is unknown.
-func failedBoth(cause, err error) error {
-	if errors.Is(err, quota.ErrIndeterminate) && !errors.Is(cause, quota.ErrIndeterminate) {
-		return fmt.Errorf("resilience: %w; before that the store failed: %v", err, cause)
-	}
-	if errors.Is(cause, quota.ErrIndeterminate) {
-		return fmt.Errorf("resilience: %w; the fallback failed too: %v", cause, err)
-	}
-	return fmt.Errorf("resilience: %w; the fallback failed too: %w", cause, err)
-}
-
-// byStore reports whether the primary, and no policy inside, made a decision.
-func byStore(d *quota.Decision) bool {
-	return d.Source == quota.FromStore || d.Source == quota.FromLease
 }
 
 // instances returns the number of instances now.
@@ -421,21 +221,21 @@ func (f *fallback) instances() int64 {
 	return n
 }
 
-// settled is how long the primary must have answered everything before it counts as well again.
-const settled = 5 * time.Second
+// recoveryTime is how long the primary must have answered every call before it counts as well again.
+const recoveryTime = 5 * time.Second
 
-// fell notes that a decision is made here.
-func (f *fallback) fell(cause error) {
-	f.lastFell.Store(int64(f.now()))
+// degrade notes that a decision is made here.
+func (f *fallback) degrade(cause error) {
+	f.lastHere.Store(int64(f.now()))
 	f.decided.Add(1)
 	if !f.degraded.Load() && !f.degraded.Swap(true) {
 		f.notes.send("fallback", "began: the store cannot decide; this instance decides on its share of the limits", cause)
 	}
 }
 
-// rose notes that the primary made a decision.
-func (f *fallback) rose(now time.Duration) {
-	if f.degraded.Load() && now-time.Duration(f.lastFell.Load()) >= settled && f.degraded.Swap(false) {
+// recovered notes that the primary made a decision.
+func (f *fallback) recovered(now time.Duration) {
+	if f.degraded.Load() && now-time.Duration(f.lastHere.Load()) >= recoveryTime && f.degraded.Swap(false) {
 		f.notes.send("fallback", fmt.Sprintf("ended: the store decides again; %d calls were decided on this instance's share", f.decided.Swap(0)), nil)
 	}
 }

@@ -1,93 +1,87 @@
 package resilience
 
 import (
-	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
-	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// shares makes the limits that an instance decides by on its own, and keeps them.
-type shares struct {
-	mu   sync.RWMutex
-	held map[shareKey]shareOf
+// share is this instance's share of a key's limit: a bucket in the fallback's store. Times are since the
+// fallback's base unless they are in quota.Micros, which are of that store's clock.
+//
+// Invariant: the bucket decides calls only while serving is set, which is from when it was filled until the
+// primary next decides on the key. While serving is not set and a call is in flight, the call fills the
+// bucket, or was admitted before the primary's decision; until it ends no other call is admitted. So a bucket
+// is filled by one call alone, and never while the use of it is still unknown.
+type share struct {
+	serving  bool
+	inFlight int           // calls that the bucket is deciding, the one that fills it included
+	changed  chan struct{} // closed when a waiting call must try again; nil if no call waits
 
-	// good has limits whose shares were made, by their hash: what the path of a healthy primary looks at.
-	good [64]atomic.Pointer[quota.Limit]
+	// The bucket's last decision.
+	used int64 // the share's capacity less the tokens that remained
+	at   quota.Micros
+	seen time.Duration
+	// refill is how long the bucket refilled after that decision, until the primary served the key.
+	refill time.Duration
 }
 
-// maxShares bounds the shares kept. Programs have a few limits; one that makes up limits all the time
-// must not fill the memory.
-const maxShares = 4096
-
-type shareKey struct {
-	name unique.Handle[string]
-	spec quota.Spec
-	n    int64
+// admit counts a call as in flight, which must end with release. If fill is set the bucket does not serve
+// yet, and the call must fill it first and call filled. If wait is not nil the call is not counted, and may
+// try again once wait is closed.
+func (s *share) admit() (fill bool, wait <-chan struct{}) {
+	if !s.serving && s.inFlight > 0 {
+		if s.changed == nil {
+			s.changed = make(chan struct{})
+		}
+		return false, s.changed
+	}
+	s.inFlight++
+	return !s.serving, nil
 }
 
-type shareOf struct {
-	limit *quota.Limit
-	err   error
+// filled says that the bucket was filled, and what is used of it.
+func (s *share) filled(used int64, at quota.Micros, now time.Duration) {
+	s.serving = true
+	s.used, s.at, s.seen = used, at, now
+	s.wake()
 }
 
-// of returns the limit for one of n instances.
-func (s *shares) of(l *quota.Limit, n int64) (*quota.Limit, error) {
-	k := shareKey{l.Handle(), *l.Spec(), n}
-	s.mu.RLock()
-	held, ok := s.held[k]
-	s.mu.RUnlock()
-	if ok {
-		return held.limit, held.err
+// release ends a call.
+func (s *share) release() {
+	s.inFlight--
+	if s.inFlight == 0 {
+		s.wake()
 	}
-	held.limit, held.err = makeShare(l, n)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.held == nil || len(s.held) >= maxShares {
-		s.held = make(map[shareKey]shareOf)
-	}
-	s.held[k] = held
-	return held.limit, held.err
 }
 
-func makeShare(l *quota.Limit, n int64) (*quota.Limit, error) {
-	sharer, ok := l.Algorithm().(driver.Sharer)
-	if !ok {
-		return nil, invalid(fmt.Sprintf("the algorithm %s of limit %s is not a driver.Sharer, so a fallback has no share of it", l.Spec().Rule, l.Name()),
-			"an algorithm with a method Share, as those of package algorithm have, or FailOpen or FailClosed in the fallback's place")
+// wake lets the waiting calls try again.
+func (s *share) wake() {
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
 	}
-	a, err := sharer.Share(n)
-	if err != nil {
-		return nil, fmt.Errorf("resilience: limit %s has no share for one of %d instances: %w", l.Name(), n, err)
-	}
-	return quota.NewLimit(l.Name(), a)
 }
 
-// sharable fails if a limit has no share, so that this is known before it is needed.
-func (f *fallback) sharable(l *quota.Limit) error {
-	good := &f.shares.good[l.Hash()%uint64(len(f.shares.good))]
-	if good.Load() == l {
-		return nil
+// record takes over a decision of the bucket. Decisions that overlap may arrive out of order. The store's
+// clock puts them in order, unless it was set back.
+func (s *share) record(op quota.Op, d *quota.Decision, now time.Duration) {
+	const back = quota.Micros(time.Second / time.Microsecond)
+	used := d.Limit - d.Remaining
+	if d.At > s.at || d.At < s.at-back || d.At == s.at && used > s.used || op == quota.OpRefund {
+		s.used, s.at, s.seen = used, d.At, now
+		if !s.serving {
+			s.refill = 0
+		}
 	}
-	if _, err := f.shares.of(l, f.lastCount.Load()); err != nil {
-		return err
-	}
-	good.Store(l)
-	return nil
 }
 
-// usedAfter returns what is used of a limit some time after a number of tokens was: the rule says it. It
-// counts all of them as used at the last moment, so never too little.
-func usedAfter(l *quota.Limit, used int64, at quota.Micros, passed time.Duration) int64 {
-	if used <= 0 {
-		return 0
+// suspend ends the service of the bucket: the primary decides on the key again.
+func (s *share) suspend(now time.Duration) {
+	if s.serving {
+		s.serving, s.refill = false, now-s.seen
 	}
-	a := l.Algorithm()
-	s, _ := a.Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: used}, at)
-	_, v := a.Decide(s, quota.Request{Op: quota.OpPeek}, at+quota.Micros(max(passed, 0)/time.Microsecond))
-	return l.Spec().Capacity - v.Remaining
 }
+
+// usedOf returns how much of a share's limit is used of the suspended bucket, refill until then counted in.
+func (s *share) usedOf(l *quota.Limit) int64 { return usedAfter(l, s.used, s.at, s.refill) }

@@ -129,7 +129,7 @@ func (o *outage) do(c quota.Charge) quota.Decision {
 	o.t.Helper()
 	d, err := o.s.Take(bg, c)
 	if err != nil {
-		o.t.Fatalf("%v %d: %v", c.Op, c.Cost, err)
+		o.t.Fatalf("%v %d: got %v, want a decision", c.Op, c.Cost, err)
 	}
 	return d
 }
@@ -220,7 +220,7 @@ func TestFallbackPersists(t *testing.T) {
 		for range 100 { // as often as the primary comes and goes, with nobody asking for the key
 			o.down()
 			if d := o.do(charge(3)); d.Source != fall {
-				t.Fatal(d)
+				t.Fatalf("got %+v, want a decision of the fallback", d)
 			}
 			o.up()
 			o.do(quota.Charge{Limit: limit, Key: "team/other", Cost: 1})
@@ -294,7 +294,7 @@ func TestFallbackReconcilesExactlyOnce(t *testing.T) {
 
 		ids := slices.Compact(slices.DeleteFunc(slices.Clone(o.r.ids), func(id string) bool { return id == "" }))
 		if len(ids) != 6 || len(ids[0]) > 128 { // 10, 40, 40, 40, 41 (three times), 5
-			t.Errorf("the ids are %q", ids)
+			t.Errorf("request ids: got %q, want 6 of up to 128 bytes", ids)
 		}
 	})
 }
@@ -348,7 +348,7 @@ func TestFallbackReconcilesIntoDebt(t *testing.T) {
 		d := o.do(peek(1))
 		// 100 s of refill at the primary, whole since; 2 tokens were admitted in every 800 ms, and 4 at first.
 		if d.Source != store || d.Remaining != 100-o.admitted() || d.Allowed {
-			t.Fatalf("%+v, %d admitted", d, o.admitted())
+			t.Fatalf("got %+v, want a denial of the store with %d remaining", d, 100-o.admitted())
 		}
 		o.down()
 		o.want(charge(1), fall, false, -1)
@@ -382,13 +382,13 @@ func TestFallbackLists(t *testing.T) {
 			out := make([]quota.Decision, 3)
 			o.down()
 			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall || out[1].Remaining != 21 {
-				t.Fatal(out, err)
+				t.Fatalf("a list: got %+v, %v; want grants of the fallback, 21 remaining of the second", out, err)
 			}
 			// A denied list is owed nowhere.
 			big := slices.Clone(list)
 			big[2].Cost = 25
 			if err := o.s.TakeAll(bg, big, out); err != nil || quota.Granted(out) || out[0].Remaining != 22 || out[2].Source != fall {
-				t.Fatal(out, err)
+				t.Fatalf("a list that is too big: got %+v, %v; want a denial of the fallback, 22 remaining of the first", out, err)
 			}
 			// The lost reply to a list is repeated as it was, by a call of any of its keys.
 			o.r.set(nil, as(quota.ErrIndeterminate))
@@ -406,7 +406,7 @@ func TestFallbackLists(t *testing.T) {
 			o.asked("debit 3 team/a, debit 4 team/b")
 			o.up()
 			if d := o.do(quota.Charge{Limit: limit, Key: "team/b", Op: quota.OpPeek}); d.Remaining != 96 {
-				t.Fatal(d)
+				t.Fatalf("got %+v, want 96 remaining", d)
 			}
 			o.asked("debit 3 team/a, debit 4 team/b; peek 0") // and not the 4 of meanwhile
 			if err := o.s.TakeAll(bg, list, out); err != nil || out[0].Source != store {
@@ -414,7 +414,7 @@ func TestFallbackLists(t *testing.T) {
 			}
 			o.asked("debit 3 team/a, debit 4 team/b; debit 10; take 3 team/a, take 4 team/b, take 5 other/c")
 			if out[0].Remaining != 91 || out[1].Remaining != 88 || out[2].Remaining != 85 {
-				t.Fatal(out)
+				t.Fatalf("got %+v, want 91, 88 and 85 remaining", out)
 			}
 		})
 	}
@@ -452,7 +452,7 @@ func TestFallbackRefunds(t *testing.T) {
 		stranger := quota.Decision{Allowed: true, Source: fall, Charged: 50, At: more.At + 1e9}
 		o.want(charge(0).Refund(stranger, 50), store, true, 82)
 		if d, err := o.s.Take(bg, quota.Charge{Limit: limit, Key: "team/unseen"}.Refund(stranger, 50)); err != nil || d.Remaining != 100 {
-			t.Fatal(d, err)
+			t.Fatalf("an unknown receipt of a key never seen: got %+v, %v; want 100 remaining", d, err)
 		}
 	})
 }
@@ -526,7 +526,7 @@ func TestFallbackIDs(t *testing.T) {
 		first := o.do(withID(charge(5), "x"))
 		again := o.do(withID(charge(5), "x"))
 		if !again.Replayed || again.Source != fall || first.Replayed {
-			t.Fatalf("%+v, then %+v", first, again)
+			t.Fatalf("got %+v, then %+v; want a grant of the fallback, then its replay", first, again)
 		}
 		o.want(peek(0), fall, true, 20)
 		o.up()
@@ -557,7 +557,7 @@ func TestFallbackErrors(t *testing.T) {
 				o.r.set(test.err, nil)
 				d, err := take(o.s, bg, charge(1))
 				if test.falls != (err == nil && d.Source == fall) || !test.falls && err != test.err {
-					t.Errorf("%v gives %+v, %v", test.err, d, err)
+					t.Errorf("%v: got %+v, %v; want a decision of the fallback: %v", test.err, d, err, test.falls)
 				}
 				// The same from the reconciliation.
 				o.down()
@@ -565,7 +565,7 @@ func TestFallbackErrors(t *testing.T) {
 				o.r.set(test.err, nil)
 				d, err = take(o.s, bg, charge(1))
 				if test.falls != (err == nil && d.Source == fall) || !test.falls && err != test.err {
-					t.Errorf("%v gives %+v, %v to a reconciliation", test.err, d, err)
+					t.Errorf("%v to a reconciliation: got %+v, %v; want a decision of the fallback: %v", test.err, d, err, test.falls)
 				}
 				synctest.Wait()
 				o.notes.take()
@@ -574,7 +574,7 @@ func TestFallbackErrors(t *testing.T) {
 					take(o.s, bg, charge(1))
 					synctest.Wait()
 					if ns := o.notes.take(); len(ns) != 1 || ns[0].Name != "misconfigured" {
-						t.Errorf("notices %v", ns)
+						t.Errorf("notices: got %v, want one \"misconfigured\"", ns)
 					}
 				}
 			})
@@ -611,11 +611,11 @@ func TestFallbackBothFail(t *testing.T) {
 			bad.set(as(test.here), nil)
 			_, err := s.Take(bg, charge(1))
 			if wantErr(t, err, test.is); errors.Is(err, test.not) {
-				t.Errorf("%s: %v", at, err)
+				t.Errorf("%s: got %v, want an error that is not %v", at, err, test.not)
 			}
 			bad.set(nil, nil)
 			if d, err := s.Take(bg, charge(1)); err != nil || d.Source != fall {
-				t.Errorf("%s: the fallback does not recover: %v, %v", at, d, err)
+				t.Errorf("%s: got %+v, %v from a fallback that is well again, want its decision", at, d, err)
 			}
 		}
 	}
@@ -625,10 +625,10 @@ func TestFallbackCostAboveTheShare(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		o.down()
 		if d := o.do(charge(26)); d.Allowed || d.RetryAfter != resilience.DefaultRetryAfter || d.Limit != 25 {
-			t.Errorf("%+v", d)
+			t.Errorf("a cost above the share: got %+v, want a denial with a guess", d)
 		}
 		if d := o.do(charge(101)); d.Allowed || d.RetryAfter != quota.Never {
-			t.Errorf("%+v", d)
+			t.Errorf("a cost above the limit: got %+v, want a denial for ever", d)
 		}
 	})
 }
@@ -680,7 +680,7 @@ func TestFallbackRefuses(t *testing.T) {
 		"negative keys": resilience.Fallback(local.New(nil), resilience.Instances(1), &resilience.FallbackOptions{MaxKeys: -1}),
 	} {
 		if _, err := resilience.Wrap(&stub{}, p); !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v, want ErrInvalid", name, err)
 		}
 	}
 }
@@ -694,7 +694,7 @@ func TestFallbackTableIsBounded(t *testing.T) {
 		for i := range keys {
 			d := o.do(key(i))
 			if d.Source != fall || d.Limit != 25 || !d.Allowed && d.RetryAfter <= 0 {
-				t.Fatal(d)
+				t.Fatalf("got %+v, want a decision of the fallback, and a RetryAfter of a denial", d)
 			}
 			if d.Allowed {
 				here++
@@ -703,13 +703,13 @@ func TestFallbackTableIsBounded(t *testing.T) {
 			}
 		}
 		if here > 640 || here < 500 || denied != keys-here {
-			t.Fatalf("%d keys were admitted, %d denied", here, denied)
+			t.Fatalf("keys: got %d admitted and %d denied, want 500 to 640 of %d admitted", here, denied, keys)
 		}
 		_, err := o.s.Take(bg, quota.Charge{Limit: limit, Key: "k1999", Op: quota.OpDebit, Cost: 1})
 		wantErr(t, err, quota.ErrOverloaded)
 		time.Sleep(time.Hour) // what is owed is not forgotten
 		if d := o.do(key(keys)); d.Allowed {
-			t.Fatal(d)
+			t.Fatalf("a key without room: got %+v, want a denial", d)
 		}
 		o.up()
 		owed := int64(0)
@@ -719,7 +719,7 @@ func TestFallbackTableIsBounded(t *testing.T) {
 			owed += 100 - o.do(c).Remaining
 		}
 		if owed != int64(here) {
-			t.Fatalf("%d were admitted and %d charged", here, owed)
+			t.Fatalf("charged: got %d, want the %d that were admitted", owed, here)
 		}
 		// While the primary says that keys are in use, those left out are not known to be well.
 		for i := range keys {
@@ -730,12 +730,12 @@ func TestFallbackTableIsBounded(t *testing.T) {
 		o.down()
 		for i := range keys {
 			if d := o.do(key(i)); d.Allowed {
-				t.Fatalf("exhausted key %d: %+v", i, d)
+				t.Fatalf("exhausted key %d: got %+v, want a denial", i, d)
 			}
 		}
 		time.Sleep(10 * time.Second)
 		if d := o.do(key(keys + 1)); !d.Allowed {
-			t.Fatalf("a new key, when all are well again: %+v", d)
+			t.Fatalf("a new key, when all are whole again: got %+v, want a grant", d)
 		}
 	})
 }
@@ -750,11 +750,11 @@ func TestFallbackLeftOutKeys(t *testing.T) {
 		time.Sleep(time.Second)
 		o.down()
 		if d := o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 1}); d.Allowed {
-			t.Fatalf("%+v", d)
+			t.Fatalf("an exhausted key that was left out: got %+v, want a denial", d)
 		}
 		time.Sleep(9 * time.Second)
 		if d := o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 1}); !d.Allowed {
-			t.Fatalf("%+v", d)
+			t.Fatalf("the key, whole again: got %+v, want a grant", d)
 		}
 	})
 }
@@ -810,7 +810,7 @@ func TestFallbackWithinOneTimeout(t *testing.T) {
 		began := time.Now()
 		d, err := s.Take(bg, charge(1))
 		if took := time.Since(began); took != 100*time.Millisecond || err != nil || d.Source != fall {
-			t.Errorf("%v, %v after %v", d, err, took)
+			t.Errorf("got %+v, %v after %v; want a decision of the fallback after 100ms", d, err, took)
 		}
 		time.Sleep(time.Second)
 		s.Close()
@@ -867,7 +867,7 @@ func TestFallbackClose(t *testing.T) {
 	wantErr(t, s.Close(), bad)
 	s.Close()
 	if primary.closed != 1 || here.closed == 0 {
-		t.Errorf("the stores were closed %d and %d times", primary.closed, here.closed)
+		t.Errorf("the stores were closed %d and %d times, want once", primary.closed, here.closed)
 	}
 }
 
@@ -876,7 +876,7 @@ func TestFallbackAtomicity(t *testing.T) {
 		for b := driver.AnyKeys; b <= driver.OneKey; b++ {
 			s := wrap(t, &stub{atomic: a}, resilience.Fallback(&stub{atomic: b}, resilience.Instances(1), nil))
 			if got := s.(driver.Graded).Atomicity(); got != max(a, b) {
-				t.Errorf("%v and %v give %v", a, b, got)
+				t.Errorf("atomicity of %v and %v: got %v, want the weaker", a, b, got)
 			}
 		}
 	}
@@ -890,7 +890,7 @@ func TestFallbackPanics(t *testing.T) {
 		t.Helper()
 		defer func() {
 			if recover() == nil {
-				t.Error("no panic")
+				t.Error("got no panic, want the store's")
 			}
 		}()
 		s.Take(bg, c)
@@ -908,15 +908,50 @@ func TestFallbackPanics(t *testing.T) {
 	}
 	here.hooked(nil)
 	if d, err := s.Take(bg, charge(5)); err != nil || d.Remaining != 20 {
-		t.Fatal(d, err)
+		t.Fatalf("after the panics: got %+v, %v; want 20 remaining", d, err)
 	}
 	r.hooked(boom(quota.OpDebit))
 	panics(charge(1))
 	r.hooked(nil)
 	r.set(nil, nil)
 	if d, err := s.Take(bg, peek(0)); err != nil || d.Remaining != 95 {
-		t.Fatal(d, err)
+		t.Fatalf("after the panics: got %+v, %v; want 95 remaining", d, err)
 	}
+}
+
+func TestFallbackPanicInAList(t *testing.T) {
+	// The fallback panics while the share of a list's second key is filled. The first key is usable afterwards.
+	synctest.Test(t, func(t *testing.T) {
+		r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
+		a, b := quota.Charge{Limit: limit, Key: "team/a", Cost: 1}, quota.Charge{Limit: limit, Key: "team/b", Cost: 1}
+		here.hooked(func(cs []quota.Charge) {
+			if cs[0].Op == quota.OpReset && cs[0].Key == b.Key {
+				panic("boom")
+			}
+		})
+		func() {
+			defer func() {
+				if v := recover(); v != "boom" {
+					t.Errorf("recovered: got %v, want boom", v)
+				}
+			}()
+			s.TakeAll(bg, []quota.Charge{a, b}, make([]quota.Decision, 2))
+		}()
+		here.hooked(nil)
+		for _, c := range []quota.Charge{a, b} {
+			r.set(nil, nil)
+			if d, err := s.Take(bg, c); err != nil || d.Source != store {
+				t.Errorf("%s with the primary up: got %+v, %v; want a decision of the store", c.Key, d, err)
+			}
+			r.set(as(quota.ErrUnavailable), nil)
+			ctx, cancel := context.WithTimeout(bg, time.Second)
+			defer cancel()
+			if d, err := s.Take(ctx, c); err != nil || d.Source != fall {
+				t.Errorf("%s with the primary down: got %+v, %v; want a decision of the fallback", c.Key, d, err)
+			}
+		}
+	})
 }
 
 func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
@@ -936,7 +971,7 @@ func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i) * 300 * time.Millisecond)
 				if d, err := s.Take(bg, charge(1)); err != nil || d.Allowed {
-					t.Errorf("%+v, %v", d, err)
+					t.Errorf("an exhausted key: got %+v, %v; want a denial", d, err)
 				}
 			})
 		}
@@ -967,17 +1002,17 @@ func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if d, err := s.Take(bg, charge(20)); err != nil || !d.Allowed {
-				t.Errorf("%+v, %v", d, err)
+				t.Errorf("got %+v, %v; want a grant", d, err)
 			}
 		})
 		time.Sleep(100 * time.Millisecond)
 		r.set(nil, nil)
 		if d, err := s.Take(bg, peek(0)); err != nil || d.Remaining != 100 {
-			t.Fatal(d, err)
+			t.Fatalf("the primary: got %+v, %v; want 100 remaining", d, err)
 		}
 		r.set(as(quota.ErrUnavailable), nil)
 		if d, err := s.Take(bg, charge(10)); err != nil || d.Allowed || d.Source != fall || d.Remaining != 5 {
-			t.Errorf("%+v, %v", d, err)
+			t.Errorf("got %+v, %v; want a denial of the fallback with 5 remaining", d, err)
 		}
 		wg.Wait()
 	})

@@ -190,7 +190,7 @@ func wantNot(t testing.TB, err error, is ...error) {
 	t.Helper()
 	for _, e := range is {
 		if errors.Is(err, e) {
-			t.Fatalf("the error is %v, and is %v", err, e)
+			t.Fatalf("the error: got %v, want one that is not %v", err, e)
 		}
 	}
 }

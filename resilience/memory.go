@@ -10,33 +10,34 @@ import (
 	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // DefaultMemoryKeys is MemoryOptions.Keys unless options say otherwise.
 const DefaultMemoryKeys = 1 << 16
 
-// MemoryOptions change what [DenialMemory] makes. The zero value, and nil, take the defaults.
+// MemoryOptions change the policy that [DenialMemory] makes. The zero value, and nil, take the defaults.
 type MemoryOptions struct {
-	// Keys bounds the keys remembered, rounded up to a multiple of 64; 0 is DefaultMemoryKeys. Above it,
-	// others are forgotten.
+	// Keys bounds the keys remembered, rounded up to a multiple of 64; 0 is DefaultMemoryKeys. Above it, a
+	// new denial takes the place of another one.
 	Keys int
 }
 
-// DenialMemory returns the policy that a key known to be exhausted is denied without asking the store:
-// it spares a store that is under attack. Such a decision is [quota.FromMemory] and the store's denial of
-// that time, with what is left of its RetryAfter.
+// DenialMemory returns the policy that a key known to be exhausted is denied without asking the store: it
+// spares a store that is under attack. Such a decision is [quota.FromMemory]: the store's earlier denial,
+// with the rest of its RetryAfter.
 //
-// A denial is remembered until its RetryAfter has passed, counted from before the request was sent, and
-// never longer. It answers a single take without a request id, of the same limit with the same numbers
-// and of at least the same cost, up to the capacity; the rule must be such that it denies the more what it denies the less,
-// as all of package algorithm do. Peeks, ids, lists and all other operations go to the store. It is forgotten
-// when a refund, reset or debit of this process on that key returns, when the key admits as much, or when it
-// is charged under other numbers.
+// A denial is remembered until its RetryAfter has passed, counted from before the request was sent, and never
+// longer. It answers a single take without a request id, of the same limit with the same numbers, if its cost
+// is at least the denied one and at most the capacity. The rule must deny every higher cost when it denies a
+// lower one, as all rules of package algorithm do. Peeks, lists, charges with an id and all other operations
+// go to the store. A denial is forgotten when a refund, reset or debit of this process on its key returns,
+// when the key admits as high a cost, or when the key is charged under other numbers.
 //
-// Some things it cannot see: what another process gives back, a give-back of this one that the store carries
-// out after its caller gave up, and that a key was last charged under other numbers, whose quota the store
-// forgets when those say. Then it denies, until the RetryAfter of before has passed, what the store would
-// admit. Therefore no preset has it.
+// It cannot see a give-back of another process, nor a give-back of this process that the store carries out
+// after its caller gave up, nor that the key was last charged under other numbers, by whose rule the store
+// may forget the key sooner. In these cases it denies requests that the store would admit, until the
+// remembered RetryAfter has passed. Therefore no preset includes it.
 //
 // Errors of the store pass. A negative number of keys is refused by Wrap.
 func DenialMemory(o *MemoryOptions) Policy {
@@ -50,16 +51,19 @@ type memoryPolicy MemoryOptions
 
 func (memoryPolicy) kind() kind { return kindMemory }
 
-func (p memoryPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
+func (p memoryPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
 	if p.Keys < 0 {
 		return nil, invalid(fmt.Sprintf("MemoryOptions.Keys is %d", p.Keys), "0 or more")
 	}
 	if p.Keys == 0 {
 		p.Keys = DefaultMemoryKeys
 	}
-	m := &memory{layer: layer{inner: inner, of: kindMemory}, base: time.Now(), seed: maphash.MakeSeed(), most: (p.Keys + memoryShards - 1) / memoryShards}
+	m := &memory{
+		layer: layer{inner: inner, of: kindMemory}, base: time.Now(), seed: maphash.MakeSeed(),
+		most: (p.Keys + memoryShards - 1) / memoryShards,
+	}
 	for i := range m.shards {
-		m.shards[i].denials = make(map[memoryKey]denial)
+		m.shards[i].denials = make(map[limitKey]denial)
 	}
 	return m, nil
 }
@@ -76,12 +80,14 @@ type memory struct {
 
 type memoryShard struct {
 	mu      sync.Mutex
-	denials map[memoryKey]denial
-	// given counts the give-backs that returned: a denial that was asked for before one of them is not learnt.
-	given uint64
+	denials map[limitKey]denial
+	// giveBacks counts the give-backs that returned: a denial of a request sent before one of them is not
+	// remembered.
+	giveBacks uint64
 }
 
-type memoryKey struct {
+// limitKey is a key of a limit.
+type limitKey struct {
 	limit unique.Handle[string]
 	key   string
 }
@@ -95,38 +101,38 @@ type denial struct {
 }
 
 func (m *memory) shard(c *quota.Charge) *memoryShard {
-	return &m.shards[maphash.String(m.seed, c.Key)%memoryShards]
+	return &m.shards[driver.Hash(m.seed, c)%memoryShards]
 }
 
-func keyOf(c *quota.Charge) memoryKey { return memoryKey{c.Limit.Handle(), c.Key} }
+func keyOf(c *quota.Charge) limitKey { return limitKey{c.Limit.Handle(), c.Key} }
 
 func (m *memory) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if givesBack(c.Op) {
 		defer m.forget(&c)
 		return m.inner.Take(ctx, c)
 	}
-	sent, given, known := m.ask(&c, &d)
+	sent, giveBacks, known := m.recall(&c, &d)
 	if known {
-		if err := m.unless(ctx.Err()); err != nil {
+		if err := m.orClosed(ctx.Err()); err != nil {
 			return quota.Decision{}, err
 		}
 		return d, nil
 	}
 	d, err = m.inner.Take(ctx, c)
 	if err == nil {
-		m.learn(&c, &d, sent, given)
+		m.remember(&c, &d, sent, giveBacks)
 	}
 	return d, err
 }
 
 func (m *memory) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	var few [8]uint64
-	given := few[:0]
+	giveBacks := few[:0]
 	for i := range cs {
 		if givesBack(cs[i].Op) {
 			defer m.forget(&cs[i])
 		}
-		given = append(given, m.shard(&cs[i]).count())
+		giveBacks = append(giveBacks, m.shard(&cs[i]).count())
 	}
 	sent := time.Since(m.base)
 	if err := m.inner.TakeAll(ctx, cs, out); err != nil {
@@ -135,17 +141,16 @@ func (m *memory) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	for i := range cs {
 		switch {
 		case out[i].Split:
-			// What one slot granted and another denied was given back.
+			// The quota that one slot granted was given back when another slot denied.
 			m.forget(&cs[i])
 		case !givesBack(cs[i].Op):
-			m.learn(&cs[i], &out[i], sent, given[i])
+			m.remember(&cs[i], &out[i], sent, giveBacks[i])
 		}
 	}
 	return nil
 }
 
-// givesBack reports whether an operation may leave more than it found, or says that this process corrects
-// what it took.
+// givesBack reports whether an operation may raise a key's quota, or is a correction of this process.
 func givesBack(op quota.Op) bool {
 	return op == quota.OpRefund || op == quota.OpReset || op == quota.OpDebit
 }
@@ -153,37 +158,38 @@ func givesBack(op quota.Op) bool {
 func (s *memoryShard) count() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.given
+	return s.giveBacks
 }
 
-// ask answers a take from memory, if known; otherwise it returns what learn wants to be told.
-func (m *memory) ask(c *quota.Charge, d *quota.Decision) (sent time.Duration, given uint64, known bool) {
+// recall answers a take from memory, if known. Otherwise it returns the time and the count of give-backs that
+// remember needs.
+func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration, giveBacks uint64, known bool) {
 	s := m.shard(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// The clock is read under the lock: after whatever counted in given.
+	// The clock is read under the lock: after all the give-backs counted.
 	sent = time.Since(m.base)
 	k := keyOf(c)
 	n, ok := s.denials[k]
 	if !ok {
-		return sent, s.given, false
+		return sent, s.giveBacks, false
 	}
 	if *c.Limit.Spec() != n.spec {
-		// A charge under other numbers converts the key's state: what the old numbers promised is off.
+		// A charge under other numbers converts the key's state: the old denial no longer holds.
 		delete(s.denials, k)
-		return sent, s.given, false
+		return sent, s.giveBacks, false
 	}
 	if c.Op != quota.OpTake || c.ID != "" {
-		return sent, s.given, false
+		return sent, s.giveBacks, false
 	}
 	passed := sent - n.sent
 	// The store counts whole microseconds: its time of the decision may be one before the request was sent.
 	if passed >= n.decision.RetryAfter-time.Microsecond {
 		delete(s.denials, k)
-		return sent, s.given, false
+		return sent, s.giveBacks, false
 	}
 	if c.Cost < n.cost || c.Cost > n.spec.Capacity {
-		return sent, s.given, false
+		return sent, s.giveBacks, false
 	}
 	*d = n.decision
 	d.Source, d.Charged = quota.FromMemory, 0
@@ -191,11 +197,11 @@ func (m *memory) ask(c *quota.Charge, d *quota.Decision) (sent time.Duration, gi
 	if d.ResetAfter != quota.Never {
 		d.ResetAfter = max(d.ResetAfter-passed, d.RetryAfter)
 	}
-	return sent, s.given, true
+	return sent, s.giveBacks, true
 }
 
-// learn remembers a denial of the store.
-func (m *memory) learn(c *quota.Charge, d *quota.Decision, sent time.Duration, given uint64) {
+// remember keeps a denial of the store, and forgets one that the decision disproves.
+func (m *memory) remember(c *quota.Charge, d *quota.Decision, sent time.Duration, giveBacks uint64) {
 	if d.Source != quota.FromStore || d.Replayed {
 		return
 	}
@@ -206,11 +212,11 @@ func (m *memory) learn(c *quota.Charge, d *quota.Decision, sent time.Duration, g
 	old, ok := s.denials[k]
 	switch {
 	case d.Allowed:
-		// As much as was denied is admitted: somebody gave back. Or the state was converted.
+		// A cost as high as the denied one is admitted: quota was given back, or the state was converted.
 		if ok && (c.Cost >= old.cost || *c.Limit.Spec() != old.spec) {
 			delete(s.denials, k)
 		}
-	case s.given != given, d.RetryAfter == quota.Never, d.RetryAfter <= 0, ok && old.sent > sent:
+	case s.giveBacks != giveBacks, d.RetryAfter == quota.Never, d.RetryAfter <= 0, ok && old.sent > sent:
 	default:
 		if !ok {
 			k.key = strings.Clone(k.key) // not the request that it may be cut from
@@ -225,11 +231,11 @@ func (m *memory) learn(c *quota.Charge, d *quota.Decision, sent time.Duration, g
 	}
 }
 
-// forget drops what is known of a charge's key, and what requests under way are about to tell of it.
+// forget drops the denial of a charge's key, and those that requests in flight are about to bring.
 func (m *memory) forget(c *quota.Charge) {
 	s := m.shard(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.given++
+	s.giveBacks++
 	delete(s.denials, keyOf(c))
 }

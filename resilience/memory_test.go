@@ -112,7 +112,7 @@ func TestMemoryNeverWrong(t *testing.T) {
 					}
 					if d.Source != quota.FromMemory {
 						if stored++; store.calls != calls+1 {
-							t.Fatalf("%d calls", store.calls-calls)
+							t.Fatalf("calls of the store: got %d, want 1", store.calls-calls)
 						}
 						if d.Allowed && d.Charged > 0 && c.ID == "" && c.Op == quota.OpTake {
 							receipts, refunds = append(receipts, d), append(refunds, c)
@@ -122,7 +122,7 @@ func TestMemoryNeverWrong(t *testing.T) {
 					answered++
 					switch {
 					case c.Op != quota.OpTake || c.ID != "" || store.calls != calls || time.Since(now) != 0:
-						t.Fatalf("%+v was answered from memory", c)
+						t.Fatalf("%+v was answered from memory, want only takes without an id, without a call of the store", c)
 					case want.Allowed || d.Allowed:
 						t.Fatalf("denied %s of %d from memory: %+v, the store would say %+v", c.Limit.Name(), c.Cost, d, want)
 					case d.RetryAfter <= 0 || d.RetryAfter > want.RetryAfter+time.Microsecond:
@@ -135,7 +135,7 @@ func TestMemoryNeverWrong(t *testing.T) {
 		}
 	}
 	if answered*20 < stored {
-		t.Errorf("%d answers from memory and %d from the store: this tests nothing", answered, stored)
+		t.Errorf("got %d answers from memory and %d from the store, want at least one in twenty from memory", answered, stored)
 	}
 	t.Logf("%d answers from memory, %d from the store", answered, stored)
 }
@@ -152,7 +152,7 @@ func TestMemory(t *testing.T) {
 			t.Helper()
 			d, err := s.Take(bg, c)
 			if err != nil || d.Source != from {
-				t.Errorf("%s: %+v %v", when, d, err)
+				t.Errorf("%s: got %+v, %v; want a decision from %v", when, d, err, from)
 			}
 			return d
 		}
@@ -161,17 +161,17 @@ func TestMemory(t *testing.T) {
 			s.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
 			truth.Take(bg, take(10))
 			if d := want(take(5), quota.FromStore, "first"); d.RetryAfter != 4900*ms {
-				t.Errorf("%+v", d)
+				t.Errorf("got %+v, want RetryAfter 4.9s", d)
 			}
 		}
 		exhaust()
 		// Sent 300 ms ago, so 4900 - 300 ms are left; then less and less, and from the send nothing is left.
 		if d := want(take(5), quota.FromMemory, "again"); d.RetryAfter != 4600*ms || d.ResetAfter != 9600*ms || d.Allowed || d.Limit != 10 || d.Remaining != 0 || d.At == 0 {
-			t.Errorf("%+v", d)
+			t.Errorf("got %+v, want a denial of the limit 10 with RetryAfter 4.6s and ResetAfter 9.6s", d)
 		}
 		time.Sleep(4600*ms - 2*time.Microsecond)
 		if d := want(take(7), quota.FromMemory, "until its time"); d.RetryAfter != 2*time.Microsecond {
-			t.Errorf("%+v", d)
+			t.Errorf("got %+v, want RetryAfter 2µs", d)
 		}
 		time.Sleep(time.Microsecond)
 		want(take(5), quota.FromStore, "in time")
@@ -190,7 +190,7 @@ func TestMemory(t *testing.T) {
 		exhaust()
 		out := make([]quota.Decision, 1)
 		if err := s.TakeAll(bg, []quota.Charge{take(5)}, out); err != nil || out[0].Source != quota.FromStore {
-			t.Error("a list", out, err)
+			t.Errorf("a list: got %+v, %v; want a decision of the store", out, err)
 		}
 		for op, n := range map[quota.Op]int{quota.OpRefund: 0, quota.OpReset: 0, quota.OpDebit: 0, quota.OpPeek: 1} {
 			for _, list := range []bool{false, true} {
@@ -202,7 +202,7 @@ func TestMemory(t *testing.T) {
 					s.Take(bg, c)
 				}
 				if got := resilience.Remembered(s); got != n {
-					t.Errorf("after a %s (in a list: %v) %d denials are remembered", op, list, got)
+					t.Errorf("denials remembered after a %s (in a list: %v): got %d, want %d", op, list, got, n)
 				}
 			}
 		}
@@ -211,7 +211,7 @@ func TestMemory(t *testing.T) {
 		truth.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
 		want(withID(take(5), "i2"), quota.FromStore, "an id")
 		if d := want(take(5), quota.FromStore, "disproved"); !d.Allowed {
-			t.Errorf("%+v", d)
+			t.Errorf("got %+v, want a grant", d)
 		}
 		// What can never fit is not remembered, nor what another policy denied.
 		truth.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
@@ -254,19 +254,19 @@ func TestMemoryLateReply(t *testing.T) {
 				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op})
 				wg.Wait()
 				if n := resilience.Remembered(s); n != 0 {
-					t.Errorf("%d denials are remembered after a %s", n, op)
+					t.Errorf("denials remembered after a %s: got %d, want none", op, n)
 				}
 				// Asked for afterwards it is, and a give-back that fails may have been made all the same.
 				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5})
 				if n := resilience.Remembered(s); n != 1 {
-					t.Errorf("%d denials are remembered", n)
+					t.Errorf("denials remembered: got %d, want 1", n)
 				}
 				store.answer = func(context.Context, quota.Charge) (quota.Decision, error) {
 					return granted, as(quota.ErrIndeterminate)
 				}
 				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op})
 				if n := resilience.Remembered(s); n != 0 {
-					t.Errorf("%d denials are remembered after a %s of unknown outcome", n, op)
+					t.Errorf("denials remembered after a %s of unknown outcome: got %d, want none", op, n)
 				}
 				// A denial that was asked for and learnt while the give-back was on its way.
 				store.answer = func(_ context.Context, c quota.Charge) (quota.Decision, error) {
@@ -288,7 +288,7 @@ func TestMemoryLateReply(t *testing.T) {
 				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5})
 				wg.Wait()
 				if n := resilience.Remembered(s); n != 0 {
-					t.Errorf("%d denials of the time before a %s are remembered", n, op)
+					t.Errorf("denials remembered of the time before a %s: got %d, want none", op, n)
 				}
 			})
 		}
@@ -307,7 +307,7 @@ func TestMemoryLearnsFromTheStoreAlone(t *testing.T) {
 			s.Take(bg, charge(1))
 		}
 		if n := resilience.Remembered(s); n != 0 {
-			t.Errorf("decision %d is remembered", i)
+			t.Errorf("denials remembered after decision %d: got %d, want none", i, n)
 		}
 	}
 	// A list that was decided in steps gave back what it held.
@@ -315,12 +315,12 @@ func TestMemoryLearnsFromTheStoreAlone(t *testing.T) {
 	s := wrap(t, store, resilience.DenialMemory(nil))
 	s.Take(bg, charge(1))
 	if resilience.Remembered(s) != 1 {
-		t.Error("a denial is not remembered")
+		t.Error("denials remembered: got none, want 1")
 	}
 	store.answer = func(context.Context, quota.Charge) (quota.Decision, error) { return split, nil }
 	s.TakeAll(bg, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
 	if resilience.Remembered(s) != 0 {
-		t.Error("a denial is remembered after a list gave back")
+		t.Error("denials remembered after a list gave back: got 1, want none")
 	}
 }
 
@@ -336,11 +336,11 @@ func TestMemoryBounded(t *testing.T) {
 		keys = append(keys, c.Key)
 		s.Take(bg, c)
 		if n := resilience.Remembered(s); n > 640 {
-			t.Fatalf("%d denials", n)
+			t.Fatalf("denials remembered: got %d, want up to 640", n)
 		}
 	}
 	if n := resilience.Remembered(s); n != 640 {
-		t.Errorf("%d denials", n)
+		t.Errorf("denials remembered: got %d, want 640", n)
 	}
 	hits := 0
 	for _, k := range slices.Backward(keys) {
@@ -356,6 +356,6 @@ func TestMemoryBounded(t *testing.T) {
 		}
 	}
 	if hits == 0 {
-		t.Error("nothing is answered from memory")
+		t.Error("answers from memory: got none, want some")
 	}
 }

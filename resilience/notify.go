@@ -13,8 +13,8 @@ import (
 // maxNotices bounds the notices that wait for a slow receiver.
 const maxNotices = 64
 
-// notifier delivers notices in order on a goroutine of its own, which ends when none is left: so they
-// may be sent under a lock, and a slow receiver holds up no decision. The zero value tells nobody.
+// notifier delivers notices in order on a goroutine of its own, which ends when none is left. So notices may
+// be sent under a lock, and a slow receiver delays no decision. The zero value delivers none.
 type notifier struct {
 	tell func(quota.Notice)
 
@@ -60,20 +60,30 @@ func (n *notifier) run() {
 	}
 }
 
-// alarm tells of a misconfigured store, at most once a minute.
+// abandonedPanic reports a panic in a call that no caller waits for, or passes it on if notices have no
+// receiver.
+func (n *notifier) abandonedPanic(p *Panic) {
+	if n.tell == nil {
+		panic(p)
+	}
+	n.send("panic", "the store panicked in a call that was abandoned", p)
+}
+
+// alarm reports a misconfigured store, at most once a minute.
 type alarm struct {
 	*notifier
-	loud  bool
+	on    bool // otherwise another policy reports it
 	base  time.Time
 	after atomic.Int64 // time since base before which it is silent
 }
 
-func (a *alarm) see(err error) {
-	if !a.loud || !errors.Is(err, quota.ErrMisconfigured) {
+// check reports err if it says that the store is misconfigured.
+func (a *alarm) check(err error) {
+	if !a.on || !errors.Is(err, quota.ErrMisconfigured) {
 		return
 	}
 	now := int64(time.Since(a.base))
 	if after := a.after.Load(); now >= after && a.after.CompareAndSwap(after, now+int64(time.Minute)) {
-		a.send("misconfigured", "the store is misconfigured: what it holds or allows does not fit; charges fail, and no policy answers them", err)
+		a.send("misconfigured", "the store is misconfigured: its content or its permissions do not fit; charges fail, and no policy answers them", err)
 	}
 }

@@ -1,6 +1,7 @@
 package resilience_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -68,11 +69,11 @@ func testWrapOrder(t *testing.T, all []resilience.Policy) {
 			inner, outer := names[j], names[i]
 			switch {
 			case i < j && err != nil:
-				t.Errorf("%s( %s ) is refused: %v", outer, inner, err)
+				t.Errorf("%s( %s ): got %v, want a store", outer, inner, err)
 			case i == j && (!errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "two policies of the kind "+inner)):
-				t.Errorf("%s( %s ): %v", outer, inner, err)
+				t.Errorf("%s( %s ): got %v, want an ErrInvalid of two policies", outer, inner, err)
 			case i > j && (!errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "the "+inner+" is inside the "+outer) || !strings.Contains(err.Error(), "because ")):
-				t.Errorf("%s( %s ): %v", outer, inner, err)
+				t.Errorf("%s( %s ): got %v, want an ErrInvalid with the reason", outer, inner, err)
 			}
 			if i == j || i == 6 || j == 6 {
 				continue
@@ -83,7 +84,7 @@ func testWrapOrder(t *testing.T, all []resilience.Policy) {
 				t.Fatal(err)
 			}
 			if _, err = resilience.Wrap(first, all[i]); (err == nil) != (i < j) {
-				t.Errorf("%s( %s ) in two steps: %v", outer, inner, err)
+				t.Errorf("%s( %s ) in two steps: got %v, want an error: %v", outer, inner, err, i > j)
 			}
 		}
 	}
@@ -115,7 +116,7 @@ func TestWrapRefuses(t *testing.T) {
 		"accepted: RetryFailsafe":          {resilience.Failsafe(retry, nil), tm},
 		"accepted: HedgeFailsafe":          {resilience.Failsafe(hedge, nil), tm},
 		"returns when the store does":      {resilience.Failsafe(timeout.New[result](time.Second), nil)},
-		"nobody made its decisions":        {resilience.Failsafe(fallback.NewWithResult(result{}), nil)},
+		"no store made its decisions":      {resilience.Failsafe(fallback.NewWithResult(result{}), nil)},
 		"holds for one charge":             {resilience.Failsafe(cachepolicy.New[result](nil), nil)},
 		"hedgepolicy is given as a retry":  {resilience.RetryFailsafe(hedge, nil), tm},
 		"retrypolicy is given as a hedge":  {resilience.HedgeFailsafe(retry, nil), tm},
@@ -155,34 +156,89 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 			break
 		}
 		if g := at.(driver.Graded).Atomicity(); g != driver.OneGroup {
-			t.Errorf("layer %d is %d", layers, g)
+			t.Errorf("atomicity of layer %d: got %v, want %v", layers, g, driver.OneGroup)
 		}
 		if !at.(driver.Prompt).Prompt() {
-			t.Errorf("layer %d is not prompt, though there is a timeout inside", layers)
+			t.Errorf("layer %d with a timeout inside is not prompt, want it to be", layers)
 		}
 		at = u.Unwrap()
 		layers++
 	}
 	if layers != len(all) || at != quota.Store(inner) {
-		t.Errorf("%d layers, and at the end %T", layers, at)
+		t.Errorf("got %d layers and at the end %T, want %d and the store", layers, at, len(all))
 	}
 	if b := wrap(t, inner, resilience.Breaker(nil)); b.(driver.Prompt).Prompt() {
-		t.Error("a breaker made a store prompt")
+		t.Error("a breaker around a store that is not prompt is prompt, want it not to be")
 	}
 	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
-		t.Error("what the local store declares is lost")
+		t.Error("a breaker around a local store: want it prompt, and AnyKeys")
 	}
 	for range 2 {
 		if err := s.Close(); err != nil || inner.closed != 1 {
-			t.Errorf("closed %d times: %v", inner.closed, err)
+			t.Errorf("Close: got %v, and the store was closed %d times; want once", err, inner.closed)
 		}
 	}
 	if same := wrap(t, inner); same != quota.Store(inner) {
-		t.Errorf("no policies make %T", same)
+		t.Errorf("no policies: got %T, want the store", same)
 	}
 }
 
-// TestClosed holds that what a policy answers by itself is ErrClosed after Close.
+// healthy is a store that reports its health.
+type healthy struct{ *stub }
+
+func (healthy) Health(context.Context) (driver.Health, error) {
+	return driver.Health{Version: "8.2"}, nil
+}
+
+// TestHealthThroughPolicies: a program that holds the outermost store finds the health report of the innermost.
+func TestHealthThroughPolicies(t *testing.T) {
+	tm := resilience.Timeout(time.Second, nil)
+	stacks := map[string][]resilience.Policy{
+		"no policy":     nil,
+		"FailWithError": {resilience.FailWithError()},
+		"DenialMemory":  {resilience.DenialMemory(nil)},
+		"Breaker":       {resilience.Breaker(nil)},
+		"Bulkhead":      {resilience.Bulkhead(1)},
+		"Retry":         {resilience.Retry(nil), tm},
+		"Timeout":       {tm},
+		"Failsafe":      {resilience.Failsafe(bulkhead.New[result](1), nil)},
+		"Failsafe with a circuit breaker": {
+			resilience.Failsafe(circuitbreaker.NewWithDefaults[result](), nil)},
+		"RetryFailsafe": {resilience.RetryFailsafe(retrypolicy.NewWithDefaults[result](), nil), tm},
+		"HedgeFailsafe": {resilience.HedgeFailsafe(hedgepolicy.NewWithDelay[result](time.Second), nil), tm},
+	}
+	for name, p := range fallbacks() {
+		stacks[name] = []resilience.Policy{p}
+		stacks["all with "+name] = allPolicies(p)
+	}
+	check := func(name string, s quota.Store) {
+		t.Helper()
+		r, ok := driver.Find[driver.HealthReporter](s)
+		if !ok {
+			t.Errorf("%s: got no HealthReporter, want the store inside", name)
+			return
+		}
+		if h, err := r.Health(bg); err != nil || h.Version != "8.2" {
+			t.Errorf("%s: Health: got %+v, %v; want version 8.2", name, h, err)
+		}
+	}
+	for name, ps := range stacks {
+		for _, prompt := range []bool{false, true} {
+			check(name, wrap(t, healthy{&stub{prompt: prompt}}, ps...))
+		}
+	}
+	all := fallbacks()
+	all["FailWithError"] = resilience.FailWithError()
+	for name, p := range all {
+		s, err := resilience.Standard(healthy{&stub{}}, p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("Standard with "+name, s)
+	}
+}
+
+// TestClosed holds that the answers of a policy itself are ErrClosed after Close.
 func TestClosed(t *testing.T) {
 	store := local.New(nil)
 	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
@@ -190,10 +246,10 @@ func TestClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d, err := s.Take(bg, charge(100)); err != nil || d.Allowed {
-		t.Fatal(d, err)
+		t.Fatalf("the second take: got %+v, %v; want a denial", d, err)
 	}
 	if d, err := s.Take(bg, charge(100)); err != nil || d.Source != quota.FromMemory {
-		t.Fatal(d, err)
+		t.Fatalf("the third take: got %+v, %v; want a denial from memory", d, err)
 	}
 	s.Close()
 	_, err := s.Take(bg, charge(100))
@@ -202,7 +258,7 @@ func TestClosed(t *testing.T) {
 	broken := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailOpen(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
 	broken.Take(bg, charge(1))
 	if d, err := broken.Take(bg, charge(1)); err != nil || d.Source != quota.FromOpen {
-		t.Fatal(d, err)
+		t.Fatalf("with an open breaker: got %+v, %v; want a decision of FailOpen", d, err)
 	}
 	broken.Close()
 	_, err = broken.Take(bg, charge(1))
@@ -212,7 +268,7 @@ func TestClosed(t *testing.T) {
 func TestStandard(t *testing.T) {
 	for _, p := range []resilience.Policy{nil, resilience.Bulkhead(1)} {
 		if _, err := resilience.Standard(&stub{}, p, nil); !errors.Is(err, quota.ErrInvalid) {
-			t.Errorf("%v", err)
+			t.Errorf("fallback %v: got %v, want ErrInvalid", p, err)
 		}
 	}
 	all := fallbacks()
@@ -223,7 +279,7 @@ func TestStandard(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d, err := s.Take(bg, charge(1)); err != nil || !d.Allowed || d.Source != quota.FromStore {
-			t.Error(d, err)
+			t.Errorf("got %+v, %v; want a grant of the store", d, err)
 		}
 		s.Close()
 	}

@@ -181,7 +181,7 @@ func (f *outageFleet) stop() {
 			f.t.Fatalf("process %d: %v\n%s", i, err, &p.stderr)
 		}
 		if len(p.report.Errors) > 0 {
-			f.t.Errorf("process %d got errors, which a fallback should have answered: %v", i, p.report.Errors)
+			f.t.Errorf("process %d: got the errors %v, want decisions of the fallback", i, p.report.Errors)
 		}
 	}
 }
@@ -205,7 +205,7 @@ func (f *outageFleet) check(losses int) {
 				open = append(open, c.Took)
 			}
 			if limit := outageSlowest + 3*r.Stall; c.Took > limit.Microseconds() {
-				f.t.Errorf("process %d: a decision took %d µs, at most %v are allowed", i, c.Took, limit)
+				f.t.Errorf("process %d: a decision took %d µs, want up to %v", i, c.Took, limit)
 			}
 		}
 		for n, ended := range f.ended {
@@ -221,17 +221,17 @@ func (f *outageFleet) check(losses int) {
 	most := hotRule.Bound(elapsed, sum.Served, losses)
 	f.t.Logf("admitted %d in %v, %d of them in the primary's place; at most %d: %+v", sum.Admitted(), elapsed, sum.Fallback, most.Sum(), most)
 	if sum.Admitted() > most.Sum() {
-		f.t.Errorf("%d were admitted, at most %d may be", sum.Admitted(), most.Sum())
+		f.t.Errorf("admitted: got %d, want up to %d", sum.Admitted(), most.Sum())
 	}
 	if sum.Store < hotRule.Capacity || sum.Fallback == 0 || len(open) < 100 {
-		f.t.Errorf("the primary admitted %d, the fallbacks %d, and %d decisions were made with an open breaker: this shows little", sum.Store, sum.Fallback, len(open))
+		f.t.Errorf("got %d admitted by the primary, %d by the fallbacks, %d decisions with an open breaker; want %d, 1 and 100 or more", sum.Store, sum.Fallback, len(open), hotRule.Capacity)
 		return
 	}
 	slices.Sort(open)
 	p99 := open[len(open)*99/100]
 	f.t.Logf("the slowest decision took %d µs, where a pause was too long by up to %d µs; with an open breaker, of %d, half took up to %d µs, 99 of 100 up to %d µs", slowest, stall.Microseconds(), len(open), open[len(open)/2], p99)
 	if limit := outageOpenP99.Microseconds(); p99 > limit {
-		f.t.Errorf("with an open breaker 99 of 100 decisions took up to %d µs, at most %d are allowed", p99, limit)
+		f.t.Errorf("with an open breaker 99 of 100 decisions took up to %d µs, want up to %d", p99, limit)
 	}
 }
 
@@ -269,10 +269,10 @@ func (f *outageFleet) checkLedger(addr string) {
 	}
 	f.t.Logf("charged %d: %d granted, %d reconciled, up to %d unknown", charged, sum.Store, sum.Fallback, unknown)
 	if charged < sum.Admitted() || charged > sum.Admitted()+unknown {
-		f.t.Errorf("the server has charged %d; %d were granted, %d admitted in its place, and %d are unknown", charged, sum.Store, sum.Fallback, unknown)
+		f.t.Errorf("charged: got %d, want the %d granted and the %d admitted in its place, and up to %d unknown", charged, sum.Store, sum.Fallback, unknown)
 	}
 	if sum.Store == 0 || sum.Fallback == 0 || unknown == 0 {
-		f.t.Error("granted, reconciled, unknown: one of them is 0, so this shows little")
+		f.t.Errorf("got %d granted, %d reconciled and %d unknown, want none of them 0", sum.Store, sum.Fallback, unknown)
 	}
 }
 

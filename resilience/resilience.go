@@ -2,23 +2,25 @@ package resilience
 
 import (
 	"fmt"
-	"sync/atomic"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// A Policy is what [Wrap] puts around a store. The functions of this package make them. A policy is a
-// description: it may be given to Wrap again, and each store gets state of its own (but see [Failsafe] and [Fallback]).
+// A Policy is one protection that [Wrap] puts around a store. The functions of this package make policies. A
+// policy is a description: it may be given to Wrap again, and each store gets state of its own (but see
+// [Failsafe] and [Fallback]).
 type Policy interface {
-	// kind is the policy's place in the order.
+	// kind is the policy's position in the order.
 	kind() kind
-	// wrap returns the policy around inner, which has the place p among its neighbours. It fails with
-	// ErrInvalid where the policy's own settings are wrong or do not fit what is inside.
-	wrap(inner quota.Store, p place) (quota.Store, error)
+	// wrap returns the policy around inner. alarms says that this policy must report a misconfigured store,
+	// because no policy outside it does. It fails with ErrInvalid where the policy's own settings are wrong
+	// or do not fit the store inside.
+	wrap(inner quota.Store, alarms bool) (quota.Store, error)
 }
 
-// kind is a place in the order, outermost first.
+// kind is a position in the order, outermost first.
 type kind uint8
 
 const (
@@ -37,34 +39,28 @@ var kindNames = [...]string{"fallback", "memory of denials", "breaker", "bulkhea
 
 func (k kind) String() string { return kindNames[k] }
 
-// outside says why nothing of a later kind may stand outside a policy of this one.
+// outside gives the reason why no policy of a later kind may be outside a policy of this one.
 var outside = [...]string{
-	kindFallback: "what is outside a fallback sees its answers instead of the store's failures: a breaker there would never open",
-	kindMemory:   "a memory of denials is to spare the store a request, and everything inside costs one",
-	kindBreaker:  "a breaker is to count a decision once and to refuse before slots or attempts are spent on it",
-	kindBulkhead: "a bulkhead bounds decisions; what it refuses because there is too much would be tried again outside",
+	kindFallback: "a policy outside a fallback sees its answers instead of the store's failures: a breaker there would never open",
+	kindMemory:   "a memory of denials must spare the store a request, and every policy inside it costs one",
+	kindBreaker:  "a breaker must count a decision once, and refuse it before slots or attempts are spent on it",
+	kindBulkhead: "a bulkhead bounds decisions; a retry outside it would repeat the calls that it refuses because there are too many",
 	kindRetry:    "every attempt needs its timeout, and a hedge races single attempts",
 	kindHedge:    "every attempt needs its timeout",
 }
 
-// place is what a policy is told about the others.
-type place struct {
-	// loud says that this policy tells of a misconfigured store, because none outside it does.
-	loud bool
+// reporter is a policy that may report a misconfigured store.
+type reporter interface {
+	reports() bool
 }
 
-// telling is a policy that can tell of a misconfigured store.
-type telling interface {
-	tells() bool
-}
-
-// Wrap puts policies around a store, the first outermost. No policies leave the store as it is.
+// Wrap puts policies around a store, the first one outermost. Without policies it returns the store itself.
 //
-// It fails with quota.ErrInvalid, and says why, if a policy is given twice or out of the order that the
-// package documentation explains, the policies already around the store counted in, or if one is set
-// or combined in a way that is not sound. The store is then as it was.
+// It fails with quota.ErrInvalid, and gives the reason, if a policy is given twice or out of the order that
+// the package documentation explains, the policies already around the store included, or if one has settings
+// or neighbours that are not sound. The store is then unchanged.
 //
-// Close closes the store inside, the fallback's included, and ends everything the policies run. The
+// Close closes the store inside, the fallback's included, and ends everything that the policies run. The
 // result may be used concurrently.
 func Wrap(store quota.Store, policies ...Policy) (quota.Store, error) {
 	if store == nil {
@@ -77,10 +73,8 @@ func Wrap(store quota.Store, policies ...Policy) (quota.Store, error) {
 		}
 		kinds = append(kinds, p.kind())
 	}
-	for s := store; s != nil; s = unwrap(s) {
-		if l, ok := s.(interface{ layerKind() kind }); ok {
-			kinds = append(kinds, l.layerKind())
-		}
+	for l, ok := layerIn(store); ok; l, ok = layerIn(l.Unwrap()) {
+		kinds = append(kinds, l.layerKind())
 	}
 	for i := 1; i < len(kinds); i++ {
 		for j := range i {
@@ -92,83 +86,71 @@ func Wrap(store quota.Store, policies ...Policy) (quota.Store, error) {
 			}
 		}
 	}
-	loudest := -1
+	reporting := -1 // the outermost policy that can report
 	for i, p := range policies {
-		if t, ok := p.(telling); ok && t.tells() {
-			loudest = i
+		if r, ok := p.(reporter); ok && r.reports() {
+			reporting = i
 			break
 		}
 	}
 	for i := len(policies) - 1; i >= 0; i-- {
 		var err error
-		if store, err = policies[i].wrap(store, place{loud: i == loudest}); err != nil {
+		if store, err = policies[i].wrap(store, i == reporting); err != nil {
 			return nil, err
 		}
 	}
 	return store, nil
 }
 
-// layer is what the stores of all policies have in common.
+// layer is the part that the stores of all policies have in common.
 type layer struct {
-	inner  quota.Store
-	of     kind
-	closed atomic.Bool
+	inner quota.Store
+	of    kind
+	gate  driver.Gate
 }
+
+// layered is the store of a policy.
+type layered interface {
+	driver.Wrapper
+	layerKind() kind
+}
+
+// layerIn returns the outermost policy of a store.
+func layerIn(s quota.Store) (layered, bool) { return driver.Find[layered](s) }
 
 func (l *layer) layerKind() kind { return l.of }
 
 // Unwrap returns the store inside.
 func (l *layer) Unwrap() quota.Store { return l.inner }
 
-// Atomicity says how far the store inside decides several keys in one step.
-func (l *layer) Atomicity() driver.Atomicity {
-	if g, ok := find[driver.Graded](l.inner); ok {
-		return g.Atomicity()
-	}
-	return driver.AnyKeys
-}
+// Atomicity returns how far the store inside decides several keys in one step.
+func (l *layer) Atomicity() driver.Atomicity { return driver.AtomicityOf(l.inner) }
 
-// Prompt says whether the store inside returns by its context's deadline.
-func (l *layer) Prompt() bool { return prompt(l.inner) }
+// Prompt reports whether the store inside returns by its context's deadline.
+func (l *layer) Prompt() bool { return driver.IsPrompt(l.inner) }
 
 // Close closes the store inside.
 func (l *layer) Close() error {
-	if l.closed.Swap(true) {
+	if !l.gate.Close() {
 		return nil
 	}
 	return l.inner.Close()
 }
 
-// unless returns err, or ErrClosed where the policy was closed: for what a policy answers itself.
-func (l *layer) unless(err error) error {
-	if l.closed.Load() {
-		return errClosed
+// orClosed returns err, or ErrClosed if the policy was closed. Answers that the policy itself gives need it.
+func (l *layer) orClosed(err error) error {
+	if closed := l.gate.Open(); closed != nil {
+		return closed
 	}
 	return err
 }
 
-func prompt(s quota.Store) bool {
-	p, ok := find[driver.Prompt](s)
-	return ok && p.Prompt()
+// bounded is the store of a timeout.
+type bounded interface {
+	bound() time.Duration
 }
 
-func unwrap(s quota.Store) quota.Store {
-	if u, ok := s.(interface{ Unwrap() quota.Store }); ok {
-		return u.Unwrap()
-	}
-	return nil
-}
-
-// find returns the first of a store and the stores inside it that is a T.
-func find[T any](s quota.Store) (v T, ok bool) {
-	for ; s != nil; s = unwrap(s) {
-		if v, ok = s.(T); ok {
-			return v, true
-		}
-	}
-	return v, false
-}
-
-func invalid(what, accepted string) error {
-	return fmt.Errorf("resilience: %w: %s; accepted: %s", quota.ErrInvalid, what, accepted)
+// invalid returns an ErrInvalid that names a wrong setting and the accepted ones.
+func invalid(problem, accepted string) error {
+	return fmt.Errorf("resilience: %w: %s; accepted: %s", quota.ErrInvalid, problem, accepted)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // The defaults of [RetryOptions].
@@ -16,28 +17,28 @@ const (
 	DefaultBackoff  = 2 * time.Millisecond
 )
 
-// RetryOptions change what [Retry] makes. The zero value, and nil, take the defaults.
+// RetryOptions change the policy that [Retry] makes. The zero value, and nil, take the defaults.
 type RetryOptions struct {
 	// Attempts is how many attempts a decision may take, the first included; 0 is DefaultAttempts.
 	Attempts int
-	// Backoff is the longest pause before the second attempt; it doubles with each further one. Pauses
-	// are random, from 0 up. 0 is DefaultBackoff.
+	// Backoff is the longest pause before the second attempt; it doubles with each further one. Pauses are
+	// random, from 0 up. 0 is DefaultBackoff.
 	Backoff time.Duration
-	// Budget is how long the attempts and pauses may take together. 0 is the time of the Timeout inside,
-	// so that retries make no decision later; a longer one leaves room for attempts that timed out.
+	// Budget is how long the attempts and pauses may take together. 0 is the time of the Timeout inside, so
+	// that retries delay no decision beyond it; a longer budget leaves room for attempts that timed out.
 	Budget time.Duration
 }
 
-// Retry returns the policy that a peek, or a charge with a request id, is tried again where the store
-// was unavailable or the outcome is unknown. Every other charge goes straight through, once: without an
-// id nobody can tell whether a repeat charges twice, and charges that may be repeated carry one.
+// Retry returns the policy that a peek, or a charge with a request id, is tried again where the store was
+// unavailable or the outcome is unknown. Every other charge is sent once: without an id the store cannot tell
+// a repeat from a second charge. Charges that may be repeated must carry one.
 //
-// If one attempt had an unknown outcome and the last one failed, the error is quota.ErrIndeterminate
-// whatever the last one's was. Other errors are not tried again and pass: a misconfigured store stays
-// so, and an overloaded one would be more so. Nothing is tried again once the caller's context has ended.
+// If one attempt had an unknown outcome and the last one failed, the error is quota.ErrIndeterminate,
+// whatever the error of the last one. Other errors are not tried again and pass: a misconfigured store stays
+// misconfigured, and repeats would add to an overload. No attempt begins once the caller's context has ended.
 //
-// A request id guards against two grants, not against a grant that comes late: where an attempt was
-// given up and the next one is denied, the first may yet be charged.
+// A request id guards against two grants, not against a grant that comes late: where an attempt was given up
+// and the next one is denied, the first may yet be charged.
 //
 // Negative numbers, and a stack without a [Timeout] inside, are refused by Wrap.
 func Retry(o *RetryOptions) Policy {
@@ -51,7 +52,7 @@ type retryPolicy RetryOptions
 
 func (retryPolicy) kind() kind { return kindRetry }
 
-func (p retryPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
+func (p retryPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
 	o := RetryOptions(p)
 	if o.Attempts < 0 || o.Backoff < 0 || o.Budget < 0 {
 		return nil, invalid(fmt.Sprintf("RetryOptions are %d attempts, a backoff of %v and a budget of %v", o.Attempts, o.Backoff, o.Budget), "0 or more")
@@ -74,9 +75,9 @@ func (p retryPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
 
 // timeoutInside returns the time of the timeout inside, which every attempt needs.
 func timeoutInside(inner quota.Store, k kind) (time.Duration, error) {
-	t, ok := find[interface{ bound() time.Duration }](inner)
+	t, ok := driver.Find[bounded](inner)
 	if !ok {
-		return 0, invalid(fmt.Sprintf("there is no timeout inside the %s", k), order+", because nothing else ends an attempt")
+		return 0, invalid(fmt.Sprintf("there is no timeout inside the %s", k), order+", because no other policy ends an attempt")
 	}
 	return t.bound(), nil
 }
@@ -102,11 +103,7 @@ func (s *retry) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if !repeatable(cs) {
 		return s.inner.TakeAll(ctx, cs, out)
 	}
-	peeks := true
-	for i := range cs {
-		peeks = peeks && cs[i].Op == quota.OpPeek
-	}
-	return s.do(ctx, peeks, func(ctx context.Context) error { return s.inner.TakeAll(ctx, cs, out) })
+	return s.do(ctx, driver.OnlyPeeks(cs), func(ctx context.Context) error { return s.inner.TakeAll(ctx, cs, out) })
 }
 
 func (s *retry) do(ctx context.Context, peeks bool, attempt func(context.Context) error) error {
@@ -116,16 +113,16 @@ func (s *retry) do(ctx context.Context, peeks bool, attempt func(context.Context
 	for n := 1; ; n++ {
 		err := attempt(d)
 		if err != nil {
-			err = ranOut(ctx, d, s.o.Budget, err)
+			err = timedOut(ctx, d, s.o.Budget, err)
 		}
 		unknown = unknown || errors.Is(err, quota.ErrIndeterminate)
 		if err == nil || n == s.o.Attempts || !s.pause(d, n, err) {
-			return still(unknown && !peeks, err)
+			return afterAttempts(unknown && !peeks, err)
 		}
 	}
 }
 
-// pause waits before the attempt after the nth, or reports that there is to be none.
+// pause waits before the attempt after the nth, and reports whether that attempt may be made.
 func (s *retry) pause(d *deadline, n int, err error) bool {
 	if !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrIndeterminate) {
 		return false
@@ -145,8 +142,9 @@ func (s *retry) pause(d *deadline, n int, err error) bool {
 	}
 }
 
-// still returns the error of a call of which an attempt, if unknown is set, may have been charged.
-func still(unknown bool, err error) error {
+// afterAttempts returns the error of a call whose last attempt ended in err. If unknown is set an earlier
+// attempt may have been charged.
+func afterAttempts(unknown bool, err error) error {
 	if err == nil || !unknown || errors.Is(err, quota.ErrIndeterminate) {
 		return err
 	}

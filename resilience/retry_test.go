@@ -58,7 +58,7 @@ func TestRepeats(t *testing.T) {
 						t.Errorf("%v %v, want %v", d, err, c.want)
 					}
 					if c.want == quota.ErrIndeterminate && errors.Is(err, quota.ErrUnavailable) || c.want == quota.ErrUnavailable && errors.Is(err, quota.ErrIndeterminate) {
-						t.Errorf("%v is two things", err)
+						t.Errorf("got %v, which is two errors; want only %v", err, c.want)
 					}
 				})
 			})
@@ -78,7 +78,7 @@ func TestRetryBudget(t *testing.T) {
 			_, err := s.Take(bg, c)
 			wantErr(t, err, quota.ErrUnavailable)
 			if took := time.Since(start); took > 50*ms || store.called() < 2 || store.called() > 40 {
-				t.Errorf("%d attempts in %v", store.called(), took)
+				t.Errorf("attempts: got %d in %v, want 2 to 40 within 50ms", store.called(), took)
 			}
 		}
 		// A pause for which there is no time is not begun.
@@ -88,7 +88,7 @@ func TestRetryBudget(t *testing.T) {
 		_, err := s.Take(bg, c)
 		wantErr(t, err, quota.ErrUnavailable)
 		if took := time.Since(start); took != 0 || store.called() != 1 {
-			t.Errorf("%d attempts in %v", store.called(), took)
+			t.Errorf("attempts: got %d in %v, want 1 at once", store.called(), took)
 		}
 		// An attempt that hangs takes all of it.
 		store = slow(time.Hour, false, true)
@@ -97,7 +97,7 @@ func TestRetryBudget(t *testing.T) {
 		_, err = s.Take(bg, c)
 		wantErr(t, err, quota.ErrIndeterminate)
 		if took := time.Since(start); took != 50*ms || store.called() != 1 {
-			t.Errorf("%d attempts in %v", store.called(), took)
+			t.Errorf("attempts: got %d in %v, want 1 in 50ms", store.called(), took)
 		}
 		// A budget of its own leaves room for attempts that time out.
 		store = slow(time.Hour, false, true)
@@ -106,7 +106,7 @@ func TestRetryBudget(t *testing.T) {
 		_, err = s.Take(bg, c)
 		wantErr(t, err, quota.ErrIndeterminate)
 		if took := time.Since(start); took != 120*ms || store.called() != 3 {
-			t.Errorf("%d attempts in %v", store.called(), took)
+			t.Errorf("attempts: got %d in %v, want 3 in 120ms", store.called(), took)
 		}
 		// Who has left is not tried for again.
 		ctx, cancel := context.WithCancel(bg)
@@ -116,7 +116,7 @@ func TestRetryBudget(t *testing.T) {
 		}}
 		s = wrap(t, store, resilience.Retry(nil), resilience.Timeout(50*ms, nil))
 		if _, err := s.Take(ctx, c); !errors.Is(err, quota.ErrUnavailable) || store.called() != 1 {
-			t.Errorf("%d attempts: %v", store.called(), err)
+			t.Errorf("attempts: got %d and %v, want 1 and ErrUnavailable", store.called(), err)
 		}
 		ctx, cancel = context.WithCancel(bg)
 		store = &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
@@ -126,7 +126,7 @@ func TestRetryBudget(t *testing.T) {
 		time.AfterFunc(1, cancel)
 		start = time.Now()
 		if _, err := s.Take(ctx, c); !errors.Is(err, quota.ErrIndeterminate) || time.Since(start) > 1 {
-			t.Errorf("%v after %v", err, time.Since(start))
+			t.Errorf("got %v after %v, want ErrIndeterminate at once", err, time.Since(start))
 		}
 		time.Sleep(2 * time.Hour)
 	})
@@ -153,11 +153,11 @@ func TestRetryBackoff(t *testing.T) {
 		}
 		for i, m := range most {
 			if limit := 10 * ms << i; m > limit || m < limit*9/10 {
-				t.Errorf("pause %d is up to %v", i, m)
+				t.Errorf("pause %d: got up to %v, want nearly %v", i, m, limit)
 			}
 		}
 		if len(seen) < 800 {
-			t.Errorf("%d different pauses", len(seen))
+			t.Errorf("different pauses: got %d, want 800 or more", len(seen))
 		}
 	})
 }

@@ -45,7 +45,7 @@ func TestSimulation(t *testing.T) {
 	}
 	t.Logf("%d seeds: %+v", seeds, all)
 	if all.Fallback == 0 || all.Reconciled == 0 || all.Losses == 0 || all.Restarts == 0 || all.Unknown == 0 || all.Refunded == 0 || all.Opened == 0 {
-		t.Errorf("the simulation did not reach everything: %+v", all)
+		t.Errorf("got %+v, want every count above 0", all)
 	}
 }
 
@@ -280,7 +280,7 @@ func (s *sim) run() {
 		for _, k := range s.keys {
 			for range 2 {
 				if _, err := i.do(quota.Charge{Limit: k.limit, Key: k.key, Op: quota.OpPeek}); err != nil {
-					s.t.Errorf("seed %d: a peek after all faults: %v", s.seed, err)
+					s.t.Errorf("seed %d: a peek after all faults: got %v, want a decision", s.seed, err)
 				}
 			}
 		}
@@ -389,7 +389,7 @@ func (i *simInstance) execute(cs []quota.Charge, out []quota.Decision, fault sim
 		err = s.primary.TakeAll(context.Background(), cs, out)
 	}
 	if err != nil {
-		s.t.Errorf("seed %d: the primary: %v", s.seed, err)
+		s.t.Errorf("seed %d: the primary: got %v, want a decision", s.seed, err)
 		return err
 	}
 	for j := range cs {
@@ -450,7 +450,7 @@ func (s *simSpy) see(cs []quota.Charge, ds []quota.Decision, err error) {
 		}
 		if simClaim(c) {
 			if st.claims[c.ID] {
-				i.t.Errorf("seed %d: a reconciliation that was done was done again", i.seed)
+				i.t.Errorf("seed %d: reconciliation %s was done twice, want once", i.seed, c.ID)
 			}
 			st.claims[c.ID] = true
 			st.reconciled += c.Cost
@@ -485,7 +485,7 @@ func (i *simInstance) do(cs ...quota.Charge) ([]quota.Decision, error) {
 	}
 	i.sim.mu.Unlock()
 	if took > i.t0 {
-		i.t.Errorf("seed %d: a decision took %v", i.seed, took)
+		i.t.Errorf("seed %d: a decision took %v, want up to %v", i.seed, took, i.t0)
 	}
 	if err != nil {
 		for j := range cs {
@@ -497,13 +497,13 @@ func (i *simInstance) do(cs ...quota.Charge) ([]quota.Decision, error) {
 			}
 		}
 		if !ended || !strings.Contains(err.Error(), "closed") {
-			i.t.Errorf("seed %d: %v", i.seed, err)
+			i.t.Errorf("seed %d: got %v, want a decision", i.seed, err)
 		}
 		return nil, err
 	}
 	after := began.Sub(i.start) - i.end
 	if after > i.t0+i.delay+2*i.pause && !ended && out[0].Source != quota.FromStore {
-		i.t.Errorf("seed %d: %v after the faults ended decisions are made in the %v", i.seed, after, out[0].Source)
+		i.t.Errorf("seed %d: a decision %v after the faults: got one of the %v, want the store's", i.seed, after, out[0].Source)
 	}
 	granted := quota.Granted(out)
 	i.mu.Lock()
@@ -612,7 +612,7 @@ func (s *sim) check() {
 			case st.reconciled == st.here && i.charged[k] == st.here:
 			case s.losses > 0 && st.reconciled == st.here && i.charged[k] >= st.here: // the primary forgot ids too
 			default:
-				s.t.Errorf("seed %d: instance %d admitted %d of %s %s and reconciled %d, the primary was charged %d",
+				s.t.Errorf("seed %d: instance %d: got %d admitted of %s %s, %d reconciled and %d charged, want all equal",
 					s.seed, i.id, st.here, k.limit.Name(), k.key, st.reconciled, i.charged[k])
 			}
 		}
@@ -626,10 +626,10 @@ func (s *sim) check() {
 			spare += int64(s.losses) * bursts * s.n * per
 		}
 		if spare < 0 {
-			s.t.Errorf("seed %d: %d instances admitted %d of %s %s in %v, %d beyond the bound", s.seed, s.n, takes, k.limit.Name(), k.key, s.since(), -spare/(s.n*per))
+			s.t.Errorf("seed %d: %d instances admitted %d of %s %s in %v, want %d fewer", s.seed, s.n, takes, k.limit.Name(), k.key, s.since(), -spare/(s.n*per))
 		}
 		if charged := s.executed[k]; charged < ok || charged > ok+unknown {
-			s.t.Errorf("seed %d: the primary charged %d of %s %s, where %d were taken and %d are unknown", s.seed, charged, k.limit.Name(), k.key, ok, unknown)
+			s.t.Errorf("seed %d: the primary charged %d of %s %s, want %d to %d", s.seed, charged, k.limit.Name(), k.key, ok, ok+unknown)
 		}
 	}
 }

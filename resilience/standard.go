@@ -12,30 +12,30 @@ const (
 	DefaultInFlight = 256
 )
 
-// StandardOptions change what [Standard] makes. The zero value, and nil, take the defaults.
+// StandardOptions change the store that [Standard] makes. The zero value, and nil, take the defaults.
 type StandardOptions struct {
-	// Timeout is when a decision comes at the latest; 0 is DefaultTimeout.
+	// Timeout is the longest time that a decision may take; 0 is DefaultTimeout.
 	Timeout time.Duration
 	// InFlight bounds the decisions in flight, and the abandoned calls; 0 is DefaultInFlight.
 	InFlight int
 	// Breaker changes the breaker; nil takes its defaults.
 	Breaker *BreakerOptions
-	// Notice is told what the policies have to tell, unless Breaker names somebody else; nil is nobody.
-	// The fallback is told of its own.
+	// Notice receives the notices of the policies, those of the breaker only if Breaker has no receiver of
+	// its own. It may be nil. The fallback has its own receiver.
 	Notice func(quota.Notice)
 }
 
-// Standard puts around a store what most programs want: a timeout, a bulkhead, a breaker, and around
-// them what decides while the store cannot: [FailOpen], [FailClosed], a fallback store or
+// Standard puts around a store the policies that most programs need: a timeout, a bulkhead and a breaker, and
+// around them the policy that decides while the store cannot: [FailOpen], [FailClosed], [Fallback] or
 // [FailWithError]. That choice has no default.
 //
-// It fails with quota.ErrInvalid as [Wrap] does.
+// It fails with quota.ErrInvalid as [Wrap] does. The result may be used concurrently.
 func Standard(store quota.Store, fallback Policy, o *StandardOptions) (quota.Store, error) {
 	if o == nil {
 		o = &StandardOptions{}
 	}
 	if fallback == nil || fallback.kind() != kindFallback {
-		return nil, invalid("what decides while the store cannot is not given", "FailOpen, FailClosed, a fallback or FailWithError")
+		return nil, invalid("the policy that decides while the store cannot is missing", "FailOpen, FailClosed, Fallback or FailWithError")
 	}
 	timeout, inFlight, b := o.Timeout, o.InFlight, BreakerOptions{}
 	if timeout == 0 {

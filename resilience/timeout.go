@@ -10,39 +10,39 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // DefaultMaxCalls is how many calls a [Timeout] hands over at a time unless its options say otherwise.
 const DefaultMaxCalls = 256
 
-// TimeoutOptions change what [Timeout] makes. The zero value, and nil, take the defaults.
+// TimeoutOptions change the policy that [Timeout] makes. The zero value, and nil, take the defaults.
 type TimeoutOptions struct {
-	// MaxCalls bounds the calls to a store that is not prompt which have not ended, abandoned ones
-	// included: each has a goroutine. 0 is DefaultMaxCalls. A call above it fails with
-	// quota.ErrOverloaded; a breaker counts that as a failure of the store only where at least half of
-	// the calls are abandoned ones.
+	// MaxCalls bounds the calls to a store that is not prompt which have not ended, abandoned ones included:
+	// each has a goroutine. 0 is DefaultMaxCalls. A call above it fails with quota.ErrOverloaded; a breaker
+	// counts that as a failure of the store only if at least half of the calls are abandoned ones.
 	MaxCalls int
-	// Notice is told, as "panic", that a call panicked in the store after it was abandoned; nil lets
-	// such a panic end the program.
+	// Notice receives "panic" when a call panicked in the store after it was abandoned. If it is nil such a
+	// panic ends the program.
 	Notice func(quota.Notice)
 }
 
 // Timeout returns the policy that a decision comes after t at the latest, whatever the store does.
 //
-// A [driver.Prompt] store gets a context with the deadline and is called directly; it is held to what
-// it declared. Any other store is called on a goroutine, with copies of the charges and the decisions
-// that nobody else sees, under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends, the call is abandoned: it keeps
-// its goroutine and counts against MaxCalls until the store returns.
+// A [driver.Prompt] store gets a context with the deadline and is called directly; it must return by then, as
+// it declares. Any other store is called on a goroutine of its own, with private copies of the charges and
+// the decisions, under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends,
+// the call is abandoned: it keeps its goroutine and counts against MaxCalls until the store returns.
 //
-// A call that ran out of t is quota.ErrIndeterminate, or quota.ErrUnavailable if it was certainly not
-// sent. One whose own context ended is quota.ErrIndeterminate with the context's error wrapped, or
-// the context's error alone if it was certainly not sent.
+// The error of a call that ran out of time is quota.ErrIndeterminate, or quota.ErrUnavailable if the call was
+// certainly not sent. If the caller's own context ended, it is quota.ErrIndeterminate with the context's
+// error wrapped, or the context's error alone if the call was certainly not sent.
 //
-// A panic or runtime.Goexit in the store happens in the caller's goroutine too, the former as a
-// [*Panic] if it came from another goroutine.
+// A panic or runtime.Goexit in the store happens in the caller's goroutine too, the former as a [*Panic] if
+// it came from another goroutine.
 //
-// Close closes the store, then waits for the calls that have not ended, for t at most; calls that have
-// still not ended are an error, and end when the store lets them.
+// Close closes the store, then waits for the calls that have not ended, for t at most. Calls that have still
+// not ended are an error; they end when the store returns.
 //
 // A t of 0 or less, and a negative MaxCalls, is refused by Wrap.
 func Timeout(t time.Duration, o *TimeoutOptions) Policy {
@@ -59,7 +59,7 @@ type timeoutPolicy struct {
 
 func (timeoutPolicy) kind() kind { return kindTimeout }
 
-func (p timeoutPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
+func (p timeoutPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
 	switch {
 	case p.t <= 0:
 		return nil, invalid(fmt.Sprintf("the timeout is %v", p.t), "more than 0")
@@ -68,13 +68,16 @@ func (p timeoutPolicy) wrap(inner quota.Store, _ place) (quota.Store, error) {
 	case p.o.MaxCalls == 0:
 		p.o.MaxCalls = DefaultMaxCalls
 	}
-	if prompt(inner) {
+	if driver.IsPrompt(inner) {
 		return &promptTimeout{layer: layer{inner: inner, of: kindTimeout}, t: p.t, base: time.Now()}, nil
 	}
-	s := &handOff{layer: layer{inner: inner, of: kindTimeout}, t: p.t, base: time.Now(), slots: make(chan struct{}, p.o.MaxCalls)}
+	s := &handOff{
+		layer: layer{inner: inner, of: kindTimeout}, t: p.t, base: time.Now(), slots: make(chan struct{}, p.o.MaxCalls),
+	}
 	s.notes.tell = p.o.Notice
 	s.full = fmt.Errorf("resilience: %w: %w: %d calls to the store have not ended", quota.ErrOverloaded, ErrRejected, p.o.MaxCalls)
-	s.stalled = fmt.Errorf("resilience: %w: %d calls to the store have not ended, most of them after their timeout of %v", quota.ErrOverloaded, p.o.MaxCalls, p.t)
+	s.stalled = fmt.Errorf("resilience: %w: %d calls to the store have not ended, most of them after their timeout of %v",
+		quota.ErrOverloaded, p.o.MaxCalls, p.t)
 	return s, nil
 }
 
@@ -96,7 +99,7 @@ func (s *promptTimeout) Take(ctx context.Context, c quota.Charge) (quota.Decisio
 	defer d.release()
 	decision, err := s.inner.Take(d, c)
 	if err != nil {
-		err = ranOut(ctx, d, s.t, err)
+		err = timedOut(ctx, d, s.t, err)
 	}
 	return decision, err
 }
@@ -110,14 +113,14 @@ func (s *promptTimeout) TakeAll(ctx context.Context, cs []quota.Charge, out []qu
 	defer d.release()
 	err := s.inner.TakeAll(d, cs, out)
 	if err != nil {
-		err = ranOut(ctx, d, s.t, err)
+		err = timedOut(ctx, d, s.t, err)
 	}
 	return err
 }
 
-// ranOut turns the error of a call under d, which ends t after it began, into one that the caller
-// understands, who does not know of d.
-func ranOut(ctx context.Context, d *deadline, t time.Duration, err error) error {
+// timedOut translates the error of a call under d, which ends t after it began, for the caller, to whom d is
+// unknown.
+func timedOut(ctx context.Context, d *deadline, t time.Duration, err error) error {
 	switch {
 	case ended(ctx) || d.Err() == nil:
 		return err
@@ -129,7 +132,7 @@ func ranOut(ctx context.Context, d *deadline, t time.Duration, err error) error 
 	return err
 }
 
-// handOff bounds a store that may come late.
+// handOff bounds a store whose calls may return late: it hands them over to goroutines.
 type handOff struct {
 	layer
 	t             time.Duration
@@ -142,14 +145,14 @@ type handOff struct {
 
 func (s *handOff) bound() time.Duration { return s.t }
 
-// Prompt says that every call returns by its context's deadline: this is what makes a store prompt.
+// Prompt returns true: every call returns by its context's deadline, whatever the store inside does.
 func (s *handOff) Prompt() bool { return true }
 
-// maxHead is how much earlier than a call is abandoned its deadline comes, at most.
-const maxHead = 5 * time.Millisecond
+// maxHeadStart is the longest time by which a call's deadline comes before the call is abandoned.
+const maxHeadStart = 5 * time.Millisecond
 
-// call is a call that was handed over. The goroutine owns ctx, the charges, the decisions and the rest
-// until state says that it has finished.
+// call is a call that was handed over. Its goroutine owns all fields but state and done, until state is
+// finished.
 type call struct {
 	ctx    deadline
 	single bool
@@ -165,13 +168,13 @@ type call struct {
 	done  chan struct{}
 }
 
-// The states of a call: queued, then withdrawn; or running, then finished or left.
+// The states of a call: queued, then withdrawn; or running, then finished or abandoned.
 const (
 	queued int32 = iota
 	withdrawn
 	running
 	finished
-	left
+	abandoned
 )
 
 func (s *handOff) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -193,25 +196,23 @@ func (s *handOff) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.De
 
 // do runs the call, and returns nil only if k may be read.
 func (s *handOff) do(ctx context.Context, k *call) error {
-	if err := ctx.Err(); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return err
-	}
-	if s.closed.Load() {
-		return errClosed
 	}
 	select {
 	case s.slots <- struct{}{}:
 	default:
 		if 2*s.abandoned.Load() >= int64(cap(s.slots)) {
-			return s.unless(s.stalled)
+			return s.orClosed(s.stalled)
 		}
-		return s.unless(s.full)
+		return s.orClosed(s.full)
 	}
 	timer := time.NewTimer(s.t)
 	defer timer.Stop()
 	k.done = make(chan struct{})
-	// A store that heeds its deadline knows more of the call than that it has not ended.
-	k.ctx.Context, k.ctx.at = ctx, after(s.base, s.t-min(s.t/20, maxHead))
+	// A store that heeds its deadline returns an error that says more than "no answer", so it gets a head
+	// start.
+	k.ctx.Context, k.ctx.at = ctx, after(s.base, s.t-min(s.t/20, maxHeadStart))
 	if own, ok := ctx.Deadline(); ok && own.Before(k.ctx.at) {
 		k.ctx.at = own
 	}
@@ -229,7 +230,7 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 		return fmt.Errorf("resilience: %w: nothing was sent within the timeout of %v", quota.ErrUnavailable, s.t)
 	}
 	s.abandoned.Add(1)
-	if !k.state.CompareAndSwap(running, left) {
+	if !k.state.CompareAndSwap(running, abandoned) {
 		s.abandoned.Add(-1)
 		<-k.done
 		return k.result()
@@ -264,7 +265,7 @@ func (s *handOff) run(k *call) {
 		}
 		s.abandoned.Add(-1)
 		if panicked != nil {
-			s.notes.lost(panicked)
+			s.notes.abandonedPanic(panicked)
 		}
 	}()
 	if k.single {
@@ -273,12 +274,12 @@ func (s *handOff) run(k *call) {
 		k.err = s.inner.TakeAll(&k.ctx, k.cs, k.out)
 	}
 	if k.err != nil {
-		k.err = ranOut(k.ctx.Context, &k.ctx, s.t, k.err)
+		k.err = timedOut(k.ctx.Context, &k.ctx, s.t, k.err)
 	}
 	returned = true
 }
 
-// result passes on how the call ended.
+// result ends as the call did: it returns the error, panics or exits.
 func (k *call) result() error {
 	switch {
 	case k.panic != nil:
@@ -289,15 +290,16 @@ func (k *call) result() error {
 	return k.err
 }
 
-// Close closes the store inside and waits for the calls that have not ended, as long as one may take.
+// Close closes the store inside and waits for the calls that have not ended, for at most the time of one
+// call.
 func (s *handOff) Close() error {
-	if s.closed.Swap(true) {
+	if !s.gate.Close() {
 		return nil
 	}
 	err := s.inner.Close()
 	timer := time.NewTimer(s.t)
 	defer timer.Stop()
-	for n := range cap(s.slots) { // whoever holds all slots is alone
+	for n := range cap(s.slots) { // when Close holds all slots, no call is left
 		select {
 		case s.slots <- struct{}{}:
 			continue
@@ -312,10 +314,10 @@ func (s *handOff) Close() error {
 	return err
 }
 
-// Panic is what a policy panics with where a store panicked on another goroutine.
+// Panic is the value of a policy's panic where a store panicked on another goroutine.
 type Panic struct {
-	Value any    // what the store panicked with
-	Stack []byte // where
+	Value any    // the value of the store's panic
+	Stack []byte // the stack of its goroutine
 }
 
 func newPanic(v any) *Panic {
@@ -334,12 +336,4 @@ func (p *Panic) Error() string {
 func (p *Panic) Unwrap() error {
 	err, _ := p.Value.(error)
 	return err
-}
-
-// lost tells of a panic that nobody waits for, or passes it on if there is nobody to tell.
-func (n *notifier) lost(p *Panic) {
-	if n.tell == nil {
-		panic(p)
-	}
-	n.send("panic", "the store panicked in a call that was abandoned", p)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -51,7 +52,7 @@ func TestDeadline(t *testing.T) {
 			defer own.Release()
 			defer release()
 			if d, ok := own.Deadline(); !ok || !d.Equal(at) || own.Value(ctxKey{}) != "v" {
-				t.Fatalf("deadline %v %v", d, ok)
+				t.Fatalf("deadline: got %v, %v; want %v", d, ok, at)
 			}
 			for _, e := range order {
 				switch e {
@@ -72,7 +73,7 @@ func TestDeadline(t *testing.T) {
 					defer func() {
 						synctest.Wait()
 						if c.Err() == nil {
-							t.Errorf("%v: the child did not end", order)
+							t.Errorf("%v: the child has not ended, want it to", order)
 						}
 					}()
 				}
@@ -82,11 +83,11 @@ func TestDeadline(t *testing.T) {
 					select {
 					case <-own.Done():
 						if std.Err() == nil {
-							t.Fatalf("%v at %s: done too early", order, e)
+							t.Fatalf("%v at %s: Done is closed, want it open", order, e)
 						}
 					default:
 						if std.Err() != nil {
-							t.Fatalf("%v at %s: not done", order, e)
+							t.Fatalf("%v at %s: Done is open, want it closed", order, e)
 						}
 					}
 				}
@@ -127,36 +128,36 @@ func TestTimeoutPrompt(t *testing.T) {
 				return d, time.Since(start), err
 			}
 			if d, took, err := run(slow(49*ms, true, true), bg); err != nil || took != 49*ms || d != granted {
-				t.Error(d, err, took)
+				t.Errorf("a fast store: got %+v, %v after %v; want %+v after 49ms", d, err, took, granted)
 			}
 			_, took, err := run(slow(time.Hour, true, true), bg)
 			wantErr(t, err, quota.ErrIndeterminate)
 			if took != 50*ms || !strings.Contains(err.Error(), "timeout of 50ms") {
-				t.Error(err, took)
+				t.Errorf("a slow store: got %v after %v, want an error with the timeout after 50ms", err, took)
 			}
 			_, took, err = run(slow(time.Hour, true, false), bg) // certainly not sent
 			wantErr(t, err, quota.ErrUnavailable, context.DeadlineExceeded)
 			wantNot(t, err, quota.ErrIndeterminate)
 			if took != 50*ms || !strings.Contains(err.Error(), "timeout of 50ms") {
-				t.Error(err, took)
+				t.Errorf("a call not sent: got %v after %v, want an error with the timeout after 50ms", err, took)
 			}
 			// The caller's own context comes first: its error is the store's.
 			ctx, cancel := context.WithTimeout(bg, 20*ms)
 			defer cancel()
 			if _, took, err = run(slow(time.Hour, true, false), ctx); err != context.DeadlineExceeded || took != 20*ms {
-				t.Error(err, took)
+				t.Errorf("the caller's deadline: got %v after %v, want %v after 20ms", err, took, context.DeadlineExceeded)
 			}
 			ctx, cancel = context.WithCancel(bg)
 			time.AfterFunc(10*ms, cancel)
 			_, took, err = run(slow(time.Hour, true, true), ctx)
 			wantErr(t, err, quota.ErrIndeterminate, context.Canceled)
 			if took != 10*ms || strings.Contains(err.Error(), "timeout") {
-				t.Error(err, took)
+				t.Errorf("the caller left: got %v after %v, want an error without the timeout after 10ms", err, took)
 			}
 			// The store is called on the caller's goroutine.
 			defer func() {
 				if v := recover(); v != "as it is" {
-					t.Errorf("recovered %v", v)
+					t.Errorf("recovered: got %v, want the store's value", v)
 				}
 			}()
 			run(&stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { panic("as it is") }}, bg)
@@ -210,18 +211,18 @@ func TestTimeoutHandOff(t *testing.T) {
 				d, err := take(s, ctx, charge(1))
 				took := time.Since(start)
 				if took != c.took || (err == nil) != (c.is == nil) || err == nil && d != granted {
-					t.Errorf("%s: %v %v after %v", name, d, err, took)
+					t.Errorf("%s: got %+v, %v after %v; want %v after %v", name, d, err, took, c.is, c.took)
 				}
 				for _, is := range c.is {
 					if !errors.Is(err, is) {
-						t.Errorf("%s: %v is not %v", name, err, is)
+						t.Errorf("%s: got %v, want an error that is %v", name, err, is)
 					}
 				}
 				if name == "caller had left" && (err != context.Canceled || c.store.called() != 0) {
-					t.Errorf("%s: %v after %d calls", name, err, c.store.called())
+					t.Errorf("%s: got %v after %d calls, want %v after none", name, err, c.store.called(), context.Canceled)
 				}
 				if took >= T-T/20 && c.is != nil && !strings.Contains(err.Error(), "timeout of 50ms") {
-					t.Errorf("%s: %v does not name the timeout", name, err)
+					t.Errorf("%s: got %v, want an error with the timeout", name, err)
 				}
 			}
 			time.Sleep(2 * time.Hour)
@@ -240,7 +241,7 @@ func TestTimeoutInnerContext(t *testing.T) {
 		var value any
 		store := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 			if d, ok := ctx.Deadline(); !ok || d.Sub(start) != heed {
-				t.Errorf("deadline in %v", d.Sub(start))
+				t.Errorf("the store's deadline: got %v, want %v", d.Sub(start), heed)
 			}
 			<-ctx.Done()
 			after, value = time.Since(start), ctx.Value(ctxKey{})
@@ -248,12 +249,12 @@ func TestTimeoutInnerContext(t *testing.T) {
 		}}
 		s := wrap(t, store, resilience.Timeout(50*ms, nil))
 		_, err := s.Take(context.WithValue(bg, ctxKey{}, "v"), charge(1))
-		if shared, ok := errors.AsType[resilience.Shared](err); !ok || shared.RoundTrip() != "batch 7" {
-			t.Errorf("the round trip is lost: %v", err)
+		if shared, ok := errors.AsType[driver.Shared](err); !ok || shared.RoundTrip() != "batch 7" {
+			t.Errorf("got %v, want an error of the round trip \"batch 7\"", err)
 		}
 		synctest.Wait()
 		if after != heed || value != "v" {
-			t.Error(after, value)
+			t.Errorf("got a context that ended after %v with the value %v, want %v and v", after, value, heed)
 		}
 		start = time.Now()
 		ctx, cancel := context.WithCancel(bg)
@@ -261,7 +262,7 @@ func TestTimeoutInnerContext(t *testing.T) {
 		s.Take(ctx, charge(1))
 		synctest.Wait()
 		if after != 5*ms {
-			t.Error(after)
+			t.Errorf("got a context that ended after %v, want 5ms", after)
 		}
 	})
 }
@@ -288,16 +289,16 @@ func TestTimeoutPrivate(t *testing.T) {
 		cs[0].Key, cs[1].Key = "c", "d"
 		out[0], out[1] = granted, granted
 		if keys := <-seen; keys != "ab" {
-			t.Errorf("the store saw %q", keys)
+			t.Errorf("keys that the store saw: got %q, want \"ab\"", keys)
 		}
 		synctest.Wait()
 		if out[0] != granted || out[1] != granted {
-			t.Errorf("the store wrote %v", out)
+			t.Errorf("the caller's decisions: got %+v, want them unchanged", out)
 		}
 		// In time, the decisions are the caller's.
 		store.answerAll = nil
 		if err := s.TakeAll(bg, cs, out); err != nil || out[1] != granted {
-			t.Error(out, err)
+			t.Errorf("in time: got %+v, %v; want %+v", out, err, granted)
 		}
 	})
 }
@@ -323,12 +324,12 @@ func TestTimeoutBounded(t *testing.T) {
 			wantNot(t, err, resilience.ErrRejected)
 		}
 		if time.Since(start) != 0 || store.called() != 4 || resilience.Calls(s) != 4 {
-			t.Errorf("%d calls, %d under way, after %v", store.called(), resilience.Calls(s), time.Since(start))
+			t.Errorf("got %d calls, %d not ended, after %v; want 4 and 4 at once", store.called(), resilience.Calls(s), time.Since(start))
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if n := resilience.Calls(s); n != 0 {
-			t.Errorf("%d calls have not ended", n)
+			t.Errorf("calls that have not ended: got %d, want none", n)
 		}
 		store.answer = nil
 		if _, err := s.Take(bg, charge(1)); err != nil {
@@ -354,14 +355,14 @@ func TestTimeoutPanics(t *testing.T) {
 					defer func() {
 						p, ok := recover().(*resilience.Panic)
 						if !ok || p.Value != cause || !errors.Is(p, cause) || !strings.Contains(p.Error(), "TestTimeoutPanics") {
-							t.Errorf("recovered %v", p)
+							t.Errorf("recovered: got %v, want a *Panic of %v with the stack", p, cause)
 						}
 					}()
 					take(s, bg, charge(1))
 				}()
 			}
 			if all := n.take(); len(all) > 0 {
-				t.Errorf("%v", all)
+				t.Errorf("notices: got %v, want none", all)
 			}
 			after = 60 * ms
 			_, err := take(s, bg, charge(1))
@@ -369,10 +370,10 @@ func TestTimeoutPanics(t *testing.T) {
 			time.Sleep(20 * ms)
 			synctest.Wait()
 			if all := n.take(); len(all) != 1 || all[0].Name != "panic" || !errors.Is(all[0].Err, cause) {
-				t.Errorf("%v", all)
+				t.Errorf("notices: got %v, want one \"panic\" of %v", all, cause)
 			}
 			if resilience.Calls(s) != 0 {
-				t.Error("a slot is lost")
+				t.Errorf("slots in use: got %d, want none", resilience.Calls(s))
 			}
 		})
 	})
@@ -395,7 +396,7 @@ func TestTimeoutGoexit(t *testing.T) {
 		}()
 		<-done
 		if returned {
-			t.Fatal("the caller went on")
+			t.Fatal("the caller went on, want its Goexit")
 		}
 	}
 }
@@ -433,7 +434,7 @@ func TestTimeoutWithdrawn(t *testing.T) {
 	for key := range withdrawn.Range {
 		n++
 		if _, ok := sent.Load(key); ok {
-			t.Error("a call that was withdrawn reached the store")
+			t.Errorf("call %v was withdrawn and reached the store, want one of the two", key)
 		}
 	}
 	t.Logf("%d calls were withdrawn", n)
@@ -454,7 +455,7 @@ func TestTimeoutClose(t *testing.T) {
 		}
 		start := time.Now()
 		if err := s.Close(); err != nil || time.Since(start) != 20*ms || resilience.Calls(s) != resilience.DefaultMaxCalls {
-			t.Error(err, time.Since(start))
+			t.Errorf("Close: got %v after %v, want no error after 20ms", err, time.Since(start))
 		}
 		_, err := s.Take(bg, charge(1))
 		wantErr(t, err, quota.ErrClosed)
@@ -471,7 +472,7 @@ func TestTimeoutClose(t *testing.T) {
 		err = s.Close()
 		wantErr(t, err, broken)
 		if !strings.Contains(err.Error(), "3 calls") || time.Since(start) != 50*ms {
-			t.Error(err, time.Since(start))
+			t.Errorf("Close: got %v after %v, want an error of 3 calls after 50ms", err, time.Since(start))
 		}
 		time.Sleep(time.Hour)
 	})

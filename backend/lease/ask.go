@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // fetch is a request for a chunk. Who starts it has a cost that is paid out of the chunk; others wait for it.
@@ -20,17 +21,6 @@ type fetch struct {
 	d      quota.Decision
 	err    error
 }
-
-// A sharedError is what several calls got from one request.
-type sharedError struct {
-	error
-	fetch *fetch
-}
-
-func (e sharedError) Unwrap() error { return e.error }
-
-// RoundTrip identifies the request.
-func (e sharedError) RoundTrip() any { return e.fetch }
 
 // ask decides a take that the lease cannot pay: with a new chunk if that is worth it, else on its own.
 func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d quota.Decision, err error) {
@@ -69,7 +59,7 @@ func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d
 	case f == nil:
 		return s.single(ctx, c, e)
 	case first && !s.start(func() { s.fetch(context.WithoutCancel(ctx), e, f) }):
-		e.land(f, d, errClosed, s)
+		e.land(f, d, s.gate.Open(), s)
 		close(f.done)
 	}
 	select {
@@ -109,7 +99,7 @@ func (s *Store) fetch(ctx context.Context, e *entry, f *fetch) {
 		if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, quota.ErrIndeterminate) {
 			err = fmt.Errorf("lease: %w: nothing was sent within %v: %w", quota.ErrUnavailable, time.Duration(s.patience), err)
 		}
-		err = sharedError{err, f}
+		err = driver.Share(err, f)
 	}
 	rests := e.land(f, d, err, s)
 	close(f.done)
@@ -141,7 +131,7 @@ func (e *entry) land(f *fetch, d quota.Decision, err error, s *Store) (rests []r
 		e.lease.Store(nil)
 	}
 	// A chunk is leased only if it is the store's own: policies below may have decided in its place.
-	if s.closed.Load() || now >= k.until || d.Source != quota.FromStore {
+	if s.gate.Open() != nil || now >= k.until || d.Source != quota.FromStore {
 		if o != nil {
 			rests = e.yield(o, old, quota.FromStore, rests)
 		}

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"math/bits"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unique"
 
@@ -53,8 +51,8 @@ type Store struct {
 	// All in ns, as all times in this package are, counted from base.
 	lifetime, window, patience, backPatience int64
 
-	closed atomic.Bool
-	stop   chan struct{} // closed by Close
+	gate driver.Gate
+	stop chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	running int           // goroutines of this store
@@ -69,8 +67,6 @@ var (
 
 // bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
 var bucketRule = quota.Rule{'t', 'b', '1'}
-
-var errClosed = fmt.Errorf("lease: %w", quota.ErrClosed)
 
 // New returns a store that leases from store, and owns it: Close closes both. A nil store, and options out of range,
 // are quota.ErrInvalid.
@@ -126,39 +122,20 @@ func (s *Store) Unwrap() quota.Store { return s.inner }
 
 // Atomicity says how far the store below decides several keys in one step.
 func (s *Store) Atomicity() driver.Atomicity {
-	if g, ok := find[driver.Graded](s.inner); ok {
-		return g.Atomicity()
-	}
-	return driver.AnyKeys
+	return driver.AtomicityOf(s.inner)
 }
 
 // Prompt says whether the store below returns by its context's deadline.
 func (s *Store) Prompt() bool {
-	p, ok := find[driver.Prompt](s.inner)
-	return ok && p.Prompt()
-}
-
-// find returns the first of a store and those that it wraps that is a T.
-func find[T any](s quota.Store) (v T, ok bool) {
-	for s != nil {
-		if v, ok = s.(T); ok {
-			return v, true
-		}
-		u, wraps := s.(interface{ Unwrap() quota.Store })
-		if !wraps {
-			break
-		}
-		s = u.Unwrap()
-	}
-	return v, false
+	return driver.IsPrompt(s.inner)
 }
 
 // Take decides one charge, in memory if the key's lease holds enough.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	if err = s.ready(ctx); err != nil {
+	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
 	}
-	h := s.hash(&c)
+	h := driver.Hash(s.seed, &c)
 	e := s.table.find(h, &c)
 	if e != nil && c.ID == "" && c.Cost > 0 {
 		if l := e.lease.Load(); l != nil && l.decide(&c, s.now(), &d) {
@@ -177,7 +154,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 // TakeAll has a list decided by the store below. If that denies it, leases of its keys are given back, and it is
 // asked once more.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
-	if err = s.ready(ctx); err != nil {
+	if err = s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	if len(cs) == 1 {
@@ -186,7 +163,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	}
 	for i := range cs {
 		if cs[i].Op == quota.OpReset {
-			if e := s.table.find(s.hash(&cs[i]), &cs[i]); e != nil {
+			if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil {
 				e.drop()
 			}
 		}
@@ -196,7 +173,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	}
 	var rests []rest
 	for i := range cs {
-		if e := s.table.find(s.hash(&cs[i]), &cs[i]); e != nil && !out[i].Allowed {
+		if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil && !out[i].Allowed {
 			rests = e.vacate(rests)
 		}
 	}
@@ -211,7 +188,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 // requests have not ended by then; they end when the store lets them.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	if s.closed.Swap(true) {
+	if !s.gate.Close() {
 		s.mu.Unlock()
 		return nil
 	}
@@ -246,7 +223,7 @@ func (s *Store) Close() error {
 func (s *Store) start(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed.Load() {
+	if s.gate.Open() != nil {
 		return false
 	}
 	s.running++
@@ -260,19 +237,9 @@ func (s *Store) start(f func()) bool {
 func (s *Store) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running--; s.running == 0 && s.closed.Load() {
+	if s.running--; s.running == 0 && s.gate.Open() != nil {
 		close(s.ended)
 	}
-}
-
-func (s *Store) ready(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if s.closed.Load() {
-		return errClosed
-	}
-	return nil
 }
 
 func (s *Store) now() int64 {
@@ -280,10 +247,6 @@ func (s *Store) now() int64 {
 		return int64(s.clock().Sub(s.base))
 	}
 	return int64(time.Since(s.base))
-}
-
-func (s *Store) hash(c *quota.Charge) uint64 {
-	return maphash.String(s.seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
 }
 
 // leases reports whether quota of a limit is leased.

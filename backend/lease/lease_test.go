@@ -28,7 +28,7 @@ func op(o quota.Op, n int64) quota.Charge {
 
 // lease returns the chunk that is leased for the test's key, or nil.
 func (s *Store) held(c quota.Charge) *chunk {
-	if e := s.table.find(s.hash(&c), &c); e != nil {
+	if e := s.table.find(driver.Hash(s.seed, &c), &c); e != nil {
 		return e.lease.Load()
 	}
 	return nil
@@ -305,7 +305,7 @@ func TestClose(t *testing.T) {
 		calls := len(below.seen())
 		// A charge that came before Close may want a chunk only now.
 		c := one(1)
-		if _, err := s.ask(bg, &c, s.hash(&c), s.table.find(s.hash(&c), &c)); !errors.Is(err, quota.ErrClosed) {
+		if _, err := s.ask(bg, &c, driver.Hash(s.seed, &c), s.table.find(driver.Hash(s.seed, &c), &c)); !errors.Is(err, quota.ErrClosed) {
 			t.Errorf("a chunk that is wanted after Close: %v", err)
 		}
 		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
@@ -802,7 +802,7 @@ func TestMaxKeys(t *testing.T) {
 		added := 0
 		for i := range 9 {
 			c := key(20 + i)
-			if s.table.find(s.hash(&c), &c) != nil {
+			if s.table.find(driver.Hash(s.seed, &c), &c) != nil {
 				added++
 			}
 		}
@@ -866,13 +866,13 @@ func TestRemovedEntry(t *testing.T) {
 		s := open(t, newRemote(t), Options{})
 		c := one(1)
 		take(t, s, c)
-		old := s.table.find(s.hash(&c), &c)
+		old := s.table.find(driver.Hash(s.seed, &c), &c)
 		time.Sleep(2 * time.Second)
-		if s.table.find(s.hash(&c), &c) != nil {
+		if s.table.find(driver.Hash(s.seed, &c), &c) != nil {
 			t.Fatal("the entry is still there")
 		}
 		for range 100 {
-			if _, err := s.ask(bg, &c, s.hash(&c), old); err != nil {
+			if _, err := s.ask(bg, &c, driver.Hash(s.seed, &c), old); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -937,7 +937,7 @@ func TestLateCombined(t *testing.T) {
 		// One that is over pays for nothing.
 		again := &chunk{limit: slow, size: 10, until: k.until}
 		again.left.Store(10)
-		s.table.find(s.hash(&quota.Charge{Limit: slow, Key: "team/agent"}), &quota.Charge{Limit: slow, Key: "team/agent"}).lease.Store(again)
+		s.table.find(driver.Hash(s.seed, &quota.Charge{Limit: slow, Key: "team/agent"}), &quota.Charge{Limit: slow, Key: "team/agent"}).lease.Store(again)
 		below.set(nil)
 		below.seen()
 		take(t, s, one(1000))

@@ -48,7 +48,7 @@ type Store struct {
 	epoch   quota.Micros
 	maxKeys int64
 	seed    maphash.Seed
-	closed  atomic.Bool
+	gate    driver.Gate
 	keys    atomic.Int64 // in all shards
 	grants  grants
 
@@ -88,7 +88,7 @@ func New(o *Options) *Store {
 
 // Close ends the store; every later call is quota.ErrClosed.
 func (s *Store) Close() error {
-	s.closed.Store(true)
+	s.gate.Close()
 	return nil
 }
 
@@ -100,7 +100,7 @@ func (s *Store) Len() int { return int(s.keys.Load()) }
 
 // Take decides one charge.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	if err = s.ready(ctx); err != nil {
+	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
 	}
 	if c.ID != "" {
@@ -108,7 +108,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 		err = s.grants.once([]quota.Charge{c}, out[:], s)
 		return out[0], err
 	}
-	h := s.hash(&c)
+	h := driver.Hash(s.seed, &c)
 	sh := &s.shards[h%shardCount]
 	for try := 0; ; try++ {
 		now := s.lock(sh)
@@ -135,7 +135,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 
 // TakeAll decides charges all-or-nothing, holding the locks of all their shards.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	if cs[0].ID != "" {
@@ -144,22 +144,12 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	return s.takeAll(cs, out)
 }
 
-func (s *Store) ready(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if s.closed.Load() {
-		return fmt.Errorf("local: %w", quota.ErrClosed)
-	}
-	return nil
-}
-
 func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
 	var fewHashes [8]uint64
 	hashes := fewHashes[:0]
 	var set shardSet
 	for i := range cs {
-		h := s.hash(&cs[i])
+		h := driver.Hash(s.seed, &cs[i])
 		hashes = append(hashes, h)
 		set.add(h % shardCount)
 	}
@@ -245,10 +235,6 @@ func (s *Store) now() quota.Micros {
 		return quota.Micros(s.clock().UnixMicro())
 	}
 	return s.epoch + quota.Micros(time.Since(s.start)/time.Microsecond)
-}
-
-func (s *Store) hash(c *quota.Charge) uint64 {
-	return maphash.String(s.seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
 }
 
 // room reports whether the item may be kept, and counts it if it is a new key.

@@ -12,7 +12,7 @@ import (
 )
 
 // TestConformance runs the suite. Two processes cannot share a bbolt file, but two stores can share a
-// database: that is what the suite gets when it opens the same data twice.
+// database: when the suite opens the same data twice, it gets two such stores.
 func TestConformance(t *testing.T) {
 	dir := t.TempDir()
 	var mu sync.Mutex

@@ -7,8 +7,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Load reads the keys in one transaction, which is one snapshot. The clock is read after the snapshot is
-// fixed, so that no row in it is from the future.
+// Load reads the keys in one transaction, which is one snapshot. It reads the clock after the snapshot is
+// fixed, so that no row of the snapshot is newer than the time.
 func (t *table) Load(_ context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	tx, err := t.db.Begin(false)
 	if err != nil {

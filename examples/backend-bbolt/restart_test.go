@@ -12,7 +12,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestRestart spends quota, closes the file as the end of a process does, and finds it spent.
+// TestRestart spends quota, closes the file as the end of a process does, and finds the quota spent.
 func TestRestart(t *testing.T) {
 	ctx := context.Background()
 	file := filepath.Join(t.TempDir(), "quota.db")
@@ -26,7 +26,7 @@ func TestRestart(t *testing.T) {
 		limiter := quota.Must(quota.NewLimiter(quota.Must(New(db, nil)), limit, nil))
 		d, err := limiter.Take(ctx, "agent-1", 4)
 		if err != nil || !d.Allowed || d.Remaining != want {
-			t.Errorf("run %d: Take(4) of 10 = %+v, %v; want it granted and %d remaining", run, d, err, want)
+			t.Errorf("run %d, Take(4) of 10: got %+v, error %v, want a grant and %d remaining", run, d, err, want)
 		}
 		limiter.Close()
 		db.Close()

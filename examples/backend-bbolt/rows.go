@@ -9,13 +9,13 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// The two buckets. The second one has the same rows in the order in which they expire.
+// The two buckets. The second one lists the same rows in the order in which they expire.
 var (
 	rowsBucket   = []byte("quota:rows")   // key -> expiry, value
-	expiryBucket = []byte("quota:expiry") // expiry, key -> nothing
+	expiryBucket = []byte("quota:expiry") // expiry, key -> no value
 )
 
-// An expiry is eight bytes, the most significant first, so that bytes sort as times do.
+// An expiry is eight bytes, the most significant first, so that bytes sort in the order of the times.
 const expirySize = 8
 
 // rows are the buckets in one transaction.
@@ -27,14 +27,14 @@ func rowsOf(tx *bbolt.Tx) rows {
 	return rows{tx.Bucket(rowsBucket), tx.Bucket(expiryBucket)}
 }
 
-// get returns the value of a key at a time, or "": a row that has expired is not there.
+// get returns the value of a key at a time, or "". A row that has expired counts as deleted.
 func (r rows) get(key string, now quota.Micros) (string, error) {
 	row := r.byKey.Get([]byte(key))
 	switch {
 	case row == nil:
 		return "", nil
 	case len(row) < expirySize:
-		return "", fmt.Errorf("bboltstore: %w: a row of %d bytes, which this package did not write", quota.ErrMisconfigured, len(row))
+		return "", fmt.Errorf("bboltstore: %w: a row has %d bytes; accepted: a row that this package wrote", quota.ErrMisconfigured, len(row))
 	case quota.Micros(binary.BigEndian.Uint64(row)) <= now:
 		return "", nil
 	}

@@ -4,11 +4,11 @@
 //	store, err := bboltstore.New(db, nil)
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //
-// The quotas survive the process. A bbolt file belongs to one process at a time: this is a store for a
-// single program that must not forget what was spent when it restarts.
+// The quotas survive the process. A bbolt file belongs to one process at a time: this is a store for a single
+// program that must remember the spent quota when it restarts.
 //
-// A charge that is granted costs a sync of the disk, unless the database was opened with NoSync.
-// Denials and peeks only read.
+// A charge that is granted costs a sync of the disk, unless the database was opened with NoSync. Denials and
+// peeks only read.
 package bboltstore
 
 import (
@@ -23,16 +23,16 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Options change what New makes. The zero value, and nil, take the defaults.
+// Options are the options of New. The zero value, and nil, take the defaults.
 type Options struct {
-	// Clock tells the time. It is called concurrently. nil is time.Now.
+	// Clock returns the time. It is called concurrently. nil stands for time.Now.
 	Clock func() time.Time
 }
 
-// New returns a store in the database; stores on one database share its quotas. It adds two buckets of
-// its own to the database. The database remains the caller's, to be closed after its stores.
+// New returns a store in the database. Stores on one database share its quotas. New adds two buckets of its
+// own to the database. The caller still owns the database, and must close it after its stores.
 //
-// A nil database is ErrInvalid, one that was opened to read only is ErrMisconfigured.
+// New returns ErrInvalid for a nil database, and ErrMisconfigured for a database that was opened read-only.
 func New(db *bbolt.DB, o *Options) (quota.Store, error) {
 	t, err := newTable(db, o)
 	if err != nil {
@@ -41,7 +41,7 @@ func New(db *bbolt.DB, o *Options) (quota.Store, error) {
 	return driver.NewCAS(t, nil)
 }
 
-// table is the driver.KV: what can load and compare-and-swap.
+// table is the driver.KV: it loads values, and compares and swaps them.
 type table struct {
 	db    *bbolt.DB
 	clock func() time.Time
@@ -72,7 +72,7 @@ func newTable(db *bbolt.DB, o *Options) (*table, error) {
 // now is the store's time.
 func (t *table) now() quota.Micros { return quota.Micros(t.clock().UnixMicro()) }
 
-// refused wraps an error of the database that left everything as it was.
+// refused wraps an error after which the database is unchanged.
 func refused(err error) error {
 	sentinel := quota.ErrUnavailable
 	for _, setup := range [...]error{bbolterrors.ErrDatabaseReadOnly, bbolterrors.ErrInvalid, bbolterrors.ErrVersionMismatch, bbolterrors.ErrChecksum} {

@@ -52,8 +52,8 @@ func count(t *testing.T, db *bbolt.DB) (byKey, byExpiry int) {
 	return byKey, byExpiry
 }
 
-// TestExpiredRowsGo has each of many keys used once. What has expired goes, with nothing running but the
-// charges to other keys, and what has not stays.
+// TestExpiredRowsGo uses each of many keys once. Charges to other keys delete the rows that have expired, and
+// no row that has not.
 func TestExpiredRowsGo(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t)
@@ -70,15 +70,15 @@ func TestExpiredRowsGo(t *testing.T) {
 		}
 		byKey, byExpiry := count(t, db)
 		if live := min(i+1, 61); byKey != live || byExpiry != live {
-			t.Fatalf("after %d keys there are %d rows by key and %d by expiry, want %d", i+1, byKey, byExpiry, live)
+			t.Fatalf("rows after %d keys: got %d by key and %d by expiry, want %d", i+1, byKey, byExpiry, live)
 		}
 		now = now.Add(apart)
 	}
 	if d, err := limiter.Peek(ctx, fmt.Sprintf("agent-%d", keys-1), 0); err != nil || d.Remaining != 9 {
-		t.Errorf("the last key has %+v, %v; want 9 remaining", d, err)
+		t.Errorf("Peek of the last key: got %+v, error %v, want 9 remaining", d, err)
 	}
 	if info, err := os.Stat(db.Path()); err != nil || info.Size() > 1<<20 {
-		t.Errorf("the file: %d bytes, %v", info.Size(), err)
+		t.Errorf("size of the file: got %d bytes, error %v, want at most %d", info.Size(), err, 1<<20)
 	}
 }
 
@@ -101,13 +101,13 @@ func TestBacklogShrinks(t *testing.T) {
 		}
 		want := max(backlog-(i+1), i+1) // one comes and two go, while there are any
 		if byKey, byExpiry := count(t, db); byKey != want || byExpiry != want {
-			t.Fatalf("after %d charges there are %d rows by key and %d by expiry, want %d", i+1, byKey, byExpiry, want)
+			t.Fatalf("rows after %d charges: got %d by key and %d by expiry, want %d", i+1, byKey, byExpiry, want)
 		}
 	}
 }
 
-// TestExpiredRowIsGone holds that a row which has expired is not there, though no charge came to delete it:
-// the name can go to another rule.
+// TestExpiredRowIsGone checks that a row which has expired counts as deleted, though no charge came to delete
+// it: another rule can use the limit's name.
 func TestExpiredRowIsGone(t *testing.T) {
 	ctx := context.Background()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -118,11 +118,11 @@ func TestExpiredRowIsGone(t *testing.T) {
 	window := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(5, time.Hour))))
 	other := quota.Charge{Limit: window, Key: "agent-1", Cost: 1}
 	if _, err := limiter.TakeAll(ctx, other); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("another rule by the same name: %v, want ErrMisconfigured", err)
+		t.Errorf("another rule by the same name: got %v, want ErrMisconfigured", err)
 	}
 	now = now.Add(time.Hour + driver.ExpirySlack)
 	if r, err := limiter.TakeAll(ctx, other); err != nil || r.Decisions[0].Remaining != 4 {
-		t.Errorf("another rule once the row has expired: %+v, %v; want 4 remaining", r, err)
+		t.Errorf("another rule once the row has expired: got %+v, error %v, want 4 remaining", r, err)
 	}
 }
 
@@ -138,16 +138,16 @@ func TestPeekLeavesExpiry(t *testing.T) {
 	faster := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Minute))))
 	r, err := limiter.TakeAll(ctx, quota.Charge{Key: "agent-2", Cost: 1}, quota.Charge{Limit: faster, Key: "agent-1", Op: quota.OpPeek})
 	if err != nil || !r.Granted {
-		t.Fatalf("TakeAll = %+v, %v", r, err)
+		t.Fatalf("TakeAll: got %+v, error %v, want a grant", r, err)
 	}
 	now = now.Add(2 * time.Minute)
 	if d, err := limiter.Peek(ctx, "agent-1", 0); err != nil || d.Remaining != 0 {
-		t.Errorf("two minutes later: %+v, %v; want 0 remaining", d, err)
+		t.Errorf("Peek two minutes later: got %+v, error %v, want 0 remaining", d, err)
 	}
 }
 
-// TestRewrittenRows holds that a row which is written again and again leaves nothing behind, and is
-// deleted by a reset.
+// TestRewrittenRows checks that a row which is written again and again stays one row, and that a reset deletes
+// it.
 func TestRewrittenRows(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t)
@@ -158,7 +158,7 @@ func TestRewrittenRows(t *testing.T) {
 			t.Fatal(err)
 		}
 		if byKey, byExpiry := count(t, db); byKey != 1 || byExpiry != 1 {
-			t.Fatalf("there are %d rows by key and %d by expiry, want one", byKey, byExpiry)
+			t.Fatalf("rows: got %d by key and %d by expiry, want 1", byKey, byExpiry)
 		}
 		now = now.Add(time.Second)
 	}
@@ -166,11 +166,11 @@ func TestRewrittenRows(t *testing.T) {
 		t.Fatal(err)
 	}
 	if byKey, byExpiry := count(t, db); byKey != 0 || byExpiry != 0 {
-		t.Errorf("after Reset there are %d rows by key and %d by expiry, want none", byKey, byExpiry)
+		t.Errorf("rows after Reset: got %d by key and %d by expiry, want 0", byKey, byExpiry)
 	}
 }
 
-// TestCallerGone has the caller leave between Load and Swap: nothing is charged, and the error says so.
+// TestCallerGone ends the caller's context between Load and Swap: no token is charged, and the error says so.
 func TestCallerGone(t *testing.T) {
 	db := openDB(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -180,19 +180,19 @@ func TestCallerGone(t *testing.T) {
 	})
 	_, err := leaving.Take(ctx, "agent-1", 4)
 	if !errors.Is(err, context.Canceled) || !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrIndeterminate) {
-		t.Errorf("Take = %v, want it canceled and not charged", err)
+		t.Errorf("Take: got %v, want context.Canceled and ErrUnavailable", err)
 	}
 	d, err := limiterOn(t, db, nil).Peek(context.Background(), "agent-1", 0)
 	if err != nil || d.Remaining != 10 {
-		t.Errorf("Peek = %+v, %v; want 10 remaining", d, err)
+		t.Errorf("Peek: got %+v, error %v, want 10 remaining", d, err)
 	}
 }
 
-// TestErrors holds what the errors of the database are to a caller.
+// TestErrors checks the errors that callers get for errors of the database.
 func TestErrors(t *testing.T) {
 	ctx := context.Background()
 	if _, err := New(nil, nil); !errors.Is(err, quota.ErrInvalid) {
-		t.Errorf("New(nil) = %v, want ErrInvalid", err)
+		t.Errorf("New(nil): got %v, want ErrInvalid", err)
 	}
 
 	db := openDB(t)
@@ -204,13 +204,13 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := limiter.Take(ctx, "agent-1", 1); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("Take on a row of another program = %v, want ErrMisconfigured", err)
+		t.Errorf("Take on a row of another program: got %v, want ErrMisconfigured", err)
 	}
 
 	file := db.Path()
 	db.Close()
 	if _, err := limiter.Take(ctx, "agent-2", 1); !errors.Is(err, quota.ErrUnavailable) {
-		t.Errorf("Take on a closed database = %v, want ErrUnavailable", err)
+		t.Errorf("Take on a closed database: got %v, want ErrUnavailable", err)
 	}
 	readOnly, err := bbolt.Open(file, 0o600, &bbolt.Options{ReadOnly: true})
 	if err != nil {
@@ -218,7 +218,7 @@ func TestErrors(t *testing.T) {
 	}
 	defer readOnly.Close()
 	if _, err := New(readOnly, nil); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("New on a database opened to read = %v, want ErrMisconfigured", err)
+		t.Errorf("New on a database opened read-only: got %v, want ErrMisconfigured", err)
 	}
 }
 
@@ -233,11 +233,11 @@ func TestURL(t *testing.T) {
 		}
 		d, err := store.Take(ctx, quota.Charge{Limit: tenAnHour, Key: "agent-1", Cost: 4})
 		if err != nil || d.Remaining != want {
-			t.Errorf("Take = %+v, %v; want %d remaining", d, err, want)
+			t.Errorf("Take: got %+v, error %v, want %d remaining", d, err, want)
 		}
 		if want == 2 { // and while it is open, it cannot
 			if _, err := backend.Open(ctx, "bbolt://"+file); !errors.Is(err, quota.ErrUnavailable) {
-				t.Errorf("opening the file twice = %v, want ErrUnavailable", err)
+				t.Errorf("opening the file twice: got %v, want ErrUnavailable", err)
 			}
 		}
 		if err := store.Close(); err != nil {
@@ -257,12 +257,12 @@ func TestURL(t *testing.T) {
 		"bbolt:///no/such/folder/q.db":    quota.ErrUnavailable,
 	} {
 		if _, err := backend.Open(ctx, url); !errors.Is(err, want) {
-			t.Errorf("Open(%q) = %v, want %v", url, err, want)
+			t.Errorf("Open(%q): got %v, want %v", url, err, want)
 		}
 	}
 }
 
-// TestExactBudget has many goroutines on two stores spend one key: what is granted is the budget.
+// TestExactBudget has many goroutines on two stores spend one key: together they are granted the budget.
 func TestExactBudget(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t)
@@ -296,6 +296,6 @@ func TestExactBudget(t *testing.T) {
 	}
 	group.Wait()
 	if granted != 10 {
-		t.Errorf("%d of 10 were granted", granted)
+		t.Errorf("granted: got %d, want 10", granted)
 	}
 }

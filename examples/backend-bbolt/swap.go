@@ -8,15 +8,15 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Swap compares and writes in one transaction; bbolt lets one write at a time.
+// Swap compares and writes in one transaction. In bbolt, transactions that write run one after the other.
 func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
-	tx, err := t.db.Begin(true) // waits for the writers before this one
+	tx, err := t.db.Begin(true) // waits for earlier writers
 	if err != nil {
 		return false, refused(err)
 	}
 	defer tx.Rollback() // does nothing after Commit
 	if err := ctx.Err(); err != nil {
-		return false, refused(err) // the caller has gone meanwhile, and is not charged
+		return false, refused(err) // the caller left while this waited, and is not charged
 	}
 	now, r := t.now(), rowsOf(tx)
 	for _, c := range changes {
@@ -32,12 +32,12 @@ func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error)
 			return false, refused(err)
 		}
 	}
-	// Two for each row that this may have added: a backlog shrinks, and no call pays for all of it.
+	// Delete two rows for each row that this may have added: a backlog shrinks, and no call pays for all of it.
 	if err := r.sweep(now, 2*len(changes)); err != nil {
 		return false, refused(err)
 	}
-	// Whether a commit that fails is on the disk nobody can say. NewCAS makes ErrIndeterminate of an error
-	// that is none of package quota's.
+	// A commit that failed may be on the disk, or not. NewCAS turns an error that is not one of package quota's
+	// into ErrIndeterminate.
 	if err := tx.Commit(); err != nil {
 		return false, err
 	}

@@ -28,7 +28,7 @@ func steps(t *testing.T) (steps []step) {
 	}
 	blocks := regexp.MustCompile("(?ms)(?:^`([\\w.]+)`:\n\n)?^```(\\w+)\n(.*?)^```$").FindAllSubmatch(text, -1)
 	if n := bytes.Count(text, []byte("\n```")); n != 2*len(blocks) {
-		t.Fatalf("README.md has %d fences and %d blocks", n, len(blocks))
+		t.Fatalf("README.md, fences: got %d, want %d, two for each block", n, 2*len(blocks))
 	}
 	for _, b := range blocks {
 		switch file, language := string(b[1]), string(b[2]); {
@@ -39,13 +39,13 @@ func steps(t *testing.T) (steps []step) {
 				steps = append(steps, step{command: strings.Fields(line)})
 			}
 		default:
-			t.Errorf("a block in %q for file %q, which nobody could follow:\n%s", language, file, b[3])
+			t.Errorf("a block: got language %q and file %q, want go with a file, or sh without:\n%s", language, file, b[3])
 		}
 	}
 	return steps
 }
 
-// TestTutorialCode holds that the tutorial's code is this package's: all of it but tests that it leaves out.
+// TestTutorialCode checks that the tutorial has all code of this package, word for word, except for two tests.
 func TestTutorialCode(t *testing.T) {
 	left := map[string]bool{}
 	files, err := filepath.Glob("*.go")
@@ -62,25 +62,25 @@ func TestTutorialCode(t *testing.T) {
 			continue
 		}
 		if text, err := os.ReadFile(s.file); err != nil || string(text) != s.text {
-			t.Errorf("%s in README.md is not the file here (%v)", s.file, err)
+			t.Errorf("%s, error %v: got\n%s\nwant the text in README.md:\n%s", s.file, err, text, s.text)
 		}
 		delete(left, s.file)
 	}
 	for f := range left {
-		t.Errorf("README.md has no %s", f)
+		t.Errorf("files in README.md: got no %s", f)
 	}
 }
 
-// TestTutorial follows the tutorial in an empty folder. The one thing it does otherwise is what the
-// tutorial says to do with a clone, since it is this clone that is to be tested.
+// TestTutorial follows the tutorial in an empty folder, and uses this clone in place of a release, as the
+// tutorial tells.
 func TestTutorial(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	// The modules that this test was built from are in the module cache, which can serve as a proxy: nothing
-	// is fetched. They were verified when they came there.
+	// The modules that this test was built from are in the module cache, and the cache can serve as a proxy: the
+	// network is not used. The modules were verified when they came there.
 	cache, err := exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -121,11 +121,11 @@ func TestTutorial(t *testing.T) {
 	}
 	for _, passed := range []string{"--- PASS: TestConformance ", "--- PASS: TestConformance/S1_Meaning ", "--- PASS: TestConformance/C4_Atomic ", "\nok"} {
 		if !strings.Contains(suite, passed) {
-			t.Errorf("the tests of the tutorial do not say %q:\n%s", passed, suite)
+			t.Errorf("output of the tutorial's tests: got no %q in\n%s", passed, suite)
 		}
 	}
 
-	// The mistake that the tutorial speaks of.
+	// Make the mistake that the tutorial describes.
 	swap := filepath.Join(dir, "swap.go")
 	text, err := os.ReadFile(swap)
 	if err != nil {
@@ -133,13 +133,13 @@ func TestTutorial(t *testing.T) {
 	}
 	broken := bytes.Replace(text, []byte("err != nil || value != c.Old.Value"), []byte("err != nil || value == \"never\""), 1)
 	if bytes.Equal(broken, text) {
-		t.Fatal("swap.go has no comparison to delete")
+		t.Fatal("swap.go: got no comparison to delete, want one")
 	}
 	if err := os.WriteFile(swap, broken, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := try("go", "test", "-run", "TestConformance/C4", ".")
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(out, "C4 Atomic") {
-		t.Errorf("without the comparison in Swap the suite says: %v\n%s", err, out)
+		t.Errorf("the suite without the comparison in Swap: got error %v, want a failure of C4 Atomic\n%s", err, out)
 	}
 }

@@ -8,8 +8,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestConformance runs the suite. Two handles are two databases of package sql on one file, as two
-// processes have.
+// TestConformance runs the suite. Two handles are two databases of package sql on one file, as in two processes.
 func TestConformance(t *testing.T) {
 	dir := t.TempDir()
 	conformance.Run(t, conformance.Harness{

@@ -19,7 +19,7 @@ import (
 // childFile is the variable that makes a process of this test binary a spender on the file it names.
 const (
 	childFile = "SQLITESTORE_TEST_FILE"
-	ready     = "ready" // what it says first
+	ready     = "ready" // its first line
 )
 
 func TestMain(m *testing.M) {
@@ -40,8 +40,8 @@ const (
 
 var sharedLimit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(budget, 1, 24*time.Hour))))
 
-// spend opens the file, says so, waits for the word, and takes one token at a time until none is left. It
-// prints a line for each.
+// spend opens the file, prints that it is ready, waits for a line, and takes one token at a time until none is left. It
+// prints a line for each token.
 func spend(file string) error {
 	ctx := context.Background()
 	store, err := Open(ctx, file, &Options{Timeout: time.Minute})
@@ -75,9 +75,9 @@ func spend(file string) error {
 	return <-errs
 }
 
-// TestProcesses has several processes, which open a new file at the same time, spend one budget. The
-// first that gets somewhere is killed. Together they get the budget: no more and, but for what the killed
-// one did not come to report, no less.
+// TestProcesses starts several processes, which open a new file at the same time and spend one budget. The first process
+// that prints five grants is killed. Together the processes get no more than the budget; they report less only by the
+// grants that the killed process did not print.
 func TestProcesses(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "quota.db")
 	type process struct {
@@ -105,7 +105,7 @@ func TestProcesses(t *testing.T) {
 	}
 	for _, p := range processes {
 		if !p.out.Scan() || p.out.Text() != ready {
-			t.Fatalf("a process begins with %q", p.out.Text())
+			t.Fatalf("first line of a process: got %q, want %q", p.out.Text(), ready)
 		}
 	}
 	var (
@@ -129,7 +129,7 @@ func TestProcesses(t *testing.T) {
 				mu.Unlock()
 			}
 			if err := p.Wait(); err != nil && killed != p.Cmd {
-				t.Errorf("a process failed: %v", err)
+				t.Errorf("end of a process: got %v, want no error", err)
 			}
 			t.Logf("%d grants to a process", lines)
 		})
@@ -137,15 +137,15 @@ func TestProcesses(t *testing.T) {
 	group.Wait()
 	for line, n := range granted {
 		if n > 1 {
-			t.Errorf("%q %d times", line, n)
+			t.Errorf("%q: got %d times, want once", line, n)
 		}
 	}
 	if n := len(granted); n > budget || n < budget-spenders {
-		t.Errorf("%d of %d were granted", n, budget)
+		t.Errorf("granted: got %d, want %d to %d", n, budget-spenders, budget)
 	}
 	store := openStore(t, file, nil)
 	d, err := store.Take(t.Context(), quota.Charge{Limit: sharedLimit, Key: "agent-1", Op: quota.OpPeek})
 	if err != nil || d.Remaining != 0 {
-		t.Errorf("in the end: %+v, %v; want 0 remaining", d, err)
+		t.Errorf("Peek in the end: got %+v, error %v, want 0 remaining", d, err)
 	}
 }

@@ -3,27 +3,25 @@
 //	store, err := sqlitestore.Open(ctx, "quota.db", nil)
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //
-// A decision is one transaction. It takes the file's write lock before it reads (BEGIN IMMEDIATE), so
-// nothing changes between what it reads and what it writes: charges to one key never conflict, they
-// queue. A list that only peeks takes no lock. Use a file for quotas alone, its lock is one for
-// everything in it.
+// A decision is one transaction. It takes the file's write lock before it reads (BEGIN IMMEDIATE), so no other
+// transaction writes between its reads and its writes: charges to one key never conflict, they queue. A list that only
+// peeks takes no lock. The file should hold quotas only, because SQLite has one write lock for the whole file.
 //
 // # Time
 //
-// The store's time is the clock of the machine. SQLite's locks work on one machine only, so all
-// processes that share a file share that clock.
+// The store's time is the clock of the machine. SQLite's locks work on one machine only, so all processes that share a
+// file share that clock.
 //
 // # Durability
 //
-// A process that is killed loses nothing. A machine that loses power may lose the latest charges,
-// but not the file: SQLite writes a log ahead, and syncs it now and then (synchronous = NORMAL).
+// A process that is killed loses no charge. A machine that loses power may lose the latest charges, but not the file:
+// SQLite writes a log ahead, and syncs it from time to time (synchronous = NORMAL).
 //
 // # Errors
 //
-// Where the call's context, or its time, ends before the commit, the transaction is rolled back: the
-// error is the context's own, or ErrUnavailable. Only a commit that fails is ErrIndeterminate.
-// ErrConflict does not occur. A file that this program may not write, or that is no database, is
-// ErrMisconfigured.
+// If the call's context or Options.Timeout ends before the commit, the transaction is rolled back: the error is the
+// context's own, or ErrUnavailable. Only a commit that fails is ErrIndeterminate. ErrConflict does not occur. A file
+// that this program may not write, or that is no database, is ErrMisconfigured.
 package sqlitestore
 
 import (
@@ -33,7 +31,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"sync/atomic"
 	"time"
 
 	"modernc.org/sqlite"
@@ -43,12 +40,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Options change what Open makes. The zero value, and nil, take the defaults.
+// Options are the options of Open. The zero value, and nil, take the defaults.
 type Options struct {
-	// Clock tells the time. It is called concurrently. nil is time.Now.
+	// Clock returns the time. It is called concurrently. nil stands for time.Now.
 	Clock func() time.Time
-	// Timeout bounds a call whose context does not end earlier: above all how long it waits for the
-	// write lock. 0 is 5 s.
+	// Timeout bounds a call whose context does not end earlier, and so its wait for the write lock. 0 stands for 5 s.
 	Timeout time.Duration
 }
 
@@ -58,11 +54,11 @@ type Store struct {
 	sql     statements
 	clock   func() time.Time
 	timeout time.Duration
-	closed  atomic.Bool
+	gate    driver.Gate
 }
 
-// Open opens the file, or makes it. Stores on one file share its quotas, in one process or in several.
-// An empty path and a negative timeout are ErrInvalid.
+// Open opens the file, or creates it. Stores on one file share its quotas, in one process or in several. An empty path
+// and a negative timeout are ErrInvalid.
 func Open(ctx context.Context, path string, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -84,8 +80,8 @@ func Open(ctx context.Context, path string, o *Options) (*Store, error) {
 	if s.db, err = sql.Open("sqlite", dsn(path)); err != nil {
 		return nil, refused(err)
 	}
-	// SQLite lets one transaction write at a time. With one connection, those of this process queue in
-	// the pool, first come first served, and not for the lock of the file, which is had by luck.
+	// SQLite lets one transaction write at a time. With one connection, the transactions of this process queue in the
+	// pool, first come first served. SQLite has no queue for the lock of the file.
 	s.db.SetMaxOpenConns(1)
 	if err := s.create(ctx); err != nil {
 		s.db.Close()
@@ -99,7 +95,7 @@ func dsn(path string) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
 }
 
-// create makes the table, unless it is there, and compiles the statements.
+// create creates the table if it does not exist, and compiles the statements.
 func (s *Store) create(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -115,13 +111,13 @@ func (s *Store) create(ctx context.Context) error {
 	return nil
 }
 
-// untilFree calls f again while the file is busy, until the context ends or the store is closed. SQLite
-// has no queue: whoever asks in the right moment has the lock. So this asks every millisecond, where
-// SQLite's own wait (busy_timeout) soon asks ten times a second and comes away empty for seconds.
+// untilFree repeats f while the file is busy, until the context ends or the store is closed. SQLite has no queue: the
+// first process that asks after the lock is free gets it. So untilFree asks every millisecond; SQLite's own wait
+// (busy_timeout) soon asks only ten times a second, and may miss the lock for seconds.
 func (s *Store) untilFree(ctx context.Context, f func() error) error {
 	for {
 		err := f()
-		if code(err) != sqlitecodes.SQLITE_BUSY || s.closed.Load() {
+		if code(err) != sqlitecodes.SQLITE_BUSY || s.gate.Open() != nil {
 			return err
 		}
 		select {
@@ -143,7 +139,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 
 // TakeAll decides a list of charges in one transaction.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := ctx.Err(); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	bounded, cancel := context.WithTimeout(ctx, s.timeout)
@@ -152,8 +148,8 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	switch {
 	case err == nil, errors.Is(err, quota.ErrIndeterminate):
 		return err
-	case s.closed.Load():
-		return fmt.Errorf("sqlitestore: %w", quota.ErrClosed)
+	case s.gate.Open() != nil:
+		return s.gate.Open()
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case bounded.Err() != nil:
@@ -168,7 +164,7 @@ func (s *Store) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if err != nil {
 		return refused(err)
 	}
-	defer conn.Close() // gives it back
+	defer conn.Close() // returns it to the pool
 	var tx *sql.Tx
 	err = s.untilFree(ctx, func() (err error) {
 		tx, err = conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: driver.OnlyPeeks(cs)})
@@ -182,33 +178,32 @@ func (s *Store) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if err != nil {
 		return err
 	}
-	// To interrupt a statement takes a goroutine that waits for the context, and lasts longer than the
-	// statement. It is enough that Commit asks the context.
+	// To interrupt a statement, the driver starts a goroutine that waits for the context, which takes longer than the
+	// statement itself. It is enough that Commit checks the context.
 	if err := cas.TakeAll(context.WithoutCancel(ctx), cs, out); err != nil {
 		return err
 	}
 	return committed(ctx, tx.Commit())
 }
 
-// committed returns what the result of Commit means to the caller.
+// committed returns the caller's error for the result of Commit.
 func committed(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, sql.ErrTxDone), ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return refused(err) // the context ended before, and database/sql rolled back
+		return refused(err) // the context ended before the commit, and database/sql rolled back
 	}
 	return fmt.Errorf("sqlitestore: %w: %w", quota.ErrIndeterminate, err)
 }
 
-// Close closes the file when the decisions in progress are made; calls that still wait for the lock are
-// ErrClosed.
+// Close waits for the decisions in progress and closes the file. Calls that still wait for the lock get ErrClosed.
 func (s *Store) Close() error {
-	s.closed.Store(true)
+	s.gate.Close()
 	return s.db.Close()
 }
 
-// refused wraps an error of the database that left everything as it was.
+// refused wraps an error after which the database is unchanged.
 func refused(err error) error {
 	sentinel := quota.ErrUnavailable
 	switch code(err) {

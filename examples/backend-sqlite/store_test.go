@@ -33,7 +33,7 @@ func openStore(t *testing.T, file string, o *Options) *Store {
 
 func newFile(t *testing.T) string { return filepath.Join(t.TempDir(), "quota ?%23.db") }
 
-// lock takes the write lock of a file, as another process would, and returns what gives it back.
+// lock takes the write lock of a file, as another process would, and returns the function that frees it.
 func lock(t *testing.T, file string) (free func()) {
 	t.Helper()
 	db, err := sql.Open("sqlite", dsn(file))
@@ -63,25 +63,25 @@ func remaining(t *testing.T, s *Store, key string) int64 {
 	return d.Remaining
 }
 
-// TestLocked holds what becomes of calls while somebody else has the write lock: peeks are answered,
-// charges wait until their context or their time ends, and charge nothing.
+// TestLocked checks calls while another program has the write lock: peeks are answered; charges wait until their context
+// or the timeout ends, and charge no token.
 func TestLocked(t *testing.T) {
 	file := newFile(t)
 	patient := openStore(t, file, &Options{Timeout: time.Hour})
 	hasty := openStore(t, file, nil)
-	hasty.timeout = 20 * time.Millisecond // for what follows, not for opening
+	hasty.timeout = 20 * time.Millisecond // for the calls, not for Open
 	free := lock(t, file)
 	if n := remaining(t, patient, "agent-1"); n != 10 {
-		t.Errorf("Peek: %d remaining, want 10", n)
+		t.Errorf("remaining: got %d, want 10", n)
 	}
-	// The deadline is not the caller's, so it is not in the error.
+	// The deadline is not the caller's, so the error does not carry it.
 	if _, err := hasty.Take(t.Context(), take("agent-1", 4)); !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Take for 20 ms = %v, want ErrUnavailable alone", err)
+		t.Errorf("Take with a timeout of 20 ms: got %v, want ErrUnavailable alone", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := patient.Take(ctx, take("agent-1", 4)); err != context.DeadlineExceeded {
-		t.Errorf("Take with a deadline in 20 ms = %v, want the context's error", err)
+		t.Errorf("Take with a deadline in 20 ms: got %v, want the context's error", err)
 	}
 
 	answers := make(chan error)
@@ -91,10 +91,10 @@ func TestLocked(t *testing.T) {
 	}()
 	free()
 	if err := <-answers; err != nil {
-		t.Errorf("Take once the lock is free = %v", err)
+		t.Errorf("Take once the lock is free: got %v, want no error", err)
 	}
 	if n := remaining(t, patient, "agent-1"); n != 6 {
-		t.Errorf("%d remaining, want 6", n)
+		t.Errorf("remaining: got %d, want 6", n)
 	}
 }
 
@@ -110,17 +110,17 @@ func TestGoneBeforeCommit(t *testing.T) {
 		return time.Now()
 	}})
 	if d, err := s.Take(ctx, take("agent-1", 4)); err != context.Canceled || d.Allowed {
-		t.Errorf("Take = %+v, %v; want the context's error alone", d, err)
+		t.Errorf("Take: got %+v, error %v, want the context's error alone", d, err)
 	}
 	if times != 2 {
-		t.Errorf("the clock was asked %d times; the context was to end at the second", times)
+		t.Errorf("calls of the clock: got %d, want 2, of which the second ends the context", times)
 	}
 	if n := remaining(t, s, "agent-1"); n != 10 {
-		t.Errorf("%d remaining, want 10", n)
+		t.Errorf("remaining: got %d, want 10", n)
 	}
 }
 
-// TestCommitted holds that a commit is indeterminate unless database/sql rolled back instead.
+// TestCommitted checks that a commit that failed is indeterminate, unless database/sql rolled back instead.
 func TestCommitted(t *testing.T) {
 	done, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -137,12 +137,12 @@ func TestCommitted(t *testing.T) {
 		{t.Context(), disk, quota.ErrIndeterminate},
 	} {
 		if err := committed(c.ctx, c.err); !errors.Is(err, c.want) || !errors.Is(err, c.err) {
-			t.Errorf("Commit = %v, with context %v: %v, want %v", c.err, c.ctx.Err(), err, c.want)
+			t.Errorf("Commit %v with context %v: got %v, want %v", c.err, c.ctx.Err(), err, c.want)
 		}
 	}
 }
 
-// TestClosed closes a store while a call waits for the lock, and one for that call.
+// TestClosed closes a store while one call waits for the lock, and another call for the first.
 func TestClosed(t *testing.T) {
 	file := newFile(t)
 	s := openStore(t, file, &Options{Timeout: time.Hour})
@@ -156,7 +156,7 @@ func TestClosed(t *testing.T) {
 	}
 	for i := 0; s.db.Stats().WaitCount == 0; i++ { // until one waits for the lock and one for its turn
 		if i == 30_000 {
-			t.Fatal("no call waits for its turn")
+			t.Fatal("calls that wait for the connection: got 0, want 1")
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -167,29 +167,29 @@ func TestClosed(t *testing.T) {
 		select {
 		case err := <-answers:
 			if !errors.Is(err, quota.ErrClosed) {
-				t.Errorf("Take = %v, want ErrClosed", err)
+				t.Errorf("Take: got %v, want ErrClosed", err)
 			}
 		case <-time.After(30 * time.Second):
-			t.Fatal("a call still waits")
+			t.Fatal("Take on a closed store: got no answer within 30 s, want ErrClosed")
 		}
 	}
 	if err := s.Close(); err != nil {
-		t.Errorf("closing twice: %v", err)
+		t.Errorf("second Close: got %v, want no error", err)
 	}
 }
 
-// TestRestart finds quota spent after the file was closed.
+// TestRestart checks that quota stays spent after the file was closed.
 func TestRestart(t *testing.T) {
 	file := newFile(t)
 	for _, want := range []int64{6, 2} {
 		s := openStore(t, file, nil)
 		if d, err := s.Take(t.Context(), take("agent-1", 4)); err != nil || d.Remaining != want {
-			t.Errorf("Take = %+v, %v; want %d remaining", d, err, want)
+			t.Errorf("Take: got %+v, error %v, want %d remaining", d, err, want)
 		}
 		s.Close()
 	}
 	if _, err := os.Stat(file); err != nil {
-		t.Errorf("the path is not the file's: %v", err)
+		t.Errorf("the file at the path: got %v, want no error", err)
 	}
 }
 
@@ -201,8 +201,8 @@ func count(t *testing.T, s *Store) (n int) {
 	return n
 }
 
-// TestExpiredRowsGo leaves many rows to expire at once. Each charge then deletes a few of them, and none
-// that has not expired.
+// TestExpiredRowsGo lets many rows expire at once. Each charge then deletes a few of them, and no row that has not
+// expired.
 func TestExpiredRowsGo(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	s := openStore(t, newFile(t), &Options{Clock: func() time.Time { return now }})
@@ -214,7 +214,7 @@ func TestExpiredRowsGo(t *testing.T) {
 	}
 	now = now.Add(time.Hour + time.Second - time.Microsecond) // whole again, but kept for driver.ExpirySlack
 	if _, err := s.Take(t.Context(), take("new-0", 10)); err != nil || count(t, s) != backlog+1 {
-		t.Fatalf("before the others expire there are %d rows, %v", count(t, s), err)
+		t.Fatalf("rows before the others expire: got %d, error %v, want %d", count(t, s), err, backlog+1)
 	}
 	now = now.Add(time.Microsecond)
 	for i := 1; i <= backlog; i++ {
@@ -222,16 +222,16 @@ func TestExpiredRowsGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n, want := count(t, s), max(backlog+1-i, i+1); n != want {
-			t.Fatalf("after %d charges there are %d rows, want %d", i, n, want)
+			t.Fatalf("rows after %d charges: got %d, want %d", i, n, want)
 		}
 	}
 	if err := quota.Must(quota.NewLimiter(s, tenAnHour, nil)).Reset(t.Context(), "new-1"); err != nil || count(t, s) != backlog {
-		t.Errorf("after Reset there are %d rows, %v; want %d", count(t, s), err, backlog)
+		t.Errorf("rows after Reset: got %d, error %v, want %d", count(t, s), err, backlog)
 	}
 }
 
-// TestExpiredRowIsGone holds that a row which has expired is not there, though no charge came to delete it:
-// the name can go to another rule.
+// TestExpiredRowIsGone checks that a row which has expired counts as deleted, though no charge came to delete it:
+// another rule can use the limit's name.
 func TestExpiredRowIsGone(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	s := openStore(t, newFile(t), &Options{Clock: func() time.Time { return now }})
@@ -241,11 +241,11 @@ func TestExpiredRowIsGone(t *testing.T) {
 	other := take("agent-1", 1)
 	other.Limit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(5, time.Hour))))
 	if _, err := s.Take(t.Context(), other); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("another rule by the same name: %v, want ErrMisconfigured", err)
+		t.Errorf("another rule by the same name: got %v, want ErrMisconfigured", err)
 	}
 	now = now.Add(time.Hour + driver.ExpirySlack)
 	if d, err := s.Take(t.Context(), other); err != nil || d.Remaining != 4 {
-		t.Errorf("another rule once the row has expired: %+v, %v; want 4 remaining", d, err)
+		t.Errorf("another rule once the row has expired: got %+v, error %v, want 4 remaining", d, err)
 	}
 }
 
@@ -264,11 +264,11 @@ func TestPeekLeavesExpiry(t *testing.T) {
 	}
 	now = now.Add(2 * time.Minute)
 	if n := remaining(t, s, "agent-1"); n != 0 {
-		t.Errorf("%d remaining two minutes later, want 0", n)
+		t.Errorf("remaining two minutes later: got %d, want 0", n)
 	}
 }
 
-// TestErrors holds what the errors of the database are to a caller.
+// TestErrors checks the errors that callers get for errors of the database.
 func TestErrors(t *testing.T) {
 	ctx := t.Context()
 	other := newFile(t)
@@ -297,13 +297,13 @@ func TestErrors(t *testing.T) {
 		{filepath.Join(t.TempDir(), "no", "folder"), nil, quota.ErrUnavailable},
 	} {
 		if _, err := Open(ctx, c.path, c.options); !errors.Is(err, c.want) {
-			t.Errorf("Open(%q, %+v) = %v, want %v", c.path, c.options, err, c.want)
+			t.Errorf("Open(%q, %+v): got %v, want %v", c.path, c.options, err, c.want)
 		}
 	}
 	canceled, cancel := context.WithCancel(ctx)
 	cancel()
 	if _, err := Open(canceled, newFile(t), nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("Open with a context that is done = %v", err)
+		t.Errorf("Open with a context that is done: got %v, want context.Canceled", err)
 	}
 
 	s := openStore(t, newFile(t), nil)
@@ -311,6 +311,6 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := s.Take(ctx, take("agent-1", 1)); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("Take without the table = %v, want ErrMisconfigured", err)
+		t.Errorf("Take without the table: got %v, want ErrMisconfigured", err)
 	}
 }

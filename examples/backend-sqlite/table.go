@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS quota (
 CREATE INDEX IF NOT EXISTS quota_expires ON quota (expires);
 `
 
-// statements are compiled once; a transaction borrows them.
+// statements are compiled once, and used by every transaction.
 type statements struct {
 	get, put, drop, sweep *sql.Stmt
 }
@@ -43,16 +43,16 @@ func (s *statements) prepare(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// table is a driver.KV inside a transaction. The transaction holds the write lock since before Load, so
-// Swap has nothing to compare.
+// table is a driver.KV inside a transaction. The transaction has held the write lock since before Load, so Swap need not
+// compare.
 type table struct {
 	tx    *sql.Tx
 	sql   statements
 	clock func() time.Time
 }
 
-// Load reads the keys. The clock is read after the first row, which is when a transaction that only
-// reads fixes its snapshot, so that no row is from the future.
+// Load reads the keys. It reads the clock after the first row, which fixes the snapshot of a transaction that only reads,
+// so that no row is newer than the time.
 func (t *table) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	entries := make([]driver.Entry, len(keys))
 	expires := make([]quota.Micros, len(keys))
@@ -67,13 +67,13 @@ func (t *table) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.
 	now := t.now()
 	for i := range entries {
 		if expires[i] <= now {
-			entries[i].Value = "" // expired is as good as deleted
+			entries[i].Value = "" // an expired row counts as deleted
 		}
 	}
 	return entries, now, nil
 }
 
-// Swap writes. An error of it is never indeterminate: the transaction is rolled back.
+// Swap writes. Its errors are never indeterminate, because the transaction is rolled back.
 func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	now := t.now()
 	put, drop := t.tx.StmtContext(ctx, t.sql.put), t.tx.StmtContext(ctx, t.sql.drop)
@@ -90,7 +90,7 @@ func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error)
 			return false, refused(err)
 		}
 	}
-	// Two for each row that this may have added: a backlog shrinks, and no call pays for all of it.
+	// Delete two rows for each row that this may have added: a backlog shrinks, and no call pays for all of it.
 	if _, err := t.tx.StmtContext(ctx, t.sql.sweep).ExecContext(ctx, now, 2*len(changes)); err != nil {
 		return false, refused(err)
 	}

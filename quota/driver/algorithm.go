@@ -2,11 +2,12 @@ package driver
 
 import "github.com/fleetquota/fleetquota/quota"
 
-// Scripted is what an Algorithm adds to run inside Redis, in the same round trip. Without it a store on
-// Redis hosts the algorithm by compare-and-swap, in two.
+// A Scripted Algorithm can run inside Redis, so that a decision takes one round trip. Without Lua a store on Redis
+// decides by compare-and-swap, in two. Stores on Redis call it; authors of rules implement it.
 type Scripted interface {
-	// Lua returns the body of a Lua 5.1 function with the meaning of Decide. It is pure arithmetic: no
-	// redis.call, no globals but floor, ceil, min, max and the table library. Its parameters are
+	// Lua returns the body of a Lua 5.1 function that decides exactly as Decide does. It must be pure arithmetic: no
+	// redis.call, no globals but floor, ceil, min, max and the table library. It must be a constant of the Rule. Its
+	// parameters are
 	//
 	//	u, a, b, c, tail   the state: Unit (0 in the zero State), A, B, C; Tail as a table, or nil
 	//	op, cost, at, now  the request: Op as a number, Cost (2^52 for any above), At; the time
@@ -23,12 +24,12 @@ type Scripted interface {
 	Lua() string
 }
 
-// A Sharer is an Algorithm that can be split among the instances of a fleet: each keeps a share on its own
-// while they cannot ask the store they have in common.
+// A Sharer is an Algorithm that can be split among the instances of a fleet: each instance decides on a share of its own
+// while the common store cannot be reached. A fallback policy calls it; authors of rules implement it.
 type Sharer interface {
-	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down but at least 1,
-	// and of the rate, never more than an n-th. The same rule, so that a state carries over from one share
-	// to another. An n of 1 or less is the whole. It fails with ErrInvalid where the share is too slow for
-	// the rule's numbers.
+	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down but at least 1, and never
+	// more than one n-th of the rate. It has the same Rule, so that a state carries over from one share to another.
+	// For an n of 1 or less it returns the whole. It fails with ErrInvalid where the share is too slow for the rule's
+	// numbers.
 	Share(n int64) (quota.Algorithm, error)
 }

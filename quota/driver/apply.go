@@ -6,17 +6,17 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// An Item is what a store holds for one charge: whose state it is, and the state. The zero Item is a
-// key never seen.
+// An Item is a store's content for one limit and key: a state, and the rule that left it. The zero Item is a key never
+// seen.
 type Item struct {
 	Rule  quota.Rule
 	State quota.State
-	// Write is set by Apply: the item changed and is to be stored, for Decision.ResetAfter at least; an
-	// item whose state is zero is to be deleted.
+	// Write is set by Apply: the item changed and must be stored, for at least Decision.ResetAfter; an item whose state
+	// is zero must be deleted.
 	Write bool
 }
 
-// ApplyOne is Apply for a single charge.
+// ApplyOne is [Apply] for a single charge, without the copies that a list takes.
 func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) error {
 	if err := fits(c, it); err != nil {
 		return err
@@ -25,10 +25,10 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 	return nil
 }
 
-// Apply decides charges on the items a store holds for them, at one time: the all-or-nothing rule,
-// written once. It updates items and marks those to be written, and writes a decision for each charge
-// to out. The list is granted if all decisions are allowed. A store calls it under its lock, or stores
-// the marked items only if no item changed meanwhile.
+// Apply decides a list of charges on the store's items for them, at one time, all-or-nothing. It updates the items and
+// marks those that must be written, and writes a decision for each charge to out; items and out must be as long as
+// cs. The list is granted if all decisions are allowed. A store must call it under its lock, or write the marked items
+// only if no item changed in between.
 //
 // It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule.
 func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
@@ -63,7 +63,7 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 	return nil
 }
 
-// decide runs one charge as op and fills in its decision.
+// decide decides one charge as the operation op, and fills in its decision.
 func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.Decision) {
 	held := &it.State
 	s, v := c.Limit.Algorithm().Decide(

@@ -13,23 +13,24 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// A KV is what an author implements for a store that can load and compare-and-swap: a SQL database,
-// etcd, DynamoDB, bbolt. [NewCAS] makes a Store of it. Methods may be called concurrently.
+// A KV is a database that can load some keys and compare-and-swap them: a SQL database, etcd, DynamoDB, bbolt. Authors
+// of stores implement it; [NewCAS] makes a Store of it and is its only caller. Methods may be called concurrently.
 type KV interface {
-	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's
-	// time, read when the snapshot was taken or later. An absent entry has an empty Value, and so has one
-	// whose TTL has passed, though it is still there. Keys are UTF-8 without ASCII spaces and control bytes.
+	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's time, read when
+	// the snapshot was taken or later. An absent entry has an empty Value, and so has one whose TTL has passed, even if
+	// the database still has it. There are 1 to MaxCharges + 1 keys, each once: UTF-8 without ASCII spaces and control
+	// bytes, some 2000 bytes at most.
 	Load(ctx context.Context, keys []string) ([]Entry, quota.Micros, error)
-	// Swap makes all changes in one step, if every Old is still what Load returned, and reports whether
-	// it did. An error means that the outcome is unknown, unless it is one of this package's errors: where
-	// the context ended and nothing was written, wrap ErrUnavailable around the context's error.
+	// Swap makes all changes in one step if every Old is still as Load returned it, and reports whether it did. An error
+	// means that the outcome is unknown, unless it carries an error of package quota: where the context ended and the
+	// database wrote nothing, wrap quota.ErrUnavailable around the context's error.
 	Swap(ctx context.Context, changes []Change) (swapped bool, err error)
 }
 
-// Entry is what a KV holds under a key.
+// Entry is a KV's content under a key.
 type Entry struct {
 	Key, Value string
-	// Revision is for the KV's own use: what it wants to see again in Change.Old, such as a version.
+	// Revision is for the KV's own use, such as a version: it comes back in Change.Old.
 	Revision string
 }
 
@@ -38,24 +39,24 @@ type Entry struct {
 type Change struct {
 	Old   Entry
 	Value string        // the new value; "" deletes
-	TTL   time.Duration // the value may be dropped after this time, and not before
+	TTL   time.Duration // the value must be kept for this time, and may be dropped after it; positive
 }
 
-// ExpirySlack is how much longer than ResetAfter stores keep a state.
+// ExpirySlack is how much longer than Decision.ResetAfter a store keeps a state.
 const ExpirySlack = time.Second
 
-// CASOptions change what NewCAS makes. The zero value, and nil, take the defaults.
+// CASOptions are the options of NewCAS. The zero value, and nil, take the defaults.
 type CASOptions struct {
-	// Atomicity says how far Load and Swap reach in one step; lists beyond are ErrCrossSlot.
+	// Atomicity says how many keys Load and Swap reach in one step; a longer list is ErrCrossSlot.
 	Atomicity Atomicity
-	// Attempts bounds the swaps tried for one decision; 0 is 16. After that it is ErrConflict.
+	// Attempts bounds the swaps that are tried for one decision; 0 is 16. Then the decision is ErrConflict.
 	Attempts int
 }
 
-// NewCAS returns a Store over a KV. It loads, decides with [Apply], and swaps; where the swap did not
-// apply because something changed, it tries again after a short random pause. An error of Swap is
-// ErrIndeterminate and never tried again. Denials and peeks do not swap. Close closes the KV if it is
-// an [io.Closer]. A Store that has transactions may make a KV of each, and call NewCAS on it.
+// NewCAS returns a Store over a KV. It loads, decides with [Apply], and swaps; where the swap did not apply because an
+// entry changed, it tries again after a short random pause. An error of Swap is ErrIndeterminate and is not tried
+// again. Denials and peeks do not swap. Close closes the KV if it is an [io.Closer]. A database with transactions may
+// make a KV of each transaction, and call NewCAS on it.
 func NewCAS(kv KV, o *CASOptions) (quota.Store, error) {
 	if o == nil {
 		o = &CASOptions{}
@@ -125,7 +126,7 @@ func (s *casStore) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 	return fmt.Errorf("quota: %w: %d swaps of %s lost", quota.ErrConflict, s.attempts, cs[0].Limit.Name())
 }
 
-// keys returns the keys of the charges, and last that of their request id if they carry one.
+// keys returns the keys of the charges, and as the last one the key of their request id if they carry one.
 func (s *casStore) keys(cs []quota.Charge) ([]string, error) {
 	keys := make([]string, 0, len(cs)+1)
 	for i := range cs {
@@ -197,7 +198,7 @@ func (s *casStore) try(ctx context.Context, keys []string, cs []quota.Charge, ou
 	return done, nil
 }
 
-// ttl returns how long a state is kept that is as fresh after reset.
+// ttl returns how long to keep a state that is as fresh after reset.
 func ttl(reset time.Duration) time.Duration {
 	return min(reset, quota.Never-ExpirySlack) + ExpirySlack
 }
@@ -214,8 +215,7 @@ func pause(ctx context.Context, attempt int) error {
 	}
 }
 
-// appendGrant appends the text in which a grant is remembered: a fingerprint of the charges, then the
-// numbers of each decision.
+// appendGrant appends the record of a grant: a fingerprint of the charges, then the numbers of each decision.
 func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	dst = append(dst, "id1:"...)
 	sum := Fingerprint(cs)
@@ -229,7 +229,7 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	return dst
 }
 
-// parseGrant reads the decisions of a grant, if it was one of these charges.
+// parseGrant reads the decisions of a recorded grant; it fails with ErrInvalid if that was granted to other charges.
 func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 	fields := strings.Split(text, ":")
 	if len(fields) < 2 || fields[0] != "id1" {

@@ -9,13 +9,14 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// SameCharge reports whether a and b ask for the same: limit, key, cost, operation and time of the receipt.
+// SameCharge reports whether a and b are equal in limit, key, cost, operation and time of the receipt: whether one may
+// repeat the other under its request id.
 func SameCharge(a, b quota.Charge) bool {
 	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At
 }
 
-// OnlyPeeks reports whether a list changes nothing even where it is granted; stores do not remember the id
-// of such a list.
+// OnlyPeeks reports whether a list has no effect even where it is granted: all of its charges are peeks. Stores do not
+// remember the id of such a list.
 func OnlyPeeks(cs []quota.Charge) bool {
 	for i := range cs {
 		if cs[i].Op != quota.OpPeek {
@@ -27,7 +28,7 @@ func OnlyPeeks(cs []quota.Charge) bool {
 
 // Fingerprint returns 128 bits that tell lists of charges apart: it is equal where [SameCharge] is, charge by
 // charge. A store keeps it with a request id, and refuses the id where other charges come with it. It is
-// cryptographic (SHA-256, cut), for a caller that found two lists alike would have the grant of one for the other.
+// cryptographic (SHA-256, cut): a caller that found two lists with one fingerprint would get the grant of one for the other.
 func Fingerprint(cs []quota.Charge) [16]byte {
 	var text []byte
 	for i := range cs {

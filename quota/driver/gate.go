@@ -14,11 +14,11 @@ type Gate struct{ closed atomic.Bool }
 
 // Ready returns the context's own error if it has ended, an ErrClosed if the gate is closed, and else nil. A store
 // returns either error as it is: nothing was sent.
-func (g *Gate) Ready(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
+func (g *Gate) Ready(ctx context.Context) (err error) {
+	if err = ctx.Err(); err == nil && g.closed.Load() { // short enough to be inlined
+		err = errClosed
 	}
-	return g.Open()
+	return
 }
 
 // Open returns an ErrClosed if the gate is closed, and else nil.

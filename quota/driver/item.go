@@ -8,7 +8,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// AppendText appends the text in which stores keep an item: its rule, its unit, A, B, C and the tail, in
+// AppendText appends an item as text, and returns the extended slice: its rule, its unit, A, B, C and the tail, in
 // decimal, separated by colons, such as "tb1:100000:250000:1795427141791724:0".
 func (it *Item) AppendText(dst []byte) []byte {
 	dst = append(dst, it.Rule.String()...)
@@ -22,8 +22,7 @@ func (it *Item) AppendText(dst []byte) []byte {
 	return dst
 }
 
-// ParseItem reads what AppendText wrote; the empty text is the zero Item. Anything else is
-// ErrMisconfigured.
+// ParseItem reads the text that AppendText wrote; the empty text is the zero Item. Any other text is ErrMisconfigured.
 func ParseItem(text string) (Item, error) {
 	var it Item
 	if text == "" {
@@ -61,8 +60,7 @@ func ParseItem(text string) (Item, error) {
 	}
 }
 
-// parseNumber reads a number of a state in the one form that AppendText writes: what is not that was
-// written by something else.
+// parseNumber reads a number of a state in the one form that AppendText writes: another program wrote any other form.
 func parseNumber(s string) (int64, bool) {
 	digits := strings.TrimPrefix(s, "-")
 	if digits == "" || digits[0] < '0' || digits[0] > '9' || digits[0] == '0' && s != "0" {
@@ -74,5 +72,5 @@ func parseNumber(s string) (int64, bool) {
 
 func notState(text string) error {
 	const most = 40
-	return fmt.Errorf("quota: %w: the store holds %.*q, which is no state of a limit", quota.ErrMisconfigured, most, text)
+	return fmt.Errorf("quota: %w: the store holds %.*q, which is not the state of a limit", quota.ErrMisconfigured, most, text)
 }

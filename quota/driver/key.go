@@ -3,10 +3,10 @@ package driver
 import "github.com/fleetquota/fleetquota/quota"
 
 // AppendKey appends the text under which stores keep a limit and key, and returns the extended slice:
-// "{group}/rest:limit", or "{group}:limit" where the key is one segment. Braces, '%', ':', spaces and
-// control bytes of the key are written as '%' and two hexadecimal digits. The text is injective:
-// different limits or keys have different texts. Its braces hold the group alone, so that Redis
-// Cluster places keys of one group in one slot and no key can choose another's.
+// "{group}/rest:limit", or "{group}:limit" where the key is one segment. Braces, '%', ':', spaces and control bytes of
+// the key are written as '%' and two hexadecimal digits. The text is injective: different limits or keys have different
+// texts. Its braces hold the group alone, so that Redis Cluster places keys of one group in one slot, and no key can
+// choose another group's slot.
 func AppendKey(dst []byte, limit, key string) []byte {
 	group := quota.Group(key)
 	dst = AppendGroup(dst, group)

@@ -6,7 +6,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Atomicity is how far a store decides several keys in one step. The zero value is the strongest.
+// Atomicity says how many keys a store decides in one step. The zero value is the strongest.
 type Atomicity uint8
 
 const (
@@ -18,16 +18,16 @@ const (
 	OneKey
 )
 
-// A Graded store decides fewer keys than any in one step. A store without this method is AnyKeys.
+// A Graded store says how many keys it decides in one step. A store without this method is AnyKeys.
 type Graded interface {
+	// Atomicity must always return the same value.
 	Atomicity() Atomicity
 }
 
-// A Prompt store declares that its calls always return by their context's deadline, whatever its
-// server does. A timeout around it then needs no goroutine of its own for each call. A store without
-// this method is not prompt.
+// A Prompt store declares that its calls always return by their context's deadline, even if its server hangs. A timeout
+// around it then needs no goroutine for each call. A store without this method is not prompt.
 type Prompt interface {
-	// Prompt reports whether every call returns by its context's deadline. It always answers the same.
+	// Prompt reports whether every call returns by its context's deadline. It must always return the same value.
 	Prompt() bool
 }
 

@@ -1,4 +1,4 @@
-// Command capabilities runs the conformance tests of modules and writes a table of what their backends do.
+// Command capabilities runs the conformance tests of modules and writes a table of the capabilities of their backends.
 //
 //	go run ./conformance/internal/capabilities -o conformance/CAPABILITIES.md . examples/backend-bbolt
 package main
@@ -87,10 +87,11 @@ func read(dir string) ([]conformance.Report, error) {
 	return all, nil
 }
 
-// write writes the tables: what the backends do, which rules they passed, and what was not tested.
+// write writes the tables: the capabilities of the backends, the rules that they passed, and the cases that were not
+// tested.
 func write(w io.Writer, reports []conformance.Report) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# What the backends do\n\nFound by the conformance suite, version %s; `go generate ./conformance` writes this file.\n\n", reports[0].Suite)
+	fmt.Fprintf(&b, "# Capabilities of the backends\n\nFound by the conformance suite, version %s; `go generate ./conformance` writes this file.\n\n", reports[0].Suite)
 	b.WriteString("| backend | keys in one step | shared | request ids | verdicts | clock can be set | prompt | faults injected |\n|---|---|---|---|---|---|---|---|\n")
 	for _, r := range reports {
 		has := func(f conformance.Feature) string {

@@ -48,10 +48,10 @@ func TestTable(t *testing.T) {
 		"- nothing to freeze: S2 (z), S2 (w)\n",
 	} {
 		if !strings.Contains(b.String(), want) {
-			t.Errorf("no %q in\n%s", want, b.String())
+			t.Errorf("table: got no %q in\n%s", want, b.String())
 		}
 	}
 	if _, err := read(t.TempDir()); err == nil {
-		t.Error("no reports make a table")
+		t.Error("read of an empty directory: got no error, want one")
 	}
 }

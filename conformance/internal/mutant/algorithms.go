@@ -1,5 +1,5 @@
-// Package mutant has stores and algorithms that are broken on purpose, each in one way. They test the
-// conformance suite: each must be failed by the rule that it breaks.
+// Package mutant has stores and algorithms that are broken on purpose, each in one way. They test the conformance suite:
+// each must be failed by the rule that it breaks.
 package mutant
 
 import (
@@ -15,15 +15,15 @@ import (
 
 // Algorithm is a broken algorithm.
 type Algorithm struct {
-	Name string // what is wrong
+	Name string // the fault
 	Rule string // the rule of conformance.Algorithm that it breaks
-	// Make returns it, and others of its Rule.
+	// Make returns the broken algorithm, and others of its Rule.
 	Make func() []quota.Algorithm
 }
 
 type decide = func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict)
 
-// altered is an algorithm that decides otherwise.
+// altered is an algorithm with another Decide.
 type altered struct {
 	quota.Algorithm
 	decide decide
@@ -39,12 +39,12 @@ func bucket(capacity int64) quota.Algorithm {
 
 func log() quota.Algorithm { return quota.Must(algorithm.SlidingWindowLog(1<<20, time.Second)) }
 
-// bend alters what decides.
+// bend replaces the Decide of an algorithm.
 func bend(a quota.Algorithm, d decide) func() []quota.Algorithm {
 	return func() []quota.Algorithm { return []quota.Algorithm{altered{a, d}} }
 }
 
-// asked alters the input.
+// asked alters the input of Decide.
 func asked(f func(s *quota.State, r *quota.Request, now *quota.Micros)) func() []quota.Algorithm {
 	return bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 		f(&s, &r, &now)
@@ -52,7 +52,7 @@ func asked(f func(s *quota.State, r *quota.Request, now *quota.Micros)) func() [
 	})
 }
 
-// answered alters the verdict.
+// answered alters the verdict of Decide.
 func answered(f func(r quota.Request, v *quota.Verdict)) func() []quota.Algorithm {
 	return bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 		next, v := a.Decide(s, r, now)
@@ -165,7 +165,7 @@ func Algorithms() []Algorithm {
 				r.Cost = min(r.Cost, 10)
 			}
 		})},
-		{"what can never fit is told to retry in a year", "A4", answered(func(_ quota.Request, v *quota.Verdict) {
+		{"a cost that can never fit is told to retry in a year", "A4", answered(func(_ quota.Request, v *quota.Verdict) {
 			v.RetryAfter = min(v.RetryAfter, 365*24*3600*1e6)
 		})},
 		{"a cost is cut to 32 bits", "A4", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.Cost = int64(uint32(r.Cost)) })},

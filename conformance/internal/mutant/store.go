@@ -13,7 +13,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Data is what the handles of one name share: the server.
+// Data is the data of one name, which its handles share: the server.
 type Data struct {
 	mu     sync.Mutex
 	items  map[string]item
@@ -31,12 +31,12 @@ type grant struct {
 	until     quota.Micros
 }
 
-// NewData returns what is empty.
+// NewData returns empty data.
 func NewData() *Data { return &Data{items: map[string]item{}, grants: map[string]grant{}} }
 
-// parts are what a store is made of. A mutant has another part.
+// parts are the parts of a store. A mutant is a sound store with one part replaced.
 type parts struct {
-	// Before and after the server: is the call refused, and what is told.
+	// In the client: the check before a call, the answer, and the transport.
 	ready func(s *Handle, ctx context.Context) error
 	reply func(cs []quota.Charge, out []quota.Decision, err error) error
 	send  func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error
@@ -57,20 +57,14 @@ type parts struct {
 // sound returns the parts of a correct store.
 func sound() parts {
 	return parts{
-		ready: func(s *Handle, ctx context.Context) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if s.closed.Load() {
-				return fmt.Errorf("mutant: %w", quota.ErrClosed)
-			}
-			return nil
-		},
+		ready: func(s *Handle, ctx context.Context) error { return s.gate.Ready(ctx) },
 		reply: func(_ []quota.Charge, _ []quota.Decision, err error) error { return err },
 		send:  (*Handle).once,
 		now:   func(s *Handle) quota.Micros { return quota.Micros(s.clock().UnixMicro()) },
 		key:   func(c *quota.Charge) string { return string(driver.AppendKey(nil, c.Limit.Name(), c.Key)) },
-		id:    func(_ *Handle, c *quota.Charge) string { return quota.Group(c.Key) + "\n" + c.ID },
+		id: func(_ *Handle, c *quota.Charge) string {
+			return string(driver.AppendIDKey(nil, quota.Group(c.Key), c.ID))
+		},
 		load: func(_ *Handle, it item, now quota.Micros) driver.Item {
 			if it.until < now {
 				return driver.Item{}
@@ -96,24 +90,24 @@ func sound() parts {
 			return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out) && !driver.OnlyPeeks(cs)
 		},
 		window: quota.IDWindow,
-		close:  func(s *Handle) error { s.closed.Store(true); return nil },
+		close:  func(s *Handle) error { s.gate.Close(); return nil },
 	}
 }
 
-// Handle is a store on data, sound but for the part that was altered.
+// Handle is a store on data. Its parts are sound, except for the part that the mutant replaces.
 type Handle struct {
 	parts
 	data   *Data
 	clock  func() time.Time
 	grade  driver.Atomicity
 	serial int64
-	closed atomic.Bool
+	gate   driver.Gate
 	link   link
 }
 
 var serial atomic.Int64
 
-// Open returns a handle by a clock; nil is the machine's.
+// Open returns a handle that uses a clock; nil stands for the machine's.
 func (m *Store) Open(d *Data, clock func() time.Time) *Handle {
 	if clock == nil {
 		clock = time.Now
@@ -140,10 +134,10 @@ func (s *Handle) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	return s.reply(cs, out, s.send(s, ctx, cs, out))
 }
 
-// Atomicity says how far it decides in one step.
+// Atomicity returns the mutant's Grade.
 func (s *Handle) Atomicity() driver.Atomicity { return s.grade }
 
-// Prompt says that calls return by their deadline.
+// Prompt declares that calls return by their deadline.
 func (s *Handle) Prompt() bool { return true }
 
 // Close ends the handle.
@@ -201,14 +195,14 @@ func later(now quota.Micros, span time.Duration) quota.Micros {
 	return now + quota.Micros(span/time.Microsecond)
 }
 
-// link is the way to the server.
+// link is the connection to the server.
 type link struct {
 	mu     sync.Mutex
 	fault  conformance.Fault
 	thawed chan struct{} // closed when a freeze ends
 }
 
-// Break sets what goes wrong from now on.
+// Break sets the fault of the connection from now on.
 func (s *Handle) Break(f conformance.Fault) {
 	l := &s.link
 	l.mu.Lock()

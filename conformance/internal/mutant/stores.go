@@ -16,15 +16,15 @@ import (
 
 // Store is a broken store.
 type Store struct {
-	Name  string // what is wrong
+	Name  string // the fault
 	Rule  string // the rule of conformance.Run that it breaks
 	Grade driver.Atomicity
-	Races bool // what is wrong is a data race, too
+	Races bool // whether the fault is a data race too
 	alter func(*parts)
 }
 
-// Sound is the store that nothing is wrong with.
-var Sound = &Store{Name: "nothing"}
+// Sound is the store without a fault.
+var Sound = &Store{Name: "no fault"}
 
 // telling alters decisions.
 func telling(f func(c *quota.Charge, d *quota.Decision)) func(*parts) {
@@ -87,10 +87,68 @@ func oneByOne(cs []quota.Charge, items []driver.Item, now quota.Micros, out []qu
 	return nil
 }
 
+// splitting takes a list over several groups group by group, and sets the mark that it is told to set.
+func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision, mark bool) error {
+	var groups []string
+	for i := range cs {
+		if g := quota.Group(cs[i].Key); !slices.Contains(groups, g) {
+			groups = append(groups, g)
+		}
+	}
+	if len(groups) == 1 {
+		return s.once(ctx, cs, out)
+	}
+	// A peek of the whole list says whether it fits. It leaves out the charges that are never denied.
+	peeks := slices.Clone(cs)
+	deniable := func(c *quota.Charge) bool { return c.Op == quota.OpTake || c.Op == quota.OpPeek }
+	for i := range peeks {
+		if !deniable(&cs[i]) {
+			peeks[i].Cost = 0
+		}
+		peeks[i].Op, peeks[i].ID = quota.OpPeek, ""
+	}
+	if err := s.once(ctx, peeks, out); err != nil {
+		return err
+	}
+	for i := range cs {
+		if !deniable(&cs[i]) {
+			out[i].Allowed, out[i].RetryAfter = true, 0
+		}
+	}
+	if quota.Granted(out) {
+		for _, g := range groups {
+			var part []quota.Charge
+			var places []int
+			for i := range cs {
+				if quota.Group(cs[i].Key) == g {
+					part, places = append(part, cs[i]), append(places, i)
+				}
+			}
+			decisions := make([]quota.Decision, len(part))
+			if err := s.once(ctx, part, decisions); err != nil {
+				return err
+			}
+			for j, i := range places {
+				out[i] = decisions[j]
+			}
+		}
+	}
+	for i := range out {
+		out[i].Split = mark
+	}
+	return nil
+}
+
+// Splitting is a store without a fault that takes a list over several groups in parts, and marks the decisions.
+var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: driver.OneGroup, alter: sent(
+	func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+		return splitting(s, ctx, cs, out, true)
+	})}
+
 // Stores returns the broken stores.
 func Stores() []*Store {
 	return []*Store{
-		// What is told.
+		// The answer.
 		{Name: "Remaining is one too few", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Remaining-- })},
 		{Name: "RetryAfter is a tick early", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
 			if d.RetryAfter > 0 && d.RetryAfter < quota.Never {
@@ -121,7 +179,7 @@ func Stores() []*Store {
 				return err
 			}
 		}},
-		// How it is decided.
+		// The decision.
 		{Name: "the keys of a list get each other's costs", Rule: "S1", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				if len(cs) > 1 && cs[0].Limit == cs[1].Limit {
@@ -157,7 +215,7 @@ func Stores() []*Store {
 				return it.Item
 			}
 		}},
-		{Name: "nothing comes back until all does", Rule: "S1", alter: func(p *parts) {
+		{Name: "no token comes back until all do", Rule: "S1", alter: func(p *parts) {
 			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item {
 				if it.until < now {
 					return driver.Item{}
@@ -379,7 +437,7 @@ func Stores() []*Store {
 		}},
 		{Name: "a goroutine outlives Close", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
-				if !s.closed.Swap(true) {
+				if s.gate.Close() {
 					go func() { time.Sleep(time.Minute) }()
 				}
 				return nil
@@ -388,15 +446,15 @@ func Stores() []*Store {
 		{Name: "works after Close", Rule: "S8", alter: func(p *parts) { p.close = func(*Handle) error { return nil } }},
 		{Name: "the second Close is an error", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
-				if s.closed.Swap(true) {
+				if !s.gate.Close() {
 					return quota.ErrClosed
 				}
 				return nil
 			}
 		}},
-		{Name: "Close empties what others use", Rule: "S8", alter: func(p *parts) {
+		{Name: "Close empties the data that others use", Rule: "S8", alter: func(p *parts) {
 			p.close = func(s *Handle) error {
-				s.closed.Store(true)
+				s.gate.Close()
 				s.data.mu.Lock()
 				defer s.data.mu.Unlock()
 				clear(s.data.items)
@@ -474,7 +532,7 @@ func Stores() []*Store {
 				return err
 			}
 		}},
-		{Name: "a repeat is decided by what remains now", Rule: "C3", alter: func(p *parts) {
+		{Name: "a repeat is decided by the tokens that remain now", Rule: "C3", alter: func(p *parts) {
 			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 				if err := sound().recall(s, g, cs, out); err != nil {
 					return err
@@ -493,7 +551,7 @@ func Stores() []*Store {
 				d.mu.Lock()
 			}
 		}},
-		{Name: "a handle caches what it has read", Rule: "C4", alter: func(p *parts) {
+		{Name: "a handle caches the states that it has read", Rule: "C4", alter: func(p *parts) {
 			seen := map[string]driver.Item{}
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				for i := range cs {
@@ -508,15 +566,10 @@ func Stores() []*Store {
 				return err
 			}
 		}},
-		// What a store says of itself.
+		// The store's description of itself.
 		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Grade: driver.OneKey, alter: func(p *parts) { p.apply = oneByOne }},
 		{Name: "says one group, and splits without a mark", Rule: "C6", Grade: driver.OneGroup, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-			for i := range cs {
-				if err := s.once(ctx, cs[i:i+1], out[i:i+1]); err != nil {
-					return err
-				}
-			}
-			return nil
+			return splitting(s, ctx, cs, out, false)
 		})},
 		{Name: "says it is prompt, and waits for ever", Rule: "C7", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			return s.once(context.WithoutCancel(ctx), cs, out)

@@ -1,0 +1,356 @@
+package conformance
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+// check checks the last move against the rules. Further requests that it makes leave the situation as it is.
+func (x *situation) check() {
+	x.checkPure()
+	x.checkState()
+	x.checkVerdict()
+	x.checkTraceless()
+	x.checkTight()
+	x.checkNever()
+	switch x.req.Op {
+	case quota.OpDebit:
+		x.checkDebit()
+	case quota.OpRefund:
+		x.checkRefund()
+	case quota.OpReset:
+		x.checkReset()
+	}
+	x.checkUndo()
+	x.checkBack()
+	x.checkFresh()
+}
+
+// ask returns the answer to a request on a state, and the state that is kept.
+func (x *situation) ask(s quota.State, op quota.Op, cost int64, now quota.Micros) (quota.State, quota.Verdict) {
+	next, v := x.algorithm().Decide(s, quota.Request{Op: op, Cost: cost}, now)
+	if v.Write {
+		return next, v
+	}
+	return s, v
+}
+
+func (x *situation) peek(s quota.State, cost int64, now quota.Micros) quota.Verdict {
+	_, v := x.ask(s, quota.OpPeek, cost, now)
+	return v
+}
+
+// prior returns the tokens that remained before the last move.
+func (x *situation) prior() int64 { return x.peek(x.before, 0, x.now).Remaining }
+
+func (x *situation) checkPure() {
+	const mark = -987654321987654321
+	s := x.before
+	given := slices.Clone(s.Tail)
+	if n := len(s.Tail); n > 0 {
+		// With spare capacity, an append would write behind the list.
+		s.Tail = append(slices.Grow(slices.Clone(s.Tail), 4), mark, mark)[:n]
+	}
+	again, v := x.algorithm().Decide(s, x.req, x.now)
+	if !slices.Equal(s.Tail, given) {
+		x.fail(a7, "got: State.Tail was %v and is %v", given, s.Tail)
+	}
+	if n := len(s.Tail); n > 0 && (s.Tail[:n+1][n] != mark || s.Tail[:n+2][n+1] != mark) {
+		x.fail(a7, "got: numbers behind State.Tail changed; want: a new slice where the list grows")
+	}
+	if v != x.v || v.Write && !sameState(again, x.answer) {
+		x.fail(a8, "got: %s %+v, and the second time %s %+v; want: the same twice", showVerdict(x.v), x.answer, showVerdict(v), again)
+	}
+}
+
+func (x *situation) checkState() {
+	if !x.v.Write {
+		return
+	}
+	s := &x.answer
+	_, scripted := x.algorithm().(driver.Scripted)
+	for _, list := range [][]int64{{s.Unit, s.A, s.B, s.C}, s.Tail} {
+		for _, n := range list {
+			if n > exact || n < -exact {
+				x.fail(a10, "got: the state holds %d: %+v; want: numbers within ±2^53", n, *s)
+			}
+			if scripted && n < 0 {
+				x.fail(a10, "got: the state holds %d: %+v; want: no negative number in a state of a driver.Scripted", n, *s)
+			}
+		}
+	}
+	if n := len(s.Tail); n > quota.MaxTail {
+		x.fail(a10, "got: a list of %d numbers; want: at most %d", n, quota.MaxTail)
+	}
+	if s.Unit == 0 && (s.A != 0 || s.B != 0 || s.C != 0 || len(s.Tail) > 0) || s.Unit < 0 {
+		x.fail(a10, "got: %+v; want: a Unit of at least 1, but in the zero State", *s)
+	}
+	if s.Unit != 0 && s.Unit != x.spec().Unit && s.Unit != x.before.Unit {
+		x.fail(a10, "got: Unit %d; want: Spec.Unit, %d, or the unit of the state before", s.Unit, x.spec().Unit)
+	}
+}
+
+func (x *situation) checkVerdict() {
+	v, capacity, floor := &x.v, x.spec().Capacity, -x.spec().Debt
+	switch {
+	case v.Allowed != (v.RetryAfter == 0):
+		x.fail(a11, "got: %s; want: RetryAfter 0 where it is allowed, and only there", showVerdict(*v))
+	case v.RetryAfter < 0, v.ResetAfter < 0, v.ResetAfter > math.MaxInt64/4, v.RetryAfter > math.MaxInt64/4 && v.RetryAfter != quota.Forever:
+		x.fail(a11, "got: %s; want: spans of 0 or more that a clock can reach, or RetryAfter Forever", showVerdict(*v))
+		return
+	case v.Remaining > capacity:
+		x.fail(a11, "got: remaining %d; want: at most the capacity, %d", v.Remaining, capacity)
+	case v.Remaining < floor && !x.mixed && !x.back:
+		x.fail(a11, "got: remaining %d; want: a debt of at most Spec.Debt, %d", v.Remaining, -floor)
+	}
+	if fresh := x.peek(quota.State{}, capacity, x.now); fresh != (quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: capacity}) {
+		x.fail(a11, "got: a peek of the capacity on the zero State answers %s; want: allowed, remaining %d", showVerdict(fresh), capacity)
+	}
+	if x.req.Op == quota.OpTake {
+		prior := x.peek(x.before, x.req.Cost, x.now)
+		if prior.Allowed != v.Allowed || prior.RetryAfter != v.RetryAfter {
+			x.fail(a11, "got: a peek answers %s where a take answers %s; want: the same", showVerdict(prior), showVerdict(*v))
+		}
+		if want := prior.Remaining - x.req.Cost; v.Allowed && !settled(v.Remaining, want) {
+			x.fail(a11, "got: %d remained and %d were taken, remaining %d; want: %d", prior.Remaining, x.req.Cost, v.Remaining, want)
+		}
+	}
+	// Where the tick of another algorithm rounded a time up, the state may already be moved back.
+	if after := x.peek(x.state, 0, x.now); !(x.mixed && x.back) && (after.Remaining != v.Remaining || after.ResetAfter != v.ResetAfter) {
+		x.fail(a11, "got: a peek right afterwards answers %s; want: remaining %d, reset after %d", showVerdict(after), v.Remaining, v.ResetAfter)
+	}
+	for _, cost := range []int64{0, 1, max(v.Remaining, 0), max(v.Remaining, 0) + 1} {
+		if got, want := x.peek(x.state, cost, x.now), cost <= v.Remaining; got.Allowed != want {
+			x.fail(a11, "got: with %d remaining, %d are %s; want: all remaining tokens can be taken, and no more", v.Remaining, cost, showVerdict(got))
+		}
+	}
+}
+
+// settled reports whether the remaining tokens are right. A rule that also bounds the number of charges may have 0
+// tokens left earlier than the tokens alone would say.
+func settled(got, want int64) bool { return got == want || got == 0 && want > 0 }
+
+func (x *situation) checkTraceless() {
+	idle := !x.v.Allowed || x.req.Op == quota.OpPeek || x.req.Op == quota.OpTake && x.req.Cost == 0
+	if idle && x.v.Write && !x.ahead {
+		x.fail(a3, "got: Write, and %+v instead of %+v; want: no Write", x.answer, x.before)
+	}
+	if idle || x.req.Cost == 0 && x.req.Op != quota.OpReset {
+		if prior := x.peek(x.before, 0, x.now); prior.Remaining != x.v.Remaining || prior.ResetAfter != x.v.ResetAfter {
+			x.fail(a3, "got: %s, where remaining was %d, reset after %d; want: no difference", showVerdict(x.v), prior.Remaining, prior.ResetAfter)
+		}
+	}
+}
+
+func (x *situation) checkTight() {
+	for _, cost := range []int64{x.req.Cost, 1, x.v.Remaining + 1, x.spec().Capacity} {
+		if cost < 0 {
+			continue
+		}
+		s, v := x.ask(x.state, quota.OpTake, cost, x.now)
+		after := v.RetryAfter
+		if v.Allowed || after == quota.Forever || after <= 0 || after > math.MaxInt64/4 {
+			continue
+		}
+		for _, at := range []quota.Micros{1, after / 3, after / 2, after - 1} {
+			if early := x.peek(s, cost, x.now+at); at < after && early.Allowed {
+				x.fail(a2, "got: %d were denied for %d µs and are allowed %d µs before; want: denied until then", cost, after, after-at)
+			}
+		}
+		if late := x.peek(s, cost, x.now+after); !late.Allowed {
+			x.fail(a2, "got: %d were denied for %d µs and are %s when these have passed; want: allowed", cost, after, showVerdict(late))
+		}
+	}
+}
+
+func (x *situation) checkNever() {
+	capacity := x.spec().Capacity
+	for _, cost := range []int64{capacity, capacity + 1, 1 << 32, 1<<53 + 1, math.MaxInt64} {
+		if v := x.peek(x.state, cost, x.now); cost > 0 && (v.RetryAfter == quota.Forever) != (cost > capacity) {
+			x.fail(a4, "got: %d of a capacity of %d are %s; want: RetryAfter Forever for a cost above the capacity, and only for such", cost, capacity, showVerdict(v))
+		}
+	}
+}
+
+func (x *situation) checkDebit() {
+	if !x.v.Allowed {
+		x.fail(a12, "got: a debit is %s; want: allowed", showVerdict(x.v))
+		return
+	}
+	prior := x.prior()
+	want := max(prior-min(x.req.Cost, exact), min(prior, -x.spec().Debt))
+	if !settled(x.v.Remaining, want) {
+		x.fail(a12, "got: %d remained and %d were debited, remaining %d; want: %d", prior, x.req.Cost, x.v.Remaining, want)
+	}
+}
+
+func (x *situation) checkRefund() {
+	if !x.v.Allowed {
+		x.fail(a13, "got: a refund is %s; want: allowed", showVerdict(x.v))
+		return
+	}
+	prior := x.prior()
+	if x.v.Remaining < prior || x.v.Remaining-prior > x.req.Cost {
+		x.fail(a13, "got: %d remained and %d were refunded, remaining %d; want: up to as many more", prior, x.req.Cost, x.v.Remaining)
+	}
+	if x.req.At == 0 && x.v.Remaining != prior {
+		x.fail(a13, "got: a refund of a charge of long ago (time 0) gives %d back; want: 0", x.v.Remaining-prior)
+	}
+	x.checkMint(x.state)
+}
+
+// checkMint takes all remaining tokens, and fails if a token is left afterwards.
+func (x *situation) checkMint(s quota.State) {
+	s, v := x.ask(s, quota.OpPeek, 0, x.now)
+	if v.Remaining > 0 {
+		if s, v = x.ask(s, quota.OpTake, v.Remaining, x.now); v.Remaining > 0 || x.peek(s, 1, x.now).Allowed {
+			x.fail(a13, "got: after a refund and a take of the remaining tokens, %s; want: none left", showVerdict(v))
+		}
+	}
+}
+
+// checkUndo refunds the charge of the last move: at once, twice, and long after.
+func (x *situation) checkUndo() {
+	if x.req.Op != quota.OpTake || !x.v.Allowed || x.req.Cost == 0 || x.mixed || x.back {
+		return
+	}
+	give := quota.Request{Op: quota.OpRefund, Cost: x.req.Cost, At: x.now}
+	was := x.peek(x.before, 0, x.now)
+	s, v := x.algorithm().Decide(x.state, give, x.now)
+	if !v.Allowed || v.Remaining != was.Remaining || v.ResetAfter != was.ResetAfter {
+		x.fail(a13, "got: refunding the %d that were just taken gives %s; want: as before, remaining %d, reset after %d",
+			x.req.Cost, showVerdict(v), was.Remaining, was.ResetAfter)
+		return
+	}
+	if v.Write {
+		twice, v := x.algorithm().Decide(s, give, x.now)
+		if v.Write {
+			s = twice
+		}
+		x.checkMint(s)
+	}
+	if capacity := x.spec().Capacity; x.before.IsZero() && x.req.Cost == capacity {
+		// By then the key has recovered for certain, and the next charge counts anew.
+		recovered := x.now + x.v.ResetAfter
+		_, v := x.ask(quota.State{}, quota.OpTake, capacity, recovered)
+		late := recovered + v.ResetAfter
+		s, v := x.ask(x.state, quota.OpTake, capacity, late)
+		_, w := x.algorithm().Decide(s, give, late)
+		if w.Remaining != v.Remaining {
+			x.fail(a13, "got: a charge of %d µs ago, whose tokens have come back, is refunded and gives %d of a later charge; want: 0",
+				late-x.now, w.Remaining-v.Remaining)
+		}
+	}
+}
+
+func (x *situation) checkReset() {
+	want := quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: !x.before.IsZero()}, Remaining: x.spec().Capacity}
+	if got := x.v; got.Write != want.Write && x.prior() == want.Remaining {
+		want.Write = got.Write // the key was fresh already
+	}
+	if x.v != want {
+		x.fail(a14, "got: a reset answers %s; want: %s", showVerdict(x.v), showVerdict(want))
+		return
+	}
+	if was := x.sameAsFresh(x.now); was != "" {
+		x.fail(a14, "%s", was)
+	}
+}
+
+// checkBack steps the clock back.
+func (x *situation) checkBack() {
+	capacity := x.spec().Capacity
+	if x.mixed {
+		return
+	}
+	for _, back := range []quota.Micros{1, 1000, second, second + 1, 60 * second, 3600 * second, 86_400 * second, 365 * 86_400 * second} {
+		_, v := x.ask(x.state, quota.OpTake, capacity+1, x.now-back)
+		if x.now >= back && v.Remaining > max(x.v.Remaining, -x.spec().Debt) {
+			x.fail(a5, "got: %d remain, and %d when the clock is %d µs back; want: no more", x.v.Remaining, v.Remaining, back)
+		}
+	}
+	if !x.before.IsZero() || x.req.Op != quota.OpTake || !x.v.Allowed || x.req.Cost == 0 {
+		return
+	}
+	// There is one charge, so the time of its recovery is known.
+	for _, back := range []quota.Micros{second + 1, 10 * second, 3 * x.p.scale, 1e14} {
+		then := x.now - back
+		if then < 0 || back <= second {
+			continue
+		}
+		s, v := x.ask(x.state, quota.OpTake, capacity+1, then)
+		if want := capacity - x.req.Cost; v.Remaining != want {
+			x.fail(a5, "got: %d of %d were taken, and %d remain when the clock is %d µs back; want: the consumption unchanged, remaining %d",
+				x.req.Cost, capacity, v.Remaining, back, want)
+		}
+		_, full := x.ask(quota.State{}, quota.OpTake, capacity, then)
+		_, next := x.ask(quota.State{}, quota.OpTake, capacity, then+full.ResetAfter)
+		wait := max(full.ResetAfter, next.ResetAfter) + second
+		if got := x.peek(s, 0, then+wait); got.Remaining != capacity {
+			x.fail(a5, "got: the clock went %d µs back and a denial was given; %d µs later, %s; want: recovered, for that is a second longer than %d tokens take",
+				back, wait, showVerdict(got), capacity)
+		}
+	}
+}
+
+func (x *situation) checkFresh() {
+	after := x.v.ResetAfter
+	if after < 0 || after > math.MaxInt64/4 {
+		return
+	}
+	if after > 0 {
+		if v := x.peek(x.state, 0, x.now+after-1); v.Remaining >= x.spec().Capacity {
+			x.fail(a1, "got: reset after %d µs, and 1 µs before all %d remain; want: as fresh then, and not before", after, v.Remaining)
+		}
+	}
+	for _, later := range []quota.Micros{0, 1, second, x.p.scale} {
+		if was := x.sameAsFresh(x.now + after + later); was != "" {
+			x.fail(a1, "reset after %d µs; %d µs later %s", after, later, was)
+		}
+	}
+}
+
+// sameAsFresh returns the difference between the decisions of the state and those of the zero State, or "".
+func (x *situation) sameAsFresh(now quota.Micros) (difference string) {
+	capacity := x.spec().Capacity
+	reqs := []quota.Request{
+		{Op: quota.OpPeek, Cost: capacity}, {Cost: 1}, {Cost: capacity}, {Cost: 0}, {Op: quota.OpDebit, Cost: capacity},
+		{Op: quota.OpRefund, Cost: capacity}, {Op: quota.OpReset},
+	}
+	for _, at := range x.charged {
+		reqs = append(reqs, quota.Request{Op: quota.OpRefund, Cost: capacity, At: at})
+	}
+	for _, r := range reqs {
+		kept, a := x.algorithm().Decide(x.state, r, now)
+		fresh, b := x.algorithm().Decide(quota.State{}, r, now)
+		if !a.Write {
+			kept = x.state
+		}
+		if !b.Write {
+			fresh = quota.State{}
+		}
+		a.Write, b.Write = false, false
+		for _, later := range []quota.Micros{-1, 0, a.ResetAfter / 2, a.ResetAfter} {
+			if later >= 0 {
+				a, b = x.peek(kept, 1, now+later), x.peek(fresh, 1, now+later)
+				a.Write, b.Write = false, false
+			}
+			if a != b {
+				return sprintFresh(r, a, b, later)
+			}
+		}
+	}
+	return ""
+}
+
+func sprintFresh(r quota.Request, got, want quota.Verdict, later quota.Micros) string {
+	text := fmt.Sprintf("got: a %v of %d answers %s; want: as the zero State, %s", r.Op, r.Cost, showVerdict(got), showVerdict(want))
+	if later >= 0 {
+		text = fmt.Sprintf("got: after a %v of %d, %d µs later, a peek answers %s; want: as from the zero State, %s", r.Op, r.Cost, later, showVerdict(got), showVerdict(want))
+	}
+	return text
+}

@@ -1,0 +1,77 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// show returns charges as text.
+func show(cs []quota.Charge) string {
+	var b strings.Builder
+	for i := range cs {
+		c := &cs[i]
+		fmt.Fprintf(&b, " [%s %d of %q to %q", c.Op, c.Cost, c.Limit.Name(), c.Key)
+		if c.Op == quota.OpRefund {
+			fmt.Fprintf(&b, " charged at %d", c.At)
+		}
+		if c.ID != "" {
+			fmt.Fprintf(&b, " with id %q", c.ID)
+		}
+		b.WriteByte(']')
+	}
+	return b.String()
+}
+
+func answer(got []quota.Decision, err error) string {
+	if err != nil {
+		return fmt.Sprintf("\tgot  error: %v", err)
+	}
+	return "\tgot  " + decisions(got)
+}
+
+func expectation(want []quota.Decision) string { return "\twant " + decisions(want) }
+
+// decisions returns decisions as text.
+func decisions(ds []quota.Decision) string {
+	texts := make([]string, len(ds))
+	for i, d := range ds {
+		flags := "denied"
+		if d.Allowed {
+			flags = "allowed"
+		}
+		if d.Split {
+			flags += " split"
+		}
+		if d.Replayed {
+			flags += " replayed"
+		}
+		if d.Source != quota.FromStore {
+			flags += " by " + d.Source.String()
+		}
+		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, at %d",
+			flags, d.Limit, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.At)
+	}
+	return strings.Join(texts, "\n\t     ")
+}
+
+// differ returns the difference between an answer and the right one, or "".
+func differ(got []quota.Decision, err error, want []quota.Decision, failed error) string {
+	switch {
+	case failed != nil:
+		if errors.Is(err, quota.ErrMisconfigured) {
+			return ""
+		}
+		return fmt.Sprintf("%s\n\twant quota.ErrMisconfigured", answer(got, err))
+	case err == nil && slices.Equal(got, want):
+		return ""
+	}
+	return fmt.Sprintf("%s\n%s", answer(got, err), expectation(want))
+}
+
+func sameState(a, b quota.State) bool {
+	return a.Unit == b.Unit && a.A == b.A && a.B == b.B && a.C == b.C && slices.Equal(a.Tail, b.Tail)
+}

@@ -1,0 +1,50 @@
+package conformance
+
+import (
+	"fmt"
+
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+var misfitCases = []testCase{
+	{rule: c8, name: "rules", needs: []Feature{Exact}, run: otherRules},
+}
+
+// otherRules changes the rule of limits that hold state, in every pair, until a reset.
+func otherRules(t *trial) {
+	var trace []step
+	for i, k := range kinds {
+		for j, other := range kinds {
+			if k.name == other.name || (k.name == fixedWindow.name || k.name == fromFirst.name) && (other.name == fixedWindow.name || other.name == fromFirst.name) {
+				continue
+			}
+			name := fmt.Sprintf("pair%d.%d", i, j)
+			is := t.named(name, k, numbers{10, 1, 10 * 24 * 365 * 60 * 60 * 1e8})
+			was := t.named(name, other, numbers{10, 1, 10 * 24 * 365 * 60 * 60 * 1e8})
+			good := t.named("good", tokenBucket, numbers{1000, 1, 1e9})
+			add := func(list bool, cs ...quota.Charge) {
+				s := step{id: 1 + len(trace), list: list}
+				for _, c := range cs {
+					c.Key = "g/" + c.Key
+					s.charges = append(s.charges, charge{Charge: c})
+				}
+				trace = append(trace, s)
+			}
+			add(false, quota.Charge{Limit: was, Key: "k", Cost: 3})
+			for op := quota.OpTake; op <= quota.OpReset; op++ {
+				add(op%2 == 0, quota.Charge{Limit: is, Key: "k", Cost: 1, Op: op})
+			}
+			if driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey {
+				add(true, quota.Charge{Limit: good, Key: "k", Cost: 1}, quota.Charge{Limit: is, Key: "k", Cost: 1})
+				add(true, quota.Charge{Limit: is, Key: "k", Cost: 1}, quota.Charge{Limit: good, Key: "k", Cost: 1})
+			}
+			add(false, quota.Charge{Limit: is, Key: "another", Cost: 2})
+			add(false, quota.Charge{Limit: was, Key: "k", Cost: 2})
+			add(false, quota.Charge{Limit: was, Key: "k", Op: quota.OpReset})
+			add(false, quota.Charge{Limit: is, Key: "k", Cost: 2})
+			add(false, quota.Charge{Limit: good, Key: "k", Op: quota.OpPeek})
+		}
+	}
+	t.perform(trace)
+}

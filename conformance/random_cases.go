@@ -1,0 +1,67 @@
+package conformance
+
+import (
+	"math/rand/v2"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var randomCases = func() (cs []testCase) {
+	for _, k := range kinds {
+		cs = append(cs, testCase{rule: s1, name: k.name, needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: []kind{k}, limits: 1, keys: 2, steps: 40, traces: 128})
+		}})
+	}
+	return append(cs,
+		testCase{rule: s1, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 3, keys: 4, list: 4, steps: 40, traces: 192})
+		}},
+		testCase{rule: s1, name: "big numbers", needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 1, keys: 2, list: 2, steps: 20, traces: 192, big: true})
+		}},
+		testCase{rule: s1, name: "clock steps back", needs: []Feature{Exact, Clock}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 192, back: true})
+		}},
+		testCase{rule: s1, name: "own clock", needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, own: true})
+		}},
+		testCase{rule: s2, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
+			needLists(t)
+			t.search(shape{kinds: kinds, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})
+		}},
+		testCase{rule: s3, name: "single charges", needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 1, keys: 1, steps: 24, traces: 192, ops: asking, cost: edgeCost})
+		}},
+		testCase{rule: s3, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
+			needLists(t)
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 24, traces: 128, ops: asking, cost: edgeCost})
+		}},
+		testCase{rule: s5, name: "clock", needs: []Feature{Exact, Clock}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 1, keys: 2, steps: 30, traces: 192, expiry: true})
+		}},
+		testCase{rule: c2, name: "numbers", needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 192, change: true})
+		}},
+		testCase{rule: c3, name: "repeats", needs: []Feature{Exact, IDs}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
+		}},
+	)
+}()
+
+// asking are operations most of which may not change the state.
+var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpPeek, quota.OpPeek, quota.OpDebit}
+
+// edgeCost returns a cost close to the remaining tokens: about every second cost does not fit.
+func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {
+	switch rng.IntN(8) {
+	case 0, 1:
+		return max(remaining, 0)
+	case 2, 3:
+		return max(remaining, 0) + 1
+	case 4:
+		return capacity + 1
+	case 5:
+		return 1
+	}
+	return rng.Int64N(capacity/2 + 1)
+}

@@ -1,0 +1,160 @@
+package conformance
+
+import (
+	"cmp"
+	"fmt"
+	"math/big"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+var realtimeCases = []testCase{
+	{rule: s5, name: "own clock", needs: []Feature{Exact}, run: remembered},
+	{rule: c5, name: "rate", needs: []Feature{Exact}, run: rate},
+	{rule: c5, name: "retry after", needs: []Feature{Exact}, run: retryAfter},
+}
+
+// remembered uses limits up and goes on asking while they recover, in real time: for more than a second, so that a
+// lifetime that was rounded to whole seconds shows.
+func remembered(t *trial) {
+	periods := []time.Duration{120 * time.Millisecond, 700 * time.Millisecond, 1900 * time.Millisecond}
+	t.together(len(kinds), func(i int) {
+		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
+		t.within(func(in *recorder) {
+			p := t.player(in, false)
+			var limits []*quota.Limit
+			for _, period := range periods {
+				limits = append(limits, t.named(fmt.Sprint("every", period), kinds[i], numbers{5, 5, period}))
+			}
+			var trace []step
+			play := func(wait time.Duration, op quota.Op, cost int64, n int) bool {
+				s := step{id: 1 + len(trace), wait: wait, other: rng.IntN(2) == 0, list: rng.IntN(2) == 0,
+					charges: []charge{{Charge: quota.Charge{Limit: limits[n], Key: "k", Op: op, Cost: cost}}}}
+				trace = append(trace, s)
+				if wrong := p.play(&s); wrong != "" {
+					t.refute(trace, wrong, false)
+					return false
+				}
+				return p.unsure == nil && !t.hasFailed()
+			}
+			for n := range periods {
+				if !play(0, quota.OpTake, 5, n) || !play(0, quota.OpDebit, int64(n), n) {
+					return
+				}
+			}
+			for start := time.Now(); time.Since(start) < 2200*time.Millisecond; {
+				op := quota.OpPeek
+				if rng.IntN(8) == 0 {
+					op = quota.OpTake
+				}
+				if !play(time.Duration(rng.IntN(40))*time.Millisecond, op, 1+rng.Int64N(5), rng.IntN(len(periods))) {
+					return
+				}
+			}
+		})
+	})
+}
+
+// rate has goroutines take all they can from a bucket, and compares the grants of every interval with the bound
+// capacity + rate × length. It does not use the kernel.
+func rate(t *trial) {
+	const capacity, perSecond, callers = 20, 400, 4
+	l := t.named("tokens", tokenBucket, numbers{capacity, perSecond, time.Second})
+	hs := t.handles(t.root, callers)
+	type grant struct {
+		at   quota.Micros
+		cost int64
+	}
+	var mu sync.Mutex
+	var grants []grant
+	var unsure, denied atomic.Int64
+	var back atomic.Bool
+	t.together(callers, func(i int) {
+		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
+		last := quota.Micros(0)
+		for start := time.Now(); time.Since(start) < 300*time.Millisecond && !t.hasFailed(); {
+			c := quota.Charge{Limit: l, Key: "k", Cost: 1 + rng.Int64N(3)}
+			ds, unknown := t.persist(hs[i], false, c)
+			if unknown {
+				unsure.Add(1)
+				continue
+			}
+			if ds[0].At < last {
+				back.Store(true)
+			}
+			switch last = ds[0].At; {
+			case ds[0].Allowed:
+				mu.Lock()
+				grants = append(grants, grant{ds[0].At, c.Cost})
+				mu.Unlock()
+			case denied.Add(1)%8 == 0: // let some tokens come back
+				time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
+			}
+		}
+	})
+	if back.Load() { // a clock that steps back passes one time twice
+		t.skipf("not judged, because the store's clock stepped back")
+	}
+	// With S the sum until t, S - rate·t never exceeds its least value before by more than the capacity. All in
+	// token-microseconds.
+	slices.SortStableFunc(grants, func(a, b grant) int { return cmp.Compare(a.at, b.at) })
+	sum, least := new(big.Int), new(big.Int)
+	for i, g := range grants {
+		level := new(big.Int).Sub(new(big.Int).Mul(sum, big.NewInt(1e6)), new(big.Int).Mul(big.NewInt(perSecond), big.NewInt(int64(g.at))))
+		if i == 0 || level.Cmp(least) < 0 {
+			least = level
+		}
+		sum.Add(sum, big.NewInt(g.cost))
+		level = new(big.Int).Sub(new(big.Int).Mul(sum, big.NewInt(1e6)), new(big.Int).Mul(big.NewInt(perSecond), big.NewInt(int64(g.at))))
+		if over := new(big.Int).Sub(level, least); over.Cmp(big.NewInt(capacity*1e6)) > 0 {
+			t.fatalf("got: up to %d, more was granted of %s than %d and %d a second in some interval; want: no more in any", g.at, t.describe(l), capacity, perSecond)
+		}
+	}
+	if len(grants) == 0 && unsure.Load() == 0 {
+		t.fatalf("got: no token was granted of %s; want: the bucket's tokens", t.describe(l))
+	}
+}
+
+// retryAfter asks again before and after the wait that a denial tells, by the store's own clock.
+func retryAfter(t *trial) {
+	h := t.open(Opening{})
+	l := t.named("tokens", tokenBucket, numbers{3, 50, time.Second})
+	take := func(cost int64) (quota.Decision, bool) {
+		ds, unknown := t.persist(h, false, quota.Charge{Limit: l, Key: "k", Cost: cost})
+		if unknown {
+			return quota.Decision{}, false
+		}
+		return ds[0], true
+	}
+	if d, ok := take(3); ok && !d.Allowed {
+		t.fatalf("the whole of a fresh key, of %s:\n%s\n\twant a grant", t.describe(l), answer([]quota.Decision{d}, nil))
+	}
+	t.rounds(5, func(int) {
+		cost := 1 + t.rng.Int64N(3)
+		d, ok := take(cost)
+		if !ok || d.Allowed {
+			return
+		}
+		due := after(d.At, d.RetryAfter)
+		if d.RetryAfter <= 0 || d.RetryAfter > time.Second {
+			t.fatalf("%d of %s:\n%s\n\twant a wait of no more than a bucket takes to fill", cost, t.describe(l), answer([]quota.Decision{d}, nil))
+		}
+		for before := d.At; ; {
+			d, ok = take(cost)
+			if !ok || d.At < before { // a clock that steps back begins again
+				return
+			}
+			if before = d.At; d.Allowed != (d.At >= due) {
+				t.fatalf("%d of %s, after a denial that said it would fit from %d on:\n%s\n\twant a grant from then on, and no sooner", cost, t.describe(l), due, answer([]quota.Decision{d}, nil))
+			}
+			if d.Allowed {
+				return
+			}
+			time.Sleep(time.Duration(t.rng.IntN(5)) * time.Millisecond)
+		}
+	})
+}

@@ -1,0 +1,102 @@
+package quota
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Source says where a decision was made. The zero Source is the store.
+type Source uint8
+
+const (
+	// FromStore: by the store, the only authority.
+	FromStore Source = iota
+	// FromFallback: by a fallback store, while the store could not be reached.
+	FromFallback
+	// FromOpen: by a policy that admits while the store cannot be reached.
+	FromOpen
+	// FromClosed: by a policy that denies while the store cannot be reached.
+	FromClosed
+	// FromMemory: by a memory of an earlier denial.
+	FromMemory
+	// FromLease: by this process, out of quota that was charged to the store before.
+	FromLease
+)
+
+var sourceNames = [...]string{"store", "fallback", "open", "closed", "memory", "lease"}
+
+// String returns the source's name in lower case.
+func (s Source) String() string {
+	if int(s) < len(sourceNames) {
+		return sourceNames[s]
+	}
+	return "unknown"
+}
+
+// A Decision is the answer to a charge. A granted one is also its receipt, see [Limiter.Refund] and
+// [Limiter.Settle].
+type Decision struct {
+	// Allowed says that the charge fits its own limit. A list is granted only if all of its decisions are allowed.
+	Allowed bool
+	// Source says where the decision was made.
+	Source Source
+	// Split says that the list was decided in several steps, because its keys live on several nodes: a denied list
+	// may have held tokens for a moment.
+	Split bool
+	// Replayed says that the request id was granted before: this is the decision of that time.
+	Replayed bool
+	// Limit is the limit's capacity in tokens.
+	Limit int64
+	// Remaining is the tokens that can be taken after this call; negative in debt.
+	Remaining int64
+	// Charged is the tokens that this call charged: the cost where OpTake or OpDebit was granted, else 0.
+	Charged int64
+	// RetryAfter is 0 where allowed, else the time until the same charge fits, if no other charge comes in between.
+	// It is Never, which is 292 years, if the charge can never fit: test for it before sleeping.
+	RetryAfter time.Duration
+	// ResetAfter is the time until the quota is whole again, if no other charge comes in between.
+	ResetAfter time.Duration
+	// At is the store's time of the decision.
+	At Micros
+	_  [8]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
+}
+
+// String describes the decision in one line, such as
+//
+//	allowed by the store: charged 250, 750 of 1000 left, whole after 25s, at 2026-11-24T10:47:12.123456Z
+//	denied by the store: 50 of 1000 left, retry after 20s, whole after 1m35s, at 2026-11-24T10:47:12.123456Z
+func (d Decision) String() string {
+	var b strings.Builder
+	verdict := "denied"
+	if d.Allowed {
+		verdict = "allowed"
+	}
+	fmt.Fprintf(&b, "%s by the %s: ", verdict, d.Source)
+	if d.Charged != 0 {
+		fmt.Fprintf(&b, "charged %d, ", d.Charged)
+	}
+	fmt.Fprintf(&b, "%d of %d left", d.Remaining, d.Limit)
+	for _, span := range [...]struct {
+		name string
+		d    time.Duration
+	}{{"retry", d.RetryAfter}, {"whole", d.ResetAfter}} {
+		switch span.d {
+		case 0:
+		case Never:
+			fmt.Fprintf(&b, ", %s never", span.name)
+		default:
+			fmt.Fprintf(&b, ", %s after %v", span.name, span.d)
+		}
+	}
+	if d.At != 0 {
+		fmt.Fprintf(&b, ", at %s", d.At.Time().Format("2006-01-02T15:04:05.000000Z"))
+	}
+	if d.Split {
+		b.WriteString(", split")
+	}
+	if d.Replayed {
+		b.WriteString(", replayed")
+	}
+	return b.String()
+}

@@ -1,0 +1,108 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+var (
+	// ErrOpen is the error of a call that an open circuit breaker refused. Such an error is
+	// quota.ErrUnavailable too, so the call was not charged, and has a method RetryAfter() time.Duration: the
+	// time until the next probe, 0 if that is unknown.
+	ErrOpen = errors.New("circuit breaker open")
+	// ErrRejected is the error of a call that a bulkhead or limiter of this package refused. Such an error is
+	// quota.ErrOverloaded too: the call was not sent. Breakers do not count it, because it does not concern
+	// the store's health.
+	ErrRejected = errors.New("rejected by a policy")
+)
+
+// outcome is the verdict of one call on the health of the store.
+type outcome uint8
+
+const (
+	healthy   outcome = iota // the store answered; a denial is an answer
+	unrelated                // the call has no bearing on the store's health
+	failed
+)
+
+// judge returns the verdict of a call with this context and error. It never infers from the error that the
+// context ended: clients return one caller's deadline to another.
+func judge(ctx context.Context, err error) outcome {
+	if err == nil {
+		return healthy
+	}
+	if ended(ctx) || errors.Is(err, ErrRejected) {
+		return unrelated
+	}
+	switch driver.Sentinel(err) {
+	case quota.ErrIndeterminate, quota.ErrUnavailable, quota.ErrOverloaded:
+		return failed
+	case nil: // an error that the contract does not know is no sign of health
+		return failed
+	}
+	return unrelated
+}
+
+// ended reports whether a context ended. Its deadline may be seen to pass, by a client's socket for example,
+// just before its timer fires.
+func ended(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	end, set := ctx.Deadline()
+	return set && !time.Now().Before(end)
+}
+
+// ofContext reports whether err is a context's own error: the call was not sent.
+func ofContext(err error) bool {
+	return (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) && driver.Sentinel(err) == nil
+}
+
+// repeatable reports whether a list may be sent twice: it carries a request id, or changes no state.
+func repeatable(cs []quota.Charge) bool { return cs[0].ID != "" || driver.OnlyPeeks(cs) }
+
+// answerable reports whether a policy may answer all charges in the store's place: whether they are takes and
+// peeks. An answer to a debit, refund or reset would hide that it was not carried out.
+func answerable(cs []quota.Charge) bool {
+	for i := range cs {
+		if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
+			return false
+		}
+	}
+	return true
+}
+
+// roundTrips remembers the latest round trips that failed. The zero value is ready to use.
+type roundTrips struct {
+	mu   sync.Mutex
+	last [128]any
+	next int
+}
+
+// repeated reports whether err belongs to a round trip whose failure is remembered, and remembers it.
+func (t *roundTrips) repeated(err error) bool {
+	shared, ok := errors.AsType[driver.Shared](err)
+	if !ok {
+		return false
+	}
+	id := shared.RoundTrip()
+	if id == nil || !reflect.TypeOf(id).Comparable() {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, seen := range t.last {
+		if seen == id {
+			return true
+		}
+	}
+	t.last[t.next] = id
+	t.next = (t.next + 1) % len(t.last)
+	return false
+}

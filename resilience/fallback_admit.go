@@ -1,0 +1,224 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// localCall is a call that is decided on this instance's shares.
+type localCall struct {
+	charges []quota.Charge // as the caller made them
+	here    []quota.Charge // the same, of the share's limits
+	keys    []*keyState    // the first ones, to whose shares the call was admitted
+	n       int64          // the number of instances
+	cause   error          // why the primary does not decide
+}
+
+var errNoRoom = errors.New("no room for the key's state")
+
+// decide makes the decisions that the primary failed to make, because of cause.
+func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision, cause error) error {
+	l := &localCall{charges: cs, here: append([]quota.Charge(nil), cs...), n: f.instances(), cause: cause}
+	corrects := false // the call says how much was used, so a denial is no answer to it
+	for i := range cs {
+		switch {
+		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback:
+			return cause
+		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit:
+			corrects = true
+		}
+		share, err := f.limits.of(cs[i].Limit, l.n)
+		if err != nil {
+			return err
+		}
+		l.here[i].Limit = share
+	}
+	f.degrade(cause)
+	decided := false
+	defer func() {
+		// Even if the store panics, no other call may wait for this one for ever.
+		if !decided {
+			f.release(l, nil)
+		}
+	}()
+	switch err := f.admit(ctx, l); {
+	case err == errNoRoom && corrects:
+		return fmt.Errorf("resilience: %w: the fallback has no room for the state of a key: %w", quota.ErrOverloaded, cause)
+	case err == errNoRoom:
+		for i := range l.here {
+			out[i] = quota.Decision{
+				Source: quota.FromFallback, Limit: l.here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
+			}
+		}
+		return nil
+	case err != nil:
+		return err
+	}
+	var err error
+	if len(l.here) == 1 {
+		out[0], err = f.store.Take(ctx, l.here[0])
+	} else {
+		err = f.store.TakeAll(ctx, l.here, out)
+	}
+	if err != nil {
+		return failedBoth(cause, err)
+	}
+	decided = true
+	f.release(l, out)
+	for i := range out {
+		d := &out[i]
+		d.Source = quota.FromFallback
+		if d.RetryAfter == quota.Never && l.here[i].Cost <= cs[i].Limit.Spec().Capacity {
+			d.RetryAfter = max(d.ResetAfter, DefaultRetryAfter)
+		}
+	}
+	return nil
+}
+
+// admit admits a call to the shares of all its keys, of which those that do not serve are filled. While it
+// waits for a share it holds no other, so no two calls wait for each other. If it fails it holds none.
+func (f *fallback) admit(ctx context.Context, l *localCall) error {
+	for len(l.keys) < len(l.charges) {
+		i := len(l.keys)
+		k, used, wait, err := f.admitKey(l, i)
+		if err == nil && used >= 0 {
+			if err = f.fill(ctx, k, &l.here[i], used); err != nil {
+				err = failedBoth(l.cause, err)
+			}
+		}
+		if err == nil && wait == nil {
+			l.keys = append(l.keys, k)
+			continue
+		}
+		f.release(l, nil)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return failedBoth(l.cause, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// noFill says that a share serves already.
+const noFill = -1
+
+// admitKey admits a call to the share of its charge i, where wait is nil. Otherwise it must be tried again
+// once wait is closed. If used is not noFill the call must fill the share so that as much of it is used.
+func (f *fallback) admitKey(l *localCall, i int) (k *keyState, used int64, wait <-chan struct{}, err error) {
+	c, now := &l.charges[i], f.now()
+	t := f.table(c)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if k = t.keys[keyOf(c)]; k == nil {
+		if now >= t.leftOut {
+			k = t.add(c, now)
+		}
+		if k == nil {
+			return nil, noFill, nil, errNoRoom
+		}
+	}
+	if c.Op == quota.OpRefund && k.debt.isSettled(c.At) {
+		return nil, noFill, nil, l.cause // the refund belongs to the primary
+	}
+	fill, wait := k.share.admit()
+	if !fill {
+		return k, noFill, wait, nil
+	}
+	return k, k.usedOfShare(c.Limit, l.here[i].Limit, l.n, now), nil, nil
+}
+
+// usedOfShare returns how much must be used of a share when it begins to serve. While the key owes quota the
+// share goes on as it was; otherwise it is one n-th of the quota that the primary had left. The caller holds
+// the lock.
+func (k *keyState) usedOfShare(whole, share *quota.Limit, n int64, now time.Duration) int64 {
+	if k.debt.owed > 0 {
+		return k.share.usedOf(share)
+	}
+	used := k.known.usedOf(whole, now)
+	if used == 0 {
+		return 0
+	}
+	capacity := share.Spec().Capacity
+	return capacity - min(capacity, floorDiv(whole.Spec().Capacity-used, n))
+}
+
+// fill fills the bucket of a share, to which only this call is admitted, and ends its admission if that
+// fails.
+func (f *fallback) fill(ctx context.Context, k *keyState, here *quota.Charge, used int64) (err error) {
+	var d quota.Decision
+	filled := false // remains so if the store panics
+	defer func() {
+		k.table.mu.Lock()
+		defer k.table.mu.Unlock()
+		if filled {
+			k.share.filled(used, d.At, f.now())
+		} else {
+			k.share.release()
+		}
+	}()
+	d, err = f.store.Take(ctx, quota.Charge{Limit: here.Limit, Key: here.Key, Op: quota.OpReset})
+	if err == nil && used > 0 {
+		d, err = f.store.Take(ctx, quota.Charge{Limit: here.Limit, Key: here.Key, Op: quota.OpDebit, Cost: used})
+	}
+	filled = err == nil
+	return err
+}
+
+// release ends the admission of a call, and keeps the decisions of the fallback's store; out is nil if it
+// made none.
+func (f *fallback) release(l *localCall, out []quota.Decision) {
+	granted := out != nil && quota.Granted(out)
+	for i, k := range l.keys {
+		k.table.mu.Lock()
+		if out != nil {
+			k.decidedHere(&l.here[i], &out[i], granted, f.now())
+		}
+		k.share.release()
+		k.table.mu.Unlock()
+	}
+	l.keys = l.keys[:0]
+}
+
+// decidedHere takes over a decision of the fallback's store. granted says that the call it belongs to was
+// granted. The caller holds the lock.
+func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool, now time.Duration) {
+	k.share.record(c.Op, d, now)
+	if !granted || d.Replayed {
+		return
+	}
+	switch c.Op {
+	case quota.OpTake, quota.OpDebit:
+		k.debt.admit(d.Charged)
+	case quota.OpRefund:
+		k.debt.refund(c.Cost)
+	}
+}
+
+// failedBoth returns the error of a call that neither store decided. It must not be taken for one that says
+// "not charged" if either error says that this is unknown.
+func failedBoth(cause, err error) error {
+	if errors.Is(err, quota.ErrIndeterminate) && !errors.Is(cause, quota.ErrIndeterminate) {
+		return fmt.Errorf("resilience: %w; before that the store failed: %v", err, cause)
+	}
+	if errors.Is(cause, quota.ErrIndeterminate) {
+		return fmt.Errorf("resilience: %w; the fallback failed too: %v", cause, err)
+	}
+	return fmt.Errorf("resilience: %w; the fallback failed too: %w", cause, err)
+}
+
+// floorDiv returns a/b rounded down, for b > 0.
+func floorDiv(a, b int64) int64 {
+	q := a / b
+	if q*b > a {
+		q--
+	}
+	return q
+}

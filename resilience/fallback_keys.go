@@ -1,0 +1,144 @@
+package resilience
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+// keyTables is the number of tables over which a fallback spreads its keys.
+const keyTables = 64
+
+// keyTable holds the states of the keys with one hash.
+//
+// Its lock guards the table and all the states in it, whose invariants (see known, debt and share) hold
+// whenever it is free. It is never held during a call of a store, and never together with another table's.
+type keyTable struct {
+	mu    sync.Mutex
+	keys  map[limitKey]*keyState
+	all   []*keyState // the same states, for the sweep
+	sweep int         // the next state to look at for one that can be dropped
+	most  int         // how many states the table may hold
+	// leftOut is the time since base up to which a key without a state may be one that did not fit in.
+	leftOut time.Duration
+	// settledUpTo is the latest debt.upTo of a state that was dropped.
+	settledUpTo quota.Micros
+}
+
+// keyState is all that a fallback keeps of one limit and key: the primary's last word, the debt to it, and
+// the share that decides in its place. The table's lock guards it.
+type keyState struct {
+	id      limitKey
+	table   *keyTable
+	dropped bool // no longer in the table
+
+	known known
+	debt  debt
+	share share
+}
+
+// snapshot is the state of a key when the primary was asked.
+type snapshot struct {
+	table   *keyTable
+	key     *keyState // nil if it had none
+	version uint32
+	owed    int64
+}
+
+func (f *fallback) table(c *quota.Charge) *keyTable {
+	return &f.tables[driver.Hash(f.seed, c)%keyTables]
+}
+
+func (f *fallback) snapshot(c *quota.Charge) snapshot {
+	s := snapshot{table: f.table(c)}
+	s.table.mu.Lock()
+	if k := s.table.keys[keyOf(c)]; k != nil {
+		s.key, s.version, s.owed = k, k.known.version, k.debt.owed
+	}
+	s.table.mu.Unlock()
+	return s
+}
+
+// record takes over the primary's decision on a charge, which was asked for after the snapshot. wasReset says
+// that the decision reset the key.
+func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, wasReset bool) {
+	if !byStore(d) {
+		return
+	}
+	now := f.now()
+	f.recovered(now)
+	t, k := before.table, before.key
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if k != nil && wasReset {
+		k.debt.forgive(before.owed)
+	}
+	inOrder := k != nil && !k.dropped && k.known.version == before.version
+	if k == nil || k.dropped {
+		if k = t.keys[keyOf(c)]; k == nil {
+			if d.ResetAfter <= 0 {
+				return
+			}
+			if k = t.add(c, now); k == nil {
+				t.leftOut = max(t.leftOut, plus(now, d.ResetAfter))
+				return
+			}
+		}
+	}
+	k.record(d, now, inOrder)
+}
+
+// record takes over a decision of the primary, which ends the service of the share. The caller holds the
+// lock.
+func (k *keyState) record(d *quota.Decision, now time.Duration, inOrder bool) {
+	k.known.record(d, now, inOrder)
+	k.share.suspend(now)
+}
+
+// add returns a new state for a key, or nil if there is no room. The caller holds the lock.
+func (t *keyTable) add(c *quota.Charge, now time.Duration) *keyState {
+	// For each state that is added, two are looked at, so that those that can be dropped are. In a full table
+	// more are, until one can be.
+	look := 2
+	if len(t.all) >= t.most {
+		look = 32
+	}
+	for i := 0; i < look && len(t.all) > 0; i++ {
+		t.sweep %= len(t.all)
+		if !t.all[t.sweep].isIdle(now) {
+			t.sweep++
+			continue
+		}
+		t.drop(t.sweep)
+		if i >= 2 {
+			break
+		}
+	}
+	if len(t.all) >= t.most {
+		return nil
+	}
+	k := &keyState{id: keyOf(c), table: t, debt: debt{from: t.settledUpTo, upTo: t.settledUpTo}}
+	k.id.key = strings.Clone(k.id.key) // not the request that it may be cut from
+	t.keys[k.id] = k
+	t.all = append(t.all, k)
+	return k
+}
+
+// drop removes the state at an index of all. The caller holds the lock.
+func (t *keyTable) drop(i int) {
+	k, last := t.all[i], len(t.all)-1
+	k.dropped = true
+	t.settledUpTo = max(t.settledUpTo, k.debt.upTo)
+	delete(t.keys, k.id)
+	t.all[i], t.all[last] = t.all[last], nil
+	t.all = t.all[:last]
+}
+
+// isIdle reports whether a state may be dropped: it owes no quota, no call is using it, and a new state would
+// say the same. The caller holds the lock.
+func (k *keyState) isIdle(now time.Duration) bool {
+	return k.debt.owed == 0 && k.share.inFlight == 0 && k.known.isWhole(now)
+}
