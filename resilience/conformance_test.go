@@ -11,7 +11,6 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/conformance"
-	"github.com/fleetquota/fleetquota/internal/redisfault"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
@@ -49,7 +48,7 @@ func breakable(server *redisserver.Server) func(testing.TB, conformance.Opening)
 		client := goredisclient.NewClient(&goredisclient.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		s, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
-		return inPreset(t, s, err), redisfault.Set(t, server, proxy)
+		return inPreset(t, s, err), redisserver.Switch(t, server, proxy, conformance.Refused, conformance.LostReply, conformance.Frozen)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/internal/redisurl"
 )
 
-// TestOptions pins what only a rare fault would show.
+// TestOptions pins options whose loss only a rare fault would show.
 func TestOptions(t *testing.T) {
 	u, err := url.Parse("redis+sentinel://h?master=m&timeout=50ms")
 	if err != nil {
@@ -21,16 +21,28 @@ func TestOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	const timeout, dial = 50 * time.Millisecond, time.Second
-	if o := clientOptions(c); !o.ContextTimeoutEnabled || o.DialerRetries != 1 || o.DialTimeout != dial || o.ReadTimeout != timeout || o.WriteTimeout != timeout ||
-		o.PoolTimeout != timeout || !o.DisableIdentity || o.MaintNotificationsConfig.Mode != maintnotifications.ModeDisabled {
-		t.Errorf("%+v", o)
+	type pinned struct {
+		ContextTimeoutEnabled, DisableIdentity bool
+		DialerRetries                          int
+		Dial, Read, Write, Pool                time.Duration
 	}
-	if o := clusterOptions(c); !o.ContextTimeoutEnabled || o.DialerRetries != 1 || o.DialTimeout != dial || o.ReadTimeout != timeout || o.WriteTimeout != timeout ||
-		o.PoolTimeout != timeout || !o.DisableIdentity || o.MaintNotificationsConfig.Mode != maintnotifications.ModeDisabled || o.MaxRedirects < 0 {
-		t.Errorf("%+v", o)
+	want := pinned{true, true, 1, dial, timeout, timeout, timeout}
+	o, oc, of := clientOptions(c), clusterOptions(c), failoverOptions(c)
+	for name, got := range map[string]pinned{
+		"client":   {o.ContextTimeoutEnabled, o.DisableIdentity, o.DialerRetries, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout},
+		"cluster":  {oc.ContextTimeoutEnabled, oc.DisableIdentity, oc.DialerRetries, oc.DialTimeout, oc.ReadTimeout, oc.WriteTimeout, oc.PoolTimeout},
+		"failover": {of.ContextTimeoutEnabled, of.DisableIdentity, of.DialerRetries, of.DialTimeout, of.ReadTimeout, of.WriteTimeout, of.PoolTimeout},
+	} {
+		if got != want {
+			t.Errorf("%s options: got %+v, want %+v", name, got, want)
+		}
 	}
-	if o := failoverOptions(c); !o.ContextTimeoutEnabled || o.DialerRetries != 1 || o.DialTimeout != dial || o.ReadTimeout != timeout || o.WriteTimeout != timeout ||
-		o.PoolTimeout != timeout || !o.DisableIdentity {
-		t.Errorf("%+v", o)
+	for _, got := range []*maintnotifications.Config{o.MaintNotificationsConfig, oc.MaintNotificationsConfig} {
+		if got.Mode != maintnotifications.ModeDisabled {
+			t.Errorf("maintenance notifications: got mode %v, want %v", got.Mode, maintnotifications.ModeDisabled)
+		}
+	}
+	if oc.MaxRedirects < 0 {
+		t.Errorf("MaxRedirects: got %d, want 0 or more", oc.MaxRedirects)
 	}
 }

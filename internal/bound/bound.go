@@ -1,5 +1,6 @@
-// Package bound keeps account of what a fleet admits through outages, and says how much that may be: it is the
-// bound that resilience.Fallback states, for one key of a token bucket.
+// Package bound keeps account of the tokens that a fleet admits through outages, and computes how many these
+// may be: the bound that resilience.Fallback states, for one key of a token bucket. The tests of package
+// resilience and examples/outage check themselves by it.
 package bound
 
 import (
@@ -16,7 +17,7 @@ type Rule struct {
 	Instances int64
 }
 
-// Terms are what the bound is made of, in tokens, each rounded up.
+// Terms are the terms of the bound, in tokens, each rounded up.
 type Terms struct {
 	Burst, Refill             int64 // of the bucket
 	ShareBursts, ShareRefills int64 // of all instances' shares
@@ -42,7 +43,7 @@ func (r Rule) Bound(elapsed, served time.Duration, losses int) Terms {
 
 const micros = 1_000_000 // in a second
 
-// Account is what one instance admitted of one key. The zero value is ready to use; methods may be called
+// Account is the account of one instance for one key. The zero value is ready to use; methods may be called
 // concurrently.
 type Account struct {
 	mu      sync.Mutex
@@ -52,7 +53,7 @@ type Account struct {
 	fell    time.Time // when the latest decision of its own was known
 }
 
-// Sum is what instances admitted.
+// Sum is the sum of the accounts of instances.
 type Sum struct {
 	Store    int64         // tokens, by the primary
 	Fallback int64         // tokens, in its place
@@ -64,12 +65,12 @@ func (s Sum) Add(o Sum) Sum {
 	return Sum{s.Store + o.Store, s.Fallback + o.Fallback, s.Served + o.Served}
 }
 
-// Admitted returns the tokens, whoever admitted them.
+// Admitted returns the tokens of both, the primary and its substitute.
 func (s Sum) Admitted() int64 { return s.Store + s.Fallback }
 
-// Add notes a decision on a take of so many tokens that was asked for at a time and has just been made. Calls overlap, so it is
-// not known which decision came first: the time in the primary's place counts from when its first decision was
-// asked for, to when the primary has answered a call that was made after all of them.
+// Add notes a decision on a take of cost tokens that was asked for at a time and has just been made. Calls
+// overlap, so the order of their decisions is unknown: the time in the primary's place counts from the call
+// for its first decision to the primary's answer to a call that was made after all of them.
 func (a *Account) Add(asked time.Time, cost int64, d quota.Decision) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -17,17 +17,17 @@ func TestBound(t *testing.T) {
 		want            bound.Terms
 	}{
 		{0, 0, 0, bound.Terms{Burst: 10, Refill: 1, ShareBursts: 8, ShareRefills: 1}},
-		// One microsecond less than what gives the next token, for a tick is counted on top.
+		// One microsecond less than the time of the next token, for a tick is counted on top.
 		{time.Second - time.Microsecond, 4*time.Second - time.Microsecond, 2, bound.Terms{10, 3, 8, 3, 36}},
 		{time.Second, 4 * time.Second, 0, bound.Terms{10, 4, 8, 4, 0}},
 	} {
 		got := r.Bound(test.elapsed, test.served, test.losses)
 		if got != test.want || got.Sum() != got.Burst+got.Refill+got.ShareBursts+got.ShareRefills+got.Losses {
-			t.Errorf("%v, %v, %d: %+v, want %+v", test.elapsed, test.served, test.losses, got, test.want)
+			t.Errorf("%v, %v, %d: got %+v, want %+v", test.elapsed, test.served, test.losses, got, test.want)
 		}
 	}
 	if got := (bound.Rule{Capacity: 2, Refill: 1, Instances: 3}).Bound(0, 0, 0).ShareBursts; got != 3 {
-		t.Errorf("a share of less than a token: %d for three", got)
+		t.Errorf("shares of less than a token: got %d for three, want 3", got)
 	}
 }
 
@@ -43,7 +43,7 @@ func TestAccount(t *testing.T) {
 		want := func(store, fallback int64, served time.Duration) {
 			t.Helper()
 			if got, want := a.Sum(), (bound.Sum{Store: store, Fallback: fallback, Served: served}); got != want {
-				t.Errorf("%+v, want %+v", got, want)
+				t.Errorf("account: got %+v, want %+v", got, want)
 			}
 		}
 		at(1)
@@ -66,7 +66,7 @@ func TestAccount(t *testing.T) {
 		at(21)
 		want(10, 10, 7*time.Second+time.Microsecond)
 		if s := a.Sum().Add(bound.Sum{Store: 1, Fallback: 2, Served: 3}); s.Admitted() != 23 || s.Served != 7*time.Second+time.Microsecond+3 {
-			t.Errorf("%+v", s)
+			t.Errorf("sum: got %+v, want 23 admitted in 7s, a tick and 3ns", s)
 		}
 	})
 }

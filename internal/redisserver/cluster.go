@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Cluster is a Redis Cluster of three masters with a replica each. A node that is silent for a second is taken for down.
+// Cluster is a Redis Cluster of three masters with a replica each. A node that is silent for a second is
+// taken for down.
 type Cluster struct {
 	// Nodes are all nodes; the first three began as masters, and node i+3 as the replica of node i.
 	Nodes []*Node
@@ -27,20 +28,16 @@ type Node struct {
 
 const masters = 3
 
-// StartCluster starts a Cluster whose nodes have further arguments of redis-server, and ends it with the test.
+// StartCluster starts a Cluster whose nodes have further arguments of redis-server, and ends it with the
+// test.
 func StartCluster(tb testing.TB, args ...string) *Cluster {
 	tb.Helper()
-	Require(tb)
-	c, err := LaunchCluster(tb.TempDir(), args...)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(c.Stop)
-	return c
+	return start(tb, func(dir string) (*Cluster, error) { return LaunchCluster(dir, args...) })
 }
 
-// LaunchCluster starts a Cluster that keeps its files in the directory dir, and waits until it is complete. The caller
-// must Stop it. It takes a little more than two seconds: a master does not serve earlier after its start.
+// LaunchCluster starts a Cluster that keeps its files in the directory dir, and waits until it is complete.
+// The caller must Stop it. It takes a little more than two seconds: a master does not serve earlier after its
+// start.
 func LaunchCluster(dir string, args ...string) (_ *Cluster, err error) {
 	c := &Cluster{Nodes: make([]*Node, 2*masters)}
 	defer func() {
@@ -120,8 +117,8 @@ func (c *Cluster) Addrs() []string {
 	return out
 }
 
-// Node returns the node with an id, or nil.
-func (c *Cluster) Node(id string) *Node {
+// node returns the node with an id, or nil.
+func (c *Cluster) node(id string) *Node {
 	for _, n := range c.Nodes {
 		if n.ID == id {
 			return n
@@ -130,7 +127,7 @@ func (c *Cluster) Node(id string) *Node {
 	return nil
 }
 
-// nodeView is a line of CLUSTER NODES: what a node says about a node.
+// nodeView is a line of CLUSTER NODES: the view that a node has of a node.
 type nodeView struct {
 	id, master string
 	flags      []string
@@ -179,7 +176,7 @@ func (n *Node) view() ([]nodeView, error) {
 	return out, nil
 }
 
-// self is what a node says about itself.
+// self returns the view that a node has of itself.
 func (n *Node) self() (nodeView, error) {
 	list, err := n.view()
 	if err != nil {
@@ -196,7 +193,8 @@ func (n *Node) self() (nodeView, error) {
 // MasterFor returns the running node that serves a key.
 func (c *Cluster) MasterFor(key string) (*Node, error) { return c.MasterForSlot(Slot(key)) }
 
-// MasterForSlot returns the running node that serves a slot: of those that claim it, the one with the newest claim.
+// MasterForSlot returns the running node that serves a slot: of those that claim it, the one with the newest
+// claim.
 func (c *Cluster) MasterForSlot(slot int) (*Node, error) {
 	var best *Node
 	var epoch int64 = -1
@@ -236,8 +234,8 @@ func (c *Cluster) Replicas(of *Node) ([]*Node, error) {
 	return out, nil
 }
 
-// Failover has a replica take over from its master without loss, as an operator does, and waits until that is settled. It
-// returns the new master. Given a master, it chooses a replica of it.
+// Failover has a replica take over from its master without loss, as an operator does, and waits until that is
+// settled. It returns the new master. Given a master, it chooses a replica of it.
 func (c *Cluster) Failover(n *Node) (*Node, error) {
 	v, err := n.self()
 	if err != nil {
@@ -268,8 +266,9 @@ func (c *Cluster) Failover(n *Node) (*Node, error) {
 	return n, c.WaitOK()
 }
 
-// BeginMove puts a slot on its way from one master to another and moves no key: from asks clients to go to to for keys
-// that it does not have, and scripts over keys of which only some are there get TRYAGAIN. MoveSlot completes it.
+// BeginMove puts a slot on its way from one master to another and moves no key: from asks clients to go to to
+// for keys that it does not have, and scripts over keys of which only some are there get TRYAGAIN. MoveSlot
+// completes it.
 func (c *Cluster) BeginMove(slot int, from, to *Node) error {
 	s := strconv.Itoa(slot)
 	if _, err := to.Do("CLUSTER", "SETSLOT", s, "IMPORTING", from.ID); err != nil {
@@ -279,7 +278,8 @@ func (c *Cluster) BeginMove(slot int, from, to *Node) error {
 	return err
 }
 
-// MoveSlot moves a slot and its keys from one master to another while clients use it, and waits until all nodes know.
+// MoveSlot moves a slot and its keys from one master to another while clients use it, and waits until all
+// nodes know.
 func (c *Cluster) MoveSlot(slot int, from, to *Node) error {
 	if err := c.BeginMove(slot, from, to); err != nil {
 		return err
@@ -326,8 +326,9 @@ func (c *Cluster) MoveSlot(slot int, from, to *Node) error {
 	return c.WaitOK()
 }
 
-// WaitOK waits until the running nodes say that the cluster is well and agree on who serves what, running nodes serve all
-// slots, and running replicas have a live link. After a failure of a master it returns when the failover is complete.
+// WaitOK waits until the running nodes say that the cluster is well and agree on the server of each slot,
+// running nodes serve all slots, and running replicas have a live link. After a failure of a master it
+// returns when the failover is complete.
 func (c *Cluster) WaitOK() error {
 	if err := waitFor("the cluster", c.settled); err != nil {
 		for _, n := range c.Nodes {
@@ -352,7 +353,7 @@ func (c *Cluster) settled() error {
 		}
 		var said []string
 		for _, v := range list {
-			peer := c.Node(v.id)
+			peer := c.node(v.id)
 			running := peer != nil && peer.Running()
 			if len(v.slots) > 0 && !running {
 				return fmt.Errorf("%s: slots %v belong to a node that does not run", n.Addr(), v.slots)
@@ -364,7 +365,7 @@ func (c *Cluster) settled() error {
 				return fmt.Errorf("%s: node %s is %v", n.Addr(), peer.Addr(), v.flags)
 			}
 			// A master that takes a slot before it knows all epochs may claim it with one that is taken: some
-			// nodes would never believe it. What a replica shows is its master's, late.
+			// nodes would never believe it. A replica shows the epoch of its master, late.
 			epoch := v.epoch
 			if !v.has("master") {
 				epoch = 0

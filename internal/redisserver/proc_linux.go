@@ -10,7 +10,8 @@ import (
 
 const sigStop, sigCont = syscall.SIGSTOP, syscall.SIGCONT
 
-// sysProcAttr makes the kernel end the server if the test process dies without cleaning up (a panic, a test timeout).
+// sysProcAttr makes the kernel end the server if the test process dies without cleaning up (a panic, a test
+// timeout).
 func sysProcAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
 // awaitStopped returns once the process no longer runs: kill(2) returns earlier than a SIGSTOP takes effect.

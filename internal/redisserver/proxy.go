@@ -13,37 +13,36 @@ import (
 	"time"
 )
 
-// Action is what a Fault does to a request.
+// Action is the way in which a Fault breaks a request.
 type Action int
 
 const (
-	// DropReply lets the server execute the request, waits for its reply, and closes the connection instead of passing
-	// the reply on. Replies to earlier requests are passed on; later ones on the connection may be executed as well.
+	// DropReply lets the server execute the request, waits for its reply, and closes the connection instead
+	// of passing the reply on. Replies to earlier requests are passed on; later ones on the connection may be
+	// executed as well.
 	DropReply Action = iota
-	// DropRequest keeps the request from the server and closes the connection, after the replies to earlier requests.
+	// DropRequest keeps the request from the server and closes the connection, after the replies to earlier
+	// requests.
 	DropRequest
 	// DelayReply passes the reply on when Fault.Delay has passed since the request came.
 	DelayReply
-	// DelayRequest passes the request on after Fault.Delay, even if the client has left by then. Later requests on the
-	// connection wait behind it.
+	// DelayRequest passes the request on after Fault.Delay, even if the client has left by then. Later
+	// requests on the connection wait behind it.
 	DelayRequest
 )
 
 // Fault is a rule by which a Proxy breaks connections. The zero value drops the reply to every request.
 type Fault struct {
 	Action Action
-	// Match chooses requests by their arguments, such as Commands("EVALSHA"); nil chooses all, a client's handshake
-	// included.
+	// Match chooses requests by their arguments, such as Commands("EVALSHA"); nil chooses all, a client's
+	// handshake included.
 	Match func(args []string) bool
-	// Probability is the chance that a chosen request meets the fault; 0 means always. Seed makes the choice repeatable.
+	// Probability is the chance that a chosen request meets the fault; 0 means always. Seed makes the choice
+	// repeatable.
 	Probability float64
 	Seed        uint64
-	// Skip lets the first chosen requests pass, and Count ends the fault after so many; 0 means never.
-	Skip, Count int
 	// Delay belongs to DelayReply and DelayRequest.
 	Delay time.Duration
-	// RST makes DropReply and DropRequest reset the connection rather than close it.
-	RST bool
 }
 
 // Commands returns a Fault.Match for commands with one of these names, in upper or lower case.
@@ -60,18 +59,15 @@ func Commands(names ...string) func(args []string) bool {
 
 // Injection is a Fault at work.
 type Injection struct {
-	fault          Fault
-	mu             sync.Mutex
-	rng            *rand.Rand
-	matched, fired int
+	fault Fault
+	mu    sync.Mutex
+	rng   *rand.Rand
+	fired int
 }
 
 func newInjection(f Fault) *Injection {
 	return &Injection{fault: f, rng: rand.New(rand.NewPCG(f.Seed, 0))}
 }
-
-// Matched returns how many requests the fault's Match chose so far.
-func (i *Injection) Matched() int { i.mu.Lock(); defer i.mu.Unlock(); return i.matched }
 
 // Fired returns how many requests met the fault so far.
 func (i *Injection) Fired() int { i.mu.Lock(); defer i.mu.Unlock(); return i.fired }
@@ -82,17 +78,16 @@ func (i *Injection) meets(args []string) bool {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.matched++
-	if i.matched <= i.fault.Skip || i.fault.Count > 0 && i.fired >= i.fault.Count ||
-		i.fault.Probability > 0 && i.rng.Float64() >= i.fault.Probability {
+	if i.fault.Probability > 0 && i.rng.Float64() >= i.fault.Probability {
 		return false
 	}
 	i.fired++
 	return true
 }
 
-// Proxy stands between clients and one server, speaks RESP2 and RESP3 without TLS, and breaks connections on request. It
-// passes everything on, without faults, once a connection subscribes, monitors or turns its replies off.
+// Proxy stands between clients and one server, speaks RESP2 and RESP3 without TLS, and breaks connections on
+// request. It passes everything on, without faults, once a connection subscribes, monitors or turns its
+// replies off.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -108,23 +103,14 @@ type Proxy struct {
 // StartProxy starts a proxy before the address target and ends it with the test.
 func StartProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
-	p, err := LaunchProxy(target)
+	l, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(p.Close)
-	return p
-}
-
-// LaunchProxy starts a proxy before the address target. The caller must Close it.
-func LaunchProxy(target string) (*Proxy, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
-	if err != nil {
-		return nil, err
-	}
 	p := &Proxy{target: target, listener: l, done: make(chan struct{}), links: make(map[*link]struct{})}
 	p.wg.Go(p.accept)
-	return p, nil
+	tb.Cleanup(p.close)
+	return p
 }
 
 // Addr returns the proxy's address, for clients.
@@ -155,20 +141,19 @@ func (p *Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for l := range p.links {
-		l.cut(true)
+		_ = l.client.SetLinger(0)
+		l.cut()
 	}
 }
 
-// Close ends the proxy and its connections.
-func (p *Proxy) Close() {
+// close ends the proxy and its connections.
+func (p *Proxy) close() {
 	p.mu.Lock()
-	if !p.closed {
-		p.closed = true
-		close(p.done)
-		p.listener.Close()
-	}
+	p.closed = true
+	close(p.done)
+	p.listener.Close()
 	for l := range p.links {
-		l.cut(false)
+		l.cut()
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
@@ -208,7 +193,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
-		l.cut(false)
+		l.cut()
 		return
 	}
 	p.links[l] = struct{}{}
@@ -217,7 +202,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	wg.Go(l.requests)
 	wg.Go(l.replies)
 	wg.Wait()
-	l.cut(false)
+	l.cut()
 	p.mu.Lock()
 	delete(p.links, l)
 	p.mu.Unlock()
@@ -251,10 +236,7 @@ type pending struct {
 	came  time.Time
 }
 
-func (l *link) cut(rst bool) {
-	if rst {
-		_ = l.client.SetLinger(0)
-	}
+func (l *link) cut() {
 	l.client.Close()
 	l.server.Close()
 }
@@ -289,7 +271,7 @@ func (l *link) requests() {
 			l.mu.Unlock()
 			_ = w.Flush()
 			if idle {
-				l.cut(f.RST)
+				l.cut()
 			}
 			return
 		}
@@ -302,7 +284,8 @@ func (l *link) requests() {
 			break
 		}
 	}
-	// As in a network, what the client sent before it left still arrives: the server closes when it has read that.
+	// As in a network, the requests that the client sent before it left still arrive: the server closes when
+	// it has read them.
 	_ = w.Flush()
 	_ = l.server.CloseWrite()
 }
@@ -320,7 +303,7 @@ func (l *link) replies() {
 		var f *Fault
 		var came time.Time
 		l.mu.Lock()
-		if !l.raw && kind != '>' && len(l.pending) > 0 { // '>' is a push, which nobody asked for
+		if !l.raw && kind != '>' && len(l.pending) > 0 { // '>' is a push, which answers no request
 			f, came = l.pending[0].fault, l.pending[0].came
 			l.pending = l.pending[1:]
 		}
@@ -331,7 +314,7 @@ func (l *link) replies() {
 		l.mu.Unlock()
 		if f != nil && f.Action == DropReply {
 			_ = w.Flush()
-			l.cut(f.RST)
+			l.cut()
 			return
 		}
 		if f != nil && f.Action == DelayReply {
@@ -346,12 +329,12 @@ func (l *link) replies() {
 			_ = w.Flush()
 		}
 		if ending != nil {
-			l.cut(ending.RST)
+			l.cut()
 			return
 		}
 	}
 	_ = w.Flush()
-	l.cut(false)
+	l.cut()
 }
 
 // muteReplies reports whether a request has no reply, or more than one.
@@ -360,9 +343,32 @@ func muteReplies(args []string) bool {
 		len(args) > 1 && strings.EqualFold(args[0], "CLIENT") && strings.EqualFold(args[1], "REPLY")
 }
 
-// Proxies is a proxy before each of several addresses, for clusters: a client learns the nodes' addresses from the nodes,
-// so it must dial through DialContext, which leads each address to its proxy. With go-redis that is the option Dialer;
-// with rueidis the option DialCtxFn, func(ctx, addr, _, _) { return ps.DialContext(ctx, "tcp", addr) }.
+// Switch returns a function that breaks a server and the proxy before it in one of three ways, which the
+// caller names, and mends them for any other argument: refused keeps requests from the server, lostReply
+// keeps replies to scripts from the client, and frozen pauses the server. A server that cannot be paused or
+// resumed is an error of the test.
+func Switch[F comparable](tb testing.TB, s *Server, p *Proxy, refused, lostReply, frozen F) func(F) {
+	return func(f F) {
+		p.Clear()
+		err := s.Resume()
+		switch f {
+		case refused:
+			p.Inject(Fault{Action: DropRequest})
+		case lostReply:
+			p.Inject(Fault{Action: DropReply, Match: Commands("EVAL", "EVALSHA")})
+		case frozen:
+			err = s.Pause()
+		}
+		if err != nil {
+			tb.Error(err)
+		}
+	}
+}
+
+// Proxies is a proxy before each of several addresses, for clusters: a client learns the nodes' addresses
+// from the nodes, so it must dial through DialContext, which leads each address to its proxy. With go-redis
+// that is the option Dialer; with rueidis the option DialCtxFn, func(ctx, addr, _, _) { return
+// ps.DialContext(ctx, "tcp", addr) }.
 type Proxies struct {
 	byTarget map[string]*Proxy
 }
@@ -370,37 +376,15 @@ type Proxies struct {
 // StartProxies starts a proxy before each address and ends them with the test.
 func StartProxies(tb testing.TB, targets ...string) *Proxies {
 	tb.Helper()
-	ps, err := LaunchProxies(targets...)
-	if err != nil {
-		tb.Fatal(err)
+	ps := &Proxies{byTarget: make(map[string]*Proxy)}
+	for _, t := range targets {
+		ps.byTarget[t] = StartProxy(tb, t)
 	}
-	tb.Cleanup(ps.Close)
 	return ps
 }
 
-// LaunchProxies starts a proxy before each address. The caller must Close them.
-func LaunchProxies(targets ...string) (*Proxies, error) {
-	ps := &Proxies{byTarget: make(map[string]*Proxy)}
-	for _, t := range targets {
-		p, err := LaunchProxy(t)
-		if err != nil {
-			ps.Close()
-			return nil, err
-		}
-		ps.byTarget[t] = p
-	}
-	return ps, nil
-}
-
-// For returns the proxy before an address, or nil.
-func (ps *Proxies) For(target string) *Proxy { return ps.byTarget[target] }
-
-// Dial connects to the proxy before addr. It refuses other addresses: they would pass by the faults unnoticed.
-func (ps *Proxies) Dial(network, addr string) (net.Conn, error) {
-	return ps.DialContext(context.Background(), network, addr)
-}
-
-// DialContext is Dial with a context.
+// DialContext connects to the proxy before addr. It refuses other addresses: they would pass by the faults
+// unnoticed.
 func (ps *Proxies) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	p := ps.byTarget[addr]
 	if p == nil {
@@ -422,12 +406,5 @@ func (ps *Proxies) Inject(f Fault) *Injection {
 func (ps *Proxies) Clear() {
 	for _, p := range ps.byTarget {
 		p.Clear()
-	}
-}
-
-// Close ends all proxies.
-func (ps *Proxies) Close() {
-	for _, p := range ps.byTarget {
-		p.Close()
 	}
 }

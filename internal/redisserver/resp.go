@@ -64,8 +64,8 @@ func readReply(r *bufio.Reader) (any, error) {
 	return nil, fmt.Errorf("redisserver: bad reply line %q", line)
 }
 
-// appendFrame reads one whole RESP2 or RESP3 frame and appends its bytes, unchanged, to b. It also returns the frame's
-// type byte.
+// appendFrame reads one whole RESP2 or RESP3 frame and appends its bytes, unchanged, to b. It also returns
+// the frame's type byte.
 func appendFrame(b []byte, r *bufio.Reader) ([]byte, byte, error) {
 	start := len(b)
 	b, err := appendLine(b, r)
@@ -116,8 +116,8 @@ func appendLine(b []byte, r *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// readCommand reads one request and returns its bytes and its arguments. A request that does not begin with '*' is an
-// inline command.
+// readCommand reads one request and returns its bytes and its arguments. A request that does not begin with
+// '*' is an inline command.
 func readCommand(r *bufio.Reader) (frame []byte, args []string, err error) {
 	first, err := r.Peek(1)
 	if err != nil {

@@ -12,31 +12,28 @@ import (
 	"time"
 )
 
-// Sentinel is a master and a replica, watched by three sentinels that take a silent master for down after a second.
+// Sentinel is a master and a replica, watched by three sentinels that take a silent master for down after a
+// second.
 type Sentinel struct {
 	// MasterName is the name under which the sentinels know the master.
 	MasterName string
-	// Servers are the data servers: the first master, and its replica. Failovers change the roles; see Master.
+	// Servers are the data servers: the first master, and its replica. Failovers change the roles; see
+	// Master.
 	Servers []*Server
 	// Sentinels are the sentinel processes.
 	Sentinels []*Server
 }
 
-// StartSentinel starts a Sentinel whose data servers have further arguments of redis-server, and ends it with the test.
+// StartSentinel starts a Sentinel whose data servers have further arguments of redis-server, and ends it with
+// the test.
 func StartSentinel(tb testing.TB, args ...string) *Sentinel {
 	tb.Helper()
-	Require(tb)
-	s, err := LaunchSentinel(tb.TempDir(), args...)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(s.Stop)
-	return s
+	return start(tb, func(dir string) (*Sentinel, error) { return launchSentinel(dir, args) })
 }
 
-// LaunchSentinel starts a Sentinel that keeps its files in the directory dir, and waits until the sentinels agree. The
-// caller must Stop it.
-func LaunchSentinel(dir string, args ...string) (_ *Sentinel, err error) {
+// launchSentinel starts a Sentinel that keeps its files in the directory dir, and waits until the sentinels
+// agree.
+func launchSentinel(dir string, args []string) (_ *Sentinel, err error) {
 	s := &Sentinel{MasterName: "fleet"}
 	defer func() {
 		if err != nil {
@@ -91,8 +88,9 @@ func LaunchSentinel(dir string, args ...string) (_ *Sentinel, err error) {
 		return nil, err
 	}
 	for _, sentinel := range s.Sentinels {
-		// A sentinel turns a master that it knows as a replica back after four such periods: too short a period, and it
-		// undoes the failover that another conducts, which asks the new master for its role once a second.
+		// A sentinel turns a master that it knows as a replica back after four such periods: too short a
+		// period, and it undoes the failover that another conducts, which asks the new master for its role
+		// once a second.
 		if _, err := sentinel.Do("SENTINEL", "DEBUG", "PUBLISH-PERIOD", "1000"); err != nil {
 			return nil, err
 		}
@@ -118,7 +116,8 @@ func (s *Sentinel) Addrs() []string {
 	return out
 }
 
-// Master returns the server that the running sentinels all name as the master, and an error while they differ.
+// Master returns the server that the running sentinels all name as the master, and an error while they
+// differ.
 func (s *Sentinel) Master() (*Server, error) {
 	name := ""
 	for _, sentinel := range s.Sentinels {
@@ -143,8 +142,9 @@ func (s *Sentinel) Master() (*Server, error) {
 	return nil, fmt.Errorf("redisserver: no master: %q", name)
 }
 
-// Failover makes the replica the master, as an operator does, and returns when the sentinels agree on it. The old master
-// stays a master, and takes writes that will be lost, for some four seconds more; WaitOK waits for its end.
+// Failover makes the replica the master, as an operator does, and returns when the sentinels agree on it. The
+// old master stays a master, and takes writes that will be lost, for some four seconds more; WaitOK waits for
+// its end.
 func (s *Sentinel) Failover() error {
 	old, err := s.Master()
 	if err != nil {
@@ -177,8 +177,9 @@ func (s *Sentinel) Failover() error {
 	}))
 }
 
-// WaitOK waits until the running sentinels know each other and agree on a running master, and the other server, if it
-// runs, is its replica with a live link. After a failure of the master it returns when the failover is complete.
+// WaitOK waits until the running sentinels know each other and agree on a running master, and the other
+// server, if it runs, is its replica with a live link. After a failure of the master it returns when the
+// failover is complete.
 func (s *Sentinel) WaitOK() error {
 	err := waitFor("the sentinels to agree", func() error {
 		for _, sentinel := range s.Sentinels {
@@ -194,7 +195,8 @@ func (s *Sentinel) WaitOK() error {
 				return fmt.Errorf("%s sees a master with flags %q, %s replicas and %s sentinels more",
 					sentinel.Addr(), m["flags"], m["num-slaves"], m["num-other-sentinels"])
 			}
-			// A manual failover is refused while the sentinel takes the replica for down or not yet for a replica.
+			// A manual failover is refused while the sentinel takes the replica for down or not yet for a
+			// replica.
 			if v, err = sentinel.do(time.Second, "SENTINEL", "REPLICAS", s.MasterName); err != nil {
 				return err
 			}

@@ -1,7 +1,13 @@
-// Package redisserver starts real redis-server processes for tests and programs, on free loopback ports and without
-// persistence, breaks them on purpose (kill, pause, step their clock, fail over, reshard) and stands between them and a
-// client (Proxy). Each part comes as StartX(tb, …), which skips the test if there is no redis-server and ends the processes
-// with the test, and as LaunchX(dir, …), which returns an error and needs a call of Stop.
+// Package redisserver starts real redis-server processes for tests and programs, on free loopback ports and
+// without persistence, breaks them on purpose (kill, pause, step their clock, fail over, reshard) and stands
+// between them and a client (Proxy):
+//
+//	server := redisserver.Start(t)
+//	proxy := redisserver.StartProxy(t, server.Addr())
+//	proxy.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA")})
+//
+// Functions StartX skip a test if there is no redis-server, and end the processes with the test. Programs
+// call Launch and LaunchCluster, which return an error, and Stop.
 //
 // It needs redis-server 7.0 or newer, found in the PATH or named by FLEETQUOTA_REDIS_SERVER.
 package redisserver
@@ -32,19 +38,20 @@ const (
 	loopback = "127.0.0.1"
 	// patience bounds every wait of the package.
 	patience = 15 * time.Second
-	// admin is the user, and the password, as whom the package itself talks to a server, so that a test can take away
-	// every right of the default user.
+	// admin is the user, and the password, as whom the package itself talks to a server, so that a test can
+	// take away every right of the default user.
 	admin = "redisserver"
 )
 
 // Config says how to start a server. The zero value is a plain server.
 type Config struct {
-	// Args are further arguments of redis-server, such as "--maxmemory", "3mb". They win over the package's own.
+	// Args are further arguments of redis-server, such as "--maxmemory", "3mb". They win over the package's
+	// own.
 	Args []string
 	// Users are ACL users beside the default one, such as "alice on >secret ~quota:* +@all".
 	Users []string
-	// TLS makes the server speak TLS only; see Server.TLSConfig. Client certificates are not demanded, unless Args
-	// contains "--tls-auth-clients", "yes".
+	// TLS makes the server speak TLS only; see Server.TLSConfig. Client certificates are not demanded, unless
+	// Args contains "--tls-auth-clients", "yes".
 	TLS bool
 	// FakeTime runs the server under libfaketime, so that Server.SetClock can move its clock.
 	FakeTime bool
@@ -92,16 +99,23 @@ func Start(tb testing.TB, args ...string) *Server {
 // StartConfig starts a server and ends it with the test.
 func StartConfig(tb testing.TB, c Config) *Server {
 	tb.Helper()
-	Require(tb)
 	if c.FakeTime {
-		RequireFakeTime(tb)
+		_, err := fakeTimePreload()
+		require(tb, err, "faketime", "faketime")
 	}
-	s, err := Launch(tb.TempDir(), c)
+	return start(tb, func(dir string) (*Server, error) { return Launch(dir, c) })
+}
+
+// start launches a part in a directory of a test, and stops it with the test.
+func start[T interface{ Stop() }](tb testing.TB, launch func(dir string) (T, error)) T {
+	tb.Helper()
+	Require(tb)
+	part, err := launch(tb.TempDir())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(s.Stop)
-	return s
+	tb.Cleanup(part.Stop)
+	return part
 }
 
 // Launch starts a server that keeps its files in the directory dir. The caller must Stop it.
@@ -132,7 +146,8 @@ func Launch(dir string, c Config) (*Server, error) {
 	return s, nil
 }
 
-// launch starts the process on a free port, with the arguments first before the package's own and last after them.
+// launch starts the process on a free port, with the arguments first before the package's own and last after
+// them.
 func (s *Server) launch(first, last []string) error {
 	// A port that was free a moment ago may be taken by now.
 	for attempt := 1; ; attempt++ {
@@ -173,7 +188,7 @@ func (s *Server) spawn() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(binary(), s.args...)
+	cmd := exec.Command(Binary(), s.args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = s.dir, log, log, sysProcAttr()
 	if s.env != nil {
 		cmd.Env = s.env
@@ -202,7 +217,7 @@ func (s *Server) spawn() error {
 	pid := strconv.Itoa(cmd.Process.Pid)
 	err = waitFor("redis-server to answer", func() error {
 		if !p.running() {
-			if text := s.LogTail(); strings.Contains(text, "Address already in use") || strings.Contains(text, "Failed listening") {
+			if text := s.logTail(); strings.Contains(text, "Address already in use") || strings.Contains(text, "Failed listening") {
 				return fatal{errPortTaken}
 			}
 			return fatal{errors.New("redisserver: redis-server ended at once")}
@@ -216,8 +231,8 @@ func (s *Server) spawn() error {
 	return s.withLog(err)
 }
 
-// Restart starts the process again on the same port and in the same directory, with no data; it kills it first if it
-// runs.
+// Restart starts the process again on the same port and in the same directory, with no data; it kills it
+// first if it runs.
 func (s *Server) Restart() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -247,7 +262,7 @@ func (s *Server) kill() {
 	s.paused = false
 }
 
-// Stop ends the process for good. Nothing is saved, so there is nothing to shut down politely.
+// Stop ends the process for good. It saves no data, so a kill loses none.
 func (s *Server) Stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -258,7 +273,8 @@ func (s *Server) Stop() {
 	}
 }
 
-// Pause freezes the process with SIGSTOP: it keeps its connections, accepts new ones and answers nothing.
+// Pause freezes the process with SIGSTOP: it keeps its connections, accepts new ones and answers none of
+// them.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,7 +289,7 @@ func (s *Server) Pause() error {
 	return nil
 }
 
-// Resume lets a paused process go on. What clients sent meanwhile is executed then.
+// Resume lets a paused process go on. It executes the commands that clients sent meanwhile.
 func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,19 +313,23 @@ func (s *Server) Addr() string { return net.JoinHostPort(loopback, strconv.Itoa(
 // Port returns the server's port. It stays the same over Restart.
 func (s *Server) Port() int { return s.port }
 
-// Pid returns the process id of the process that was started last.
-func (s *Server) Pid() int {
+// pid returns the process id of the process that was started last.
+func (s *Server) pid() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.proc.cmd.Process.Pid
 }
 
-// TLSConfig returns what a client needs to connect to a server with TLS: the authority that signed its certificate, and a
-// client certificate. It is nil for a server without TLS.
+// TLSConfig returns the configuration by which a client connects to a server with TLS: the authority that
+// signed its certificate, and a client certificate. It is nil for a server without TLS.
 func (s *Server) TLSConfig() *tls.Config { return s.tls.Clone() }
 
-// LogTail returns the end of the process's log.
-func (s *Server) LogTail() string {
+// File returns the path of a file in the server's directory. A server with TLS has ca.crt, redis.crt and
+// redis.key there.
+func (s *Server) File(name string) string { return filepath.Join(s.dir, name) }
+
+// logTail returns the end of the process's log.
+func (s *Server) logTail() string {
 	b, err := os.ReadFile(s.logFile())
 	if err != nil {
 		return err.Error()
@@ -326,11 +346,11 @@ func (s *Server) withLog(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w\nlog of redis-server %s:\n%s", err, s.Addr(), s.LogTail())
+	return fmt.Errorf("%w\nlog of redis-server %s:\n%s", err, s.Addr(), s.logTail())
 }
 
-// Do runs one command on a connection of its own, with every right, and returns a string, an int64, nil or a []any of
-// these. An error reply is an Error.
+// Do runs one command on a connection of its own, with every right, and returns a string, an int64, nil or a
+// []any of these. An error reply is an Error.
 func (s *Server) Do(args ...string) (any, error) { return s.do(patience, args...) }
 
 func (s *Server) do(timeout time.Duration, args ...string) (any, error) {
@@ -395,23 +415,8 @@ func fields(text string) map[string]string {
 	return m
 }
 
-// Time returns the server's clock.
-func (s *Server) Time() (time.Time, error) {
-	v, err := s.Do("TIME")
-	if err != nil {
-		return time.Time{}, err
-	}
-	var n [2]int64
-	for i, x := range v.([]any) {
-		if n[i], err = strconv.ParseInt(x.(string), 10, 64); err != nil {
-			return time.Time{}, err
-		}
-	}
-	return time.Unix(n[0], n[1]*1000), nil
-}
-
-// SetClock sets the clock of a server that was started with Config.FakeTime to the real time plus offset, at once and
-// while it runs. Only the wall clock moves: timers inside the server go on.
+// SetClock sets the clock of a server that was started with Config.FakeTime to the real time plus offset, at
+// once and while it runs. Only the wall clock moves: timers inside the server go on.
 func (s *Server) SetClock(offset time.Duration) error {
 	if s.env == nil {
 		return errors.New("redisserver: SetClock needs Config.FakeTime")
@@ -426,8 +431,8 @@ func (s *Server) SetClock(offset time.Duration) error {
 
 func (s *Server) clockFile() string { return filepath.Join(s.dir, "clock") }
 
-// fakeTimeEnv returns the environment that puts a process under libfaketime. The library is preloaded directly: faketime
-// itself forks, and the pid would be the wrong one.
+// fakeTimeEnv returns the environment that puts a process under libfaketime. The library is preloaded
+// directly: faketime itself forks, and the pid would be the wrong one.
 func fakeTimeEnv(file string) ([]string, error) {
 	preload, err := fakeTimePreload()
 	if err != nil {
@@ -440,7 +445,8 @@ func fakeTimeEnv(file string) ([]string, error) {
 		}
 	}
 	return append(env, "LD_PRELOAD="+preload, "FAKETIME_TIMESTAMP_FILE="+file, "FAKETIME_NO_CACHE=1",
-		// Redis's timers run on the monotonic clock: one step back and serverCron would not run for that long.
+		// Redis's timers run on the monotonic clock: one step back and serverCron would not run for that
+		// long.
 		"FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"), nil
 }
 
@@ -449,19 +455,20 @@ var fakeTimePreload = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("faketime: %w", err)
 	}
-	// Debian links redis-server with a shared jemalloc, which asks for the time before libfaketime is ready, and the
-	// process hangs. Loading libc ahead of it gives the process glibc's malloc.
+	// Debian links redis-server with a shared jemalloc, which asks for the time before libfaketime is ready,
+	// and the process hangs. Loading libc ahead of it gives the process glibc's malloc.
 	return string(bytes.TrimSpace(out)) + ":libc.so.6", nil
 })
 
-// removeFakeTimeShm removes what libfaketime leaves in /dev/shm when its process is killed.
+// removeFakeTimeShm removes the files that libfaketime leaves in /dev/shm when its process is killed.
 func removeFakeTimeShm(pid int) {
 	for _, name := range []string{"faketime_shm_", "sem.faketime_sem_"} {
 		_ = os.Remove("/dev/shm/" + name + strconv.Itoa(pid))
 	}
 }
 
-func binary() string {
+// Binary returns the name of the redis-server that the package starts.
+func Binary() string {
 	if name := os.Getenv("FLEETQUOTA_REDIS_SERVER"); name != "" {
 		return name
 	}
@@ -469,13 +476,13 @@ func binary() string {
 }
 
 var available = sync.OnceValue(func() error {
-	out, err := exec.Command(binary(), "--version").Output()
+	out, err := exec.Command(Binary(), "--version").Output()
 	if err != nil {
 		return err
 	}
 	m := regexp.MustCompile(`v=(\d+)\.`).FindSubmatch(out)
 	if m == nil {
-		return fmt.Errorf("%s --version answers %q", binary(), out)
+		return fmt.Errorf("%s --version answers %q", Binary(), out)
 	}
 	if major, _ := strconv.Atoi(string(m[1])); major < 7 {
 		return fmt.Errorf("redis-server is too old: %s", bytes.TrimSpace(out))
@@ -483,23 +490,15 @@ var available = sync.OnceValue(func() error {
 	return nil
 })
 
-// Available returns nil if there is a redis-server that the package can use, and otherwise what is wrong.
+// Available returns nil if there is a redis-server that the package can use, and otherwise the error that it
+// meets.
 func Available() error { return available() }
 
-// FakeTimeAvailable returns nil if there is a faketime that the package can use, and otherwise what is wrong.
-func FakeTimeAvailable() error { _, err := fakeTimePreload(); return err }
-
 // Require skips the test, with a message that says how to change that, if there is no redis-server. With
-// FLEETQUOTA_REQUIRE_REDIS=1 in the environment it fails the test instead. StartX functions call it.
+// FLEETQUOTA_REQUIRE_REDIS=1 in the environment it fails the test instead. Functions StartX call it.
 func Require(tb testing.TB) {
 	tb.Helper()
 	require(tb, Available(), "a real redis-server, version 7.0 or newer", "redis-server")
-}
-
-// RequireFakeTime is Require for faketime, which servers with Config.FakeTime need.
-func RequireFakeTime(tb testing.TB) {
-	tb.Helper()
-	require(tb, FakeTimeAvailable(), "faketime", "faketime")
 }
 
 func require(tb testing.TB, err error, what, pkg string) {
@@ -515,9 +514,9 @@ func require(tb testing.TB, err error, what, pkg string) {
 	}
 }
 
-// Ports come from below the ephemeral range of Linux (32768 and up), so that no outgoing connection takes a port between
-// the check and the bind, or while a killed server is away. A client that dials a free port of the ephemeral range in a
-// loop may even connect to itself.
+// Ports come from below the ephemeral range of Linux (32768 and up), so that no outgoing connection takes a
+// port between the check and the bind, or while a killed server is away. A client that dials a free port of
+// the ephemeral range in a loop may even connect to itself.
 const portMin, portMax = 10000, 32767
 
 var ports = struct {
@@ -565,7 +564,8 @@ type fatal struct{ error }
 
 func (f fatal) Unwrap() error { return f.error }
 
-// waitFor calls ready until it returns nil, with a growing pause, and gives up after patience with the last error.
+// waitFor calls ready until it returns nil, with a growing pause, and gives up after patience with the last
+// error.
 func waitFor(what string, ready func() error) error {
 	end := time.Now().Add(patience)
 	for pause := time.Millisecond; ; pause = min(2*pause, 25*time.Millisecond) {

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// writeCerts makes a certificate authority and one certificate signed by it, for the server and for its clients. It
-// writes ca.crt, redis.crt and redis.key to dir and returns the clients' configuration.
+// writeCerts makes a certificate authority and one certificate signed by it, for the server and for its
+// clients. It writes ca.crt, redis.crt and redis.key to dir and returns the clients' configuration.
 func writeCerts(dir string) (*tls.Config, error) {
 	template := func(serial int64, name string) *x509.Certificate {
 		return &x509.Certificate{

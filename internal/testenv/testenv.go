@@ -1,5 +1,5 @@
-// Package testenv is what the environment tells a run of the tests: FLEETQUOTA_FULL=1 asks for the whole sizes,
-// FLEETQUOTA_SEED for the random choices of an earlier run.
+// Package testenv reads the settings of a run of the tests from the environment: FLEETQUOTA_FULL=1 asks for
+// the whole sizes, FLEETQUOTA_SEED for the random choices of an earlier run.
 package testenv
 
 import (
@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Full reports whether the whole sizes are asked for. Tests ask while they run, where go test sees it and does not
-// answer from its cache.
+// Full reports whether the whole sizes are asked for. Tests ask while they run, where go test sees it and
+// does not answer from its cache.
 func Full() bool { return os.Getenv("FLEETQUOTA_FULL") == "1" }
 
 // Sized returns the size of a test: the reduced one unless the whole is asked for.

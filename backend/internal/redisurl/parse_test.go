@@ -64,7 +64,7 @@ func TestParse(t *testing.T) {
 	} {
 		got, err := parse(t, text)
 		if err != nil || !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
+			t.Errorf("%s: got %+v, error %v; want %+v", text, got, err, want)
 		}
 	}
 }
@@ -76,11 +76,11 @@ func TestParseTLS(t *testing.T) {
 	} {
 		c, err := parse(t, text)
 		if err != nil || (c.TLS != nil) != want {
-			t.Errorf("%s: %+v, %v", text, c, err)
+			t.Errorf("%s: got %+v, error %v; want TLS=%v", text, c, err, want)
 			continue
 		}
 		if want && (c.TLS.MinVersion != 0x0303 || c.TLS.InsecureSkipVerify || c.TLS.ServerName != "" || c.TLS.RootCAs != nil) {
-			t.Errorf("%s: %+v", text, c.TLS)
+			t.Errorf("%s: got %+v, want TLS 1.2 or later and the system's authorities", text, c.TLS)
 		}
 	}
 }
@@ -169,11 +169,11 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		c, err := parse(t, test.url)
 		if !errors.Is(err, quota.ErrInvalid) || c != nil {
-			t.Errorf("%s: %+v, %v; want ErrInvalid", test.url, c, err)
+			t.Errorf("%s: got %+v, error %v; want ErrInvalid", test.url, c, err)
 			continue
 		}
 		if text := err.Error(); !strings.Contains(text, test.says) || strings.Contains(text, "unter") || len(text) > 400 {
-			t.Errorf("%s: %v; want it to say %q", test.url, err, test.says)
+			t.Errorf("%s: got error %v, want one that says %q", test.url, err, test.says)
 		}
 	}
 }
@@ -193,12 +193,12 @@ func TestPasswordsArriveWhole(t *testing.T) {
 			}
 			c, err := parse(t, "redis://u:"+escaped+"@host")
 			if err != nil || c.Password != password || c.Addrs[0] != "host:6379" {
-				t.Errorf("%q as %s: %+v, %v", password, escaped, c, err)
+				t.Errorf("%q as %s: got %+v, error %v; want the password", password, escaped, c, err)
 			}
 		}
 		c, err := parse(t, "redis+sentinel://host?master=m&sentinel_password="+url.QueryEscape(password))
 		if err != nil || c.SentinelPassword != password {
-			t.Errorf("%q: %+v, %v", password, c, err)
+			t.Errorf("%q: got %+v, error %v; want the password", password, c, err)
 		}
 	}
 }
@@ -224,7 +224,7 @@ func FuzzParse(f *testing.F) {
 		c, err := Parse(u)
 		if err != nil {
 			if !errors.Is(err, quota.ErrInvalid) {
-				t.Errorf("%q: %v", u, err)
+				t.Errorf("%q: got error %v, want ErrInvalid", u, err)
 			}
 			// A credential is what stands in front of a '@', in an address too, and in the parameters for it.
 			credential := strings.LastIndexByte(raw, '@') > strings.Index(raw, secret) || strings.Contains(u.Query().Get("sentinel_password"), secret)
@@ -233,21 +233,21 @@ func FuzzParse(f *testing.F) {
 				credential = credential || i >= 0 && strings.LastIndexByte(a, '@') > i
 			}
 			if credential && strings.Contains(err.Error(), secret) {
-				t.Errorf("%q tells: %v", u, err)
+				t.Errorf("%q: got error %v, want no credential in it", u, err)
 			}
 			return
 		}
 		if len(c.Addrs) == 0 || c.Timeout < minTimeout || c.DialTimeout < minTimeout || c.DB < 0 || c.Cluster && c.DB > 0 ||
 			(c.TLS == nil) != (u.Scheme != "rediss" && u.Query().Get("tls") != "true") || (c.Master != "") != (u.Scheme == "redis+sentinel") {
-			t.Errorf("%q: %+v", u, c)
+			t.Errorf("%q: got %+v, want a configuration that a client can use", u, c)
 		}
 		for _, a := range c.Addrs {
 			if strings.Contains(a, secret) && credentialed(u, secret) {
-				t.Errorf("%q: a credential is taken for an address: %s", u, a)
+				t.Errorf("%q: got a credential as the address %s, want none", u, a)
 			}
 		}
 		if again, err := Parse(u); err != nil || fmt.Sprint(again.Addrs, again.Prefix) != fmt.Sprint(c.Addrs, c.Prefix) {
-			t.Errorf("%q: parsed differently the second time", u)
+			t.Errorf("%q: got %+v, error %v the second time, want %+v", u, again, err, c)
 		}
 	})
 }

@@ -1,9 +1,0 @@
-package goredis_test
-
-import (
-	"testing"
-
-	"github.com/fleetquota/fleetquota/backend/internal/enginetest"
-)
-
-func TestCAS(t *testing.T) { enginetest.CAS(t, connect) }

@@ -1,0 +1,165 @@
+package clienttest
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"testing"
+	"time"
+
+	goredisclient "github.com/redis/go-redis/v9"
+	rueidisclient "github.com/redis/rueidis"
+
+	"github.com/fleetquota/fleetquota/backend"
+	"github.com/fleetquota/fleetquota/backend/goredis"
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/backend/rueidis"
+	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+// library is a client library.
+type library struct {
+	name    string
+	connect func(target) (conn, error)
+	pooled  bool                            // callers wait for connections of a pool
+	lazy    bool                            // makes a client while its servers are down
+	engine  func(quota.Store) *engine.Store // under a store; nil unless Run was given it
+}
+
+// libraries is the only table of clients. Their settings for retries are the library's own, as users have
+// them.
+var libraries = []library{
+	{name: "goredis", connect: connectGoredis, pooled: true, lazy: true},
+	{name: "rueidis", connect: connectRueidis},
+}
+
+// target is the place that a client connects to, and the way there.
+type target struct {
+	addrs          []string // of a server, of nodes of a cluster, or of sentinels
+	cluster        bool
+	master         string                                                            // its name, where addrs are of sentinels
+	dialer         func(ctx context.Context, network, addr string) (net.Conn, error) // nil is the client's own
+	user, password string
+	pool           int            // connections, of a client that has a pool; 0 is the client's own number
+	timeout        time.Duration  // of a dial, a read and a write; 0 is 2 s
+	options        engine.Options // of the first store
+}
+
+func single(s *redisserver.Server) target { return target{addrs: []string{s.Addr()}} }
+
+func clustered(c *redisserver.Cluster) target { return target{addrs: c.Addrs(), cluster: true} }
+
+func (to target) through(p *redisserver.Proxies) target {
+	to.dialer = p.DialContext
+	return to
+}
+
+// store is a store of either client.
+type store interface {
+	quota.Store
+	driver.Graded
+	driver.HealthReporter
+}
+
+// conn is a client with a store.
+type conn struct {
+	store
+	open    func(engine.Options) (store, error)    // another store over the same client
+	ping    func() error                           // past the store
+	evalsha func(sha, key, value, px string) error // past the store
+	close   func()                                 // closes the client
+}
+
+// with completes a conn by its first store, or closes the client.
+func (c conn) with(o engine.Options) (conn, error) {
+	var err error
+	if c.store, err = c.open(o); err != nil {
+		c.close()
+		return conn{}, err
+	}
+	return c, nil
+}
+
+func connectGoredis(to target) (conn, error) {
+	if to.timeout == 0 {
+		to.timeout = 2 * time.Second
+	}
+	o := &goredisclient.UniversalOptions{
+		Addrs: to.addrs, MasterName: to.master, IsClusterMode: to.cluster, Username: to.user, Password: to.password,
+		PoolSize: to.pool, DialTimeout: to.timeout, ReadTimeout: to.timeout, WriteTimeout: to.timeout, PoolTimeout: to.timeout,
+		ContextTimeoutEnabled: true,
+	}
+	if to.dialer != nil {
+		o.Dialer = to.dialer
+	}
+	client := goredisclient.NewUniversalClient(o)
+	return conn{
+		open: func(o engine.Options) (store, error) {
+			options := goredis.Options(o)
+			return goredis.New(client, &options)
+		},
+		ping: func() error { return client.Ping(bg).Err() },
+		evalsha: func(sha, key, value, px string) error {
+			return client.EvalSha(bg, sha, []string{key}, value, px).Err()
+		},
+		close: func() { client.Close() },
+	}.with(to.options)
+}
+
+func connectRueidis(to target) (conn, error) {
+	if to.timeout == 0 {
+		to.timeout = 2 * time.Second
+	}
+	o := rueidisclient.ClientOption{
+		InitAddress: to.addrs, Username: to.user, Password: to.password,
+		Dialer: net.Dialer{Timeout: to.timeout}, ConnWriteTimeout: to.timeout,
+		AlwaysPipelining: true, DisableCache: true, ForceSingleClient: !to.cluster && to.master == "",
+		Sentinel:      rueidisclient.SentinelOption{MasterSet: to.master},
+		ClusterOption: rueidisclient.ClusterOption{MaxMovedRedirections: 3}, // its own number is to follow them for ever
+	}
+	if to.dialer != nil {
+		o.DialCtxFn = func(ctx context.Context, addr string, _ *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			return to.dialer(ctx, "tcp", addr)
+		}
+	}
+	client, err := rueidisclient.NewClient(o)
+	if err != nil {
+		return conn{}, err
+	}
+	return conn{
+		open: func(o engine.Options) (store, error) {
+			options := rueidis.Options(o)
+			return rueidis.New(client, &options)
+		},
+		ping: func() error { return client.Do(bg, client.B().Ping().Build()).Error() },
+		evalsha: func(sha, key, value, px string) error {
+			_, err := client.Do(bg, client.B().Evalsha().Sha1(sha).Numkeys(1).Key(key).Arg(value, px).Build()).ToArray()
+			return err
+		},
+		close: client.Close,
+	}.with(to.options)
+}
+
+// dial connects and ends store and client with the test.
+func (l library) dial(t testing.TB, to target) conn {
+	t.Helper()
+	c, err := l.connect(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.store.Close(); c.close() })
+	return c
+}
+
+// open opens a URL, to which it adds the parameter client, and ends the store with the test.
+func (l library) open(t testing.TB, url string) quota.Store {
+	t.Helper()
+	s, err := backend.Open(bg, by(url, l.name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}

@@ -1,0 +1,248 @@
+package clienttest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// outage is how long a failure of a master may last, on a loaded machine: a second until it is taken for
+// down, an election, and the client's discovery. It tells seconds from the minute after which go-redis
+// looks at the cluster anew by itself.
+const outage = 12 * time.Second
+
+// stateOf returns the key of a state of the limit that tests of faults count with.
+func stateOf(key string) string { return place(quota.Charge{Limit: counted(1), Key: key}) }
+
+// masterKilled kills a master under load whose replica missed its last writes: the client must find the
+// replica, and the lost tokens may be granted again, once.
+func masterKilled(t *testing.T, l library) {
+	t.Parallel()
+	const capacity = 40 // of a key: so much may a failover admit again
+	c := redisserver.StartCluster(t)
+	s := l.dial(t, clustered(c))
+	limit := counted(capacity)
+	victim, err := c.MasterFor(stateOf("team-0"))
+	ok(t, err)
+	var own []string // keys of other masters would hide the outage
+	for _, k := range keys(64) {
+		if n, err := c.MasterFor(stateOf(k)); err == nil && n == victim {
+			own = append(own, k)
+		}
+	}
+	replicas, err := c.Replicas(victim)
+	ok(t, err)
+	y, stop := load(t, s, limit, own)
+	y.more(t, int64(len(own)))
+	ok(t, replicas[0].Pause())
+	do(t, victim.Server, "CLIENT", "KILL", "TYPE", "replica") // it must not find the writes in its socket either
+	y.more(t, int64(len(own)))
+	victim.Kill()
+	killed := time.Now()
+	ok(t, replicas[0].Resume())
+	// A peek is never denied, so only the outage keeps it from its answer.
+	peek := quota.Charge{Limit: limit, Key: own[0], Op: quota.OpPeek}
+	until(t, "the failure", func() bool { return s.fails(peek) })
+	until(t, "the client to find the new master", func() bool { return !s.fails(peek) })
+	out := time.Since(killed)
+	y.more(t, 1)
+	time.Sleep(time.Second) // time to take all there is
+	stop()
+	held := charged(t, s, limit, own...)
+	t.Logf("outage %v, %d tokens lost: %v", out.Round(time.Millisecond), y.ok-held, y)
+	y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
+	if out > outage {
+		t.Errorf("outage: got %v, want at most %v", out, outage)
+	}
+	if most := int64(capacity * 2 * len(own)); y.ok > most {
+		t.Errorf("tokens granted: got %d, want at most %d, twice the limit of each key", y.ok, most)
+	}
+	if y.ok == held {
+		t.Error("tokens lost: got none, want some, or the test proves no loss")
+	}
+}
+
+// manualFailover promotes replicas under load, as operators do before they restart a server.
+func manualFailover(t *testing.T, l library) {
+	t.Parallel()
+	c := redisserver.StartCluster(t)
+	s := l.dial(t, clustered(c))
+	limit, list := counted(plenty), keys(32)
+	y, stop := load(t, s, limit, list)
+	y.more(t, 100)
+	for _, n := range c.Nodes[:sized(1, 3)] {
+		_, err := c.Failover(n)
+		ok(t, err)
+		y.more(t, 200)
+	}
+	stop()
+	t.Log(y)
+	y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
+	// The old master hands over without loss, so the account is exact.
+	y.bounds(t, charged(t, s, limit, list...))
+	if y.gap > outage {
+		t.Errorf("longest time without a grant: got %v, want at most %v", y.gap, outage)
+	}
+}
+
+// restart restarts a single server under load. It keeps no data, so every key is fresh once more.
+func restart(t *testing.T, l library) {
+	t.Parallel()
+	const capacity, losses = 50, 3
+	server := redisserver.Start(t)
+	s := l.dial(t, single(server))
+	limit, list := counted(capacity), keys(8)
+	y, stop := load(t, s, limit, list)
+	for range losses {
+		y.more(t, capacity*int64(len(list))/2)
+		server.Kill()
+		ok(t, server.Restart())
+	}
+	y.more(t, 1)
+	time.Sleep(time.Second) // time to take all there is
+	stop()
+	t.Log(y)
+	y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
+	if most := int64(capacity * len(list) * (1 + losses)); y.ok > most {
+		t.Errorf("tokens granted: got %d, want at most %d, a limit for each key and loss", y.ok, most)
+	}
+	if y.gap > outage {
+		t.Errorf("longest time without a grant: got %v, want at most %v", y.gap, outage)
+	}
+}
+
+// resharding moves slots, with their keys, under load. No token is lost and callers see TRYAGAIN at most.
+func resharding(t *testing.T, l library) {
+	t.Parallel()
+	c := redisserver.StartCluster(t)
+	s := l.dial(t, clustered(c))
+	limit, list := counted(plenty), keys(8)
+	y, stop := load(t, s, limit, list)
+	y.more(t, 100)
+	moves := sized(16, 1000)
+	for i := range moves {
+		// A call follows a move at a time: it meets a few, not hundreds, which no client would follow.
+		slot := redisserver.Slot(stateOf(list[i%len(list)]))
+		from, err := c.MasterForSlot(slot)
+		ok(t, err)
+		to := c.Nodes[0]
+		for n := range 3 {
+			if c.Nodes[n] == from {
+				to = c.Nodes[(n+1)%3]
+			}
+		}
+		ok(t, c.MoveSlot(slot, from, to))
+	}
+	y.more(t, 100)
+	stop()
+	t.Logf("%d moves: %v", moves, y)
+	y.only(t, quota.ErrUnavailable) // TRYAGAIN at most
+	if n := y.failed[quota.ErrUnavailable]; n > y.ok/100 {
+		t.Errorf("failed calls: got %d of %d, want one in a hundred at most", n, y.ok)
+	}
+	y.exact(t, charged(t, s, limit, list...))
+}
+
+// halfMoved leaves a slot on its way: keys that are not there yet are taken at the new place (ASK),
+// lists over keys of which some are there get TRYAGAIN. The redirected calls lose replies too.
+func halfMoved(t *testing.T, l library) {
+	t.Parallel()
+	c := redisserver.StartCluster(t)
+	proxies := redisserver.StartProxies(t, c.Addrs()...)
+	s, direct := l.dial(t, clustered(c).through(proxies)), l.dial(t, clustered(c))
+	limit := counted(plenty)
+	old, fresh := "team/old", "team/new"
+	y := calls(s, limit, []string{old}, 10)
+	slot := redisserver.Slot(stateOf("team"))
+	from, err := c.MasterForSlot(slot)
+	ok(t, err)
+	target := c.Nodes[0]
+	if target == from {
+		target = c.Nodes[1]
+	}
+	ok(t, c.BeginMove(slot, from, target))
+	z := calls(s, limit, []string{fresh, old}, 100)
+	z.only(t)
+	y.ok += z.ok
+	y.exact(t, charged(t, direct, limit, old, fresh))
+
+	out := make([]quota.Decision, 2)
+	list := []quota.Charge{{Limit: limit, Key: old, Cost: 1}, {Limit: limit, Key: fresh, Cost: 1}}
+	is(t, "a list over a slot that is half moved (TRYAGAIN)", s.TakeAll(bg, list, out), quota.ErrUnavailable)
+	y.exact(t, charged(t, direct, limit, old, fresh))
+
+	lost := proxies.Inject(redisserver.Fault{
+		Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"), Probability: 0.1, Seed: seed(t),
+	})
+	z = calls(s, limit, []string{fresh}, 300)
+	proxies.Clear()
+	t.Logf("%d replies to redirected calls lost: %v", lost.Fired(), z)
+	z.only(t, quota.ErrIndeterminate)
+	z.bounds(t, charged(t, direct, limit, old, fresh)-y.ok)
+	if lost.Fired() == 0 {
+		t.Error("lost replies: got none, want some")
+	}
+	ok(t, c.MoveSlot(slot, from, target))
+	ok(t, direct.TakeAll(bg, list, out))
+}
+
+// sentinel kills the master that sentinels watch, under load, and then has an operator fail over: a client of
+// the caller's and a store of a URL must follow both.
+func sentinel(t *testing.T, l library) {
+	t.Parallel()
+	n := redisserver.StartSentinel(t)
+	limit, list := counted(plenty), keys(8)
+	peek := quota.Charge{Limit: limit, Key: list[0], Op: quota.OpPeek}
+	stores := map[string]quota.Store{
+		"client": l.dial(t, target{addrs: n.Addrs(), master: n.MasterName}),
+		"URL":    l.open(t, sentinelURL(n)), // in another database
+	}
+	tallies, stops := map[string]*tally{}, map[string]func() *tally{}
+	for name, s := range stores {
+		tallies[name], stops[name] = load(t, s, limit, list)
+	}
+	granted := func() {
+		t.Helper()
+		for _, y := range tallies {
+			y.more(t, 100)
+		}
+	}
+	granted()
+	old, err := n.Master()
+	ok(t, err)
+	if got := countKeys(t, old, "2", "quota:"); got != int64(len(list)) {
+		t.Errorf("keys in database 2 of the master: got %d, want %d", got, len(list))
+	}
+	old.Kill()
+	killed := time.Now()
+	for name, s := range stores {
+		failing := func() bool { _, err := s.Take(bg, peek); return err != nil }
+		if name == "client" { // the other one may be back already
+			until(t, "the failure", failing)
+		}
+		until(t, "the client to find the new master", func() bool { return !failing() })
+	}
+	if out := time.Since(killed); out > outage {
+		t.Errorf("outage: got %v, want at most %v", out, outage)
+	}
+	granted()
+	ok(t, old.Restart())
+	ok(t, n.WaitOK())
+	ok(t, n.Failover())
+	ok(t, n.WaitOK())
+	granted()
+	for name, s := range stores {
+		y := stops[name]()
+		t.Log(name, y)
+		// The old master takes writes for some seconds that are lost: see redisserver.
+		y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
+		most := y.ok + y.failed[quota.ErrIndeterminate]
+		if held := charged(t, s, limit, list...); held == 0 || held > most {
+			t.Errorf("%s: got %d charged, want 1 to %d", name, held, most)
+		}
+	}
+	_, err = l.open(t, "redis+sentinel://"+n.Addrs()[0]+"?master=unknown").Take(bg, peek)
+	is(t, "a master that the sentinels do not know", err, quota.ErrMisconfigured)
+}
