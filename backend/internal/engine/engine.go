@@ -71,8 +71,8 @@ type Store struct {
 	closed  atomic.Bool
 	evicted atomic.Int64
 
-	lanes   []Lane[asking] // one, or one for each slot; nil without batching
-	carrier Carrier[asking]
+	queues  []Queue[queued] // one, or one for each slot; nil without batching
+	batcher Batcher[queued]
 
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
@@ -100,10 +100,10 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	}
 	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
 	if !o.NoBatching {
-		s.carrier = Carrier[asking]{Most: maxBatch, Fly: s.fly}
-		s.lanes = make([]Lane[asking], 1)
+		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
+		s.queues = make([]Queue[queued], 1)
 		if cluster {
-			s.lanes = make([]Lane[asking], slots)
+			s.queues = make([]Queue[queued], slots)
 		}
 	}
 	var err error
@@ -125,11 +125,11 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	for i := range s.lanes {
-		s.lanes[i].Close()
+	for i := range s.queues {
+		s.queues[i].Close()
 	}
 	err := s.client.Close()
-	s.carrier.Wait()
+	s.batcher.Wait()
 	return err
 }
 
@@ -155,7 +155,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 		err := s.decide(ctx, []quota.Charge{c}, out[:])
 		return out[0], err
 	}
-	if s.lanes == nil {
+	if s.queues == nil {
 		return s.alone(ctx, p, &c)
 	}
 	return s.gather(ctx, p, &c)
@@ -225,7 +225,7 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 		plans[i] = p
 	}
 	l := &list{plans: plans, charges: cs, decisions: out}
-	if s.lanes == nil || cs[0].ID != "" {
+	if s.queues == nil || cs[0].ID != "" {
 		s.sendLists(ctx, []*list{l})
 		return l.err
 	}

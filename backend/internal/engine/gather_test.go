@@ -141,17 +141,17 @@ func allowed(t *testing.T, all ...*taken) {
 func TestGather(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		first := g.fill("a", maxFlying)
+		first := g.fill("a", maxInFlight)
 		g.keys(t, 1, 1, 1, 1)
 		rest := g.fill("b", maxBatch+10)
 		g.keys(t, 1, 1, 1, 1)
 		g.land(2, nil)
 		g.keys(t, 1, 1, 1, 1, maxBatch)
 		allowed(t, first[2])
-		g.land(maxFlying, nil)
+		g.land(maxInFlight, nil)
 		g.keys(t, 1, 1, 1, 1, maxBatch, 10)
 		allowed(t, rest[:maxBatch]...)
-		g.land(maxFlying+1, nil)
+		g.land(maxInFlight+1, nil)
 		allowed(t, rest[maxBatch:]...)
 		g.fill("c", 2) // one place is free
 		g.keys(t, 1, 1, 1, 1, maxBatch, 10, 1)
@@ -162,8 +162,8 @@ func TestGather(t *testing.T) {
 func TestNoBatching(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{NoBatching: true})
-		all := g.fill("a", 2*maxFlying)
-		if len(g.calls) != 2*maxFlying {
+		all := g.fill("a", 2*maxInFlight)
+		if len(g.calls) != 2*maxInFlight {
 			t.Errorf("%d calls", len(g.calls))
 		}
 		g.end()
@@ -175,7 +175,7 @@ func TestNoBatching(t *testing.T) {
 func TestGatherBySlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, true, Options{})
-		g.fill("team/a", maxFlying+2)
+		g.fill("team/a", maxInFlight+2)
 		g.fill("other", 1)
 		g.keys(t, 1, 1, 1, 1, 1)
 		g.land(0, nil)
@@ -188,7 +188,7 @@ func TestGatherBySlot(t *testing.T) {
 func TestWithdraw(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		ctx, cancel := context.WithCancel(bg)
 		left := g.take(ctx, "left")
 		stays := g.take(bg, "stays")
@@ -199,10 +199,10 @@ func TestWithdraw(t *testing.T) {
 		}
 		g.land(0, nil)
 		g.keys(t, 1, 1, 1, 1, 1)
-		if key := g.calls[maxFlying].args[3]; key != "quota:{stays}:n" {
+		if key := g.calls[maxInFlight].args[3]; key != "quota:{stays}:n" {
 			t.Errorf("sent %v", key)
 		}
-		g.land(maxFlying, nil)
+		g.land(maxInFlight, nil)
 		allowed(t, stays)
 
 		g.fill("c", 1) // nobody of the next batch stays: it is not sent
@@ -222,7 +222,7 @@ func TestWithdraw(t *testing.T) {
 func TestLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
 		leaves, stays := g.take(ctx, "leaves"), g.take(bg, "stays")
@@ -232,10 +232,10 @@ func TestLeave(t *testing.T) {
 		if !errors.Is(leaves.err, quota.ErrIndeterminate) || !errors.Is(leaves.err, context.DeadlineExceeded) {
 			t.Errorf("who left: %v", leaves.err)
 		}
-		if end, set := g.calls[maxFlying].ctx.Deadline(); set {
+		if end, set := g.calls[maxInFlight].ctx.Deadline(); set {
 			t.Errorf("the others have no deadline, the batch has %v", end)
 		}
-		g.land(maxFlying, nil)
+		g.land(maxInFlight, nil)
 		allowed(t, stays)
 		g.end()
 	})
@@ -245,7 +245,7 @@ func TestLeave(t *testing.T) {
 func TestBatchDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		late := time.Now().Add(3 * time.Second)
 		for i, end := range []time.Time{late.Add(-time.Second), late, late.Add(-2 * time.Second)} {
 			ctx, cancel := context.WithDeadline(bg, end)
@@ -253,7 +253,7 @@ func TestBatchDeadline(t *testing.T) {
 			g.take(ctx, fmt.Sprint("b", i))
 		}
 		g.land(0, nil)
-		if end, set := g.calls[maxFlying].ctx.Deadline(); !set || !end.Equal(late) {
+		if end, set := g.calls[maxInFlight].ctx.Deadline(); !set || !end.Equal(late) {
 			t.Errorf("the batch ends %v, not %v", end, late)
 		}
 		g.end()
@@ -264,12 +264,12 @@ func TestBatchDeadline(t *testing.T) {
 func TestBatchError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		alone := g.fill("a", maxFlying)
+		alone := g.fill("a", maxInFlight)
 		rest := g.fill("b", 3)
 		lost := fmt.Errorf("%w: lost", quota.ErrIndeterminate)
 		g.land(0, lost)
 		g.land(1, nil)
-		g.land(maxFlying, lost)
+		g.land(maxInFlight, lost)
 		trips := map[any]bool{}
 		for _, r := range rest {
 			var shared interface{ RoundTrip() any }
@@ -292,11 +292,11 @@ func TestBatchError(t *testing.T) {
 func TestStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		frozen := fmt.Errorf("%w: %w", quota.ErrIndeterminate, os.ErrDeadlineExceeded)
 		for i, err := range []error{frozen, quota.ErrUnavailable, frozen} { // alone, and as a batch
 			waits := g.fill("b", 3)
-			g.land([]int{0, 1, maxFlying}[i], err)
+			g.land([]int{0, 1, maxInFlight}[i], err)
 			for _, r := range waits {
 				refused := errors.Is(r.err, quota.ErrUnavailable) && !errors.Is(r.err, quota.ErrIndeterminate)
 				if want := i != 1; r.done != want || want && !refused {
@@ -313,7 +313,7 @@ func TestStuck(t *testing.T) {
 }
 
 // Callers that can run when one is about to send go along with it.
-func TestBoarding(t *testing.T) {
+func TestFilling(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
@@ -329,8 +329,8 @@ func TestBoarding(t *testing.T) {
 		for _, c := range g.calls {
 			keys += c.keys
 		}
-		if keys != 20 || len(g.calls) == maxFlying {
-			t.Errorf("%d keys in %d scripts; want all 20 in fewer than %d", keys, len(g.calls), maxFlying)
+		if keys != 20 || len(g.calls) == maxInFlight {
+			t.Errorf("%d keys in %d scripts; want all 20 in fewer than %d", keys, len(g.calls), maxInFlight)
 		}
 		g.end()
 	})
@@ -340,10 +340,10 @@ func TestBoarding(t *testing.T) {
 func TestBatchBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		const trips = maxFlying + 1
+		const trips = maxInFlight + 1
 		for _, failures := range []int{trips + 1, trips} {
 			store := quota.Must(resilience.Wrap(g.store, resilience.Breaker(&resilience.BreakerOptions{Failures: failures}), resilience.Timeout(time.Second, nil)))
-			for i := range maxFlying + 20 {
+			for i := range maxInFlight + 20 {
 				g.wg.Go(func() {
 					if _, err := store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint(failures, i), Cost: 1}); err == nil {
 						t.Error("a frozen server decided")
@@ -371,7 +371,7 @@ func TestBatchOfSomeKeys(t *testing.T) {
 	for _, refusal := range []string{"TRYAGAIN Multiple keys request during rehashing of slot", "NOPERM this user has no permissions"} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGathering(t, true, Options{})
-			g.fill("team/a", maxFlying)
+			g.fill("team/a", maxInFlight)
 			rest := g.fill("team/b", 3)
 			for i := range 2 {
 				cs := []quota.Charge{{Limit: g.limit, Key: fmt.Sprint("team/c", i), Cost: 1}, {Limit: g.limit, Key: fmt.Sprint("team/d", i), Cost: 1}}
@@ -386,7 +386,7 @@ func TestBatchOfSomeKeys(t *testing.T) {
 			}
 			g.land(0, nil)
 			g.keys(t, 1, 1, 1, 1, 3, 4)
-			for i := maxFlying; i < maxFlying+2; i++ {
+			for i := maxInFlight; i < maxInFlight+2; i++ {
 				g.land(i, ReplyError(errors.New(refusal)))
 			}
 			g.keys(t, 1, 1, 1, 1, 3, 4, 1, 1, 1, 2, 2)
@@ -400,7 +400,7 @@ func TestBatchOfSomeKeys(t *testing.T) {
 func TestCloseGathering(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		sent := g.fill("b", 2)
 		g.land(0, nil)
 		waiting := g.fill("c", 2)
@@ -420,7 +420,7 @@ func TestCloseGathering(t *testing.T) {
 		if closed {
 			t.Error("closed before the batch landed")
 		}
-		g.land(maxFlying, nil)
+		g.land(maxInFlight, nil)
 		allowed(t, sent...)
 		if !closed {
 			t.Error("not closed after the batch landed")

@@ -23,7 +23,7 @@ func (s *Store) sendLists(ctx context.Context, lists []*list) {
 	for len(lists) > 0 {
 		var c call
 		lists = s.fill(&c, lists)
-		r, err := s.send(ctx, &c)
+		r, err := s.sendCall(ctx, &c)
 		switch {
 		case err == nil:
 			err = c.conclude(r)
@@ -78,8 +78,8 @@ func (s *Store) fill(c *call, lists []*list) (left []*list) {
 	return left
 }
 
-// send sends a call.
-func (s *Store) send(ctx context.Context, c *call) (Reply, error) {
+// sendCall sends a call.
+func (s *Store) sendCall(ctx context.Context, c *call) (Reply, error) {
 	rules := make([]quota.Rule, len(c.plans))
 	for i, p := range c.plans {
 		rules[i] = p.rule

@@ -15,21 +15,21 @@ import (
 type asked struct {
 	key         string
 	plan        *plan
-	first, last *unit
+	first, last *single
 }
 
-// sendUnits decides units in one script. Where the numbers of a key's limit changed, the charges with the
+// sendSingles decides singles in one script. Where the numbers of a key's limit changed, the charges with the
 // other numbers follow in a script of their own.
-func (s *Store) sendUnits(ctx context.Context, trip *Trip, units []*unit) {
-	for len(units) > 0 {
+func (s *Store) sendSingles(ctx context.Context, roundTrip any, singles []*single) {
+	for len(singles) > 0 {
 		var keys []asked
-		keys, units = s.byKey(units)
-		s.sendKeys(ctx, trip, keys)
+		keys, singles = s.byKey(singles)
+		s.sendKeys(ctx, roundTrip, keys)
 	}
 }
 
 // sendKeys decides what is asked of keys in one script, or each key alone if that is refused because of some.
-func (s *Store) sendKeys(ctx context.Context, trip *Trip, keys []asked) {
+func (s *Store) sendKeys(ctx context.Context, roundTrip any, keys []asked) {
 	rules := make([]quota.Rule, 0, 4)
 	args := make([]any, 3, 3+2*len(keys)+3*cap(rules)+1)
 	for i := range keys {
@@ -55,11 +55,11 @@ func (s *Store) sendKeys(ctx context.Context, trip *Trip, keys []asked) {
 	case err == nil:
 		err = conclude(keys, r)
 	case len(keys) > 1 && ofSomeKeys(err):
-		each(len(keys), func(i int) { s.sendKeys(ctx, trip, keys[i:i+1]) })
+		each(len(keys), func(i int) { s.sendKeys(ctx, roundTrip, keys[i:i+1]) })
 		return
 	}
 	if err != nil {
-		err = trip.Shared(err)
+		err = driver.Share(err, roundTrip)
 		for i := range keys {
 			for u := keys[i].first; u != nil; u = u.next {
 				u.err = err
@@ -68,13 +68,13 @@ func (s *Store) sendKeys(ctx context.Context, trip *Trip, keys []asked) {
 	}
 }
 
-// byKey returns the keys of units, those with the same plan together, and the units that are left out.
-func (s *Store) byKey(units []*unit) (keys []asked, left []*unit) {
-	keys = make([]asked, 0, len(units))
-	places := make(map[string]int, len(units))
+// byKey returns the keys of singles, those with the same plan together, and the singles that are left out.
+func (s *Store) byKey(singles []*single) (keys []asked, left []*single) {
+	keys = make([]asked, 0, len(singles))
+	places := make(map[string]int, len(singles))
 	mixed, n := false, 0
-	for i, u := range units {
-		if i == 0 || u.charge.Limit != units[i-1].charge.Limit || u.charge.Key != units[i-1].charge.Key {
+	for i, u := range singles {
+		if i == 0 || u.charge.Limit != singles[i-1].charge.Limit || u.charge.Key != singles[i-1].charge.Key {
 			key := s.key(&u.charge)
 			var known bool
 			if n, known = places[key]; !known {
@@ -118,7 +118,7 @@ func (k *asked) todo() any {
 	return string(dst)
 }
 
-// conclude decides the units again on what the script found. An error is about the call as a whole.
+// conclude decides the singles again on what the script found. An error is about the call as a whole.
 func conclude(keys []asked, r Reply) error {
 	now, positive, ok := stamp(r)
 	changes, counted := r.Int(1)
