@@ -68,7 +68,7 @@ type Store struct {
 	cluster bool
 	scripts *scripts
 	cas     quota.Store
-	closed  atomic.Bool
+	gate    driver.Gate
 	evicted atomic.Int64
 
 	queues  []Queue[queued] // one, or one for each slot; nil without batching
@@ -122,7 +122,7 @@ func validPrefix(p string) bool {
 
 // Close closes the store, and the client if the store made it. It returns when no batch is under way.
 func (s *Store) Close() error {
-	if s.closed.Swap(true) {
+	if !s.gate.Close() {
 		return nil
 	}
 	for i := range s.queues {
@@ -143,7 +143,7 @@ func (s *Store) Atomicity() driver.Atomicity {
 
 // Take decides one charge.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return quota.Decision{}, err
 	}
 	p, err := s.plan(c.Limit)
@@ -192,7 +192,7 @@ func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Deci
 
 // TakeAll decides a list of charges.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	if len(cs) == 1 && cs[0].ID == "" {
@@ -243,16 +243,6 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 		err = ReplyError(err)
 	}
 	return r, err
-}
-
-func (s *Store) ready(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if s.closed.Load() {
-		return errClosed
-	}
-	return nil
 }
 
 // plan returns what charges to a limit send.
@@ -341,4 +331,4 @@ func differs(l *quota.Limit) error {
 	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, l.Spec().Rule)
 }
 
-var errClosed = fmt.Errorf("redis: %w", quota.ErrClosed)
+var errClosed = fmt.Errorf("redis: the store is %w", quota.ErrClosed)

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"strconv"
 
@@ -16,23 +15,13 @@ var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
 // idKey returns the key of a request id: no limit's key has '#' behind its group.
 func (s *Store) idKey(c *quota.Charge) string {
-	dst := append(driver.AppendGroup([]byte(s.o.Prefix), quota.Group(c.Key)), '#')
-	return string(driver.AppendEscaped(dst, c.ID))
+	return string(driver.AppendIDKey([]byte(s.o.Prefix), quota.Group(c.Key), c.ID))
 }
 
-// recordHead tells charges apart: what driver.SameCharge compares, in 128 bits.
+// recordHead returns the bytes with which the record of a grant begins: the charges' fingerprint.
 func recordHead(cs []quota.Charge) string {
-	var text []byte
-	for i := range cs {
-		c := &cs[i]
-		text = driver.AppendKey(text, c.Limit.Name(), c.Key)
-		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
-			text = strconv.AppendInt(append(text, ' '), n, 10)
-		}
-		text = append(text, '\n')
-	}
-	sum := sha256.Sum256(text)
-	return string(sum[:headSize])
+	sum := driver.Fingerprint(cs)
+	return string(sum[:])
 }
 
 const headSize = 16

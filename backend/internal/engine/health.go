@@ -17,7 +17,7 @@ const minMajor = 5
 // other than noeviction, "evicted" of keys evicted since the last call, "version" of a server too old.
 // It fails with ErrUnavailable or another error of package quota if the server cannot be asked.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return driver.Health{}, err
 	}
 	infos, err := s.client.Info(ctx)

@@ -11,10 +11,7 @@ import (
 // A state is kept as bytes: its header, which is the length and the name of its rule and its unit, then
 // A, B and, where they are not zero, C and the tail. A number is 7 bytes in two's complement, the highest
 // first, so a token bucket takes 25 bytes, and one size class less in Redis than as text.
-const (
-	numberSize = 7
-	maxNumber  = 1 << 53
-)
+const numberSize = 7
 
 func appendNumber(dst []byte, n int64) []byte {
 	return append(dst, byte(n>>48), byte(n>>40), byte(n>>32), byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
@@ -78,6 +75,6 @@ func unpack(v string) (it driver.Item, err error) {
 	return it, nil
 }
 
-func exact(n int64) bool { return -maxNumber <= n && n <= maxNumber }
+func exact(n int64) bool { return -quota.MaxNumber <= n && n <= quota.MaxNumber }
 
-var errState = fmt.Errorf("engine: %w: the store holds what is no state of a limit", quota.ErrMisconfigured)
+var errState = fmt.Errorf("redis: %w: the store holds what is no state of a limit", quota.ErrMisconfigured)

@@ -79,7 +79,7 @@ func hostile(t *testing.T, name string, r Reply, must bool) {
 		out := make([]quota.Decision, len(cs))
 		err := s.TakeAll(bg, cs, out)
 		for _, d := range out {
-			if err == nil && (d.At <= 0 || d.At > maxNumber || d.Remaining > d.Limit || d.ResetAfter < 0 || d.RetryAfter < 0) {
+			if err == nil && (d.At <= 0 || d.At > quota.MaxNumber || d.Remaining > d.Limit || d.ResetAfter < 0 || d.RetryAfter < 0) {
 				t.Errorf("%s to %s: decided %+v", name, show(cs), d)
 			}
 		}

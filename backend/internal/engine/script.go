@@ -89,7 +89,7 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 		s.single[rule] = sc
 	}
 	if known != kernel {
-		return nil, fmt.Errorf("engine: %w: two algorithms call themselves rule %q: give one another name", quota.ErrMisconfigured, rule)
+		return nil, fmt.Errorf("redis: %w: two algorithms call themselves rule %q: give one another name", quota.ErrMisconfigured, rule)
 	}
 	return sc, nil
 }
@@ -131,7 +131,7 @@ func (s *scripts) assemble(kernels, text string) string {
 		"SLACK", s.slack,
 		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
-		"BIG", strconv.Itoa(maxNumber),
+		"BIG", strconv.Itoa(quota.MaxNumber),
 		"FOREIGN", "{err = 'FLEETQUOTA the key holds no state of this rule and layout'}",
 	).Replace(text)
 }
