@@ -135,11 +135,14 @@ func (s *Store) Close() error {
 
 // Atomicity says how far lists are decided in one step.
 func (s *Store) Atomicity() driver.Atomicity {
-	if s.cluster || s.o.Strict {
+	if s.bySlot() {
 		return driver.OneGroup
 	}
 	return driver.AnyKeys
 }
+
+// bySlot reports whether only keys of one slot are decided in one step.
+func (s *Store) bySlot() bool { return s.cluster || s.o.Strict }
 
 // Take decides one charge.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -150,44 +153,16 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	if err != nil {
 		return quota.Decision{}, err
 	}
+	t := target{plan: p}
 	if p.script == nil || c.ID != "" {
 		var out [1]quota.Decision
-		err := s.decide(ctx, []quota.Charge{c}, out[:])
+		err := s.decide(ctx, &list{charges: []quota.Charge{c}, targets: []target{t}, decisions: out[:]})
 		return out[0], err
 	}
 	if s.queues == nil {
-		return s.alone(ctx, p, &c)
+		return s.alone(ctx, &c, &t)
 	}
-	return s.gather(ctx, p, &c)
-}
-
-// alone decides a charge in a script of its own.
-func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Decision, error) {
-	args := make([]any, 0, 3+1+5+1)
-	args = append(args, evalSHA, p.script.sha, small[1], s.key(c))
-	args = append(args, p.header, p.params, cost(c))
-	if c.Op != quota.OpTake {
-		args = append(args, small[c.Op], text(c.At))
-	}
-	r, err := s.run(ctx, p.script, s.appendClock(args), 1)
-	if err != nil {
-		return quota.Decision{}, err
-	}
-	now, wrote, ok := stamp(r)
-	held, text := r.Text(1)
-	if !ok || !text || r.Len() != 2 {
-		return quota.Decision{}, badReply(r)
-	}
-	it, err := unpack(held)
-	if err != nil {
-		return quota.Decision{}, err
-	}
-	var d quota.Decision
-	err = driver.ApplyOne(c, &it, now, &d)
-	if err == nil && it.Write != wrote {
-		err = differs(c.Limit)
-	}
-	return d, err
+	return s.gather(ctx, &c, &t)
 }
 
 // TakeAll decides a list of charges.
@@ -200,36 +175,38 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		out[0] = d
 		return err
 	}
-	if s.cluster || s.o.Strict {
-		if parts := bySlot(cs); len(parts) > 1 {
+	q := &list{charges: cs, targets: make([]target, len(cs)), decisions: out}
+	if s.bySlot() {
+		for i := range cs {
+			s.locate(&q.targets[i], &cs[i])
+		}
+		if parts := bySlot(q.targets); len(parts) > 1 {
 			if s.o.Strict {
 				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots", quota.ErrCrossSlot, len(parts))
 			}
-			return s.takeSplit(ctx, cs, parts, out)
+			return s.takeSplit(ctx, q, parts)
 		}
 	}
-	return s.decide(ctx, cs, out)
+	return s.decide(ctx, q)
 }
 
 // decide decides a list whose keys share a slot, or a single node, in one step.
-func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	plans := make([]*plan, len(cs))
-	for i := range cs {
-		p, err := s.plan(cs[i].Limit)
-		if err != nil {
+func (s *Store) decide(ctx context.Context, q *list) error {
+	for i := range q.charges {
+		t, c := &q.targets[i], &q.charges[i]
+		var err error
+		if t.plan, err = s.plan(c.Limit); err != nil {
 			return err
 		}
-		if p.script == nil {
-			return s.cas.TakeAll(ctx, cs, out)
+		if t.plan.script == nil {
+			return s.cas.TakeAll(ctx, q.charges, q.decisions)
 		}
-		plans[i] = p
+		s.locate(t, c)
 	}
-	l := &list{plans: plans, charges: cs, decisions: out}
-	if s.queues == nil || cs[0].ID != "" {
-		s.sendLists(ctx, []*list{l})
-		return l.err
+	if s.queues == nil || q.charges[0].ID != "" {
+		return s.send(ctx, []queued{{list: q}}, nil)
 	}
-	return s.gatherList(ctx, l)
+	return s.gatherList(ctx, q)
 }
 
 // run sends a script by its SHA, and with its text only if the server does not know it.
@@ -293,15 +270,30 @@ func (s *Store) appendClock(args []any) []any {
 	return args
 }
 
-func (s *Store) key(c *quota.Charge) string {
+// target is where a charge goes.
+type target struct {
+	plan *plan
+	key  string // in Redis; "" until locate
+	slot uint16 // of the key, where slots matter
+}
+
+// locate fills in key and slot, once a charge.
+func (s *Store) locate(t *target, c *quota.Charge) {
+	if t.key != "" {
+		return
+	}
 	buf := make([]byte, 0, 128)
-	return string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
+	t.key = string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
+	if s.bySlot() {
+		t.slot = slot(t.key[len(s.o.Prefix):])
+	}
 }
 
 // Boxed arguments that most calls need.
 var (
 	evalSHA any = "evalsha"
 	eval    any = "eval"
+	none    any = ""
 	small       = func() (s [256]any) {
 		for i := range s {
 			s[i] = strconv.Itoa(i)
@@ -327,8 +319,8 @@ func badReply(r Reply) error {
 	return fmt.Errorf("redis: %w: the reply to a script has %d elements of the wrong kind: a proxy or another program may use its name", quota.ErrMisconfigured, r.Len())
 }
 
-func differs(l *quota.Limit) error {
-	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, l.Spec().Rule)
+func differs(p *plan) error {
+	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, p.rule)
 }
 
 var errClosed = fmt.Errorf("redis: the store is %w", quota.ErrClosed)

@@ -23,9 +23,6 @@ var stateText string
 //go:embed single.lua
 var singleText string
 
-//go:embed list.lua
-var listText string
-
 //go:embed batch.lua
 var batchText string
 
@@ -48,7 +45,7 @@ func newScript(text string) *script {
 	return &script{text: text, sha: hex.EncodeToString(sum[:])}
 }
 
-// scripts assembles and keeps the texts: for each rule alone, and for each set of rules in a batch or in lists.
+// scripts assembles and keeps the texts: for each rule alone, and for each set of rules in a batch.
 // Texts hold constants and kernels only; what users choose travels as arguments.
 type scripts struct {
 	clock, slack string
@@ -57,7 +54,7 @@ type scripts struct {
 	mu      sync.RWMutex
 	kernels map[quota.Rule]string
 	single  map[quota.Rule]*script
-	sets    map[string]*script // by the rules' names, then the text
+	sets    map[string]*script // by the names of the rules
 }
 
 func newScripts(injected bool) *scripts {
@@ -94,15 +91,15 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 	return sc, nil
 }
 
-// several returns the script that text makes with the kernels of these rules, which one has seen.
-func (s *scripts) several(rules []quota.Rule, text string) *script {
+// batch returns the script of a call to limits with these rules, whose kernels one has seen.
+func (s *scripts) batch(rules []quota.Rule) *script {
 	names := make([]string, 0, len(rules))
 	for _, r := range rules {
 		names = append(names, r.String())
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-	key := strings.Join(append(names, text), " ")
+	key := strings.Join(names, " ")
 	s.mu.RLock()
 	sc := s.sets[key]
 	s.mu.RUnlock()
@@ -118,7 +115,7 @@ func (s *scripts) several(rules []quota.Rule, text string) *script {
 		copy(rule[:], name)
 		b.WriteString("kernels['" + name + "'] = function" + kernelParams + s.kernels[rule] + "\nend\n")
 	}
-	sc = newScript(s.assemble(b.String(), text))
+	sc = newScript(s.assemble(b.String(), batchText))
 	s.sets[key] = sc
 	return sc
 }

@@ -39,7 +39,7 @@ func TestSplitErrors(t *testing.T) {
 			var calls []string
 			s := newStore(t, true, func(args []any, keys int) (Reply, error) {
 				key := args[3].(string)
-				call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[strings.Fields(args[3+keys+3].(string))[1][0]-'0']
+				call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[strings.Fields(args[3+keys+6].(string))[1][0]-'0']
 				mu.Lock()
 				defer mu.Unlock()
 				calls = append(calls, call)
