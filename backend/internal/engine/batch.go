@@ -26,8 +26,9 @@ type callKey struct {
 	first, last *single // the single charges to the key, in order; nil for none
 }
 
-// send sends items in one script. Where the numbers of a key's limit changed, the items with the other numbers follow
-// in a script of their own. A list with a request id must be the only item. It returns the error of the first item.
+// send sends items in one script. Where the numbers of a key's limit changed, the items with the other
+// numbers follow in a script of their own. A list with a request id must be the only item. It returns the
+// error of the first item.
 func (s *Store) send(ctx context.Context, items []queued, roundTrip any) error {
 	for rest := items; len(rest) > 0; {
 		var c *call
@@ -124,8 +125,8 @@ func (c *call) sort() {
 // remembered reports whether the call is a list with a request id.
 func (c *call) remembered() bool { return len(c.lists) > 0 && c.lists[0].charges[0].ID != "" }
 
-// sendCall sends a call and writes the answers into its charges. A call that is refused because of some keys is sent
-// again in parts.
+// sendCall sends a call and writes the answers into its charges. A call that is refused because of some keys
+// is sent again in parts.
 func (s *Store) sendCall(ctx context.Context, c *call, roundTrip any) {
 	script, args, keys := s.encode(c)
 	r, err := s.run(ctx, script, args, keys)
@@ -252,7 +253,8 @@ func appendCharge(dst []byte, c *quota.Charge) []byte {
 	return strconv.AppendInt(dst, int64(c.At), 10)
 }
 
-// conclude decides the charges again on the states that the script found. An error is about the call as a whole.
+// conclude decides the charges again on the states that the script found. An error is about the call as a
+// whole.
 func (c *call) conclude(r Reply) error {
 	if r.Len() == 1 && c.remembered() {
 		if grant, ok := r.Text(0); ok {
@@ -321,8 +323,8 @@ func (q *list) conclude(items []driver.Item, broken []error, now quota.Micros) b
 	return quota.Granted(q.decisions)
 }
 
-// itemOf returns the state that element i of a reply holds, or as misfit that the key holds something else. An error is
-// about the reply.
+// itemOf returns the state that element i of a reply holds, or as misfit that the key holds something else.
+// An error is about the reply.
 func itemOf(r Reply, i int) (it driver.Item, misfit, err error) {
 	if value, text := r.Text(i); text {
 		it, misfit = unpack(value)

@@ -1,14 +1,16 @@
--- Charges that go in one call: single charges, each decided by itself, and then lists, each granted or denied as a
--- whole, in order.
+-- Charges that go in one call: single charges, each decided by itself, and then lists, each granted or denied
+-- as a whole, in order.
 --
 -- KEYS: the keys of the charges, each once; and last the key of a request id, if the only list has one.
--- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers: header,
--- numbers, and length of the run; then for each of its keys the single charges, in order: the cost of one take, or
--- 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges. With a
--- request id last the beginning of the record of a grant, '' for none, and the lifetime of the record in ms.
+-- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
+-- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
+-- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
+-- its charges. With a request id last the beginning of the record of a grant, '' for none, and the lifetime
+-- of the record in ms.
 --
--- The reply is the time, how many single charges changed a state and how many lists were granted (their sum), and the
--- states as they were; 0 stands for a key that holds no string. If the request id has a record, the reply is that.
+-- The reply is the time, how many single charges changed a state and how many lists were granted (their
+-- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
+-- the reply is that.
 HELPERS
 local A, K = ARGV, KEYS
 local n, lists = A[1] + 0, A[2] + 0

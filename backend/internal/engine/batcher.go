@@ -17,29 +17,32 @@ import (
 const maxInFlight = 4
 
 // Batcher sends items that wait for one destination together. There is no timer: an item waits only while its
-// queue has maxInFlight calls in flight, and the first of these to end sends all that wait. Methods may be called
-// concurrently.
+// queue has maxInFlight calls in flight, and the first of these to end sends all that wait. Methods may be
+// called concurrently.
 type Batcher[T any] struct {
 	// Max is the largest sum of the sizes of a batch; a larger item goes alone.
 	Max int
 	// Send sends the items of a batch and writes each answer into its item. The context ends at the latest
-	// deadline of the callers that wait for the batch, or never if one of them has none. An error that all items
-	// have in common should be shared with driver.Share under roundTrip, which identifies the batch. The error
-	// that Send returns is for the queue: an error of the call refuses the waiting items if the call timed out.
+	// deadline of the callers that wait for the batch, or never if one of them has none. An error that all
+	// items have in common should be shared with driver.Share under roundTrip, which identifies the batch.
+	// The error that Send returns is for the queue: an error of the call refuses the waiting items if the
+	// call timed out.
 	Send func(ctx context.Context, items []T, roundTrip any) error
 
 	batches sync.WaitGroup // that are in flight
 }
 
-// Queue holds the items that wait for one destination: a server, a slot or a node of a cluster. The zero Queue is
-// empty and open.
+// Queue holds the items that wait for one destination: a server, a slot or a node of a cluster. The zero
+// Queue is empty and open.
 type Queue[T any] struct {
-	// mu guards all fields, and the fields of a batch until it is sent. It is never held across a round trip or a
-	// function of the caller's. Whenever it is free:
+	// mu guards all fields, and the fields of a batch until it is sent. It is never held across a round trip
+	// or a function of the caller's. Whenever it is free:
 	//
 	//   - inFlight is at most maxInFlight.
-	//   - If an item waits, inFlight is maxInFlight or a caller is filling: an event that sends the item is due.
-	//   - The waiting batches are not sent. All but the last are full, and each has its items in order of arrival.
+	//   - If an item waits, inFlight is maxInFlight or a caller is filling: an event that sends the item is
+	//     due.
+	//   - The waiting batches are not sent. All but the last are full, and each has its items in order of
+	//     arrival.
 	//   - If the queue is closed, no item waits and no call begins.
 	mu       sync.Mutex
 	inFlight int
@@ -61,13 +64,13 @@ type batch[T any] struct {
 	endless  bool      // one of them has no deadline
 }
 
-// Do has an item of a size sent, and returns when it has its answer. If the queue has a call to spare, Do calls alone,
-// which sends the item by itself, and returns its error. Otherwise the item that the function item makes waits and goes
-// with others; then Do returns an error if the item will have no answer, and does not wait beyond the context. Neither
-// function is called with a lock held.
+// Do has an item of a size sent, and returns when it has its answer. If the queue has a call to spare, Do
+// calls alone, which sends the item by itself, and returns its error. Otherwise the item that the function
+// item makes waits and goes with others; then Do returns an error if the item will have no answer, and does
+// not wait beyond the context. Neither function is called with a lock held.
 //
-// A caller that is about to send first yields to the goroutines that can run: callers that one reply woke come again
-// together, and most would miss the call by a moment.
+// A caller that is about to send first yields to the goroutines that can run: callers that one reply woke
+// come again together, and most would miss the call by a moment.
 func (b *Batcher[T]) Do(ctx context.Context, q *Queue[T], size int, alone func() error, item func() T) (err error) {
 	free, filled, err := q.enter()
 	if err != nil {
@@ -80,8 +83,8 @@ func (b *Batcher[T]) Do(ctx context.Context, q *Queue[T], size int, alone func()
 	return b.join(ctx, q, item(), size, filled)
 }
 
-// enter reports whether a call is free; then it is the caller's, who must leave. Otherwise the caller must join, and
-// say whether it is the one that filled.
+// enter reports whether a call is free; then it is the caller's, who must leave. Otherwise the caller must
+// join, and say whether it is the one that filled.
 func (q *Queue[T]) enter() (free, filled bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -168,9 +171,9 @@ func (q *Queue[T]) wait(ctx context.Context, w *batch[T], i int) error {
 	}
 }
 
-// next ends a call and returns the batch to send in its place; if there is none, one call fewer is in flight. If the
-// call timed out, the waiting items are refused: the next call would probably time out as well, and its callers have
-// waited already. The caller holds q.mu.
+// next ends a call and returns the batch to send in its place; if there is none, one call fewer is in flight.
+// If the call timed out, the waiting items are refused: the next call would probably time out as well, and
+// its callers have waited already. The caller holds q.mu.
 func (q *Queue[T]) next(timeout error) *batch[T] {
 	if timeout != nil {
 		q.refuse(fmt.Errorf("redis: %w: nothing was sent, for a call before got no answer: %v", quota.ErrUnavailable, timeout))
@@ -243,7 +246,8 @@ func (q *Queue[T]) refuse(err error) {
 	q.waiting = nil
 }
 
-// Close refuses the waiting items, and those to come, with ErrClosed. Calls in flight go on, see Batcher.Wait.
+// Close refuses the waiting items, and those to come, with ErrClosed. Calls in flight go on, see
+// Batcher.Wait.
 func (q *Queue[T]) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -254,8 +258,8 @@ func (q *Queue[T]) Close() {
 // Wait returns when no batch is in flight. The queues must be closed.
 func (b *Batcher[T]) Wait() { b.batches.Wait() }
 
-// timedOut returns the error of a call that ended by a timeout of the client's and not by its context, or nil for any
-// other call.
+// timedOut returns the error of a call that ended by a timeout of the client's and not by its context, or nil
+// for any other call.
 func timedOut(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return nil

@@ -1,10 +1,3 @@
-// Package engine decides charges in Redis: one script call a decision, whatever the client library.
-//
-// The scripts are a driver (single.lua or list.lua, with state.lua) and the kernels of the rules that a
-// call names. A script reads the states, lets the kernels decide, and writes the new ones. It answers
-// with the states as they were and its time, negative if nothing was granted or nothing changed. The
-// engine decides again on these in Go, so that the reply is the leanest there is and yet carries all of
-// a verdict, and so that any difference between a kernel and its Go is seen at once.
 package engine
 
 import (
@@ -19,20 +12,22 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Client sends commands. Implementations are safe for concurrent use.
+// Client sends commands to a server or a cluster. Methods may be called concurrently.
 type Client interface {
-	// Do sends one EVALSHA or EVAL, complete in args, whose elements are strings, and sends it once: the
-	// client's own retries must not apply to it. Errors have been through ReplyError or TransportError,
-	// but one for which IsNoScript is true is returned as it is.
+	// Do sends one EVALSHA or EVAL. args is the whole command, and its elements are strings; keys is the
+	// number of keys in it, at least 1. The command must be sent once: the client's own retries must not
+	// apply to it. Do returns an error for which IsNoScript is true as it is, and all other errors as
+	// ReplyError or TransportError makes them.
 	Do(ctx context.Context, args []any, keys int) (Reply, error)
-	// Info returns the server's INFO; of a cluster, of each master.
+	// Info returns the text of the server's INFO, or of each master of a cluster.
 	Info(ctx context.Context) ([]string, error)
-	// Close closes what the store owns.
+	// Close closes the client, if the store owns it.
 	Close() error
 }
 
-// Reply is an array reply: integers, texts and nulls.
+// Reply is an array reply of integers, bulk strings and nulls. Other elements are neither an Int nor a Text.
 type Reply interface {
+	// Len returns the number of elements; it is 0 if the reply is no array.
 	Len() int
 	// Int returns element i if it is an integer.
 	Int(i int) (n int64, ok bool)
@@ -40,28 +35,29 @@ type Reply interface {
 	Text(i int) (text string, ok bool)
 }
 
-// Options are common to all stores on Redis. The zero value takes the defaults.
+// Options are common to all stores in Redis. The zero value has the defaults.
 type Options struct {
 	// Prefix begins every key; "" is DefaultPrefix. 1 to 64 printable ASCII characters without braces.
 	Prefix string
-	// Strict refuses lists of charges whose groups lie in different hash slots with ErrCrossSlot, on a
-	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such
-	// a list slot by slot, and gives back what was granted where another slot denies.
+	// Strict refuses a list of charges whose groups lie in different hash slots with ErrCrossSlot, on a
+	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such a
+	// list slot by slot: if one slot denies, the charges that the other slots granted are given back.
 	Strict bool
-	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
-	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
-	// together in the next.
+	// NoBatching sends every decision in a script of its own. Otherwise a charge waits if four scripts to its
+	// server, or to its slot of a cluster, are in flight; when the first of them ends, all waiting charges go
+	// together.
 	NoBatching bool
-	// Notice is told what an operator should know, see quota.Notice; nil is nobody.
+	// Notice receives the notices for operators, see quota.Notice; nil drops them. It may be called
+	// concurrently.
 	Notice func(quota.Notice)
-	// Clock replaces the server's time in tests; nil is the server's time.
+	// Clock replaces the server's time, for tests; nil stands for the server's time.
 	Clock func() time.Time
 }
 
 // DefaultPrefix begins the keys of stores whose options name no other prefix.
 const DefaultPrefix = "quota:"
 
-// Store is a quota.Store over a Client.
+// Store is a quota.Store over a Client. Methods may be called concurrently.
 type Store struct {
 	client  Client
 	o       Options
@@ -74,23 +70,25 @@ type Store struct {
 	queues  []Queue[queued] // one, or one for each slot; nil without batching
 	batcher Batcher[queued]
 
+	// mu guards plans and planned. A plan does not change once it is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
 }
 
-// plan is what a spec sends with each charge, boxed once.
+// plan holds the arguments that all charges to a limit send, boxed once.
 type plan struct {
 	rule   quota.Rule
 	serial int64   // orders plans
-	script *script // nil: no Lua
-	header any     // what its states begin with
-	params any     // unit, p1 to p6, packed
+	script *script // nil for an algorithm without Lua
+	header any     // the first bytes of a state, see header
+	params any     // the unit and p1 to p6, packed
 }
 
 const maxPlans = 4096
 
-// New returns a store over a client; cluster says that keys of different slots live apart.
+// New returns a store over a client. cluster says that keys of different slots may live on different nodes.
+// New fails with ErrInvalid if Options.Prefix is not accepted.
 func New(client Client, cluster bool, o Options) (*Store, error) {
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
@@ -107,7 +105,7 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 		}
 	}
 	var err error
-	s.cas, err = driver.NewCAS(&kv{s}, nil) // it is given what one script can do, and groups may share a slot
+	s.cas, err = driver.NewCAS(&kv{s}, nil) // its lists are those that one script can decide
 	return s, err
 }
 
@@ -120,7 +118,8 @@ func validPrefix(p string) bool {
 	return len(p) <= 64
 }
 
-// Close closes the store, and the client if the store made it. It returns when no batch is under way.
+// Close closes the store, and the client if the store owns it. Waiting charges fail with ErrClosed. Close
+// returns when no batch is in flight.
 func (s *Store) Close() error {
 	if !s.gate.Close() {
 		return nil
@@ -133,7 +132,7 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Atomicity says how far lists are decided in one step.
+// Atomicity says which lists are decided in one step.
 func (s *Store) Atomicity() driver.Atomicity {
 	if s.bySlot() {
 		return driver.OneGroup
@@ -165,7 +164,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	return s.gather(ctx, &c, &t)
 }
 
-// TakeAll decides a list of charges.
+// TakeAll decides a list of charges and writes a decision for each to out.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
@@ -182,7 +181,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		}
 		if parts := bySlot(q.targets); len(parts) > 1 {
 			if s.o.Strict {
-				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots", quota.ErrCrossSlot, len(parts))
+				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots; accepted: one slot", quota.ErrCrossSlot, len(parts))
 			}
 			return s.takeSplit(ctx, q, parts)
 		}
@@ -190,7 +189,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	return s.decide(ctx, q)
 }
 
-// decide decides a list whose keys share a slot, or a single node, in one step.
+// decide decides a list in one step. Its keys must share a slot, or a single node.
 func (s *Store) decide(ctx context.Context, q *list) error {
 	for i := range q.charges {
 		t, c := &q.targets[i], &q.charges[i]
@@ -209,7 +208,7 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 	return s.gatherList(ctx, q)
 }
 
-// run sends a script by its SHA, and with its text only if the server does not know it.
+// run sends a script by its SHA, and again with its text if the server does not know it: then nothing ran.
 func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
 	r, err := s.client.Do(ctx, args, keys)
 	if err != nil && IsNoScript(err) {
@@ -222,7 +221,7 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	return r, err
 }
 
-// plan returns what charges to a limit send.
+// plan returns the plan of a limit.
 func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	spec := l.Spec()
 	s.mu.RLock()
@@ -242,14 +241,14 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	packed := appendNumber(nil, spec.Unit)
 	for _, n := range spec.Params {
 		if !exact(n) && p.script != nil {
-			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: what Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
+			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: a number that Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
 		}
 		packed = appendNumber(packed, n)
 	}
 	p.params = string(packed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.plans) >= maxPlans { // specs made without end, one a call perhaps: forget them all
+	if len(s.plans) >= maxPlans { // a program may make specs without end, one a call: forget all plans
 		clear(s.plans)
 	}
 	s.planned++
@@ -260,7 +259,7 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 
 func cost(c *quota.Charge) any { return text(min(c.Cost, maxCost)) }
 
-// maxCost is sent for every cost above it: more than any limit holds, and exact in Lua.
+// maxCost stands for every cost above it in a call: it is more than any limit holds, and exact in Lua.
 const maxCost = 1 << 52
 
 func (s *Store) appendClock(args []any) []any {
@@ -289,7 +288,7 @@ func (s *Store) locate(t *target, c *quota.Charge) {
 	}
 }
 
-// Boxed arguments that most calls need.
+// Boxed arguments that most calls have.
 var (
 	evalSHA any = "evalsha"
 	eval    any = "eval"
@@ -309,14 +308,14 @@ func text[T ~int | ~int64](n T) any {
 	return strconv.FormatInt(int64(n), 10)
 }
 
-// stamp returns the script's time, and whether its sign says yes.
+// stamp returns the script's time, and whether it is positive. ok is false if the first element is no time.
 func stamp(r Reply) (now quota.Micros, yes, ok bool) {
 	n, ok := r.Int(0)
 	return quota.Micros(max(n, -n)), n > 0, ok && n != 0 && exact(n)
 }
 
 func badReply(r Reply) error {
-	return fmt.Errorf("redis: %w: the reply to a script has %d elements of the wrong kind: a proxy or another program may use its name", quota.ErrMisconfigured, r.Len())
+	return fmt.Errorf("redis: %w: the reply to a script has %d elements, of which some are of the wrong kind: a proxy may have changed it", quota.ErrMisconfigured, r.Len())
 }
 
 func differs(p *plan) error {

@@ -49,7 +49,8 @@ func (s *slow) Do(ctx context.Context, args []any, keys int) (Reply, error) {
 	return r, nil
 }
 
-// changes returns how many keys of a batch have a single charge, and how many lists go with them, by its arguments.
+// changes returns how many keys of a batch have a single charge, and how many lists go with them, by its
+// arguments.
 func changes(args []any) (n int64) {
 	number := func(i int) int {
 		n, _ := strconv.Atoi(args[i].(string))

@@ -8,17 +8,17 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// A grant is remembered as recordHead, the time and, for each charge, the length and the bytes of the
-// state it was decided on: what it takes to give the same decision again.
+// The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
+// bytes of the state it was decided on. From these the same decisions are made again.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
-// idKey returns the key of a request id: no limit's key has '#' behind its group.
+// idKey returns the key of a charge's request id in Redis. It is never the key of a limit.
 func (s *Store) idKey(c *quota.Charge) string {
 	return string(driver.AppendIDKey([]byte(s.o.Prefix), quota.Group(c.Key), c.ID))
 }
 
-// recordHead returns the bytes with which the record of a grant begins: the charges' fingerprint.
+// recordHead returns the first bytes of the record of a grant: the charges' fingerprint.
 func recordHead(cs []quota.Charge) string {
 	sum := driver.Fingerprint(cs)
 	return string(sum[:])
@@ -26,7 +26,8 @@ func recordHead(cs []quota.Charge) string {
 
 const headSize = 16
 
-// replay decides charges as they were decided when the id was granted.
+// replay decides charges again as the record of their grant says. It fails with ErrInvalid if the record is
+// of other charges, and with ErrMisconfigured if it is no record.
 func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	if len(grant) < headSize+numberSize || grant[:headSize] != recordHead(cs) {
 		return fmt.Errorf("redis: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
@@ -54,7 +55,7 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 		return err
 	}
 	for i := range out {
-		// The limit's numbers may have changed since; that it was granted has not.
+		// The limit's numbers may have changed since, and deny; the charge was granted all the same.
 		out[i].Allowed, out[i].RetryAfter, out[i].Replayed = true, 0, true
 		if op := cs[i].Op; op == quota.OpTake || op == quota.OpDebit {
 			out[i].Charged = cs[i].Cost

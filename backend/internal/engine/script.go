@@ -32,10 +32,11 @@ const (
 	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)\n"
 )
 
-// injectedSlack is how many ms states outlive a clock that was injected, which may stand still.
+// injectedSlack is how many ms a state is kept longer than its reset under Options.Clock, which may stand
+// still.
 const injectedSlack = 24 * 60 * 60 * 1000
 
-// script is a text and its SHA-1, boxed for the clients' argument lists.
+// script is a text and its SHA-1, boxed as arguments.
 type script struct {
 	text, sha any
 }
@@ -45,12 +46,13 @@ func newScript(text string) *script {
 	return &script{text: text, sha: hex.EncodeToString(sum[:])}
 }
 
-// scripts assembles and keeps the texts: for each rule alone, and for each set of rules in a batch.
-// Texts hold constants and kernels only; what users choose travels as arguments.
+// scripts assembles the texts and keeps them: one for each rule alone, and one for each set of rules in a
+// batch. A text has only constants and kernels; keys and numbers travel as arguments.
 type scripts struct {
 	clock, slack string
-	load, swap   *script // of the compare-and-swap host
+	load, swap   *script // for algorithms without Lua
 
+	// mu guards the maps. A kernel or script does not change once it is in a map.
 	mu      sync.RWMutex
 	kernels map[quota.Rule]string
 	single  map[quota.Rule]*script
@@ -70,7 +72,8 @@ func newScripts(injected bool) *scripts {
 	return s
 }
 
-// one returns the script of a single charge to a limit with this rule and kernel.
+// one returns the script of a charge that goes alone to a limit with this rule and kernel. It fails with
+// ErrMisconfigured if the rule has come with another kernel before.
 func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 	s.mu.RLock()
 	sc, known := s.single[rule], s.kernels[rule]
@@ -86,12 +89,12 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 		s.single[rule] = sc
 	}
 	if known != kernel {
-		return nil, fmt.Errorf("redis: %w: two algorithms call themselves rule %q: give one another name", quota.ErrMisconfigured, rule)
+		return nil, fmt.Errorf("redis: %w: two algorithms have the rule %q; accepted: a rule for each algorithm", quota.ErrMisconfigured, rule)
 	}
 	return sc, nil
 }
 
-// batch returns the script of a call to limits with these rules, whose kernels one has seen.
+// batch returns the script of a call to limits with these rules. one must have been called for each.
 func (s *scripts) batch(rules []quota.Rule) *script {
 	names := make([]string, 0, len(rules))
 	for _, r := range rules {
@@ -120,8 +123,8 @@ func (s *scripts) batch(rules []quota.Rule) *script {
 	return sc
 }
 
-// assemble puts a text of ours behind the locals, the clock and the kernels, with its constants filled in.
-// Kernels are somebody else's words and stay as they are.
+// assemble returns a text behind the locals, the clock and the kernels, and fills in the constants of the
+// text. Kernels come from algorithms and stay as they are.
 func (s *scripts) assemble(kernels, text string) string {
 	text = strings.ReplaceAll(text, "HELPERS", stateText)
 	return preludeText + s.clock + kernels + strings.NewReplacer(

@@ -1,6 +1,7 @@
--- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, and the cost of a take or 'op cost at'. The reply
--- is the time, negative if no state changed, and the state as it was. A state without c and tail, in the unit of the
--- limit, is read and written in line: to build the functions costs as much as the arithmetic.
+-- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, and the cost of a take or 'op cost
+-- at'. The reply is the time, negative if no state changed, and the state as it was. A state without c and
+-- tail, in the unit of the limit, is read and written in line: to build the functions costs as much as the
+-- arithmetic.
 local A = ARGV
 local h = A[1]
 local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[2])

@@ -3,8 +3,8 @@ package engine
 // slots is the number of hash slots of a Redis Cluster.
 const slots = 16384
 
-// slot returns the hash slot of a key that begins with its hash tag, "{group}": the CRC16 (XMODEM) of the bytes
-// between the braces, see the Redis Cluster specification, "Hash tags".
+// slot returns the hash slot of a key that begins with its hash tag, "{group}": the CRC16 (XMODEM) of the
+// bytes between the braces, see the Redis Cluster specification, "Hash tags".
 func slot(key string) uint16 {
 	var crc uint16
 	for i := 1; key[i] != '}'; i++ {

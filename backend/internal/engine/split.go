@@ -10,7 +10,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// giveBackTimeout bounds the refund of what one slot granted and another denied.
+// giveBackTimeout bounds the refund of charges that one slot granted and another denied.
 const giveBackTimeout = time.Second
 
 // part is the charges of a list that share a slot.
@@ -35,10 +35,10 @@ next:
 	return parts
 }
 
-// takeSplit decides a list slot by slot, in parallel. What can be denied comes first; where one slot
-// denies, what the others granted is given back, once: a give-back that fails is not repeated, since two
-// would mint quota. What is never denied follows a grant, for it could not be taken back: a debit may
-// have charged less than its cost.
+// takeSplit decides a list slot by slot, in parallel. Takes and peeks come first. If one slot denies, the
+// charges that the others granted are given back, once: a give-back that fails is not repeated, for two would
+// mint quota. Debits, refunds and resets follow a grant. They are never denied, and could not be taken back:
+// a debit may have charged less than its cost.
 func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 	firm := make([]part, 0, len(parts))
 	ask := make([]part, 0, len(parts))
@@ -81,8 +81,8 @@ func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 	return nil
 }
 
-// decideParts decides parts in parallel. It returns an error for each, nil where it was decided, and
-// whether any was.
+// decideParts decides parts in parallel. It returns an error for each, which is nil if the part was decided,
+// and whether any part was decided.
 func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any bool, errs []error) {
 	errs = make([]error, len(parts))
 	each(len(parts), func(i int) {
@@ -100,7 +100,7 @@ func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any boo
 	return any, errs
 }
 
-// worst returns the error that says least of what was charged.
+// worst returns an ErrIndeterminate if there is one, else any error.
 func worst(errs []error) (err error) {
 	for _, e := range errs {
 		if e != nil && (err == nil || errors.Is(e, quota.ErrIndeterminate)) {
@@ -110,7 +110,8 @@ func worst(errs []error) (err error) {
 	return err
 }
 
-// takeParts decides parts in parallel and gives back what was granted unless all were.
+// takeParts decides parts in parallel, and reports whether all were granted. Otherwise it gives the granted
+// parts back.
 func (s *Store) takeParts(ctx context.Context, q *list, parts []part) (granted bool, err error) {
 	_, errs := s.decideParts(ctx, q, parts)
 	err = worst(errs)
@@ -131,7 +132,7 @@ func (s *Store) takeParts(ctx context.Context, q *list, parts []part) (granted b
 	return granted, err
 }
 
-// partly turns an error that may say 'not charged' into one that does not: another part was charged.
+// partly returns an error of a list of which another part was charged: the error must not say 'not charged'.
 func partly(err error) error {
 	if errors.Is(err, quota.ErrIndeterminate) {
 		return err
@@ -139,7 +140,7 @@ func partly(err error) error {
 	return fmt.Errorf("redis: %w: part of the list was charged: %v", quota.ErrIndeterminate, err)
 }
 
-// giveBack refunds what parts were granted and corrects their decisions.
+// giveBack refunds the charges of parts and corrects their decisions.
 func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
@@ -169,7 +170,7 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	return worst(errs)
 }
 
-// peekParts fills in decisions for charges that a denied list did not make.
+// peekParts fills in the decisions of charges that were not made because the list was denied.
 func (s *Store) peekParts(ctx context.Context, q *list, parts []part) error {
 	peeks := make([]quota.Charge, len(q.charges))
 	for i := range q.charges {
@@ -184,7 +185,7 @@ func (s *Store) peekParts(ctx context.Context, q *list, parts []part) error {
 	return worst(errs)
 }
 
-// granted reports whether all of the part's decisions are allowed.
+// granted reports whether all decisions of the part are allowed.
 func (p part) granted(decisions []quota.Decision) bool {
 	for _, i := range p.indexes {
 		if !decisions[i].Allowed {
@@ -204,7 +205,7 @@ func (p part) of(q *list) *list {
 	return of
 }
 
-// each calls f for 0 to n-1, concurrently, and returns when all have.
+// each calls f for 0 to n-1, concurrently, and returns when all calls have returned.
 func each(n int, f func(int)) {
 	var wg sync.WaitGroup
 	for i := 1; i < n; i++ {
