@@ -14,9 +14,9 @@ import (
 // maxPipeline is how many scripts go in one pipeline.
 const maxPipeline = 256
 
-// pipelines writes scripts to a node of a cluster together: those that come while enough calls to the node are in
-// flight. (Few keys share a slot, and with it a script.) Each node has a queue of its own, so that a caller waits only
-// for the node that has its key.
+// pipelines writes scripts to a node of a cluster together: those that come while enough calls to the node
+// are in flight. (Few keys share a slot, and with it a script.) Each node has a queue of its own, so that a
+// caller waits only for the node that has its key.
 type pipelines struct {
 	batcher engine.Batcher[*piped]
 
@@ -40,8 +40,8 @@ func newPipelines() *pipelines {
 	}
 }
 
-// sendPipeline writes scripts together. It uses the node's pipeline rather than the cluster's, which may give a script
-// that it redirected, and lost, the error of the node that redirected it: that nothing ran.
+// sendPipeline writes scripts together. It uses the node's pipeline rather than the cluster's, which may give
+// a script that it redirected, and lost, the error of the node that redirected it: that nothing ran.
 func sendPipeline(ctx context.Context, calls []*piped, roundTrip any) error {
 	pipe := calls[0].node.Pipeline()
 	for _, c := range calls {
@@ -111,7 +111,8 @@ func (p *pipelines) queue(addr string) *engine.Queue[*piped] {
 	return q
 }
 
-// close refuses the waiting scripts. A call in flight ends with its reply, or once the client is closed, see wait.
+// close refuses the waiting scripts. A call in flight ends with its reply, or once the client is closed, see
+// wait.
 func (p *pipelines) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
