@@ -17,8 +17,8 @@ import (
 const maxInFlight = 4
 
 // Batcher sends items that wait for one destination together. There is no timer: an item waits only while its
-// queue has maxInFlight calls in flight, and the first of these to end sends all that wait. Methods may be
-// called concurrently.
+// queue has maxInFlight calls in flight, and when the first of these ends, the waiting items go, up to Max in a
+// batch. Methods may be called concurrently.
 type Batcher[T any] struct {
 	// Max is the largest sum of the sizes of a batch; a larger item goes alone.
 	Max int
@@ -41,8 +41,8 @@ type Queue[T any] struct {
 	//   - inFlight is at most maxInFlight.
 	//   - If an item waits, inFlight is maxInFlight or a caller is filling: an event that sends the item is
 	//     due.
-	//   - The waiting batches are not sent. All but the last are full, and each has its items in order of
-	//     arrival.
+	//   - The waiting batches are not sent, and each has its items in order of arrival. New items go to the last
+	//     batch while it has room.
 	//   - If the queue is closed, no item waits and no call begins.
 	mu       sync.Mutex
 	inFlight int

@@ -134,14 +134,14 @@ func (s *Store) Close() error {
 
 // Atomicity says which lists are decided in one step.
 func (s *Store) Atomicity() driver.Atomicity {
-	if s.bySlot() {
+	if s.oneSlot() {
 		return driver.OneGroup
 	}
 	return driver.AnyKeys
 }
 
-// bySlot reports whether only keys of one slot are decided in one step.
-func (s *Store) bySlot() bool { return s.cluster || s.o.Strict }
+// oneSlot reports whether only keys of one slot are decided in one step.
+func (s *Store) oneSlot() bool { return s.cluster || s.o.Strict }
 
 // Take decides one charge.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -175,7 +175,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		return err
 	}
 	q := &list{charges: cs, targets: make([]target, len(cs)), decisions: out}
-	if s.bySlot() {
+	if s.oneSlot() {
 		for i := range cs {
 			s.locate(&q.targets[i], &cs[i])
 		}
@@ -283,7 +283,7 @@ func (s *Store) locate(t *target, c *quota.Charge) {
 	}
 	buf := make([]byte, 0, 128)
 	t.key = string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
-	if s.bySlot() {
+	if s.oneSlot() {
 		t.slot = slot(t.key[len(s.o.Prefix):])
 	}
 }
