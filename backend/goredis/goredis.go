@@ -1,37 +1,48 @@
-// Package goredis keeps limits in Redis through a go-redis client: a single server, Sentinel, or a
-// Redis Cluster.
+// Package goredis keeps limits in Redis through a go-redis client: a single server, Sentinel, or a Redis
+// Cluster.
 //
 //	client := redis.NewClient(&redis.Options{Addr: "localhost:6379", ContextTimeoutEnabled: true})
 //	store, err := goredis.New(client, nil)
 //	limiter, err := quota.NewLimiter(store, limit, nil)
+//	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
 // A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
 //
-// While four scripts to a server, or to a slot of a cluster, are under way, further charges and lists wait for the
-// first of them and go together in the next, each decided by itself and in order. A caller's context bounds
-// that wait: who leaves before the send is not charged, after it the outcome is unknown. Errors that several
-// callers got from one call have a method RoundTrip, which tells policies so.
+// While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
+// When the first of the four ends, all that wait go together in one script, each decided by itself and in
+// order. The context bounds the wait: a caller whose context ends before the script is sent is not charged;
+// if it ends later, the outcome is unknown. An error that several callers got from one script has a method
+// RoundTrip, which tells policies so.
 //
-// On a cluster, where few keys share a slot, scripts to a node that come while four calls to it are under way are
-// written together, as a pipeline of the node's client, which the hooks see that OnNewNode adds. Each is sent once all
-// the same.
+// On a cluster few keys share a slot, and with it a script. So while four scripts to a node are in flight,
+// further scripts to the node wait, and are then written together as a pipeline of the node's client; hooks
+// that OnNewNode adds see the pipeline. Each script is sent once all the same.
+//
+// # Keys and hash slots
+//
+// THE FIRST SEGMENT OF A KEY IS THE HASH TAG. All keys with the same first segment live in one hash slot, and
+// so on one node of a cluster. That is of use where a list has several keys: it is decided in one step if
+// they share the segment. But with keys such as "ip/203.0.113.9" and "user/42" all the addresses, or all the
+// users, of a service are in ONE slot, on one node, which then carries the whole load. Put the identifier
+// first, as in "203.0.113.9/ip" and "42/user", or use a single segment.
 //
 // # At most once
 //
-// The client is used as it is given. Its own retries, which would charge again where a reply was lost,
-// do not apply to the store's calls; redirections of a cluster are followed, and a lost connection makes
-// a cluster client look for the new master at once. Where the outcome of a call is unknown it fails with
+// The store uses the client as it is. The client's own retries, which would charge again after a lost reply,
+// do not apply to the store's calls. Redirections of a cluster are followed, and a lost connection makes a
+// cluster client look for the new master at once. If the outcome of a call is unknown, it fails with
 // [quota.ErrIndeterminate]; a charge with an ID may then be repeated.
 //
 // # Clusters
 //
-// A ClusterClient asks the server for COMMAND to learn where commands go. Its user needs a right to that,
-// or ClusterOptions.DisableRoutingPolicies, without which each refusal costs a round trip a decision.
+// A ClusterClient asks the server for COMMAND, to learn where commands go. The user must have a right to
+// COMMAND, or ClusterOptions.DisableRoutingPolicies must be set; otherwise each refusal costs a round trip a
+// decision.
 //
 // # Deadlines
 //
-// go-redis heeds a context's deadline while it waits for a reply only with ContextTimeoutEnabled, and
-// cancellation never; otherwise its ReadTimeout is what bounds a call.
+// While go-redis waits for a reply, it obeys a context's deadline only with ContextTimeoutEnabled, and
+// cancellation never. Without the option the client's ReadTimeout bounds a call.
 package goredis
 
 import (
@@ -49,31 +60,32 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Options change what New makes. The zero value, and nil, take the defaults.
+// Options are the options of New. The zero value, and nil, have the defaults.
 type Options struct {
-	// Prefix begins every key; "" is "quota:". Up to 64 printable ASCII characters, no space, no brace.
+	// Prefix begins every key; "" stands for "quota:". At most 64 printable ASCII characters, no space, no
+	// brace.
 	Prefix string
-	// Strict refuses lists of charges whose groups lie in different hash slots with quota.ErrCrossSlot,
-	// on a single server too, so that development behaves as production does. Otherwise a single server
-	// decides any list in one step, and a cluster decides such a list slot by slot; see Store.
+	// Strict refuses a list of charges whose groups lie in different hash slots with quota.ErrCrossSlot, on a
+	// single server too, so that development behaves as production does. Otherwise a single server decides
+	// any list in one step, and a cluster decides such a list slot by slot; see Store.
 	Strict bool
-	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
-	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
-	// together in the next, and scripts to a node of a cluster are written together in the same way: more
-	// decisions a second under load, and no wait without.
+	// NoBatching sends every decision in a script of its own, and every script to a node of a cluster by
+	// itself. Otherwise charges and scripts share round trips under load, see the package documentation: more
+	// decisions a second, and no wait without load.
 	NoBatching bool
-	// Notice is told what an operator should know, see [quota.Notice]; nil is nobody.
+	// Notice receives the notices for operators, see [quota.Notice]; nil drops them. It may be called
+	// concurrently.
 	Notice func(quota.Notice)
-	// Clock replaces the server's time, for tests; nil is the server's time.
+	// Clock replaces the server's time, for tests; nil stands for the server's time.
 	Clock func() time.Time
 }
 
-// Store is a quota.Store in Redis. It is safe for concurrent use.
+// Store is a quota.Store in Redis. Methods may be called concurrently.
 //
-// On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel;
-// where one denies, what the others granted is given back. Such decisions are marked Split. They never
-// admit too much; a denied list may hold tokens for one round trip, and tokens whose return was lost
-// come back by refill.
+// On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel; if
+// one slot denies, the charges that the others granted are given back. Such decisions are marked Split. They
+// never admit too much. A denied list may hold tokens for one round trip; tokens whose return was lost come
+// back by refill.
 type Store struct {
 	engine *engine.Store
 }
@@ -89,27 +101,29 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	return s.engine.Take(ctx, c)
 }
 
-// TakeAll decides a list of charges; on a cluster, slot by slot where it must, see Store.
+// TakeAll decides a list of charges and writes a decision for each to out. A cluster may decide it slot by
+// slot, see Store.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	return s.engine.TakeAll(ctx, cs, out)
 }
 
-// Atomicity says how far lists are decided in one step: on a cluster, and with Options.Strict, within one group.
+// Atomicity says which lists are decided in one step: on a cluster, and with Options.Strict, those of one
+// group.
 func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 
-// Health asks the server, or each master of a cluster, for its INFO, and tells Options.Notice of dangers to quotas:
-// "eviction" of a policy other than noeviction, "evicted" of keys evicted since the last call, "version" of a
-// server that is too old. It fails as a decision does.
+// Health asks the server, or each master of a cluster, for its INFO, and gives Options.Notice notice of
+// dangers to quotas: "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted
+// since the last call, "version" if a server is too old. It fails as a decision does.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
 
-// Close ends the store: calls in flight end, later ones are quota.ErrClosed. It closes the client only where the
-// store was made from a URL.
+// Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
+// quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
 
-// New returns a store over a client, which stays the caller's to close. It sends nothing. Accepted are
-// *redis.Client (a single server or Sentinel) and *redis.ClusterClient; a Ring, which would spread one
-// quota over servers that do not know of each other, and wrappers, behind which retries cannot be
-// seen, are quota.ErrInvalid.
+// New returns a store over a client, which the caller must close. It sends nothing. The client must be a
+// *redis.Client (a single server or Sentinel) or a *redis.ClusterClient. New fails with quota.ErrInvalid for
+// other clients: a Ring would spread one quota over servers that do not know of each other, and a wrapper may
+// retry.
 func New(client redis.UniversalClient, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -126,7 +140,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 		if c == nil {
 			return nil, refused("a nil *redis.ClusterClient")
 		}
-		if c.Options().MaxRedirects < 1 { // what the client makes of -1; of 0 it makes 3
+		if c.Options().MaxRedirects < 1 { // the client changes -1 to 0, and 0 to 3
 			return nil, fmt.Errorf("goredis: %w: MaxRedirects is -1; accepted: 0, which is 3, or more, or no redirection would be followed", quota.ErrInvalid)
 		}
 		heedsDeadline = c.Options().ContextTimeoutEnabled
@@ -151,19 +165,20 @@ func refused(what string) error {
 	return fmt.Errorf("goredis: %w: the client is %s; accepted: a *redis.Client or a *redis.ClusterClient", quota.ErrInvalid, what)
 }
 
-// adapter is an engine.Client.
+// adapter is an engine.Client over a go-redis client.
 type adapter struct {
 	client    redis.UniversalClient
-	cluster   *redis.ClusterClient // nil unless it is one
+	cluster   *redis.ClusterClient // the client if it is one, else nil
 	pipelines *pipelines           // nil on a single server, and without batching
 	owned     bool                 // Close closes the client
 }
 
-// once is a command that the client sends once: retries are for commands that change nothing.
+// once is a command that the client must not retry.
 type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
+// Do sends a script, on a cluster through the pipelines.
 func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, error) {
 	send := a.alone
 	if a.pipelines != nil {
@@ -189,6 +204,7 @@ func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	return cmd, nil
 }
 
+// classify returns an error of the client as one of package quota.
 func (a *adapter) classify(ctx context.Context, err error) error {
 	var answer redis.Error
 	switch {
@@ -203,8 +219,8 @@ func (a *adapter) classify(ctx context.Context, err error) error {
 		return fmt.Errorf("redis: %w: %w", quota.ErrClosed, err)
 	}
 	if a.cluster != nil {
-		// Without retries the client would not ask who the master is now. It does so in the background,
-		// and not more often than it thinks right.
+		// Without retries the client would not look for the new master. It does so in the background, and
+		// limits how often.
 		a.cluster.ReloadState(ctx)
 	}
 	if end, set := ctx.Deadline(); set && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(end) {
@@ -213,6 +229,7 @@ func (a *adapter) classify(ctx context.Context, err error) error {
 	return engine.TransportError(err)
 }
 
+// Info returns the INFO of the server, or of each master.
 func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	var mu sync.Mutex
 	var infos []string
@@ -235,6 +252,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	return infos, nil
 }
 
+// Close ends the pipelines, and closes the client if it is owned.
 func (a *adapter) Close() error {
 	if a.pipelines != nil {
 		a.pipelines.close()
@@ -246,7 +264,7 @@ func (a *adapter) Close() error {
 	return a.client.Close()
 }
 
-// reply is an engine.Reply.
+// reply is an engine.Reply over a reply as go-redis decodes it.
 type reply []any
 
 func (r reply) Len() int { return len(r) }

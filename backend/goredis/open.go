@@ -17,8 +17,8 @@ import (
 
 func init() { backend.Register("goredis", redisurl.Schemes, open) }
 
-// open makes the store of a URL, and its client. It sends nothing: with Redis down it works, and calls
-// fail until Redis is there.
+// open makes the store of a URL, and its client. It sends nothing, so it works while Redis is down; calls
+// fail until Redis is up.
 func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	c, err := redisurl.Parse(u)
 	if err != nil {
@@ -44,8 +44,8 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	return &Store{engine: s}, nil
 }
 
-// The options: one attempt at connecting, and nothing sent on a new connection but the credentials and
-// the database. A user needs rights for the scripts only, and of a cluster for CLUSTER SLOTS.
+// The options below allow one attempt at connecting, and send only the credentials and the database on a new
+// connection. The user needs rights to the scripts' commands only, and on a cluster to CLUSTER SLOTS.
 
 func clientOptions(c *redisurl.Config) *redis.Options {
 	return &redis.Options{
@@ -104,7 +104,7 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		ContextTimeoutEnabled:    true,
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-		// The policies come from COMMAND, which a user would need a right to, and serve commands without keys.
+		// The policies are for commands without keys, and the user would need a right to COMMAND.
 		DisableRoutingPolicies: true,
 	}
 }
@@ -115,8 +115,8 @@ func dialer(c *redisurl.Config) func(context.Context, string, string) (net.Conn,
 	}
 }
 
-// definite makes what sentinels fail with, while they are asked for the master, an error of connecting:
-// nothing was charged.
+// definite is a hook that returns the error of a lookup of the master, at the sentinels, as an error of
+// connecting: nothing was charged.
 type definite struct{ master string }
 
 func (d definite) DialHook(next redis.DialHook) redis.DialHook {

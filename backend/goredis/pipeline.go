@@ -8,115 +8,119 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // maxPipeline is how many scripts go in one pipeline.
 const maxPipeline = 256
 
-// pipelines writes scripts to a node of a cluster together, for few keys share a slot, and with it a script:
-// those that come while enough calls to the node are under way. Each node has a lane of its own, so that
-// nobody waits for a node but those whose keys it has.
+// pipelines writes scripts to a node of a cluster together: those that come while enough calls to the node
+// are in flight. (Few keys share a slot, and with it a script.) Each node has a queue of its own, so that a
+// caller waits only for the node that has its key.
 type pipelines struct {
-	carrier engine.Carrier[*piped]
+	batcher engine.Batcher[*piped]
 
+	// mu guards the fields below. Whenever it is free: once closed, every queue is closed.
 	mu     sync.RWMutex
-	lanes  map[string]*engine.Lane[*piped] // by the nodes' addresses
+	queues map[string]*engine.Queue[*piped] // by the nodes' addresses
 	closed bool
 }
 
 // piped is a script that goes with others.
 type piped struct {
-	node *redis.Client
-	cmd  *redis.Cmd
-	trip *engine.Trip
+	node      *redis.Client
+	cmd       *redis.Cmd
+	roundTrip any
 }
 
 func newPipelines() *pipelines {
 	return &pipelines{
-		carrier: engine.Carrier[*piped]{Most: maxPipeline, Fly: fly},
-		lanes:   map[string]*engine.Lane[*piped]{},
+		batcher: engine.Batcher[*piped]{Max: maxPipeline, Send: sendPipeline},
+		queues:  map[string]*engine.Queue[*piped]{},
 	}
 }
 
-// fly writes scripts together. It is the node's pipeline and not the cluster's, which may give a script that it
-// sent on, and lost, the error of the node that sent it on: that nothing ran.
-func fly(ctx context.Context, calls []*piped, trip *engine.Trip) error {
+// sendPipeline writes scripts together. It uses the node's pipeline rather than the cluster's, which may give
+// a script that it redirected, and lost, the error of the node that redirected it: that nothing ran.
+func sendPipeline(ctx context.Context, calls []*piped, roundTrip any) error {
 	pipe := calls[0].node.Pipeline()
 	for _, c := range calls {
-		c.trip = trip
+		c.roundTrip = roundTrip
 		pipe.Process(ctx, once{c.cmd})
 	}
 	_, err := pipe.Exec(ctx)
 	return err
 }
 
-// piped sends a script to the node that has its first key, with others if some wait.
-func (a *adapter) piped(ctx context.Context, args []any) (*redis.Cmd, error) {
+// piped sends a script to the node that has its first key, with the scripts that wait for the node if any do.
+func (a *adapter) piped(ctx context.Context, args []any) (cmd *redis.Cmd, err error) {
 	node, err := a.cluster.MasterForKey(ctx, args[3].(string))
 	if err != nil {
 		return a.alone(ctx, args) // which finds the same, or a node meanwhile
 	}
+	var waited *piped
 	p := a.pipelines
-	l := p.lane(node.Options().Addr)
-	free, err := l.Enter()
-	if err != nil {
-		return nil, err
-	}
-	if free {
-		defer func() { p.carrier.Leave(ctx, l, err) }()
-		var cmd *redis.Cmd
-		cmd, err = a.alone(ctx, args)
+	err = p.batcher.Do(ctx, p.queue(node.Options().Addr), 1,
+		func() (err error) {
+			cmd, err = a.alone(ctx, args)
+			return err
+		},
+		func() *piped {
+			waited = &piped{node: node, cmd: redis.NewCmd(ctx, args...)}
+			return waited
+		})
+	if err != nil || waited == nil {
 		return cmd, err
 	}
-	c := &piped{node: node, cmd: redis.NewCmd(ctx, args...)}
-	if err := p.carrier.Join(ctx, l, c, 1); err != nil {
-		return nil, err
-	}
 	var answer redis.Error
-	switch err = c.cmd.Err(); {
+	switch err := waited.cmd.Err(); {
 	case err == nil:
-		return c.cmd, nil
+		return waited.cmd, nil
 	case !errors.As(err, &answer):
-		return nil, c.trip.Shared(a.classify(ctx, err))
-	case sentOn(err):
+		return nil, driver.Share(a.classify(ctx, err), waited.roundTrip)
+	case redirected(err):
 		return a.alone(ctx, args) // nothing ran
+	default:
+		return nil, a.classify(ctx, err)
 	}
-	return nil, a.classify(ctx, err)
 }
 
-// sentOn reports whether a node's reply names another.
-func sentOn(err error) bool {
+// redirected reports whether a node's reply names another node.
+func redirected(err error) bool {
 	_, moved := redis.IsMovedError(err)
 	_, ask := redis.IsAskError(err)
 	return moved || ask
 }
 
-func (p *pipelines) lane(addr string) *engine.Lane[*piped] {
+// queue returns the queue of a node.
+func (p *pipelines) queue(addr string) *engine.Queue[*piped] {
 	p.mu.RLock()
-	l := p.lanes[addr]
+	q := p.queues[addr]
 	p.mu.RUnlock()
-	if l == nil {
+	if q == nil {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if l = p.lanes[addr]; l == nil {
-			l = &engine.Lane[*piped]{}
-			p.lanes[addr] = l
+		if q = p.queues[addr]; q == nil {
+			q = &engine.Queue[*piped]{}
+			p.queues[addr] = q
 			if p.closed {
-				l.Close()
+				q.Close()
 			}
 		}
 	}
-	return l
+	return q
 }
 
-// close ends what waits. What is under way lands, or fails once the client is closed, see wait.
+// close refuses the waiting scripts. A call in flight ends with its reply, or once the client is closed, see
+// wait.
 func (p *pipelines) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	for _, l := range p.lanes {
-		l.Close()
+	for _, q := range p.queues {
+		q.Close()
 	}
 }
 
-func (p *pipelines) wait() { p.carrier.Wait() }
+// wait returns when no pipeline is in flight.
+func (p *pipelines) wait() { p.batcher.Wait() }

@@ -31,7 +31,7 @@ func (c *counting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pro
 	}
 }
 
-// losing is a connection that dies at every so manyth read of all: what was written is done, and no reply comes.
+// losing is a connection that dies at every 50th read of all: its commands run, and their replies are lost.
 type losing struct {
 	net.Conn
 	reads *atomic.Int64
@@ -46,7 +46,8 @@ func (c losing) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Calls to the nodes of a cluster are written together, and each is charged at most once, whatever is lost.
+// Calls to the nodes of a cluster are written together, and each is charged at most once, even if replies are
+// lost.
 func TestPipelines(t *testing.T) {
 	addrs := redisserver.StartCluster(t).Addrs()
 	const keys, takes = 128, 20
@@ -92,14 +93,14 @@ func TestPipelines(t *testing.T) {
 							}
 						case test.lossy && errors.Is(err, quota.ErrUnavailable):
 						default:
-							t.Errorf("%+v, %v", d, err)
+							t.Errorf("Take: got %v, error %v; want a grant, or a lost reply if lossy is %v", d, err, test.lossy)
 						}
 					}
 				})
 			}
 			wg.Wait()
 			if piped := hook.piped.Load(); (piped > keys) == test.noBatching {
-				t.Errorf("%d of %d commands were written with others", piped, keys*takes)
+				t.Errorf("commands written with others: got %d of %d, want more than %d: %v", piped, keys*takes, keys, !test.noBatching)
 			}
 			sound := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
 			defer sound.Close()
@@ -114,11 +115,11 @@ func TestPipelines(t *testing.T) {
 				}
 				lost += unknown[i]
 				if charged := 1000 - d.Remaining; charged < granted[i] || charged > granted[i]+unknown[i] {
-					t.Errorf("key %d: %d were charged, %d granted, of %d it is not known", i, charged, granted[i], unknown[i])
+					t.Errorf("key %d: got %d charged, want %d that were granted and at most %d of unknown outcome more", i, charged, granted[i], unknown[i])
 				}
 			}
 			if n := shared.Load(); (lost > 0) != test.lossy || (n > 0) != test.lossy {
-				t.Errorf("of %d it is not known, of %d for a call that they shared", lost, n)
+				t.Errorf("got %d of unknown outcome and %d in a shared round trip, want some of both: %v", lost, n, test.lossy)
 			}
 		})
 	}

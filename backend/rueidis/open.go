@@ -21,7 +21,7 @@ import (
 
 func init() { backend.Register("rueidis", redisurl.Schemes, open) }
 
-// open makes the store of a URL. It sends nothing: the first call connects.
+// open makes the store of a URL. It sends nothing; the first call connects.
 func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	c, err := redisurl.Parse(u)
 	if err != nil {
@@ -35,19 +35,19 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 }
 
 const (
-	// keepAlive is how long a connection may be silent before it is asked whether it lives.
+	// keepAlive is how long a connection may be silent before it is probed.
 	keepAlive = time.Second
-	// topologyInterval is how often sentinels are asked for the master, lest a missed message binds the
-	// client to a server that was demoted.
+	// topologyInterval is how often the client asks the sentinels for the master; otherwise one lost message
+	// would leave it with a server that was demoted.
 	topologyInterval = 5 * time.Second
-	// redirections bounds how often a call is sent on by nodes of a cluster that disagree.
+	// redirections bounds how often nodes of a cluster that disagree may redirect a call.
 	redirections = 3
-	// flushDelay is how long scripts to a node of a cluster, where few share a slot and with it a batch, may
-	// wait for others to be written with them. Nothing waits where only one call is under way.
+	// flushDelay is how long a script to a node of a cluster, where few keys share a slot and with it a
+	// script, may wait for others to be written with it. A call waits only if others are in flight.
 	flushDelay = 20 * time.Microsecond
 )
 
-// options returns the client's options. ConnLifetime stays 0, see the package documentation.
+// options returns the client's options. ConnLifetime must stay 0, see the package documentation.
 func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)) rueidis.ClientOption {
 	dialer := net.Dialer{Timeout: c.DialTimeout, KeepAlive: keepAlive}
 	o := rueidis.ClientOption{
@@ -59,13 +59,13 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 		Dialer:           dialer,
 		DialCtxFn:        dial,
 		ConnWriteTimeout: 2 * c.Timeout,
-		// A caller that gives up leaves its place on the shared connection, and does not close it.
+		// A caller whose context ends must not close the shared connection.
 		AlwaysPipelining: true,
-		// Both need rights that the scripts do not.
+		// Both would need rights that the scripts do not.
 		DisableCache:  true,
 		ClientSetInfo: rueidis.DisableClientSetInfo,
 		ClusterOption: rueidis.ClusterOption{MaxMovedRedirections: redirections},
-		// A single server is not asked for a cluster's slots.
+		// Do not ask a single server for a cluster's slots.
 		ForceSingleClient: !c.Cluster && c.Master == "",
 	}
 	if c.Cluster {
@@ -84,21 +84,22 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 	return o
 }
 
-// lazy is an engine.Client that connects when it is first used, for rueidis makes no client while Redis
-// is down. One attempt is made at a time, and all calls that find it under way share it.
+// lazy is an engine.Client that connects at its first call, for rueidis makes no client while Redis is down.
+// There is at most one attempt at a time, which all calls share that come meanwhile.
 type lazy struct {
 	c    *redisurl.Config
 	made atomic.Pointer[adapter]
-	// life ends with Close, and with it a dial under way.
+	// life ends with Close, and with it an attempt.
 	life context.Context
 	end  context.CancelFunc
 
+	// mu guards the fields below. Once closed, made is not set.
 	mu      sync.Mutex
 	closed  bool
-	current *attempt // nil if none is under way
+	current *attempt // nil if there is none
 }
 
-// attempt is an attempt at connecting; err is there once done is closed.
+// attempt is an attempt at connecting. err is set before done is closed.
 type attempt struct {
 	done chan struct{}
 	err  error
@@ -129,7 +130,7 @@ func (l *lazy) Info(ctx context.Context) ([]string, error) {
 	return a.Info(ctx)
 }
 
-// connected returns the client, or why there is none yet; then nothing was charged.
+// connected returns the client. If it fails, nothing was sent.
 func (l *lazy) connected(ctx context.Context) (*adapter, error) {
 	l.mu.Lock()
 	if l.closed {
@@ -183,12 +184,12 @@ func (l *lazy) try(t *attempt) {
 	close(t.done)
 }
 
-// connect makes a client, or fails with an error that says 'not charged'.
+// connect makes a client. Its errors say 'not charged'.
 func (l *lazy) connect() (rueidis.Client, error) {
 	client, err := rueidis.NewClient(options(l.c, l.dial))
 	if err != nil {
 		if client != nil {
-			client.Close() // of a single server there is one, connected or not
+			client.Close() // rueidis returns one for a single server, connected or not
 		}
 		if _, answer := rueidis.IsRedisErr(err); answer {
 			return nil, engine.ReplyError(err)
@@ -196,10 +197,10 @@ func (l *lazy) connect() (rueidis.Client, error) {
 		return nil, fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 	}
 	if l.c.Cluster && client.Mode() != rueidis.ClientModeCluster {
-		// Where CLUSTER SLOTS fails, rueidis settles for the one server it knows. That one answers MOVED
-		// for most keys, if it is part of a cluster at all.
+		// If CLUSTER SLOTS fails, rueidis uses the one server that it knows. Even a node of a cluster would
+		// answer MOVED for most keys.
 		client.Close()
-		return nil, fmt.Errorf("redis: %w: the server is no part of a cluster, or the user may not ask for the cluster's slots; accepted: redis:// for a single server, or the right to CLUSTER SLOTS",
+		return nil, fmt.Errorf("redis: %w: the server is no part of a cluster, or the user has no right to CLUSTER SLOTS; accepted: redis:// for a single server, or that right",
 			quota.ErrMisconfigured)
 	}
 	return client, nil
@@ -212,7 +213,7 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	return l.c.Dial(ctx, d, addr)
 }
 
-// Close closes the client, if there is one, and waits for an attempt under way.
+// Close closes the client if there is one, and ends an attempt.
 func (l *lazy) Close() error {
 	l.mu.Lock()
 	l.closed = true

@@ -1,36 +1,47 @@
 // Package rueidis keeps limits in Redis through a rueidis client: a Redis Cluster, a single server, or
 // Sentinel. Concurrent calls share connections and travel together.
 //
-//	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
+//	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}, AlwaysPipelining: true})
 //	store, err := fleetrueidis.New(client, nil) // import fleetrueidis ".../backend/rueidis"
 //	limiter, err := quota.NewLimiter(store, limit, nil)
+//	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
 // A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
 //
-// While four scripts to a server, or to a slot of a cluster, are under way, further charges and lists wait for the
-// first of them and go together in the next, each decided by itself and in order. A caller's context bounds
-// that wait: who leaves before the send is not charged, after it the outcome is unknown. Errors that several
-// callers got from one call have a method RoundTrip, which tells policies so.
+// While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
+// When the first of the four ends, all that wait go together in one script, each decided by itself and in
+// order. The context bounds the wait: a caller whose context ends before the script is sent is not charged;
+// if it ends later, the outcome is unknown. An error that several callers got from one script has a method
+// RoundTrip, which tells policies so.
+//
+// # Keys and hash slots
+//
+// THE FIRST SEGMENT OF A KEY IS THE HASH TAG. All keys with the same first segment live in one hash slot, and
+// so on one node of a cluster. That is of use where a list has several keys: it is decided in one step if
+// they share the segment. But with keys such as "ip/203.0.113.9" and "user/42" all the addresses, or all the
+// users, of a service are in ONE slot, on one node, which then carries the whole load. Put the identifier
+// first, as in "203.0.113.9/ip" and "42/user", or use a single segment.
 //
 // # At most once
 //
-// rueidis does not retry scripts, with one exception that cannot be seen in a client that is handed in:
-// leave ClientOption.ConnLifetime at 0, or a connection that expires during a stall sends its scripts
-// again. Where the outcome of a call is unknown it fails with [quota.ErrIndeterminate]; a charge with an
-// ID may then be repeated.
+// rueidis does not retry scripts, with one exception that the store cannot see in a client:
+// ClientOption.ConnLifetime must stay 0, or a connection that expires during a stall sends its scripts again.
+// If the outcome of a call is unknown, it fails with [quota.ErrIndeterminate]; a charge with an ID may then
+// be repeated.
 //
 // # Clusters
 //
-// Set ClusterOption.MaxMovedRedirections, to 3 for example: by default a redirection that cannot be followed
-// is followed for ever, or until the context ends.
+// Set ClusterOption.MaxMovedRedirections, to 3 for example. By default the client follows redirections
+// without end, or until the context ends.
 //
-// A MaxFlushDelay of 20 µs, which stores made from a URL set, has calls to a node written together: keys of a
-// cluster rarely share a slot, and so a script. On one server, where they share scripts, it gains nothing.
+// With a MaxFlushDelay of 20 µs, which stores made from a URL have, calls to a node are written together:
+// keys of a cluster rarely share a slot, and with it a script. On a single server, where they share scripts,
+// the delay gains no throughput.
 //
 // # Deadlines
 //
-// Many callers share a connection: set AlwaysPipelining, or one caller's deadline closes the connection
-// under the others, whose calls are then indeterminate, and keep ConnWriteTimeout short.
+// Many callers share a connection. Set AlwaysPipelining, or one caller's deadline closes the connection under
+// the others, whose calls are then indeterminate; and keep ConnWriteTimeout short.
 package rueidis
 
 import (
@@ -46,30 +57,31 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Options change what New makes. The zero value, and nil, take the defaults.
+// Options are the options of New. The zero value, and nil, have the defaults.
 type Options struct {
-	// Prefix begins every key; "" is "quota:". Up to 64 printable ASCII characters, no space, no brace.
+	// Prefix begins every key; "" stands for "quota:". At most 64 printable ASCII characters, no space, no
+	// brace.
 	Prefix string
-	// Strict refuses lists of charges whose groups lie in different hash slots with quota.ErrCrossSlot,
-	// on a single server too, so that development behaves as production does. Otherwise a single server
-	// decides any list in one step, and a cluster decides such a list slot by slot; see Store.
+	// Strict refuses a list of charges whose groups lie in different hash slots with quota.ErrCrossSlot, on a
+	// single server too, so that development behaves as production does. Otherwise a single server decides
+	// any list in one step, and a cluster decides such a list slot by slot; see Store.
 	Strict bool
-	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
-	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
-	// together in the next: more decisions a second under load, and no wait without.
+	// NoBatching sends every decision in a script of its own. Otherwise charges share scripts under load, see
+	// the package documentation: more decisions a second, and no wait without load.
 	NoBatching bool
-	// Notice is told what an operator should know, see [quota.Notice]; nil is nobody.
+	// Notice receives the notices for operators, see [quota.Notice]; nil drops them. It may be called
+	// concurrently.
 	Notice func(quota.Notice)
-	// Clock replaces the server's time, for tests; nil is the server's time.
+	// Clock replaces the server's time, for tests; nil stands for the server's time.
 	Clock func() time.Time
 }
 
-// Store is a quota.Store in Redis. It is safe for concurrent use.
+// Store is a quota.Store in Redis. Methods may be called concurrently.
 //
-// On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel;
-// where one denies, what the others granted is given back. Such decisions are marked Split. They never
-// admit too much; a denied list may hold tokens for one round trip, and tokens whose return was lost
-// come back by refill.
+// On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel; if
+// one slot denies, the charges that the others granted are given back. Such decisions are marked Split. They
+// never admit too much. A denied list may hold tokens for one round trip; tokens whose return was lost come
+// back by refill.
 type Store struct {
 	engine *engine.Store
 }
@@ -85,24 +97,27 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	return s.engine.Take(ctx, c)
 }
 
-// TakeAll decides a list of charges; on a cluster, slot by slot where it must, see Store.
+// TakeAll decides a list of charges and writes a decision for each to out. A cluster may decide it slot by
+// slot, see Store.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	return s.engine.TakeAll(ctx, cs, out)
 }
 
-// Atomicity says how far lists are decided in one step: on a cluster, and with Options.Strict, within one group.
+// Atomicity says which lists are decided in one step: on a cluster, and with Options.Strict, those of one
+// group.
 func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 
-// Health asks the server, or each master of a cluster, for its INFO, and tells Options.Notice of dangers to quotas:
-// "eviction" of a policy other than noeviction, "evicted" of keys evicted since the last call, "version" of a
-// server that is too old. It fails as a decision does.
+// Health asks the server, or each master of a cluster, for its INFO, and gives Options.Notice notice of
+// dangers to quotas: "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted
+// since the last call, "version" if a server is too old. It fails as a decision does.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
 
-// Close ends the store: calls in flight end, later ones are quota.ErrClosed. It closes the client only where the
-// store was made from a URL.
+// Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
+// quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
 
-// New returns a store over a client, which stays the caller's to close. It sends nothing.
+// New returns a store over a client, which the caller must close. It sends nothing. It fails with
+// quota.ErrInvalid if the client is nil or Options.Prefix is not accepted.
 func New(client rueidis.Client, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -118,15 +133,16 @@ func New(client rueidis.Client, o *Options) (*Store, error) {
 	return &Store{engine: s}, nil
 }
 
-// adapter is an engine.Client.
+// adapter is an engine.Client over a rueidis client.
 type adapter struct {
 	client rueidis.Client
 	owned  bool // Close closes the client
 }
 
+// Do sends a script.
 func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply, err error) {
-	// rueidis panics where it finds keys of different slots in a command. The engine sends none; should
-	// a key of its own making ever fool it, that is an error and no way to stop a process.
+	// rueidis panics if the keys of a command lie in different slots. The engine sends no such command; if it
+	// ever did, the call must fail and not the process.
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("redis: %w: the client panicked: %v", quota.ErrMisconfigured, r)
@@ -166,6 +182,7 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	return reply(r), nil
 }
 
+// classify returns an error of the client as one of package quota.
 func classify(err error) error {
 	if _, ok := rueidis.IsRedisErr(err); ok || rueidis.IsRedisNil(err) { // a null is a reply too
 		if engine.IsNoScript(err) {
@@ -179,6 +196,7 @@ func classify(err error) error {
 	return engine.TransportError(err)
 }
 
+// Info returns the INFO of the server, or of each node.
 func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	var infos []string
 	for _, node := range a.client.Nodes() {
@@ -191,6 +209,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	return infos, nil
 }
 
+// Close closes the client if it is owned.
 func (a *adapter) Close() error {
 	if a.owned {
 		a.client.Close()
@@ -198,7 +217,7 @@ func (a *adapter) Close() error {
 	return nil
 }
 
-// reply is an engine.Reply.
+// reply is an engine.Reply over a reply as rueidis decodes it.
 type reply []rueidis.RedisMessage
 
 func (r reply) Len() int { return len(r) }
@@ -218,7 +237,7 @@ func (r reply) Text(i int) (string, bool) {
 	if r[i].IsNil() {
 		return "", true
 	}
-	if !r[i].IsString() { // ToString makes texts of other kinds too
+	if !r[i].IsString() { // ToString accepts other kinds too
 		return "", false
 	}
 	s, err := r[i].ToString()

@@ -1,16 +1,32 @@
--- Charges that waited for one call, each decided alone. KEYS: theirs, each once. ARGV: for every run of KEYS
--- with the same numbers header, numbers, and how many they are; then for each of these what is asked, in
--- order: the cost of a take, or 'op cost at times' for each of several. It answers with the time, how many
--- charges changed a state, and the states as they were; 0 stands for what is no text.
+-- Charges that go in one call: single charges, each decided by itself, and then lists, each granted or denied
+-- as a whole, in order.
+--
+-- KEYS: the keys of the charges, each once; and last the key of a request id, if the only list has one.
+-- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
+-- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
+-- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
+-- its charges. With a request id last the beginning of the record of a grant, '' for none, and the lifetime
+-- of the record in ms.
+--
+-- The reply is the time, how many single charges changed a state and how many lists were granted (their
+-- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
+-- the reply is that.
 HELPERS
 local A, K = ARGV, KEYS
-local reply, states, lifetimes, changes = {now, 0}, {}, {}, 0
-local j, done = 1, 0
-while done < #K do
+local n, lists = A[1] + 0, A[2] + 0
+if K[n + 1] then
+  local grant = call('GET', K[n + 1])
+  if grant then return {grant} end
+end
+local reply, values, lifetimes, changes = {now, 0}, {}, {}, 0
+local states, runs = {}, {} -- of the keys, for the lists
+local j, done = 3, 0
+while done < n do
   local h = A[j]
-  local n = #h
+  local size = #h
   local kernel = kernels[sub(h, 2, 1 + byte(h, 1))]
   local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[j + 1])
+  local run = lists > 0 and {h = h, kernel = kernel, numbers = A[j + 1]}
   local first = done + 1
   done = done + A[j + 2]
   j = j + 3
@@ -18,9 +34,9 @@ while done < #K do
     local v = pcall('GET', K[k])
     local u, a, b, c, tail = 0, 0, 0, 0
     if v then
-      if #v == n + 14 and sub(v, 1, n) == h then
+      if #v == size + 14 and sub(v, 1, size) == h then
         u = unit
-        a, b = unpack('>I7I7', v, n + 1)
+        a, b = unpack('>I7I7', v, size + 1)
         if a >= BIG or b >= BIG then u = nil end
       elseif type(v) == 'table' then
         v, u = 0, nil
@@ -30,42 +46,94 @@ while done < #K do
     end
     reply[k + 2] = v
     if u then
-      local todo, changed, reset, _ = A[j], false
-      local cost = tonumber(todo)
+      local asked, changed, reset, _ = A[j], false
+      local cost = tonumber(asked)
       if cost then
         _, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, 0, cost, 0, now, unit, p1, p2, p3, p4, p5, p6)
         if changed then changes = changes + 1 end
       else
-        for op, cost, at, times in gmatch(todo, '(%d+) (%d+) (%d+) (%d+)') do
+        for op, cost, at, times in gmatch(asked, '(%d+) (%d+) (%d+) (%d+)') do
           op, cost, at = op + 0, cost + 0, at + 0
           for _ = 1, times do
             local _, wrote, after
             _, wrote, after, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)
-            if not wrote then break end -- nor would it the next time
+            if not wrote then break end -- the next charge of the run would change nothing either
             changed, reset, changes = true, after, changes + 1
           end
         end
       end
       if changed then
         if u == unit and c == 0 and not tail then
-          states[k] = h .. pack('>I7I7', a, b)
+          values[k] = h .. pack('>I7I7', a, b)
         else
-          states[k] = encode(h, u, a, b, c, tail)
+          values[k] = encode(h, u, a, b, c, tail)
         end
         if not (reset >= 0 and reset < BIG) then error('FLEETQUOTA the kernel returned no time') end
         lifetimes[k] = ceil(reset / 1000) + SLACK
       end
     end
+    if run then states[k], runs[k] = {u, a, b, c, tail}, run end
     j = j + 1
   end
 end
--- Whatever can fail comes before the first write; a user may lack the right to DEL.
-for k = 1, #K do
-  if states[k] == false then call('DEL', K[k]) end
+local granted = 0
+if lists > 0 then
+  -- decide returns the kernel's answer to a charge, or nil if the key does not hold a state of its rule.
+  local function decide(k, op, cost, at)
+    local s, run = states[k], runs[k]
+    if not s[1] then return end
+    return {run.kernel(s[1], s[2], s[3], s[4], s[5], op, cost, at, now, unpack(NUMBERS, run.numbers))}
+  end
+  local changed = {}
+  for i = j, j + lists - 1 do
+    local charges, new, all, sound = {}, {}, true, true
+    for k, op, cost, at in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)') do
+      local c = {k + 0, op + 0, cost + 0, at + 0}
+      local d = decide(c[1], c[2], c[3], c[4])
+      charges[#charges + 1], new[#new + 1] = c, d or false
+      sound = sound and d
+      all = all and d and d[1]
+    end
+    if sound then
+      if all then
+        granted = granted + 1
+      else
+        -- A denied list changes nothing, but a state ahead of the clock is moved to it.
+        for l, c in ipairs(charges) do
+          new[l] = decide(c[1], 1, c[2] <= 1 and c[3] or 0, c[4])
+        end
+      end
+      for l, c in ipairs(charges) do
+        local d = new[l]
+        if d[2] then
+          if not (d[3] >= 0 and d[3] < BIG) then error('FLEETQUOTA the kernel returned no time') end
+          states[c[1]], lifetimes[c[1]] = {d[4], d[5], d[6], d[7], d[8]}, ceil(d[3] / 1000) + SLACK
+          changed[c[1]] = true
+        end
+      end
+    end
+  end
+  for k in pairs(changed) do
+    local s = states[k]
+    values[k] = encode(runs[k].h, s[1], s[2], s[3], s[4], s[5])
+  end
 end
-for k = 1, #K do
-  local v = states[k]
+-- Everything that can fail comes before the first write; a user may lack the right to DEL.
+for k = 1, n do
+  if values[k] == false then call('DEL', K[k]) end
+end
+for k = 1, n do
+  local v = values[k]
   if v then call('SET', K[k], v, 'PX', lifetimes[k]) end
 end
-reply[2] = changes
+if granted > 0 and K[n + 1] and A[j + 1] ~= '' then
+  local record = {A[j + 1], pack('>I7', now)}
+  for k = 1, n do
+    local v = reply[k + 2] or ''
+    record[#record + 1] = pack('>I7', #v)
+    record[#record + 1] = v
+  end
+  call('SET', K[n + 1], table.concat(record), 'PX', A[j + 2])
+end
+reply[2] = changes + granted
 return reply

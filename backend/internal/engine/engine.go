@@ -1,10 +1,3 @@
-// Package engine decides charges in Redis: one script call a decision, whatever the client library.
-//
-// The scripts are a driver (single.lua or list.lua, with state.lua) and the kernels of the rules that a
-// call names. A script reads the states, lets the kernels decide, and writes the new ones. It answers
-// with the states as they were and its time, negative if nothing was granted or nothing changed. The
-// engine decides again on these in Go, so that the reply is the leanest there is and yet carries all of
-// a verdict, and so that any difference between a kernel and its Go is seen at once.
 package engine
 
 import (
@@ -19,20 +12,22 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Client sends commands. Implementations are safe for concurrent use.
+// Client sends commands to a server or a cluster. Methods may be called concurrently.
 type Client interface {
-	// Do sends one EVALSHA or EVAL, complete in args, whose elements are strings, and sends it once: the
-	// client's own retries must not apply to it. Errors have been through ReplyError or TransportError,
-	// but one for which IsNoScript is true is returned as it is.
+	// Do sends one EVALSHA or EVAL. args is the whole command, and its elements are strings; keys is the
+	// number of keys in it, at least 1. The command must be sent once: the client's own retries must not
+	// apply to it. Do returns an error for which IsNoScript is true as it is, and all other errors as
+	// ReplyError or TransportError makes them.
 	Do(ctx context.Context, args []any, keys int) (Reply, error)
-	// Info returns the server's INFO; of a cluster, of each master.
+	// Info returns the text of the server's INFO, or of each master of a cluster.
 	Info(ctx context.Context) ([]string, error)
-	// Close closes what the store owns.
+	// Close closes the client, if the store owns it.
 	Close() error
 }
 
-// Reply is an array reply: integers, texts and nulls.
+// Reply is an array reply of integers, bulk strings and nulls. Other elements are neither an Int nor a Text.
 type Reply interface {
+	// Len returns the number of elements; it is 0 if the reply is no array.
 	Len() int
 	// Int returns element i if it is an integer.
 	Int(i int) (n int64, ok bool)
@@ -40,57 +35,60 @@ type Reply interface {
 	Text(i int) (text string, ok bool)
 }
 
-// Options are common to all stores on Redis. The zero value takes the defaults.
+// Options are common to all stores in Redis. The zero value has the defaults.
 type Options struct {
 	// Prefix begins every key; "" is DefaultPrefix. 1 to 64 printable ASCII characters without braces.
 	Prefix string
-	// Strict refuses lists of charges whose groups lie in different hash slots with ErrCrossSlot, on a
-	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such
-	// a list slot by slot, and gives back what was granted where another slot denies.
+	// Strict refuses a list of charges whose groups lie in different hash slots with ErrCrossSlot, on a
+	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such a
+	// list slot by slot: if one slot denies, the charges that the other slots granted are given back.
 	Strict bool
-	// NoBatching sends every decision in a script of its own. Otherwise charges that come while four
-	// scripts to their server, or to their slot of a cluster, are under way wait for the first of them, and go
-	// together in the next.
+	// NoBatching sends every decision in a script of its own. Otherwise a charge waits if four scripts to its
+	// server, or to its slot of a cluster, are in flight; when the first of them ends, all waiting charges go
+	// together.
 	NoBatching bool
-	// Notice is told what an operator should know, see quota.Notice; nil is nobody.
+	// Notice receives the notices for operators, see quota.Notice; nil drops them. It may be called
+	// concurrently.
 	Notice func(quota.Notice)
-	// Clock replaces the server's time in tests; nil is the server's time.
+	// Clock replaces the server's time, for tests; nil stands for the server's time.
 	Clock func() time.Time
 }
 
 // DefaultPrefix begins the keys of stores whose options name no other prefix.
 const DefaultPrefix = "quota:"
 
-// Store is a quota.Store over a Client.
+// Store is a quota.Store over a Client. Methods may be called concurrently.
 type Store struct {
 	client  Client
 	o       Options
 	cluster bool
 	scripts *scripts
 	cas     quota.Store
-	closed  atomic.Bool
+	gate    driver.Gate
 	evicted atomic.Int64
 
-	lanes   []Lane[asking] // one, or one for each slot; nil without batching
-	carrier Carrier[asking]
+	queues  []Queue[queued] // one, or one for each slot; nil without batching
+	batcher Batcher[queued]
 
+	// mu guards plans and planned. A plan does not change once it is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
 }
 
-// plan is what a spec sends with each charge, boxed once.
+// plan holds the arguments that all charges to a limit send, boxed once.
 type plan struct {
 	rule   quota.Rule
 	serial int64   // orders plans
-	script *script // nil: no Lua
-	header any     // what its states begin with
-	params any     // unit, p1 to p6, packed
+	script *script // nil for an algorithm without Lua
+	header any     // the first bytes of a state, see header
+	params any     // the unit and p1 to p6, packed
 }
 
 const maxPlans = 4096
 
-// New returns a store over a client; cluster says that keys of different slots live apart.
+// New returns a store over a client. cluster says that keys of different slots may live on different nodes.
+// New fails with ErrInvalid if Options.Prefix is not accepted.
 func New(client Client, cluster bool, o Options) (*Store, error) {
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
@@ -100,14 +98,14 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	}
 	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
 	if !o.NoBatching {
-		s.carrier = Carrier[asking]{Most: maxBatch, Fly: s.fly}
-		s.lanes = make([]Lane[asking], 1)
+		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
+		s.queues = make([]Queue[queued], 1)
 		if cluster {
-			s.lanes = make([]Lane[asking], slots)
+			s.queues = make([]Queue[queued], slots)
 		}
 	}
 	var err error
-	s.cas, err = driver.NewCAS(&kv{s}, nil) // it is given what one script can do, and groups may share a slot
+	s.cas, err = driver.NewCAS(&kv{s}, nil) // its lists are those that one script can decide
 	return s, err
 }
 
@@ -120,79 +118,55 @@ func validPrefix(p string) bool {
 	return len(p) <= 64
 }
 
-// Close closes the store, and the client if the store made it. It returns when no batch is under way.
+// Close closes the store, and the client if the store owns it. Waiting charges fail with ErrClosed. Close
+// returns when no batch is in flight.
 func (s *Store) Close() error {
-	if s.closed.Swap(true) {
+	if !s.gate.Close() {
 		return nil
 	}
-	for i := range s.lanes {
-		s.lanes[i].Close()
+	for i := range s.queues {
+		s.queues[i].Close()
 	}
 	err := s.client.Close()
-	s.carrier.Wait()
+	s.batcher.Wait()
 	return err
 }
 
-// Atomicity says how far lists are decided in one step.
+// Atomicity says which lists are decided in one step.
 func (s *Store) Atomicity() driver.Atomicity {
-	if s.cluster || s.o.Strict {
+	if s.oneSlot() {
 		return driver.OneGroup
 	}
 	return driver.AnyKeys
 }
 
+// oneSlot reports whether only keys of one slot are decided in one step.
+func (s *Store) oneSlot() bool { return s.cluster || s.o.Strict }
+
 // Take decides one charge.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return quota.Decision{}, err
 	}
 	p, err := s.plan(c.Limit)
 	if err != nil {
 		return quota.Decision{}, err
 	}
+	t := target{plan: p}
 	if p.script == nil || c.ID != "" {
 		var out [1]quota.Decision
-		err := s.decide(ctx, []quota.Charge{c}, out[:])
+		err := s.decide(ctx, &list{charges: []quota.Charge{c}, targets: []target{t}, decisions: out[:]})
 		return out[0], err
 	}
-	if s.lanes == nil {
-		return s.alone(ctx, p, &c)
+	if s.queues == nil {
+		return s.alone(ctx, &c, &t)
 	}
-	return s.gather(ctx, p, &c)
+	return s.gather(ctx, &c, &t)
 }
 
-// alone decides a charge in a script of its own.
-func (s *Store) alone(ctx context.Context, p *plan, c *quota.Charge) (quota.Decision, error) {
-	args := make([]any, 0, 3+1+5+1)
-	args = append(args, evalSHA, p.script.sha, small[1], s.key(c))
-	args = append(args, p.header, p.params, cost(c))
-	if c.Op != quota.OpTake {
-		args = append(args, small[c.Op], text(c.At))
-	}
-	r, err := s.run(ctx, p.script, s.appendClock(args), 1)
-	if err != nil {
-		return quota.Decision{}, err
-	}
-	now, wrote, ok := stamp(r)
-	held, text := r.Text(1)
-	if !ok || !text || r.Len() != 2 {
-		return quota.Decision{}, badReply(r)
-	}
-	it, err := unpack(held)
-	if err != nil {
-		return quota.Decision{}, err
-	}
-	var d quota.Decision
-	err = driver.ApplyOne(c, &it, now, &d)
-	if err == nil && it.Write != wrote {
-		err = differs(c.Limit)
-	}
-	return d, err
-}
-
-// TakeAll decides a list of charges.
+// TakeAll decides a list of charges and writes a decision for each to out.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	if len(cs) == 1 && cs[0].ID == "" {
@@ -200,39 +174,41 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		out[0] = d
 		return err
 	}
-	if s.cluster || s.o.Strict {
-		if parts := bySlot(cs); len(parts) > 1 {
+	q := &list{charges: cs, targets: make([]target, len(cs)), decisions: out}
+	if s.oneSlot() {
+		for i := range cs {
+			s.locate(&q.targets[i], &cs[i])
+		}
+		if parts := bySlot(q.targets); len(parts) > 1 {
 			if s.o.Strict {
-				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots", quota.ErrCrossSlot, len(parts))
+				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots; accepted: one slot", quota.ErrCrossSlot, len(parts))
 			}
-			return s.takeSplit(ctx, cs, parts, out)
+			return s.takeSplit(ctx, q, parts)
 		}
 	}
-	return s.decide(ctx, cs, out)
+	return s.decide(ctx, q)
 }
 
-// decide decides a list whose keys share a slot, or a single node, in one step.
-func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	plans := make([]*plan, len(cs))
-	for i := range cs {
-		p, err := s.plan(cs[i].Limit)
-		if err != nil {
+// decide decides a list in one step. Its keys must share a slot, or a single node.
+func (s *Store) decide(ctx context.Context, q *list) error {
+	for i := range q.charges {
+		t, c := &q.targets[i], &q.charges[i]
+		var err error
+		if t.plan, err = s.plan(c.Limit); err != nil {
 			return err
 		}
-		if p.script == nil {
-			return s.cas.TakeAll(ctx, cs, out)
+		if t.plan.script == nil {
+			return s.cas.TakeAll(ctx, q.charges, q.decisions)
 		}
-		plans[i] = p
+		s.locate(t, c)
 	}
-	l := &list{plans: plans, charges: cs, decisions: out}
-	if s.lanes == nil || cs[0].ID != "" {
-		s.sendLists(ctx, []*list{l})
-		return l.err
+	if s.queues == nil || q.charges[0].ID != "" {
+		return s.send(ctx, []queued{{list: q}}, nil)
 	}
-	return s.gatherList(ctx, l)
+	return s.gatherList(ctx, q)
 }
 
-// run sends a script by its SHA, and with its text only if the server does not know it.
+// run sends a script by its SHA, and again with its text if the server does not know it: then nothing ran.
 func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
 	r, err := s.client.Do(ctx, args, keys)
 	if err != nil && IsNoScript(err) {
@@ -245,17 +221,7 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	return r, err
 }
 
-func (s *Store) ready(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if s.closed.Load() {
-		return errClosed
-	}
-	return nil
-}
-
-// plan returns what charges to a limit send.
+// plan returns the plan of a limit.
 func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	spec := l.Spec()
 	s.mu.RLock()
@@ -275,14 +241,14 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	packed := appendNumber(nil, spec.Unit)
 	for _, n := range spec.Params {
 		if !exact(n) && p.script != nil {
-			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: what Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
+			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: a number that Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
 		}
 		packed = appendNumber(packed, n)
 	}
 	p.params = string(packed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.plans) >= maxPlans { // specs made without end, one a call perhaps: forget them all
+	if len(s.plans) >= maxPlans { // a program may make specs without end, one a call: forget all plans
 		clear(s.plans)
 	}
 	s.planned++
@@ -293,7 +259,7 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 
 func cost(c *quota.Charge) any { return text(min(c.Cost, maxCost)) }
 
-// maxCost is sent for every cost above it: more than any limit holds, and exact in Lua.
+// maxCost stands for every cost above it in a call: it is more than any limit holds, and exact in Lua.
 const maxCost = 1 << 52
 
 func (s *Store) appendClock(args []any) []any {
@@ -303,15 +269,30 @@ func (s *Store) appendClock(args []any) []any {
 	return args
 }
 
-func (s *Store) key(c *quota.Charge) string {
-	buf := make([]byte, 0, 128)
-	return string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
+// target is where a charge goes.
+type target struct {
+	plan *plan
+	key  string // in Redis; "" until locate
+	slot uint16 // of the key, where slots matter
 }
 
-// Boxed arguments that most calls need.
+// locate fills in key and slot, once a charge.
+func (s *Store) locate(t *target, c *quota.Charge) {
+	if t.key != "" {
+		return
+	}
+	buf := make([]byte, 0, 128)
+	t.key = string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
+	if s.oneSlot() {
+		t.slot = slot(t.key[len(s.o.Prefix):])
+	}
+}
+
+// Boxed arguments that most calls have.
 var (
 	evalSHA any = "evalsha"
 	eval    any = "eval"
+	none    any = ""
 	small       = func() (s [256]any) {
 		for i := range s {
 			s[i] = strconv.Itoa(i)
@@ -327,18 +308,18 @@ func text[T ~int | ~int64](n T) any {
 	return strconv.FormatInt(int64(n), 10)
 }
 
-// stamp returns the script's time, and whether its sign says yes.
+// stamp returns the script's time, and whether it is positive. ok is false if the first element is no time.
 func stamp(r Reply) (now quota.Micros, yes, ok bool) {
 	n, ok := r.Int(0)
 	return quota.Micros(max(n, -n)), n > 0, ok && n != 0 && exact(n)
 }
 
 func badReply(r Reply) error {
-	return fmt.Errorf("redis: %w: the reply to a script has %d elements of the wrong kind: a proxy or another program may use its name", quota.ErrMisconfigured, r.Len())
+	return fmt.Errorf("redis: %w: the reply to a script has %d elements, of which some are of the wrong kind: a proxy may have changed it", quota.ErrMisconfigured, r.Len())
 }
 
-func differs(l *quota.Limit) error {
-	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, l.Spec().Rule)
+func differs(p *plan) error {
+	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, p.rule)
 }
 
-var errClosed = fmt.Errorf("redis: %w", quota.ErrClosed)
+var errClosed = fmt.Errorf("redis: the store is %w", quota.ErrClosed)

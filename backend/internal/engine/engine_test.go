@@ -33,14 +33,14 @@ func TestOneLuaForARule(t *testing.T) {
 	}
 	for range 2 {
 		if _, err := s.Take(bg, bad); !errors.Is(err, quota.ErrMisconfigured) {
-			t.Errorf("another Lua under the name of one rule: %v", err)
+			t.Errorf("Take with another Lua for the rule: got error %v, want ErrMisconfigured", err)
 		}
 		if err := s.TakeAll(bg, []quota.Charge{good, bad}, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrMisconfigured) {
-			t.Errorf("in a list: %v", err)
+			t.Errorf("TakeAll with another Lua for the rule: got error %v, want ErrMisconfigured", err)
 		}
 	}
 	if _, err := s.Take(bg, good); err != nil {
-		t.Errorf("and then the first: %v", err)
+		t.Errorf("Take with the first Lua again: got error %v, want nil", err)
 	}
 }
 
@@ -53,11 +53,11 @@ func TestPlansAreBounded(t *testing.T) {
 		}
 	}
 	if n := len(s.plans); n > maxPlans {
-		t.Errorf("%d plans", n)
+		t.Errorf("plans: got %d, want at most %d", n, maxPlans)
 	}
 }
 
-// What ends before anything is sent says so, and sends nothing.
+// A call of a closed store, or under an ended context, sends nothing and returns that error.
 func TestNothingIsSent(t *testing.T) {
 	s := newStore(t, true, func([]any, int) (Reply, error) {
 		t.Error("something was sent")
@@ -69,25 +69,26 @@ func TestNothingIsSent(t *testing.T) {
 	calls := func(ctx context.Context, want error) {
 		t.Helper()
 		if _, err := s.Take(ctx, cs[0]); !errors.Is(err, want) {
-			t.Errorf("Take: %v", err)
+			t.Errorf("Take: got error %v, want %v", err, want)
 		}
 		if err := s.TakeAll(ctx, cs, make([]quota.Decision, 2)); !errors.Is(err, want) {
-			t.Errorf("TakeAll: %v", err)
+			t.Errorf("TakeAll: got error %v, want %v", err, want)
 		}
 		if _, err := s.Health(ctx); !errors.Is(err, want) {
-			t.Errorf("Health: %v", err)
+			t.Errorf("Health: got error %v, want %v", err, want)
 		}
 	}
 	calls(done, context.Canceled)
 	for range 2 {
 		if err := s.Close(); err != nil {
-			t.Error(err)
+			t.Errorf("Close: got error %v, want nil", err)
 		}
 	}
 	calls(bg, quota.ErrClosed)
 }
 
-// What cannot be read of a state by compare-and-swap was not charged; what cannot be swapped may have been.
+// By compare-and-swap, a state that could not be loaded was not charged; one whose swap was lost may have
+// been.
 func TestSwapErrors(t *testing.T) {
 	lost := errors.Join(quota.ErrIndeterminate, context.DeadlineExceeded)
 	c := quota.Charge{Limit: limitOf("a", hidden{quota.Must(algorithm.FixedWindow(10, time.Hour))}), Key: "k", Cost: 1}
@@ -100,7 +101,7 @@ func TestSwapErrors(t *testing.T) {
 			return elements{int64(1_795_427_141_791_724), nil}, nil
 		})
 		if _, err := s.Take(bg, c); !errors.Is(err, want) || call != failing+1 {
-			t.Errorf("call %d lost: %v after %d calls", failing, err, call)
+			t.Errorf("call %d lost: got error %v after %d calls, want %v after %d", failing, err, call, want, failing+1)
 		}
 	}
 }

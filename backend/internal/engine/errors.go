@@ -11,14 +11,15 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// refusals are the replies by which a server that cannot serve now says so. The scripts read before they
-// write and only their first write can be refused, so none of these charged anything.
+// refusals begin the error replies of a server that cannot serve at the moment. The scripts read before they
+// write, and only their first write can be refused: after such a reply nothing is charged.
 var refusals = [...]string{
 	"LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "READONLY", "NOREPLICAS", "OOM", "MISCONF", "BUSY",
 	"MOVED", "ASK", "max number of clients", "UNKILLABLE",
 }
 
-// ReplyError classifies an error reply of the server. The reply's text is kept: it names no key and no
+// ReplyError classifies an error reply of the server: as ErrUnavailable if the server cannot serve at the
+// moment, else as ErrMisconfigured. The charge was not made. The reply's text is kept: it names no key and no
 // credential.
 func ReplyError(err error) error {
 	text := strings.TrimPrefix(err.Error(), "ERR ") // rueidis leaves it out
@@ -30,7 +31,7 @@ func ReplyError(err error) error {
 			return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 		}
 	}
-	// Up to Redis 6 an error inside a script is wrapped in a text of the script's own.
+	// Up to Redis 6 the text of an error inside a script stands in a text about the script.
 	if strings.HasPrefix(text, "Error running script") {
 		for _, prefix := range refusals {
 			if strings.Contains(text, "-"+prefix) {
@@ -44,24 +45,24 @@ func ReplyError(err error) error {
 	return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
 }
 
-// KeysError is a refusal that is about some keys of a call and would not have come for the others: a slot is
-// being moved and has keys on either node, or the user may not touch them all.
+// KeysError is a refusal of a call because of some of its keys: a slot is being moved and has keys on both
+// nodes, or the user has no right to all of the keys. A call with the other keys may succeed.
 type KeysError struct{ Err error }
 
 func (e KeysError) Error() string { return e.Err.Error() }
 func (e KeysError) Unwrap() error { return e.Err }
 
-// ofSomeKeys reports whether a call with fewer keys may do better.
+// ofSomeKeys reports whether an error is a KeysError: a call with fewer keys may succeed.
 func ofSomeKeys(err error) bool {
 	_, is := errors.AsType[KeysError](err)
 	return is
 }
 
-// IsNoScript reports whether a reply says that the server does not know a script; then nothing ran.
+// IsNoScript reports whether an error reply says that the server does not know the script. Then nothing ran.
 func IsNoScript(err error) bool { return strings.HasPrefix(err.Error(), "NOSCRIPT") }
 
-// TransportError classifies an error that is no reply of the server: what never left was not charged,
-// of all else the outcome is unknown.
+// TransportError classifies an error that is no reply of the server: as ErrUnavailable if no connection came
+// about, and nothing was sent, else as ErrIndeterminate.
 func TransportError(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" || errors.Is(err, syscall.ECONNREFUSED) || handshakeFailed(err) {
@@ -70,15 +71,15 @@ func TransportError(err error) error {
 	return fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err)
 }
 
-// handshakeFailed reports whether a TLS connection did not come about, on either side's account: then no
-// server read a command.
+// handshakeFailed reports whether a TLS handshake failed, by either side's refusal: then no server read a
+// command.
 func handshakeFailed(err error) bool {
 	var certificate *tls.CertificateVerificationError
 	var noTLS tls.RecordHeaderError
 	if errors.As(err, &certificate) || errors.As(err, &noTLS) {
 		return true
 	}
-	// The server's alert may come after the client took the handshake for done.
+	// The server's alert may come after the client finished its side of the handshake.
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "remote error" {
 		text := op.Err.Error()

@@ -42,7 +42,7 @@ func TestErrorClasses(t *testing.T) {
 	} {
 		cause := errors.New(text)
 		if err := ReplyError(cause); !errors.Is(err, want) || !errors.Is(err, cause) {
-			t.Errorf("%q is %v", text, err)
+			t.Errorf("ReplyError(%q): got %v, want %v around the cause", text, err, want)
 		}
 	}
 	for _, test := range []struct{ cause, want error }{
@@ -57,10 +57,12 @@ func TestErrorClasses(t *testing.T) {
 	} {
 		err := TransportError(test.cause)
 		if !errors.Is(err, test.want) || !errors.Is(err, test.cause) || errors.Is(err, quota.ErrUnavailable) && errors.Is(err, quota.ErrIndeterminate) {
-			t.Errorf("%v is %v", test.cause, err)
+			t.Errorf("TransportError(%v): got %v, want only %v around the cause", test.cause, err, test.want)
 		}
 	}
-	if !IsNoScript(errors.New("NOSCRIPT No matching script. Please use EVAL.")) || IsNoScript(errors.New("ERR NOSCRIPT")) {
-		t.Error("IsNoScript")
+	for text, want := range map[string]bool{"NOSCRIPT No matching script. Please use EVAL.": true, "ERR NOSCRIPT": false} {
+		if got := IsNoScript(errors.New(text)); got != want {
+			t.Errorf("IsNoScript(%q): got %v, want %v", text, got, want)
+		}
 	}
 }

@@ -19,7 +19,7 @@ func (f fake) Do(_ context.Context, args []any, keys int) (Reply, error) { retur
 func (fake) Info(context.Context) ([]string, error)                      { return nil, nil }
 func (fake) Close() error                                                { return nil }
 
-// elements is a Reply of int64, string, nil and what no script returns.
+// elements is a Reply of int64, string, nil, and elements that no script returns.
 type elements []any
 
 func (e elements) Len() int { return len(e) }

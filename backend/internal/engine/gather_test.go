@@ -28,7 +28,7 @@ type sent struct {
 	args   []any
 	keys   int
 	answer chan error
-	landed bool
+	ended  bool
 }
 
 func (s *slow) Do(ctx context.Context, args []any, keys int) (Reply, error) {
@@ -40,21 +40,39 @@ func (s *slow) Do(ctx context.Context, args []any, keys int) (Reply, error) {
 		return nil, err
 	}
 	r := elements{int64(1_795_427_141_791_724)}
-	if record := args[3+keys]; record == "" { // lists, all granted
-		lists, _ := strconv.Atoi(args[3+keys+2].(string))
-		r = append(r, int64(lists))
-	} else if len(args) > 3+keys+3 { // a batch, each of whose keys is changed
-		r = append(r, int64(keys))
+	if len(args) > 3+keys+3 { // a batch: each of its keys is changed, each of its lists granted
+		r = append(r, changes(args[3+keys:]))
 	}
 	for range keys {
 		r = append(r, nil)
 	}
 	return r, nil
 }
+
+// changes returns how many keys of a batch have a single charge, and how many lists go with them, by its
+// arguments.
+func changes(args []any) (n int64) {
+	number := func(i int) int {
+		n, _ := strconv.Atoi(args[i].(string))
+		return n
+	}
+	for i, keys := 2, number(0); keys > 0; {
+		run := number(i + 2)
+		for _, asked := range args[i+3 : i+3+run] {
+			if asked != "" {
+				n++
+			}
+		}
+		keys -= run
+		i += 3 + run
+	}
+	return n + int64(number(1))
+}
+
 func (*slow) Info(context.Context) ([]string, error) { return nil, nil }
 func (*slow) Close() error                           { return nil }
 
-// taken is what became of a Take.
+// taken is the outcome of a Take.
 type taken struct {
 	key  string
 	d    quota.Decision
@@ -98,9 +116,9 @@ func (g *gathering) fill(prefix string, n int) (all []*taken) {
 	return all
 }
 
-// land answers call i and what comes of it.
-func (g *gathering) land(i int, err error) {
-	g.calls[i].landed = true
+// answer answers call i and waits for the consequences.
+func (g *gathering) answer(i int, err error) {
+	g.calls[i].ended = true
 	g.calls[i].answer <- err
 	synctest.Wait()
 }
@@ -108,8 +126,8 @@ func (g *gathering) land(i int, err error) {
 // end answers all calls and waits for all Takes.
 func (g *gathering) end() {
 	for i := 0; i < len(g.calls); i++ {
-		if !g.calls[i].landed {
-			g.land(i, nil)
+		if !g.calls[i].ended {
+			g.answer(i, nil)
 		}
 	}
 	g.wg.Wait()
@@ -124,7 +142,7 @@ func (g *gathering) keys(t *testing.T, keys ...int) {
 	slices.Sort(got)
 	slices.Sort(keys)
 	if !slices.Equal(got, keys) {
-		t.Errorf("calls with %v keys, not %v", got, keys)
+		t.Errorf("keys of the calls: got %v, want %v", got, keys)
 	}
 }
 
@@ -132,26 +150,26 @@ func allowed(t *testing.T, all ...*taken) {
 	t.Helper()
 	for _, r := range all {
 		if !r.done || r.err != nil || !r.d.Allowed || r.d.Remaining != 9 {
-			t.Errorf("%s: %+v, %v (done: %v)", r.key, r.d, r.err, r.done)
+			t.Errorf("Take of %s: got done %v, %v, error %v; want an allowed decision with 9 remaining", r.key, r.done, r.d, r.err)
 		}
 	}
 }
 
-// Nobody waits while a place is free; those who wait go together when a script has landed.
+// A charge waits only if all calls are in flight; the waiting charges go together when one has ended.
 func TestGather(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		first := g.fill("a", maxFlying)
+		first := g.fill("a", maxInFlight)
 		g.keys(t, 1, 1, 1, 1)
 		rest := g.fill("b", maxBatch+10)
 		g.keys(t, 1, 1, 1, 1)
-		g.land(2, nil)
+		g.answer(2, nil)
 		g.keys(t, 1, 1, 1, 1, maxBatch)
 		allowed(t, first[2])
-		g.land(maxFlying, nil)
+		g.answer(maxInFlight, nil)
 		g.keys(t, 1, 1, 1, 1, maxBatch, 10)
 		allowed(t, rest[:maxBatch]...)
-		g.land(maxFlying+1, nil)
+		g.answer(maxInFlight+1, nil)
 		allowed(t, rest[maxBatch:]...)
 		g.fill("c", 2) // one place is free
 		g.keys(t, 1, 1, 1, 1, maxBatch, 10, 1)
@@ -162,55 +180,55 @@ func TestGather(t *testing.T) {
 func TestNoBatching(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{NoBatching: true})
-		all := g.fill("a", 2*maxFlying)
-		if len(g.calls) != 2*maxFlying {
-			t.Errorf("%d calls", len(g.calls))
+		all := g.fill("a", 2*maxInFlight)
+		if len(g.calls) != 2*maxInFlight {
+			t.Errorf("calls: got %d, want %d", len(g.calls), 2*maxInFlight)
 		}
 		g.end()
 		allowed(t, all...)
 	})
 }
 
-// On a cluster only those of one slot wait for each other.
+// On a cluster only charges of the same slot wait for each other.
 func TestGatherBySlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, true, Options{})
-		g.fill("team/a", maxFlying+2)
+		g.fill("team/a", maxInFlight+2)
 		g.fill("other", 1)
 		g.keys(t, 1, 1, 1, 1, 1)
-		g.land(0, nil)
+		g.answer(0, nil)
 		g.keys(t, 1, 1, 1, 1, 1, 2)
 		g.end()
 	})
 }
 
-// Who leaves before the send is not charged, and the others are.
+// A caller that leaves before its batch is sent is not charged, and the others are.
 func TestWithdraw(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		ctx, cancel := context.WithCancel(bg)
 		left := g.take(ctx, "left")
 		stays := g.take(bg, "stays")
 		cancel()
 		synctest.Wait()
 		if !left.done || !errors.Is(left.err, context.Canceled) || errors.Is(left.err, quota.ErrIndeterminate) {
-			t.Errorf("who left: %v (done: %v)", left.err, left.done)
+			t.Errorf("the caller that left: got done %v, error %v; want Canceled and not ErrIndeterminate", left.done, left.err)
 		}
-		g.land(0, nil)
+		g.answer(0, nil)
 		g.keys(t, 1, 1, 1, 1, 1)
-		if key := g.calls[maxFlying].args[3]; key != "quota:{stays}:n" {
-			t.Errorf("sent %v", key)
+		if got, want := g.calls[maxInFlight].args[3], "quota:{stays}:n"; got != want {
+			t.Errorf("key of the batch: got %v, want %v", got, want)
 		}
-		g.land(maxFlying, nil)
+		g.answer(maxInFlight, nil)
 		allowed(t, stays)
 
-		g.fill("c", 1) // nobody of the next batch stays: it is not sent
+		g.fill("c", 1) // all callers of the next batch leave: it is not sent
 		ctx, cancel = context.WithCancel(bg)
 		g.take(ctx, "left")
 		cancel()
 		synctest.Wait()
-		g.land(1, nil)
+		g.answer(1, nil)
 		g.keys(t, 1, 1, 1, 1, 1, 1)
 		g.fill("d", 1)
 		g.keys(t, 1, 1, 1, 1, 1, 1, 1)
@@ -218,43 +236,43 @@ func TestWithdraw(t *testing.T) {
 	})
 }
 
-// Who leaves after the send does not know, and takes nothing from the others.
+// For a caller that leaves after its batch is sent the outcome is unknown, and the others are decided.
 func TestLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
 		leaves, stays := g.take(ctx, "leaves"), g.take(bg, "stays")
-		g.land(0, nil)
+		g.answer(0, nil)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if !errors.Is(leaves.err, quota.ErrIndeterminate) || !errors.Is(leaves.err, context.DeadlineExceeded) {
-			t.Errorf("who left: %v", leaves.err)
+			t.Errorf("the caller that left: got error %v, want ErrIndeterminate around DeadlineExceeded", leaves.err)
 		}
-		if end, set := g.calls[maxFlying].ctx.Deadline(); set {
-			t.Errorf("the others have no deadline, the batch has %v", end)
+		if end, set := g.calls[maxInFlight].ctx.Deadline(); set {
+			t.Errorf("deadline of the batch: got %v, want none, as one caller has", end)
 		}
-		g.land(maxFlying, nil)
+		g.answer(maxInFlight, nil)
 		allowed(t, stays)
 		g.end()
 	})
 }
 
-// A batch has the latest deadline of those who wait for it.
+// A batch has the latest deadline of the callers that wait for it.
 func TestBatchDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		late := time.Now().Add(3 * time.Second)
 		for i, end := range []time.Time{late.Add(-time.Second), late, late.Add(-2 * time.Second)} {
 			ctx, cancel := context.WithDeadline(bg, end)
 			defer cancel()
 			g.take(ctx, fmt.Sprint("b", i))
 		}
-		g.land(0, nil)
-		if end, set := g.calls[maxFlying].ctx.Deadline(); !set || !end.Equal(late) {
-			t.Errorf("the batch ends %v, not %v", end, late)
+		g.answer(0, nil)
+		if end, set := g.calls[maxInFlight].ctx.Deadline(); !set || !end.Equal(late) {
+			t.Errorf("deadline of the batch: got %v (set: %v), want %v", end, set, late)
 		}
 		g.end()
 	})
@@ -264,47 +282,47 @@ func TestBatchDeadline(t *testing.T) {
 func TestBatchError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		alone := g.fill("a", maxFlying)
+		alone := g.fill("a", maxInFlight)
 		rest := g.fill("b", 3)
 		lost := fmt.Errorf("%w: lost", quota.ErrIndeterminate)
-		g.land(0, lost)
-		g.land(1, nil)
-		g.land(maxFlying, lost)
+		g.answer(0, lost)
+		g.answer(1, nil)
+		g.answer(maxInFlight, lost)
 		trips := map[any]bool{}
 		for _, r := range rest {
 			var shared interface{ RoundTrip() any }
 			if !errors.Is(r.err, quota.ErrIndeterminate) || !errors.As(r.err, &shared) {
-				t.Fatalf("%s: %v", r.key, r.err)
+				t.Fatalf("Take of %s: got error %v, want a shared ErrIndeterminate", r.key, r.err)
 			}
 			trips[shared.RoundTrip()] = true
 		}
 		if len(trips) != 1 {
-			t.Errorf("%d round trips", len(trips))
+			t.Errorf("round trips of the batch's errors: got %d, want 1", len(trips))
 		}
 		if alone[0].err != lost {
-			t.Errorf("alone: %v", alone[0].err)
+			t.Errorf("error of a call alone: got %v, want %v itself", alone[0].err, lost)
 		}
 		g.end()
 	})
 }
 
-// Where the client gave a call up by its own patience, nobody waits for the next one to get stuck.
-func TestStuck(t *testing.T) {
+// If a call ended by a timeout of the client's, the waiting callers are refused rather than timed out next.
+func TestTimedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		frozen := fmt.Errorf("%w: %w", quota.ErrIndeterminate, os.ErrDeadlineExceeded)
 		for i, err := range []error{frozen, quota.ErrUnavailable, frozen} { // alone, and as a batch
 			waits := g.fill("b", 3)
-			g.land([]int{0, 1, maxFlying}[i], err)
+			g.answer([]int{0, 1, maxInFlight}[i], err)
 			for _, r := range waits {
 				refused := errors.Is(r.err, quota.ErrUnavailable) && !errors.Is(r.err, quota.ErrIndeterminate)
 				if want := i != 1; r.done != want || want && !refused {
-					t.Errorf("behind %v: %v (done: %v)", err, r.err, r.done)
+					t.Errorf("a caller behind %v: got done %v, error %v; want done %v, with ErrUnavailable if so", err, r.done, r.err, want)
 				}
 			}
 			if i == 0 {
-				g.fill("c", 1) // in the place that is free
+				g.fill("c", 1) // in the call that is free
 			}
 		}
 		g.keys(t, 1, 1, 1, 1, 1, 3)
@@ -312,8 +330,8 @@ func TestStuck(t *testing.T) {
 	})
 }
 
-// Callers that can run when one is about to send go along with it.
-func TestBoarding(t *testing.T) {
+// Callers that can run when one is about to send go with it.
+func TestFilling(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
@@ -329,24 +347,24 @@ func TestBoarding(t *testing.T) {
 		for _, c := range g.calls {
 			keys += c.keys
 		}
-		if keys != 20 || len(g.calls) == maxFlying {
-			t.Errorf("%d keys in %d scripts; want all 20 in fewer than %d", keys, len(g.calls), maxFlying)
+		if keys != 20 || len(g.calls) == maxInFlight {
+			t.Errorf("got %d keys in %d scripts, want 20 in fewer than %d", keys, len(g.calls), maxInFlight)
 		}
 		g.end()
 	})
 }
 
-// A frozen server costs a breaker one failure for each script, whoever waited for it.
+// A frozen server costs a breaker one failure for each script, however many callers waited for it.
 func TestBatchBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		const trips = maxFlying + 1
+		const trips = maxInFlight + 1
 		for _, failures := range []int{trips + 1, trips} {
 			store := quota.Must(resilience.Wrap(g.store, resilience.Breaker(&resilience.BreakerOptions{Failures: failures}), resilience.Timeout(time.Second, nil)))
-			for i := range maxFlying + 20 {
+			for i := range maxInFlight + 20 {
 				g.wg.Go(func() {
 					if _, err := store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint(failures, i), Cost: 1}); err == nil {
-						t.Error("a frozen server decided")
+						t.Error("Take at a frozen server: got a decision, want an error")
 					}
 				})
 				synctest.Wait()
@@ -354,11 +372,11 @@ func TestBatchBreaker(t *testing.T) {
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
 			if got, want := resilience.BreakerState(store), map[bool]string{true: "open", false: "closed"}[failures == trips]; got != want {
-				t.Errorf("the breaker is %s after %d round trips of %d failures", got, trips, failures)
+				t.Errorf("breaker of %d failures after %d failed round trips: got %s, want %s", failures, trips, got, want)
 			}
 			for i, c := range g.calls {
-				if !c.landed {
-					g.land(i, nil)
+				if !c.ended {
+					g.answer(i, nil)
 				}
 			}
 		}
@@ -366,12 +384,12 @@ func TestBatchBreaker(t *testing.T) {
 	})
 }
 
-// A batch that is refused because of some of its keys is asked key by key, and list by list.
+// A batch that is refused because of some of its keys is sent again key by key, and list by list.
 func TestBatchOfSomeKeys(t *testing.T) {
 	for _, refusal := range []string{"TRYAGAIN Multiple keys request during rehashing of slot", "NOPERM this user has no permissions"} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGathering(t, true, Options{})
-			g.fill("team/a", maxFlying)
+			g.fill("team/a", maxInFlight)
 			rest := g.fill("team/b", 3)
 			for i := range 2 {
 				cs := []quota.Charge{{Limit: g.limit, Key: fmt.Sprint("team/c", i), Cost: 1}, {Limit: g.limit, Key: fmt.Sprint("team/d", i), Cost: 1}}
@@ -384,25 +402,23 @@ func TestBatchOfSomeKeys(t *testing.T) {
 				synctest.Wait()
 				rest = append(rest, list)
 			}
-			g.land(0, nil)
-			g.keys(t, 1, 1, 1, 1, 3, 4)
-			for i := maxFlying; i < maxFlying+2; i++ {
-				g.land(i, ReplyError(errors.New(refusal)))
-			}
-			g.keys(t, 1, 1, 1, 1, 3, 4, 1, 1, 1, 2, 2)
+			g.answer(0, nil)
+			g.keys(t, 1, 1, 1, 1, 7)
+			g.answer(maxInFlight, ReplyError(errors.New(refusal)))
+			g.keys(t, 1, 1, 1, 1, 7, 1, 1, 1, 2, 2)
 			g.end()
 			allowed(t, rest...)
 		})
 	}
 }
 
-// Close refuses those who wait, and returns when what was sent has landed.
+// Close refuses the waiting callers, and returns when the batches in flight have ended.
 func TestCloseGathering(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		g.fill("a", maxFlying)
+		g.fill("a", maxInFlight)
 		sent := g.fill("b", 2)
-		g.land(0, nil)
+		g.answer(0, nil)
 		waiting := g.fill("c", 2)
 		closed := false
 		g.wg.Go(func() {
@@ -414,16 +430,16 @@ func TestCloseGathering(t *testing.T) {
 		synctest.Wait()
 		for _, r := range waiting {
 			if !errors.Is(r.err, quota.ErrClosed) {
-				t.Errorf("%s waited: %v", r.key, r.err)
+				t.Errorf("Take of %s, which waited: got error %v, want ErrClosed", r.key, r.err)
 			}
 		}
 		if closed {
-			t.Error("closed before the batch landed")
+			t.Error("Close: returned before the batch had its answer, want after it")
 		}
-		g.land(maxFlying, nil)
+		g.answer(maxInFlight, nil)
 		allowed(t, sent...)
 		if !closed {
-			t.Error("not closed after the batch landed")
+			t.Error("Close: did not return after the batch had its answer")
 		}
 		g.end()
 	})

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"strconv"
 
@@ -9,35 +8,26 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// A grant is remembered as recordHead, the time and, for each charge, the length and the bytes of the
-// state it was decided on: what it takes to give the same decision again.
+// The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
+// bytes of the state it was decided on. From these the same decisions are made again.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
-// idKey returns the key of a request id: no limit's key has '#' behind its group.
+// idKey returns the key of a charge's request id in Redis. It is never the key of a limit.
 func (s *Store) idKey(c *quota.Charge) string {
-	dst := append(driver.AppendGroup([]byte(s.o.Prefix), quota.Group(c.Key)), '#')
-	return string(driver.AppendEscaped(dst, c.ID))
+	return string(driver.AppendIDKey([]byte(s.o.Prefix), quota.Group(c.Key), c.ID))
 }
 
-// recordHead tells charges apart: what driver.SameCharge compares, in 128 bits.
+// recordHead returns the first bytes of the record of a grant: the charges' fingerprint.
 func recordHead(cs []quota.Charge) string {
-	var text []byte
-	for i := range cs {
-		c := &cs[i]
-		text = driver.AppendKey(text, c.Limit.Name(), c.Key)
-		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
-			text = strconv.AppendInt(append(text, ' '), n, 10)
-		}
-		text = append(text, '\n')
-	}
-	sum := sha256.Sum256(text)
-	return string(sum[:headSize])
+	sum := driver.Fingerprint(cs)
+	return string(sum[:])
 }
 
 const headSize = 16
 
-// replay decides charges as they were decided when the id was granted.
+// replay decides charges again as the record of their grant says. It fails with ErrInvalid if the record is
+// of other charges, and with ErrMisconfigured if it is no record.
 func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	if len(grant) < headSize+numberSize || grant[:headSize] != recordHead(cs) {
 		return fmt.Errorf("redis: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
@@ -65,7 +55,7 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 		return err
 	}
 	for i := range out {
-		// The limit's numbers may have changed since; that it was granted has not.
+		// The limit's numbers may have changed since, and deny; the charge was granted all the same.
 		out[i].Allowed, out[i].RetryAfter, out[i].Replayed = true, 0, true
 		if op := cs[i].Op; op == quota.OpTake || op == quota.OpDebit {
 			out[i].Charged = cs[i].Cost

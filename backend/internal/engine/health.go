@@ -13,11 +13,11 @@ import (
 // minMajor is the oldest major version of Redis that the scripts run on.
 const minMajor = 5
 
-// Health asks the server how it is, and gives notice of what endangers quotas: "eviction" of a policy
-// other than noeviction, "evicted" of keys evicted since the last call, "version" of a server too old.
-// It fails with ErrUnavailable or another error of package quota if the server cannot be asked.
+// Health asks the server, or each master of a cluster, for its INFO, and gives notice of dangers to quotas:
+// "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted since the last call,
+// "version" if a server is too old. It fails as a decision does.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) {
-	if err := s.ready(ctx); err != nil {
+	if err := s.gate.Ready(ctx); err != nil {
 		return driver.Health{}, err
 	}
 	infos, err := s.client.Info(ctx)

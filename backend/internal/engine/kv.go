@@ -17,12 +17,14 @@ var loadText string
 //go:embed swap.lua
 var swapText string
 
-// kv hosts algorithms without Lua: it loads and compare-and-swaps what the scripts also read and write.
+// kv is a driver.KV for algorithms without Lua. It reads and writes the same states as the scripts.
 type kv struct{ s *Store }
 
-// grantText marks the record of a request id that the adapter wrote; states are packed instead.
+// grantText begins the record of a request id that driver.NewCAS wrote. Records are kept as text; states are
+// packed.
 const grantText = "id1:"
 
+// Load returns the entries of keys and the server's time.
 func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	args := make([]any, 0, 3+len(keys)+1)
 	args = append(args, evalSHA, k.s.scripts.load.sha, text(len(keys)))
@@ -31,7 +33,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 	}
 	r, err := k.s.run(ctx, k.s.scripts.load, k.s.appendClock(args), len(keys))
 	if errors.Is(err, quota.ErrIndeterminate) {
-		err = fmt.Errorf("redis: %w: %v", quota.ErrUnavailable, err) // what is only read is not charged
+		err = fmt.Errorf("redis: %w: %v", quota.ErrUnavailable, err) // a read charges nothing
 	}
 	if err != nil {
 		return nil, 0, err
@@ -61,6 +63,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 	return entries, now, nil
 }
 
+// Swap makes all changes if all entries still have their old values, and reports whether it did.
 func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	args := make([]any, 0, 3+4*len(changes))
 	args = append(args, evalSHA, k.s.scripts.swap.sha, text(len(changes)))

@@ -8,13 +8,10 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// A state is kept as bytes: its header, which is the length and the name of its rule and its unit, then
-// A, B and, where they are not zero, C and the tail. A number is 7 bytes in two's complement, the highest
-// first, so a token bucket takes 25 bytes, and one size class less in Redis than as text.
-const (
-	numberSize = 7
-	maxNumber  = 1 << 53
-)
+// A state is kept as bytes: the header, which is the length and the name of the rule and the unit, then A, B
+// and, if they are not zero, C and the tail. A number is 7 bytes in two's complement, the highest byte first.
+// A token bucket takes 25 bytes, and in Redis one size class less than it would as text.
+const numberSize = 7
 
 func appendNumber(dst []byte, n int64) []byte {
 	return append(dst, byte(n>>48), byte(n>>40), byte(n>>32), byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
@@ -24,10 +21,10 @@ func number(s string) int64 {
 	return int64(s[0])<<48 | int64(s[1])<<40 | int64(s[2])<<32 | int64(s[3])<<24 | int64(s[4])<<16 | int64(s[5])<<8 | int64(s[6])
 }
 
-// signed is number for one that may be below 0, as states of rules without Lua may have.
+// signed reads a number that may be negative. Only rules without Lua have such numbers.
 func signed(s string) int64 { return number(s) << 8 >> 8 }
 
-// header returns the first bytes of a state of a rule in a unit.
+// header returns the first bytes of a state: rule and unit.
 func header(rule quota.Rule, unit int64) string {
 	name := rule.String()
 	return string(appendNumber(append([]byte{byte(len(name))}, name...), unit))
@@ -46,7 +43,8 @@ func pack(it *driver.Item) string {
 	return string(dst)
 }
 
-// unpack reads what pack, or a script, wrote; no bytes are the zero Item. Anything else is ErrMisconfigured.
+// unpack reads the bytes that pack, or a script, wrote; the empty text is the zero Item. It fails with
+// ErrMisconfigured if the bytes are no state.
 func unpack(v string) (it driver.Item, err error) {
 	if v == "" {
 		return it, nil
@@ -78,6 +76,7 @@ func unpack(v string) (it driver.Item, err error) {
 	return it, nil
 }
 
-func exact(n int64) bool { return -maxNumber <= n && n <= maxNumber }
+// exact reports whether Lua holds a number exactly.
+func exact(n int64) bool { return -quota.MaxNumber <= n && n <= quota.MaxNumber }
 
-var errState = fmt.Errorf("engine: %w: the store holds what is no state of a limit", quota.ErrMisconfigured)
+var errState = fmt.Errorf("redis: %w: the key holds a value that is no state of a limit", quota.ErrMisconfigured)

@@ -27,7 +27,7 @@ func rules() map[string]quota.Algorithm {
 	}
 }
 
-// What a release has written the next must read: a change here needs a new Rule.
+// A release must read the states that the one before wrote: a change here needs a new Rule.
 func TestPackGolden(t *testing.T) {
 	const file = "testdata/packed.golden"
 	var got []string
@@ -52,11 +52,11 @@ func TestPackGolden(t *testing.T) {
 	}
 	want := strings.Split(strings.TrimSpace(string(text)), "\n")
 	if len(got) != len(want) {
-		t.Fatalf("%d lines, not %d", len(got), len(want))
+		t.Fatalf("lines of %s: got %d, want %d", file, len(got), len(want))
 	}
 	for i := range want {
 		if got[i] != want[i] {
-			t.Errorf("is  %s\nwas %s", got[i], want[i])
+			t.Errorf("packed state:\n got %s\nwant %s", got[i], want[i])
 		}
 	}
 }
@@ -83,19 +83,19 @@ func TestPackRoundTrip(t *testing.T) {
 		}
 		back, err := unpack(pack(&it))
 		if err != nil || !reflect.DeepEqual(back, it) {
-			t.Fatalf("%+v came back as %+v, %v", it, back, err)
+			t.Fatalf("unpack(pack(it)): got %+v, %v, want %+v", back, err, it)
 		}
 	}
 	if it, err := unpack(""); err != nil || !reflect.DeepEqual(it, driver.Item{}) {
-		t.Errorf("no bytes are %+v, %v", it, err)
+		t.Errorf("unpack of no bytes: got %+v, %v, want the zero Item", it, err)
 	}
 	most := driver.Item{Rule: quota.Rule{'a'}, State: quota.State{Unit: 1, Tail: make([]int64, quota.MaxTail)}}
 	if _, err := unpack(pack(&most)); err != nil {
-		t.Error(err)
+		t.Errorf("unpack of the longest tail: got error %v, want nil", err)
 	}
 	most.State.Tail = make([]int64, quota.MaxTail+1)
 	if _, err := unpack(pack(&most)); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("a tail that is too long: %v", err)
+		t.Errorf("unpack of a tail that is too long: got error %v, want ErrMisconfigured", err)
 	}
 }
 
@@ -110,26 +110,26 @@ func FuzzUnpack(f *testing.F) {
 		it, err := unpack(v)
 		if err != nil {
 			if !errors.Is(err, quota.ErrMisconfigured) || !reflect.DeepEqual(it, driver.Item{}) {
-				t.Fatalf("%+v, %v", it, err)
+				t.Fatalf("unpack: got %+v, %v, want the zero Item and ErrMisconfigured", it, err)
 			}
 			return
 		}
 		for _, n := range append([]int64{it.State.Unit, it.State.A, it.State.B, it.State.C}, it.State.Tail...) {
 			if !exact(n) {
-				t.Fatalf("%d is not exact in Lua", n)
+				t.Fatalf("a number of the state: got %d, want one that is exact in Lua", n)
 			}
 		}
 		if v != "" && it.State.Unit < 1 {
-			t.Fatalf("unit %d", it.State.Unit)
+			t.Fatalf("unit: got %d, want at least 1", it.State.Unit)
 		}
 		if v == "" {
 			return
 		}
 		if head := header(it.Rule, it.State.Unit); !strings.HasPrefix(v, head) {
-			t.Fatalf("%+v begins with %q, not %q", it, v[:len(head)], head)
+			t.Fatalf("first bytes of %+v: got %q, want %q", it, v[:min(len(v), len(head))], head)
 		}
 		if back, err := unpack(pack(&it)); err != nil || !reflect.DeepEqual(back, it) {
-			t.Fatalf("%+v came back as %+v, %v", it, back, err)
+			t.Fatalf("unpack(pack(it)): got %+v, %v, want %+v", back, err, it)
 		}
 	})
 }
@@ -147,10 +147,10 @@ func FuzzReplay(f *testing.F) {
 			out := make([]quota.Decision, 2)
 			if err := replay(grant, cs, out); err != nil {
 				if !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) {
-					t.Fatal(err)
+					t.Fatalf("replay: got error %v, want ErrMisconfigured or ErrInvalid", err)
 				}
 			} else if !quota.Granted(out) || !out[0].Replayed || !out[1].Replayed {
-				t.Fatalf("%+v", out)
+				t.Fatalf("replay: got %v, want a grant that is replayed", out)
 			}
 		}
 	})

@@ -10,7 +10,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Whatever comes back for a script is a decision or an error of the right class, and never a panic.
+// Every reply to a script is a decision or an error of the right class, and never a panic.
 func TestHostileReplies(t *testing.T) {
 	const now = int64(1_795_427_141_791_724)
 	state := pack(&driver.Item{Rule: quota.Rule{'f', 'w', '1'}, State: quota.State{Unit: 1, A: 1, B: 1}})
@@ -79,14 +79,14 @@ func hostile(t *testing.T, name string, r Reply, must bool) {
 		out := make([]quota.Decision, len(cs))
 		err := s.TakeAll(bg, cs, out)
 		for _, d := range out {
-			if err == nil && (d.At <= 0 || d.At > maxNumber || d.Remaining > d.Limit || d.ResetAfter < 0 || d.RetryAfter < 0) {
-				t.Errorf("%s to %s: decided %+v", name, show(cs), d)
+			if err == nil && (d.At <= 0 || d.At > quota.MaxNumber || d.Remaining > d.Limit || d.ResetAfter < 0 || d.RetryAfter < 0) {
+				t.Errorf("%s to %s: got the decision %v, want a sound one or an error", name, show(cs), d)
 			}
 		}
 		// A swap whose reply is no reply may have happened; an id's record may be of other charges.
 		known := errors.Is(err, quota.ErrMisconfigured) || cs[0].ID != "" && errors.Is(err, quota.ErrInvalid)
 		if err != nil && !known || err == nil && must {
-			t.Errorf("%s to %s: %+v, %v", name, show(cs), out, err)
+			t.Errorf("%s to %s: got %v, error %v; want ErrMisconfigured, or a decision if the reply may be one (it must not: %v)", name, show(cs), out, err, must)
 		}
 	}
 }
@@ -104,14 +104,14 @@ func TestHostileBatchReplies(t *testing.T) {
 		cs := []quota.Charge{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}, {Limit: limitOf("a", window(10)), Key: "l", Cost: 11}}
 		_, errs := Together(bg, s, [][]quota.Charge{cs[:1], cs[1:]})
 		if !errors.Is(errs[0], quota.ErrMisconfigured) || !errors.Is(errs[1], quota.ErrMisconfigured) {
-			t.Errorf("reply %d %v: %v", i, []any(r), errs)
+			t.Errorf("reply %d %v: got errors %v, want ErrMisconfigured twice", i, []any(r), errs)
 		}
 	}
-	for i, held := range []any{int64(0), "x"} { // one key's value is nobody else's
+	for i, held := range []any{int64(0), "x"} { // the value of one key is no trouble for the other
 		s := newStore(t, false, func([]any, int) (Reply, error) { return elements{now, int64(1), held, nil}, nil })
 		d, errs := Together(bg, s, [][]quota.Charge{{{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}}, {{Limit: limitOf("a", window(10)), Key: "l", Cost: 1}}})
 		if !errors.Is(errs[0], quota.ErrMisconfigured) || errs[1] != nil || !d[1][0].Allowed {
-			t.Errorf("value %d: %+v, %v", i, d, errs)
+			t.Errorf("value %d: got %v, errors %v; want ErrMisconfigured for its key and a grant of the other", i, d, errs)
 		}
 	}
 }

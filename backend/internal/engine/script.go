@@ -23,9 +23,6 @@ var stateText string
 //go:embed single.lua
 var singleText string
 
-//go:embed list.lua
-var listText string
-
 //go:embed batch.lua
 var batchText string
 
@@ -35,10 +32,11 @@ const (
 	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)\n"
 )
 
-// injectedSlack is how many ms states outlive a clock that was injected, which may stand still.
+// injectedSlack is how many ms a state is kept longer than its reset under Options.Clock, which may stand
+// still.
 const injectedSlack = 24 * 60 * 60 * 1000
 
-// script is a text and its SHA-1, boxed for the clients' argument lists.
+// script is a text and its SHA-1, boxed as arguments.
 type script struct {
 	text, sha any
 }
@@ -48,16 +46,17 @@ func newScript(text string) *script {
 	return &script{text: text, sha: hex.EncodeToString(sum[:])}
 }
 
-// scripts assembles and keeps the texts: for each rule alone, and for each set of rules in a batch or in lists.
-// Texts hold constants and kernels only; what users choose travels as arguments.
+// scripts assembles the texts and keeps them: one for each rule alone, and one for each set of rules in a
+// batch. A text has only constants and kernels; keys and numbers travel as arguments.
 type scripts struct {
 	clock, slack string
-	load, swap   *script // of the compare-and-swap host
+	load, swap   *script // for algorithms without Lua
 
+	// mu guards the maps. A kernel or script does not change once it is in a map.
 	mu      sync.RWMutex
 	kernels map[quota.Rule]string
 	single  map[quota.Rule]*script
-	sets    map[string]*script // by the rules' names, then the text
+	sets    map[string]*script // by the names of the rules
 }
 
 func newScripts(injected bool) *scripts {
@@ -73,7 +72,8 @@ func newScripts(injected bool) *scripts {
 	return s
 }
 
-// one returns the script of a single charge to a limit with this rule and kernel.
+// one returns the script of a charge that goes alone to a limit with this rule and kernel. It fails with
+// ErrMisconfigured if the rule has come with another kernel before.
 func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 	s.mu.RLock()
 	sc, known := s.single[rule], s.kernels[rule]
@@ -89,20 +89,20 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 		s.single[rule] = sc
 	}
 	if known != kernel {
-		return nil, fmt.Errorf("engine: %w: two algorithms call themselves rule %q: give one another name", quota.ErrMisconfigured, rule)
+		return nil, fmt.Errorf("redis: %w: two algorithms have the rule %q; accepted: a rule for each algorithm", quota.ErrMisconfigured, rule)
 	}
 	return sc, nil
 }
 
-// several returns the script that text makes with the kernels of these rules, which one has seen.
-func (s *scripts) several(rules []quota.Rule, text string) *script {
+// batch returns the script of a call to limits with these rules. one must have been called for each.
+func (s *scripts) batch(rules []quota.Rule) *script {
 	names := make([]string, 0, len(rules))
 	for _, r := range rules {
 		names = append(names, r.String())
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-	key := strings.Join(append(names, text), " ")
+	key := strings.Join(names, " ")
 	s.mu.RLock()
 	sc := s.sets[key]
 	s.mu.RUnlock()
@@ -118,20 +118,20 @@ func (s *scripts) several(rules []quota.Rule, text string) *script {
 		copy(rule[:], name)
 		b.WriteString("kernels['" + name + "'] = function" + kernelParams + s.kernels[rule] + "\nend\n")
 	}
-	sc = newScript(s.assemble(b.String(), text))
+	sc = newScript(s.assemble(b.String(), batchText))
 	s.sets[key] = sc
 	return sc
 }
 
-// assemble puts a text of ours behind the locals, the clock and the kernels, with its constants filled in.
-// Kernels are somebody else's words and stay as they are.
+// assemble returns a text behind the locals, the clock and the kernels, and fills in the constants of the
+// text. Kernels come from algorithms and stay as they are.
 func (s *scripts) assemble(kernels, text string) string {
 	text = strings.ReplaceAll(text, "HELPERS", stateText)
 	return preludeText + s.clock + kernels + strings.NewReplacer(
 		"SLACK", s.slack,
 		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
-		"BIG", strconv.Itoa(maxNumber),
+		"BIG", strconv.Itoa(quota.MaxNumber),
 		"FOREIGN", "{err = 'FLEETQUOTA the key holds no state of this rule and layout'}",
 	).Replace(text)
 }

@@ -3,12 +3,12 @@ package engine
 // slots is the number of hash slots of a Redis Cluster.
 const slots = 16384
 
-// slot returns the hash slot of a group's keys: CRC16 (XMODEM) of what stands in the hash tag, see the
-// Redis Cluster specification, "Hash tags".
-func slot(tag []byte) uint16 {
+// slot returns the hash slot of a key that begins with its hash tag, "{group}": the CRC16 (XMODEM) of the
+// bytes between the braces, see the Redis Cluster specification, "Hash tags".
+func slot(key string) uint16 {
 	var crc uint16
-	for _, b := range tag {
-		crc = crc<<8 ^ crc16[byte(crc>>8)^b]
+	for i := 1; key[i] != '}'; i++ {
+		crc = crc<<8 ^ crc16[byte(crc>>8)^key[i]]
 	}
 	return crc % slots
 }

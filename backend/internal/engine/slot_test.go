@@ -34,9 +34,13 @@ func TestSlotIsTheServers(t *testing.T) {
 			t.Fatal(err)
 		}
 		pipe := client.Pipeline()
-		for _, key := range keys {
+		slots := make([]uint16, len(keys))
+		for i, key := range keys {
 			c := quota.Charge{Limit: limit, Key: key, ID: key}
-			pipe.ClusterKeySlot(bg, s.key(&c))
+			var to target
+			s.locate(&to, &c)
+			slots[i] = to.slot
+			pipe.ClusterKeySlot(bg, to.key)
 			pipe.ClusterKeySlot(bg, s.idKey(&c))
 		}
 		cmds, err := pipe.Exec(bg)
@@ -44,31 +48,30 @@ func TestSlotIsTheServers(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, cmd := range cmds {
-			key := keys[i/2]
-			want := cmd.(*redis.IntCmd).Val()
-			if parts := bySlot([]quota.Charge{{Limit: limit, Key: key}}); int64(parts[0].slot) != want {
-				t.Errorf("%q: slot %d, the server says %d", key, parts[0].slot, want)
+			if got, want := int64(slots[i/2]), cmd.(*redis.IntCmd).Val(); got != want {
+				t.Errorf("slot of key %q: got %d, the server wants %d", keys[i/2], got, want)
 			}
 		}
 	}
-	if slot([]byte("123456789")) != 0x31C3 { // from the Redis Cluster specification
-		t.Error("not the CRC of the specification")
+	if got := slot("{123456789}"); got != 0x31C3 { // from the Redis Cluster specification
+		t.Errorf("slot of 123456789: got %#x, want 0x31C3", got)
 	}
 }
 
 func TestBySlot(t *testing.T) {
-	var cs []quota.Charge
-	for i := range 60 {
-		cs = append(cs, quota.Charge{Limit: limitOf("n", window(1)), Key: fmt.Sprintf("g%d/%d", i%7, i)})
+	s := newStore(t, true, nil)
+	targets := make([]target, 60)
+	for i := range targets {
+		s.locate(&targets[i], &quota.Charge{Limit: limitOf("n", window(1)), Key: fmt.Sprintf("g%d/%d", i%7, i)})
 	}
-	parts := bySlot(cs)
+	parts := bySlot(targets)
 	if len(parts) != 7 {
-		t.Fatalf("%d parts of 7 groups", len(parts))
+		t.Fatalf("parts of 7 groups: got %d, want 7", len(parts))
 	}
 	for p, part := range parts {
-		for j, i := range part.places {
-			if want := p + 7*j; i != want {
-				t.Errorf("part %d has charge %d in place %d, not %d", p, i, j, want)
+		for j, got := range part.indexes {
+			if want := p + 7*j; got != want {
+				t.Errorf("charge %d of part %d: got %d, want %d", j, p, got, want)
 			}
 		}
 	}

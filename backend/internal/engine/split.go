@@ -8,65 +8,62 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// giveBackTimeout bounds the refund of what one slot granted and another denied.
+// giveBackTimeout bounds the refund of charges that one slot granted and another denied.
 const giveBackTimeout = time.Second
 
-// part is the charges of a list that share a slot, by their places in it.
+// part is the charges of a list that share a slot.
 type part struct {
-	slot   uint16
-	places []int
+	slot    uint16
+	indexes []int // of the charges in the list
 }
 
 // bySlot returns the parts of a list, in the order of their first charges.
-func bySlot(cs []quota.Charge) []part {
+func bySlot(targets []target) []part {
 	var parts []part
-	var buf [128]byte
 next:
-	for i := range cs {
-		n := slot(driver.AppendEscaped(buf[:0], quota.Group(cs[i].Key)))
+	for i := range targets {
 		for j := range parts {
-			if parts[j].slot == n {
-				parts[j].places = append(parts[j].places, i)
+			if parts[j].slot == targets[i].slot {
+				parts[j].indexes = append(parts[j].indexes, i)
 				continue next
 			}
 		}
-		parts = append(parts, part{n, []int{i}})
+		parts = append(parts, part{targets[i].slot, []int{i}})
 	}
 	return parts
 }
 
-// takeSplit decides a list slot by slot, in parallel. What can be denied comes first; where one slot
-// denies, what the others granted is given back, once: a give-back that fails is not repeated, since two
-// would mint quota. What is never denied follows a grant, for it could not be taken back: a debit may
-// have charged less than its cost.
-func (s *Store) takeSplit(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) error {
+// takeSplit decides a list slot by slot, in parallel. Takes and peeks come first. If one slot denies, the
+// charges that the others granted are given back, once: a give-back that fails is not repeated, for two would
+// mint quota. Debits, refunds and resets follow a grant. They are never denied, and could not be taken back:
+// a debit may have charged less than its cost.
+func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 	firm := make([]part, 0, len(parts))
 	ask := make([]part, 0, len(parts))
 	for _, p := range parts {
 		var f, a part
-		for _, i := range p.places {
-			if op := cs[i].Op; op == quota.OpTake || op == quota.OpPeek {
-				a.places = append(a.places, i)
+		for _, i := range p.indexes {
+			if op := q.charges[i].Op; op == quota.OpTake || op == quota.OpPeek {
+				a.indexes = append(a.indexes, i)
 			} else {
-				f.places = append(f.places, i)
+				f.indexes = append(f.indexes, i)
 			}
 		}
-		if len(f.places) > 0 {
+		if len(f.indexes) > 0 {
 			firm = append(firm, f)
 		}
-		if len(a.places) > 0 {
+		if len(a.indexes) > 0 {
 			ask = append(ask, a)
 		}
 	}
-	granted, err := s.takeParts(ctx, cs, ask, out)
+	granted, err := s.takeParts(ctx, q, ask)
 	switch {
 	case err != nil:
 		return err
 	case granted:
-		made, errs := s.decideParts(ctx, cs, firm, out)
+		made, errs := s.decideParts(ctx, q, firm)
 		if err := worst(errs); err != nil {
 			if made || len(ask) > 0 {
 				err = partly(err)
@@ -74,27 +71,27 @@ func (s *Store) takeSplit(ctx context.Context, cs []quota.Charge, parts []part, 
 			return err
 		}
 	default:
-		if err := s.peekParts(ctx, cs, firm, out); err != nil {
+		if err := s.peekParts(ctx, q, firm); err != nil {
 			return err
 		}
 	}
-	for i := range out {
-		out[i].Split = true
+	for i := range q.decisions {
+		q.decisions[i].Split = true
 	}
 	return nil
 }
 
-// decideParts decides parts in parallel. It returns an error for each, nil where it was decided, and
-// whether any was.
-func (s *Store) decideParts(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) (any bool, errs []error) {
+// decideParts decides parts in parallel. It returns an error for each, which is nil if the part was decided,
+// and whether any part was decided.
+func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any bool, errs []error) {
 	errs = make([]error, len(parts))
 	each(len(parts), func(i int) {
-		answers := make([]quota.Decision, len(parts[i].places))
-		if errs[i] = s.decide(ctx, parts[i].of(cs), answers); errs[i] != nil {
+		p := parts[i].of(q)
+		if errs[i] = s.decide(ctx, p); errs[i] != nil {
 			return
 		}
-		for j, place := range parts[i].places {
-			out[place] = answers[j]
+		for j, k := range parts[i].indexes {
+			q.decisions[k] = p.decisions[j]
 		}
 	})
 	for _, err := range errs {
@@ -103,7 +100,7 @@ func (s *Store) decideParts(ctx context.Context, cs []quota.Charge, parts []part
 	return any, errs
 }
 
-// worst returns the error that says least of what was charged.
+// worst returns an ErrIndeterminate if there is one, else any error.
 func worst(errs []error) (err error) {
 	for _, e := range errs {
 		if e != nil && (err == nil || errors.Is(e, quota.ErrIndeterminate)) {
@@ -113,28 +110,29 @@ func worst(errs []error) (err error) {
 	return err
 }
 
-// takeParts decides parts in parallel and gives back what was granted unless all were.
-func (s *Store) takeParts(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) (granted bool, err error) {
-	_, errs := s.decideParts(ctx, cs, parts, out)
+// takeParts decides parts in parallel, and reports whether all were granted. Otherwise it gives the granted
+// parts back.
+func (s *Store) takeParts(ctx context.Context, q *list, parts []part) (granted bool, err error) {
+	_, errs := s.decideParts(ctx, q, parts)
 	err = worst(errs)
 	granted = err == nil
 	var back []part
 	for i, p := range parts {
-		if errs[i] == nil && p.granted(out) {
+		if errs[i] == nil && p.granted(q.decisions) {
 			back = append(back, p)
 		} else {
 			granted = false
 		}
 	}
 	if !granted {
-		if e := s.giveBack(ctx, cs, back, out); e != nil && err != nil {
+		if e := s.giveBack(ctx, q, back); e != nil && err != nil {
 			err = partly(err)
 		}
 	}
 	return granted, err
 }
 
-// partly turns an error that may say 'not charged' into one that does not: another part was charged.
+// partly returns an error of a list of which another part was charged: the error must not say 'not charged'.
 func partly(err error) error {
 	if errors.Is(err, quota.ErrIndeterminate) {
 		return err
@@ -142,71 +140,72 @@ func partly(err error) error {
 	return fmt.Errorf("redis: %w: part of the list was charged: %v", quota.ErrIndeterminate, err)
 }
 
-// giveBack refunds what parts were granted and corrects their decisions.
-func (s *Store) giveBack(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) error {
+// giveBack refunds the charges of parts and corrects their decisions.
+func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
-	refunds := make([]quota.Charge, len(cs))
-	after := make([]quota.Decision, len(cs))
+	refunds := make([]quota.Charge, len(q.charges))
+	after := make([]quota.Decision, len(q.charges))
 	var charged []part
 	for _, p := range parts {
 		var c part
-		for _, i := range p.places {
-			if out[i].Charged > 0 {
-				refunds[i] = cs[i].Refund(out[i], out[i].Charged)
-				c.places = append(c.places, i)
+		for _, i := range p.indexes {
+			if q.decisions[i].Charged > 0 {
+				refunds[i] = q.charges[i].Refund(q.decisions[i], q.decisions[i].Charged)
+				c.indexes = append(c.indexes, i)
 			}
 		}
-		if len(c.places) > 0 {
+		if len(c.indexes) > 0 {
 			charged = append(charged, c)
 		}
 	}
-	_, errs := s.decideParts(ctx, refunds, charged, after)
+	_, errs := s.decideParts(ctx, &list{charges: refunds, targets: q.targets, decisions: after}, charged)
 	for k, p := range charged {
-		for _, i := range p.places {
-			if out[i].Charged = 0; errs[k] == nil {
-				out[i].Remaining, out[i].ResetAfter = after[i].Remaining, after[i].ResetAfter
+		for _, i := range p.indexes {
+			if q.decisions[i].Charged = 0; errs[k] == nil {
+				q.decisions[i].Remaining, q.decisions[i].ResetAfter = after[i].Remaining, after[i].ResetAfter
 			}
 		}
 	}
 	return worst(errs)
 }
 
-// peekParts fills in decisions for charges that a denied list did not make.
-func (s *Store) peekParts(ctx context.Context, cs []quota.Charge, parts []part, out []quota.Decision) error {
-	peeks := make([]quota.Charge, len(cs))
-	for i := range cs {
-		peeks[i] = quota.Charge{Limit: cs[i].Limit, Key: cs[i].Key, Op: quota.OpPeek}
+// peekParts fills in the decisions of charges that were not made because the list was denied.
+func (s *Store) peekParts(ctx context.Context, q *list, parts []part) error {
+	peeks := make([]quota.Charge, len(q.charges))
+	for i := range q.charges {
+		peeks[i] = quota.Charge{Limit: q.charges[i].Limit, Key: q.charges[i].Key, Op: quota.OpPeek}
 	}
-	_, errs := s.decideParts(ctx, peeks, parts, out)
+	_, errs := s.decideParts(ctx, &list{charges: peeks, targets: q.targets, decisions: q.decisions}, parts)
 	for _, p := range parts {
-		for _, i := range p.places {
-			out[i].Allowed, out[i].RetryAfter = true, 0
+		for _, i := range p.indexes {
+			q.decisions[i].Allowed, q.decisions[i].RetryAfter = true, 0
 		}
 	}
 	return worst(errs)
 }
 
-// granted reports whether all of the part's decisions are allowed.
-func (p part) granted(out []quota.Decision) bool {
-	for _, i := range p.places {
-		if !out[i].Allowed {
+// granted reports whether all decisions of the part are allowed.
+func (p part) granted(decisions []quota.Decision) bool {
+	for _, i := range p.indexes {
+		if !decisions[i].Allowed {
 			return false
 		}
 	}
 	return true
 }
 
-// of returns the part's charges.
-func (p part) of(cs []quota.Charge) []quota.Charge {
-	list := make([]quota.Charge, len(p.places))
-	for i, place := range p.places {
-		list[i] = cs[place]
+// of returns the part of a list as a list of its own.
+func (p part) of(q *list) *list {
+	n := len(p.indexes)
+	of := &list{charges: make([]quota.Charge, n), targets: make([]target, n), decisions: make([]quota.Decision, n)}
+	for j, i := range p.indexes {
+		of.charges[j], of.targets[j] = q.charges[i], q.targets[i]
 	}
-	return list
+	return of
 }
 
-// each calls f for 0 to n-1, concurrently, and returns when all have.
+// each calls f for 0 to n-1, concurrently, and returns when all calls have returned.
 func each(n int, f func(int)) {
 	var wg sync.WaitGroup
 	for i := 1; i < n; i++ {

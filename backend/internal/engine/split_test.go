@@ -10,8 +10,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// How a list over three slots ends where a part of it fails: the error never says 'not charged' of what
-// was, and what can be given back is, once.
+// A list over three slots of which a part fails: the error never says 'not charged' if a part was charged,
+// and every part that can be given back is, once.
 func TestSplitErrors(t *testing.T) {
 	down := fmt.Errorf("%w: down", quota.ErrUnavailable)
 	lost := fmt.Errorf("%w: lost", quota.ErrIndeterminate)
@@ -39,7 +39,7 @@ func TestSplitErrors(t *testing.T) {
 			var calls []string
 			s := newStore(t, true, func(args []any, keys int) (Reply, error) {
 				key := args[3].(string)
-				call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[strings.Fields(args[3+keys+3].(string))[1][0]-'0']
+				call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[strings.Fields(args[3+keys+6].(string))[1][0]-'0']
 				mu.Lock()
 				defer mu.Unlock()
 				calls = append(calls, call)
@@ -54,7 +54,7 @@ func TestSplitErrors(t *testing.T) {
 			}
 			err := s.TakeAll(bg, cs, make([]quota.Decision, 3))
 			if !errors.Is(err, test.want) || errors.Is(err, quota.ErrIndeterminate) && errors.Is(err, quota.ErrUnavailable) {
-				t.Errorf("%v, not %v", err, test.want)
+				t.Errorf("got error %v, want only %v", err, test.want)
 			}
 			sorted := strings.Fields(test.calls)
 			for _, call := range calls {
@@ -66,11 +66,11 @@ func TestSplitErrors(t *testing.T) {
 					}
 				}
 				if !found {
-					t.Errorf("call %s was not expected", call)
+					t.Errorf("got call %s, want only %s", call, test.calls)
 				}
 			}
 			if left := strings.Join(sorted, ""); left != "" {
-				t.Errorf("calls %v; missing %s", calls, left)
+				t.Errorf("got calls %v, want %s: missing %s", calls, test.calls, left)
 			}
 		})
 	}

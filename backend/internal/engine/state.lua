@@ -1,5 +1,6 @@
--- decode reads what is behind the header h: a, b and, where they are not zero, c and a tail, in 7 bytes each.
--- It returns nothing for what no kernel wrote: numbers from 2^53 on are not exact.
+-- decode returns the state that v holds, of the rule in the header h: its unit, a, b, c and tail. Each number
+-- has 7 bytes; c and tail are left out if they are zero. It returns nil if no kernel wrote v: numbers from
+-- 2^53 on are not exact.
 local function decode(v, h)
   local n, u = #h
   local more = #v - n - 14
@@ -26,7 +27,7 @@ local function decode(v, h)
   return u or unpack('>I7', h, n - 6), a, b, c, tail
 end
 
--- encode returns the bytes of a state, false for a fresh one.
+-- encode returns the bytes of a state, or false for a fresh state.
 local function encode(h, u, a, b, c, tail)
   if u == 0 then return false end
   local v = pack('>I7I7', a, b)

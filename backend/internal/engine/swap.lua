@@ -1,5 +1,5 @@
--- Each of KEYS gets a new value if all still have their old ones. ARGV: for each key the old value and
--- the new one, '' for none, and the new one's lifetime in ms.
+-- Gives each of KEYS its new value, if all still have their old values. ARGV: for each key the old value and
+-- the new value, '' for none, and the lifetime of the new value in ms. The reply is 1 if it did, else 0.
 for i = 1, #KEYS do
   if (redis.call('GET', KEYS[i]) or '') ~= ARGV[3 * i - 2] then return {0} end
 end

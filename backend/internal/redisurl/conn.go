@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// Dial connects to an address and makes the TLS handshake. Its errors, and those of the connection until
-// the first command proper, are *net.OpError with Op "dial": no charge was sent.
+// Dial connects to an address and makes the TLS handshake. Its errors are *net.OpError with Op "dial", and so
+// are the errors of the connection until the client's handshake is over: no charge was sent.
 func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
 	defer cancel()
@@ -38,7 +38,7 @@ func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn
 	return n, nil
 }
 
-// DialError returns err as what it is: an error of connecting.
+// DialError returns err as a *net.OpError with Op "dial".
 func DialError(addr string, err error) error {
 	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
 		return err
@@ -52,15 +52,14 @@ type target string
 func (target) Network() string  { return "tcp" }
 func (t target) String() string { return string(t) }
 
-// conn is a connection that knows when the client's handshake is over: with the first command that is no
-// part of one. Until then it sees to two things.
+// conn is a connection that knows when the client's handshake is over: at the first command that belongs to
+// no handshake. Until then it makes two promises.
 //
-// What fails is an error of connecting, so that the call that wanted the connection is known not to have
-// charged.
+// Every failure is an error of connecting: the call that needed the connection was not charged.
 //
-// Credentials do not come back. Servers that do not know HELLO or AUTH, old ones and proxies, answer them
-// with an error that quotes the arguments, and client libraries pass that on: in their errors, and
-// go-redis to the standard error. What an error reply quotes is crossed out.
+// Credentials do not come back. A server that does not know HELLO or AUTH, such as an old one or a proxy,
+// answers with an error that quotes the arguments. Client libraries pass the text on: in their errors, and
+// go-redis to the standard error. So conn crosses out the quotes of error replies.
 type conn struct {
 	net.Conn
 	addr    string
@@ -69,14 +68,14 @@ type conn struct {
 	long    bool        // the last read ended within an error reply
 }
 
-// tcpConn keeps the connection's SyscallConn, by which go-redis sees that an idle one was closed.
+// tcpConn has the connection's SyscallConn, with which go-redis finds out that an idle connection was closed.
 type tcpConn struct {
 	*conn
 	syscall.Conn
 }
 
-// oneLine returns what a server makes of a text in an error reply: it cuts long ones, and lines do not
-// end within a reply.
+// oneLine returns the beginning of a text as a server quotes it in an error reply: on one line. A server cuts
+// long texts, so the beginning must do.
 func oneLine(s string) []byte {
 	const sure = 16
 	return []byte(strings.NewReplacer("\r", " ", "\n", " ").Replace(s[:min(len(s), sure)]))
@@ -94,8 +93,8 @@ func (n *conn) Write(p []byte) (int, error) {
 	return sent, n.failed(err)
 }
 
-// handshake reports whether a client that writes p is in its handshake still. What does not begin with a
-// command goes on with one that was too long for a write.
+// handshake reports whether a client that writes p is still in its handshake. If p does not begin with a
+// command, it is the rest of one that was too long for a single write.
 func handshake(p []byte) bool {
 	if len(p) == 0 || p[0] != '*' {
 		return true
@@ -117,10 +116,10 @@ func (n *conn) Read(p []byte) (int, error) {
 	}
 	for {
 		got, err := n.Conn.Read(p)
-		if n.open.Load() { // what began in the handshake may end after it
+		if n.open.Load() { // a read that began in the handshake may end after it
 			return got, err
 		}
-		// An error reply is looked at whole, so that it cannot quote over the edge of two reads.
+		// Read the whole error reply, so that no quote is cut by the end of a read.
 		for err == nil && got < len(p) && partial(p[:got]) {
 			var more int
 			more, err = n.Conn.Read(p[got:])
@@ -133,7 +132,7 @@ func (n *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// failed returns what an error of the handshake is.
+// failed returns an error of the handshake as an error of connecting.
 func (n *conn) failed(err error) error {
 	if err == nil {
 		return nil
@@ -141,7 +140,7 @@ func (n *conn) failed(err error) error {
 	return handshakeError{&net.OpError{Op: "dial", Net: "tcp", Addr: target(n.addr), Err: err}}
 }
 
-// handshakeError is a *net.OpError in a wrapping, of which go-redis takes one off.
+// handshakeError wraps a *net.OpError once more, for go-redis unwraps an error once.
 type handshakeError struct{ *net.OpError }
 
 func (e handshakeError) Unwrap() error { return e.OpError }
@@ -152,7 +151,7 @@ func partial(p []byte) bool {
 	return len(last) > 0 && last[0] == '-'
 }
 
-// crossOut takes out of p what error replies quote, and returns how long it is then.
+// crossOut removes the quotes of error replies from p, in place, and returns the new length.
 func (n *conn) crossOut(p []byte) int {
 	out := p[:0]
 	for line := range bytes.Lines(p) {
@@ -175,11 +174,11 @@ func (n *conn) crossOut(p []byte) int {
 
 // quoted returns where in an error reply credentials may begin, or -1.
 func (n *conn) quoted(text []byte) int {
-	// Redis says what it does not know, and then quotes the arguments.
+	// Redis names the command that it does not know, and then quotes the arguments.
 	if before, _, found := bytes.Cut(text, []byte(", with args beginning with: ")); found {
 		return len(before)
 	}
-	code, rest, _ := bytes.Cut(text, []byte(" ")) // the kind of error comes first
+	code, rest, _ := bytes.Cut(text, []byte(" ")) // the code of the error is no quote
 	first := -1
 	for _, s := range n.secrets {
 		if i := bytes.Index(rest, s); i >= 0 && (first < 0 || i < first) {

@@ -10,8 +10,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Guard returns a client whose errors do not name the user of the URL, and say so where the URL does not
-// fit the server.
+// Guard returns a client whose errors do not name the user of the URL. If the server is part of a cluster and
+// the URL is not for one, its errors say so.
 func (c *Config) Guard(client engine.Client) engine.Client { return &guard{client, c} }
 
 type guard struct {
@@ -54,7 +54,7 @@ func (g *guard) explain(err error) error {
 	return err
 }
 
-// anonymous is an ErrMisconfigured. What it was made from is not unwrapped, for it tells more.
+// anonymous is an ErrMisconfigured. It does not unwrap the client's error, which names the user.
 type anonymous struct{ text string }
 
 func (a *anonymous) Error() string { return a.text }

@@ -1,5 +1,10 @@
-// Package redisurl reads the URLs of stores on Redis, the same for every client library, and makes
-// their connections. The README lists the forms and parameters, for users.
+// Package redisurl reads the URLs of stores in Redis and makes their connections, in the same way for every
+// client library:
+//
+//	config, err := redisurl.Parse(u)
+//	conn, err := config.Dial(ctx, &net.Dialer{}, config.Addrs[0])
+//
+// The README lists the forms of a URL and the parameters, for users.
 package redisurl
 
 import (
@@ -22,7 +27,7 @@ import (
 // Schemes are the schemes that Parse knows.
 var Schemes = []string{"redis", "rediss", "redis+cluster", "redis+sentinel"}
 
-// What a URL that does not say otherwise means.
+// The defaults of the parameters timeout and dial_timeout, and the limits and ports that a URL may have.
 const (
 	DefaultTimeout     = 500 * time.Millisecond
 	DefaultDialTimeout = time.Second
@@ -34,25 +39,32 @@ const (
 	sentinelPort = "26379"
 )
 
-// Config is what a URL says.
+// Config is the content of a URL.
 type Config struct {
+	// Cluster is set if the servers are a Redis Cluster.
 	Cluster bool
-	// Addrs are those of the server, of nodes of the cluster, or of the sentinels.
+	// Addrs are the addresses of the server, of nodes of the cluster, or of the sentinels: host:port, at
+	// least one.
 	Addrs []string
 	// Master is the name that the sentinels know the master by; "" without Sentinel.
 	Master string
-	DB     int
-	// Username and Password are for the servers, "" for none.
+	// DB is the number of the database; 0 in a cluster.
+	DB int
+	// Username and Password are for the servers; "" stands for none.
 	Username, Password string
-	// SentinelUsername and SentinelPassword are for the sentinels.
+	// SentinelUsername and SentinelPassword are for the sentinels; "" stands for none.
 	SentinelUsername, SentinelPassword string
-	// TLS is nil for connections without it.
+	// TLS is nil for connections without TLS.
 	TLS *tls.Config
 
-	Prefix  string
-	Strict  bool
+	// Prefix begins every key; "" stands for the default.
+	Prefix string
+	// Strict refuses lists over several hash slots.
+	Strict bool
+	// Timeout bounds a read and a write: 1 ms to 1 minute.
 	Timeout time.Duration
-	// DialTimeout is how long connecting may take, handshakes included.
+	// DialTimeout bounds an attempt at connecting, with its handshakes: 1 ms to 1 minute, at least Timeout by
+	// default.
 	DialTimeout time.Duration
 }
 
@@ -66,8 +78,8 @@ type parser struct {
 
 // Parse reads a URL. Its errors are quota.ErrInvalid and hold no credential.
 func Parse(u *url.URL) (*Config, error) {
-	// A '@' that is not the one behind the userinfo means that a password was cut at one of / ? #:
-	// then no part of the URL is what it seems, and none may be shown.
+	// A '@' behind the host means that a password was cut at one of / ? #. Then each part of the URL may be a
+	// part of the password, and none may be shown.
 	if strings.Contains(u.EscapedPath()+u.RawQuery+u.EscapedFragment()+u.Opaque, "@") {
 		return nil, invalid("the URL has a '@' behind its host; accepted: /, ?, # and @ in a user or password as %%2F, %%3F, %%23 and %%40, and @ in a parameter as %%40")
 	}
@@ -133,7 +145,7 @@ func (p *parser) userinfo(u *url.URL) error {
 	p.c.Username = u.User.Username()
 	p.c.Password, _ = u.User.Password()
 	if p.c.Username != "" && p.c.Password == "" {
-		// Some programs take a lone name for the user, others for the password.
+		// Some programs read a lone name as the user, others as the password.
 		return invalid("the URL has a user and no password; accepted: user:password@host or :password@host")
 	}
 	return nil
@@ -300,7 +312,7 @@ func (p *parser) duration(name string, otherwise time.Duration) (time.Duration, 
 	return d, nil
 }
 
-// findSecrets collects what no message may show, before anything can fail.
+// findSecrets collects the credentials that no message may show. It must run before any other check.
 func (p *parser) findSecrets(u *url.URL) {
 	if u.User != nil {
 		password, _ := u.User.Password()
@@ -317,7 +329,7 @@ func (p *parser) findSecrets(u *url.URL) {
 	p.secrets = slices.DeleteFunc(p.secrets, func(s string) bool { return s == "" })
 }
 
-// show quotes a value for a message, unless it has to do with a credential.
+// show quotes a value for a message, unless the value may be a part of a credential or contain one.
 func (p *parser) show(v string) string {
 	const most, telling = 64, 3
 	for _, s := range p.secrets {

@@ -1,0 +1,339 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+// call is the charges of one run of batch.lua: single charges and lists. A key has one plan in a call.
+type call struct {
+	keys  []callKey
+	index map[string]int // of keys
+	mixed bool           // neighboring keys have different plans
+	lists []*list
+}
+
+// callKey is a key of a call.
+type callKey struct {
+	key         string
+	plan        *plan
+	first, last *single // the single charges to the key, in order; nil for none
+}
+
+// send sends items in one script. Where the numbers of a key's limit changed, the items with the other
+// numbers follow in a script of their own. A list with a request id must be the only item. It returns the
+// error of the first item.
+func (s *Store) send(ctx context.Context, items []queued, roundTrip any) error {
+	for rest := items; len(rest) > 0; {
+		var c *call
+		c, rest = s.newCall(rest)
+		s.sendCall(ctx, c, roundTrip)
+	}
+	if first := items[0]; first.single != nil {
+		return first.single.err
+	}
+	return items[0].list.err
+}
+
+// newCall returns a call with items, and the items that do not go with the others.
+func (s *Store) newCall(items []queued) (c *call, left []queued) {
+	c = &call{keys: make([]callKey, 0, len(items)), index: make(map[string]int, len(items))}
+	var before *single
+	k := 0
+	for _, item := range items {
+		if item.list != nil {
+			if !c.addList(item.list) {
+				left = append(left, item)
+			}
+			continue
+		}
+		q := item.single
+		if before == nil || q.charge.Limit != before.charge.Limit || q.charge.Key != before.charge.Key {
+			s.locate(&q.target, &q.charge)
+			k = c.addKey(&q.target)
+			before = q
+		}
+		switch key := &c.keys[k]; {
+		case key.plan != q.target.plan:
+			left = append(left, item)
+		case key.first == nil:
+			key.first, key.last = q, q
+		default:
+			key.last.next = q
+			key.last = q
+		}
+	}
+	if c.mixed && !c.remembered() { // the record of a grant has the states in the order of the charges
+		c.sort()
+	}
+	return c, left
+}
+
+// addKey returns the index of a target's key in the call, and adds the key if it is new.
+func (c *call) addKey(t *target) int {
+	k, known := c.index[t.key]
+	if !known {
+		k = len(c.keys)
+		c.index[t.key] = k
+		c.mixed = c.mixed || k > 0 && c.keys[k-1].plan != t.plan
+		c.keys = append(c.keys, callKey{key: t.key, plan: t.plan})
+	}
+	return k
+}
+
+// addList adds a list, unless the call has a key of it with another plan.
+func (c *call) addList(q *list) bool {
+	before := len(c.keys)
+	q.indexes = q.indexes[:0]
+	for i := range q.targets {
+		k := c.addKey(&q.targets[i])
+		if c.keys[k].plan != q.targets[i].plan {
+			for _, added := range c.keys[before:] {
+				delete(c.index, added.key)
+			}
+			c.keys = c.keys[:before]
+			return false
+		}
+		q.indexes = append(q.indexes, k)
+	}
+	c.lists = append(c.lists, q)
+	return true
+}
+
+// sort puts keys with the same plan side by side.
+func (c *call) sort() {
+	slices.SortStableFunc(c.keys, func(a, b callKey) int { return cmp.Compare(a.plan.serial, b.plan.serial) })
+	if len(c.lists) == 0 {
+		return
+	}
+	for k := range c.keys {
+		c.index[c.keys[k].key] = k
+	}
+	for _, q := range c.lists {
+		for i := range q.targets {
+			q.indexes[i] = c.index[q.targets[i].key]
+		}
+	}
+}
+
+// remembered reports whether the call is a list with a request id.
+func (c *call) remembered() bool { return len(c.lists) > 0 && c.lists[0].charges[0].ID != "" }
+
+// sendCall sends a call and writes the answers into its charges. A call that is refused because of some keys
+// is sent again in parts.
+func (s *Store) sendCall(ctx context.Context, c *call, roundTrip any) {
+	script, args, keys := s.encode(c)
+	r, err := s.run(ctx, script, args, keys)
+	if err == nil {
+		err = c.conclude(r)
+	} else if ofSomeKeys(err) {
+		if parts := c.parts(); len(parts) > 1 {
+			each(len(parts), func(i int) { s.sendCall(ctx, parts[i], roundTrip) })
+			return
+		}
+	}
+	if err == nil {
+		return
+	}
+	if roundTrip != nil {
+		err = driver.Share(err, roundTrip)
+	}
+	for i := range c.keys {
+		for q := c.keys[i].first; q != nil; q = q.next {
+			q.err = err
+		}
+	}
+	for _, q := range c.lists {
+		q.err = err
+	}
+}
+
+// parts returns a call for the single charges to each key, and one for each list.
+func (c *call) parts() (parts []*call) {
+	for i := range c.keys {
+		if c.keys[i].first != nil {
+			parts = append(parts, &call{keys: c.keys[i : i+1]})
+		}
+	}
+	for _, q := range c.lists {
+		part := &call{index: map[string]int{}}
+		part.addList(q)
+		parts = append(parts, part)
+	}
+	return parts
+}
+
+// encode returns the script of a call, its arguments and the number of its keys, see batch.lua.
+func (s *Store) encode(c *call) (script *script, args []any, keys int) {
+	runs := 1
+	for i := 1; i < len(c.keys); i++ {
+		if c.keys[i].plan != c.keys[i-1].plan {
+			runs++
+		}
+	}
+	rules := make([]quota.Rule, 0, runs)
+	args = make([]any, 3, 3+1+2+3*runs+2*len(c.keys)+len(c.lists)+2+1)
+	for i := range c.keys {
+		args = append(args, c.keys[i].key)
+	}
+	keys = len(c.keys)
+	if c.remembered() {
+		args = append(args, s.idKey(&c.lists[0].charges[0]))
+		keys++
+	}
+	args = append(args, text(len(c.keys)), text(len(c.lists)))
+	for i := 0; i < len(c.keys); {
+		p := c.keys[i].plan
+		n := 1
+		for i+n < len(c.keys) && c.keys[i+n].plan == p {
+			n++
+		}
+		args = append(args, p.header, p.params, text(n))
+		for k := range c.keys[i : i+n] {
+			args = append(args, c.keys[i+k].asked())
+		}
+		rules = append(rules, p.rule)
+		i += n
+	}
+	for _, q := range c.lists {
+		args = append(args, q.asked())
+	}
+	if c.remembered() {
+		record := ""
+		if first := c.lists[0].charges; !driver.OnlyPeeks(first) {
+			record = recordHead(first)
+		}
+		args = append(args, record, idLifetime)
+	}
+	script = s.scripts.batch(rules)
+	args[0], args[1], args[2] = evalSHA, script.sha, text(keys)
+	return script, s.appendClock(args), keys
+}
+
+// asked returns the argument for the single charges to a key.
+func (k *callKey) asked() any {
+	switch {
+	case k.first == nil:
+		return none
+	case k.first == k.last && k.first.charge.Op == quota.OpTake:
+		return cost(&k.first.charge)
+	}
+	var dst []byte
+	for q := k.first; q != nil; {
+		c, times := &q.charge, int64(0)
+		for ; q != nil && q.charge.Op == c.Op && q.charge.Cost == c.Cost && q.charge.At == c.At; q = q.next {
+			times++
+		}
+		dst = append(appendCharge(dst, c), ' ')
+		dst = append(strconv.AppendInt(dst, times, 10), ' ')
+	}
+	return string(dst)
+}
+
+// asked returns the argument for a list.
+func (q *list) asked() string {
+	dst := make([]byte, 0, 32*len(q.charges))
+	for i := range q.charges {
+		dst = append(strconv.AppendInt(dst, int64(q.indexes[i]+1), 10), ' ')
+		dst = append(appendCharge(dst, &q.charges[i]), ' ')
+	}
+	return string(dst)
+}
+
+// appendCharge appends a charge as the scripts read it: "op cost at".
+func appendCharge(dst []byte, c *quota.Charge) []byte {
+	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
+	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
+	return strconv.AppendInt(dst, int64(c.At), 10)
+}
+
+// conclude decides the charges again on the states that the script found. An error is about the call as a
+// whole.
+func (c *call) conclude(r Reply) error {
+	if r.Len() == 1 && c.remembered() {
+		if grant, ok := r.Text(0); ok {
+			q := c.lists[0]
+			q.err = replay(grant, q.charges, q.decisions)
+			return nil
+		}
+	}
+	now, positive, ok := stamp(r)
+	changes, counted := r.Int(1)
+	if !ok || !positive || !counted || r.Len() != 2+len(c.keys) {
+		return badReply(r)
+	}
+	var items []driver.Item // of the keys, for the lists
+	var broken []error
+	if len(c.lists) > 0 {
+		items, broken = make([]driver.Item, len(c.keys)), make([]error, len(c.keys))
+	}
+	for k := range c.keys {
+		it, misfit, err := itemOf(r, 2+k)
+		if err != nil {
+			return err
+		}
+		for q := c.keys[k].first; q != nil; q = q.next {
+			if q.err = misfit; misfit == nil {
+				if q.err = driver.ApplyOne(&q.charge, &it, now, &q.decision); q.err == nil && it.Write {
+					changes--
+				}
+			}
+		}
+		if items != nil {
+			items[k], broken[k] = it, misfit
+		}
+	}
+	for _, q := range c.lists {
+		if q.conclude(items, broken, now) {
+			changes--
+		}
+	}
+	if changes != 0 {
+		return differs(c.keys[0].plan)
+	}
+	return nil
+}
+
+// conclude decides a list on the items of the call's keys, and reports whether it was granted.
+func (q *list) conclude(items []driver.Item, broken []error, now quota.Micros) bool {
+	var few [8]driver.Item
+	its := few[:0]
+	q.err = nil
+	for _, k := range q.indexes {
+		if q.err == nil {
+			q.err = broken[k]
+		}
+		its = append(its, items[k])
+	}
+	if q.err == nil {
+		q.err = driver.Apply(q.charges, its, now, q.decisions)
+	}
+	if q.err != nil {
+		return false
+	}
+	for i, k := range q.indexes {
+		items[k] = its[i]
+	}
+	return quota.Granted(q.decisions)
+}
+
+// itemOf returns the state that element i of a reply holds, or as misfit that the key holds something else.
+// An error is about the reply.
+func itemOf(r Reply, i int) (it driver.Item, misfit, err error) {
+	if value, text := r.Text(i); text {
+		it, misfit = unpack(value)
+		return it, misfit, nil
+	}
+	if n, ok := r.Int(i); !ok || n != 0 {
+		return it, nil, badReply(r)
+	}
+	return it, errType, nil
+}
+
+var errType = fmt.Errorf("redis: %w: WRONGTYPE: the key holds no string", quota.ErrMisconfigured)

@@ -1,0 +1,104 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
+)
+
+// A batch with single charges and lists is one call. It decides as Go does: first the single charges, in order, and
+// then the lists, in order.
+func TestMixedBatch(t *testing.T) {
+	client := redis.NewClient(&redis.Options{Addr: redisserver.Start(t).Addr()})
+	defer client.Close()
+	calls := 0
+	send := fake(func(args []any, keys int) (Reply, error) {
+		cmd := redis.NewCmd(bg, args...)
+		if err := client.Process(context.Background(), cmd); err != nil {
+			return nil, err
+		}
+		calls++
+		return elements(cmd.Val().([]any)), nil
+	})
+	now := quota.Micros(1_795_427_141_791_724)
+	s, err := New(send, false, Options{Clock: func() time.Time { return time.UnixMicro(int64(now)) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := random(t)
+	var limits []*quota.Limit
+	for name, a := range rules() {
+		limits = append(limits, limitOf(name, a))
+	}
+	type name struct {
+		limit *quota.Limit
+		key   string
+	}
+	items := map[name]driver.Item{}
+	charge := func() quota.Charge {
+		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(5))}
+		switch c.Op {
+		case quota.OpRefund:
+			c.At = now - quota.Micros(rng.Int64N(1_000_000))
+		case quota.OpReset:
+			c.Cost = 0
+		}
+		return c
+	}
+	for range 2_000 {
+		now += quota.Micros(rng.Int64N(2_000_000))
+		batch := make([][]quota.Charge, 1+rng.IntN(12))
+		for i := range batch {
+			for len(batch[i]) == 0 || rng.IntN(2) == 0 {
+				if c := charge(); !slices.ContainsFunc(batch[i], func(d quota.Charge) bool { return d.Limit == c.Limit && d.Key == c.Key }) {
+					batch[i] = append(batch[i], c)
+				}
+			}
+		}
+		calls = 0
+		got, errs := Together(bg, s, batch)
+		if calls != 1 {
+			t.Fatalf("calls for %d requests: got %d, want 1", len(batch), calls)
+		}
+		for _, lists := range []bool{false, true} {
+			for i, cs := range batch {
+				if len(cs) > 1 != lists {
+					continue
+				}
+				its, want := make([]driver.Item, len(cs)), make([]quota.Decision, len(cs))
+				for j, c := range cs {
+					its[j] = items[name{c.Limit, c.Key}]
+				}
+				if err := driver.Apply(cs, its, now, want); err != nil {
+					t.Fatal(err)
+				}
+				if errs[i] != nil || !slices.Equal(got[i], want) {
+					t.Fatalf("request %d of %d:%s\n got %v, error %v\nwant %v", i, len(batch), show(cs), got[i], errs[i], want)
+				}
+				for j, c := range cs {
+					items[name{c.Limit, c.Key}] = its[j]
+				}
+			}
+		}
+	}
+	for n, it := range items {
+		c := quota.Charge{Limit: n.limit, Key: n.key}
+		var to target
+		s.locate(&to, &c)
+		want := ""
+		if !it.State.IsZero() {
+			want = pack(&it)
+		}
+		if got, err := client.Get(bg, to.key).Result(); err != nil && err != redis.Nil || got != want {
+			t.Errorf("state of%s:\n got %x, error %v\nwant %x", show([]quota.Charge{c}), got, err, want)
+		}
+	}
+}

@@ -1,0 +1,48 @@
+// Package engine decides charges in Redis, in one script call a decision. Packages goredis and rueidis are
+// thin clients of it:
+//
+//	store, err := engine.New(client, cluster, engine.Options{})
+//	decision, err := store.Take(ctx, charge)
+//
+// # The way of a charge
+//
+//  1. [Store.Take] checks that the context has not ended and that the store is open, and finds the plan of
+//     the charge's limit: the script, and the arguments that are the same for all charges to the limit.
+//  2. The charge gets its target: the key in Redis and, where slots matter, the hash slot. Both are computed
+//     once and carried. On a cluster a list over several slots goes slot by slot from here on (split.go).
+//  3. The charge enters the [Queue] of its server, or of its slot of a cluster. If the queue has fewer than
+//     maxInFlight calls in flight, the charge goes alone. Otherwise it waits, and the [Batcher] sends it with
+//     all other waiting charges as soon as a call ends.
+//  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua.
+//  5. The call is sent by the script's SHA, once. Only if the server does not know the script, in which case
+//     nothing ran, is it sent again with the script's text.
+//  6. The script reads the server's time and the states of the keys, lets the kernels of the rules decide,
+//     writes the new states, and replies with the time, the number of changes and the states as they were.
+//  7. Go decides again on these states, with [driver.Apply]. So the reply is as short as possible and still
+//     yields the whole decision, and a difference between a kernel and its Go is an error at once, by the
+//     number of changes.
+//  8. The callers of a batch wake up, each with its decision or error. An error of the whole call is shared,
+//     see [driver.Share], so that a breaker counts it once.
+//
+// # Scripts
+//
+// A script is an assembly: prelude.lua, the clock, the kernels of the rules that the call names, and a
+// driver. There are two drivers, and so two forms in which a charge travels. single.lua decides one charge
+// and builds no table and no function but for rare states: it sets the latency of a store without load.
+// batch.lua decides everything else: many single charges, lists, and lists with a request id. state.lua reads
+// and writes states for both. load.lua and swap.lua serve algorithms without Lua, by compare-and-swap.
+//
+// A new field of a charge touches appendCharge in batch.go, single.lua, batch.lua, kernelParams in script.go,
+// Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and the Lua harness of package
+// conformance.
+//
+// # Locks
+//
+// No lock is held across a round trip, no two at once, and none while a caller's function runs.
+//
+//   - Queue.mu guards a queue and its waiting batches: an item waits only while an event that sends it is
+//     due.
+//   - Store.mu guards the plans: a plan never changes.
+//   - scripts.mu guards the texts: a rule has one kernel for the life of the store, and a script never
+//     changes.
+package engine
