@@ -1,15 +1,11 @@
--- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, and the cost of a take or 'op cost
--- at'. The reply is the time, negative if no state changed, and the state as it was. A state without c and
+-- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take, op and
+-- at. The reply is the time, negative if no state changed, and the state as it was. A state without c and
 -- tail, in the unit of the limit, is read and written in line: to build the functions costs as much as the
 -- arithmetic.
 local A = ARGV
 local h = A[1]
 local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[2])
-local op, cost, at = 0, tonumber(A[3]), 0
-if not cost then
-  op, cost, at = gmatch(A[3], '(%d+) (%d+) (%d+)')()
-  op, cost, at = op + 0, cost + 0, at + 0
-end
+local op, cost, at = (A[4] or 0) + 0, A[3] + 0, (A[5] or 0) + 0
 local n = #h
 local v = call('GET', KEYS[1])
 local u, a, b, c, tail = 0, 0, 0, 0
