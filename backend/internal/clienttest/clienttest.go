@@ -37,6 +37,8 @@ var tests = []struct {
 	name string
 	run  func(*testing.T, library)
 }{
+	{"scripts/Allocs", allocs}, // while no client of another test allocates
+
 	{"layout/Key", key},
 	{"layout/Expiry", expiry},
 	{"layout/Foreign", foreign},
@@ -52,7 +54,6 @@ var tests = []struct {
 	{"scripts/Kernels", kernels},
 	{"scripts/Replies", replies},
 	{"scripts/NoClientClock", noClientClock},
-	{"scripts/Allocs", allocs},
 	{"scripts/Swaps", swaps},
 
 	{"split/Cluster", split},

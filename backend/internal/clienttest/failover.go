@@ -217,12 +217,10 @@ func sentinel(t *testing.T, l library) {
 	}
 	old.Kill()
 	killed := time.Now()
-	for name, s := range stores {
-		failing := func() bool { _, err := s.Take(bg, peek); return err != nil }
-		if name == "client" { // the other one may be back already
-			until(t, "the failure", failing)
-		}
-		until(t, "the client to find the new master", func() bool { return !failing() })
+	failing := func(name string) bool { _, err := stores[name].Take(bg, peek); return err != nil }
+	until(t, "the failure", func() bool { return failing("client") })
+	for name := range stores {
+		until(t, "the client to find the new master", func() bool { return !failing(name) })
 	}
 	if out := time.Since(killed); out > outage {
 		t.Errorf("outage: got %v, want at most %v", out, outage)

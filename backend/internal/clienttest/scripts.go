@@ -280,7 +280,7 @@ func allocs(t *testing.T, l library) {
 	measure := func(f func()) int {
 		f()
 		least := math.Inf(1)
-		for range 5 { // the client's goroutines allocate as well, now and then
+		for range 20 { // the client's goroutines allocate as well, now and then
 			least = min(least, testing.AllocsPerRun(100, f))
 		}
 		return int(least)

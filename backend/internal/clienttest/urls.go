@@ -81,9 +81,9 @@ func urlTLS(t *testing.T, l library) {
 	works(t, l.open(t, "rediss://"+server.Addr()+"?"+ca(server)), "a")
 	works(t, l.open(t, fmt.Sprintf("rediss://localhost:%d?", server.Port())+ca(server)), "b")
 	for name, url := range map[string]string{
-		"an unknown authority": "rediss://" + server.Addr(),
-		"another authority":    "rediss://" + server.Addr() + "?" + ca(other),
-		"another name":         "rediss://" + elsewhere + "?" + ca(server),
+		"an unknown authority": "rediss://" + server.Addr() + "?dial_timeout=10s", // a loaded machine must not hide the reason
+		"another authority":    "rediss://" + server.Addr() + "?dial_timeout=10s&" + ca(other),
+		"another name":         "rediss://" + elsewhere + "?dial_timeout=10s&" + ca(server),
 		"no TLS":               "redis://" + server.Addr(),
 	} {
 		_, err := one(l.open(t, url), "k")
