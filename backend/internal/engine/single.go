@@ -10,12 +10,10 @@ import (
 // alone decides a charge in a script of its own, see single.lua.
 func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.Decision, error) {
 	s.locate(t, c)
-	args := make([]any, 0, 3+1+3+1)
-	args = append(args, evalSHA, t.plan.script.sha, small[1], t.key, t.plan.header, t.plan.params)
-	if c.Op == quota.OpTake {
-		args = append(args, cost(c))
-	} else {
-		args = append(args, string(appendCharge(nil, c)))
+	args := make([]any, 0, 3+1+5+1)
+	args = append(args, evalSHA, t.plan.script.sha, small[1], t.key, t.plan.header, t.plan.params, cost(c))
+	if c.Op != quota.OpTake { // as arguments of their own: most numbers are boxed already
+		args = append(args, small[c.Op], text(c.At))
 	}
 	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1)
 	if err != nil {
