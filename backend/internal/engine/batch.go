@@ -246,7 +246,7 @@ func (q *list) asked() string {
 	return string(dst)
 }
 
-// appendCharge appends a charge as the scripts read it: "op cost at".
+// appendCharge appends a charge as batch.lua reads it: "op cost at".
 func appendCharge(dst []byte, c *quota.Charge) []byte {
 	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')

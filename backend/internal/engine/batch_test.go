@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -14,22 +13,14 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// A batch with single charges and lists is one call. It decides as Go does: first the single charges, in order, and
-// then the lists, in order.
+// A batch with single charges and lists is one call. It decides as Go does: first the single charges, in
+// order, and then the lists, in order.
 func TestMixedBatch(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: redisserver.Start(t).Addr()})
 	defer client.Close()
 	calls := 0
-	send := fake(func(args []any, keys int) (Reply, error) {
-		cmd := redis.NewCmd(bg, args...)
-		if err := client.Process(context.Background(), cmd); err != nil {
-			return nil, err
-		}
-		calls++
-		return elements(cmd.Val().([]any)), nil
-	})
 	now := quota.Micros(1_795_427_141_791_724)
-	s, err := New(send, false, Options{Clock: func() time.Time { return time.UnixMicro(int64(now)) }})
+	s, err := New(sender(client, &calls), false, Options{Clock: func() time.Time { return time.UnixMicro(int64(now)) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +90,38 @@ func TestMixedBatch(t *testing.T) {
 		}
 		if got, err := client.Get(bg, to.key).Result(); err != nil && err != redis.Nil || got != want {
 			t.Errorf("state of%s:\n got %x, error %v\nwant %x", show([]quota.Charge{c}), got, err, want)
+		}
+	}
+}
+
+// Every script keeps a state until it is as fresh, and for ExpirySlack longer.
+func TestLifetimes(t *testing.T) {
+	client := redis.NewClient(&redis.Options{Addr: redisserver.Start(t).Addr()})
+	defer client.Close()
+	s := newStore(t, false, sender(client, new(int)))
+	for name, a := range rules() {
+		limit := limitOf(name, a)
+		charge := func(key string) quota.Charge { return quota.Charge{Limit: limit, Key: key, Cost: 5} }
+		decided := map[string]quota.Decision{}
+		var err error
+		if decided["alone"], err = s.Take(bg, charge("alone")); err != nil {
+			t.Fatal(err)
+		}
+		got, errs := Together(bg, s, [][]quota.Charge{{charge("single")}, {charge("list"), charge("list2")}})
+		if errs[0] != nil || errs[1] != nil {
+			t.Fatal(errs)
+		}
+		decided["single"], decided["list"] = got[0][0], got[1][0]
+		for key, d := range decided {
+			c := charge(key)
+			var to target
+			s.locate(&to, &c)
+			// PEXPIRETIME is not in all versions; the test itself may take a while.
+			ttl := client.PTTL(bg, to.key).Val()
+			passed := time.Since(d.At.Time())
+			if want := d.ResetAfter + driver.ExpirySlack; ttl > want+10*time.Millisecond || ttl < want-passed-10*time.Millisecond {
+				t.Errorf("%s, %s: got a lifetime of %v, %v after the decision; want %v from the decision", name, key, ttl, passed, want)
+			}
 		}
 	}
 }

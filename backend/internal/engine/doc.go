@@ -32,9 +32,9 @@
 // batch.lua decides everything else: many single charges, lists, and lists with a request id. state.lua reads
 // and writes states for both. load.lua and swap.lua serve algorithms without Lua, by compare-and-swap.
 //
-// A new field of a charge touches appendCharge in batch.go, single.lua, batch.lua, kernelParams in script.go,
-// Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and the Lua harness of package
-// conformance.
+// A new field of a charge touches single.go and single.lua, appendCharge in batch.go and batch.lua,
+// kernelParams in script.go, Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and
+// the Lua harness of package conformance.
 //
 // # Locks
 //

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
@@ -50,6 +52,18 @@ func newStore(t testing.TB, cluster bool, f fake) *Store {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// sender is a Client over a go-redis client. It adds the scripts that ran to calls.
+func sender(client *redis.Client, calls *int) fake {
+	return func(args []any, keys int) (Reply, error) {
+		cmd := redis.NewCmd(bg, args...)
+		if err := client.Process(bg, cmd); err != nil {
+			return nil, err
+		}
+		*calls++
+		return elements(cmd.Val().([]any)), nil
+	}
 }
 
 func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.Must(quota.NewLimit(name, a)) }

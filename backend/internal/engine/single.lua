@@ -1,11 +1,9 @@
--- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take, op and
--- at. The reply is the time, negative if no state changed, and the state as it was. A state without c and
--- tail, in the unit of the limit, is read and written in line: to build the functions costs as much as the
--- arithmetic.
+-- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take, op and at.
+-- The reply is the time, negative if no state changed, and the state as it was. A state without c and tail, in
+-- the unit of the limit, is read and written in line: to build the functions costs as much as the arithmetic.
 local A = ARGV
 local h = A[1]
 local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[2])
-local op, cost, at = (A[4] or 0) + 0, A[3] + 0, (A[5] or 0) + 0
 local n = #h
 local v = call('GET', KEYS[1])
 local u, a, b, c, tail = 0, 0, 0, 0
@@ -21,7 +19,8 @@ if v then
   end
 end
 local allowed, changed, reset
-allowed, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)
+allowed, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, (A[4] or 0) + 0, A[3] + 0, (A[5] or 0) + 0, now,
+  unit, p1, p2, p3, p4, p5, p6)
 if not changed then return {-now, v} end
 if u == 0 then
   call('DEL', KEYS[1])

@@ -1,13 +1,17 @@
 -- Gives each of KEYS its new value, if all still have their old values. ARGV: for each key the old value and
--- the new value, '' for none, and the lifetime of the new value in ms. The reply is 1 if it did, else 0.
+-- the new value, '' for none, and the lifetime of the new value in ms. A key whose value does not change
+-- keeps its lifetime. The reply is 1 if all had their old values, else 0.
 for i = 1, #KEYS do
   if (redis.call('GET', KEYS[i]) or '') ~= ARGV[3 * i - 2] then return {0} end
 end
 for i = 1, #KEYS do
-  if ARGV[3 * i - 1] == '' then
-    redis.call('DEL', KEYS[i])
-  else
-    redis.call('SET', KEYS[i], ARGV[3 * i - 1], 'PX', ARGV[3 * i])
+  local value = ARGV[3 * i - 1]
+  if value ~= ARGV[3 * i - 2] then
+    if value == '' then
+      redis.call('DEL', KEYS[i])
+    else
+      redis.call('SET', KEYS[i], value, 'PX', ARGV[3 * i])
+    end
   end
 end
 return {1}
