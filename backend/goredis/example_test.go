@@ -9,6 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -54,4 +55,15 @@ func ExampleNew_strict() {
 	// Output:
 	// one group a list: true
 	// two groups: true
+}
+
+// A store that is made from a URL has a client of its own, which asks for no rights but those of its scripts.
+func Example_url() {
+	ctx := context.Background()
+	store := quota.Must(backend.Open(ctx, "redis://127.0.0.1:1?client=goredis&timeout=250ms")) // imports backend/goredis
+	defer store.Close()
+	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 100, time.Minute))))
+	_, err := store.Take(ctx, quota.Charge{Limit: limit, Key: "203.0.113.9", Cost: 1})
+	fmt.Println(errors.Is(err, quota.ErrUnavailable))
+	// Output: true
 }
