@@ -148,10 +148,10 @@ func brokenTLS(t *testing.T, l library) {
 func urlCluster(t *testing.T, l library) {
 	cluster := redisserver.StartCluster(t)
 	for name, url := range map[string]string{
-		"one": "redis+cluster://" + cluster.Addrs()[0],
+		"one": "redis+cluster://" + cluster.Addrs()[0] + "?dial_timeout=10s", // a loaded machine connects slowly
 		"all": clusterURL(cluster, ""),
 		// A node that is away is no reason to fail while another one is there.
-		"dead": "redis+cluster://127.0.0.1:1?addr=" + cluster.Addrs()[4],
+		"dead": "redis+cluster://127.0.0.1:1?dial_timeout=10s&addr=" + cluster.Addrs()[4],
 	} {
 		s := l.open(t, url)
 		for i := range 20 { // keys on all masters
