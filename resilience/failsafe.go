@@ -316,7 +316,7 @@ func translate(ctx context.Context, err error, attempts int) error {
 		return err
 	case attempts > 0: // and none has ended
 		return fmt.Errorf("resilience: %w: %w", quota.ErrIndeterminate, err)
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && ended(ctx):
 		return ctx.Err()
 	case errors.Is(err, circuitbreaker.ErrOpen):
 		return fmt.Errorf("resilience: %w: %w: %w", quota.ErrUnavailable, ErrOpen, err)

@@ -33,15 +33,17 @@ func (r *reconciliation) add(k *keyState, l *quota.Limit) {
 
 // reconcileAndTake charges the primary the debts of a call's keys, and then asks it for the decisions.
 func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	within := ctx
+	within, translated := ctx, func(err error) error { return err }
 	if f.budget > 0 {
 		d := &deadline{Context: ctx, at: time.Now().Add(f.budget)}
 		if own, ok := ctx.Deadline(); !ok || d.at.Before(own) {
 			defer d.release()
 			within = d
+			translated = func(err error) error { return timedOut(ctx, d, f.budget, err) }
 		}
 	}
 	if err := f.reconcile(within, cs); err != nil {
+		err = translated(err)
 		if f.takesOver(ctx, err) {
 			return f.decide(ctx, cs, out, err)
 		}
@@ -68,6 +70,7 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 		err = f.inner.TakeAll(within, sent, out)
 	}
 	if err != nil {
+		err = translated(err)
 		if f.takesOver(ctx, err) {
 			return f.decide(ctx, cs, out, err)
 		}
