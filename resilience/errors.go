@@ -77,6 +77,17 @@ func ofContext(err error) bool {
 	return (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) && driver.Sentinel(err) == nil
 }
 
+// retryAfter returns the time until the next probe of which the error of an open breaker tells, and else 0.
+func retryAfter(err error) time.Duration {
+	if r, ok := errors.AsType[interface {
+		error
+		RetryAfter() time.Duration
+	}](err); ok {
+		return r.RetryAfter()
+	}
+	return 0
+}
+
 // repeatable reports whether a list may be sent twice: it carries a request id, or changes no state.
 func repeatable(cs []quota.Charge) bool { return cs[0].ID != "" || driver.OnlyPeeks(cs) }
 

@@ -97,6 +97,17 @@ func (s snapshot) chargedAt(admitted quota.Micros) quota.Micros {
 // reconcile charges the primary the debts of a list's keys. Debts that another call is charging it leaves
 // alone.
 func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
+	for {
+		more, err := f.reconcileOnce(ctx, cs)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// reconcileOnce sends the reconciliations that the debts of a list's keys need now. more says that one of them
+// was an earlier one, whose keys may owe quota that was admitted after it.
+func (f *fallback) reconcileOnce(ctx context.Context, cs []quota.Charge) (more bool, err error) {
 	left := f.reserve(cs)
 	defer func() {
 		for _, r := range left {
@@ -104,12 +115,13 @@ func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
 		}
 	}()
 	for len(left) > 0 {
+		more = more || left[0].unknown
 		if err := f.send(ctx, left[0]); err != nil {
-			return err
+			return false, err
 		}
 		left = left[1:]
 	}
-	return nil
+	return more, nil
 }
 
 // reserve returns the reconciliations of a list's keys, which the caller must send or give up: earlier ones

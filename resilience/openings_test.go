@@ -183,7 +183,7 @@ func TestBreakerFailingFor(t *testing.T) {
 					time.Sleep(c.want - 1)
 					r.call(fail)
 					r.want(t, "closed", "within the time")
-					time.Sleep(1)
+					time.Sleep(time.Nanosecond)
 					r.want(t, "closed", "before a failure after the time")
 					r.call(fail)
 				}
