@@ -60,8 +60,8 @@ const maxFleet = 1_000_000
 // FromEnv sends no request: it makes a limiter also while Redis is down, and the limiter works once Redis is up.
 //
 // Around a store in Redis are the policies of [resilience.Standard]: a decision comes within half a second,
-// at most 256 decisions are in flight, and after three failures in a row Redis gets no request for up to 30
-// seconds at a time. FLEET_SIZE decides about a request that Redis cannot decide:
+// at most 256 decisions are in flight, and where all calls have failed for half a second Redis gets no request
+// for a quarter of a second, then for twice as long each time up to 30 seconds, until it answers. FLEET_SIZE decides about a request that Redis cannot decide:
 //
 //   - Without FLEET_SIZE the caller gets the error, such as [quota.ErrUnavailable].
 //   - With FLEET_SIZE this process decides on its share of the limit, one part in FLEET_SIZE, as

@@ -118,12 +118,26 @@ func TestFromEnvOutage(t *testing.T) {
 		return limiter
 	}
 
+	// A breaker opens once all calls have failed for half a second, three at the least.
+	pause := time.NewTicker(100 * time.Millisecond)
+	defer pause.Stop()
 	limiter := open("")
-	for n := range 4 {
+	begin := time.Now()
+	for n := 1; ; n++ {
 		_, err := limiter.Take(t.Context(), "k", 1)
-		if !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, resilience.ErrOpen) != (n == 3) {
-			t.Errorf("call %d: got %v, want ErrUnavailable, with ErrOpen %v", n+1, err, n == 3)
+		if !errors.Is(err, quota.ErrUnavailable) {
+			t.Fatalf("call %d: got %v, want ErrUnavailable", n, err)
 		}
+		if errors.Is(err, resilience.ErrOpen) {
+			if took := time.Since(begin); n < 4 || took < 500*time.Millisecond {
+				t.Errorf("the breaker opened before call %d, after %v; want at least three calls and 500ms", n, took)
+			}
+			break
+		}
+		if n == 100 {
+			t.Fatalf("call %d: got %v, want ErrOpen", n, err)
+		}
+		<-pause.C
 	}
 
 	limiter = open("4")
@@ -142,6 +156,8 @@ func TestFromEnvOutage(t *testing.T) {
 			if text += line; strings.Contains(line, "secret") {
 				t.Errorf("log: got %s, want no password", line)
 			}
+		case <-pause.C:
+			limiter.Take(t.Context(), "k", 1) // which fails until the breaker opens
 		case <-timeout:
 			t.Fatalf("log: got\n%s\nwant two open breakers, one of them with a share", text)
 		}

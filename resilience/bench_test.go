@@ -88,7 +88,7 @@ func BenchmarkOpen(b *testing.B) {
 		"fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
 	} {
 		b.Run(name, func(b *testing.B) {
-			s := wrap(b, &stub{answer: script(as(quota.ErrUnavailable))}, fallback, resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
+			s := wrap(b, &stub{answer: script(as(quota.ErrUnavailable))}, fallback, resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}))
 			c := quota.Charge{Limit: benchLimit, Key: "agent-0000042", Cost: 1}
 			s.Take(bg, c)
 			b.ReportAllocs()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,29 +16,40 @@ import (
 
 // The defaults of [BreakerOptions].
 const (
-	DefaultFailures = 3
-	DefaultDelay    = 30 * time.Second
-	DefaultJitter   = 0.1
+	DefaultFailures   = 3
+	DefaultFailingFor = 500 * time.Millisecond
+	DefaultFirstDelay = 250 * time.Millisecond
+	DefaultDelay      = 30 * time.Second
+	DefaultJitter     = 0.1
 )
 
 // BreakerOptions change the policy that [Breaker] makes. The zero value, and nil, take the defaults.
 type BreakerOptions struct {
-	// Failures is how many calls in a row must fail to open the breaker; 0 is DefaultFailures.
+	// Failures is how many calls in a row must fail, at the least, to open the breaker; 0 is DefaultFailures.
 	Failures int
-	// Trip replaces Failures: after each failure it reports whether the breaker must open. It is called with
-	// a lock held and must not call the store. With nil failures in a row are counted, at next to no cost for
-	// the calls of a healthy store; with Trip gobreaker counts every call, which takes locks and an
-	// allocation.
+	// FailingFor is how long no call must have succeeded, from the first of these failures on, so that one
+	// stall, in which all calls in flight fail together, does not open the breaker. 0 is the time of the
+	// [Timeout] inside, or DefaultFailingFor if there is none; a negative one counts failures alone.
+	FailingFor time.Duration
+	// Trip replaces Failures and FailingFor: after each failure it reports whether the breaker must open. It
+	// is called with a lock held and must not call the store. With nil failures in a row are counted, at next
+	// to no cost for the calls of a healthy store; with Trip gobreaker counts every call, which takes locks
+	// and an allocation.
 	Trip func(gobreaker.Counts) bool
 	// Window is how far back Trip counts; 0 is back to when the breaker closed. It moves in Slices.
 	Window time.Duration
 	// Slice is the step in which Window moves, at most Window; 0 clears all counts once each Window.
 	Slice time.Duration
+	// FirstDelay is how long the breaker stays open before it first lets a probe through. Each opening takes
+	// twice as long as the one before it, up to Delay, and the next is the first again once the breaker has
+	// stayed closed for twice the last one. 0 is DefaultFirstDelay, or Delay if that is less. For openings
+	// that are all the same, set it to Delay.
+	FirstDelay time.Duration
 	// Delay is the longest time that the breaker stays open before it lets a probe through; 0 is
-	// DefaultDelay.
+	// DefaultDelay, or FirstDelay if that is more.
 	Delay time.Duration
-	// Jitter is the random part of Delay, so that the processes of a fleet do not probe together: the breaker
-	// stays open for between Delay·(1-Jitter) and Delay. Up to 1; 0 is DefaultJitter, a negative one is none.
+	// Jitter is the random part of each opening, so that the processes of a fleet do not probe together: one
+	// of at most d takes between d·(1-Jitter) and d. Up to 1; 0 is DefaultJitter, a negative one is none.
 	Jitter float64
 	// Probes is how many calls in a row must succeed to close the breaker, and how many may be made at a time
 	// while it is half-open; 0 is 1.
@@ -52,10 +62,11 @@ type BreakerOptions struct {
 	Notice func(quota.Notice)
 }
 
-// Breaker returns the policy that a store which keeps failing is not called: after some failures in a row the
-// breaker opens and calls fail at once, with an error that is quota.ErrUnavailable and [ErrOpen]; after a
-// delay it is half-open and lets a probe through, a call like any other; a probe that succeeds closes it, one
-// that fails opens it again. It is a sony/gobreaker.
+// Breaker returns the policy that a store which keeps failing is not called: once some calls have failed, and
+// none has succeeded for one whole timeout since the first of them, the breaker opens and calls fail at once,
+// with an error that is quota.ErrUnavailable and [ErrOpen]; after a delay it is half-open and lets a probe
+// through, a call like any other; a probe that succeeds closes it, one that fails opens it again, for twice
+// as long. It is a sony/gobreaker.
 //
 // ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and so
 // does every error that is none of package quota's; but no error counts where the caller's own context has
@@ -63,7 +74,8 @@ type BreakerOptions struct {
 // in one leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
 // [driver.Shared]. Results of calls that began before the last change of state are ignored.
 //
-// Negative numbers, a Jitter above 1 and a Slice above Window are refused by Wrap.
+// Other negative numbers, a Jitter above 1, a FirstDelay above Delay and a Slice above Window are refused by
+// Wrap.
 func Breaker(o *BreakerOptions) Policy {
 	if o == nil {
 		o = &BreakerOptions{}
@@ -79,9 +91,11 @@ func (p breakerPolicy) reports() bool { return p.Notice != nil }
 func (p breakerPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	o := BreakerOptions(p)
 	switch {
-	case o.Failures < 0 || o.Probes < 0 || o.Delay < 0 || o.ProbeLimit < 0:
-		return nil, invalid(fmt.Sprintf("BreakerOptions are %d failures, %d probes, a delay of %v and a limit of %v for probes",
-			o.Failures, o.Probes, o.Delay, o.ProbeLimit), "0 or more")
+	case o.Failures < 0 || o.Probes < 0 || o.Delay < 0 || o.FirstDelay < 0 || o.ProbeLimit < 0:
+		return nil, invalid(fmt.Sprintf("BreakerOptions are %d failures, %d probes, a first delay of %v, a delay of %v and a limit of %v for probes",
+			o.Failures, o.Probes, o.FirstDelay, o.Delay, o.ProbeLimit), "0 or more")
+	case o.Delay > 0 && o.FirstDelay > o.Delay:
+		return nil, invalid(fmt.Sprintf("BreakerOptions.FirstDelay is %v", o.FirstDelay), fmt.Sprintf("up to the delay of %v", o.Delay))
 	case o.Jitter > 1:
 		return nil, invalid(fmt.Sprintf("BreakerOptions.Jitter is %v", o.Jitter), "up to 1")
 	case o.Window < 0 || o.Slice < 0 || o.Slice > o.Window:
@@ -90,8 +104,17 @@ func (p breakerPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error)
 	if o.Failures == 0 {
 		o.Failures = DefaultFailures
 	}
+	if o.FailingFor == 0 {
+		o.FailingFor = DefaultFailingFor
+		if t, ok := driver.Find[bounded](inner); ok {
+			o.FailingFor = t.bound()
+		}
+	}
 	if o.Delay == 0 {
-		o.Delay = DefaultDelay
+		o.Delay = max(DefaultDelay, o.FirstDelay)
+	}
+	if o.FirstDelay == 0 {
+		o.FirstDelay = min(DefaultFirstDelay, o.Delay)
 	}
 	if o.Jitter == 0 {
 		o.Jitter = DefaultJitter
@@ -106,6 +129,7 @@ func (p breakerPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error)
 	b := &breaker{layer: layer{inner: inner, of: kindBreaker}, o: o, base: time.Now().Add(-1)}
 	b.notes.tell = o.Notice
 	b.alarm = alarm{notifier: &b.notes, on: alarms, base: b.base}
+	b.openings.first, b.openings.jitter = o.FirstDelay, o.Jitter
 	b.circuit.Store(b.newCircuit())
 	return b, nil
 }
@@ -120,6 +144,7 @@ type breaker struct {
 	until     atomic.Int64 // time since base up to which the open breaker refuses; 0 if it is not open
 	cause     atomic.Value // cause{} of the latest failure
 	replacing sync.Mutex   // held while a circuit is replaced
+	openings  openings
 }
 
 // monitor judges the store's health by the outcome of calls, and reports a misconfigured store.
@@ -151,6 +176,10 @@ type circuit struct {
 	replaced atomic.Bool   // its changes of state no longer matter
 	tripped  bool          // opens at the next failure
 
+	// failing is the time since base of the first of the present failures in a row. gobreaker's lock guards
+	// it.
+	failing int64
+
 	// failures counts those reported to gobreaker, and cleared those of them that a success followed. While
 	// the two are equal, and failures in a row are counted, another success changes no count.
 	failures, cleared atomic.Uint64
@@ -175,7 +204,10 @@ func BreakerState(s quota.Store) string {
 func (b *breaker) state() string {
 	// gobreaker's State would make it half-open before our delay is over.
 	state := gobreaker.State(b.circuit.Load().phase.Load() % phases)
-	if state == gobreaker.StateOpen && b.until.Load() <= b.now() {
+	switch until := b.until.Load(); {
+	case until > b.now():
+		state = gobreaker.StateOpen
+	case state == gobreaker.StateOpen:
 		state = gobreaker.StateHalfOpen
 	}
 	return state.String()
@@ -197,9 +229,9 @@ func (b *breaker) newCircuit() *circuit {
 		MaxRequests:  uint32(b.o.Probes),
 		Interval:     b.o.Window,
 		BucketPeriod: b.o.Slice,
-		// The shortest delay: gobreaker's is always the same, so the random part is added in front of it. It
-		// ends only after its Timeout, and ours at the time itself, hence the -1.
-		Timeout: max(time.Duration(float64(b.o.Delay)*(1-b.o.Jitter))-1, 1),
+		// The shortest opening: gobreaker's are all the same, so until refuses calls in front of it. Its
+		// opening ends only after its Timeout, and ours at the time itself, hence the -1.
+		Timeout: max(time.Duration(float64(b.o.FirstDelay)*(1-b.o.Jitter))-1, 1),
 		ReadyToTrip: func(n gobreaker.Counts) bool {
 			switch {
 			case c.tripped:
@@ -207,7 +239,11 @@ func (b *breaker) newCircuit() *circuit {
 			case b.o.Trip != nil:
 				return b.o.Trip(n)
 			}
-			return n.ConsecutiveFailures >= uint32(b.o.Failures)
+			now := b.now()
+			if n.ConsecutiveFailures == 1 {
+				c.failing = now
+			}
+			return n.ConsecutiveFailures >= uint32(b.o.Failures) && now-c.failing >= int64(b.o.FailingFor)
 		},
 		IsExcluded:    func(err error) bool { return err == errUnrelated },
 		OnStateChange: func(_ string, from, to gobreaker.State) { b.changed(c, from, to) },
@@ -226,18 +262,23 @@ func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
 	until, probed := int64(0), int64(0)
 	switch to {
 	case gobreaker.StateOpen:
-		delay := b.o.Delay - time.Duration(rand.Float64()*b.o.Jitter*float64(b.o.Delay))
+		again := from == gobreaker.StateHalfOpen || c.tripped
+		delay := b.openings.open(b.o.Delay, again)
 		until = b.now() + int64(delay)
 		text := fmt.Sprintf("the circuit breaker opened, the store keeps failing; it is probed in %v", delay)
-		if from == gobreaker.StateHalfOpen || c.tripped {
+		if again {
 			text = fmt.Sprintf("the circuit breaker opened again, a probe of the store failed; the next is in %v", delay)
 		}
 		last, _ := b.cause.Load().(cause)
 		b.notes.send("breaker", text, last.error)
 	case gobreaker.StateHalfOpen:
-		probed = b.now()
+		// A result that comes late can bring gobreaker's half-open state forward. Calls are refused until our
+		// delay is over all the same.
+		until = b.until.Load()
+		probed = max(b.now(), until)
 		b.notes.send("breaker", "the circuit breaker is half-open: the store is being probed", nil)
 	case gobreaker.StateClosed:
+		b.openings.close()
 		b.notes.send("breaker", "the circuit breaker closed: the store answers", nil)
 	}
 	b.until.Store(until)

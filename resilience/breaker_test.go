@@ -25,11 +25,11 @@ var breakers = []struct {
 	make func(notice func(quota.Notice)) resilience.Policy
 }{
 	{"gobreaker", func(notice func(quota.Notice)) resilience.Policy {
-		return resilience.Breaker(&resilience.BreakerOptions{Jitter: -1, ProbeLimit: 10 * time.Second, Notice: notice})
+		return resilience.Breaker(&resilience.BreakerOptions{FailingFor: -1, FirstDelay: 30 * time.Second, Jitter: -1, ProbeLimit: 10 * time.Second, Notice: notice})
 	}},
 	{"failsafe", func(notice func(quota.Notice)) resilience.Policy {
 		cb := circuitbreaker.NewBuilder[result]().WithFailureThreshold(3).WithSuccessThreshold(1).WithDelay(30 * time.Second).Build()
-		return resilience.Failsafe(cb, &resilience.FailsafeOptions{ProbeLimit: 10 * time.Second, Notice: notice})
+		return resilience.Failsafe(cb, &resilience.FailsafeOptions{FirstDelay: -1, ProbeLimit: 10 * time.Second, Notice: notice})
 	}},
 }
 
@@ -388,7 +388,7 @@ func TestBreakerStaleProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fail := says(as(quota.ErrUnavailable))
 		for n := range 20 {
-			r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{Delay: 10 * time.Second, Jitter: 0.9}))
+			r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{FailingFor: -1, FirstDelay: 10 * time.Second, Delay: 10 * time.Second, Jitter: 0.9}))
 			if n%2 == 0 {
 				r.call(fail) // so that the success that comes late would count
 			}
@@ -535,7 +535,7 @@ func TestBreakerJitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		seen := map[time.Duration]bool{}
 		least, most := time.Hour, time.Duration(0)
-		r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{Failures: 1, Delay: 10 * time.Second, Jitter: 0.5}))
+		r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1, FirstDelay: 10 * time.Second, Delay: 10 * time.Second, Jitter: 0.5}))
 		fail := says(as(quota.ErrUnavailable))
 		r.call(fail)
 		for range 300 {
@@ -561,7 +561,7 @@ func TestBreakerJitter(t *testing.T) {
 			t.Errorf("delays: got %d from %v to %v, want 290 or more from 5s to 10s", len(seen), least, most)
 		}
 		// The default is a tenth.
-		r = newRig(t, resilience.Breaker(nil))
+		r = newRig(t, resilience.Breaker(&resilience.BreakerOptions{FailingFor: -1, FirstDelay: 30 * time.Second}))
 		for range 3 {
 			r.call(fail)
 		}
@@ -576,7 +576,7 @@ func TestBreakerJitter(t *testing.T) {
 func TestBreakerSettings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fail, ok := says(as(quota.ErrUnavailable)), says(nil)
-		r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{Failures: 5, Probes: 2, Delay: time.Second, Jitter: -1}))
+		r := newRig(t, resilience.Breaker(&resilience.BreakerOptions{Failures: 5, FailingFor: -1, Probes: 2, FirstDelay: time.Second, Delay: time.Second, Jitter: -1}))
 		for range 5 {
 			r.want(t, "closed", "up to five")
 			r.call(fail)
@@ -650,7 +650,7 @@ func TestBreakerMisconfigured(t *testing.T) {
 // TestBreakerRace hammers both breakers; the race detector watches.
 func TestBreakerRace(t *testing.T) {
 	policies := []resilience.Policy{
-		resilience.Breaker(&resilience.BreakerOptions{Delay: ms, ProbeLimit: ms, Notice: func(quota.Notice) {}}),
+		resilience.Breaker(&resilience.BreakerOptions{FailingFor: -1, Delay: ms, ProbeLimit: ms, Notice: func(quota.Notice) {}}),
 		resilience.Failsafe(circuitbreaker.NewBuilder[result]().WithFailureThreshold(3).WithSuccessThreshold(1).WithDelay(ms).Build(),
 			&resilience.FailsafeOptions{ProbeLimit: ms, Notice: func(quota.Notice) {}}),
 	}

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// deadline is a context that ends at a time, or with its parent. It behaves as one of context.WithDeadline,
+// deadline is a context that ends at a time, or with its parent. A policy makes it, and ended finds it through
+// contexts derived from it, so that its end is not taken for the caller's. It behaves as one of context.WithDeadline,
 // but takes one allocation, and starts a timer only if Done is called.
 type deadline struct {
 	context.Context // the parent
@@ -32,6 +33,17 @@ const (
 	released
 	orphaned // its parent ended
 )
+
+// deadlineKey is the key under which a context finds the innermost deadline that a policy set.
+type deadlineKey struct{}
+
+// Value returns the deadline itself for deadlineKey, and else the parent's value.
+func (d *deadline) Value(key any) any {
+	if _, ok := key.(deadlineKey); ok {
+		return d
+	}
+	return d.Context.Value(key)
+}
 
 // Deadline returns when the context ends at the latest.
 func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }

@@ -3,7 +3,7 @@
 //	store := quota.Must(backend.Open(ctx, "redis://127.0.0.1:6379"))
 //	store = quota.Must(resilience.Standard(store, resilience.FailClosed(nil), nil))
 //	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
-//	d, err := limiter.Take(ctx, "team-7/agent-123", 250) // within 100 ms; denied while Redis is down
+//	d, err := limiter.Take(ctx, "team-7/agent-123", 250) // within 500 ms; denied while Redis is down
 //
 // A policy wraps a [quota.Store], and the result is a quota.Store. [Standard] puts the usual policies around
 // a store, [Wrap] those that the program chooses:
@@ -47,7 +47,7 @@
 //	FailOpen      an answer: admitted, FromOpen             nothing while healthy; the quota is not kept in an outage
 //	FailClosed    an answer: denied, FromClosed             nothing while healthy; an outage denies everyone
 //	DenialMemory  an exhausted key costs the store nothing  a map; denies too long after another process's refund
-//	Breaker       an outage costs microseconds a decision   nothing while healthy; a wrong guess costs one delay
+//	Breaker       an outage costs microseconds a decision   nothing while healthy; a wrong guess costs one opening
 //	Bulkhead      at most n decisions in flight             an atomic counter; refuses above n
 //	Retry         a short fault is not seen                 load during faults; only for peeks and request ids
 //	Timeout       a decision by T, whatever the store does  one allocation; for a store that is not prompt a goroutine

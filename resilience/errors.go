@@ -32,7 +32,7 @@ const (
 )
 
 // judge returns the verdict of a call with this context and error. It never infers from the error that the
-// context ended: clients return one caller's deadline to another.
+// caller's context ended: clients return one caller's deadline to another, and policies set deadlines too.
 func judge(ctx context.Context, err error) outcome {
 	if err == nil {
 		return healthy
@@ -49,9 +49,22 @@ func judge(ctx context.Context, err error) outcome {
 	return unrelated
 }
 
-// ended reports whether a context ended. Its deadline may be seen to pass, by a client's socket for example,
-// just before its timer fires.
+// ended reports whether the caller's own context ended. The deadlines that policies outside gave the call are
+// left out: where one of them passed, the store was too slow, and the caller still waits.
 func ended(ctx context.Context) bool {
+	for over(ctx) {
+		d, ok := ctx.Value(deadlineKey{}).(*deadline)
+		if !ok || !over(d) {
+			return true
+		}
+		ctx = d.Context
+	}
+	return false
+}
+
+// over reports whether a context ended. Its deadline may be seen to pass, by a client's socket for example,
+// just before its timer fires.
+func over(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return true
 	}
@@ -62,6 +75,17 @@ func ended(ctx context.Context) bool {
 // ofContext reports whether err is a context's own error: the call was not sent.
 func ofContext(err error) bool {
 	return (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) && driver.Sentinel(err) == nil
+}
+
+// retryAfter returns the time until the next probe of which the error of an open breaker tells, and else 0.
+func retryAfter(err error) time.Duration {
+	if r, ok := errors.AsType[interface {
+		error
+		RetryAfter() time.Duration
+	}](err); ok {
+		return r.RetryAfter()
+	}
+	return 0
 }
 
 // repeatable reports whether a list may be sent twice: it carries a request id, or changes no state.

@@ -126,7 +126,7 @@ func ExampleBreaker() {
 	ctx := context.Background()
 	redis := newServer()
 	redis.down = true
-	store := quota.Must(resilience.Wrap(redis, resilience.Breaker(&resilience.BreakerOptions{Failures: 2})))
+	store := quota.Must(resilience.Wrap(redis, resilience.Breaker(&resilience.BreakerOptions{Failures: 2, FailingFor: -1})))
 	defer store.Close()
 	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
 

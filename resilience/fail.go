@@ -2,7 +2,6 @@ package resilience
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -168,11 +167,8 @@ func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
 		d.Allowed, d.Remaining = true, d.Limit
 	default:
 		d.RetryAfter = s.o.RetryAfter
-		if r, ok := errors.AsType[interface {
-			error
-			RetryAfter() time.Duration
-		}](err); ok && r.RetryAfter() > 0 {
-			d.RetryAfter = r.RetryAfter()
+		if wait := retryAfter(err); wait > 0 {
+			d.RetryAfter = wait
 		}
 	}
 	d.ResetAfter = d.RetryAfter

@@ -23,6 +23,11 @@ type FailsafeOptions struct {
 	// ProbeLimit is how long a probe of a circuit breaker may take; after it the breaker is opened again. 0
 	// is DefaultDelay. A Timeout inside ends the probe sooner.
 	ProbeLimit time.Duration
+	// FirstDelay is how long a circuit breaker stays open before it first lets a probe through, less a random
+	// part of up to a tenth, and each opening takes twice as long as the one before it, see
+	// BreakerOptions.FirstDelay. The longest is the breaker's own delay. A probe that fails opens the breaker
+	// at once. 0 is DefaultFirstDelay; with a negative one the breaker's own delay and thresholds alone count.
+	FirstDelay time.Duration
 	// Notice receives "breaker" at each change of state of a circuit breaker, in order; "misconfigured", at
 	// most once a minute, if the store is misconfigured and the circuit breaker is the outermost policy that
 	// may report it; "repeat" when a policy of an unknown kind tried to repeat a charge without a request id;
@@ -40,10 +45,10 @@ type FailsafeOptions struct {
 // results; every other error looks to the policy like an empty result. The result of a call, a list or not,
 // is a quota.Result.
 //
-// A circuit breaker is driven by hand, which avoids these faults: a panic or a probe that hangs takes its
+// A circuit breaker opens as its own thresholds say. It is driven by hand, which avoids these faults: a panic or a probe that hangs takes its
 // permit for good; results from before it opened count while it is half-open; and an error without bearing on
-// the store's health, such as a caller's cancellation, counts as a success. Its conditions are not evaluated
-// at all. A panic under any other policy is caught and goes on once the policy has seen the call end; after
+// the store's health, such as a caller's cancellation, counts as a success. Its conditions and its function of
+// the delay are not evaluated at all. A panic under any other policy is caught and goes on once the policy has seen the call end; after
 // runtime.Goexit in the store the policy's permit is lost, unless a [Timeout] hands calls over.
 //
 // A call that the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
@@ -311,7 +316,7 @@ func translate(ctx context.Context, err error, attempts int) error {
 		return err
 	case attempts > 0: // and none has ended
 		return fmt.Errorf("resilience: %w: %w", quota.ErrIndeterminate, err)
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && ended(ctx):
 		return ctx.Err()
 	case errors.Is(err, circuitbreaker.ErrOpen):
 		return fmt.Errorf("resilience: %w: %w: %w", quota.ErrUnavailable, ErrOpen, err)
@@ -374,13 +379,31 @@ type failsafeBreaker struct {
 	// cannot take them back, so the next probes use them. probes are those in flight.
 	spare  int
 	probes map[*probe]struct{}
+	// until is when the present opening is over, unless the breaker's own delay is over sooner; it is zero
+	// unless the breaker is open. ending says that a call is making the breaker half-open.
+	until    time.Time
+	ending   bool
+	openings openings // first is 0 where only the breaker's own delay counts
 }
 
 func (b *failsafeBreaker) state() string {
-	if b.cb.State() == circuitbreaker.OpenState && b.cb.RemainingDelay() == 0 {
-		return circuitbreaker.HalfOpenState.String()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	state := b.cb.State()
+	b.observe(state)
+	if state == circuitbreaker.OpenState && b.remaining() == 0 {
+		state = circuitbreaker.HalfOpenState
 	}
-	return b.cb.State().String()
+	return state.String()
+}
+
+// remaining returns the time until the next probe. The caller holds the lock.
+func (b *failsafeBreaker) remaining() time.Duration {
+	left := b.cb.RemainingDelay()
+	if !b.until.IsZero() {
+		left = min(left, max(time.Until(b.until), 0))
+	}
+	return left
 }
 
 // probe is the permit of a call.
@@ -396,6 +419,10 @@ func newFailsafeBreaker(cb circuitbreaker.CircuitBreaker[quota.Result], o Failsa
 	if b.limit == 0 {
 		b.limit = DefaultDelay
 	}
+	if o.FirstDelay == 0 {
+		o.FirstDelay = DefaultFirstDelay
+	}
+	b.openings.first, b.openings.jitter = max(o.FirstDelay, 0), DefaultJitter
 	b.notes.tell = o.Notice
 	b.alarm = alarm{notifier: &b.notes, on: alarms, base: time.Now()}
 	return b
@@ -428,8 +455,16 @@ func (b *failsafeBreaker) TakeAll(ctx context.Context, cs []quota.Charge, out []
 // observe notes the breaker's state and returns the epoch. The caller holds the lock.
 func (b *failsafeBreaker) observe(state circuitbreaker.State) uint64 {
 	if state != b.last {
+		again := b.last == circuitbreaker.HalfOpenState
 		b.last = state
 		b.epoch++
+		b.until, b.ending = time.Time{}, false
+		switch {
+		case state == circuitbreaker.ClosedState:
+			b.openings.close()
+		case state == circuitbreaker.OpenState && b.openings.first > 0:
+			b.until = time.Now().Add(b.openings.open(b.cb.RemainingDelay(), again))
+		}
 		b.spare = 0
 		clear(b.probes)
 		b.notes.send("breaker", "the circuit breaker is "+state.String(), nil)
@@ -441,6 +476,13 @@ func (b *failsafeBreaker) observe(state circuitbreaker.State) uint64 {
 func (b *failsafeBreaker) allow() (*probe, error) {
 	b.mu.Lock()
 	b.observe(b.cb.State())
+	if !b.until.IsZero() && time.Until(b.until) <= 0 && !b.ending {
+		b.ending = true
+		b.mu.Unlock()
+		b.cb.HalfOpen()
+		b.mu.Lock()
+		b.observe(b.cb.State())
+	}
 	if b.spare > 0 {
 		b.spare--
 		p := b.begin()
@@ -467,7 +509,7 @@ func (b *failsafeBreaker) allow() (*probe, error) {
 			}
 		}
 	}
-	return nil, b.orClosed(&openError{b.cb.RemainingDelay()})
+	return nil, b.orClosed(&openError{b.remaining()})
 }
 
 // begin returns the permit of a call that may be made. The caller holds the lock.
@@ -484,6 +526,7 @@ func (b *failsafeBreaker) begin() *probe {
 func (b *failsafeBreaker) done(p *probe, o outcome) {
 	b.mu.Lock()
 	stale := b.observe(b.cb.State()) != p.epoch
+	probed := b.last == circuitbreaker.HalfOpenState
 	delete(b.probes, p)
 	if !stale && o == unrelated && b.last == circuitbreaker.HalfOpenState {
 		b.spare++
@@ -494,6 +537,9 @@ func (b *failsafeBreaker) done(p *probe, o outcome) {
 	}
 	if o == failed {
 		b.cb.RecordFailure()
+		if probed && b.openings.first > 0 && b.cb.IsHalfOpen() {
+			b.cb.Open()
+		}
 	} else {
 		b.cb.RecordSuccess()
 	}

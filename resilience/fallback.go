@@ -18,13 +18,21 @@ import (
 // DefaultFallbackKeys is FallbackOptions.MaxKeys unless options say otherwise.
 const DefaultFallbackKeys = 1 << 17
 
+// DefaultCloseWithin is FallbackOptions.CloseWithin unless options say otherwise.
+const DefaultCloseWithin = 2 * time.Second
+
 // FallbackOptions change the policy that [Fallback] makes. The zero value, and nil, take the defaults.
 type FallbackOptions struct {
 	// MaxKeys bounds the keys whose state is kept, each limit of a key counted by itself, and is rounded up
 	// to a multiple of 64; 0 is DefaultFallbackKeys. A state takes some 250 bytes beside the key's own text.
 	MaxKeys int
-	// Notice receives "fallback" when decisions are made on this instance's share, at once, and when they are
-	// the store's again, after it has answered every call for some seconds; and "misconfigured", at most once
+	// CloseWithin bounds the time in which Close charges the primary the quota that was admitted here. 0 is
+	// DefaultCloseWithin; with a negative one Close drops that quota. A store inside that neither is prompt
+	// nor has a Timeout may use the rest of a call longer.
+	CloseWithin time.Duration
+	// Notice receives "fallback" when decisions are made on this instance's share, at once, when they are the
+	// store's again, after it has answered every call for some seconds, and when Close dropped quota that the
+	// primary could not be charged; and "misconfigured", at most once
 	// a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
@@ -34,12 +42,11 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 
 // Fallback returns the policy that, where the store and the policies inside (the primary) cannot decide,
 // another store decides on this instance's share of the limit: one n-th, where instances reports n, the
-// number of instances now. The other store is usually a local.New(nil) and must serve this policy alone;
-// Close closes both.
+// number of instances now. The other store is usually a local.New(nil) and must serve this policy alone.
 //
 // A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
 // the primary exactly once, in front of the key's next call that reaches it, into debt if need be; before
-// that the key gets no fresh share. So of a token bucket of B tokens, r more each second, the fleet admits in
+// that the key gets no fresh share. Close charges the rest, unless the primary is down. So of a token bucket of B tokens, r more each second, the fleet admits in
 // T seconds at most
 //
 //	B + r·T + Σ(b_i + r_i·T_i) + (B + Σ b_i) per loss of the primary's state + b_i per restart of instance i
@@ -53,6 +60,9 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 // or an error that the contract does not know, while the caller's own context has not ended. All other errors
 // pass. Its decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share. A
 // cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
+//
+// Close waits for the debits of all keys that owe quota, for FallbackOptions.CloseWithin at most, and then
+// closes both stores.
 //
 // Wrap refuses a nil store, nil instances or fewer than one, and negative MaxKeys. A limit whose algorithm is
 // no [driver.Sharer], or has no share of that size, is quota.ErrInvalid on every call.
@@ -83,6 +93,9 @@ func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error
 	case p.o.MaxKeys == 0:
 		p.o.MaxKeys = DefaultFallbackKeys
 	}
+	if p.o.CloseWithin == 0 {
+		p.o.CloseWithin = DefaultCloseWithin
+	}
 	n := p.instances()
 	if n < 1 {
 		return nil, invalid(fmt.Sprintf("the number of instances is %d", n), "1 or more")
@@ -92,6 +105,7 @@ func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error
 		ids: "fallback-" + strconv.FormatUint(rand.Uint64(), 36) + strconv.FormatUint(rand.Uint64(), 36) + "-",
 	}
 	f.lastCount.Store(n)
+	f.closeWithin = p.o.CloseWithin
 	f.budget = timeoutOf(inner)
 	f.notes.tell = p.o.Notice
 	f.alarm = alarm{notifier: &f.notes, on: alarms, base: f.base}
@@ -128,6 +142,8 @@ type fallback struct {
 	alarm     alarm
 	limits    shareLimits
 
+	closeWithin time.Duration // below 0: Close drops the debts
+
 	ids    string // the prefix of the reconciliations' request ids
 	lastID atomic.Uint64
 
@@ -145,9 +161,6 @@ func (f *fallback) Atomicity() driver.Atomicity {
 
 // Prompt reports whether both stores return by their context's deadline.
 func (f *fallback) Prompt() bool { return f.layer.Prompt() && driver.IsPrompt(f.store) }
-
-// Close closes both stores.
-func (f *fallback) Close() error { return errors.Join(f.layer.Close(), f.store.Close()) }
 
 func (f *fallback) now() time.Duration { return time.Since(f.base) }
 

@@ -21,6 +21,9 @@ var errNoRoom = errors.New("no room for the key's state")
 
 // decide makes the decisions that the primary failed to make, because of cause.
 func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision, cause error) error {
+	if err := f.gate.Open(); err != nil {
+		return err // Close is charging the debts: no more may be made
+	}
 	l := &localCall{charges: cs, limits: make([]*quota.Limit, len(cs)), keys: make([]*keyState, len(cs)), n: f.instances()}
 	here := append([]quota.Charge(nil), cs...)
 	corrects := false // the call says how much was used, so a denial is no answer to it
@@ -201,6 +204,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	switch c.Op {
 	case quota.OpTake, quota.OpDebit:
 		k.debt.admit(d.Charged)
+		k.limit = c.Limit
 	case quota.OpRefund:
 		k.debt.refund(c.Cost)
 	}

@@ -35,6 +35,7 @@ type keyState struct {
 	table   *keyTable
 	dropped bool // no longer in the table
 
+	limit *quota.Limit // of the latest admission in the primary's place, nil if there was none
 	known known
 	debt  debt
 	share share

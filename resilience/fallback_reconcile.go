@@ -33,15 +33,17 @@ func (r *reconciliation) add(k *keyState, l *quota.Limit) {
 
 // reconcileAndTake charges the primary the debts of a call's keys, and then asks it for the decisions.
 func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	within := ctx
+	within, translated := ctx, func(err error) error { return err }
 	if f.budget > 0 {
 		d := &deadline{Context: ctx, at: time.Now().Add(f.budget)}
 		if own, ok := ctx.Deadline(); !ok || d.at.Before(own) {
 			defer d.release()
 			within = d
+			translated = func(err error) error { return timedOut(ctx, d, f.budget, err) }
 		}
 	}
 	if err := f.reconcile(within, cs); err != nil {
+		err = translated(err)
 		if f.takesOver(ctx, err) {
 			return f.decide(ctx, cs, out, err)
 		}
@@ -68,6 +70,7 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 		err = f.inner.TakeAll(within, sent, out)
 	}
 	if err != nil {
+		err = translated(err)
 		if f.takesOver(ctx, err) {
 			return f.decide(ctx, cs, out, err)
 		}
@@ -94,6 +97,17 @@ func (s snapshot) chargedAt(admitted quota.Micros) quota.Micros {
 // reconcile charges the primary the debts of a list's keys. Debts that another call is charging it leaves
 // alone.
 func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
+	for {
+		more, err := f.reconcileOnce(ctx, cs)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// reconcileOnce sends the reconciliations that the debts of a list's keys need now. more says that one of them
+// was an earlier one, whose keys may owe quota that was admitted after it.
+func (f *fallback) reconcileOnce(ctx context.Context, cs []quota.Charge) (more bool, err error) {
 	left := f.reserve(cs)
 	defer func() {
 		for _, r := range left {
@@ -101,12 +115,13 @@ func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
 		}
 	}()
 	for len(left) > 0 {
+		more = more || left[0].unknown
 		if err := f.send(ctx, left[0]); err != nil {
-			return err
+			return false, err
 		}
 		left = left[1:]
 	}
-	return nil
+	return more, nil
 }
 
 // reserve returns the reconciliations of a list's keys, which the caller must send or give up: earlier ones

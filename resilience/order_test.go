@@ -104,7 +104,9 @@ func TestWrapRefuses(t *testing.T) {
 		"MaxCalls is -1":                   {resilience.Timeout(1, &resilience.TimeoutOptions{MaxCalls: -1})},
 		"the bulkhead is 0":                {resilience.Bulkhead(0)},
 		"-1 failures":                      {resilience.Breaker(&resilience.BreakerOptions{Failures: -1})},
-		"delay of -1":                      {resilience.Breaker(&resilience.BreakerOptions{Delay: -1})},
+		"a delay of -1":                    {resilience.Breaker(&resilience.BreakerOptions{Delay: -1})},
+		"first delay of -1":                {resilience.Breaker(&resilience.BreakerOptions{FirstDelay: -1})},
+		"FirstDelay is 2s":                 {resilience.Breaker(&resilience.BreakerOptions{FirstDelay: 2 * time.Second, Delay: time.Second})},
 		"Jitter is 1.5":                    {resilience.Breaker(&resilience.BreakerOptions{Jitter: 1.5})},
 		"slices of 2s":                     {resilience.Breaker(&resilience.BreakerOptions{Window: time.Second, Slice: 2 * time.Second})},
 		"FailOptions.RetryAfter is -1ns":   {resilience.FailClosed(&resilience.FailOptions{RetryAfter: -1})},
@@ -241,7 +243,7 @@ func TestHealthThroughPolicies(t *testing.T) {
 // TestClosed holds that the answers of a policy itself are ErrClosed after Close.
 func TestClosed(t *testing.T) {
 	store := local.New(nil)
-	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
+	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
 	if _, err := s.Take(bg, charge(100)); err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +257,7 @@ func TestClosed(t *testing.T) {
 	_, err := s.Take(bg, charge(100))
 	wantErr(t, err, quota.ErrClosed)
 
-	broken := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailOpen(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1}))
+	broken := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailOpen(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}))
 	broken.Take(bg, charge(1))
 	if d, err := broken.Take(bg, charge(1)); err != nil || d.Source != quota.FromOpen {
 		t.Fatalf("with an open breaker: got %+v, %v; want a decision of FailOpen", d, err)

@@ -8,7 +8,7 @@ import (
 
 // The defaults of [StandardOptions].
 const (
-	DefaultTimeout  = 100 * time.Millisecond
+	DefaultTimeout  = 500 * time.Millisecond
 	DefaultInFlight = 256
 )
 

@@ -119,10 +119,10 @@ func (s *promptTimeout) TakeAll(ctx context.Context, cs []quota.Charge, out []qu
 }
 
 // timedOut translates the error of a call under d, which ends t after it began, for the caller, to whom d is
-// unknown.
+// unknown. If ctx, around it, is over too, the error is left to the policy that made ctx, or to the caller.
 func timedOut(ctx context.Context, d *deadline, t time.Duration, err error) error {
 	switch {
-	case ended(ctx) || d.Err() == nil:
+	case over(ctx) || d.Err() == nil:
 		return err
 	case errors.Is(err, quota.ErrIndeterminate):
 		return fmt.Errorf("resilience: no answer within the timeout of %v: %w", t, err)
@@ -236,7 +236,11 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 		return k.result()
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("resilience: %w: the caller's context ended before the store answered: %w", quota.ErrIndeterminate, err)
+		whose := "the caller's context ended"
+		if !ended(ctx) {
+			whose = "the time that a policy outside the timeout gives was over"
+		}
+		return fmt.Errorf("resilience: %w: %s before the store answered: %w", quota.ErrIndeterminate, whose, err)
 	}
 	return fmt.Errorf("resilience: %w: no answer within the timeout of %v", quota.ErrIndeterminate, s.t)
 }

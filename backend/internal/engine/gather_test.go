@@ -360,7 +360,7 @@ func TestBatchBreaker(t *testing.T) {
 		g := newGathering(t, false, Options{})
 		const trips = maxInFlight + 1
 		for _, failures := range []int{trips + 1, trips} {
-			store := quota.Must(resilience.Wrap(g.store, resilience.Breaker(&resilience.BreakerOptions{Failures: failures}), resilience.Timeout(time.Second, nil)))
+			store := quota.Must(resilience.Wrap(g.store, resilience.Breaker(&resilience.BreakerOptions{Failures: failures, FailingFor: -1, FirstDelay: time.Minute}), resilience.Timeout(time.Second, nil)))
 			for i := range maxInFlight + 20 {
 				g.wg.Go(func() {
 					if _, err := store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint(failures, i), Cost: 1}); err == nil {

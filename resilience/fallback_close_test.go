@@ -1,0 +1,273 @@
+package resilience_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
+)
+
+// ledger is a primary whose state outlives Close, and whose faults a test sets.
+type ledger struct {
+	*local.Store
+	mu    sync.Mutex
+	fault string // "", "down", "lost": charged, but the reply is lost; "lost once"; "hang"
+	calls int
+}
+
+func (l *ledger) Close() error { return nil }
+
+func (l *ledger) set(fault string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fault = fault
+}
+
+func (l *ledger) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	l.mu.Lock()
+	l.calls++
+	fault := l.fault
+	if fault == "lost once" {
+		l.fault = ""
+	}
+	l.mu.Unlock()
+	switch fault {
+	case "down":
+		return quota.Decision{}, as(quota.ErrUnavailable)
+	case "hang":
+		<-ctx.Done()
+		return quota.Decision{}, as(quota.ErrIndeterminate)
+	case "lost", "lost once":
+		l.Store.Take(ctx, c)
+		return quota.Decision{}, as(quota.ErrIndeterminate)
+	}
+	return l.Store.Take(ctx, c)
+}
+
+func (l *ledger) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	l.mu.Lock()
+	down := l.fault != ""
+	l.mu.Unlock()
+	if down {
+		return as(quota.ErrUnavailable)
+	}
+	return l.Store.TakeAll(ctx, cs, out)
+}
+
+var owedLimit = bucket("owed", 1000, 1, time.Hour)
+
+func owedCharge(key string, n int64) quota.Charge {
+	return quota.Charge{Limit: owedLimit, Key: key, Cost: n}
+}
+
+// charged returns how much the ledger was charged for a key.
+func (l *ledger) charged(t *testing.T, key string) int64 {
+	t.Helper()
+	d, err := l.Store.Take(bg, quota.Charge{Limit: owedLimit, Key: key, Op: quota.OpPeek})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return 1000 - d.Remaining
+}
+
+// take takes n tokens, which must be admitted by source.
+func (l *ledger) take(t *testing.T, s quota.Store, key string, n int64, by quota.Source) {
+	t.Helper()
+	if d, err := s.Take(bg, owedCharge(key, n)); err != nil || !d.Allowed || d.Source != by {
+		t.Errorf("a take of %d: got %+v, %v; want a grant by the %v", n, d, err, by)
+	}
+}
+
+func owing(t *testing.T, o *resilience.FallbackOptions, ps ...resilience.Policy) (*ledger, quota.Store) {
+	l := &ledger{Store: local.New(nil)}
+	return l, wrap(t, l, append([]resilience.Policy{resilience.Fallback(local.New(nil), resilience.Instances(1), o)}, ps...)...)
+}
+
+// TestOwedInFront: the primary decides no call of a key before all that the key owes was charged to it, also
+// what was admitted after a reconciliation of unknown outcome.
+func TestOwedInFront(t *testing.T) {
+	for _, list := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			l, s := owing(t, nil)
+			l.take(t, s, "k", 10, quota.FromStore)
+			for round := range int64(3) {
+				l.set("down")
+				l.take(t, s, "k", 50, quota.FromFallback)
+				l.set("lost") // the reconciliation of 50
+				l.take(t, s, "k", 1, quota.FromFallback)
+				l.set("down")
+				l.take(t, s, "k", 200, quota.FromFallback)
+				l.set("")
+				admitted := 10 + 251*(round+1) + 2*round
+				if list {
+					out := make([]quota.Decision, 2)
+					if err := s.TakeAll(bg, []quota.Charge{owedCharge("other", 1), owedCharge("k", 1)}, out); err != nil {
+						t.Error(err)
+					}
+				} else {
+					l.take(t, s, "k", 1, quota.FromStore)
+				}
+				if got, want := l.charged(t, "k"), admitted+1; got != want {
+					t.Errorf("round %d: the primary was charged %d after the next call, want %d", round, got, want)
+				}
+				l.take(t, s, "k", 1, quota.FromStore)
+				if got, want := l.charged(t, "k"), admitted+2; got != want {
+					t.Errorf("round %d: the primary was charged %d after another call, want %d", round, got, want)
+				}
+			}
+			s.Close()
+		})
+	}
+}
+
+// TestCloseCharges: Close charges the primary what all keys owe, exactly once.
+func TestCloseCharges(t *testing.T) {
+	for _, fault := range []string{"", "lost once"} {
+		for _, unknown := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/unknown=%v", fault, unknown), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var n notices
+					l, s := owing(t, &resilience.FallbackOptions{Notice: n.add})
+					const keys = 300
+					l.set("down")
+					for i := range keys {
+						l.take(t, s, fmt.Sprint("team/", i), 50, quota.FromFallback)
+					}
+					if unknown {
+						l.set("lost")
+						for i := range keys {
+							l.take(t, s, fmt.Sprint("team/", i), 7, quota.FromFallback)
+						}
+					}
+					l.set(fault)
+					if err := s.Close(); err != nil {
+						t.Error(err)
+					}
+					want := int64(50)
+					if unknown {
+						want = 57
+					}
+					for i := range keys {
+						if got := l.charged(t, fmt.Sprint("team/", i)); got != want {
+							t.Errorf("key %d: the primary was charged %d after Close, want %d", i, got, want)
+						}
+					}
+					synctest.Wait()
+					for _, x := range n.take() {
+						if strings.Contains(x.Text, "not charged") {
+							t.Errorf("notice: got %q, want none of dropped tokens", x.Text)
+						}
+					}
+					calls := l.calls
+					if err := s.Close(); err != nil || l.calls != calls {
+						t.Errorf("a second Close: got %v and %d calls, want neither", err, l.calls-calls)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestCloseBounded: Close takes a bounded time however the primary fares, and tells what it dropped.
+func TestCloseBounded(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		o        resilience.FallbackOptions
+		policies []resilience.Policy
+		fault    string
+		back     time.Duration // after so long the primary is well; 0 is never
+		within   time.Duration
+		charged  bool
+	}{
+		{"down", resilience.FallbackOptions{}, nil, "down", 0, 0, false},
+		{"hangs", resilience.FallbackOptions{}, nil, "hang", 0, resilience.DefaultCloseWithin, false},
+		{"hangs, a bound of its own", resilience.FallbackOptions{CloseWithin: 300 * ms}, nil, "hang", 0, 300 * ms, false},
+		{"hangs under a timeout", resilience.FallbackOptions{}, []resilience.Policy{resilience.Timeout(50*ms, nil)}, "hang", 0, 150 * ms, false},
+		{"hangs for a moment", resilience.FallbackOptions{}, []resilience.Policy{resilience.Timeout(100*ms, nil)}, "hang", 150 * ms, 200 * ms, true},
+		{"the breaker is open", resilience.FallbackOptions{}, []resilience.Policy{resilience.Breaker(&resilience.BreakerOptions{FailingFor: -1})}, "down", 1, 250 * ms, true},
+		{"the breaker is open for long", resilience.FallbackOptions{}, []resilience.Policy{resilience.Breaker(&resilience.BreakerOptions{FailingFor: -1, FirstDelay: time.Minute})}, "down", 1, 0, false},
+		{"not asked for", resilience.FallbackOptions{CloseWithin: -1}, nil, "down", 1, 0, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var n notices
+				c.o.Notice = n.add
+				l, s := owing(t, &c.o, c.policies...)
+				l.set("down")
+				for range 4 {
+					l.take(t, s, "k", 10, quota.FromFallback)
+				}
+				l.set(c.fault)
+				if c.back > 0 {
+					time.AfterFunc(c.back, func() { l.set("") })
+					time.Sleep(c.back / 2)
+				}
+				begin := time.Now()
+				if c.back == 1 {
+					time.Sleep(1) // the primary is well when Close begins
+					begin = time.Now()
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(begin); took > c.within {
+					t.Errorf("Close took %v, want at most %v", took, c.within)
+				}
+				want := map[bool]int64{true: 40}[c.charged]
+				if got := l.charged(t, "k"); got != want {
+					t.Errorf("the primary was charged %d, want %d", got, want)
+				}
+				synctest.Wait()
+				told := 0
+				for _, x := range n.take() {
+					if strings.Contains(x.Text, "40 tokens of 1 keys") {
+						told++
+					}
+				}
+				if want := map[bool]int{false: 1}[c.charged]; told != want {
+					t.Errorf("notices of 40 dropped tokens: got %d, want %d", told, want)
+				}
+				l.set("down")
+				_, err := s.Take(bg, owedCharge("k", 1))
+				wantErr(t, err, quota.ErrClosed)
+			})
+		})
+	}
+}
+
+// TestCloseWhileOthersTake: calls that go on while Close charges the debts are not charged twice.
+func TestCloseWhileOthersTake(t *testing.T) {
+	l, s := owing(t, nil)
+	var mu sync.Mutex
+	admitted := int64(0)
+	l.set("down")
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for i := range 60 {
+				if d, err := s.Take(bg, owedCharge("k", 1)); err == nil && d.Allowed {
+					mu.Lock()
+					admitted++
+					mu.Unlock()
+				}
+				if i == 30 {
+					l.set("")
+				}
+			}
+		})
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if got := l.charged(t, "k"); got > admitted {
+		t.Errorf("the primary was charged %d, want at most the %d that were admitted", got, admitted)
+	}
+}
