@@ -246,13 +246,13 @@ func TestShareOfZeroDenies(t *testing.T) {
 					if c := a.Spec().Capacity; c != 0 {
 						t.Fatalf("capacity of one share of %d: got %d, want 0", n, c)
 					}
-					s, v := a.Decide(quota.State{}, quota.Request{Cost: 1}, base)
+					_, v := a.Decide(quota.State{}, quota.Request{Cost: 1}, base)
 					if v.Allowed || v.Write || v.Remaining != 0 || v.RetryAfter != quota.Forever || v.ResetAfter != 0 {
 						t.Errorf("take of 1 of a share of 0: got %+v, want a denial for ever, remaining 0", v)
 					}
 					// A debit stays, and refill repays no more than that.
 					debt := min(2, a.Spec().Debt)
-					s, v = a.Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: debt}, base)
+					s, v := a.Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: debt}, base)
 					if !v.Allowed || v.Remaining != -debt {
 						t.Errorf("debit of %d: got %+v, want remaining %d", debt, v, -debt)
 					}
