@@ -64,9 +64,10 @@ const maxFleet = 1_000_000
 // for a quarter of a second, then for twice as long each time up to 30 seconds, until it answers. FLEET_SIZE decides about a request that Redis cannot decide:
 //
 //   - Without FLEET_SIZE the caller gets the error, such as [quota.ErrUnavailable].
-//   - With FLEET_SIZE this process decides on its share of the limit, one part in FLEET_SIZE, as
+//   - With FLEET_SIZE this process decides on its share of the limit, one part in FLEET_SIZE, rounded down, as
 //     [resilience.Fallback] describes; such a decision is [quota.FromFallback]. A fleet that grows beyond
-//     FLEET_SIZE admits more than its limit in an outage.
+//     FLEET_SIZE admits more than its limit in an outage. A FLEET_SIZE above TOKEN_BUCKET_SIZE gives shares of
+//     0, which deny; FromEnv logs that at the start.
 //
 // FromEnv logs notices for operators, such as an open breaker, with slog.Warn. Without REDIS_URL the store
 // cannot fail, and FLEET_SIZE changes nothing. backend.Health(ctx, limiter.Store()) asks the servers for
@@ -129,8 +130,13 @@ func guard(store quota.Store, a quota.Algorithm, fleet int64) (quota.Store, erro
 	fallback := resilience.FailWithError()
 	if fleet > 0 {
 		if s, ok := a.(driver.Sharer); ok {
-			if _, err := s.Share(fleet); err != nil {
+			share, err := s.Share(fleet)
+			if err != nil {
 				return nil, fmt.Errorf("fleetquota: FLEET_SIZE is %d: %w", fleet, err)
+			}
+			if share.Spec().Capacity == 0 {
+				warn(quota.Notice{Name: "share", Text: fmt.Sprintf("FLEET_SIZE is %d and TOKEN_BUCKET_SIZE is %d, which is less than one token for each process: "+
+					"while Redis cannot decide, this process denies", fleet, a.Spec().Capacity)})
 			}
 		}
 		fallback = resilience.Fallback(local.New(nil), resilience.Instances(fleet), &resilience.FallbackOptions{Notice: warn})

@@ -170,6 +170,57 @@ func TestFromEnvOutage(t *testing.T) {
 	}
 }
 
+// TestFromEnvShares: while Redis is down a fleet admits no more than its bucket, also where that has less than one token
+// for each process. A process then says so as it starts.
+func TestFromEnvShares(t *testing.T) {
+	logged := make(lines, 1000)
+	old := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(logged, nil)))
+	defer slog.SetDefault(old)
+	t.Setenv("REDIS_URL", "redis://127.0.0.1:1")
+	t.Setenv("TOKEN_REFILL_RATE", "0.01")
+	for _, test := range []struct {
+		size, fleet string
+		processes   int
+		want        int
+	}{{"100", "4", 4, 100}, {"7", "4", 4, 4}, {"2", "4", 4, 0}, {"1000", "1000000", 2, 0}} {
+		t.Setenv("TOKEN_BUCKET_SIZE", test.size)
+		t.Setenv("FLEET_SIZE", test.fleet)
+		admitted := 0
+		for range test.processes {
+			limiter, err := fleetquota.FromEnv(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.want == 0 {
+				want, text := "FLEET_SIZE is "+test.fleet+" and TOKEN_BUCKET_SIZE is "+test.size, ""
+				for len(logged) > 0 { // also what processes before it say late
+					text += <-logged
+				}
+				if !strings.Contains(text, want) {
+					t.Errorf("log at the start: got %q, want it to say %q", text, want)
+				}
+			}
+			for range 200 {
+				d, err := limiter.Take(t.Context(), "k", 1)
+				if err != nil || !d.Allowed && (d.RetryAfter <= 0 || d.RetryAfter == quota.Never) {
+					t.Fatalf("take: got %+v, %v; want a decision, with a guess where it is denied", d, err)
+				}
+				if d.Allowed {
+					admitted++
+				}
+			}
+			limiter.Close()
+			for len(logged) > 0 {
+				<-logged
+			}
+		}
+		if admitted != test.want {
+			t.Errorf("admitted by %d processes of %s, of %s tokens: got %d, want %d", test.processes, test.fleet, test.size, admitted, test.want)
+		}
+	}
+}
+
 // lines is a writer that sends each text on a channel.
 type lines chan string
 
@@ -192,10 +243,10 @@ func TestFromEnvRefuses(t *testing.T) {
 			}
 		})
 	}
-	// 10^6 shares of one token in three years.
+	// A share of 2 tokens, 101 of which come in 10^6 times three years.
 	t.Setenv("REDIS_URL", "redis://127.0.0.1:1")
-	t.Setenv("TOKEN_BUCKET_SIZE", "1")
-	t.Setenv("TOKEN_REFILL_RATE", "0.00000001")
+	t.Setenv("TOKEN_BUCKET_SIZE", "2000000")
+	t.Setenv("TOKEN_REFILL_RATE", "0.01000001")
 	t.Setenv("FLEET_SIZE", "1000000")
 	if _, err := fleetquota.FromEnv(t.Context()); !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "FLEET_SIZE is 1000000") {
 		t.Errorf("a share that is too slow: got %v, want ErrInvalid that says FLEET_SIZE is 1000000", err)

@@ -46,6 +46,7 @@ func TestConformance(t *testing.T) {
 				quota.Must(of(1, time.Microsecond)),
 				quota.Must(of(100_000, 24*time.Hour)),
 				quota.Must(of(1<<40, time.Hour)),
+				quota.Must(of(0, time.Second)),
 				quota.Must(of(10, 10*year)),
 			)
 		})
@@ -54,6 +55,9 @@ func TestConformance(t *testing.T) {
 		test(t,
 			quota.Must(algorithm.TokenBucket(10, 3, 2*time.Second)),
 			quota.Must(algorithm.TokenBucket(1, 1, time.Microsecond)),
+			quota.Must(algorithm.TokenBucket(0, 10, time.Second)),
+			quota.Must(algorithm.TokenBucket(0, 1, 10*year)),
+			quota.Must(share(t, quota.Must(algorithm.TokenBucket(2, 1, time.Minute)), 4)),
 			quota.Must(algorithm.TokenBucket(1_000_000_000, 1_000_000_007, time.Hour)),
 			quota.Must(algorithm.TokenBucket(10, 1, year)),
 		)

@@ -41,9 +41,8 @@ func TestRefused(t *testing.T) {
 		period        time.Duration
 		says          []string // the field, the value and the accepted ones
 	}{
-		{"no capacity", kinds[:1], 0, 1, time.Second, []string{"capacity is 0", "1 to 2^40"}},
-		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "1 to 2^40"}},
-		{"capacity over 2^40", kinds[:1], 1<<40 + 1, 1000, time.Second, []string{"capacity is 1099511627777", "1 to 2^40"}},
+		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "0 to 2^40"}},
+		{"capacity over 2^40", kinds[:1], 1<<40 + 1, 1000, time.Second, []string{"capacity is 1099511627777", "0 to 2^40"}},
 		{"no refill", kinds[:1], 1, 0, time.Second, []string{"refill is 0", "at least 1"}},
 		{"least refill", kinds[:1], 1, math.MinInt64, time.Second, []string{"refill is -9223372036854775808", "at least 1"}},
 		{"no period", kinds[:1], 1, 1, 0, []string{"period is 0s", "1µs to ten years"}},
@@ -55,9 +54,8 @@ func TestRefused(t *testing.T) {
 		{"fills in over ten years", kinds[:1], 11, 1, year, []string{"bucket of 11", "gains 1", "8760h0m0s", "over ten years", "smaller capacity"}},
 		{"needs large numbers", kinds[:1], 1 << 40, 1<<40 - 87, (1<<43 - 57) * µs, []string{"2^52", "rounder period"}},
 
-		{"no limit", windows, 0, 0, time.Second, []string{"limit is 0", "at least 1"}},
-		{"negative limit", windows, math.MinInt64, 0, time.Second, []string{"limit is -9223372036854775808", "at least 1"}},
-		{"limit over 2^40", windows, 1<<40 + 1, 0, time.Hour, []string{"limit is 1099511627777", "1 to 2^40"}},
+		{"negative limit", windows, math.MinInt64, 0, time.Second, []string{"limit is -9223372036854775808", "0 to 2^40"}},
+		{"limit over 2^40", windows, 1<<40 + 1, 0, time.Hour, []string{"limit is 1099511627777", "0 to 2^40"}},
 		{"no window", windows, 1, 0, 0, []string{"window is 0s", "1µs to ten years"}},
 		{"window over ten years", windows, 1, 0, 10*year + µs, []string{"window is 87600h0m0.000001s", "ten years"}},
 		{"window of no whole microseconds", windows, 1, 0, time.Nanosecond, []string{"window is 1ns", "whole microseconds"}},

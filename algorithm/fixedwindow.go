@@ -20,8 +20,8 @@ type fixedWindow struct {
 
 // FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
 // window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
-// admit twice the limit. Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at
-// most 10^9 tokens a second; else [quota.ErrInvalid].
+// admit twice the limit. A limit of 0 denies every cost above 0. Accepted: limits of 0 to 2^40, windows of
+// whole microseconds up to ten years, at most 10^9 tokens a second; else [quota.ErrInvalid].
 func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, false)
 }
@@ -42,10 +42,10 @@ func newFixedWindow(limit int64, window time.Duration, fromFirst bool) (quota.Al
 
 // windowMicros checks the arguments of the window rules, and returns the window in µs.
 func windowMicros(limit int64, window time.Duration) (int64, error) {
-	if limit > maxCapacity {
-		return 0, invalid("limit is %d; accepted: 1 to 2^40", limit)
+	if limit < 0 || limit > maxCapacity {
+		return 0, invalid("limit is %d; accepted: 0 to 2^40", limit)
 	}
-	return micros("limit", limit, "window", window)
+	return micros("limit", max(limit, 1), "window", window)
 }
 
 func (f *fixedWindow) Spec() quota.Spec {
@@ -129,6 +129,9 @@ func (f *fixedWindow) Forecast(d quota.Decision, n int64) time.Duration {
 	more := n - max(d.Remaining, 0)
 	if more <= 0 {
 		return 0
+	}
+	if f.limit == 0 {
+		return quota.Never
 	}
 	first := d.ResetAfter
 	if first == 0 {

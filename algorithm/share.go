@@ -9,75 +9,115 @@ import (
 )
 
 var (
-	_ driver.Sharer = (*tokenBucket)(nil)
-	_ driver.Sharer = (*fixedWindow)(nil)
-	_ driver.Sharer = (*slidingWindow)(nil)
-	_ driver.Sharer = (*slidingLog)(nil)
+	_ driver.OneSharer = (*tokenBucket)(nil)
+	_ driver.OneSharer = (*fixedWindow)(nil)
+	_ driver.OneSharer = (*slidingWindow)(nil)
+	_ driver.OneSharer = (*slidingLog)(nil)
 )
 
 // Share is exact: n shares together gain as many tokens as the whole bucket. It fails with ErrInvalid where
-// the share's period, up to n times the bucket's, or the time in which the share fills, which a capacity
-// below n lengthens, exceeds ten years.
-func (b *tokenBucket) Share(n int64) (quota.Algorithm, error) {
-	if n <= 1 {
+// the share has a capacity above 0 and its period, up to n times the bucket's, exceeds ten years. A share
+// with a capacity of 0 repays debt at that rate too, or at one token in ten years where that is faster.
+func (b *tokenBucket) Share(n int64) (quota.Algorithm, error) { return b.share(n, 0) }
+
+// ShareAtLeastOne is Share, with a capacity of at least 1. It fails with ErrInvalid where the share's period,
+// or the time in which the share fills, exceeds ten years.
+func (b *tokenBucket) ShareAtLeastOne(n int64) (quota.Algorithm, error) { return b.share(n, 1) }
+
+func (b *tokenBucket) share(n, least int64) (quota.Algorithm, error) {
+	if n <= 1 || b.tokens == 0 {
 		return b, nil
 	}
+	capacity := max(b.tokens/n, least)
 	// perTick tokens come in unit ticks; a share gains them in n times as long.
 	g := gcd(b.perTick, n)
+	refill := b.perTick / g
 	per, fits := product(b.unit*b.tick, n/g)
-	if !fits {
+	switch {
+	case capacity > 0 && !fits:
 		return nil, invalid("one share of %d gains %d tokens in %d × %d µs; accepted: periods up to ten years (87600h)",
-			n, b.perTick/g, n/g, b.unit*b.tick)
+			n, refill, n/g, b.unit*b.tick)
+	case capacity > 0:
+		return newTokenBucket(capacity, capacity, refill, per)
+	case !fits:
+		refill, per = 1, maxSpan
 	}
-	return TokenBucket(max(b.tokens/n, 1), b.perTick/g, time.Duration(per)*time.Microsecond)
+	return newTokenBucket(0, b.tokens, refill, per)
 }
 
-// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails
-// with ErrInvalid where that exceeds ten years.
+// Share counts in the same windows.
 func (f *fixedWindow) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return f, nil
 	}
-	limit, window, err := shareWindow(f.limit, f.window, n)
+	share := *f
+	share.limit /= n
+	return &share, nil
+}
+
+// ShareAtLeastOne counts in the same windows. A limit below n becomes 1 in a window that is longer as needed;
+// it fails with ErrInvalid where that exceeds ten years.
+func (f *fixedWindow) ShareAtLeastOne(n int64) (quota.Algorithm, error) {
+	if f.limit == 0 || f.limit >= n {
+		return f.Share(n)
+	}
+	window, err := oneIn(f.limit, f.window, n)
 	if err != nil {
 		return nil, err
 	}
-	return newFixedWindow(limit, window, f.fromFirst)
+	return newFixedWindow(1, window, f.fromFirst)
 }
 
-// Share counts in the same windows. A limit below n becomes 1 in a window that is longer as needed; it fails
-// with ErrInvalid where that exceeds ten years.
+// Share counts in the same windows.
 func (w *slidingWindow) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return w, nil
 	}
-	limit, window, err := shareWindow(w.limit, w.window, n)
+	share := *w
+	share.limit /= n
+	return &share, nil
+}
+
+// ShareAtLeastOne counts in the same windows. A limit below n becomes 1 in a window that is longer as needed;
+// it fails with ErrInvalid where that exceeds ten years.
+func (w *slidingWindow) ShareAtLeastOne(n int64) (quota.Algorithm, error) {
+	if w.limit == 0 || w.limit >= n {
+		return w.Share(n)
+	}
+	window, err := oneIn(w.limit, w.window, n)
 	if err != nil {
 		return nil, err
 	}
-	return SlidingWindow(limit, window)
+	return SlidingWindow(1, window)
 }
 
-// Share counts in the same window. A limit below n becomes 1 in a window that is longer as needed; it fails with
-// ErrInvalid where that exceeds ten years.
+// Share counts in the same window.
 func (l *slidingLog) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return l, nil
 	}
-	limit, window, err := shareWindow(l.limit, l.window, n)
+	share := *l
+	share.limit /= n
+	return &share, nil
+}
+
+// ShareAtLeastOne counts in the same window. A limit below n becomes 1 in a window that is longer as needed;
+// it fails with ErrInvalid where that exceeds ten years.
+func (l *slidingLog) ShareAtLeastOne(n int64) (quota.Algorithm, error) {
+	if l.limit == 0 || l.limit >= n {
+		return l.Share(n)
+	}
+	window, err := oneIn(l.limit, l.window, n)
 	if err != nil {
 		return nil, err
 	}
-	return SlidingWindowLog(limit, window)
+	return SlidingWindowLog(1, window)
 }
 
-// shareWindow returns the limit and window of one share in n; window is in µs. n shares never admit more than
-// the whole.
-func shareWindow(limit, window, n int64) (int64, time.Duration, error) {
-	if limit >= n {
-		return limit / n, time.Duration(window) * time.Microsecond, nil
-	}
-	// 1 in ceil(window·n/limit).
+// oneIn returns the shortest window, in whole microseconds, in which each of n instances may have 1 token of
+// a limit below n in a window of so many µs.
+func oneIn(limit, window, n int64) (time.Duration, error) {
+	// ceil(window·n/limit)
 	hi, lo := bits.Mul64(uint64(window), uint64(n))
 	if hi == 0 {
 		us, rest := lo/uint64(limit), lo%uint64(limit)
@@ -85,10 +125,10 @@ func shareWindow(limit, window, n int64) (int64, time.Duration, error) {
 			us++
 		}
 		if us <= maxSpan {
-			return 1, time.Duration(us) * time.Microsecond, nil
+			return time.Duration(us) * time.Microsecond, nil
 		}
 	}
-	return 0, 0, invalid("one share of %d of a limit of %d in %v is too slow; accepted: at least 1 token in ten years (87600h)",
+	return 0, invalid("one share of %d of a limit of %d in %v is too slow; accepted: at least 1 token in ten years (87600h)",
 		n, limit, time.Duration(window)*time.Microsecond)
 }
 

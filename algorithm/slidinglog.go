@@ -163,5 +163,8 @@ func (l *slidingLog) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= l.limit {
 		return d.RetryAfter
 	}
+	if l.limit == 0 {
+		return quota.Never
+	}
 	return later(0, (n-1)/l.limit, l.window)
 }

@@ -23,8 +23,9 @@ type slidingWindow struct {
 
 // SlidingWindow returns a rule of limit tokens in a window that slides with time, approximated by two
 // counters. It admits at most limit tokens in a window where demand is even, and less than twice the limit in
-// any window. Accepted: limits of 1 to 2^40, windows of whole microseconds up to ten years, at most 10^9
-// tokens a second, and limit × window below 2^51 in some tick; else [quota.ErrInvalid].
+// any window; a limit of 0 denies every cost above 0. Accepted: limits of 0 to 2^40, windows of whole
+// microseconds up to ten years, at most 10^9 tokens a second, and limit × window below 2^51 in some tick;
+// else [quota.ErrInvalid].
 func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
@@ -160,6 +161,9 @@ func (w *slidingWindow) Forecast(d quota.Decision, n int64) time.Duration {
 	boundary := time.Duration(w.window-int64(d.At)%w.window) * time.Microsecond
 	if n <= w.limit {
 		return min(d.RetryAfter, boundary)
+	}
+	if w.limit == 0 {
+		return quota.Never
 	}
 	return later(boundary, (n-1)/w.limit-1, w.window)
 }

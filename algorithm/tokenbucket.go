@@ -28,17 +28,23 @@ type tokenBucket struct {
 
 // TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
 // tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it
-// admits at most capacity and the tokens gained in it. Accepted: capacities of 1 to 2^40, rates up to 10^9
-// tokens a second, periods of whole microseconds up to ten years, and a bucket that fills within ten years;
-// else [quota.ErrInvalid].
+// admits at most capacity and the tokens gained in it; a capacity of 0 denies every cost above 0. Accepted:
+// capacities of 0 to 2^40, rates up to 10^9 tokens a second, periods of whole microseconds up to ten years,
+// and a bucket that fills within ten years; else [quota.ErrInvalid].
 func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
-	if capacity < 1 || capacity > maxCapacity {
-		return nil, invalid("capacity is %d; accepted: 1 to 2^40", capacity)
+	if capacity < 0 || capacity > maxCapacity {
+		return nil, invalid("capacity is %d; accepted: 0 to 2^40", capacity)
 	}
 	per, err := micros("refill", refill, "period", period)
 	if err != nil {
 		return nil, err
 	}
+	return newTokenBucket(capacity, capacity, refill, per)
+}
+
+// newTokenBucket returns a bucket that gains refill tokens in per µs, with room for a debt of up to held
+// tokens if that is possible. held is at least the capacity.
+func newTokenBucket(capacity, held, refill, per int64) (quota.Algorithm, error) {
 	// reduce returns the rate in credits at a tick, and how many tokens of capacity and debt the two bounds
 	// allow.
 	reduce := func(t int64) (unit, perTick, room int64) {
@@ -58,13 +64,15 @@ func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm,
 			return perTick <= maxHeld && room >= want
 		})
 	}
-	t := roomFor(2 * capacity)
-	if t == 0 {
-		t = roomFor(capacity)
+	t := roomFor(2 * max(held, 1))
+	for _, want := range []int64{max(held, 1), capacity} {
+		if t == 0 {
+			t = roomFor(want)
+		}
 	}
 	if t == 0 {
 		return nil, invalid("a bucket of %d that gains %d each %v takes over ten years to fill, or needs numbers of 2^52 or more; "+
-			"accepted: a smaller capacity, a higher rate, or a rounder period", capacity, refill, period)
+			"accepted: a smaller capacity, a higher rate, or a rounder period", capacity, refill, time.Duration(per)*time.Microsecond)
 	}
 	unit, perTick, room := reduce(t)
 	return &tokenBucket{
@@ -134,8 +142,9 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
 	case quota.OpRefund:
-		// Once an empty bucket could have filled since the charge, refill has repaid the charge.
-		if int64(r.At) > int64(now)-ceil(b.capacity, b.perTick)*b.tick {
+		// Once an empty bucket could have filled since the charge, refill has repaid the charge. A bucket of no
+		// capacity counts as one of a token.
+		if int64(r.At) > int64(now)-ceil(max(b.capacity, b.unit), b.perTick)*b.tick {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
 	case quota.OpReset:
@@ -167,6 +176,9 @@ func (b *tokenBucket) convert(deficit, unit int64) int64 {
 func (b *tokenBucket) Forecast(d quota.Decision, n int64) time.Duration {
 	if n <= d.Remaining {
 		return 0
+	}
+	if b.tokens == 0 {
+		return quota.Never
 	}
 	beyond, sign := n-b.tokens, int64(1)
 	if beyond < 0 {

@@ -27,7 +27,7 @@ if op <= 1 then
 elseif op == 2 then
   kept = min(kept + min(cost * unit, p3), p3)
 elseif op == 3 then
-  if at > now - ceil(p2 / p1) * p4 then kept = max(kept - min(cost * unit, p3), 0) end
+  if at > now - ceil(max(p2, unit) / p1) * p4 then kept = max(kept - min(cost * unit, p3), 0) end
 else
   kept, changed = 0, u > 0
 end

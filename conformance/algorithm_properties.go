@@ -68,6 +68,16 @@ func (p *prober) change(from, to quota.Algorithm, old, spec quota.Spec) {
 		return v
 	}
 	most := spec.Capacity + spec.Debt
+	for _, used := range []int64{1, 2, min(old.Debt, exact)} {
+		// A debit, which an algorithm with a capacity of 0 charges too.
+		if used > old.Debt {
+			continue
+		}
+		s, _ := from.Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: used}, origin)
+		if got, want := peek(s, origin), spec.Capacity-min(used, most); got.Remaining != want {
+			p.fail(a6, "got: %d were debited of a capacity of %d; by %+v at the same time remain %d; want: %d", used, old.Capacity, spec, got.Remaining, want)
+		}
+	}
 	for _, used := range p.costs(old.Capacity) {
 		start := quota.Micros(origin + p.rng.Int64N(1e9))
 		_, v := taking(from, quota.State{}, old.Capacity, start)
@@ -95,7 +105,7 @@ func (p *prober) change(from, to quota.Algorithm, old, spec quota.Spec) {
 func (p *prober) costs(capacity int64) []int64 {
 	all := []int64{1, 2, 3, capacity / 3, capacity / 2, capacity - 1, capacity}
 	for range 20 {
-		all = append(all, 1+p.rng.Int64N(capacity))
+		all = append(all, 1+p.rng.Int64N(max(capacity, 1)))
 	}
 	all = slices.DeleteFunc(all, func(n int64) bool { return n < 1 || n > capacity })
 	slices.Sort(all)
@@ -267,8 +277,17 @@ func (p *prober) share() {
 		p.skips[a16] = "the algorithm is no driver.Sharer"
 		return
 	}
+	p.sharesBy(sharer.Share, 0)
+	if one, ok := a.(driver.OneSharer); ok {
+		p.sharesBy(one.ShareAtLeastOne, min(spec.Capacity, 1))
+	}
+}
+
+// sharesBy compares with the whole the shares that a function makes, whose capacity is at least the least.
+func (p *prober) sharesBy(share func(int64) (quota.Algorithm, error), least int64) {
+	a, spec := p.family[0], p.specs[0]
 	for _, n := range []int64{math.MinInt64, -1, 0, 1} {
-		if s, err := sharer.Share(n); err != nil || s.Spec() != spec {
+		if s, err := share(n); err != nil || s.Spec() != spec {
 			p.fail(a16, "got: a share of %d: %v; want: the whole", n, err)
 		}
 	}
@@ -276,7 +295,7 @@ func (p *prober) share() {
 		if n < 2 {
 			continue
 		}
-		s, err := sharer.Share(n)
+		s, err := share(n)
 		if err != nil {
 			if !errors.Is(err, quota.ErrInvalid) {
 				p.fail(a16, "got: a share of %d fails with %v; want: an algorithm, or quota.ErrInvalid", n, err)
@@ -284,8 +303,8 @@ func (p *prober) share() {
 			continue
 		}
 		own := s.Spec()
-		if own.Rule != spec.Rule || own.Capacity != max(spec.Capacity/n, 1) {
-			p.fail(a16, "got: a share of %d is %+v; want: the rule %v, and capacity %d", n, own, spec.Rule, max(spec.Capacity/n, 1))
+		if want := max(spec.Capacity/n, least); own.Rule != spec.Rule || own.Capacity != want {
+			p.fail(a16, "got: a share of %d is %+v; want: the rule %v, and capacity %d", n, own, spec.Rule, want)
 			continue
 		}
 		if n > spec.Capacity && p.scale < second {
@@ -323,7 +342,7 @@ func (p *prober) forecast() {
 				RetryAfter: v.RetryAfter.Duration(), ResetAfter: v.ResetAfter.Duration()}
 		}
 		last := time.Duration(0)
-		for _, n := range append([]int64{0}, append(p.costs(capacity), capacity+1, 3*capacity, 1<<60, math.MaxInt64)...) {
+		for _, n := range append([]int64{0}, append(p.costs(capacity), capacity+1, 3*capacity+1, 1<<60, math.MaxInt64)...) {
 			got := f.Forecast(d(n), n)
 			if n <= d(n).Remaining && got != 0 {
 				p.fail(a17, "got: %v for %d tokens of %d that remain; want: 0", got, n, d(n).Remaining)
@@ -340,6 +359,9 @@ func (p *prober) forecast() {
 // queue serves a queue of equal requests, each at its earliest time.
 func (p *prober) queue(x *situation, f quota.Forecaster, decision func(int64) quota.Decision, now quota.Micros) {
 	capacity := p.specs[0].Capacity
+	if capacity == 0 {
+		return
+	}
 	each := []int64{1, capacity, 1 + p.rng.Int64N(capacity)}[p.rng.IntN(3)]
 	s, at, total := x.state, now, int64(0)
 	for range 20 {

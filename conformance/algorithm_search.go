@@ -104,7 +104,7 @@ func (p *prober) search() {
 		return
 	}
 	p.guard(a8, func() {
-		_, v := p.family[0].Decide(quota.State{}, quota.Request{Cost: p.specs[0].Capacity}, origin)
+		_, v := p.family[0].Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: max(p.specs[0].Capacity, 1)}, origin)
 		p.scale = min(max(v.ResetAfter, 1), latest-origin)
 	})
 	for _, t := range p.plain() {
@@ -298,7 +298,7 @@ func (p *prober) cost(capacity, remaining int64) int64 {
 	case 8, 9:
 		return 1 + p.rng.Int64N(8)
 	default:
-		return p.rng.Int64N(capacity) + 1
+		return p.rng.Int64N(max(capacity, 1)) + 1
 	}
 }
 
@@ -323,7 +323,7 @@ func (p *prober) forward(x *situation) quota.Micros {
 	case 7:
 		return min(max(v.ResetAfter-some(1), 0), latest)
 	case 8:
-		return some(p.scale/quota.Micros(p.specs[0].Capacity) + 1)
+		return some(p.scale/quota.Micros(max(p.specs[0].Capacity, 1)) + 1)
 	default:
 		return some(p.scale / 2)
 	}

@@ -88,7 +88,7 @@ func (r Rule) Valid() bool {
 type Spec struct {
 	Rule     Rule
 	Unit     int64 // the unit that states of this spec carry, see State; at least 1
-	Capacity int64 // the most tokens one request can take, at least 1
+	Capacity int64 // the most tokens one request can take; 0 denies every cost above 0
 	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; any more is forgotten
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [6]int64

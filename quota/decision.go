@@ -46,7 +46,7 @@ type Decision struct {
 	Split bool
 	// Replayed says that the request id was granted before: this is the decision of that time.
 	Replayed bool
-	// Limit is the limit's capacity in tokens.
+	// Limit is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64

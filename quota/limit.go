@@ -30,8 +30,8 @@ func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 		return nil, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
 	}
 	spec := algorithm.Spec()
-	if !spec.Rule.Valid() || spec.Unit < 1 || spec.Capacity < 1 || spec.Debt < 0 {
-		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', a unit and a capacity of at least 1, and a debt of at least 0")
+	if !spec.Rule.Valid() || spec.Unit < 1 || spec.Capacity < 0 || spec.Debt < 0 {
+		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', a unit of at least 1, and a capacity and a debt of at least 0")
 	}
 	return &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm, spec: spec}, nil
 }

@@ -39,7 +39,7 @@ func TestNewLimit(t *testing.T) {
 
 func TestNewLimitChecksTheSpec(t *testing.T) {
 	for name, a := range map[string]testkit.Counter{
-		"no capacity":    {},
+		"less than none": {Capacity: -1},
 		"negative unit":  {Capacity: 1, Unit: -1},
 		"negative debt":  {Capacity: 1, Debt: -1},
 		"colon in rule":  {Capacity: 1, Rule: quota.Rule{'a', ':', 'b'}},
@@ -57,6 +57,9 @@ func TestNewLimitChecksTheSpec(t *testing.T) {
 	}
 	if _, err := quota.NewLimit("n", testkit.Counter{Capacity: 1, Rule: quota.Rule{'a', 'B', '.', '_', '-', '6', '7', '8'}}); err != nil {
 		t.Errorf("NewLimit with a rule of 8 characters: got %v, want nil", err)
+	}
+	if l, err := quota.NewLimit("n", testkit.Counter{}); err != nil || l.Spec().Capacity != 0 {
+		t.Errorf("NewLimit with a capacity of 0: got %v, %v; want a limit that denies", l, err)
 	}
 }
 
@@ -80,7 +83,7 @@ func TestMust(t *testing.T) {
 			t.Errorf("Must of ErrInvalid: got the panic %v, want one with that error", got)
 		}
 	}()
-	quota.Must(algorithm.TokenBucket(0, 1, time.Second))
+	quota.Must(algorithm.TokenBucket(-1, 1, time.Second))
 }
 
 func TestNames(t *testing.T) {

@@ -51,7 +51,8 @@ func Granted(ds []Decision) bool {
 }
 
 // Decider returns the index of the decision that decided a list: of a denied list the denial that lasts longest, of
-// a granted one the decision that leaves the smallest share of its limit. It is 0 for no decisions.
+// a granted one the decision that leaves the smallest share of its limit. A limit of 0 counts as 1: nothing of it is left,
+// or its debt. Decider is 0 for no decisions.
 func Decider(ds []Decision) int {
 	best := 0
 	granted := Granted(ds)
@@ -59,8 +60,8 @@ func Decider(ds []Decision) int {
 		a, b := &ds[i], &ds[best]
 		switch {
 		case granted:
-			// Shares are compared as 128-bit products; a limit is at least 1.
-			if less(a.Remaining, b.Limit, b.Remaining, a.Limit) {
+			// Shares are compared as 128-bit products.
+			if less(a.Remaining, max(b.Limit, 1), b.Remaining, max(a.Limit, 1)) {
 				best = i
 			}
 		case !a.Allowed && (b.Allowed || a.RetryAfter > b.RetryAfter):

@@ -52,6 +52,9 @@ func TestDecider(t *testing.T) {
 		{[]quota.Decision{ok(5, 10), ok(1, 2)}, 0},
 		{[]quota.Decision{ok(0, 10), ok(-1, 1000)}, 1},
 		{[]quota.Decision{ok(-1, 10), ok(-1, 9)}, 1},
+		{[]quota.Decision{ok(1000, 1000), ok(0, 0)}, 1}, // nothing is left of a limit of 0
+		{[]quota.Decision{ok(0, 0), ok(0, 5), ok(1, 5)}, 0},
+		{[]quota.Decision{ok(0, 0), ok(-1, 5), ok(-2, 0), ok(-3, 5)}, 2},
 		{[]quota.Decision{ok(1<<40, 1<<40), ok(1<<40-1, 1<<40)}, 1},
 		{[]quota.Decision{ok(0, 1), no(time.Second), ok(-5, 1)}, 1},
 		{[]quota.Decision{no(time.Second), no(time.Minute), no(time.Hour), no(time.Minute)}, 2},
@@ -69,8 +72,11 @@ func TestDecider(t *testing.T) {
 		best := 0
 		var share *big.Rat
 		for i := range ds {
-			ds[i] = ok(r.Int64N(40)-20, 1+r.Int64N(20))
-			s := big.NewRat(ds[i].Remaining, ds[i].Limit)
+			ds[i] = ok(r.Int64N(40)-20, r.Int64N(21))
+			if ds[i].Limit == 0 {
+				ds[i].Remaining = min(ds[i].Remaining, 0)
+			}
+			s := big.NewRat(ds[i].Remaining, max(ds[i].Limit, 1))
 			if share == nil || s.Cmp(share) < 0 {
 				best, share = i, s
 			}

@@ -30,10 +30,14 @@ type FallbackOptions struct {
 	// DefaultCloseWithin; with a negative one Close drops that quota. A store inside that neither is prompt
 	// nor has a Timeout may use the rest of a call longer.
 	CloseWithin time.Duration
+	// AtLeastOne makes a share at least one token. Without it the share of a limit below the number of instances is
+	// 0, so that shares never add up to more than the limit, and the instance denies all that costs a token. With it
+	// the shares of such a limit add up to one token an instance, though not to more than the limit's rate.
+	AtLeastOne bool
 	// Notice receives "fallback" when decisions are made on this instance's share, at once, when they are the
 	// store's again, after it has answered every call for some seconds, and when Close dropped quota that the
-	// primary could not be charged; and "misconfigured", at most once
-	// a minute, if the store is misconfigured. It may be nil.
+	// primary could not be charged; "share", once for each name of a limit, if this instance's share of it is
+	// 0; and "misconfigured", at most once a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
@@ -41,8 +45,9 @@ type FallbackOptions struct {
 func Instances(n int64) func() int64 { return func() int64 { return n } }
 
 // Fallback returns the policy that, where the store and the policies inside (the primary) cannot decide,
-// another store decides on this instance's share of the limit: one n-th, where instances reports n, the
-// number of instances now. The other store is usually a local.New(nil) and must serve this policy alone.
+// another store decides on this instance's share of the limit: one n-th, rounded down, where instances
+// reports n, the number of instances now. A share of 0 denies. The other store is usually a local.New(nil)
+// and must serve this policy alone.
 //
 // A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
 // the primary exactly once, in front of the key's next call that reaches it, into debt if need be; before
@@ -52,7 +57,8 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 //	B + r·T + Σ(b_i + r_i·T_i) + (B + Σ b_i) per loss of the primary's state + b_i per restart of instance i
 //
 // tokens, where b_i and r_i are the share of instance i, and T_i the seconds in which it decides in the
-// primary's place. instances must not report fewer than there are, and B must be at least their number.
+// primary's place. Σ b_i is at most B, or, where FallbackOptions.AtLeastOne makes shares one token each, the number
+// of instances. instances must not report fewer than there are.
 // docs/design/fallback.md has the proof, the other conditions, and the rules for refunds, resets and request
 // ids.
 //
@@ -106,6 +112,8 @@ func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error
 	}
 	f.lastCount.Store(n)
 	f.closeWithin = p.o.CloseWithin
+	f.limits.least = p.o.AtLeastOne
+	f.limits.zero = f.shareIsZero
 	f.budget = timeoutOf(inner)
 	f.notes.tell = p.o.Notice
 	f.alarm = alarm{notifier: &f.notes, on: alarms, base: f.base}
@@ -244,6 +252,12 @@ func (f *fallback) degrade(cause error) {
 	if !f.degraded.Load() && !f.degraded.Swap(true) {
 		f.notes.send("fallback", "began: the store cannot decide; this instance decides on its share of the limits", cause)
 	}
+}
+
+// shareIsZero notes that this instance's share of a limit is 0.
+func (f *fallback) shareIsZero(l *quota.Limit, n int64) {
+	f.notes.send("share", fmt.Sprintf("limit %s has a capacity of %d, which is less than one token for each of %d instances: "+
+		"while the store cannot decide, this instance denies", l.Name(), l.Spec().Capacity, n), nil)
 }
 
 // recovered notes that the primary made a decision.

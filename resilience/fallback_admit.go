@@ -147,11 +147,17 @@ func (k *keyState) usedOfShare(whole, share *quota.Limit, n int64, now time.Dura
 		return k.share.usedOf(share)
 	}
 	used := k.known.usedOf(whole, now)
-	if used == 0 {
-		return 0
+	b, capacity := whole.Spec().Capacity, share.Spec().Capacity
+	empty := int64(0)
+	if capacity > 0 && n > b && k.known.used > b {
+		// A share that is kept at one token would be full as soon as the whole limit is. After a debt it begins with
+		// no more than it gained by itself since the primary's last word: the proof needs that.
+		empty = usedAfter(share, capacity, k.known.at, now-k.known.seen)
 	}
-	capacity := share.Spec().Capacity
-	return capacity - min(capacity, floorDiv(whole.Spec().Capacity-used, n))
+	if used == 0 {
+		return empty
+	}
+	return max(empty, capacity-min(capacity, floorDiv(b-used, n)))
 }
 
 // fill fills the bucket of a share, to which only this call is admitted, and ends its admission if that

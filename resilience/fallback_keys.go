@@ -71,6 +71,7 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	}
 	now := f.now()
 	f.recovered(now)
+	d = f.kept(c.Limit, d)
 	t, k := before.table, before.key
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -90,6 +91,25 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 		}
 	}
 	k.record(d, now, inOrder)
+}
+
+// kept returns a decision of the primary with a ResetAfter that lasts as long as the decision matters. A share of one
+// token of a smaller part of the limit is empty after a debt, and is full again later than the limit is.
+func (f *fallback) kept(l *quota.Limit, d *quota.Decision) *quota.Decision {
+	if !f.limits.least || d.Remaining >= 0 {
+		return d
+	}
+	n, b := f.lastCount.Load(), l.Spec().Capacity
+	if b == 0 || b >= n {
+		return d
+	}
+	later := *d
+	for range (n - 1) / b {
+		if later.ResetAfter = plus(later.ResetAfter, d.ResetAfter); later.ResetAfter == quota.Never {
+			break
+		}
+	}
+	return &later
 }
 
 // record takes over a decision of the primary, which ends the service of the share. The caller holds the

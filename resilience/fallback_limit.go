@@ -13,8 +13,12 @@ import (
 
 // shareLimits makes the limits of one instance's shares, and keeps them.
 type shareLimits struct {
+	least bool                              // shares are at least one token
+	zero  func(whole *quota.Limit, n int64) // is called once for each name of a limit whose share is 0, under the lock
+
 	mu   sync.RWMutex
 	made map[shareLimitKey]shareLimit
+	told map[unique.Handle[string]]struct{} // names of limits of which zero was called
 
 	// good holds limits that have a share, by their hash: a call of a healthy primary looks only here.
 	good [64]atomic.Pointer[quota.Limit]
@@ -44,17 +48,33 @@ func (s *shareLimits) of(l *quota.Limit, n int64) (*quota.Limit, error) {
 	if ok {
 		return share.limit, share.err
 	}
-	share.limit, share.err = newShareLimit(l, n)
+	share.limit, share.err = newShareLimit(l, n, s.least)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.made == nil || len(s.made) >= maxShareLimits {
 		s.made = make(map[shareLimitKey]shareLimit)
 	}
 	s.made[k] = share
+	if share.err == nil && share.limit.Spec().Capacity == 0 && l.Spec().Capacity > 0 {
+		s.tell(l, n)
+	}
 	return share.limit, share.err
 }
 
-func newShareLimit(l *quota.Limit, n int64) (*quota.Limit, error) {
+// tell calls zero, unless it was called for the limit's name. The caller holds the lock.
+func (s *shareLimits) tell(l *quota.Limit, n int64) {
+	if _, told := s.told[l.Handle()]; told || len(s.told) >= maxShareLimits {
+		return
+	}
+	if s.told == nil {
+		s.told = make(map[unique.Handle[string]]struct{})
+	}
+	s.told[l.Handle()] = struct{}{}
+	s.zero(l, n)
+}
+
+// newShareLimit returns the limit of the share of one of n instances; least says that it is at least one token.
+func newShareLimit(l *quota.Limit, n int64, least bool) (*quota.Limit, error) {
 	sharer, ok := l.Algorithm().(driver.Sharer)
 	if !ok {
 		return nil, invalid(fmt.Sprintf("the algorithm %s of limit %s is not a driver.Sharer, so a fallback has no share of it", l.Spec().Rule, l.Name()),
@@ -63,6 +83,16 @@ func newShareLimit(l *quota.Limit, n int64) (*quota.Limit, error) {
 	a, err := sharer.Share(n)
 	if err != nil {
 		return nil, fmt.Errorf("resilience: limit %s has no share for one of %d instances: %w", l.Name(), n, err)
+	}
+	if least && a.Spec().Capacity == 0 && l.Spec().Capacity > 0 {
+		one, ok := sharer.(driver.OneSharer)
+		if !ok {
+			return nil, invalid(fmt.Sprintf("the algorithm %s of limit %s is not a driver.OneSharer, so %d instances have no share of one token", l.Spec().Rule, l.Name(), n),
+				"an algorithm with a method ShareAtLeastOne, a capacity of one token an instance, or FallbackOptions without AtLeastOne")
+		}
+		if a, err = one.ShareAtLeastOne(n); err != nil {
+			return nil, fmt.Errorf("resilience: limit %s has no share of one token for one of %d instances: %w", l.Name(), n, err)
+		}
 	}
 	return quota.NewLimit(l.Name(), a)
 }

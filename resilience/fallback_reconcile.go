@@ -192,7 +192,7 @@ func (f *fallback) send(ctx context.Context, r *reconciliation) (err error) {
 		s.at = out[i].At
 		k.table.mu.Lock()
 		k.debt.settle(s)
-		k.record(&out[i], now, false)
+		k.record(f.kept(r.charges[i].Limit, &out[i]), now, false)
 		k.table.mu.Unlock()
 	}
 	return nil

@@ -636,7 +636,7 @@ func TestFallbackCostAboveTheShare(t *testing.T) {
 func TestFallbackNeedsSharer(t *testing.T) {
 	type plain struct{ quota.Algorithm }
 	whole := quota.Must(quota.NewLimit("whole", plain{limit.Algorithm()}))
-	slow := bucket("slow", 1, 1, 10*365*24*time.Hour)
+	slow := bucket("slow", 8, 7, 3*365*24*time.Hour) // a share gains 7 in twelve years
 	inOutage(t, func(o *outage) {
 		for _, l := range []*quota.Limit{whole, slow} {
 			c := quota.Charge{Limit: l, Key: "k", Cost: 1}
@@ -649,6 +649,147 @@ func TestFallbackNeedsSharer(t *testing.T) {
 		}
 		o.asked("") // before anything is charged
 	})
+}
+
+// TestFallbackShareOfZero: the shares of a limit never add up to more than the limit. An instance whose share is 0 denies,
+// says so once, and does not say that this is for ever.
+func TestFallbackShareOfZero(t *testing.T) {
+	rules := map[string]func(int64) (quota.Algorithm, error){
+		"TokenBucket":          func(n int64) (quota.Algorithm, error) { return algorithm.TokenBucket(n, 1, time.Hour) },
+		"FixedWindow":          func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindow(n, time.Hour) },
+		"FixedWindowFromFirst": func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(n, time.Hour) },
+		"SlidingWindow":        func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindow(n, time.Hour) },
+		"SlidingWindowLog":     func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindowLog(n, time.Hour) },
+	}
+	for name, of := range rules {
+		for _, capacity := range []int64{1, 2, 3, 4, 7, 100} {
+			t.Run(fmt.Sprintf("%s of %d", name, capacity), func(t *testing.T) {
+				few := quota.Must(quota.NewLimit("few", quota.Must(of(capacity))))
+				const n = 4
+				admitted := int64(0)
+				for range n {
+					inOutage(t, func(o *outage) {
+						o.down()
+						for range 2 * capacity {
+							d := o.do(quota.Charge{Limit: few, Key: "k", Cost: 1})
+							if d.Allowed {
+								admitted++
+							} else if d.RetryAfter < resilience.DefaultRetryAfter || d.RetryAfter == quota.Never {
+								t.Fatalf("denial: got %+v, want a RetryAfter that is a guess", d)
+							}
+							if d.Limit != capacity/n {
+								t.Fatalf("limit of the share: got %d, want %d", d.Limit, capacity/n)
+							}
+						}
+					})
+				}
+				if want := capacity / n * n; admitted != want {
+					t.Errorf("admitted by %d shares of %d: got %d, want %d", n, capacity, admitted, want)
+				}
+			})
+		}
+	}
+}
+
+func TestFallbackShareOfZeroInUse(t *testing.T) {
+	few, other := bucket("few", 2, 1, time.Minute), bucket("other", 3, 1, time.Minute)
+	n := int64(4)
+	take := func(l *quota.Limit, cost int64) quota.Charge { return quota.Charge{Limit: l, Key: "k", Cost: cost} }
+	withFallback(t, func() int64 { return n }, 0, func(o *outage) {
+		told := func(want ...string) {
+			t.Helper()
+			synctest.Wait()
+			var got []string
+			for _, x := range o.notes.take() {
+				if x.Name == "share" {
+					got = append(got, x.Text)
+				}
+			}
+			if len(got) != len(want) {
+				t.Fatalf("notices: got %q, want %d", got, len(want))
+			}
+			for i := range want {
+				if !strings.HasPrefix(got[i], want[i]) {
+					t.Errorf("notice: got %q, want it to begin with %q", got[i], want[i])
+				}
+			}
+		}
+		o.want(take(few, 1), store, true, 1)
+		told("limit few has a capacity of 2, which is less than one token for each of 4 instances") // before an outage
+		o.down()
+		o.want(take(few, 1), fall, false, 0)
+		o.want(take(few, 0), fall, true, 0)
+		o.want(take(other, 1), fall, false, 0)
+		told("limit other has a capacity of 3")
+		// A list with such a limit is denied, and charges no other limit.
+		out := make([]quota.Decision, 2)
+		if err := o.s.TakeAll(bg, []quota.Charge{charge(1), take(few, 1)}, out); err != nil || !out[0].Allowed || out[1].Allowed {
+			t.Errorf("list: got %v, %v; want the second denied", out, err)
+		}
+		o.want(peek(0), fall, true, 25)
+		// The state carries over between shares: a debit, of which a larger share knows.
+		o.want(quota.Charge{Limit: few, Key: "k", Op: quota.OpDebit, Cost: 1}, fall, true, -1)
+		n = 1
+		o.want(take(few, 1), fall, true, 0)
+		n = 3
+		o.want(take(few, 1), fall, false, -2)
+		told()
+		o.up()
+		o.want(quota.Charge{Limit: few, Key: "k", Op: quota.OpPeek}, store, false, -1) // 1 taken, and 2 admitted here
+		if d := o.do(take(few, 3)); d.Allowed || d.RetryAfter != quota.Never {
+			t.Errorf("a cost above the limit: got %+v, want a denial for ever", d)
+		}
+	})
+}
+
+func TestFallbackAtLeastOne(t *testing.T) {
+	few := quota.Charge{Limit: bucket("few", 2, 2, time.Minute), Key: "k", Cost: 1}
+	synctest.Test(t, func(t *testing.T) {
+		o := &outage{t: t, r: &remote{Store: local.New(nil)}, here: local.New(nil)}
+		o.s = wrap(t, o.r, resilience.Fallback(o.here, resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true, Notice: o.notes.add}))
+		o.down()
+		if d := o.want(few, fall, true, 0); d.Limit != 1 {
+			t.Errorf("limit of the share: got %d, want 1", d.Limit)
+		}
+		o.want(few, fall, false, 0)
+		time.Sleep(2*time.Minute - time.Microsecond)
+		o.want(few, fall, false, 0)
+		time.Sleep(time.Microsecond) // a quarter of the rate
+		o.want(few, fall, true, 0)
+		// After a debt the share is not full as soon as the whole limit is, but gains a quarter of the rate.
+		debt := few
+		debt.Op, debt.Cost = quota.OpDebit, 1
+		o.up()
+		o.want(debt, store, true, -1)
+		time.Sleep(100 * time.Second) // the limit is whole after 90
+		o.down()
+		o.want(few, fall, false, 0)
+		time.Sleep(2 * time.Minute)
+		o.want(few, fall, true, 0)
+		o.want(peek(0), fall, true, 25) // other limits have their part
+		synctest.Wait()
+		for _, x := range o.notes.take() {
+			if x.Name == "share" {
+				t.Errorf("notice: got %q, want none of a share", x.Text)
+			}
+		}
+		if err := o.s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	// An algorithm that has shares, but none that are kept at one token.
+	type sharer struct {
+		quota.Algorithm
+		driver.Sharer
+	}
+	a := bucket("few", 2, 1, time.Minute).Algorithm()
+	plain := quota.Must(quota.NewLimit("plain", sharer{a, a.(driver.Sharer)}))
+	s := wrap(t, &stub{}, resilience.Fallback(local.New(nil), resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true}))
+	_, err := s.Take(bg, quota.Charge{Limit: plain, Key: "k", Cost: 1})
+	wantErr(t, err, quota.ErrInvalid)
+	if !strings.Contains(err.Error(), "plain") || !strings.Contains(err.Error(), "OneSharer") {
+		t.Errorf("a limit without such shares: got %v, want it to name the limit and driver.OneSharer", err)
+	}
 }
 
 func TestFallbackInstancesChange(t *testing.T) {

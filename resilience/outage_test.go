@@ -42,18 +42,21 @@ const (
 var (
 	hotRule = bound.Rule{Capacity: 100, Refill: 20, Instances: outageProcesses}
 	hot     = bucket("hot", hotRule.Capacity, hotRule.Refill, time.Second)
+	// Of this one an instance's share is 0.
+	fewRule = bound.Rule{Capacity: outageProcesses - 1, Refill: 20, Instances: outageProcesses}
+	few     = bucket("few", fewRule.Capacity, fewRule.Refill, time.Second)
 	// Of this one there is always enough, and it does not refill, so that its state is a ledger.
 	counted = bucket("counted", 80_000, 1, time.Hour)
 )
 
 // outageReport is what a process did.
 type outageReport struct {
-	Hot, Counted bound.Sum
-	Unknown      int64 // of counted: tokens of unknown outcome at the primary
-	First, Last  int64 // µs since the epoch
-	Calls        []outageCall
-	Errors       map[string]int
-	Stall        time.Duration // the most by which a pause was too long
+	Hot, Few, Counted bound.Sum
+	Unknown           int64 // of counted: tokens of unknown outcome at the primary
+	First, Last       int64 // µs since the epoch
+	Calls             []outageCall
+	Errors            map[string]int
+	Stall             time.Duration // the most by which a pause was too long
 }
 
 // outageCall is a decision: when it was asked for, how long it took, whether the breaker was open then, and
@@ -189,14 +192,14 @@ func (f *outageFleet) stop() {
 // check checks the bound, how long decisions took, and how soon the primary made them again.
 func (f *outageFleet) check(losses int) {
 	f.t.Helper()
-	var sum bound.Sum
+	var sum, fewSum bound.Sum
 	first, last := f.processes[0].report.First, f.processes[0].report.Last
 	var open []int64
 	var slowest int64
 	var latest, stall time.Duration
 	for i, p := range f.processes {
 		r := &p.report
-		sum = sum.Add(r.Hot)
+		sum, fewSum = sum.Add(r.Hot), fewSum.Add(r.Few)
 		first, last = min(first, r.First), max(last, r.Last)
 		stall = max(stall, r.Stall)
 		for _, c := range r.Calls {
@@ -222,6 +225,9 @@ func (f *outageFleet) check(losses int) {
 	f.t.Logf("admitted %d in %v, %d of them in the primary's place; at most %d: %+v", sum.Admitted(), elapsed, sum.Fallback, most.Sum(), most)
 	if sum.Admitted() > most.Sum() {
 		f.t.Errorf("admitted: got %d, want up to %d", sum.Admitted(), most.Sum())
+	}
+	if most := fewRule.Bound(elapsed, fewSum.Served, losses); fewSum.Admitted() > most.Sum() || fewSum.Fallback > 0 || fewSum.Store == 0 {
+		f.t.Errorf("with shares of 0: got %d admitted, %d of them in the primary's place; want 1 to %d, and 0", fewSum.Admitted(), fewSum.Fallback, most.Sum())
 	}
 	if sum.Store < hotRule.Capacity || sum.Fallback == 0 || len(open) < 100 {
 		f.t.Errorf("got %d admitted by the primary, %d by the fallbacks, %d decisions with an open breaker; want %d, 1 and 100 or more", sum.Store, sum.Fallback, len(open), hotRule.Capacity)
@@ -319,9 +325,12 @@ func outageMember(url string) error {
 		all.Go(func() {
 			for ctx.Err() == nil {
 				time.Sleep(rand.N(20 * time.Millisecond))
-				if rand.IntN(4) == 0 {
+				switch rand.IntN(8) {
+				case 0, 1:
 					m.take(counted, &m.counted, quota.OpTake)
-				} else {
+				case 2:
+					m.take(few, &m.few, quota.OpTake)
+				default:
 					m.take(hot, &m.hot, quota.OpTake)
 				}
 			}
@@ -351,14 +360,14 @@ func outageMember(url string) error {
 		}
 	}
 	return gob.NewEncoder(os.Stdout).Encode(outageReport{
-		Hot: m.hot.Sum(), Counted: m.counted.Sum(), Unknown: spy.unknown.Load(),
+		Hot: m.hot.Sum(), Few: m.few.Sum(), Counted: m.counted.Sum(), Unknown: spy.unknown.Load(),
 		First: began.UnixMicro(), Last: ended.UnixMicro(), Calls: m.calls, Errors: m.errors, Stall: stall,
 	})
 }
 
 type member struct {
-	store        quota.Store
-	hot, counted bound.Account
+	store             quota.Store
+	hot, few, counted bound.Account
 
 	mu     sync.Mutex
 	calls  []outageCall

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/bound"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
 )
@@ -44,7 +45,7 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 	t.Logf("%d seeds: %+v", seeds, all)
-	if all.Fallback == 0 || all.Reconciled == 0 || all.Losses == 0 || all.Restarts == 0 || all.Unknown == 0 || all.Refunded == 0 || all.Opened == 0 {
+	if all.Fallback == 0 || all.Reconciled == 0 || all.Losses == 0 || all.Restarts == 0 || all.Unknown == 0 || all.Refunded == 0 || all.Opened == 0 || all.None == 0 || all.Ones == 0 {
 		t.Errorf("got %+v, want every count above 0", all)
 	}
 }
@@ -54,6 +55,7 @@ type simSum struct {
 	Calls, Store, Fallback, Errors, Unknown  int
 	Admitted, Reconciled, Refunded           int64
 	Losses, Restarts, Opened, Phases, Beyond int
+	None, Ones                               int // shares of 0, and of a token where the limit has less for each
 }
 
 func (s *simSum) add(o simSum) {
@@ -70,6 +72,18 @@ func (s *simSum) add(o simSum) {
 	s.Opened += o.Opened
 	s.Phases += o.Phases
 	s.Beyond += o.Beyond
+	s.None += o.None
+	s.Ones += o.Ones
+}
+
+// small counts a share of a limit that has less than a token for each instance.
+func (s *simSum) small(share, part int64) {
+	switch {
+	case share == 0:
+		s.None++
+	case part == 0:
+		s.Ones++
+	}
 }
 
 type simFault int
@@ -109,6 +123,7 @@ type sim struct {
 	delay  time.Duration // of the breakers
 	prompt bool
 	n      int64
+	least  bool // shares are at least one token
 	keys   []simKey
 	// Workers of an instance make a call each pause or sooner. With many of them calls of one key overlap often.
 	workers int
@@ -184,7 +199,11 @@ func newSim(t *testing.T, seed uint64) *sim {
 	if rng.IntN(2) == 0 {
 		s.per = time.Hour
 	}
-	limits := []*quota.Limit{bucket("hot", 10+rng.Int64N(60), s.refill, s.per), bucket("slow", 5+rng.Int64N(20), s.refill, s.per)}
+	slow := 5 + rng.Int64N(20)
+	if rng.IntN(3) == 0 { // often below the number of instances
+		slow, s.least = 1+rng.Int64N(4), rng.IntN(2) == 0
+	}
+	limits := []*quota.Limit{bucket("hot", 10+rng.Int64N(60), s.refill, s.per), bucket("slow", slow, s.refill, s.per)}
 	for _, key := range []string{"team/hot", "team/cold", "other/cold"} {
 		for _, l := range limits {
 			s.keys = append(s.keys, simKey{l, key})
@@ -311,7 +330,7 @@ func (s *sim) newInstance(id, generation int) *simInstance {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(nil), resilience.Instances(s.n), nil)); err != nil {
+	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(nil), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least})); err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()
@@ -588,18 +607,21 @@ func (s *sim) check() {
 	s.sum.Phases += len(s.phases)
 	for _, k := range s.keys {
 		b := k.limit.Spec().Capacity
-		share := max(b/s.n, 1)
+		share := bound.Rule{Capacity: b, Instances: s.n, AtLeastOne: s.least}.Share()
+		s.sum.small(share, b/s.n)
 		per := s.per.Microseconds()
 		elapsed := s.since().Microseconds() + 1
 		var takes, refunds, ok, unknown, spare, bursts int64
 		// In tokens × n × µs a period, exactly.
-		bound := b*s.n*per + s.refill*s.n*elapsed
+		most := b*s.n*per + s.refill*s.n*elapsed
 		for _, i := range s.instances {
 			st := i.stat(k)
 			if st.serving {
 				st.served += time.Since(st.since)
 			}
-			bound += share*s.n*per + s.refill*(st.served.Microseconds()+1+st.spans)
+			if share > 0 {
+				most += share*s.n*per + s.refill*(st.served.Microseconds()+1+st.spans)
+			}
 			bursts += share
 			takes += st.takes
 			refunds += st.refunds
@@ -618,7 +640,7 @@ func (s *sim) check() {
 		}
 		s.sum.Admitted += takes
 		lost := int64(s.losses) * b * s.n * per
-		spare = bound + lost + refunds*s.n*per - takes*s.n*per
+		spare = most + lost + refunds*s.n*per - takes*s.n*per
 		if spare < 0 {
 			s.sum.Beyond++
 		}

@@ -15,6 +15,8 @@ type Rule struct {
 	Capacity  int64 // tokens
 	Refill    int64 // tokens a second
 	Instances int64
+	// AtLeastOne says that a share is at least one token, see resilience.FallbackOptions.
+	AtLeastOne bool
 }
 
 // Terms are the terms of the bound, in tokens, each rounded up.
@@ -27,15 +29,24 @@ type Terms struct {
 // Sum is how many tokens the fleet may admit.
 func (t Terms) Sum() int64 { return t.Burst + t.Refill + t.ShareBursts + t.ShareRefills + t.Losses }
 
+// Share returns the capacity of one instance's share. A share of 0 admits nothing, so its refill does not count.
+func (r Rule) Share() int64 {
+	share := r.Capacity / r.Instances
+	if r.AtLeastOne {
+		share = max(share, 1)
+	}
+	return share
+}
+
 // Bound returns the bound for a time in which the instances served the key in the primary's place for so long
 // together, and the primary lost its state so often.
 func (r Rule) Bound(elapsed, served time.Duration, losses int) Terms {
 	gains := func(d time.Duration, n int64) int64 { // in d, and a tick of the rule
 		return (r.Refill*(d.Microseconds()+1) + n*micros - 1) / (n * micros)
 	}
-	t := Terms{
-		Burst: r.Capacity, Refill: gains(elapsed, 1),
-		ShareBursts: r.Instances * max(r.Capacity/r.Instances, 1), ShareRefills: gains(served, r.Instances),
+	t := Terms{Burst: r.Capacity, Refill: gains(elapsed, 1)}
+	if share := r.Share(); share > 0 {
+		t.ShareBursts, t.ShareRefills = r.Instances*share, gains(served, r.Instances)
 	}
 	t.Losses = int64(losses) * (t.Burst + t.ShareBursts)
 	return t

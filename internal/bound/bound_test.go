@@ -26,8 +26,13 @@ func TestBound(t *testing.T) {
 			t.Errorf("%v, %v, %d: got %+v, want %+v", test.elapsed, test.served, test.losses, got, test.want)
 		}
 	}
-	if got := (bound.Rule{Capacity: 2, Refill: 1, Instances: 3}).Bound(0, 0, 0).ShareBursts; got != 3 {
-		t.Errorf("shares of less than a token: got %d for three, want 3", got)
+	small := bound.Rule{Capacity: 2, Refill: 1, Instances: 3}
+	if got, want := small.Bound(time.Second, time.Hour, 1), (bound.Terms{Burst: 2, Refill: 2, Losses: 2}); got != want {
+		t.Errorf("shares of less than a token: got %+v, want %+v", got, want)
+	}
+	small.AtLeastOne = true
+	if got, want := small.Bound(0, 3*time.Second, 1), (bound.Terms{2, 1, 3, 2, 5}); got != want {
+		t.Errorf("shares of at least one token: got %+v, want %+v", got, want)
 	}
 }
 

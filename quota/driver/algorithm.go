@@ -27,9 +27,18 @@ type Scripted interface {
 // A Sharer is an Algorithm that can be split among the instances of a fleet: each instance decides on a share of its own
 // while the common store cannot be reached. A fallback policy calls it; authors of rules implement it.
 type Sharer interface {
-	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down but at least 1, and never
-	// more than one n-th of the rate. It has the same Rule, so that a state carries over from one share to another.
-	// For an n of 1 or less it returns the whole. It fails with ErrInvalid where the share is too slow for the rule's
-	// numbers.
+	// Share returns the rule for one of n instances: one n-th of the capacity, rounded down, and never more than one
+	// n-th of the rate. A capacity below n gives a share of 0, which denies every cost above 0. The share has the same
+	// Rule, so that a state carries over from one share to another. For an n of 1 or less Share returns the whole. It
+	// fails with ErrInvalid where a share above 0 is too slow for the rule's numbers.
 	Share(n int64) (quota.Algorithm, error)
+}
+
+// A OneSharer is a Sharer whose shares can be kept at one token or more. Such shares of a capacity below n add up to more
+// than the capacity, though not to more than the rate. A fallback policy calls it where it is told to.
+type OneSharer interface {
+	Sharer
+	// ShareAtLeastOne is Share, with a capacity of at least 1 unless the whole capacity is 0. It fails with ErrInvalid
+	// where that is too slow for the rule's numbers.
+	ShareAtLeastOne(n int64) (quota.Algorithm, error)
 }

@@ -23,7 +23,7 @@
 // # Optional interfaces
 //
 // [Graded], [Prompt] and [HealthReporter] tell callers more about a store. [Find] finds them through wrappers, so a
-// [Wrapper] need not pass on those that it does not change. [Scripted] and [Sharer] extend a [quota.Algorithm].
+// [Wrapper] need not pass on those that it does not change. [Scripted], [Sharer] and [OneSharer] extend a [quota.Algorithm].
 //
 // # Errors
 //

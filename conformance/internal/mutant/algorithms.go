@@ -111,7 +111,7 @@ func (s sharing) Share(n int64) (quota.Algorithm, error) {
 	if n <= 1 {
 		return s, nil
 	}
-	return algorithm.TokenBucket(max(s.Spec().Capacity/n, 1), 7, time.Second)
+	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second)
 }
 
 type hopeful struct {
