@@ -13,9 +13,9 @@ var (
 	ErrInvalid = errors.New("invalid request")
 	// ErrUnavailable: the store refused or could not be reached. Not charged.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrIndeterminate: the connection or the time ran out after the charge may have been sent. It is unknown whether
-	// it was charged: a call without a request id must not be repeated by habit, or it may charge twice; a call with
-	// one may.
+	// ErrIndeterminate: the connection or the time ran out after the charge may have been sent, or the store's answer is
+	// no answer to it; such an error may carry another one too, as its reason. It is unknown whether it was charged: a
+	// call without a request id must not be repeated by habit, or it may charge twice; a call with one may.
 	ErrIndeterminate = errors.New("outcome unknown")
 	// ErrConflict: a compare-and-swap lost too often, and no attempt was applied. Not charged.
 	ErrConflict = errors.New("too many conflicting updates")
@@ -24,9 +24,9 @@ var (
 	// ErrOverloaded: a bound of this process was reached: waiters, keys, or calls in flight. Not charged.
 	ErrOverloaded = errors.New("overloaded")
 	// ErrMisconfigured: the store's content or rights do not fit: another rule's state under the key, a newer
-	// release's layout, a missing permission. Not charged.
+	// release's layout, a missing permission. Not charged, unless the error is ErrIndeterminate too.
 	ErrMisconfigured = errors.New("misconfigured")
-	// ErrClosed: the store was closed. Not charged.
+	// ErrClosed: the store was closed. Not charged, unless the error is ErrIndeterminate too.
 	ErrClosed = errors.New("closed")
 )
 

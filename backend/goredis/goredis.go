@@ -84,8 +84,8 @@ type Options struct {
 //
 // On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel; if
 // one slot denies, the charges that the others granted are given back. Such decisions are marked Split. They
-// never admit too much. A denied list may hold tokens for one round trip; tokens whose return was lost come
-// back by refill.
+// never admit too much. A denied list may hold tokens for a round trip. If tokens could not be given back, for
+// at most a second and within the context, the list fails with quota.ErrIndeterminate; they come back by refill.
 type Store struct {
 	engine *engine.Store
 }

@@ -123,12 +123,18 @@ func (d definite) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := next(ctx, network, addr)
 		var answer redis.Error
-		if err != nil && !errors.As(err, &answer) {
-			err = redisurl.DialError("master "+d.master, err)
+		// Of a sentinel's reply the class stays, if it has one that says 'not charged'.
+		if err != nil && (!errors.As(err, &answer) || errors.Is(engine.ReplyError(err), quota.ErrIndeterminate)) {
+			err = redisurl.DialError("master "+d.master, reason{err})
 		}
 		return conn, err
 	}
 }
+
+// reason is the text of an error of connecting: the client must not take it for a reply to the script.
+type reason struct{ err error }
+
+func (r reason) Error() string { return r.err.Error() }
 
 func (definite) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 

@@ -191,10 +191,8 @@ func (l *lazy) connect() (rueidis.Client, error) {
 		if client != nil {
 			client.Close() // rueidis returns one for a single server, connected or not
 		}
-		if _, answer := rueidis.IsRedisErr(err); answer {
-			return nil, engine.ReplyError(err)
-		}
-		return nil, fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+		_, reply := rueidis.IsRedisErr(err)
+		return nil, engine.ConnectError(err, reply)
 	}
 	if l.c.Cluster && client.Mode() != rueidis.ClientModeCluster {
 		// If CLUSTER SLOTS fails, rueidis uses the one server that it knows. Even a node of a cluster would

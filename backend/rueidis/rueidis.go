@@ -48,6 +48,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -80,8 +81,8 @@ type Options struct {
 //
 // On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel; if
 // one slot denies, the charges that the others granted are given back. Such decisions are marked Split. They
-// never admit too much. A denied list may hold tokens for one round trip; tokens whose return was lost come
-// back by refill.
+// never admit too much. A denied list may hold tokens for a round trip. If tokens could not be given back, for
+// at most a second and within the context, the list fails with quota.ErrIndeterminate; they come back by refill.
 type Store struct {
 	engine *engine.Store
 }
@@ -136,7 +137,8 @@ func New(client rueidis.Client, o *Options) (*Store, error) {
 // adapter is an engine.Client over a rueidis client.
 type adapter struct {
 	client rueidis.Client
-	owned  bool // Close closes the client
+	owned  bool        // Close closes the client
+	gone   atomic.Bool // the client was closed
 }
 
 // Do sends a script.
@@ -171,8 +173,12 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 		}
 		cmd = b.Eval().Script(args[1].(string)).Numkeys(int64(keys)).Key(list[:keys]...).Arg(list[keys:]...).Build()
 	}
+	gone := a.gone.Load()
 	result := a.client.Do(ctx, cmd)
 	if err := result.Error(); err != nil {
+		if errors.Is(err, rueidis.ErrClosing) {
+			return nil, a.closing(err, gone)
+		}
 		return nil, classify(err)
 	}
 	r, err := result.ToArray()
@@ -182,6 +188,17 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	return reply(r), nil
 }
 
+// closing returns the error of a call that met a closed client. The client gives ErrClosing to the calls that
+// come later, and to those whose replies do not arrive within a second of its Close. So only a call that began
+// after one with that error was certainly not sent.
+func (a *adapter) closing(err error, gone bool) error {
+	a.gone.Store(true)
+	if gone {
+		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
+	}
+	return fmt.Errorf("redis: the client is %w, and this call may have been sent before: %w: %w", quota.ErrClosed, quota.ErrIndeterminate, err)
+}
+
 // classify returns an error of the client as one of package quota.
 func classify(err error) error {
 	if _, ok := rueidis.IsRedisErr(err); ok || rueidis.IsRedisNil(err) { // a null is a reply too
@@ -189,6 +206,9 @@ func classify(err error) error {
 			return err
 		}
 		return engine.ReplyError(err)
+	}
+	if errors.Is(err, rueidis.ErrClosing) { // of a question that charges nothing
+		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
 	}
 	if errors.Is(err, rueidis.ErrNoSlot) { // no node to send to
 		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)

@@ -57,6 +57,8 @@ var tests = []struct {
 	{"scripts/Swaps", swaps},
 
 	{"split/Cluster", split},
+	{"split/Losses", splitLosses},
+	{"split/Deadline", splitDeadline},
 
 	{"faults/AtMostOnce", atMostOnce},
 	{"faults/ExactlyOnce", exactlyOnce},
@@ -73,6 +75,8 @@ var tests = []struct {
 	{"refusals/MemoryFull", memoryFull},
 	{"refusals/ClusterDown", clusterDown},
 	{"refusals/Health", health},
+	{"refusals/Proxies", proxyReplies},
+	{"refusals/AnotherRule", anotherRule},
 
 	{"failover/MasterKilled", masterKilled},
 	{"failover/Manual", manualFailover},

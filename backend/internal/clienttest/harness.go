@@ -371,8 +371,14 @@ var classes = []error{
 	quota.ErrMisconfigured, quota.ErrClosed,
 }
 
+// errUncertain is the class of an error of a script that may have charged, by a fault of the configuration.
+var errUncertain = errors.New("ErrIndeterminate and ErrMisconfigured")
+
 // class returns the class of an error. An error of none, such as a context's, is its own.
 func class(err error) error {
+	if errors.Is(err, quota.ErrIndeterminate) && errors.Is(err, quota.ErrMisconfigured) {
+		return errUncertain
+	}
 	found := err
 	for _, c := range classes {
 		if errors.Is(err, c) {

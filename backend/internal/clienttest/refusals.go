@@ -8,11 +8,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // refusal is a state of a server in which it refuses writes.
@@ -285,4 +288,67 @@ func clusterDown(t *testing.T, l library) {
 	back := until(t, "the client to recover", func() bool { return !s.fails(peek) })
 	y.exact(t, charged(t, s, limit, own...))
 	t.Logf("back after %v; %v", back.Round(time.Millisecond), z)
+}
+
+// proxyReplies: a reply that is on no list of refusals does not say that a charge was not made. A breaker counts
+// it, and the fallback decides.
+func proxyReplies(t *testing.T, l library) {
+	t.Parallel()
+	for _, reply := range []string{
+		"-upstream failure", "-no upstream host", "-ERR Connection timed out", "-ERR Proxy error", "-ERR internal error",
+		"-ERR max daily request limit exceeded", "-UNAVAILABLE try again", "-ERR user_script:1: attempt to index a nil value", "+OK", "*-1",
+	} {
+		var asked atomic.Int64
+		s := l.dial(t, target{addrs: []string{fakeRedis(t, func([]string) string {
+			asked.Add(1)
+			return reply + "\r\n"
+		})}})
+		limit := counted(plenty)
+		c := quota.Charge{Limit: limit, Key: "k", Cost: 1}
+		_, err := s.Take(bg, c)
+		if got, want := quota.Charged(err), quota.ChargeUnknown; got != want && reply != "-no upstream host" {
+			t.Errorf("%s: Charged(%v): got %v, want %v", reply, err, got, want)
+		}
+		stack, err := resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), nil)
+		ok(t, err)
+		before := asked.Load()
+		for range 20 {
+			if d, err := stack.Take(bg, c); err != nil || d.Source != quota.FromFallback {
+				t.Fatalf("%s, under Standard with a fallback: got %+v, error %v; want a decision of the fallback", reply, d, err)
+			}
+		}
+		until(t, "the breaker to open for "+reply, func() bool {
+			stack.Take(bg, c)
+			return resilience.BreakerState(stack) == "open"
+		})
+		t.Logf("%s: asked %d times", reply, asked.Load()-before)
+		stack.Close()
+	}
+}
+
+// anotherRule: a limit whose algorithm changed under its name is told both rules and the cure, also where its
+// charge goes alone.
+func anotherRule(t *testing.T, l library) {
+	t.Parallel()
+	s := l.dial(t, single(redisserver.Start(t)))
+	before, after := yearly("same", 10), limitOf("same", quota.Must(newRule(bucket, 10, 1, year)))
+	take(t, s, quota.Charge{Limit: before, Key: "k", Cost: 1})
+	c := quota.Charge{Limit: after, Key: "k", Cost: 1}
+	for name, call := range map[string]func() error{
+		"alone": func() error { _, err := s.Take(bg, c); return err },
+		"in a list": func() error {
+			return s.TakeAll(bg, []quota.Charge{c, {Limit: before, Key: "l", Cost: 1}}, make([]quota.Decision, 2))
+		},
+	} {
+		err := call()
+		is(t, name, err, quota.ErrMisconfigured)
+		for _, part := range []string{before.Spec().Rule.String(), after.Spec().Rule.String(), `limit "same"`, "another name"} {
+			if err == nil || !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: got error %v, want one that says %s", name, err, part)
+			}
+		}
+	}
+	if n := charged(t, s, before, "k"); n != 1 {
+		t.Errorf("the key of the rule before: got %d charged, want 1", n)
+	}
 }

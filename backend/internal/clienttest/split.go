@@ -1,11 +1,13 @@
 package clienttest
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
@@ -205,4 +207,115 @@ func splitRace(t *testing.T, store store) {
 			t.Errorf("key %d: got %d left, want %d, of %d that were granted", i, got, want, budget)
 		}
 	}
+}
+
+// splitLosses: lists over several slots, most of them denied by one charge, while replies are lost. Every token
+// that a slot granted comes back, or the error says that it may stay charged; and no list takes longer than its
+// caller's deadline.
+func splitLosses(t *testing.T, l library) {
+	t.Parallel()
+	c := redisserver.StartCluster(t)
+	proxies := redisserver.StartProxies(t, c.Addrs()...)
+	s := l.dial(t, clustered(c).through(proxies))
+	bulk, full := yearly("bulk", plenty), yearly("full", 1)
+	list := spread(bulk, "bulk", 12)
+	gate := spread(full, "full", 3)
+	for _, c := range append(list, gate...) {
+		take(t, s, c)
+	}
+	lost := proxies.Inject(drops(seed(t)))
+	const wait = 2 * time.Second
+	var mu sync.Mutex
+	granted, maybe := make([]int64, len(list)), make([]int64, len(list))
+	var denials, unknown int
+	var slowest time.Duration
+	var wg sync.WaitGroup
+	n := seed(t)
+	for g := range 8 {
+		rng := rand.New(rand.NewPCG(n, uint64(g)))
+		wg.Go(func() {
+			for range sized(120, 1000) {
+				i, j := rng.IntN(len(list)), rng.IntN(len(list))
+				cs := []quota.Charge{list[i], list[j]}
+				if i == j {
+					cs = cs[:1]
+				}
+				if rng.IntN(4) > 0 {
+					cs = append(cs, gate[rng.IntN(len(gate))])
+				}
+				out := make([]quota.Decision, len(cs))
+				ctx, cancel := context.WithTimeout(bg, wait)
+				start := time.Now()
+				err := s.TakeAll(ctx, cs, out)
+				took := time.Since(start)
+				cancel()
+				mu.Lock()
+				slowest = max(slowest, took)
+				counts := granted
+				switch {
+				case err != nil && class(err) != quota.ErrIndeterminate:
+					t.Errorf("a list while replies are lost: got error %v, want ErrIndeterminate", err)
+				case err != nil:
+					unknown++
+					counts = maybe
+				case !quota.Granted(out):
+					denials++
+					counts = nil
+				}
+				if counts != nil {
+					counts[i]++
+					if j != i {
+						counts[j]++
+					}
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	proxies.Clear()
+	t.Logf("%d denials, %d of unknown outcome, %d replies lost, the slowest list took %v", denials, unknown, lost.Fired(), slowest)
+	direct := l.dial(t, clustered(c))
+	for i, c := range list {
+		if got, least := charged(t, direct, bulk, c.Key)-1, granted[i]; got < least || got > least+maybe[i] {
+			t.Errorf("key %d: got %d charged, want %d, and up to %d more", i, got, least, maybe[i])
+		}
+	}
+	if lost.Fired() == 0 || denials == 0 {
+		t.Errorf("lost replies: got %d, denials: got %d; want some of both", lost.Fired(), denials)
+	}
+	if slowest > wait+200*time.Millisecond {
+		t.Errorf("the slowest list: got %v, want at most %v", slowest, wait)
+	}
+}
+
+// splitDeadline: a give-back to a node that does not answer holds its caller no longer than the deadline.
+func splitDeadline(t *testing.T, l library) {
+	t.Parallel()
+	c := redisserver.StartCluster(t)
+	proxies := redisserver.StartProxies(t, c.Addrs()...)
+	s := l.dial(t, clustered(c).through(proxies))
+	bulk, full := yearly("bulk", plenty), yearly("full", 1)
+	list := append(spread(bulk, "bulk", 2), spread(full, "full", 3)[2])
+	for _, c := range list {
+		take(t, s, c)
+	}
+	_, err := s.Take(bg, quota.Charge{Limit: bulk, Key: list[0].Key, Cost: 1, ID: "known"}) // its script, too
+	ok(t, err)
+	// A give-back has a request id, so its script has two keys.
+	proxies.Inject(redisserver.Fault{Action: redisserver.DelayReply, Delay: 600 * time.Millisecond, Match: func(args []string) bool {
+		return redisserver.Commands("EVALSHA", "EVAL")(args) && len(args) > 4 && args[2] == "2"
+	}})
+	const wait = 150 * time.Millisecond
+	ctx, cancel := context.WithTimeout(bg, wait)
+	defer cancel()
+	start := time.Now()
+	err = s.TakeAll(ctx, list, make([]quota.Decision, len(list)))
+	took := time.Since(start)
+	is(t, "a list whose give-back is late", err, quota.ErrIndeterminate)
+	if took > wait+100*time.Millisecond {
+		t.Errorf("a list whose give-back is late: got %v, want at most %v", took, wait)
+	}
+	proxies.Clear()
+	until(t, "the give-backs that go on", func() bool { return charged(t, s, bulk, list[0].Key, list[1].Key) == 3 })
 }

@@ -87,10 +87,17 @@ func urlTLS(t *testing.T, l library) {
 		"no TLS":               "redis://" + server.Addr(),
 	} {
 		_, err := one(l.open(t, url), "k")
-		certificate := errors.Is(err, quota.ErrUnavailable) && strings.Contains(err.Error(), "certificate")
-		if err == nil || !certificate && name != "no TLS" {
-			t.Errorf("%s: got error %v, want ErrUnavailable that names the certificate", name, err)
+		want, text := quota.ErrMisconfigured, "certificate"
+		if name == "no TLS" {
+			want, text = quota.ErrUnavailable, "speaks TLS; accepted for it: rediss://"
 		}
+		if class(err) != want || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: got error %v, want %v that says %q", name, err, want, text)
+		}
+	}
+	plain := redisserver.Start(t)
+	if _, err := one(l.open(t, "rediss://"+plain.Addr()), "k"); class(err) != quota.ErrUnavailable || !strings.Contains(err.Error(), "does not speak TLS; accepted") {
+		t.Errorf("TLS to a plain port: got error %v, want ErrUnavailable that names the cure", err)
 	}
 }
 
@@ -100,12 +107,13 @@ func brokenTLS(t *testing.T, l library) {
 	for _, c := range []struct {
 		name   string
 		change func(*tls.Config)
+		want   error
 	}{
-		{"unknown authority", func(c *tls.Config) { c.RootCAs = x509.NewCertPool() }},
-		{"expired", func(c *tls.Config) { c.Time = func() time.Time { return time.Now().AddDate(100, 0, 0) } }},
-		{"another host", func(c *tls.Config) { c.ServerName = "redis.example.com" }},
-		{"no client certificate", func(c *tls.Config) { c.Certificates = nil }},
-		{"old protocol", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }},
+		{"unknown authority", func(c *tls.Config) { c.RootCAs = x509.NewCertPool() }, quota.ErrMisconfigured},
+		{"expired", func(c *tls.Config) { c.Time = func() time.Time { return time.Now().AddDate(100, 0, 0) } }, quota.ErrUnavailable},
+		{"another host", func(c *tls.Config) { c.ServerName = "redis.example.com" }, quota.ErrMisconfigured},
+		{"no client certificate", func(c *tls.Config) { c.Certificates = nil }, quota.ErrUnavailable},
+		{"old protocol", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }, quota.ErrUnavailable},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -127,11 +135,11 @@ func brokenTLS(t *testing.T, l library) {
 			// The connection that was killed is the one whose end is not known to all by now.
 			until(t, "the connections to break", func() bool {
 				_, err := s.Take(bg, quota.Charge{Limit: limit, Key: "team-0", Op: quota.OpPeek})
-				return class(err) == quota.ErrUnavailable
+				return class(err) == c.want
 			})
 			z := calls(s, limit, keys(4), 40)
 			t.Log(z, z.texts)
-			accepted := []error{quota.ErrUnavailable}
+			accepted := []error{c.want}
 			if c.name == "no client certificate" {
 				// The server refuses after the client took the handshake for done, and wrote into a
 				// connection that was closed by then.
@@ -188,7 +196,7 @@ func urlClusterTLS(t *testing.T, l library) {
 	works(t, s, "a")
 	works(t, s, "b")
 	_, err := one(l.open(t, "redis+cluster://"+server.Addr()+"?tls=true"), "k")
-	is(t, "an unknown authority", err, quota.ErrUnavailable)
+	is(t, "an unknown authority", err, quota.ErrMisconfigured)
 }
 
 // notACluster: a store that believes itself on a cluster while it is not would decide lists in pieces, and

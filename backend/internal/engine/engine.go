@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strconv"
 	"sync"
@@ -67,6 +68,10 @@ type Store struct {
 	gate    driver.Gate
 	evicted atomic.Int64
 
+	origin    string       // begins the ids of give-backs; no other store has it
+	givenBack atomic.Int64 // numbers give-backs
+	backs     background   // give-backs that are under way
+
 	queues  []Queue[queued] // one, or one for each slot; nil without batching
 	batcher Batcher[queued]
 
@@ -96,7 +101,7 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	if !validPrefix(o.Prefix) {
 		return nil, fmt.Errorf("redis: %w: Options.Prefix is %q; accepted: 1 to 64 printable ASCII characters without braces", quota.ErrInvalid, o.Prefix)
 	}
-	s := &Store{client: client, o: o, cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
+	s := &Store{client: client, o: o, origin: "give-back-" + rand.Text() + "-", cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
 	if !o.NoBatching {
 		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
 		s.queues = make([]Queue[queued], 1)
@@ -129,6 +134,7 @@ func (s *Store) Close() error {
 	}
 	err := s.client.Close()
 	s.batcher.Wait()
+	s.backs.wait()
 	return err
 }
 
@@ -315,11 +321,11 @@ func stamp(r Reply) (now quota.Micros, yes, ok bool) {
 }
 
 func badReply(r Reply) error {
-	return fmt.Errorf("redis: %w: the reply to a script has %d elements, of which some are of the wrong kind: a proxy may have changed it", quota.ErrMisconfigured, r.Len())
+	return uncertain("the reply to a script has %d elements, of which some are of the wrong kind; accepted: no proxy that changes replies", r.Len())
 }
 
 func differs(p *plan) error {
-	return fmt.Errorf("redis: %w: the Lua of rule %q decided otherwise than its Go", quota.ErrMisconfigured, p.rule)
+	return uncertain("the Lua of rule %q decided otherwise than its Go; accepted: an algorithm whose Lua and Go agree", p.rule)
 }
 
 var errClosed = fmt.Errorf("redis: the store is %w", quota.ErrClosed)

@@ -3,8 +3,6 @@ package engine
 import (
 	"context"
 	_ "embed"
-	"errors"
-	"fmt"
 	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -32,21 +30,18 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 		args = append(args, k.s.o.Prefix+key)
 	}
 	r, err := k.s.run(ctx, k.s.scripts.load, k.s.appendClock(args), len(keys))
-	if errors.Is(err, quota.ErrIndeterminate) {
-		err = fmt.Errorf("redis: %w: %v", quota.ErrUnavailable, err) // a read charges nothing
-	}
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, ofRead(err)
 	}
 	now, positive, ok := stamp(r)
 	if !ok || !positive || r.Len() != 1+len(keys) {
-		return nil, 0, badReply(r)
+		return nil, 0, ofRead(badReply(r))
 	}
 	entries := make([]driver.Entry, len(keys))
 	for i, key := range keys {
 		held, ok := r.Text(1 + i)
 		if !ok {
-			return nil, 0, badReply(r)
+			return nil, 0, ofRead(badReply(r))
 		}
 		entries[i] = driver.Entry{Key: key, Value: held, Revision: held}
 		if len(held) >= len(grantText) && held[:len(grantText)] == grantText {
@@ -91,7 +86,7 @@ func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	}
 	swapped, ok := r.Int(0)
 	if !ok || r.Len() != 1 || swapped != 0 && swapped != 1 {
-		return false, fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, badReply(r))
+		return false, badReply(r)
 	}
 	return swapped == 1, nil
 }

@@ -24,7 +24,8 @@ func TestHostileReplies(t *testing.T) {
 		{-now, nil}, {-now, nil, nil}, // a grant on fresh states, said to be none
 	}
 	for i, r := range table {
-		hostile(t, fmt.Sprintf("reply %d: %.60q", i, []any(r)), r, true)
+		_, held := r.Text(1)
+		hostile(t, fmt.Sprintf("reply %d: %.60q", i, []any(r)), r, true, held)
 	}
 
 	rng := random(t)
@@ -60,12 +61,13 @@ func TestHostileReplies(t *testing.T) {
 		for i := range r {
 			r[i] = pick(0)
 		}
-		hostile(t, fmt.Sprintf("%q", []any(r)), r, false)
+		hostile(t, fmt.Sprintf("%q", []any(r)), r, false, false)
 	}
 }
 
-// hostile gives one reply to each kind of call; must says that it is no decision for any of them.
-func hostile(t *testing.T, name string, r Reply, must bool) {
+// hostile gives one reply to each kind of call; must says that it is no decision for any of them, and definite
+// that it may say of some kind that no charge was made.
+func hostile(t *testing.T, name string, r Reply, must, definite bool) {
 	t.Helper()
 	s := newStore(t, false, func([]any, int) (Reply, error) { return r, nil })
 	scripted, unscripted := limitOf("a", window(10)), limitOf("b", hidden{rules()["FixedWindowFromFirst"]})
@@ -84,6 +86,16 @@ func hostile(t *testing.T, name string, r Reply, must bool) {
 			}
 		}
 		// A swap whose reply is no reply may have happened; an id's record may be of other charges.
+		// A reply of the wrong shape comes after the script ran, which may have charged unless it only read.
+		if must && err != nil && cs[0].ID == "" {
+			want := quota.ChargeUnknown
+			if cs[0].Limit == unscripted {
+				want = quota.NotCharged
+			}
+			if got := quota.Charged(err); got != want && !definite {
+				t.Errorf("%s to %s: Charged(%v): got %v, want %v", name, show(cs), err, got, want)
+			}
+		}
 		known := errors.Is(err, quota.ErrMisconfigured) || cs[0].ID != "" && errors.Is(err, quota.ErrInvalid)
 		if err != nil && !known || err == nil && must {
 			t.Errorf("%s to %s: got %v, error %v; want ErrMisconfigured, or a decision if the reply may be one (it must not: %v)", name, show(cs), out, err, must)

@@ -32,6 +32,9 @@ const (
 	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)\n"
 )
 
+// foreign is the error of a script whose key holds something else than a state of its rule.
+const foreign = "FLEETQUOTA the key holds no state of this rule and layout"
+
 // injectedSlack is how many ms a state is kept longer than its reset under Options.Clock, which may stand
 // still.
 const injectedSlack = 24 * 60 * 60 * 1000
@@ -132,6 +135,6 @@ func (s *scripts) assemble(kernels, text string) string {
 		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
 		"BIG", strconv.Itoa(quota.MaxNumber),
-		"FOREIGN", "{err = 'FLEETQUOTA the key holds no state of this rule and layout'}",
+		"FOREIGN", "{err = '"+foreign+"'}",
 	).Replace(text)
 }

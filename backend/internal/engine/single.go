@@ -16,6 +16,13 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 		args = append(args, small[c.Op], text(c.At))
 	}
 	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1)
+	if isForeign(err) {
+		// Nothing was charged. The script of several charges returns the state, and so the error can tell whose
+		// it is.
+		q := &single{charge: *c, target: *t}
+		err := s.send(ctx, []queued{{single: q}}, nil)
+		return q.decision, err
+	}
 	if err != nil {
 		return quota.Decision{}, err
 	}
@@ -25,12 +32,14 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 		return quota.Decision{}, badReply(r)
 	}
 	it, err := unpack(held)
-	if err != nil {
-		return quota.Decision{}, err
-	}
 	var d quota.Decision
-	err = driver.ApplyOne(c, &it, now, &d)
-	if err == nil && it.Write != wrote {
+	if err == nil {
+		err = driver.ApplyOne(c, &it, now, &d)
+	}
+	switch {
+	case err != nil && wrote: // the script took the state for one of its rule
+		err = uncertain("the script charged, and its state is not to be read: %v", err)
+	case err == nil && it.Write != wrote:
 		err = differs(t.plan)
 	}
 	return d, err

@@ -4,14 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// giveBackTimeout bounds the refund of charges that one slot granted and another denied.
-const giveBackTimeout = time.Second
+// giveBackTimeout bounds the refund of charges that one slot granted and another denied, also where the caller
+// has left. A refund that fails is repeated, at first after giveBackPause, which doubles up to giveBackMaxPause.
+const (
+	giveBackTimeout  = time.Second
+	giveBackPause    = 2 * time.Millisecond
+	giveBackMaxPause = 100 * time.Millisecond
+)
 
 // part is the charges of a list that share a slot.
 type part struct {
@@ -36,9 +43,8 @@ next:
 }
 
 // takeSplit decides a list slot by slot, in parallel. Takes and peeks come first. If one slot denies, the
-// charges that the others granted are given back, once: a give-back that fails is not repeated, for two would
-// mint quota. Debits, refunds and resets follow a grant. They are never denied, and could not be taken back:
-// a debit may have charged less than its cost.
+// charges that the others granted are given back. Debits, refunds and resets follow a grant. They are never
+// denied, and could not be taken back: a debit may have charged less than its cost.
 func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 	firm := make([]part, 0, len(parts))
 	ask := make([]part, 0, len(parts))
@@ -125,49 +131,108 @@ func (s *Store) takeParts(ctx context.Context, q *list, parts []part) (granted b
 		}
 	}
 	if !granted {
-		if e := s.giveBack(ctx, q, back); e != nil && err != nil {
+		if e := s.giveBack(ctx, q, back); e != nil {
+			if err == nil {
+				err = e
+			}
 			err = partly(err)
 		}
 	}
 	return granted, err
 }
 
-// partly returns an error of a list of which another part was charged: the error must not say 'not charged'.
+// partly returns an error of a list of which a part may be charged: the error must not say 'not charged'.
 func partly(err error) error {
 	if errors.Is(err, quota.ErrIndeterminate) {
 		return err
 	}
-	return fmt.Errorf("redis: %w: part of the list was charged: %v", quota.ErrIndeterminate, err)
+	return fmt.Errorf("redis: %w: the list was not granted, and a part of it may be charged: %v", quota.ErrIndeterminate, err)
 }
 
-// giveBack refunds the charges of parts and corrects their decisions.
+// giveBack refunds the charges of parts and corrects their decisions. It returns when the caller's context ends;
+// then the refunds go on, and the error says that they are not known to be made. Each refund has a request id,
+// so that it may be repeated whatever became of it, and mints no quota.
 func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
-	defer cancel()
-	refunds := make([]quota.Charge, len(q.charges))
-	after := make([]quota.Decision, len(q.charges))
-	var charged []part
+	// Nothing of the list is used once the caller may have left.
+	var refunds []*list
+	var places [][]int
 	for _, p := range parts {
-		var c part
+		groups := map[string]int{} // an id holds in one group
 		for _, i := range p.indexes {
-			if q.decisions[i].Charged > 0 {
-				refunds[i] = q.charges[i].Refund(q.decisions[i], q.decisions[i].Charged)
-				c.indexes = append(c.indexes, i)
+			if q.decisions[i].Charged == 0 {
+				continue
 			}
-		}
-		if len(c.indexes) > 0 {
-			charged = append(charged, c)
+			c := q.charges[i].Refund(q.decisions[i], q.decisions[i].Charged)
+			c.ID = s.giveBackID()
+			g := quota.Group(c.Key)
+			k, known := groups[g]
+			if !known {
+				k = len(refunds)
+				groups[g] = k
+				refunds, places = append(refunds, &list{}), append(places, nil)
+			}
+			r := refunds[k]
+			if len(r.charges) > 0 {
+				c.ID = r.charges[0].ID
+			}
+			r.charges, r.targets, places[k] = append(r.charges, c), append(r.targets, q.targets[i]), append(places[k], i)
 		}
 	}
-	_, errs := s.decideParts(ctx, &list{charges: refunds, targets: q.targets, decisions: after}, charged)
-	for k, p := range charged {
-		for _, i := range p.indexes {
+	if len(refunds) == 0 {
+		return nil
+	}
+	errs := make([]error, len(refunds))
+	done := make(chan struct{})
+	s.backs.run(func() {
+		defer close(done)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
+		defer cancel()
+		each(len(refunds), func(k int) { errs[k] = s.refund(ctx, refunds[k]) })
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return fmt.Errorf("redis: %w: the context ended before what other slots granted was given back: %v", quota.ErrIndeterminate, ctx.Err())
+	}
+	for k, r := range refunds {
+		for j, i := range places[k] {
 			if q.decisions[i].Charged = 0; errs[k] == nil {
-				q.decisions[i].Remaining, q.decisions[i].ResetAfter = after[i].Remaining, after[i].ResetAfter
+				q.decisions[i].Remaining, q.decisions[i].ResetAfter = r.decisions[j].Remaining, r.decisions[j].ResetAfter
 			}
 		}
 	}
 	return worst(errs)
+}
+
+// refund makes a list of refunds, and repeats it while it fails and may succeed, until the context ends.
+func (s *Store) refund(ctx context.Context, q *list) (err error) {
+	q.decisions = make([]quota.Decision, len(q.charges))
+	for pause := giveBackPause; ; pause = min(2*pause, giveBackMaxPause) {
+		e := s.decide(ctx, q)
+		if e == nil {
+			return nil
+		}
+		if ctx.Err() == nil || err == nil {
+			err = e
+		}
+		switch driver.Sentinel(e) {
+		case quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded, quota.ErrConflict:
+		default:
+			return err
+		}
+		wait := time.NewTimer(pause)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return err
+		}
+	}
+}
+
+// giveBackID returns a request id that no other call has.
+func (s *Store) giveBackID() string {
+	return s.origin + strconv.FormatInt(s.givenBack.Add(1), 36)
 }
 
 // peekParts fills in the decisions of charges that were not made because the list was denied.
@@ -215,4 +280,31 @@ func each(n int, f func(int)) {
 		f(0)
 	}
 	wg.Wait()
+}
+
+// background is functions that go on when their callers leave.
+type background struct {
+	// mu guards closed: once it is set, no function joins the running ones.
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup
+}
+
+// run calls f in a goroutine of its own.
+func (b *background) run(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed { // the client is closed, and f ends by itself
+		go f()
+		return
+	}
+	b.running.Go(f)
+}
+
+// wait returns when all functions have returned that began before it.
+func (b *background) wait() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.running.Wait()
 }

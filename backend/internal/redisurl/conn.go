@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 )
 
 // Dial connects to an address and makes the TLS handshake. Its errors are *net.OpError with Op "dial", and so
@@ -125,7 +127,10 @@ func (n *conn) Read(p []byte) (int, error) {
 			more, err = n.Conn.Read(p[got:])
 			got += more
 		}
-		left := n.crossOut(p[:got])
+		if n.secure(p[:got]) {
+			return 0, n.failed(errors.New("the server's port speaks TLS; accepted for it: rediss://, or the parameter tls=true"))
+		}
+		left := n.mark(p, n.crossOut(p[:got]))
 		if left > 0 || got == 0 || err != nil {
 			return left, n.failed(err)
 		}
@@ -144,6 +149,34 @@ func (n *conn) failed(err error) error {
 type handshakeError struct{ *net.OpError }
 
 func (e handshakeError) Unwrap() error { return e.OpError }
+
+// secure reports whether the server answered the first bytes in TLS: with an alert.
+func (n *conn) secure(p []byte) bool {
+	const alert, version = 21, 3
+	return len(p) > 1 && p[0] == alert && p[1] == version
+}
+
+// mark ends the error replies in the first bytes of p with engine.WhileConnecting, as far as p has room, and
+// returns the new length: a reply whose words say nothing else tells by it that no charge was sent.
+func (n *conn) mark(p []byte, length int) int {
+	if length == 0 || !bytes.Contains(p[:length], []byte("-")) {
+		return length
+	}
+	var out []byte
+	for line := range bytes.Lines(p[:length]) {
+		text, whole := bytes.CutSuffix(line, []byte("\r\n"))
+		if out = append(out, text...); whole {
+			if line[0] == '-' {
+				out = append(out, engine.WhileConnecting...)
+			}
+			out = append(out, "\r\n"...)
+		}
+	}
+	if len(out) > len(p) {
+		return length
+	}
+	return copy(p, out)
+}
 
 // partial reports whether the last line is the beginning of an error reply.
 func partial(p []byte) bool {

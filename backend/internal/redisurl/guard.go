@@ -45,7 +45,8 @@ func (g *guard) explain(err error) error {
 			if full := "User " + name + " "; name != "" && strings.Contains(text, full) {
 				text = strings.ReplaceAll(text, full, "the user ")
 				some, _ := errors.AsType[engine.KeysError](err)
-				if err = error(&anonymous{text}); some.Err != nil {
+				unknown := errors.Is(err, quota.ErrIndeterminate)
+				if err = error(&anonymous{text, unknown}); some.Err != nil {
 					err = engine.KeysError{Err: err}
 				}
 			}
@@ -54,8 +55,18 @@ func (g *guard) explain(err error) error {
 	return err
 }
 
-// anonymous is an ErrMisconfigured. It does not unwrap the client's error, which names the user.
-type anonymous struct{ text string }
+// anonymous is an ErrMisconfigured, and an ErrIndeterminate if the call may have been charged. It does not unwrap
+// the client's error, which names the user.
+type anonymous struct {
+	text    string
+	unknown bool
+}
 
 func (a *anonymous) Error() string { return a.text }
-func (a *anonymous) Unwrap() error { return quota.ErrMisconfigured }
+
+func (a *anonymous) Unwrap() []error {
+	if a.unknown {
+		return []error{quota.ErrIndeterminate, quota.ErrMisconfigured}
+	}
+	return []error{quota.ErrMisconfigured}
+}
