@@ -2,9 +2,12 @@ package algorithm_test
 
 import (
 	"context"
+	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetquota/fleetquota/algorithm"
@@ -13,25 +16,42 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// redisEval returns a function that evaluates scripts on a redis-server of the test's own. On a machine without one,
-// a subtest says so, and Lua is not compared with Go.
-func redisEval(t *testing.T) func(context.Context, string, []any) (any, error) {
+// eval returns a function that evaluates scripts on miniredis, and on a redis-server of the test's own as well, where
+// there is one: both must answer the same.
+func eval(t *testing.T) func(context.Context, string, []any) (any, error) {
 	t.Helper()
-	if redisserver.Available() != nil {
+	addrs := []string{miniredis.RunT(t).Addr()}
+	if redisserver.Available() == nil {
+		addrs = append(addrs, redisserver.Start(t).Addr())
+	} else {
 		t.Run("redis-server", func(t *testing.T) { redisserver.Require(t) })
-		return nil
 	}
-	client := redis.NewClient(&redis.Options{Addr: redisserver.Start(t).Addr()})
-	t.Cleanup(func() { client.Close() })
+	clients := make([]*redis.Client, len(addrs))
+	for i, addr := range addrs {
+		clients[i] = redis.NewClient(&redis.Options{Addr: addr})
+		t.Cleanup(func() { clients[i].Close() })
+	}
 	return func(ctx context.Context, script string, args []any) (any, error) {
-		return client.Eval(ctx, script, nil, args...).Result()
+		var first any
+		for i, client := range clients {
+			reply, err := client.Eval(ctx, script, nil, args...).Result()
+			if err != nil {
+				return nil, fmt.Errorf("server %d of miniredis and redis-server: %w", i+1, err)
+			}
+			if i == 0 {
+				first = reply
+			} else if !reflect.DeepEqual(first, reply) {
+				return nil, fmt.Errorf("got %.300q on miniredis and %.300q on redis-server, want the same", first, reply)
+			}
+		}
+		return first, nil
 	}
 }
 
 // Every rule passes the suite that rules of others are told to pass: with everyday numbers, with others of
 // another unit and tick for changes in use, and at the ends of the accepted ranges.
 func TestConformance(t *testing.T) {
-	eval := redisEval(t)
+	eval := eval(t)
 	test := func(t *testing.T, algorithms ...quota.Algorithm) {
 		conformance.Algorithm(t, conformance.AlgorithmHarness{Algorithms: algorithms, Eval: eval})
 	}

@@ -7,7 +7,10 @@ if u > 0 then
   end
   if now < a + 2 * u then
     start, length, cur, prev = a, u, min(b, p2), min(c, p2)
-    if now >= a + u then start, cur, prev = a + u, 0, cur end
+    if now >= a + u then
+      prev = cur
+      start, cur = a + u, 0
+    end
   end
 end
 local used = cur + prev

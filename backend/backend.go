@@ -22,9 +22,10 @@
 //	scheme                                              driver
 //	memory                                              always there: package backend/local
 //	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
+//	valkey, valkeys, valkey+sentinel, valkey+cluster    the same
 //
 // Where several linked drivers have registered a scheme, the parameter client names one of them, as in
-// "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for redis+cluster
+// "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for a cluster
 // rueidis.
 //
 // # Errors
@@ -62,10 +63,14 @@ const importPath = "github.com/fleetquota/fleetquota/backend/"
 
 // known are the drivers of this module that a program may import, by scheme, the preferred one first.
 var known = map[string][]string{
-	"redis":          {"goredis", "rueidis"},
-	"rediss":         {"goredis", "rueidis"},
-	"redis+sentinel": {"goredis", "rueidis"},
-	"redis+cluster":  {"rueidis", "goredis"},
+	"redis":           {"goredis", "rueidis"},
+	"rediss":          {"goredis", "rueidis"},
+	"redis+sentinel":  {"goredis", "rueidis"},
+	"redis+cluster":   {"rueidis", "goredis"},
+	"valkey":          {"goredis", "rueidis"},
+	"valkeys":         {"goredis", "rueidis"},
+	"valkey+sentinel": {"goredis", "rueidis"},
+	"valkey+cluster":  {"rueidis", "goredis"},
 }
 
 var (

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend"
+	"github.com/fleetquota/fleetquota/backend/internal/redisurl"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -127,7 +128,7 @@ func TestOpenNamesTheMissingImport(t *testing.T) {
 		goredis = `import _ "github.com/fleetquota/fleetquota/backend/goredis"`
 		rueidis = `import _ "github.com/fleetquota/fleetquota/backend/rueidis"`
 	)
-	for _, scheme := range []string{"redis", "rediss", "redis+cluster", "redis+sentinel"} {
+	for _, scheme := range redisurl.Schemes {
 		for client, want := range map[string][2]bool{"": {true, true}, "?client=goredis": {true, false}, "?client=rueidis": {false, true}} {
 			_, err := backend.Open(t.Context(), scheme+"://user:secret@host:6379/0"+client)
 			if !errors.Is(err, quota.ErrInvalid) {
@@ -173,7 +174,7 @@ var hostile = []string{
 }
 
 func TestErrorsHoldNoCredentials(t *testing.T) {
-	schemes := []string{"redis://", "rediss://", "redis+cluster://", "redis+sentinel://", "memory://", "leaky://", "nosuch://", "", "://", "redis:", "redis:/"}
+	schemes := []string{"redis://", "rediss://", "redis+cluster://", "redis+sentinel://", "valkey://", "valkeys://", "memory://", "leaky://", "nosuch://", "", "://", "redis:", "redis:/"}
 	for _, password := range hostile {
 		for _, form := range []string{password, url.QueryEscape(password), url.PathEscape(password)} {
 			for _, scheme := range schemes {

@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// Health asks the servers of a store for their version and for evictions, in one round trip. The store may stand
+// Health asks the servers of a store for their software, version and evictions, in one round trip. The store may stand
 // inside policies, leases or other wrappers; of a limiter's store, pass limiter.Store(). The request goes to the
 // servers as it is, past breakers, timeouts and other policies: give ctx a deadline.
 //

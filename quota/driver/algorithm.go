@@ -20,7 +20,8 @@ type Scripted interface {
 	//	u, a, b, c, tail   the state to keep, u 0 for the zero State; its numbers are 0 or more
 	//
 	// Numbers are doubles: keep every intermediate below 2^53, and dividends and divisors below 2^52.
-	// Do not change the table tail; make a new one.
+	// Do not change the table tail; make a new one. In an assignment of several values, do not read a variable that
+	// the same assignment sets: miniredis assigns before it evaluates the rest.
 	Lua() string
 }
 

@@ -33,7 +33,11 @@ type Prompt interface {
 
 // Health is the state of a store's servers, in their own words.
 type Health struct {
-	// Version is the server's version; of several servers the lowest.
+	// Kind is the server's software in lower case, such as redis, valkey or dragonfly; of several servers that of
+	// Version. It is empty where the server does not tell.
+	Kind string
+	// Version is the server's own version, and not the version of Redis that it claims to match; of several servers
+	// the lowest. It is empty where the server does not tell.
 	Version string
 	// Eviction is the server's policy of eviction, if it may drop quota keys that still hold consumption; each loss
 	// admits up to one limit again. It is empty where no server evicts.

@@ -85,6 +85,10 @@ var tests = []struct {
 	{"failover/HalfMoved", halfMoved},
 	{"failover/Sentinel", sentinel},
 
+	{"miniredis/Conformance", miniConformance},
+	{"miniredis/Differential", miniDifferential},
+	{"miniredis/Batches", miniBatches},
+
 	{"urls/Single", urlSingle},
 	{"urls/TLS", urlTLS},
 	{"urls/BrokenTLS", brokenTLS},

@@ -363,6 +363,11 @@ func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
 // the Go kernels say of each alone, in order, and take one script call.
 func batches(t *testing.T, l library) {
 	server, open := l.single(t)
+	replayBatches(t, l, server, open, volume(40_000, 400_000))
+}
+
+// replayBatches has workers, each with keys and a clock of its own, make batches of so many charges.
+func replayBatches(t *testing.T, l library, server *data, open func(engine.Options) store, charges int) {
 	const workers = 16
 	n := seed(t)
 	var wg sync.WaitGroup
@@ -372,7 +377,7 @@ func batches(t *testing.T, l library) {
 			model: map[string]*item{}, limits: map[string]*quota.Limit{}, key: fmt.Sprintf("batch.%d.0/agent", i)}
 		store := l.engine(open(engine.Options{Clock: func() time.Time { return time.UnixMicro(w.now) }}))
 		wg.Go(func() {
-			for range volume(40_000, 400_000) / workers / 16 {
+			for range charges / workers / 16 {
 				if t.Failed() {
 					return
 				}

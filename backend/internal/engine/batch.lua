@@ -54,7 +54,7 @@ while done < n do
       else
         for op, cost, at, times in gmatch(asked, '(%d+) (%d+) (%d+) (%d+)') do
           op, cost, at = op + 0, cost + 0, at + 0
-          for _ = 1, times do
+          for _ = 1, times + 0 do
             local _, wrote, after
             _, wrote, after, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)
             if not wrote then break end -- the next charge of the run would change nothing either

@@ -26,8 +26,8 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	}
 	var h driver.Health
 	for _, info := range infos {
-		if v := infoField(info, "redis_version"); h.Version == "" || major(v) < major(h.Version) {
-			h.Version = v
+		if kind, v := software(info); h.Version == "" || major(v) < major(h.Version) {
+			h.Kind, h.Version = kind, v
 		}
 		if p := infoField(info, "maxmemory_policy"); p != "" && p != "noeviction" {
 			h.Eviction = p
@@ -41,10 +41,30 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	if before := s.evicted.Swap(h.Evicted); h.Evicted > before {
 		s.notice("evicted", fmt.Sprintf("the server evicted %d keys: quotas among them are whole again too early", h.Evicted-before))
 	}
-	if major(h.Version) < minMajor {
+	if h.Kind == "redis" && major(h.Version) < minMajor {
 		s.notice("version", fmt.Sprintf("the server's version is %q; accepted: %d and later", h.Version, minMajor))
 	}
 	return h, nil
+}
+
+// software returns the kind of a server and its own version. Most servers other than Redis tell in redis_version the
+// version that they claim to match.
+func software(info string) (kind, version string) {
+	for _, kind := range []string{"valkey", "dragonfly", "garnet", "kvrocks", "keydb"} {
+		if v := infoField(info, kind+"_version"); v != "" {
+			return kind, v
+		}
+	}
+	version = infoField(info, "redis_version")
+	switch name := infoField(info, "server_name"); {
+	case version == "":
+		return "", ""
+	case name != "":
+		return name, version
+	case strings.Contains(infoField(info, "executable"), "keydb-server"), infoField(info, "mvcc_depth") != "":
+		return "keydb", version
+	}
+	return "redis", version
 }
 
 func (s *Store) notice(name, text string) {
@@ -63,7 +83,7 @@ func infoField(info, name string) string {
 }
 
 func major(version string) int {
-	first, _, _ := strings.Cut(version, ".")
+	first, _, _ := strings.Cut(strings.TrimLeft(version, "dfv-"), ".") // Dragonfly's is df-v1.40.1
 	n, _ := strconv.Atoi(first)
 	return n
 }

@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	_ "embed"
+	"math"
 	"strconv"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -21,6 +23,9 @@ type kv struct{ s *Store }
 // grantText begins the record of a request id that driver.NewCAS wrote. Records are kept as text; states are
 // packed.
 const grantText = "id1:"
+
+// maxLifetime is the longest lifetime of a key in ms. Some servers count it in nanoseconds, in 63 bits.
+const maxLifetime = math.MaxInt64 / int64(time.Millisecond)
 
 // Load returns the entries of keys and the server's time.
 func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
@@ -74,7 +79,7 @@ func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 			}
 			value = pack(&it)
 		}
-		ttl := c.TTL.Milliseconds() + 1
+		ttl := min(c.TTL.Milliseconds()+1, maxLifetime)
 		if k.s.o.Clock != nil {
 			ttl = max(ttl, injectedSlack)
 		}

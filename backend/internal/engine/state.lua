@@ -36,7 +36,8 @@ local function encode(h, u, a, b, c, tail)
     if tail then
       local t = {}
       for i = 1, #tail do t[i] = pack('>I7', tail[i]) end
-      v = v .. table.concat(t)
+      -- Some servers cannot join thousands at once.
+      for i = 1, #t, 1024 do v = v .. table.concat(t, '', i, min(i + 1023, #t)) end
     end
   end
   if u ~= unpack('>I7', h, #h - 6) then h = sub(h, 1, #h - 7) .. pack('>I7', u) end

@@ -17,7 +17,7 @@ func TestDocumentedURLs(t *testing.T) {
 	}
 	text := string(b)
 	seen := map[string]bool{}
-	for _, m := range regexp.MustCompile("`(redis[a-z+]*://[^`]+)` \\| [^|]+ \\| (\\S+) \\|").FindAllStringSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile("`((?:redis|valkey)[a-z+]*://[^`]+)` \\| [^|]+ \\| (\\S+) \\|").FindAllStringSubmatch(text, -1) {
 		c, err := parse(t, m[1])
 		if err != nil {
 			t.Errorf("%s: got error %v, want none", m[1], err)

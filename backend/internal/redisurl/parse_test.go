@@ -256,3 +256,20 @@ func FuzzParse(f *testing.F) {
 func credentialed(u *url.URL, secret string) bool {
 	return u.User != nil && strings.Contains(u.User.String(), secret) && !strings.Contains(u.Host+u.RawQuery, secret)
 }
+
+// The schemes of Valkey read a URL as those of Redis do.
+func TestValkey(t *testing.T) {
+	for _, rest := range []string{"://u:p@h/3?timeout=1s", "s://u:p@h", "+cluster://h?addr=i&tls=true", "+sentinel://h/2?master=m"} {
+		want, err := parse(t, "redis"+rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := parse(t, "valkey"+rest)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("valkey%s: got %+v, error %v; want %+v", rest, got, err, want)
+		}
+	}
+	if _, err := parse(t, "valkey://h?ca=x"); err == nil || !strings.Contains(err.Error(), "valkeys://") {
+		t.Errorf("ca without TLS: got error %v, want one that names valkeys://", err)
+	}
+}

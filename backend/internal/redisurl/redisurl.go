@@ -24,8 +24,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Schemes are the schemes that Parse knows.
-var Schemes = []string{"redis", "rediss", "redis+cluster", "redis+sentinel"}
+// Schemes are the schemes that Parse knows. Those of Valkey mean the same as those of Redis.
+var Schemes = []string{
+	"redis", "rediss", "redis+cluster", "redis+sentinel",
+	"valkey", "valkeys", "valkey+cluster", "valkey+sentinel",
+}
 
 // The defaults of the parameters timeout and dial_timeout, and the limits and ports that a URL may have.
 const (
@@ -105,8 +108,9 @@ func Parse(u *url.URL) (*Config, error) {
 	return &p.c, nil
 }
 
-func (p *parser) clustered() bool { return p.scheme == "redis+cluster" }
-func (p *parser) watched() bool   { return p.scheme == "redis+sentinel" }
+func (p *parser) clustered() bool { return strings.HasSuffix(p.scheme, "+cluster") }
+func (p *parser) watched() bool   { return strings.HasSuffix(p.scheme, "+sentinel") }
+func (p *parser) single() bool    { return !p.clustered() && !p.watched() }
 
 // accepted returns the names of the parameters that the scheme has.
 func (p *parser) accepted() []string {
@@ -262,14 +266,14 @@ func (p *parser) tls(*url.URL) error {
 		return err
 	}
 	ca, file := p.q["ca"]
-	if p.scheme == "rediss" || on {
+	if p.scheme == "rediss" || p.scheme == "valkeys" || on {
 		p.c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
 	switch {
 	case !file:
 		return nil
-	case p.c.TLS == nil && p.scheme == "redis":
-		return invalid("parameter ca needs TLS; accepted with rediss://")
+	case p.c.TLS == nil && p.single():
+		return invalid("parameter ca needs TLS; accepted with %ss://", p.scheme)
 	case p.c.TLS == nil:
 		return invalid("parameter ca needs TLS; accepted with tls=true")
 	}

@@ -1,0 +1,68 @@
+package clienttest
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/conformance"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// The tests in this file run on miniredis, a server inside the test's own process, which needs no redis-server.
+// They are there beside those on real servers: users test their programs on it.
+
+// startMiniredis starts a miniredis whose keys expire as time passes.
+func startMiniredis(t testing.TB) *miniredis.Miniredis {
+	t.Helper()
+	m := miniredis.RunT(t)
+	m.ClockTTL(true)
+	return m
+}
+
+// mini starts a miniredis, connects, and returns its data with a function that opens stores.
+func (l library) mini(t testing.TB) (*miniredis.Miniredis, *data, func(engine.Options) store) {
+	t.Helper()
+	m := startMiniredis(t)
+	raw := redis.NewClient(&redis.Options{Addr: m.Addr()})
+	t.Cleanup(func() { raw.Close() })
+	s, open := l.data(t, raw, target{addrs: []string{m.Addr()}})
+	return m, s, open
+}
+
+// miniConformance runs the suite that every store passes.
+func miniConformance(t *testing.T, l library) {
+	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
+	conformance.Run(t, conformance.Harness{
+		Name: l.name + " on miniredis",
+		Open: func(t testing.TB, o conformance.Opening) quota.Store {
+			s, err := c.open(engine.Options{Prefix: o.Data + ":", Clock: o.Clock})
+			ok(t, err)
+			return s
+		},
+	})
+}
+
+// miniDifferential: random requests make exactly the decisions and the states of the Go kernels, byte for byte.
+func miniDifferential(t *testing.T, l library) {
+	for _, injected := range []bool{true, false} {
+		t.Run(fmt.Sprintf("injected=%v", injected), func(t *testing.T) {
+			_, server, open := l.mini(t)
+			r := replay(t, server, open, volume(1_500, 40_000), injected, nil)
+			t.Logf("%d lists, %d charges, %d granted; %d unsure", r.lists.Load(), r.charges.Load(), r.granted.Load(), r.unsure.Load())
+		})
+	}
+	t.Run("without Lua", func(t *testing.T) {
+		_, server, open := l.mini(t)
+		replay(t, server, open, volume(1_000, 20_000), true, func(kind) bool { return true })
+	})
+}
+
+// miniBatches does the same with charges that go together.
+func miniBatches(t *testing.T, l library) {
+	_, server, open := l.mini(t)
+	replayBatches(t, l, server, open, volume(4_000, 80_000))
+}
