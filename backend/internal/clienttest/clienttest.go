@@ -75,6 +75,7 @@ var tests = []struct {
 	{"refusals/Health", health},
 
 	{"failover/MasterKilled", masterKilled},
+	{"failover/MasterDown", masterDown},
 	{"failover/Manual", manualFailover},
 	{"failover/Restart", restart},
 	{"failover/Resharding", resharding},
