@@ -193,7 +193,8 @@ func (c *circuit) quiet() bool {
 }
 
 // BreakerState returns the state of the breaker around a store, also inside other policies: "closed", "open",
-// or "half-open" from when a probe may be made. It is "" if the store has no breaker.
+// or "half-open" from when a probe may be made. It is "" if the store has no breaker. Of the breakers of several nodes
+// it is the worst state, see [BreakerStates].
 func BreakerState(s quota.Store) string {
 	if b, ok := driver.Find[interface{ state() string }](s); ok {
 		return b.state()

@@ -94,6 +94,7 @@ var (
 	_ quota.Store           = (*Store)(nil)
 	_ driver.Graded         = (*Store)(nil)
 	_ driver.HealthReporter = (*Store)(nil)
+	_ driver.Placed         = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -116,6 +117,14 @@ func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 // since the last call, "version" if a server is too old. It fails as a decision does.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
 
+// Node returns the address of the node of a cluster that would decide a charge, or "" where the store does not know
+// the node yet. On a single server it is always "". See [driver.Placed].
+func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
+
+// Refresh asks a cluster anew which node has which keys, and returns when that is known or the context ends. On a
+// single server it does nothing.
+func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
+
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
@@ -128,7 +137,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	a := &adapter{client: client}
+	a := newAdapter(client)
 	cluster, heedsDeadline := false, false
 	switch c := client.(type) {
 	case *redis.Client:
@@ -171,6 +180,7 @@ type adapter struct {
 	cluster   *redis.ClusterClient // the client if it is one, else nil
 	pipelines *pipelines           // nil on a single server, and without batching
 	owned     bool                 // Close closes the client
+	nodes     nodes                // of a cluster
 }
 
 // once is a command that the client must not retry.
@@ -254,6 +264,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 
 // Close ends the pipelines, and closes the client if it is owned.
 func (a *adapter) Close() error {
+	a.nodes.topology.Close()
 	if a.pipelines != nil {
 		a.pipelines.close()
 		defer a.pipelines.wait()
@@ -261,6 +272,7 @@ func (a *adapter) Close() error {
 	if !a.owned {
 		return nil
 	}
+	defer a.nodes.topology.Wait()
 	return a.client.Close()
 }
 

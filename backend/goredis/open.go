@@ -24,7 +24,8 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &adapter{owned: true}
+	a := newAdapter(nil)
+	a.owned = true
 	switch {
 	case c.Cluster:
 		a.cluster = redis.NewClusterClient(clusterOptions(c))

@@ -170,7 +170,9 @@ func (l *lazy) try(t *attempt) {
 	l.mu.Lock()
 	closed := l.closed
 	if err == nil && !closed {
-		l.made.Store(&adapter{client: client, owned: true})
+		a := newAdapter(client)
+		a.owned = true
+		l.made.Store(a)
 	}
 	l.current = nil
 	l.mu.Unlock()

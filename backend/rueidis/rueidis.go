@@ -91,6 +91,7 @@ var (
 	_ quota.Store           = (*Store)(nil)
 	_ driver.Graded         = (*Store)(nil)
 	_ driver.HealthReporter = (*Store)(nil)
+	_ driver.Placed         = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -113,6 +114,14 @@ func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 // since the last call, "version" if a server is too old. It fails as a decision does.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
 
+// Node returns the address of the node of a cluster that would decide a charge, or "" where the store does not know
+// the node yet. On a single server it is always "". See [driver.Placed].
+func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
+
+// Refresh asks a cluster anew which node has which keys, and returns when that is known or the context ends. On a
+// single server it does nothing.
+func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
+
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
@@ -126,8 +135,8 @@ func New(client rueidis.Client, o *Options) (*Store, error) {
 	if client == nil {
 		return nil, fmt.Errorf("rueidis: %w: the client is nil; accepted: a rueidis.Client", quota.ErrInvalid)
 	}
-	a := &adapter{client: client}
-	s, err := engine.New(a, client.Mode() == rueidis.ClientModeCluster, engine.Options(*o))
+	a := newAdapter(client)
+	s, err := engine.New(a, a.cluster, engine.Options(*o))
 	if err != nil {
 		return nil, err
 	}
@@ -136,9 +145,11 @@ func New(client rueidis.Client, o *Options) (*Store, error) {
 
 // adapter is an engine.Client over a rueidis client.
 type adapter struct {
-	client rueidis.Client
-	owned  bool        // Close closes the client
-	gone   atomic.Bool // the client was closed
+	client  rueidis.Client
+	cluster bool
+	owned   bool        // Close closes the client
+	gone    atomic.Bool // the client of a single server was closed
+	nodes   nodes       // of a cluster
 }
 
 // Do sends a script.
@@ -150,33 +161,11 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 			err = fmt.Errorf("redis: %w: the client panicked: %v", quota.ErrMisconfigured, r)
 		}
 	}()
-	b := a.client.B()
-	var cmd rueidis.Completed
-	if args[0].(string) == "evalsha" {
-		c := b.Evalsha().Sha1(args[1].(string)).Numkeys(int64(keys)).Key(args[3].(string))
-		for _, k := range args[4 : 3+keys] {
-			c = c.Key(k.(string))
-		}
-		if len(args) == 3+keys {
-			cmd = c.Build()
-		} else {
-			d := c.Arg(args[3+keys].(string))
-			for _, arg := range args[4+keys:] {
-				d = d.Arg(arg.(string))
-			}
-			cmd = d.Build()
-		}
-	} else {
-		list := make([]string, 0, len(args))
-		for _, arg := range args[3:] {
-			list = append(list, arg.(string))
-		}
-		cmd = b.Eval().Script(args[1].(string)).Numkeys(int64(keys)).Key(list[:keys]...).Arg(list[keys:]...).Build()
-	}
 	gone := a.gone.Load()
-	result := a.client.Do(ctx, cmd)
+	result := a.send(ctx, args, keys)
 	if err := result.Error(); err != nil {
-		if errors.Is(err, rueidis.ErrClosing) {
+		// Of a cluster it may be the client of one node that was closed, which left the cluster.
+		if errors.Is(err, rueidis.ErrClosing) && !a.cluster {
 			return nil, a.closing(err, gone)
 		}
 		return nil, classify(err)
@@ -197,6 +186,30 @@ func (a *adapter) closing(err error, gone bool) error {
 		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
 	}
 	return fmt.Errorf("redis: the client is %w, and this call may have been sent before: %w: %w", quota.ErrClosed, quota.ErrIndeterminate, err)
+}
+
+// command returns the command of a script. The client uses its memory again, so each attempt needs its own.
+func (a *adapter) command(args []any, keys int) rueidis.Completed {
+	b := a.client.B()
+	if args[0].(string) == "evalsha" {
+		c := b.Evalsha().Sha1(args[1].(string)).Numkeys(int64(keys)).Key(args[3].(string))
+		for _, k := range args[4 : 3+keys] {
+			c = c.Key(k.(string))
+		}
+		if len(args) == 3+keys {
+			return c.Build()
+		}
+		d := c.Arg(args[3+keys].(string))
+		for _, arg := range args[4+keys:] {
+			d = d.Arg(arg.(string))
+		}
+		return d.Build()
+	}
+	list := make([]string, 0, len(args))
+	for _, arg := range args[3:] {
+		list = append(list, arg.(string))
+	}
+	return b.Eval().Script(args[1].(string)).Numkeys(int64(keys)).Key(list[:keys]...).Arg(list[keys:]...).Build()
 }
 
 // classify returns an error of the client as one of package quota.
@@ -231,8 +244,10 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 
 // Close closes the client if it is owned.
 func (a *adapter) Close() error {
+	a.nodes.topology.Close()
 	if a.owned {
 		a.client.Close()
+		a.nodes.topology.Wait()
 	}
 	return nil
 }

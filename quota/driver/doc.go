@@ -22,14 +22,16 @@
 //
 // # Optional interfaces
 //
-// [Graded], [Prompt] and [HealthReporter] tell callers more about a store. [Find] finds them through wrappers, so a
-// [Wrapper] need not pass on those that it does not change. [Scripted], [Sharer] and [OneSharer] extend a [quota.Algorithm].
+// [Graded], [Prompt], [Placed] and [HealthReporter] tell callers more about a store. [Find] finds them through
+// wrappers, so a [Wrapper] need not pass on those that it does not change. [Scripted], [Sharer] and [OneSharer] extend
+// a [quota.Algorithm].
 //
 // # Errors
 //
 // A store's error must carry one of package quota's errors, or be the context's own, so that callers know whether they
 // were charged; [Classify] and [Sentinel] help. An error that several calls got from one round trip should be a
-// [Shared] error, made by [Share].
+// [Shared] error, made by [Share]. An error of a part of a list that one node of several decides should name the node,
+// see [AtNode].
 //
 // # Concurrency
 //

@@ -52,3 +52,28 @@ type sharedError struct {
 
 func (e *sharedError) Unwrap() error  { return e.error }
 func (e *sharedError) RoundTrip() any { return e.roundTrip }
+
+// AtNode returns err as the error of a node, see [Placed]; NodeOf finds the name. A nil error stays nil, and an empty name
+// adds none.
+func AtNode(err error, node string) error {
+	if err == nil || node == "" {
+		return err
+	}
+	return &nodeError{err, node}
+}
+
+// NodeOf returns the name of the node that an error is about, or "" where it names none.
+func NodeOf(err error) string {
+	if e, ok := errors.AsType[*nodeError](err); ok {
+		return e.node
+	}
+	return ""
+}
+
+type nodeError struct {
+	error
+	node string
+}
+
+func (e *nodeError) Error() string { return e.error.Error() + " (node " + e.node + ")" }
+func (e *nodeError) Unwrap() error { return e.error }

@@ -70,3 +70,29 @@ func TestGate(t *testing.T) {
 		}
 	}
 }
+
+func TestAtNode(t *testing.T) {
+	inner := driver.Share(fmt.Errorf("lost: %w", quota.ErrUnavailable), 7)
+	err := fmt.Errorf("outer: %w", driver.AtNode(inner, "127.0.0.1:7001"))
+	if got, want := driver.NodeOf(err), "127.0.0.1:7001"; got != want {
+		t.Errorf("NodeOf: got %q, want %q", got, want)
+	}
+	if got, want := driver.Sentinel(err), quota.ErrUnavailable; got != want {
+		t.Errorf("Sentinel: got %v, want %v", got, want)
+	}
+	if shared, ok := errors.AsType[driver.Shared](err); !ok || shared.RoundTrip() != 7 {
+		t.Errorf("Shared: got %v, %v, want round trip 7", shared, ok)
+	}
+	if got, want := err.Error(), "outer: "+inner.Error()+" (node 127.0.0.1:7001)"; got != want {
+		t.Errorf("text: got %q, want %q", got, want)
+	}
+	if got := driver.AtNode(inner, ""); got != inner {
+		t.Errorf("AtNode without a name: got %v, want the error itself", got)
+	}
+	if got := driver.AtNode(nil, "a"); got != nil {
+		t.Errorf("AtNode of no error: got %v, want nil", got)
+	}
+	if got := driver.NodeOf(inner); got != "" {
+		t.Errorf("NodeOf an error without a node: got %q, want none", got)
+	}
+}

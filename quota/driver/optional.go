@@ -31,6 +31,18 @@ type Prompt interface {
 	Prompt() bool
 }
 
+// A Placed store keeps its keys on several nodes, and says which of them will decide a charge. Nodes fail one by one, so
+// policies may keep what they know of failures by node. A store without these methods is one node.
+type Placed interface {
+	// Node names the node that would decide a charge now, as far as the store knows: a short text without
+	// credentials, such as the node's address. "" stands for a node that the store does not know, and is the only
+	// name in a store of one node. Node does no I/O and does not wait for any.
+	Node(c quota.Charge) string
+	// Refresh learns anew which node has which keys, and returns when that is known or the context ends. A
+	// store of one node has nothing to learn and returns nil.
+	Refresh(ctx context.Context) error
+}
+
 // Health is the state of a store's servers, in their own words.
 type Health struct {
 	// Kind is the server's software in lower case, such as redis, valkey or dragonfly; of several servers that of

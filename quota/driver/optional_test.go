@@ -18,6 +18,10 @@ type reporter struct {
 
 func (r reporter) Atomicity() driver.Atomicity { return r.atomicity }
 func (r reporter) Prompt() bool                { return r.prompt }
+func (r reporter) Node(c quota.Charge) string  { return "node of " + c.Key }
+func (r reporter) Refresh(context.Context) error {
+	return nil
+}
 func (r reporter) Health(context.Context) (driver.Health, error) {
 	return driver.Health{Version: "7.0.15"}, nil
 }
@@ -53,6 +57,15 @@ func TestFind(t *testing.T) {
 		if ok {
 			if h, err := r.Health(t.Context()); h.Version != "7.0.15" || err != nil {
 				t.Errorf("%s: Health: got %+v, %v, want version 7.0.15", test.name, h, err)
+			}
+		}
+		p, ok := driver.Find[driver.Placed](test.store)
+		if ok != test.found {
+			t.Errorf("%s: found a Placed: got %v, want %v", test.name, ok, test.found)
+		}
+		if ok {
+			if got, want := p.Node(quota.Charge{Key: "a"}), "node of a"; got != want {
+				t.Errorf("%s: Node: got %q, want %q", test.name, got, want)
 			}
 		}
 		if got := driver.IsPrompt(test.store); got != bool(test.prompt) {

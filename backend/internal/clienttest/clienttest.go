@@ -79,6 +79,7 @@ var tests = []struct {
 	{"refusals/AnotherRule", anotherRule},
 
 	{"failover/MasterKilled", masterKilled},
+	{"failover/MasterDown", masterDown},
 	{"failover/Manual", manualFailover},
 	{"failover/Restart", restart},
 	{"failover/Resharding", resharding},

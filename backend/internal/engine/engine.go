@@ -61,6 +61,7 @@ const DefaultPrefix = "quota:"
 // Store is a quota.Store over a Client. Methods may be called concurrently.
 type Store struct {
 	client  Client
+	placer  Placer // nil unless the client is one, of a cluster
 	o       Options
 	cluster bool
 	scripts *scripts
@@ -102,6 +103,9 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 		return nil, fmt.Errorf("redis: %w: Options.Prefix is %q; accepted: 1 to 64 printable ASCII characters without braces", quota.ErrInvalid, o.Prefix)
 	}
 	s := &Store{client: client, o: o, origin: "give-back-" + rand.Text() + "-", cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
+	if cluster {
+		s.placer, _ = client.(Placer)
+	}
 	if !o.NoBatching {
 		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
 		s.queues = make([]Queue[queued], 1)

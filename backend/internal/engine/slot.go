@@ -5,7 +5,7 @@ const slots = 16384
 
 // slot returns the hash slot of a key that begins with its hash tag, "{group}": the CRC16 (XMODEM) of the
 // bytes between the braces, see the Redis Cluster specification, "Hash tags".
-func slot(key string) uint16 {
+func slot[T string | []byte](key T) uint16 {
 	var crc uint16
 	for i := 1; key[i] != '}'; i++ {
 		crc = crc<<8 ^ crc16[byte(crc>>8)^key[i]]

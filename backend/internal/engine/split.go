@@ -93,7 +93,9 @@ func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any boo
 	errs = make([]error, len(parts))
 	each(len(parts), func(i int) {
 		p := parts[i].of(q)
-		if errs[i] = s.decide(ctx, p); errs[i] != nil {
+		node := s.nodeOf(p.targets[0].slot)
+		if err := s.decide(ctx, p); err != nil {
+			errs[i] = driver.AtNode(err, node)
 			return
 		}
 		for j, k := range parts[i].indexes {
@@ -146,7 +148,11 @@ func partly(err error) error {
 	if errors.Is(err, quota.ErrIndeterminate) {
 		return err
 	}
-	return fmt.Errorf("redis: %w: the list was not granted, and a part of it may be charged: %v", quota.ErrIndeterminate, err)
+	node := driver.NodeOf(err)
+	if node != "" {
+		err = errors.Unwrap(err)
+	}
+	return driver.AtNode(fmt.Errorf("redis: %w: the list was not granted, and a part of it may be charged: %v", quota.ErrIndeterminate, err), node)
 }
 
 // giveBack refunds the charges of parts and corrects their decisions. It returns when the caller's context ends;

@@ -35,6 +35,27 @@ func (g *guard) Info(ctx context.Context) ([]string, error) {
 	return infos, err
 }
 
+// Node returns the address of the node that has a slot, see engine.Placer.
+func (g *guard) Node(slot uint16) string {
+	if p, ok := g.Client.(engine.Placer); ok {
+		return p.Node(slot)
+	}
+	return ""
+}
+
+// Refresh learns anew which node has which slots.
+func (g *guard) Refresh(ctx context.Context) error {
+	p, ok := g.Client.(engine.Placer)
+	if !ok {
+		return nil
+	}
+	err := p.Refresh(ctx)
+	if err != nil {
+		err = g.explain(err)
+	}
+	return err
+}
+
 func (g *guard) explain(err error) error {
 	text := err.Error()
 	switch {

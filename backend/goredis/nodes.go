@@ -1,0 +1,79 @@
+package goredis
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+)
+
+// topologyTimeout bounds a question for the topology. The client asks one node after the other, in random order.
+const topologyTimeout = 2 * time.Second
+
+// nodes says which node of a cluster has a slot. The client knows, once it has loaded the topology; until then it would
+// load it for a caller, so it is not asked.
+type nodes struct {
+	loaded   atomic.Bool
+	topology engine.Topology
+}
+
+func newAdapter(client redis.UniversalClient) *adapter {
+	a := &adapter{client: client}
+	a.nodes.topology.Ask = a.askTopology
+	return a
+}
+
+// slotTags has a key for each slot.
+var slotTags = sync.OnceValue(func() (tags *[1 << 14]string) {
+	tags = new([1 << 14]string)
+	for i, left := 0, len(tags); left > 0; i++ {
+		tag := "{" + strconv.Itoa(i) + "}"
+		if slot := engine.SlotOf(tag); tags[slot] == "" {
+			tags[slot] = tag
+			left--
+		}
+	}
+	return tags
+})
+
+// Node returns the address of the master that has a slot.
+func (a *adapter) Node(slot uint16) string {
+	if a.cluster == nil {
+		return ""
+	}
+	if !a.nodes.loaded.Load() {
+		a.nodes.topology.Soon()
+		return ""
+	}
+	node, err := a.cluster.MasterForKey(context.Background(), slotTags()[slot])
+	if err != nil {
+		return ""
+	}
+	return node.Options().Addr
+}
+
+// Refresh loads the topology.
+func (a *adapter) Refresh(ctx context.Context) error {
+	if a.cluster == nil {
+		return nil
+	}
+	return a.nodes.topology.Refresh(ctx)
+}
+
+// askTopology loads the topology at once, which ForEachMaster does; ReloadState would do so later.
+func (a *adapter) askTopology() error {
+	ctx, cancel := context.WithTimeout(context.Background(), topologyTimeout)
+	defer cancel()
+	if err := a.cluster.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil }); err != nil {
+		return a.classify(ctx, err)
+	}
+	a.nodes.loaded.Store(true)
+	return nil
+}
+
+var _ engine.Placer = (*adapter)(nil)

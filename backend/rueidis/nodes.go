@@ -1,0 +1,261 @@
+package rueidis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/quota"
+)
+
+// slots is the number of hash slots of a cluster.
+const slots = 1 << 14
+
+// topologyTimeout bounds the wait for the first answer to a question for the topology.
+const topologyTimeout = 2 * time.Second
+
+// nodes says which node of a cluster has a slot, and sends scripts there. The client has such a table too, but shows it
+// to no caller, and learns it anew up to a second after a fault.
+type nodes struct {
+	table    atomic.Pointer[table] // nil until the first answer
+	topology engine.Topology
+
+	// mu guards asked: the nodes that have not answered a question. They are asked no other meanwhile.
+	mu    sync.Mutex
+	asked map[string]bool
+}
+
+// table does not change once it is made.
+type table struct {
+	of    [slots]uint16 // an index in nodes
+	nodes []node        // the first stands for no node
+}
+
+type node struct {
+	addr   string
+	client rueidis.Client // nil if the client has no such node yet
+}
+
+func newAdapter(client rueidis.Client) *adapter {
+	a := &adapter{client: client, cluster: client.Mode() == rueidis.ClientModeCluster}
+	a.nodes.topology.Ask = a.askTopology
+	a.nodes.asked = map[string]bool{}
+	return a
+}
+
+// at returns the node that has a slot. Both its fields are zero if that is not known.
+func (a *adapter) at(slot uint16) node {
+	if !a.cluster {
+		return node{}
+	}
+	t := a.nodes.table.Load()
+	if t == nil {
+		a.nodes.topology.Soon()
+		return node{}
+	}
+	return t.nodes[t.of[slot]]
+}
+
+// Node returns the address of the master that has a slot.
+func (a *adapter) Node(slot uint16) string { return a.at(slot).addr }
+
+// Refresh asks the cluster for its slots.
+func (a *adapter) Refresh(ctx context.Context) error {
+	if !a.cluster {
+		return nil
+	}
+	return a.nodes.topology.Refresh(ctx)
+}
+
+// send sends a script to the node that has its first key, or else by the client, which finds the node.
+func (a *adapter) send(ctx context.Context, args []any, keys int) rueidis.RedisResult {
+	if !a.cluster {
+		return a.client.Do(ctx, a.command(args, keys))
+	}
+	n := a.at(engine.SlotOf(args[3].(string)))
+	if n.client == nil {
+		a.nodes.topology.Soon()
+		return a.client.Do(ctx, a.command(args, keys))
+	}
+	result := n.client.Do(ctx, a.command(args, keys))
+	err := result.Error()
+	if err == nil {
+		return result
+	}
+	answer, is := rueidis.IsRedisErr(err)
+	if !is {
+		a.nodes.topology.Soon()
+		return result
+	}
+	_, moved := answer.IsMoved()
+	if _, ask := answer.IsAsk(); !moved && !ask {
+		return result
+	}
+	// Nothing ran. The client follows the redirection.
+	a.nodes.topology.Soon()
+	return a.client.Do(ctx, a.command(args, keys))
+}
+
+// askTopology asks all nodes at once for the slots, and takes the first good answer.
+func (a *adapter) askTopology() error {
+	known := a.client.Nodes()
+	tables, failures := make(chan *table, len(known)), make(chan error, len(known))
+	asked := 0
+	for addr, client := range known {
+		if !a.nodes.begin(addr) {
+			continue
+		}
+		asked++
+		go func() {
+			defer a.nodes.end(addr)
+			// Without a deadline: if the question has to dial, other calls wait for the same connection,
+			// and would get the end of its context.
+			answer, err := client.Do(context.Background(), client.B().ClusterSlots().Build()).ToArray()
+			if err != nil {
+				failures <- err
+				return
+			}
+			t, err := newTable(answer, addr, known)
+			if err != nil {
+				failures <- err
+				return
+			}
+			tables <- t
+		}()
+	}
+	timeout := time.NewTimer(topologyTimeout)
+	defer timeout.Stop()
+	err := errors.New("no node was asked: an earlier question is without an answer")
+	for range asked {
+		select {
+		case t := <-tables:
+			a.nodes.table.Store(t)
+			return nil
+		case err = <-failures:
+		case <-timeout.C:
+			return fmt.Errorf("redis: %w: no node told the slots within %v", quota.ErrUnavailable, topologyTimeout)
+		}
+	}
+	if _, is := rueidis.IsRedisErr(err); is {
+		return engine.ReplyError(err)
+	}
+	return fmt.Errorf("redis: %w: no node told the slots: %w", quota.ErrUnavailable, err)
+}
+
+// begin reports whether a node may be asked.
+func (n *nodes) begin(addr string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.asked[addr] {
+		return false
+	}
+	n.asked[addr] = true
+	return true
+}
+
+func (n *nodes) end(addr string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.asked, addr)
+}
+
+// newTable reads an answer to CLUSTER SLOTS of the node at an address.
+func newTable(answer []rueidis.RedisMessage, from string, known map[string]rueidis.Client) (*table, error) {
+	t := &table{nodes: []node{{}}}
+	indexes := map[string]uint16{}
+	for _, r := range answer {
+		fields, err := r.ToArray()
+		if err != nil || len(fields) < 3 {
+			return nil, errSlots
+		}
+		first, err := fields[0].AsInt64()
+		last, err2 := fields[1].AsInt64()
+		if err != nil || err2 != nil || first < 0 || first > last || last >= slots {
+			return nil, errSlots
+		}
+		addr, err := address(fields[2], from)
+		if err != nil {
+			return nil, err
+		}
+		if addr == "" { // a node whose address is not known
+			continue
+		}
+		i, ok := indexes[addr]
+		if !ok {
+			i = uint16(len(t.nodes))
+			indexes[addr] = i
+			t.nodes = append(t.nodes, node{addr, known[addr]})
+		}
+		for slot := first; slot <= last; slot++ {
+			t.of[slot] = i
+		}
+	}
+	if len(t.nodes) == 1 {
+		return nil, errSlots
+	}
+	return t, nil
+}
+
+var errSlots = errors.New("the answer to CLUSTER SLOTS names no slots, or is of another form")
+
+// address returns the address of a node in an answer of the node at another address, as the client writes it: a node that
+// does not know its own host says none, and "?" stands for a host that is not known.
+func address(m rueidis.RedisMessage, from string) (string, error) {
+	fields, err := m.ToArray()
+	if err != nil || len(fields) < 2 {
+		return "", errSlots
+	}
+	port, err := fields[1].AsInt64()
+	if err != nil {
+		return "", errSlots
+	}
+	host := ""
+	if !fields[0].IsNil() {
+		if host, err = fields[0].ToString(); err != nil {
+			return "", errSlots
+		}
+	}
+	switch host {
+	case "?":
+		return "", nil
+	case "":
+		if host, _, err = net.SplitHostPort(from); err != nil {
+			host = strings.Trim(from, "[]")
+		}
+	}
+	return net.JoinHostPort(host, strconv.FormatInt(port, 10)), nil
+}
+
+// Node returns the address of the master that has a slot, once the client is made.
+func (l *lazy) Node(slot uint16) string {
+	if a := l.made.Load(); a != nil {
+		return a.Node(slot)
+	}
+	return ""
+}
+
+// Refresh asks the cluster for its slots, and connects first if need be.
+func (l *lazy) Refresh(ctx context.Context) error {
+	if !l.c.Cluster {
+		return nil
+	}
+	a, err := l.connected(ctx)
+	if err != nil {
+		return err
+	}
+	return a.Refresh(ctx)
+}
+
+var (
+	_ engine.Placer = (*adapter)(nil)
+	_ engine.Placer = (*lazy)(nil)
+)
