@@ -175,7 +175,7 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	}
 	gone := a.gone.Load()
 	result := a.client.Do(ctx, cmd)
-	if err := result.Error(); err != nil {
+	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) { // a null is a reply of the wrong shape
 		if errors.Is(err, rueidis.ErrClosing) {
 			return nil, a.closing(err, gone)
 		}
