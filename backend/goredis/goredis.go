@@ -208,7 +208,7 @@ func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, erro
 // alone sends a script by itself.
 func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	cmd := redis.NewCmd(ctx, args...)
-	if err := a.client.Process(ctx, once{cmd}); err != nil {
+	if err := a.client.Process(ctx, once{cmd}); err != nil && err != redis.Nil { // a null is a reply of the wrong shape
 		return nil, a.classify(ctx, err)
 	}
 	return cmd, nil
@@ -222,7 +222,7 @@ func (a *adapter) classify(ctx context.Context, err error) error {
 		if engine.IsNoScript(err) {
 			return err
 		}
-		return engine.ReplyError(err)
+		return engine.ReplyError(answer) // the text of the reply, without the words around it
 	case errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
 		return fmt.Errorf("redis: %w: %w", quota.ErrOverloaded, err)
 	case errors.Is(err, redis.ErrClosed):

@@ -125,7 +125,7 @@ func (d definite) DialHook(next redis.DialHook) redis.DialHook {
 		conn, err := next(ctx, network, addr)
 		var answer redis.Error
 		// Of a sentinel's reply the class stays, if it has one that says 'not charged'.
-		if err != nil && (!errors.As(err, &answer) || errors.Is(engine.ReplyError(err), quota.ErrIndeterminate)) {
+		if err != nil && (!errors.As(err, &answer) || errors.Is(engine.ReplyError(answer), quota.ErrIndeterminate)) {
 			err = redisurl.DialError("master "+d.master, reason{err})
 		}
 		return conn, err

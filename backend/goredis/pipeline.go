@@ -74,7 +74,7 @@ func (a *adapter) piped(ctx context.Context, args []any) (cmd *redis.Cmd, err er
 	}
 	var answer redis.Error
 	switch err := waited.cmd.Err(); {
-	case err == nil:
+	case err == nil, err == redis.Nil:
 		return waited.cmd, nil
 	case !errors.As(err, &answer):
 		return nil, driver.Share(a.classify(ctx, err), waited.roundTrip)

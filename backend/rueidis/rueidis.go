@@ -163,7 +163,7 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	}()
 	gone := a.gone.Load()
 	result := a.send(ctx, args, keys)
-	if err := result.Error(); err != nil {
+	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) { // a null is a reply of the wrong shape
 		// Of a cluster it may be the client of one node that was closed, which left the cluster.
 		if errors.Is(err, rueidis.ErrClosing) && !a.cluster {
 			return nil, a.closing(err, gone)
