@@ -217,6 +217,9 @@ func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 // classify returns an error of the client as one of package quota.
 func (a *adapter) classify(ctx context.Context, err error) error {
 	var answer redis.Error
+	if _, unknown := errors.AsType[unknownMaster](err); unknown {
+		return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
+	}
 	switch {
 	case errors.As(err, &answer):
 		if engine.IsNoScript(err) {

@@ -3,6 +3,7 @@ package goredis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 
@@ -124,12 +125,22 @@ func (d definite) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := next(ctx, network, addr)
 		var answer redis.Error
+		if errors.Is(err, redis.Nil) {
+			return conn, unknownMaster(d.master)
+		}
 		// Of a sentinel's reply the class stays, if it has one that says 'not charged'.
 		if err != nil && (!errors.As(err, &answer) || errors.Is(engine.ReplyError(answer), quota.ErrIndeterminate)) {
 			err = redisurl.DialError("master "+d.master, reason{err})
 		}
 		return conn, err
 	}
+}
+
+// unknownMaster is the error of a lookup that the sentinels answered with a null: they know no master of this name.
+type unknownMaster string
+
+func (m unknownMaster) Error() string {
+	return fmt.Sprintf("the sentinels know no master %q; accepted: the name in their configuration", string(m))
 }
 
 // reason is the text of an error of connecting: the client must not take it for a reply to the script.

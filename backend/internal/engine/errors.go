@@ -42,6 +42,7 @@ var misconfigurationTexts = [...]string{
 	"invalid password", "Client sent AUTH", "AUTH <password> called",
 	"DB index is out of range", "invalid DB index", "SELECT is not allowed",
 	"This instance has cluster support disabled",
+	"No such master with that name", // a sentinel's, while a client connects
 }
 
 // WhileConnecting ends an error reply that a connection's handshake got: nothing was sent behind it.
