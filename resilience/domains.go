@@ -45,7 +45,7 @@ func (p nodesPolicy) policies(node string) []Policy {
 	b := p.breaker
 	b.Notice = ofNode(b.Notice, node)
 	if node != "" && b.Delay == 0 {
-		b.Delay = nodeDelay
+		b.Delay = max(nodeDelay, b.FirstDelay)
 	}
 	return append([]Policy{Breaker(&b)}, p.guards(node)...)
 }

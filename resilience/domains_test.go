@@ -96,7 +96,17 @@ func on(keys ...string) (cs []quota.Charge) {
 
 func standard(t *testing.T, s quota.Store, fallback resilience.Policy, o *resilience.StandardOptions) quota.Store {
 	t.Helper()
-	s, err := resilience.Standard(s, fallback, o)
+	var options resilience.StandardOptions
+	if o != nil {
+		options = *o
+	}
+	var breaker resilience.BreakerOptions
+	if options.Breaker != nil {
+		breaker = *options.Breaker
+	}
+	breaker.FailingFor = -1 // the third failure in a row opens a breaker, however soon it comes
+	options.Breaker = &breaker
+	s, err := resilience.Standard(s, fallback, &options)
 	if err != nil {
 		t.Fatal(err)
 	}

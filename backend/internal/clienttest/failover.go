@@ -135,8 +135,10 @@ func masterDown(t *testing.T, l library) {
 				}
 				y := stops[name]()
 				t.Logf("%s: back after %v; keys of the other masters: %v", name, time.Since(whole).Round(time.Millisecond), y)
-				if n := y.errors(); n > 0 {
-					t.Errorf("%s: calls to keys of the other masters without a decision by the store: got %d of %d, want none: %v",
+				// One round of calls in flight may stall when the master goes, and a loaded machine stalls by
+				// itself. A breaker for all nodes fails nearly all of these calls.
+				if n := y.errors(); n*50 > n+y.ok {
+					t.Errorf("%s: calls to keys of the other masters without a decision by the store: got %d of %d, want at most 2 %%: %v",
 						name, n, n+y.ok, y.texts)
 				}
 			}
