@@ -17,9 +17,6 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// slots is the number of hash slots of a cluster.
-const slots = 1 << 14
-
 // topologyTimeout bounds the wait for the first answer to a question for the topology.
 const topologyTimeout = 2 * time.Second
 
@@ -36,8 +33,8 @@ type nodes struct {
 
 // table does not change once it is made.
 type table struct {
-	of    [slots]uint16 // an index in nodes
-	nodes []node        // the first stands for no node
+	of    [engine.Slots]uint16 // an index in nodes
+	nodes []node               // the first stands for no node
 }
 
 type node struct {
@@ -179,7 +176,7 @@ func newTable(answer []rueidis.RedisMessage, from string, known map[string]rueid
 		}
 		first, err := fields[0].AsInt64()
 		last, err2 := fields[1].AsInt64()
-		if err != nil || err2 != nil || first < 0 || first > last || last >= slots {
+		if err != nil || err2 != nil || first < 0 || first > last || last >= engine.Slots {
 			return nil, errSlots
 		}
 		addr, err := address(fields[2], from)

@@ -92,7 +92,7 @@ func Bucket(name string, tokens int64, per time.Duration) *quota.Limit {
 	return LimitOf(name, "tb1", tokens, per)
 }
 
-// WantInvalid fails unless err is ErrInvalid and its text names all of parts, and what is accepted.
+// WantInvalid fails unless err is ErrInvalid and its text names all of parts and the accepted values.
 func WantInvalid(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if !errors.Is(err, quota.ErrInvalid) {

@@ -110,7 +110,7 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
 		s.queues = make([]Queue[queued], 1)
 		if cluster {
-			s.queues = make([]Queue[queued], slots)
+			s.queues = make([]Queue[queued], Slots)
 		}
 	}
 	var err error

@@ -1,7 +1,7 @@
 package engine
 
-// slots is the number of hash slots of a Redis Cluster.
-const slots = 16384
+// Slots is the number of hash slots of a Redis Cluster.
+const Slots = 16384
 
 // slot returns the hash slot of a key that begins with its hash tag, "{group}": the CRC16 (XMODEM) of the
 // bytes between the braces, see the Redis Cluster specification, "Hash tags".
@@ -10,7 +10,7 @@ func slot[T string | []byte](key T) uint16 {
 	for i := 1; key[i] != '}'; i++ {
 		crc = crc<<8 ^ crc16[byte(crc>>8)^key[i]]
 	}
-	return crc % slots
+	return crc % Slots
 }
 
 var crc16 = func() (table [256]uint16) {

@@ -198,7 +198,7 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		return fmt.Errorf("redis: %w: the context ended before what other slots granted was given back: %v", quota.ErrIndeterminate, ctx.Err())
+		return fmt.Errorf("redis: %w: the context ended before the grants of other slots were given back: %v", quota.ErrIndeterminate, ctx.Err())
 	}
 	for k, r := range refunds {
 		for j, i := range places[k] {
