@@ -116,30 +116,32 @@ func beyond(t *trial) {
 	})
 }
 
-// marked makes one list over as many groups as a list can have. A store may hold a few groups together by chance, and
-// then decides them in one step; it does not hold all of these together, so each decision must say that the list was
-// taken in parts.
+// marked makes lists over as many groups as a list can have. A store may hold groups together, by chance or because it
+// found all keys on one server, and then decides them in one step, at one time. Otherwise each decision must say that
+// the list was taken in parts.
 func marked(t *trial) {
 	h := t.open(Opening{})
 	needParts(t, h)
 	l := t.named("tokens", goOnly, numbers{limit: 12})
-	var cs []quota.Charge
-	for n := range quota.MaxCharges {
-		cs = append(cs, quota.Charge{Limit: l, Key: fmt.Sprintf("g%d", n), Cost: 1})
-	}
-	ds, err := h.takeAll(bg, cs...)
-	switch {
-	case errors.Is(err, quota.ErrCrossSlot): // and no parts are taken
-		return
-	case transient(err), indeterminate(err), err == nil && substituted(ds):
-		t.skipf("not judged, because the store does not answer: %v", err)
-	case err != nil || !quota.Granted(ds):
-		t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d:\n%s\n\twant quota.ErrCrossSlot, or a grant", len(cs)-1, answer(ds, err))
-	}
-	for i, d := range ds {
-		if !d.Split {
-			t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d, decision %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step",
-				len(cs)-1, i, answer(ds[i:i+1], nil))
+	t.rounds(10, func(round int) {
+		var cs []quota.Charge
+		for n := range quota.MaxCharges {
+			cs = append(cs, quota.Charge{Limit: l, Key: fmt.Sprintf("g%d-%d", n, round), Cost: 1})
 		}
-	}
+		ds, err := h.takeAll(bg, cs...)
+		switch {
+		case errors.Is(err, quota.ErrCrossSlot): // and no parts are taken
+			return
+		case transient(err), indeterminate(err), err == nil && substituted(ds):
+			t.skipf("not judged, because the store does not answer: %v", err)
+		case err != nil || !quota.Granted(ds):
+			t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d:\n%s\n\twant quota.ErrCrossSlot, or a grant", len(cs)-1, answer(ds, err))
+		}
+		for i, d := range ds {
+			if d.Split != ds[0].Split || !d.Split && d.At != ds[0].At {
+				t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d, decisions 0 and %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step, at one time",
+					len(cs)-1, i, answer([]quota.Decision{ds[0], d}, nil))
+			}
+		}
+	})
 }

@@ -37,7 +37,8 @@
 //	C3 IDs      a request id is granted once and repeated faithfully; denials and peeks are not remembered
 //	C4 Atomic   calls at the same time are decided as in some order, one after the other
 //	C5 Bounds   never more is admitted than the limit allows, and never less
-//	C6 Graded   a list beyond Atomicity is ErrCrossSlot, or taken in parts that are given back and marked Split
+//	C6 Graded   a list beyond Atomicity is ErrCrossSlot, decided in one step all the same, or taken in parts
+//	            that are given back and marked Split
 //	C7 Prompt   a store that says it is prompt returns by its context's deadline
 //	C8 Misfit   state of another rule under a limit's name is ErrMisconfigured, and stays as it is
 //

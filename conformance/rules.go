@@ -22,7 +22,7 @@ var (
 	c3 = &rule{"C3", "IDs", "a request id is granted once and repeated faithfully; denials and peeks are not remembered"}
 	c4 = &rule{"C4", "Atomic", "calls at the same time are decided as in some order, one after the other"}
 	c5 = &rule{"C5", "Bounds", "never more is admitted than the limit allows, and never less"}
-	c6 = &rule{"C6", "Graded", "a list beyond Atomicity is ErrCrossSlot, or taken in parts that are given back and marked Split"}
+	c6 = &rule{"C6", "Graded", "a list beyond Atomicity is ErrCrossSlot, decided in one step all the same, or taken in parts that are given back and marked Split"}
 	c7 = &rule{"C7", "Prompt", "a store that says it is prompt returns by its context's deadline"}
 	c8 = &rule{"C8", "Misfit", "state of another rule under a limit's name is ErrMisconfigured, and stays as it is"}
 )

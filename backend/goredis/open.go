@@ -30,7 +30,9 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	switch {
 	case c.Cluster:
 		a.cluster = redis.NewClusterClient(clusterOptions(c))
-		a.client, a.pipelines = a.cluster, newPipelines()
+		if a.client = a.cluster; c.Batching != engine.BatchNone {
+			a.pipelines = newPipelines()
+		}
 	case c.Master != "":
 		client := redis.NewFailoverClient(failoverOptions(c))
 		client.AddHook(definite{c.Master})
@@ -38,11 +40,12 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	default:
 		a.client = redis.NewClient(clientOptions(c))
 	}
-	s, err := engine.New(c.Guard(a), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
+	s, err := engine.New(c.Guard(a), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict, Batching: c.Batching})
 	if err != nil {
 		a.Close()
 		return nil, err
 	}
+	c.Dialed, c.Lost = s.Dialed, s.Lost
 	return &Store{engine: s}, nil
 }
 

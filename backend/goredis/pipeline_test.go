@@ -53,9 +53,10 @@ func TestPipelines(t *testing.T) {
 	const keys, takes = 128, 20
 	limit := quota.Must(quota.NewLimit("n", quota.Must(algorithm.FixedWindow(1000, 24*time.Hour))))
 	for _, test := range []struct {
-		name              string
-		lossy, noBatching bool
-	}{{"all well", false, false}, {"replies lost", true, false}, {"without batching", false, true}} {
+		name     string
+		lossy    bool
+		batching goredis.Batching
+	}{{"all well", false, goredis.BatchAuto}, {"replies lost", true, goredis.BatchAuto}, {"without batching", false, goredis.BatchNone}} {
 		t.Run(test.name, func(t *testing.T) {
 			var reads atomic.Int64
 			hook := &counting{}
@@ -69,7 +70,7 @@ func TestPipelines(t *testing.T) {
 			client := redis.NewClusterClient(o)
 			defer client.Close()
 			client.OnNewNode(func(node *redis.Client) { node.AddHook(hook) })
-			store := quota.Must(goredis.New(client, &goredis.Options{Prefix: "p:", NoBatching: test.noBatching}))
+			store := quota.Must(goredis.New(client, &goredis.Options{Prefix: "p:", Batching: test.batching}))
 			defer store.Close()
 
 			charge := func(i int) quota.Charge {
@@ -99,8 +100,9 @@ func TestPipelines(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if piped := hook.piped.Load(); (piped > keys) == test.noBatching {
-				t.Errorf("commands written with others: got %d of %d, want more than %d: %v", piped, keys*takes, keys, !test.noBatching)
+			together := test.batching != goredis.BatchNone
+			if piped := hook.piped.Load(); piped > keys != together {
+				t.Errorf("commands written with others: got %d of %d, want more than %d: %v", piped, keys*takes, keys, together)
 			}
 			sound := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
 			defer sound.Close()

@@ -27,10 +27,11 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := engine.New(c.Guard(newLazy(c)), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
+	s, err := engine.New(c.Guard(newLazy(c)), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict, Batching: c.Batching})
 	if err != nil {
 		return nil, err
 	}
+	c.Dialed, c.Lost = s.Dialed, s.Lost
 	return &Store{engine: s}, nil
 }
 

@@ -8,11 +8,20 @@
 //
 // A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
 //
-// While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
+// While four scripts to a server, or to a slot, are in flight, further charges and lists wait.
 // When the first of the four ends, all that wait go together in one script, each decided by itself and in
 // order. The context bounds the wait: a caller whose context ends before the script is sent is not charged;
 // if it ends later, the outcome is unknown. An error that several callers got from one script has a method
 // RoundTrip, which tells policies so.
+//
+// # One server or several
+//
+// Charges to different keys share a script only where one server is known to have all keys. An address does not tell:
+// behind it there may be a proxy that sends each script to the server of its first key, or a node of a cluster. So the
+// store of a client for one server asks, with 16 small scripts that return INFO's run_id, after its first decision,
+// after a connection was lost, and with Health. Until it knows, and where the user has no right to INFO or the server
+// has no run_id, only charges of one group share a script, and lists over several groups are taken in parts; the notice
+// "batching" tells. It costs up to half of the throughput over many keys. BatchAll says that there is one server.
 //
 // # Keys and hash slots
 //
@@ -64,12 +73,12 @@ type Options struct {
 	// brace.
 	Prefix string
 	// Strict refuses a list of charges whose groups lie in different hash slots with quota.ErrCrossSlot, on a
-	// single server too, so that development behaves as production does. Otherwise a single server decides
-	// any list in one step, and a cluster decides such a list slot by slot; see Store.
+	// single server too, so that development behaves as production does, and bounds batches to a slot.
+	// Otherwise a server that is known to be the only one decides any list in one step, and other lists are
+	// decided slot by slot; see Store.
 	Strict bool
-	// NoBatching sends every decision in a script of its own. Otherwise charges share scripts under load, see
-	// the package documentation: more decisions a second, and no wait without load.
-	NoBatching bool
+	// Batching says which charges may share a script; the zero value is BatchAuto.
+	Batching Batching
 	// Notice receives the notices for operators, see [quota.Notice]; nil drops them. It may be called
 	// concurrently.
 	Notice func(quota.Notice)
@@ -77,10 +86,34 @@ type Options struct {
 	Clock func() time.Time
 }
 
+// Batching says which charges may share a script under load: more decisions a second, and no wait without load.
+// See the package documentation.
+type Batching uint8
+
+const (
+	// BatchAuto lets all charges share a script while the address of a client for one server is known to lead to
+	// one server only. Elsewhere, and on a cluster, only charges of one group, or of one slot, share a script.
+	BatchAuto Batching = iota
+	// BatchSlot lets charges of one group share a script, and of one slot of a cluster. It asks no server.
+	BatchSlot
+	// BatchAll lets all charges share a script, and decides every list in one step. Choose it where the user may
+	// lack a right to INFO, or the server does not tell, and one server has all keys: behind a proxy over several
+	// servers it would admit too much. It is refused for a cluster, and with Strict.
+	BatchAll
+	// BatchNone sends every decision in a script of its own. Lists are decided as with BatchAuto.
+	BatchNone
+)
+
+// engine returns the options of the engine.
+func (o *Options) engine() engine.Options {
+	return engine.Options{Prefix: o.Prefix, Strict: o.Strict, Batching: engine.Batching(o.Batching), Notice: o.Notice, Clock: o.Clock}
+}
+
 // Store is a quota.Store in Redis. Methods may be called concurrently.
 //
-// On a cluster a list of charges whose groups lie in different slots is taken slot by slot, in parallel; if
-// one slot denies, the charges that the others granted are given back. Such decisions are marked Split. They
+// A list of charges to several groups is decided in one step where one server is known to have all keys. Elsewhere
+// it is taken group by group, and on a cluster slot by slot, in parallel; if one part is denied, the charges that the
+// others granted are given back. Such decisions are marked Split. They
 // never admit too much. A denied list may hold tokens for a round trip. If tokens could not be given back, for
 // at most a second and within the context, the list fails with quota.ErrIndeterminate; they come back by refill.
 type Store struct {
@@ -105,8 +138,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	return s.engine.TakeAll(ctx, cs, out)
 }
 
-// Atomicity says which lists are decided in one step: on a cluster, and with Options.Strict, those of one
-// group.
+// Atomicity says which lists are always decided in one step: those of one group, and with BatchAll any.
 func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 
 // Health asks the server, or each master of a cluster, for its INFO, and gives Options.Notice notice of
@@ -136,7 +168,7 @@ func New(client rueidis.Client, o *Options) (*Store, error) {
 		return nil, fmt.Errorf("rueidis: %w: the client is nil; accepted: a rueidis.Client", quota.ErrInvalid)
 	}
 	a := newAdapter(client)
-	s, err := engine.New(a, a.cluster, engine.Options(*o))
+	s, err := engine.New(a, a.cluster, o.engine())
 	if err != nil {
 		return nil, err
 	}

@@ -97,8 +97,7 @@ func connectGoredis(to target) (conn, error) {
 	client := goredisclient.NewUniversalClient(o)
 	return conn{
 		open: func(o engine.Options) (store, error) {
-			options := goredis.Options(o)
-			return goredis.New(client, &options)
+			return goredis.New(client, &goredis.Options{Prefix: o.Prefix, Strict: o.Strict, Batching: goredis.Batching(o.Batching), Notice: o.Notice, Clock: o.Clock})
 		},
 		ping: func() error { return client.Ping(bg).Err() },
 		evalsha: func(sha, key, value, px string) error {
@@ -130,8 +129,7 @@ func connectRueidis(to target) (conn, error) {
 	}
 	return conn{
 		open: func(o engine.Options) (store, error) {
-			options := rueidis.Options(o)
-			return rueidis.New(client, &options)
+			return rueidis.New(client, &rueidis.Options{Prefix: o.Prefix, Strict: o.Strict, Batching: rueidis.Batching(o.Batching), Notice: o.Notice, Clock: o.Clock})
 		},
 		ping: func() error { return client.Do(bg, client.B().Ping().Build()).Error() },
 		evalsha: func(sha, key, value, px string) error {

@@ -60,6 +60,12 @@ var tests = []struct {
 	{"split/Losses", splitLosses},
 	{"split/Deadline", splitDeadline},
 
+	{"batching/OneServer", batchingOneServer},
+	{"batching/Proxy", batchingProxy},
+	{"batching/OneShard", batchingOneShard},
+	{"batching/NoRight", batchingNoRight},
+	{"batching/Again", batchingAgain},
+
 	{"faults/AtMostOnce", atMostOnce},
 	{"faults/ExactlyOnce", exactlyOnce},
 	{"faults/Linearizable", linearizable},
@@ -127,31 +133,36 @@ func Run(t *testing.T, name string, engineOf func(quota.Store) *engine.Store) {
 // Conformance runs the suite that every store passes, on a single server that fails, and on a cluster.
 func Conformance(t *testing.T, name string) {
 	l := named(t, name)
-	open := func(t testing.TB, c conn, o conformance.Opening) quota.Store {
-		s, err := c.open(engine.Options{Prefix: o.Data + ":", Clock: o.Clock})
+	open := func(t testing.TB, c conn, b engine.Batching, o conformance.Opening) quota.Store {
+		s, err := c.open(engine.Options{Prefix: o.Data + ":", Batching: b, Clock: o.Clock})
 		ok(t, err)
 		return s
 	}
-	harness := func(name string, c conn) conformance.Harness {
+	harness := func(name string, c conn, b engine.Batching) conformance.Harness {
 		return conformance.Harness{
 			Name: name,
-			Open: func(t testing.TB, o conformance.Opening) quota.Store { return open(t, c, o) },
+			Open: func(t testing.TB, o conformance.Opening) quota.Store { return open(t, c, b, o) },
 		}
 	}
-	t.Run("standalone", func(t *testing.T) {
+	t.Run("standalone", func(t *testing.T) { // which learns that there is one server, and promises one group
 		t.Parallel()
 		server := redisserver.Start(t)
-		h := harness(name, l.dial(t, single(server)))
+		conformance.Run(t, harness(name+" on a server", l.dial(t, single(server)), engine.BatchAuto))
+	})
+	t.Run("all", func(t *testing.T) {
+		t.Parallel()
+		server := redisserver.Start(t)
+		h := harness(name, l.dial(t, single(server)), engine.BatchAll)
 		h.Fault = func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
 			proxy := redisserver.StartProxy(t, server.Addr())
 			c := l.dial(t, target{addrs: []string{proxy.Addr()}})
-			return open(t, c, o), redisserver.Switch(t, server, proxy, conformance.Refused, conformance.LostReply, conformance.Frozen)
+			return open(t, c, engine.BatchAll, o), redisserver.Switch(t, server, proxy, conformance.Refused, conformance.LostReply, conformance.Frozen)
 		}
 		conformance.Run(t, h)
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		conformance.Run(t, harness(name+" on a cluster", l.dial(t, clustered(redisserver.StartCluster(t)))))
+		conformance.Run(t, harness(name+" on a cluster", l.dial(t, clustered(redisserver.StartCluster(t))), engine.BatchAuto))
 	})
 }
 

@@ -2,6 +2,8 @@ package clienttest
 
 import (
 	"bufio"
+	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"strconv"
@@ -103,6 +105,78 @@ func silent(t testing.TB) (addr string, connections *atomic.Int64) {
 		connections.Add(1)
 		io.Copy(io.Discard, c)
 	}), connections
+}
+
+// routed serves an address, or one of its own, as a proxy before several servers: it sends each command to the server
+// of its first key, by a hash of its own, and does not look at the other keys.
+func routed(t testing.TB, addr string, servers ...string) string {
+	t.Helper()
+	return serve(t, addr, func(c net.Conn) {
+		var behind []*bufio.ReadWriter
+		for _, s := range servers {
+			out, err := net.Dial("tcp", s)
+			if err != nil {
+				return
+			}
+			defer out.Close()
+			behind = append(behind, bufio.NewReadWriter(bufio.NewReader(out), bufio.NewWriter(out)))
+		}
+		r := bufio.NewReader(c)
+		for {
+			args, err := readCommand(r)
+			if err != nil {
+				return
+			}
+			reply := "-ERR unknown command '" + args[0] + "'\r\n"
+			switch name := strings.ToUpper(args[0]); name {
+			case "PING", "EVAL", "EVALSHA":
+				key := ""
+				if name != "PING" {
+					key = args[3]
+				}
+				_, key, _ = strings.Cut(key, "{")
+				key, _, _ = strings.Cut(key, "}")
+				b := behind[int(crc32.ChecksumIEEE([]byte(key)))%len(behind)]
+				writeCommand(b.Writer, args)
+				if reply, err = readReply(b.Reader); err != nil {
+					return
+				}
+			}
+			if _, err := io.WriteString(c, reply); err != nil {
+				return
+			}
+		}
+	})
+}
+
+func writeCommand(w *bufio.Writer, args []string) {
+	fmt.Fprintf(w, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(w, "$%d\r\n%s\r\n", len(a), a)
+	}
+	w.Flush()
+}
+
+// readReply returns the bytes of a reply in RESP2.
+func readReply(r *bufio.Reader) (string, error) {
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(line[1:]))
+	switch {
+	case line[0] == '$' && n >= 0:
+		text := make([]byte, n+2)
+		_, err = io.ReadFull(r, text)
+		line += string(text)
+	case line[0] == '*':
+		for ; n > 0 && err == nil; n-- {
+			var element string
+			element, err = readReply(r)
+			line += element
+		}
+	}
+	return line, err
 }
 
 // forward serves an address by another one.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -276,7 +277,7 @@ func poolExhausted(t *testing.T, l library) {
 	server := redisserver.Start(t)
 	proxies := redisserver.StartProxies(t, server.Addr())
 	to := single(server).through(proxies)
-	to.pool, to.timeout, to.options.NoBatching = 1, 500*time.Millisecond, true
+	to.pool, to.timeout, to.options.Batching = 1, 500*time.Millisecond, engine.BatchNone
 	s := l.dial(t, to)
 	limit := counted(plenty)
 	until(t, "the connection", func() bool { return !s.fails(quota.Charge{Limit: limit, Key: keys(1)[0], Op: quota.OpPeek}) })

@@ -76,13 +76,24 @@ type data struct {
 	conn conn // the client under test
 }
 
-// single starts a server, connects, and returns the server's data with a function that opens stores.
+// single starts a server, connects, and returns the server's data with a function that opens stores. The stores ask
+// no questions of their own: they take the server for the only one.
 func (l library) single(t testing.TB) (*data, func(engine.Options) store) {
 	t.Helper()
 	s := redisserver.Start(t)
 	raw := redis.NewClient(&redis.Options{Addr: s.Addr()})
 	t.Cleanup(func() { raw.Close() })
-	return l.data(t, raw, single(s))
+	return vouched(l.data(t, raw, single(s)))
+}
+
+// vouched gives stores engine.BatchAll unless their options say otherwise.
+func vouched(s *data, open func(engine.Options) store) (*data, func(engine.Options) store) {
+	return s, func(o engine.Options) store {
+		if o.Batching == engine.BatchAuto && !o.Strict {
+			o.Batching = engine.BatchAll
+		}
+		return open(o)
+	}
 }
 
 // cluster does the same with a cluster.

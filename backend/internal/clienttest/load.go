@@ -78,6 +78,14 @@ func (y *tally) errors() (n int64) {
 	return n
 }
 
+// failure returns an error if a call failed.
+func (y *tally) failure() error {
+	if n := y.errors(); n > 0 {
+		return fmt.Errorf("got %d errors, want none: %v, such as %v", n, y, y.texts)
+	}
+	return nil
+}
+
 func (y *tally) String() string {
 	s := fmt.Sprintf("%d granted, %d denied", y.ok, y.denied)
 	for c, n := range y.failed {

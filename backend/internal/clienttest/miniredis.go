@@ -29,21 +29,25 @@ func (l library) mini(t testing.TB) (*miniredis.Miniredis, *data, func(engine.Op
 	m := startMiniredis(t)
 	raw := redis.NewClient(&redis.Options{Addr: m.Addr()})
 	t.Cleanup(func() { raw.Close() })
-	s, open := l.data(t, raw, target{addrs: []string{m.Addr()}})
+	s, open := vouched(l.data(t, raw, target{addrs: []string{m.Addr()}}))
 	return m, s, open
 }
 
 // miniConformance runs the suite that every store passes.
 func miniConformance(t *testing.T, l library) {
 	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
-	conformance.Run(t, conformance.Harness{
-		Name: l.name + " on miniredis",
-		Open: func(t testing.TB, o conformance.Opening) quota.Store {
-			s, err := c.open(engine.Options{Prefix: o.Data + ":", Clock: o.Clock})
-			ok(t, err)
-			return s
-		},
-	})
+	for name, batching := range map[string]engine.Batching{"auto": engine.BatchAuto, "all": engine.BatchAll} {
+		t.Run(name, func(t *testing.T) {
+			conformance.Run(t, conformance.Harness{
+				Name: l.name + " on miniredis",
+				Open: func(t testing.TB, o conformance.Opening) quota.Store {
+					s, err := c.open(engine.Options{Prefix: o.Data + ":", Batching: batching, Clock: o.Clock})
+					ok(t, err)
+					return s
+				},
+			})
+		})
+	}
 }
 
 // miniDifferential: random requests make exactly the decisions and the states of the Go kernels, byte for byte.

@@ -18,18 +18,22 @@ const secret = "s3cret-of-app"
 // The rights of a user must suffice, and none may be unneeded. The documentation has the same lines.
 var (
 	rights        = []string{"~quota:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del"}
+	serverRights  = []string{infoRight} // of a server that is no cluster's
 	rueidisRights = []string{"+ping"}
 	clusterRights = []string{"+cluster|slots"}
 )
 
 const (
 	databaseRight = "+select"
-	healthRight   = "+info"
+	infoRight     = "+info"   // for Health, and to know whether there is one server
 	movingRight   = "+asking" // while a slot is on its way from one node to another
 )
 
 func rightsOf(client string, cluster bool) []string {
 	list := slices.Clone(rights)
+	if !cluster {
+		list = append(list, serverRights...)
+	}
 	if client == "rueidis" {
 		list = append(list, rueidisRights...)
 	}
@@ -116,9 +120,11 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 	own.user, own.password = "app", secret
 	ok(t, use(l.dial(t, own), "own")) // a client of the caller's, which may be refused commands that it can do without
 	health := func(s quota.Store) error { _, err := s.(driver.HealthReporter).Health(bg); return err }
-	is(t, "Health without "+healthRight, health(s), quota.ErrMisconfigured)
-	user.may(t, append(slices.Clone(list), healthRight)...)
-	is(t, "Health with "+healthRight, health(l.open(t, url)), nil)
+	blind := slices.DeleteFunc(slices.Clone(list), func(right string) bool { return right == infoRight })
+	user.may(t, blind...)
+	is(t, "Health without "+infoRight, health(s), quota.ErrMisconfigured)
+	user.may(t, append(blind, infoRight)...)
+	is(t, "Health with "+infoRight, health(l.open(t, url)), nil)
 
 	for i, right := range list {
 		user.may(t, slices.Delete(slices.Clone(list), i, i+1)...)
@@ -127,6 +133,11 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 		if right == "+ping" { // the client is not told that it was refused, but the server's log is
 			ok(t, err)
 			until(t, "a PING to be refused", func() bool { return strings.Contains(fmt.Sprint(user.refused(t)), "object ping") })
+			continue
+		}
+		if right == infoRight { // see batchingNoRight
+			ok(t, err)
+			until(t, "an INFO to be refused", func() bool { return strings.Contains(fmt.Sprint(user.refused(t)), "object info") })
 			continue
 		}
 		is(t, "without "+right, err, quota.ErrMisconfigured)
@@ -161,7 +172,7 @@ func rightToAsk(t *testing.T, l library) {
 	t.Parallel()
 	c := redisserver.StartCluster(t)
 	user := app(servers(c))
-	list := append(rightsOf(l.name, true), healthRight)
+	list := append(rightsOf(l.name, true), infoRight)
 	user.may(t, append(slices.Clone(list), movingRight)...)
 	to := clustered(c)
 	to.user, to.password = "app", secret

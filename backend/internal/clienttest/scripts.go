@@ -331,7 +331,7 @@ func noClientClock(t *testing.T, l library) {
 		return "*3\r\n:-1\r\n$-1\r\n$-1\r\n" // short of some calls' reply; only the scripts sent count
 	})
 	sent := func() [][]string {
-		s := l.dial(t, target{addrs: []string{addr}})
+		s := l.dial(t, target{addrs: []string{addr}, options: engine.Options{Batching: engine.BatchAll}}) // no questions between
 		for _, a := range []quota.Algorithm{
 			quota.Must(algorithm.TokenBucket(100, 10, time.Second)), quota.Must(algorithm.FixedWindow(5, time.Minute)),
 			quota.Must(algorithm.SlidingWindow(5, time.Minute)), quota.Must(algorithm.SlidingWindowLog(5, time.Minute)),

@@ -54,18 +54,21 @@ func group(t *testing.T) string { return strings.ReplaceAll(t.Name(), "/", "-") 
 
 func urlSingle(t *testing.T, l library) {
 	server := redisserver.StartConfig(t, redisserver.Config{Users: []string{"u on >p:%/@ ~* +@all"}})
-	for _, url := range []string{
-		"redis://" + server.Addr(),
-		"redis://" + server.Addr() + "/3?prefix=other",
-		"redis://u:p%3A%25%2F%40@" + server.Addr() + "/4?prefix=u:",
+	for url, grade := range map[string]driver.Atomicity{
+		"redis://" + server.Addr() + "?batching=all":                             driver.AnyKeys,
+		"redis://" + server.Addr() + "/3?prefix=other":                           driver.OneGroup,
+		"redis://u:p%3A%25%2F%40@" + server.Addr() + "/4?prefix=u:":              driver.OneGroup,
+		"redis://" + server.Addr() + "/5?prefix=slot:&batching=slot":             driver.OneGroup,
+		"redis://" + server.Addr() + "/6?prefix=none:&batching=none":             driver.OneGroup,
+		"redis://" + server.Addr() + "/7?prefix=auto:&batching=auto&strict=true": driver.OneGroup,
 	} {
 		s := l.open(t, url)
 		works(t, s, "k")
-		if got := s.(driver.Graded).Atomicity(); got != driver.AnyKeys {
-			t.Errorf("%s: Atomicity: got %v, want %v", url, got, driver.AnyKeys)
+		if got := s.(driver.Graded).Atomicity(); got != grade {
+			t.Errorf("%s: Atomicity: got %v, want %v", url, got, grade)
 		}
 	}
-	for db, prefix := range map[string]string{"0": "quota:", "3": "other", "4": "u:"} {
+	for db, prefix := range map[string]string{"0": "quota:", "3": "other", "4": "u:", "5": "slot:", "6": "none:", "7": "auto:"} {
 		if n := countKeys(t, server, db, prefix); n != 1 {
 			t.Errorf("keys of database %s that begin with %s: got %d, want 1", db, prefix, n)
 		}

@@ -26,19 +26,77 @@ type callKey struct {
 	first, last *single // the single charges to the key, in order; nil for none
 }
 
-// send sends items in one script. Where the numbers of a key's limit changed, the items with the other
-// numbers follow in a script of their own. A list with a request id must be the only item. It returns the
-// error of the first item.
+// send sends items in one script, or in one for each hash tag where their keys may be on several servers. A list
+// with a request id must be the only item. It returns the error of the first item.
 func (s *Store) send(ctx context.Context, items []queued, roundTrip any) error {
+	if s.cluster || s.anyKeys() {
+		s.sendParts(ctx, items, roundTrip)
+	} else {
+		parts := s.byTag(items)
+		each(len(parts), func(i int) { s.sendParts(ctx, parts[i], roundTrip) })
+	}
+	return items[0].failure()
+}
+
+// byTag returns the items for each hash tag. It refuses a list over several tags, which came when they were on one
+// server as far as was known, unless the caller vouches for the server.
+func (s *Store) byTag(items []queued) (parts [][]queued) {
+	index := make(map[string]int, 1) // of the parts
+	for _, item := range items {
+		k, one := s.tagOf(item)
+		if !one {
+			if s.o.Batching == BatchAll {
+				parts = append(parts, []queued{item})
+			} else {
+				item.list.err = errApart
+			}
+			continue
+		}
+		i, known := index[k]
+		if !known {
+			i = len(parts)
+			index[k] = i
+			parts = append(parts, nil)
+		}
+		parts[i] = append(parts[i], item)
+	}
+	return parts
+}
+
+// tagOf returns the hash tag of an item's keys, and whether they have one only.
+func (s *Store) tagOf(item queued) (first string, one bool) {
+	if q := item.single; q != nil {
+		s.locate(&q.target, &q.charge)
+		return tag(q.target.key), true
+	}
+	q := item.list
+	for i := range q.targets {
+		s.locate(&q.targets[i], &q.charges[i])
+		if i > 0 && !s.together(&q.targets[0], &q.targets[i]) {
+			return "", false
+		}
+	}
+	return tag(q.targets[0].key), true
+}
+
+var errApart = fmt.Errorf("redis: %w: the keys may be on several servers, and nothing was sent", quota.ErrCrossSlot)
+
+// sendParts sends items in one script. Where the numbers of a key's limit changed, the items with the other
+// numbers follow in a script of their own.
+func (s *Store) sendParts(ctx context.Context, items []queued, roundTrip any) {
 	for rest := items; len(rest) > 0; {
 		var c *call
 		c, rest = s.newCall(rest)
 		s.sendCall(ctx, c, roundTrip)
 	}
-	if first := items[0]; first.single != nil {
-		return first.single.err
+}
+
+// failure returns the error of an item that was sent.
+func (q queued) failure() error {
+	if q.single != nil {
+		return q.single.err
 	}
-	return items[0].list.err
+	return q.list.err
 }
 
 // newCall returns a call with items, and the items that do not go with the others.

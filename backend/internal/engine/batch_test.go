@@ -20,7 +20,7 @@ func TestMixedBatch(t *testing.T) {
 	defer client.Close()
 	calls := 0
 	now := quota.Micros(1_795_427_141_791_724)
-	s, err := New(sender(client, &calls), false, Options{Clock: func() time.Time { return time.UnixMicro(int64(now)) }})
+	s, err := New(sender(client, &calls), false, Options{Batching: BatchAll, Clock: func() time.Time { return time.UnixMicro(int64(now)) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,10 +9,11 @@
 //  1. [Store.Take] checks that the context has not ended and that the store is open, and finds the plan of
 //     the charge's limit: the script, and the arguments that are the same for all charges to the limit.
 //  2. The charge gets its target: the key in Redis and, where slots matter, the hash slot. Both are computed
-//     once and carried. On a cluster a list over several slots goes slot by slot from here on (split.go).
-//  3. The charge enters the [Queue] of its server, or of its slot of a cluster. If the queue has fewer than
-//     maxInFlight calls in flight, the charge goes alone. Otherwise it waits, and the [Batcher] sends it with
-//     all other waiting charges as soon as a call ends.
+//     once and carried. On a cluster a list over several slots, and where keys may be on several servers
+//     (learn.go) a list over several hash tags, goes part by part from here on (split.go).
+//  3. The charge enters the [Queue] of its server if that is known to be the only one, else of its slot. If the
+//     queue has fewer than maxInFlight calls in flight, the charge goes alone. Otherwise it waits, and the
+//     [Batcher] sends it with all other waiting charges as soon as a call ends.
 //  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua.
 //  5. The call is sent by the script's SHA, once. Only if the server does not know the script, in which case
 //     nothing ran, is it sent again with the script's text.
@@ -43,6 +44,8 @@
 //   - Queue.mu guards a queue and its waiting batches: an item waits only while an event that sends it is
 //     due.
 //   - Store.mu guards the plans: a plan never changes.
+//   - reach.mu guards the knowledge of the servers; scripts read it as an atomic value.
+//   - slotQueues.mu guards the making of queues.
 //   - scripts.mu guards the texts: a rule has one kernel for the life of the store, and a script never
 //     changes.
 package engine

@@ -3,8 +3,10 @@ package engine
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,19 +43,35 @@ type Options struct {
 	// Prefix begins every key; "" is DefaultPrefix. 1 to 64 printable ASCII characters without braces.
 	Prefix string
 	// Strict refuses a list of charges whose groups lie in different hash slots with ErrCrossSlot, on a
-	// single node too. Otherwise a single node decides any list in one step, and a cluster decides such a
-	// list slot by slot: if one slot denies, the charges that the other slots granted are given back.
+	// single node too, and bounds batches to a slot. Otherwise a server that is known to be the only one
+	// decides any list in one step. Other lists are decided slot by slot: if one slot denies, the charges that
+	// the other slots granted are given back.
 	Strict bool
-	// NoBatching sends every decision in a script of its own. Otherwise a charge waits if four scripts to its
-	// server, or to its slot of a cluster, are in flight; when the first of them ends, all waiting charges go
-	// together.
-	NoBatching bool
+	// Batching says which charges may share a script; the zero value is BatchAuto.
+	Batching Batching
 	// Notice receives the notices for operators, see quota.Notice; nil drops them. It may be called
 	// concurrently.
 	Notice func(quota.Notice)
 	// Clock replaces the server's time, for tests; nil stands for the server's time.
 	Clock func() time.Time
 }
+
+// Batching says which charges may share a script. Where it is not off, a charge waits if four scripts to its
+// server, or to its slot, are in flight; when the first of them ends, all waiting charges go together.
+type Batching uint8
+
+const (
+	// BatchAuto learns whether the address of a store is one server, see learn.go. If so, all charges may
+	// share a script, else those of one hash tag, and of one slot of a cluster.
+	BatchAuto Batching = iota
+	// BatchSlot lets charges of one hash tag share a script, and of one slot of a cluster. It asks no server.
+	BatchSlot
+	// BatchAll lets all charges share a script, and decides any list in one step: the caller knows that there
+	// is one server. It is refused for a cluster, and with Strict.
+	BatchAll
+	// BatchNone sends every decision in a script of its own. Lists are decided as with BatchAuto.
+	BatchNone
+)
 
 // DefaultPrefix begins the keys of stores whose options name no other prefix.
 const DefaultPrefix = "quota:"
@@ -64,6 +82,7 @@ type Store struct {
 	placer  Placer // nil unless the client is one, of a cluster
 	o       Options
 	cluster bool
+	reach   reach
 	scripts *scripts
 	cas     quota.Store
 	gate    driver.Gate
@@ -73,7 +92,8 @@ type Store struct {
 	givenBack atomic.Int64 // numbers give-backs
 	backs     background   // give-backs that are under way
 
-	queues  []Queue[queued] // one, or one for each slot; nil without batching
+	all     Queue[queued] // of charges to any slot
+	slots   slotQueues    // of charges to one slot
 	batcher Batcher[queued]
 
 	// mu guards plans and planned. A plan does not change once it is in the map.
@@ -94,7 +114,7 @@ type plan struct {
 const maxPlans = 4096
 
 // New returns a store over a client. cluster says that keys of different slots may live on different nodes.
-// New fails with ErrInvalid if Options.Prefix is not accepted.
+// New fails with ErrInvalid if an option is not accepted.
 func New(client Client, cluster bool, o Options) (*Store, error) {
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
@@ -102,17 +122,20 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	if !validPrefix(o.Prefix) {
 		return nil, fmt.Errorf("redis: %w: Options.Prefix is %q; accepted: 1 to 64 printable ASCII characters without braces", quota.ErrInvalid, o.Prefix)
 	}
+	switch accepted := "BatchAuto, BatchSlot, BatchAll or BatchNone"; {
+	case o.Batching > BatchNone:
+		return nil, fmt.Errorf("redis: %w: Options.Batching is %d; accepted: %s", quota.ErrInvalid, o.Batching, accepted)
+	case o.Batching == BatchAll && cluster:
+		return nil, fmt.Errorf("redis: %w: Options.Batching is BatchAll; accepted with a cluster: BatchAuto, BatchSlot or BatchNone", quota.ErrInvalid)
+	case o.Batching == BatchAll && o.Strict:
+		return nil, fmt.Errorf("redis: %w: Options.Batching is BatchAll; accepted with Options.Strict: BatchAuto, BatchSlot or BatchNone", quota.ErrInvalid)
+	}
 	s := &Store{client: client, o: o, origin: "give-back-" + rand.Text() + "-", cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
 	if cluster {
 		s.placer, _ = client.(Placer)
 	}
-	if !o.NoBatching {
-		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
-		s.queues = make([]Queue[queued], 1)
-		if cluster {
-			s.queues = make([]Queue[queued], Slots)
-		}
-	}
+	s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
+	s.reach.init(o.Batching, cluster)
 	var err error
 	s.cas, err = driver.NewCAS(&kv{s}, nil) // its lists are those that one script can decide
 	return s, err
@@ -133,25 +156,22 @@ func (s *Store) Close() error {
 	if !s.gate.Close() {
 		return nil
 	}
-	for i := range s.queues {
-		s.queues[i].Close()
-	}
+	s.all.Close()
+	s.slots.close()
+	s.reach.end()
 	err := s.client.Close()
 	s.batcher.Wait()
 	s.backs.wait()
 	return err
 }
 
-// Atomicity says which lists are decided in one step.
+// Atomicity says which lists are always decided in one step. It does not change when the store learns.
 func (s *Store) Atomicity() driver.Atomicity {
-	if s.oneSlot() {
-		return driver.OneGroup
+	if s.o.Batching == BatchAll {
+		return driver.AnyKeys
 	}
-	return driver.AnyKeys
+	return driver.OneGroup
 }
-
-// oneSlot reports whether only keys of one slot are decided in one step.
-func (s *Store) oneSlot() bool { return s.cluster || s.o.Strict }
 
 // Take decides one charge.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -168,7 +188,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 		err := s.decide(ctx, &list{charges: []quota.Charge{c}, targets: []target{t}, decisions: out[:]})
 		return out[0], err
 	}
-	if s.queues == nil {
+	if s.o.Batching == BatchNone {
 		return s.alone(ctx, &c, &t)
 	}
 	return s.gather(ctx, &c, &t)
@@ -185,21 +205,25 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		return err
 	}
 	q := &list{charges: cs, targets: make([]target, len(cs)), decisions: out}
-	if s.oneSlot() {
-		for i := range cs {
-			s.locate(&q.targets[i], &cs[i])
+	if s.o.Strict {
+		if n := len(s.partsOf(q, s.sameSlot)); n > 1 {
+			return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots; accepted: one slot", quota.ErrCrossSlot, n)
 		}
-		if parts := bySlot(q.targets); len(parts) > 1 {
-			if s.o.Strict {
-				return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots; accepted: one slot", quota.ErrCrossSlot, len(parts))
-			}
-			return s.takeSplit(ctx, q, parts)
+	}
+	if s.anyList() {
+		err := s.decide(ctx, q)
+		if err == nil || s.o.Batching == BatchAll || !errors.Is(err, quota.ErrCrossSlot) {
+			return err
 		}
+		// Nothing ran: the server is one of several after all.
+	}
+	if parts := s.partsOf(q, s.together); len(parts) > 1 {
+		return s.takeSplit(ctx, q, parts)
 	}
 	return s.decide(ctx, q)
 }
 
-// decide decides a list in one step. Its keys must share a slot, or a single node.
+// decide decides a list in one step. Its keys must be on one server.
 func (s *Store) decide(ctx context.Context, q *list) error {
 	for i := range q.charges {
 		t, c := &q.targets[i], &q.charges[i]
@@ -212,7 +236,7 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 		}
 		s.locate(t, c)
 	}
-	if s.queues == nil || q.charges[0].ID != "" {
+	if s.o.Batching == BatchNone || q.charges[0].ID != "" {
 		return s.send(ctx, []queued{{list: q}}, nil)
 	}
 	return s.gatherList(ctx, q)
@@ -228,6 +252,7 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	if err != nil && IsNoScript(err) {
 		err = ReplyError(err)
 	}
+	s.heard(err, keys)
 	return r, err
 }
 
@@ -281,22 +306,42 @@ func (s *Store) appendClock(args []any) []any {
 
 // target is where a charge goes.
 type target struct {
-	plan *plan
-	key  string // in Redis; "" until locate
-	slot uint16 // of the key, where slots matter
+	plan    *plan
+	key     string // in Redis; "" until locate
+	slot    uint16 // of the key, see slotOf
+	slotted bool
 }
 
-// locate fills in key and slot, once a charge.
+// locate fills in the key, once a charge.
 func (s *Store) locate(t *target, c *quota.Charge) {
 	if t.key != "" {
 		return
 	}
 	buf := make([]byte, 0, 128)
 	t.key = string(driver.AppendKey(append(buf, s.o.Prefix...), c.Limit.Name(), c.Key))
-	if s.oneSlot() {
-		t.slot = slot(t.key[len(s.o.Prefix):])
-	}
 }
+
+// slotOf returns the slot of a target that has its key. It computes it once.
+func (s *Store) slotOf(t *target) uint16 {
+	if !t.slotted {
+		t.slot, t.slotted = slot(t.key[len(s.o.Prefix):]), true
+	}
+	return t.slot
+}
+
+func (s *Store) sameSlot(a, b *target) bool { return s.slotOf(a) == s.slotOf(b) }
+
+// together reports whether two keys are on one server in any case: in one slot of a cluster, or with one hash tag
+// where a proxy may spread keys by a hash of its own.
+func (s *Store) together(a, b *target) bool {
+	if s.cluster {
+		return s.sameSlot(a, b)
+	}
+	return tag(a.key) == tag(b.key)
+}
+
+// tag returns the beginning of a key, with its hash tag. The prefix holds no brace.
+func tag(key string) string { return key[:strings.IndexByte(key, '}')] }
 
 // Boxed arguments that most calls have.
 var (

@@ -28,6 +28,13 @@ var refusals = [...]string{
 // upstream host" where it sent the command to no server.
 var refusalTexts = [...]string{"max number of clients", "Script killed by user", "no upstream host"}
 
+// crossesSlots reports whether a reply without the code CROSSSLOT refuses a script because of keys in several slots.
+// Proxies before clusters have such words; no server got the script.
+func crossesSlots(said string) bool {
+	return strings.HasSuffix(said, "command keys must in same slot") ||
+		begins(said, []string{"eval/evalsha command keys must be in same slot", "Cross-slot queries are disabled"})
+}
+
 // misconfigurations are the codes of replies that stay until a person changes a right, a password or data.
 // The scripts' rights are asked, and the keys' types are seen, before the first write.
 var misconfigurations = [...]string{"NOPERM", "NOAUTH", "WRONGPASS", "WRONGTYPE", "FLEETQUOTA"}
@@ -42,7 +49,8 @@ var misconfigurationTexts = [...]string{
 	"invalid password", "Client sent AUTH", "AUTH <password> called",
 	"DB index is out of range", "invalid DB index", "SELECT is not allowed",
 	"This instance has cluster support disabled",
-	"No such master with that name", // a sentinel's, while a client connects
+	"bad lua script for redis cluster", // a proxy's, which sent it to no server
+	"No such master with that name",    // a sentinel's, while a client connects
 }
 
 // WhileConnecting ends an error reply that a connection's handshake got: nothing was sent behind it.
@@ -57,7 +65,7 @@ func ReplyError(err error) error {
 	said, ran := scriptError(text)
 	code, _, _ := strings.Cut(said, " ")
 	switch {
-	case code == "CROSSSLOT":
+	case code == "CROSSSLOT" || crossesSlots(said):
 		return fmt.Errorf("redis: %w: %w", quota.ErrCrossSlot, KeysError{err})
 	case code == "TRYAGAIN":
 		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, KeysError{err})
@@ -115,7 +123,7 @@ func rights(said string) string {
 	} else if strings.Contains(said, "key") {
 		lacks = "the user lacks ~PREFIX*, where PREFIX is quota: by default; "
 	}
-	return "; " + lacks + "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del, and +ping for rueidis"
+	return "; " + lacks + "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del +info, and +ping for rueidis"
 }
 
 // ConnectError classifies an error of an attempt at connecting. Whatever it is, no charge was sent.

@@ -47,6 +47,13 @@ func TestErrorReplies(t *testing.T) {
 		{unavailable, "ASK 1 127.0.0.1:1"},
 		{unavailable, "ERR Script killed by user with SCRIPT KILL. script: abc, on @user_script:1."},
 		{crossSlot, "CROSSSLOT Keys in request don't hash to the same slot"},
+		// Proxies before clusters. Alibaba Cloud, Tair, "Common errors and troubleshooting" and "Usage of Lua scripts";
+		// redis/redis#7684; RedisLabs/redis-cluster-proxy#86.
+		{crossSlot, "ERR eval/evalsha command keys must be in same slot"},
+		{crossSlot, "ERR 'EVAL' command keys must in same slot"},
+		{crossSlot, "ERR 'evalsha' command keys must in same slot"},
+		{crossSlot, "ERR Cross-slot queries are disabled. They can be enabled by using the --enable-cross-slot option, or by calling `PROXY CONFIG SET enable-cross-slot 1`."},
+		{forbidden, "ERR bad lua script for redis cluster, all the keys that the script uses should be passed using the KEYS array"},
 		{forbidden, "NOAUTH Authentication required."},
 		{forbidden, "WRONGPASS invalid username-password pair or user is disabled."},
 		{forbidden, "NOPERM User fleet has no permissions to run the 'evalsha' command"},

@@ -47,7 +47,11 @@ func (e elements) Text(i int) (string, bool) {
 
 func newStore(t testing.TB, cluster bool, f fake) *Store {
 	t.Helper()
-	s, err := New(f, cluster, Options{})
+	o := Options{}
+	if !cluster { // the calls are the test's alone
+		o.Batching = BatchAll
+	}
+	s, err := New(f, cluster, o)
 	if err != nil {
 		t.Fatal(err)
 	}

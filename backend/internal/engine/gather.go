@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -36,11 +38,61 @@ type list struct {
 
 // queue returns the queue of a charge.
 func (s *Store) queue(c *quota.Charge, t *target) *Queue[queued] {
-	if !s.cluster {
-		return &s.queues[0]
+	if s.anyKeys() && !s.o.Strict {
+		return &s.all
 	}
 	s.locate(t, c)
-	return &s.queues[t.slot]
+	return s.slots.of(s.slotOf(t))
+}
+
+// slotQueues has a queue for each slot, which is made when it is needed: a store of one server needs none.
+type slotQueues struct {
+	blocks [Slots / slotBlock]atomic.Pointer[[slotBlock]Queue[queued]]
+
+	// mu guards closed, and the making of blocks: once it is set, every queue is closed.
+	mu     sync.Mutex
+	closed bool
+}
+
+// slotBlock is how many queues are made at once.
+const slotBlock = 64
+
+// of returns the queue of a slot.
+func (q *slotQueues) of(slot uint16) *Queue[queued] {
+	p := &q.blocks[slot/slotBlock]
+	block := p.Load()
+	if block == nil {
+		block = q.add(p)
+	}
+	return &block[slot%slotBlock]
+}
+
+func (q *slotQueues) add(p *atomic.Pointer[[slotBlock]Queue[queued]]) *[slotBlock]Queue[queued] {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if block := p.Load(); block != nil {
+		return block
+	}
+	block := new([slotBlock]Queue[queued])
+	for i := range block {
+		block[i].closed = q.closed
+	}
+	p.Store(block)
+	return block
+}
+
+// close closes all queues.
+func (q *slotQueues) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for i := range q.blocks {
+		if block := q.blocks[i].Load(); block != nil {
+			for j := range block {
+				block[j].Close()
+			}
+		}
+	}
 }
 
 // gather decides a charge, alone if its queue has a call to spare, else with others.

@@ -89,6 +89,9 @@ type gathering struct {
 }
 
 func newGathering(t *testing.T, cluster bool, o Options) *gathering {
+	if !cluster && o.Batching == BatchAuto && !o.Strict { // the calls are the test's alone
+		o.Batching = BatchAll
+	}
 	g := &gathering{slow: &slow{}, limit: limitOf("n", window(10))}
 	var err error
 	if g.store, err = New(g.slow, cluster, o); err != nil {
@@ -179,7 +182,7 @@ func TestGather(t *testing.T) {
 
 func TestNoBatching(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGathering(t, false, Options{NoBatching: true})
+		g := newGathering(t, false, Options{Batching: BatchNone})
 		all := g.fill("a", 2*maxInFlight)
 		if len(g.calls) != 2*maxInFlight {
 			t.Errorf("calls: got %d, want %d", len(g.calls), 2*maxInFlight)

@@ -15,11 +15,13 @@ const minMajor = 5
 
 // Health asks the server, or each master of a cluster, for its INFO, and gives notice of dangers to quotas:
 // "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted since the last call,
-// "version" if a server is too old. It fails as a decision does.
+// "version" if a server is too old. Before, it learns anew whether the address is one server. It fails as a
+// decision does.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return driver.Health{}, err
 	}
+	s.learn(ctx)
 	infos, err := s.client.Info(ctx)
 	if err != nil {
 		return driver.Health{}, err

@@ -37,7 +37,7 @@ func TestHealthNamesTheServer(t *testing.T) {
 		{[]string{"redis_version:7.2.4\r\nvalkey_version:9.0.0\r\n", "redis_version:7.2.4\r\nvalkey_version:8.0.1\r\n"}, "valkey", "8.0.1", nil},
 	} {
 		var told []string
-		s, err := New(informed(test.infos), false, Options{Notice: func(n quota.Notice) { told = append(told, n.Name) }})
+		s, err := New(informed(test.infos), false, Options{Batching: BatchAll, Notice: func(n quota.Notice) { told = append(told, n.Name) }})
 		if err != nil {
 			t.Fatal(err)
 		}

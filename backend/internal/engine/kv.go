@@ -29,6 +29,9 @@ const maxLifetime = math.MaxInt64 / int64(time.Millisecond)
 
 // Load returns the entries of keys and the server's time.
 func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
+	if err := k.s.oneStep(len(keys), func(i int) string { return keys[i] }); err != nil {
+		return nil, 0, err
+	}
 	args := make([]any, 0, 3+len(keys)+1)
 	args = append(args, evalSHA, k.s.scripts.load.sha, text(len(keys)))
 	for _, key := range keys {
@@ -65,6 +68,9 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 
 // Swap makes all changes if all entries still have their old values, and reports whether it did.
 func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
+	if err := k.s.oneStep(len(changes), func(i int) string { return changes[i].Old.Key }); err != nil {
+		return false, err
+	}
 	args := make([]any, 0, 3+4*len(changes))
 	args = append(args, evalSHA, k.s.scripts.swap.sha, text(len(changes)))
 	for _, c := range changes {
@@ -94,4 +100,17 @@ func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 		return false, badReply(r)
 	}
 	return swapped == 1, nil
+}
+
+// oneStep refuses keys that may be on several servers.
+func (s *Store) oneStep(n int, key func(int) string) error {
+	if s.cluster || s.anyList() {
+		return nil
+	}
+	for i := 1; i < n; i++ {
+		if tag(key(i)) != tag(key(0)) {
+			return errApart
+		}
+	}
+	return nil
 }

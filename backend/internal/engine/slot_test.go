@@ -39,7 +39,7 @@ func TestSlotIsTheServers(t *testing.T) {
 			c := quota.Charge{Limit: limit, Key: key, ID: key}
 			var to target
 			s.locate(&to, &c)
-			slots[i] = to.slot
+			slots[i] = s.slotOf(&to)
 			pipe.ClusterKeySlot(bg, to.key)
 			pipe.ClusterKeySlot(bg, s.idKey(&c))
 		}
@@ -58,13 +58,13 @@ func TestSlotIsTheServers(t *testing.T) {
 	}
 }
 
-func TestBySlot(t *testing.T) {
+func TestPartsBySlot(t *testing.T) {
 	s := newStore(t, true, nil)
-	targets := make([]target, 60)
-	for i := range targets {
-		s.locate(&targets[i], &quota.Charge{Limit: limitOf("n", window(1)), Key: fmt.Sprintf("g%d/%d", i%7, i)})
+	q := &list{targets: make([]target, 60)}
+	for i := range q.targets {
+		q.charges = append(q.charges, quota.Charge{Limit: limitOf("n", window(1)), Key: fmt.Sprintf("g%d/%d", i%7, i)})
 	}
-	parts := bySlot(targets)
+	parts := s.partsOf(q, s.together)
 	if len(parts) != 7 {
 		t.Fatalf("parts of 7 groups: got %d, want 7", len(parts))
 	}

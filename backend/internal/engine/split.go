@@ -20,24 +20,26 @@ const (
 	giveBackMaxPause = 100 * time.Millisecond
 )
 
-// part is the charges of a list that share a slot.
+// part is the charges of a list that go together.
 type part struct {
-	slot    uint16
 	indexes []int // of the charges in the list
 }
 
-// bySlot returns the parts of a list, in the order of their first charges.
-func bySlot(targets []target) []part {
+// partsOf returns the parts of a list whose keys go together, in the order of their first charges.
+func (s *Store) partsOf(q *list, together func(a, b *target) bool) []part {
+	for i := range q.charges {
+		s.locate(&q.targets[i], &q.charges[i])
+	}
 	var parts []part
 next:
-	for i := range targets {
+	for i := range q.targets {
 		for j := range parts {
-			if parts[j].slot == targets[i].slot {
+			if together(&q.targets[parts[j].indexes[0]], &q.targets[i]) {
 				parts[j].indexes = append(parts[j].indexes, i)
 				continue next
 			}
 		}
-		parts = append(parts, part{targets[i].slot, []int{i}})
+		parts = append(parts, part{[]int{i}})
 	}
 	return parts
 }
@@ -93,7 +95,7 @@ func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any boo
 	errs = make([]error, len(parts))
 	each(len(parts), func(i int) {
 		p := parts[i].of(q)
-		node := s.nodeOf(p.targets[0].slot)
+		node := s.nodeOf(&p.targets[0])
 		if err := s.decide(ctx, p); err != nil {
 			errs[i] = driver.AtNode(err, node)
 			return

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -28,7 +29,10 @@ func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn
 	if err != nil {
 		return nil, DialError(addr, err)
 	}
-	n := &conn{Conn: raw, addr: addr}
+	if c.Dialed != nil {
+		c.Dialed()
+	}
+	n := &conn{Conn: raw, addr: addr, lost: c.Lost}
 	for _, s := range [...]string{c.Username, c.Password, c.SentinelUsername, c.SentinelPassword} {
 		if s != "" {
 			n.secrets = append(n.secrets, oneLine(s))
@@ -66,7 +70,9 @@ type conn struct {
 	net.Conn
 	addr    string
 	secrets [][]byte
+	lost    func()
 	open    atomic.Bool // the handshake is over
+	late    atomic.Bool // a read or a write timed out
 	long    bool        // the last read ended within an error reply
 }
 
@@ -83,13 +89,29 @@ func oneLine(s string) []byte {
 	return []byte(strings.NewReplacer("\r", " ", "\n", " ").Replace(s[:min(len(s), sure)]))
 }
 
+// Close closes the connection, and tells if it was lost.
+func (n *conn) Close() error {
+	if n.lost != nil && !n.late.Load() {
+		n.lost()
+	}
+	return n.Conn.Close()
+}
+
+// timed notes whether a read or a write timed out.
+func (n *conn) timed(moved int, err error) (int, error) {
+	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		n.late.Store(true)
+	}
+	return moved, err
+}
+
 func (n *conn) Write(p []byte) (int, error) {
 	if n.open.Load() {
-		return n.Conn.Write(p)
+		return n.timed(n.Conn.Write(p))
 	}
 	if !handshake(p) {
 		n.open.Store(true)
-		return n.Conn.Write(p)
+		return n.timed(n.Conn.Write(p))
 	}
 	sent, err := n.Conn.Write(p)
 	return sent, n.failed(err)
@@ -114,12 +136,12 @@ func handshake(p []byte) bool {
 
 func (n *conn) Read(p []byte) (int, error) {
 	if n.open.Load() {
-		return n.Conn.Read(p)
+		return n.timed(n.Conn.Read(p))
 	}
 	for {
 		got, err := n.Conn.Read(p)
 		if n.open.Load() { // a read that began in the handshake may end after it
-			return got, err
+			return n.timed(got, err)
 		}
 		// Read the whole error reply, so that no quote is cut by the end of a read.
 		for err == nil && got < len(p) && partial(p[:got]) {

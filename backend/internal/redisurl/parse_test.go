@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -30,23 +31,27 @@ func TestParse(t *testing.T) {
 		return c
 	}
 	for text, want := range map[string]*Config{
-		"redis://host":              base(func(*Config) {}),
-		"redis://host/":             base(func(*Config) {}),
-		"redis://host:6379/0":       base(func(*Config) {}),
-		"redis://host:007/12":       base(func(c *Config) { c.Addrs, c.DB = []string{"host:7"}, 12 }),
-		"redis://host/2147483647":   base(func(c *Config) { c.DB = 1<<31 - 1 }),
-		"redis://[::1]":             base(func(c *Config) { c.Addrs = []string{"[::1]:6379"} }),
-		"redis://[::1]:1":           base(func(c *Config) { c.Addrs = []string{"[::1]:1"} }),
-		"redis://u:p@host":          base(func(c *Config) { c.Username, c.Password = "u", "p" }),
-		"redis://:p@host":           base(func(c *Config) { c.Password = "p" }),
-		"redis://:@host":            base(func(*Config) {}),
-		"redis://u%40:p%2F%3a@host": base(func(c *Config) { c.Username, c.Password = "u@", "p/:" }),
-		"redis://u:p@q@host":        base(func(c *Config) { c.Username, c.Password = "u", "p@q" }),
-		"redis://host?prefix=a%23:": base(func(c *Config) { c.Prefix = "a#:" }),
-		"redis://host?strict=true":  base(func(c *Config) { c.Strict = true }),
-		"redis://host?strict=false": base(func(*Config) {}),
-		"redis://host?timeout=50ms": base(func(c *Config) { c.Timeout = 50 * time.Millisecond }),
-		"redis://host?timeout=3s":   base(func(c *Config) { c.Timeout, c.DialTimeout = 3*time.Second, 3*time.Second }),
+		"redis://host":               base(func(*Config) {}),
+		"redis://host/":              base(func(*Config) {}),
+		"redis://host:6379/0":        base(func(*Config) {}),
+		"redis://host:007/12":        base(func(c *Config) { c.Addrs, c.DB = []string{"host:7"}, 12 }),
+		"redis://host/2147483647":    base(func(c *Config) { c.DB = 1<<31 - 1 }),
+		"redis://[::1]":              base(func(c *Config) { c.Addrs = []string{"[::1]:6379"} }),
+		"redis://[::1]:1":            base(func(c *Config) { c.Addrs = []string{"[::1]:1"} }),
+		"redis://u:p@host":           base(func(c *Config) { c.Username, c.Password = "u", "p" }),
+		"redis://:p@host":            base(func(c *Config) { c.Password = "p" }),
+		"redis://:@host":             base(func(*Config) {}),
+		"redis://u%40:p%2F%3a@host":  base(func(c *Config) { c.Username, c.Password = "u@", "p/:" }),
+		"redis://u:p@q@host":         base(func(c *Config) { c.Username, c.Password = "u", "p@q" }),
+		"redis://host?prefix=a%23:":  base(func(c *Config) { c.Prefix = "a#:" }),
+		"redis://host?strict=true":   base(func(c *Config) { c.Strict = true }),
+		"redis://host?strict=false":  base(func(*Config) {}),
+		"redis://host?batching=auto": base(func(*Config) {}),
+		"redis://host?batching=slot": base(func(c *Config) { c.Batching = engine.BatchSlot }),
+		"valkey://host?batching=all": base(func(c *Config) { c.Batching = engine.BatchAll }),
+		"redis://host?batching=none": base(func(c *Config) { c.Batching = engine.BatchNone }),
+		"redis://host?timeout=50ms":  base(func(c *Config) { c.Timeout = 50 * time.Millisecond }),
+		"redis://host?timeout=3s":    base(func(c *Config) { c.Timeout, c.DialTimeout = 3*time.Second, 3*time.Second }),
 		"redis://host?dial_timeout=1m": base(func(c *Config) {
 			c.DialTimeout = time.Minute
 		}),
@@ -108,9 +113,9 @@ func TestParseRefuses(t *testing.T) {
 		{"redis+cluster://a?addr=b]", `parameter addr is "b]"`},
 		{"redis+cluster://a?addr=redis://b", `parameter addr is "redis://b"`},
 		{"redis+cluster://a?addr=u:hunter2%40b", "parameter addr is (not shown)"},
-		{"redis://host?addr=b", `unknown parameter "addr"; accepted with redis://: client, prefix, strict, timeout, dial_timeout, ca`},
+		{"redis://host?addr=b", `unknown parameter "addr"; accepted with redis://: client, prefix, strict, batching, timeout, dial_timeout, ca`},
 		{"redis://host?master=m", `unknown parameter "master"`},
-		{"redis+cluster://host?master=m", `unknown parameter "master"; accepted with redis+cluster://: client, prefix, strict, timeout, dial_timeout, ca, addr, tls`},
+		{"redis+cluster://host?master=m", `unknown parameter "master"; accepted with redis+cluster://: client, prefix, strict, batching, timeout, dial_timeout, ca, addr, tls`},
 		{"redis://host?tls=true", `unknown parameter "tls"`},
 		{"rediss://host?tls=true", `unknown parameter "tls"`},
 		{"redis://host?Timeout=1s", `unknown parameter "Timeout"`},
@@ -133,6 +138,10 @@ func TestParseRefuses(t *testing.T) {
 		{"redis://host?dial_timeout=1h", `parameter dial_timeout is "1h"`},
 		{"redis://host?strict=1", `parameter strict is "1"; accepted: true or false`},
 		{"redis://host?strict", `parameter strict is ""`},
+		{"redis://host?batching=many", `parameter batching is "many"; accepted: auto, slot, all, none`},
+		{"redis://host?batching=", `parameter batching is ""; accepted: auto, slot, all, none`},
+		{"redis+cluster://host?batching=all", `parameter batching is all; accepted with a cluster: auto, slot, none`},
+		{"redis://host?batching=all&strict=true", `parameter batching is all; accepted with strict=true: auto, slot, none`},
 		{"redis+cluster://host?tls=yes", `parameter tls is "yes"`},
 		{"redis://host?prefix=", `parameter prefix is ""; accepted: 1 to 64`},
 		{"redis://host?prefix=a%20b", `parameter prefix is "a b"`},

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -64,11 +65,17 @@ type Config struct {
 	Prefix string
 	// Strict refuses lists over several hash slots.
 	Strict bool
+	// Batching says which charges may share a script.
+	Batching engine.Batching
 	// Timeout bounds a read and a write: 1 ms to 1 minute.
 	Timeout time.Duration
 	// DialTimeout bounds an attempt at connecting, with its handshakes: 1 ms to 1 minute, at least Timeout by
 	// default.
 	DialTimeout time.Duration
+
+	// Dialed is called for each connection, and Lost for each that ended otherwise than by a timeout. Nil calls
+	// nothing. They must be set before the first connection.
+	Dialed, Lost func()
 }
 
 // parser reads one URL.
@@ -114,7 +121,7 @@ func (p *parser) single() bool    { return !p.clustered() && !p.watched() }
 
 // accepted returns the names of the parameters that the scheme has.
 func (p *parser) accepted() []string {
-	names := []string{"prefix", "strict", "timeout", "dial_timeout", "ca"}
+	names := []string{"prefix", "strict", "batching", "timeout", "dial_timeout", "ca"}
 	if p.clustered() || p.watched() {
 		names = append(names, "addr", "tls")
 	}
@@ -253,11 +260,35 @@ func (p *parser) options(*url.URL) (err error) {
 	if p.c.Strict, err = p.bool("strict"); err != nil {
 		return err
 	}
+	if err = p.batching(); err != nil {
+		return err
+	}
 	if p.c.Timeout, err = p.duration("timeout", DefaultTimeout); err != nil {
 		return err
 	}
 	p.c.DialTimeout, err = p.duration("dial_timeout", max(DefaultDialTimeout, p.c.Timeout))
 	return err
+}
+
+// batchings are the values of the parameter batching.
+var batchings = []string{engine.BatchAuto: "auto", engine.BatchSlot: "slot", engine.BatchAll: "all", engine.BatchNone: "none"}
+
+func (p *parser) batching() error {
+	if _, there := p.q["batching"]; !there {
+		return nil
+	}
+	v := p.q.Get("batching")
+	i := slices.Index(batchings, v)
+	p.c.Batching = engine.Batching(max(i, 0))
+	switch {
+	case i < 0:
+		return invalid("parameter batching is %s; accepted: auto, slot, all, none", p.show(v))
+	case p.c.Batching == engine.BatchAll && p.c.Cluster:
+		return invalid("parameter batching is all; accepted with a cluster: auto, slot, none")
+	case p.c.Batching == engine.BatchAll && p.c.Strict:
+		return invalid("parameter batching is all; accepted with strict=true: auto, slot, none")
+	}
+	return nil
 }
 
 func (p *parser) tls(*url.URL) error {
