@@ -22,9 +22,10 @@ type nodes struct {
 	topology engine.Topology
 }
 
-func newAdapter(client redis.UniversalClient) *adapter {
-	a := &adapter{client: client}
+func newAdapter() *adapter {
+	a := &adapter{life: make(chan struct{})}
 	a.nodes.topology.Ask = a.askTopology
+	a.repair.Do = a.leave
 	return a
 }
 

@@ -89,6 +89,9 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 type lazy struct {
 	c    *redisurl.Config
 	made atomic.Pointer[adapter]
+	// repair replaces a client that leads to a demoted primary; retired are such clients, until they are closed.
+	repair  engine.Repair
+	retired sync.WaitGroup
 	// life ends with Close, and with it an attempt.
 	life context.Context
 	end  context.CancelFunc
@@ -107,6 +110,7 @@ type attempt struct {
 
 func newLazy(c *redisurl.Config) *lazy {
 	l := &lazy{c: c}
+	l.repair.Do = l.renew
 	l.life, l.end = context.WithCancel(context.Background())
 	return l
 }
@@ -170,9 +174,7 @@ func (l *lazy) try(t *attempt) {
 	l.mu.Lock()
 	closed := l.closed
 	if err == nil && !closed {
-		a := newAdapter(client)
-		a.owned = true
-		l.made.Store(a)
+		l.made.Store(l.adapt(client))
 	}
 	l.current = nil
 	l.mu.Unlock()
@@ -223,6 +225,9 @@ func (l *lazy) Close() error {
 	if t != nil {
 		<-t.done
 	}
+	l.repair.Close()
+	l.repair.Wait()
+	l.retired.Wait()
 	if a := l.made.Load(); a != nil {
 		return a.Close()
 	}
