@@ -23,9 +23,10 @@ type nodes struct {
 	topology engine.Topology
 }
 
-func newAdapter(client redis.UniversalClient) *adapter {
-	a := &adapter{client: client}
+func newAdapter() *adapter {
+	a := &adapter{life: make(chan struct{})}
 	a.nodes.topology.Ask = a.askTopology
+	a.repair.Do = a.leave
 	return a
 }
 
@@ -68,9 +69,9 @@ func (a *adapter) Refresh(ctx context.Context) error {
 
 // Warm makes as many connections to a node as scripts to it go at a time.
 func (a *adapter) Warm(ctx context.Context, name, key string) error {
-	node, single := a.client.(*redis.Client)
+	node := a.single.Load()
 	switch {
-	case single:
+	case node != nil:
 	case name == "":
 		return a.nodes.topology.Refresh(ctx)
 	default:

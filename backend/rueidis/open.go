@@ -88,6 +88,9 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 type lazy struct {
 	c    *redisurl.Config
 	made atomic.Pointer[adapter]
+	// repair replaces a client that leads to a demoted primary; retired are such clients, until they are closed.
+	repair  engine.Repair
+	retired sync.WaitGroup
 	// life ends with Close, and with it an attempt at connecting.
 	life context.Context
 	end  context.CancelFunc
@@ -99,6 +102,7 @@ type lazy struct {
 
 func newLazy(c *redisurl.Config) *lazy {
 	l := &lazy{c: c}
+	l.repair.Do = l.renew
 	l.life, l.end = context.WithCancel(context.Background())
 	return l
 }
@@ -129,8 +133,7 @@ func (l *lazy) Warm(ctx context.Context, name, key string) error {
 		if err != nil {
 			return err
 		}
-		a = newAdapter(client)
-		a.owned = true
+		a = l.adapt(client)
 		l.mu.Lock()
 		closed := l.closed
 		if !closed {
@@ -178,6 +181,9 @@ func (l *lazy) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	l.end()
+	l.repair.Close()
+	l.repair.Wait()
+	l.retired.Wait()
 	if a := l.made.Load(); a != nil {
 		return a.Close()
 	}
