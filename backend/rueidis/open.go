@@ -101,8 +101,10 @@ type lazy struct {
 
 // attempt is an attempt at connecting. err is set before done is closed.
 type attempt struct {
-	done chan struct{}
-	err  error
+	done     chan struct{}
+	err      error
+	failed   int           // dials, guarded by lazy.mu
+	hopeless chan struct{} // closed when a dial of each address has failed
 }
 
 func newLazy(c *redisurl.Config) *lazy {
@@ -143,7 +145,7 @@ func (l *lazy) connected(ctx context.Context) (*adapter, error) {
 	}
 	t := l.current
 	if t == nil {
-		t = &attempt{done: make(chan struct{})}
+		t = &attempt{done: make(chan struct{}), hopeless: make(chan struct{})}
 		l.current = t
 		go l.try(t)
 	}
@@ -210,7 +212,36 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
-	return l.c.Dial(ctx, d, addr)
+	conn, err := l.c.Dial(ctx, d, addr)
+	if err != nil && l.c.Cluster {
+		l.hold()
+	}
+	return conn, err
+}
+
+// hold delays the error of a dial until the attempt has ended, or the dials of all addresses have failed. While a client of
+// a cluster is being made, the first such error makes it put off its question for the slots by up to a second,
+// although another node is connected by then.
+func (l *lazy) hold() {
+	l.mu.Lock()
+	t := l.current
+	if t == nil {
+		l.mu.Unlock()
+		return
+	}
+	t.failed++
+	if t.failed == len(l.c.Addrs) {
+		close(t.hopeless)
+	}
+	l.mu.Unlock()
+	patience := time.NewTimer(l.c.DialTimeout) // a node may take the connection and answer nothing
+	defer patience.Stop()
+	select {
+	case <-t.done:
+	case <-t.hopeless:
+	case <-l.life.Done():
+	case <-patience.C:
+	}
 }
 
 // Close closes the client if there is one, and ends an attempt.
