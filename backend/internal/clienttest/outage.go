@@ -44,21 +44,27 @@ var outages = []struct {
 // policies open a store, through the policies that a program may have, with their defaults.
 var policies = []struct {
 	name string
-	open func(t *testing.T, l library, url string) quota.Store
+	open func(t *testing.T, l library, url string, tell func(quota.Notice)) quota.Store
 }{
 	{"FailWithError", standard(resilience.FailWithError())},
 	{"FailOpen", standard(resilience.FailOpen(nil))},
 	{"FailClosed", standard(resilience.FailClosed(nil))},
-	{"Fallback", func(t *testing.T, l library, url string) quota.Store {
-		return standard(resilience.Fallback(local.New(nil), resilience.Instances(4), nil))(t, l, url)
+	{"Fallback", func(t *testing.T, l library, url string, tell func(quota.Notice)) quota.Store {
+		return standard(resilience.Fallback(local.New(nil), resilience.Instances(4), nil))(t, l, url, tell)
 	}},
-	{"FromEnv", func(t *testing.T, l library, url string) quota.Store { return storeFromEnv(t, by(url, l.name), "") }},
-	{"FromEnv, a fleet of 4", func(t *testing.T, l library, url string) quota.Store { return storeFromEnv(t, by(url, l.name), "4") }},
+	{"FromEnv", fromEnvironment("")},
+	{"FromEnv, a fleet of 4", fromEnvironment("4")},
 }
 
-func standard(p resilience.Policy) func(*testing.T, library, string) quota.Store {
-	return func(t *testing.T, l library, url string) quota.Store {
-		s, err := resilience.Standard(l.open(t, url), p, nil)
+func fromEnvironment(fleet string) func(*testing.T, library, string, func(quota.Notice)) quota.Store {
+	return func(t *testing.T, l library, url string, _ func(quota.Notice)) quota.Store { // it logs its notices
+		return storeFromEnv(t, by(url, l.name), fleet)
+	}
+}
+
+func standard(p resilience.Policy) func(*testing.T, library, string, func(quota.Notice)) quota.Store {
+	return func(t *testing.T, l library, url string, tell func(quota.Notice)) quota.Store {
+		s, err := resilience.Standard(l.open(t, url), p, &resilience.StandardOptions{Notice: tell})
 		ok(t, err)
 		t.Cleanup(func() { s.Close() })
 		return s
@@ -155,8 +161,8 @@ func outageOf(t *testing.T, l library, control *outageSite, fault string, replic
 		odd := control.unexplained(missed)
 		t.Logf("%s: of %d calls to keys of the other masters %d were missed, %d of them while the control did not stall, and %d in the control; the slowest took %v",
 			p.name, p.others.count(), len(missed), len(odd), len(usual), p.others.slowest.Round(time.Millisecond))
-		t.Logf("%s: of %d calls to keys of the master %d were missed, the last %v after it was whole",
-			p.name, p.own.count(), len(p.own.missed(during)), p.own.last(from).Round(10*time.Millisecond))
+		t.Logf("%s: of %d calls to keys of the master %d were missed, the last %v after the cluster was whole",
+			p.name, p.own.count(), len(p.own.missed(during)), p.own.last(span{whole[0].from.Add(-backWithin), whole[0].until}).Round(10*time.Millisecond))
 		if len(odd) > len(usual) {
 			t.Errorf("%s: calls to keys of the other masters without a decision by the store in time, while the control did not stall: got %d, want at most %d as in the control; %s",
 				p.name, len(odd), len(usual), list(s.at, odd))
@@ -170,8 +176,13 @@ func outageOf(t *testing.T, l library, control *outageSite, fault string, replic
 					p.name, backWithin, len(late), len(usual), list(s.at, late))
 			}
 		}
+		if t.Failed() {
+			p.mu.Lock()
+			t.Logf("%s: notices: %s", p.name, list(s.at, p.notices))
+			p.mu.Unlock()
+		}
 		p.own.answered(t, p.name)
-		admitted += p.others.few - len(missed)
+		admitted += p.others.few - len(p.others.missed(span{until: during.until}))
 	}
 	if most := few * len(s.others); admitted > most {
 		t.Errorf("tokens of the small limit granted for keys of the other masters: got %d, want at most %d", admitted, most)
@@ -192,6 +203,14 @@ type outageLoad struct {
 	name        string
 	store       quota.Store
 	own, others *outageCalls
+	mu          sync.Mutex
+	notices     []outageCall // for the text of a failure
+}
+
+func (o *outageLoad) tell(n quota.Notice) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.notices = append(o.notices, outageCall{at: time.Now(), key: n.Text, outcome: fmt.Sprint(n.Err)})
 }
 
 func startSite(t *testing.T, l library, name string) *outageSite {
@@ -207,7 +226,9 @@ func startSite(t *testing.T, l library, name string) *outageSite {
 		}
 	}
 	for _, p := range policies {
-		s.loads = append(s.loads, &outageLoad{name: p.name, store: p.open(t, l, clusterURL(s.Cluster, "")), own: &outageCalls{}, others: &outageCalls{}})
+		load := &outageLoad{name: p.name, own: &outageCalls{}, others: &outageCalls{}}
+		load.store = p.open(t, l, clusterURL(s.Cluster, ""), load.tell)
+		s.loads = append(s.loads, load)
 	}
 	return s
 }
@@ -232,7 +253,8 @@ func (s *outageSite) run(t *testing.T) {
 	}
 }
 
-// unexplained returns those of the calls missed elsewhere during which no call here stalled. A loaded machine stalls by itself.
+// unexplained returns those of the calls missed elsewhere during which no call here stalled, nor shortly before for so long that it opened
+// a breaker. A loaded machine stalls by itself.
 func (s *outageSite) unexplained(missed []outageCall) []outageCall {
 	var stalls []outageCall
 	for _, load := range s.loads {
@@ -246,7 +268,11 @@ func (s *outageSite) unexplained(missed []outageCall) []outageCall {
 func unexplained(missed, stalls []outageCall) []outageCall {
 	return slices.DeleteFunc(missed, func(c outageCall) bool {
 		return slices.ContainsFunc(stalls, func(s outageCall) bool {
-			return s.at.Before(c.at.Add(c.took)) && c.at.Before(s.at.Add(s.took))
+			end := s.at.Add(s.took)
+			if s.took > resilience.DefaultTimeout*3/4 {
+				end = end.Add(time.Second)
+			}
+			return s.at.Before(c.at.Add(c.took)) && c.at.Before(end)
 		})
 	})
 }
@@ -292,7 +318,7 @@ func (s *outageSite) fail(t *testing.T, fault string) (end func()) {
 func list(at time.Time, calls []outageCall) string {
 	var b strings.Builder
 	for i, c := range calls {
-		if i == 10 {
+		if i == 20 {
 			b.WriteString("\n…")
 			break
 		}
@@ -330,7 +356,7 @@ func outageStall(t *testing.T, l library) {
 		time.Sleep(again + 2*time.Second)
 		after := span{end.Add(again), time.Now()}
 		for fleet, y := range calls {
-			t.Logf("stall %d, FLEET_SIZE=%s: %d calls missed, the last %v after its end", i, fleet, len(y.missed(span{began, after.until})), y.last(end).Round(time.Millisecond))
+			t.Logf("stall %d, FLEET_SIZE=%s: %d calls missed, the last %v after its end", i, fleet, len(y.missed(span{began, after.until})), y.last(span{end, after.until}).Round(time.Millisecond))
 			if missed, usual := unexplained(y.missed(after), control[fleet].stalled()), control[fleet].missed(after); len(missed) > len(usual) {
 				t.Errorf("FLEET_SIZE=%s: calls %v after the end of a stall without a decision by the store in time: got %d, want at most %d as in the control; %s",
 					fleet, again, len(missed), len(usual), list(end, missed))
@@ -466,12 +492,10 @@ func (y *outageCalls) missed(in span) (list []outageCall) {
 	return list
 }
 
-// last returns how long after a time the last missed call began, 0 for none.
-func (y *outageCalls) last(from time.Time) (last time.Duration) {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	for _, c := range y.misses {
-		last = max(last, c.at.Sub(from))
+// last returns when the last missed call of a time began, since its start, and 0 for none.
+func (y *outageCalls) last(in span) (last time.Duration) {
+	for _, c := range y.missed(in) {
+		last = max(last, c.at.Sub(in.from))
 	}
 	return last
 }
