@@ -85,6 +85,7 @@ var tests = []struct {
 	{"failover/Resharding", resharding},
 	{"failover/HalfMoved", halfMoved},
 	{"failover/Sentinel", sentinel},
+	{"failover/Demoted", demoted},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
