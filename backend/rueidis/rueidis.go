@@ -238,7 +238,8 @@ func (a *adapter) closing(err error, gone bool) error {
 		if a.looking.CompareAndSwap(false, true) {
 			go func() {
 				defer a.looking.Store(false)
-				a.gone.Store(a.looksClosed() && a.looksClosed()) // the nodes may change between look and question
+				closed := a.looksClosed()
+				a.gone.Store(closed && a.looksClosed()) // the nodes may change between look and question
 			}()
 		}
 	case !a.retired.Load():
