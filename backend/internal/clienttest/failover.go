@@ -2,16 +2,13 @@ package clienttest
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // outage is how long a failure of a master may last, on a loaded machine: a second until it is taken for
@@ -68,94 +65,6 @@ func masterKilled(t *testing.T, l library) {
 	if y.ok == held {
 		t.Error("tokens lost: got none, want some, or the test proves no loss")
 	}
-}
-
-// masterDown takes one of three masters away, which has no replica, and brings it back. Through the usual policies, calls to
-// keys of the other masters must not notice: no error, and no decision in the store's place. The keys of the master must
-// be decided by the store again soon after it is back.
-func masterDown(t *testing.T, l library) {
-	t.Parallel()
-	const back = 2 * time.Second
-	faults := map[string]struct {
-		down, up func(*redisserver.Server) error
-	}{
-		"killed": {func(s *redisserver.Server) error { s.Kill(); return nil }, (*redisserver.Server).Restart},
-		"hung":   {(*redisserver.Server).Pause, (*redisserver.Server).Resume},
-	}
-	for name, fault := range faults {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := redisserver.StartCluster(t, "--cluster-require-full-coverage", "no")
-			victim, err := c.MasterFor(stateOf("team-0"))
-			ok(t, err)
-			replicas, err := c.Replicas(victim)
-			ok(t, err)
-			for _, r := range replicas {
-				r.Kill()
-			}
-			var own, others []string
-			for _, k := range keys(64) {
-				if n, err := c.MasterFor(stateOf(k)); err == nil && n == victim {
-					own = append(own, k)
-				} else {
-					others = append(others, k)
-				}
-			}
-			policies := map[string]resilience.Policy{
-				"FailWithError": resilience.FailWithError(),
-				"Fallback":      resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
-			}
-			stores, stops := map[string]quota.Store{}, map[string]func() *tally{}
-			limit := counted(plenty)
-			for name, policy := range policies {
-				s, err := resilience.Standard(l.open(t, clusterURL(c, "")), policy, &resilience.StandardOptions{Timeout: time.Second})
-				ok(t, err)
-				t.Cleanup(func() { s.Close() })
-				stores[name] = fromStore{s}
-				healthy, stop := load(t, stores[name], limit, others)
-				stops[name] = stop
-				dead, _ := load(t, stores[name], limit, own)
-				until(t, "the store to name its nodes", func() bool { return len(resilience.BreakerStates(s)) > 3 })
-				healthy.more(t, 100)
-				dead.more(t, 100)
-			}
-			ok(t, fault.down(victim.Server))
-			time.Sleep(time.Duration(sized(4, 20)) * time.Second)
-			ok(t, fault.up(victim.Server))
-			until(t, "the master to be part of the cluster", func() bool {
-				info, err := victim.Do("CLUSTER", "INFO")
-				text, _ := info.(string)
-				return err == nil && strings.Contains(text, "cluster_state:ok")
-			})
-			whole := time.Now()
-			peek := quota.Charge{Limit: limit, Key: own[0], Op: quota.OpPeek}
-			for name, s := range stores {
-				until(t, "the store to decide its keys again", func() bool { _, err := s.Take(bg, peek); return err == nil })
-				if took := time.Since(whole); took > back {
-					t.Errorf("%s: the store decided again %v after the master was back, want at most %v", name, took, back)
-				}
-				y := stops[name]()
-				t.Logf("%s: back after %v; keys of the other masters: %v", name, time.Since(whole).Round(time.Millisecond), y)
-				// One round of calls in flight may stall when the master goes, and a loaded machine stalls by
-				// itself. A breaker for all nodes fails nearly all of these calls.
-				if n := y.errors(); n*50 > n+y.ok {
-					t.Errorf("%s: calls to keys of the other masters without a decision by the store: got %d of %d, want at most 2 %%: %v",
-						name, n, n+y.ok, y.texts)
-				}
-			}
-		})
-	}
-}
-
-// fromStore is a store whose decisions in the store's place are errors.
-type fromStore struct{ quota.Store }
-
-func (s fromStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
-	if err == nil && d.Source != quota.FromStore {
-		err = fmt.Errorf("decided by the %v", d.Source)
-	}
-	return d, err
 }
 
 // manualFailover promotes replicas under load, as operators do before they restart a server.
