@@ -67,6 +67,7 @@ var tests = []struct {
 	{"faults/Contexts", contexts},
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
+	{"faults/Hasty", hasty},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 
