@@ -23,9 +23,10 @@ type nodes struct {
 	topology engine.Topology
 }
 
-func newAdapter(client redis.UniversalClient) *adapter {
-	a := &adapter{client: client}
+func newAdapter() *adapter {
+	a := &adapter{life: make(chan struct{})}
 	a.nodes.topology.Ask = a.askTopology
+	a.repair.Do = a.leave
 	return a
 }
 
@@ -99,7 +100,7 @@ func (a *adapter) Ping(ctx context.Context, name, key string) error {
 // named returns the client of the node of a name, which has a key. It is nil if the key's slot is another node's by now,
 // which the next call sees.
 func (a *adapter) named(ctx context.Context, name, key string) *redis.Client {
-	if node, single := a.client.(*redis.Client); single {
+	if node := a.single.Load(); node != nil {
 		return node
 	}
 	node, err := a.cluster.MasterForKey(ctx, key)

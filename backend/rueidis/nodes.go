@@ -46,6 +46,11 @@ func newAdapter(client rueidis.Client) *adapter {
 	a := &adapter{client: client, cluster: client.Mode() == rueidis.ClientModeCluster}
 	a.nodes.topology.Ask = a.askTopology
 	a.nodes.asked = map[string]bool{}
+	a.repair.Do = a.leave
+	a.demoted = func(key string) {
+		a.refused.Store(&key)
+		a.repair.Soon()
+	}
 	return a
 }
 

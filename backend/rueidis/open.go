@@ -88,17 +88,29 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 type lazy struct {
 	c    *redisurl.Config
 	made atomic.Pointer[adapter]
+	// repair replaces a client that leads to a demoted primary; retired are such clients, until they are closed.
+	repair  engine.Repair
+	retired sync.WaitGroup
 	// life ends with Close, and with it an attempt at connecting.
 	life context.Context
 	end  context.CancelFunc
 
-	// mu guards closed. Once it is set, made is not set.
+	// mu guards the fields below. Once closed, made is not set.
 	mu     sync.Mutex
 	closed bool
+	making *making // the client of a cluster; nil if there is none or it is made
+}
+
+// making is the making of a client.
+type making struct {
+	done     chan struct{}
+	failed   int           // dials, guarded by lazy.mu
+	hopeless chan struct{} // closed when a dial of each address has failed
 }
 
 func newLazy(c *redisurl.Config) *lazy {
 	l := &lazy{c: c}
+	l.repair.Do = l.renew
 	l.life, l.end = context.WithCancel(context.Background())
 	return l
 }
@@ -129,8 +141,7 @@ func (l *lazy) Warm(ctx context.Context, name, key string) error {
 		if err != nil {
 			return err
 		}
-		a = newAdapter(client)
-		a.owned = true
+		a = l.adapt(client)
 		l.mu.Lock()
 		closed := l.closed
 		if !closed {
@@ -147,6 +158,18 @@ func (l *lazy) Warm(ctx context.Context, name, key string) error {
 
 // connect makes a client. Its errors say 'not charged'.
 func (l *lazy) connect() (rueidis.Client, error) {
+	if l.c.Cluster {
+		m := &making{done: make(chan struct{}), hopeless: make(chan struct{})}
+		l.mu.Lock()
+		l.making = m
+		l.mu.Unlock()
+		defer func() {
+			l.mu.Lock()
+			l.making = nil
+			l.mu.Unlock()
+			close(m.done)
+		}()
+	}
 	client, err := rueidis.NewClient(options(l.c, l.dial))
 	if err != nil {
 		if client != nil {
@@ -169,7 +192,36 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
-	return l.c.Dial(ctx, d, addr)
+	conn, err := l.c.Dial(ctx, d, addr)
+	if err != nil && l.c.Cluster {
+		l.hold()
+	}
+	return conn, err
+}
+
+// hold delays the error of a dial until the client is made, or the dials of all addresses have failed. While a client of
+// a cluster is being made, the first such error makes it put off its question for the slots by up to a second,
+// although another node is connected by then.
+func (l *lazy) hold() {
+	l.mu.Lock()
+	m := l.making
+	if m == nil {
+		l.mu.Unlock()
+		return
+	}
+	m.failed++
+	if m.failed == len(l.c.Addrs) {
+		close(m.hopeless)
+	}
+	l.mu.Unlock()
+	patience := time.NewTimer(l.c.DialTimeout) // a node may take the connection and answer nothing
+	defer patience.Stop()
+	select {
+	case <-m.done:
+	case <-m.hopeless:
+	case <-l.life.Done():
+	case <-patience.C:
+	}
 }
 
 // Close closes the client if there is one, and ends an attempt at connecting.
@@ -178,6 +230,9 @@ func (l *lazy) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	l.end()
+	l.repair.Close()
+	l.repair.Wait()
+	l.retired.Wait()
 	if a := l.made.Load(); a != nil {
 		return a.Close()
 	}

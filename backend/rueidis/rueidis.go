@@ -159,6 +159,11 @@ type adapter struct {
 	owned   bool        // Close closes the client
 	gone    atomic.Bool // the client of a single server was closed
 	nodes   nodes       // of a cluster
+
+	// demoted is told the key of a call that a replica refused. On a cluster a replica answers MOVED instead.
+	demoted func(key string)
+	refused atomic.Pointer[string] // the key of the last such call of a caller's client
+	repair  engine.Repair          // of a caller's client
 }
 
 // Do sends a script.
@@ -173,6 +178,9 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	gone := a.gone.Load()
 	result := a.send(ctx, args, keys)
 	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) { // a null is a reply of the wrong shape
+		if answer, is := rueidis.IsRedisErr(err); is && !a.cluster && engine.IsDemoted(answer) {
+			a.demoted(args[3].(string))
+		}
 		// Of a cluster it may be the client of one node that was closed, which left the cluster.
 		if errors.Is(err, rueidis.ErrClosing) && !a.cluster {
 			return nil, a.closing(err, gone)
@@ -254,6 +262,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 // Close closes the client if it is owned.
 func (a *adapter) Close() error {
 	a.nodes.topology.Close()
+	a.repair.Close()
 	if a.owned {
 		a.client.Close()
 		a.nodes.topology.Wait()
