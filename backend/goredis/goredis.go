@@ -6,7 +6,7 @@
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
-// A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
+// A decision is one EVALSHA (at first one EVAL), made with the server's time. A denial and a peek write nothing.
 //
 // While four scripts to a server, or to a slot, are in flight, further charges and lists wait.
 // When the first of the four ends, all that wait go together in one script, each decided by itself and in
@@ -14,17 +14,22 @@
 // if it ends later, the outcome is unknown. An error that several callers got from one script has a method
 // RoundTrip, which tells policies so.
 //
-// On a cluster few keys share a slot, and with it a script. So while four scripts to a node are in flight,
+// On a cluster few keys share a slot, and with it a script; and behind an address that is not known to be one server few
+// share a group. So while four scripts to a node are in flight,
 // further scripts to the node wait, and are then written together as a pipeline of the node's client; hooks
 // that OnNewNode adds see the pipeline. Each script is sent once all the same.
+//
+// The store connects before it decides, in one attempt for each node that all calls share and that goes on when a
+// caller leaves. A call that leaves meanwhile fails with [quota.ErrUnavailable]: it was not sent. A connection is found
+// by reading the value of a charge's key.
 //
 // # One server or several
 //
 // Charges to different keys share a script only where one server is known to have all keys. An address does not tell:
 // behind it there may be a proxy that sends each script to the server of its first key, or a node of a cluster. So the
-// store of a client for one server asks, with 16 small scripts that return INFO's run_id, after its first decision,
-// after a connection was lost, and with Health. Until it knows, and where the user has no right to INFO or the server
-// has no run_id, only charges of one group share a script, and lists over several groups are taken in parts; the notice
+// store of a client for one server asks, with 16 small scripts that return INFO's run_id: when it has connected, after
+// a connection was lost, and with Health. Until it knows, and where the user has no right to INFO or the server has no
+// run_id, only charges of one group share a script, and lists over several groups are taken in parts; the notice
 // "batching" tells. It costs up to half of the throughput over many keys. BatchAll says that there is one server.
 //
 // # Keys and hash slots
@@ -60,6 +65,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -127,6 +133,7 @@ var (
 	_ driver.Graded         = (*Store)(nil)
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
+	_ driver.Reporter       = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -156,6 +163,10 @@ func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
 // single server it does nothing.
 func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
 
+// Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
+// [driver.Reporter].
+func (s *Store) Report(r driver.Reports) { s.engine.Report(r) }
+
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
@@ -168,7 +179,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	a := newAdapter(client)
+	a := newAdapter()
 	cluster, heedsDeadline := false, false
 	switch c := client.(type) {
 	case *redis.Client:
@@ -176,6 +187,10 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 			return nil, refused("a nil *redis.Client")
 		}
 		heedsDeadline = c.Options().ContextTimeoutEnabled
+		a.single.Store(c)
+		if o.Batching == BatchAuto || o.Batching == BatchSlot {
+			a.pipelines = newPipelines()
+		}
 	case *redis.ClusterClient:
 		if c == nil {
 			return nil, refused("a nil *redis.ClusterClient")
@@ -198,6 +213,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.apart = s.Apart
 	return &Store{engine: s}, nil
 }
 
@@ -207,11 +223,24 @@ func refused(what string) error {
 
 // adapter is an engine.Client over a go-redis client.
 type adapter struct {
-	client    redis.UniversalClient
-	cluster   *redis.ClusterClient // the client if it is one, else nil
-	pipelines *pipelines           // nil on a single server, and without batching
-	owned     bool                 // Close closes the client
-	nodes     nodes                // of a cluster
+	cluster   *redis.ClusterClient         // nil for a single server
+	single    atomic.Pointer[redis.Client] // nil for a cluster
+	pipelines *pipelines                   // nil without batching
+	apart     func() bool                  // few scripts hold several keys
+	owned     bool                         // Close closes the client
+	nodes     nodes                        // of a cluster
+
+	// repair leaves a demoted primary. On a cluster a replica answers MOVED instead.
+	repair engine.Repair
+	// renew makes a client of a single server, and longest bounds its calls; nil unless the store has a URL.
+	renew   func() *redis.Client
+	longest time.Duration
+
+	// mu guards closed. Once it is set, single does not change, and no client joins the retired ones.
+	mu      sync.Mutex
+	closed  bool
+	life    chan struct{}  // closed by Close
+	retired sync.WaitGroup // clients that were replaced, until they are closed
 }
 
 // once is a command that the client must not retry.
@@ -219,30 +248,68 @@ type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
-// Do sends a script, on a cluster through the pipelines.
+// Do sends a script, through the pipelines where few scripts hold several keys.
 func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, error) {
 	send := a.alone
-	if a.pipelines != nil {
+	if a.pipelines != nil && a.apart() {
 		send = a.piped
 	}
 	cmd, err := send(ctx, args)
 	if err != nil {
 		return nil, err
 	}
-	r, ok := cmd.Val().([]any)
-	if !ok {
-		return reply(nil), nil
+	return replyOf(cmd), nil
+}
+
+func replyOf(cmd *redis.Cmd) engine.Reply {
+	r, _ := cmd.Val().([]any)
+	return reply(r)
+}
+
+// DoAll sends scripts to a single server in one pipeline.
+func (a *adapter) DoAll(ctx context.Context, scripts [][]any) ([]engine.Reply, error) {
+	pipe := a.single.Load().Pipeline()
+	cmds := make([]*redis.Cmd, len(scripts))
+	for i, args := range scripts {
+		cmds[i] = redis.NewCmd(ctx, args...)
+		pipe.Process(ctx, once{cmds[i]})
 	}
-	return reply(r), nil
+	pipe.Exec(ctx) // each command has the error of its own
+	replies := make([]engine.Reply, len(cmds))
+	for i, cmd := range cmds {
+		if err := cmd.Err(); err != nil && err != redis.Nil {
+			return nil, a.classify(ctx, err)
+		}
+		replies[i] = replyOf(cmd)
+	}
+	return replies, nil
 }
 
 // alone sends a script by itself.
 func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	cmd := redis.NewCmd(ctx, args...)
-	if err := a.client.Process(ctx, once{cmd}); err != nil && err != redis.Nil { // a null is a reply of the wrong shape
-		return nil, a.classify(ctx, err)
+	single := a.single.Load()
+	var err error
+	if single == nil {
+		err = a.cluster.Process(ctx, once{cmd})
+	} else {
+		err = single.Process(ctx, once{cmd})
 	}
-	return cmd, nil
+	if err == nil || err == redis.Nil { // a null is a reply of the wrong shape
+		return cmd, nil
+	}
+	var answer redis.Error
+	if errors.As(err, &answer) {
+		a.refused(single, answer)
+	}
+	return nil, a.classify(ctx, err)
+}
+
+// refused looks at an error reply through the client of a single server: a demoted primary is left.
+func (a *adapter) refused(single *redis.Client, answer redis.Error) {
+	if single != nil && engine.IsDemoted(answer) && single == a.single.Load() {
+		a.repair.Soon()
+	}
 }
 
 // classify returns an error of the client as one of package quota.
@@ -288,7 +355,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	if a.cluster != nil {
 		err = a.cluster.ForEachMaster(ctx, ask)
 	} else {
-		err = ask(ctx, a.client.(*redis.Client))
+		err = ask(ctx, a.single.Load())
 	}
 	if err != nil {
 		return nil, a.classify(ctx, err)
@@ -299,6 +366,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 // Close ends the pipelines, and closes the client if it is owned.
 func (a *adapter) Close() error {
 	a.nodes.topology.Close()
+	a.repair.Close()
 	if a.pipelines != nil {
 		a.pipelines.close()
 		defer a.pipelines.wait()
@@ -306,8 +374,16 @@ func (a *adapter) Close() error {
 	if !a.owned {
 		return nil
 	}
-	defer a.nodes.topology.Wait()
-	return a.client.Close()
+	if a.cluster != nil {
+		defer a.nodes.topology.Wait()
+		return a.cluster.Close()
+	}
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	close(a.life)
+	a.retired.Wait()
+	return a.single.Load().Close()
 }
 
 // reply is an engine.Reply over a reply as go-redis decodes it.

@@ -2,6 +2,7 @@ package goredis
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -22,9 +23,10 @@ type nodes struct {
 	topology engine.Topology
 }
 
-func newAdapter(client redis.UniversalClient) *adapter {
-	a := &adapter{client: client}
+func newAdapter() *adapter {
+	a := &adapter{life: make(chan struct{})}
 	a.nodes.topology.Ask = a.askTopology
+	a.repair.Do = a.leave
 	return a
 }
 
@@ -65,6 +67,71 @@ func (a *adapter) Refresh(ctx context.Context) error {
 	return a.nodes.topology.Refresh(ctx)
 }
 
+// Warm makes as many connections to a node as scripts to it go at a time.
+func (a *adapter) Warm(ctx context.Context, name, key string) error {
+	if a.cluster != nil && name == "" {
+		return a.nodes.topology.Refresh(ctx)
+	}
+	node := a.named(ctx, name, key)
+	if node == nil {
+		return nil
+	}
+	errs := make(chan error, warmConnections)
+	for range warmConnections {
+		go func() { errs <- a.connect(ctx, node, key) }()
+	}
+	var err error
+	for range warmConnections {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// Ping makes a round trip to a node.
+func (a *adapter) Ping(ctx context.Context, name, key string) error {
+	if node := a.named(ctx, name, key); node != nil {
+		return a.connect(ctx, node, key)
+	}
+	return nil
+}
+
+// named returns the client of the node of a name, which has a key. It is nil if the key's slot is another node's by now,
+// which the next call sees.
+func (a *adapter) named(ctx context.Context, name, key string) *redis.Client {
+	if node := a.single.Load(); node != nil {
+		return node
+	}
+	node, err := a.cluster.MasterForKey(ctx, key)
+	if err != nil || node.Options().Addr != name {
+		return nil
+	}
+	return node
+}
+
+// warmConnections is how many connections Warm makes.
+const warmConnections = 4
+
+// connect sees to a connection to a node. Connections in the pool that broke meanwhile are used up first.
+func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) error {
+	for used := 0; ; used++ {
+		cmd := redis.NewCmd(ctx, "get", key)
+		err := node.Process(ctx, once{cmd})
+		var answer redis.Error
+		switch {
+		case err == nil, err == redis.Nil:
+			return nil
+		case errors.As(err, &answer):
+			return engine.WarmError(answer)
+		}
+		err = a.classify(ctx, err)
+		if !engine.Broken(err) || used > node.Options().PoolSize || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
 // askTopology loads the topology at once, which ForEachMaster does; ReloadState would do so later.
 func (a *adapter) askTopology() error {
 	ctx, cancel := context.WithTimeout(context.Background(), topologyTimeout)
@@ -76,4 +143,8 @@ func (a *adapter) askTopology() error {
 	return nil
 }
 
-var _ engine.Placer = (*adapter)(nil)
+var (
+	_ engine.Placer  = (*adapter)(nil)
+	_ engine.Warmer  = (*adapter)(nil)
+	_ engine.Bundler = (*adapter)(nil)
+)

@@ -25,27 +25,36 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := newAdapter(nil)
+	a := newAdapter()
 	a.owned = true
 	switch {
 	case c.Cluster:
 		a.cluster = redis.NewClusterClient(clusterOptions(c))
-		if a.client = a.cluster; c.Batching != engine.BatchNone {
+		if c.Batching != engine.BatchNone {
 			a.pipelines = newPipelines()
 		}
 	case c.Master != "":
-		client := redis.NewFailoverClient(failoverOptions(c))
-		client.AddHook(definite{c.Master})
-		a.client = client
+		a.renew = func() *redis.Client {
+			client := redis.NewFailoverClient(failoverOptions(c))
+			client.AddHook(definite{c.Master})
+			return client
+		}
 	default:
-		a.client = redis.NewClient(clientOptions(c))
+		a.renew = func() *redis.Client { return redis.NewClient(clientOptions(c)) }
+	}
+	if a.renew != nil {
+		a.single.Store(a.renew())
+		a.longest = c.LongestCall()
+		if c.Batching == engine.BatchAuto || c.Batching == engine.BatchSlot {
+			a.pipelines = newPipelines()
+		}
 	}
 	s, err := engine.New(c.Guard(a), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict, Batching: c.Batching})
 	if err != nil {
 		a.Close()
 		return nil, err
 	}
-	c.Dialed, c.Lost = s.Dialed, s.Lost
+	a.apart, c.Dialed, c.Lost = s.Apart, s.Dialed, s.Lost
 	return &Store{engine: s}, nil
 }
 
@@ -60,6 +69,7 @@ func clientOptions(c *redisurl.Config) *redis.Options {
 		Password:                 c.Password,
 		DB:                       c.DB,
 		TLSConfig:                c.TLS,
+		Protocol:                 protocol(c),
 		MaxRetries:               -1,
 		DialTimeout:              c.DialTimeout,
 		DialerRetries:            1,
@@ -83,6 +93,7 @@ func failoverOptions(c *redisurl.Config) *redis.FailoverOptions {
 		Password:              c.Password,
 		DB:                    c.DB,
 		TLSConfig:             c.TLS,
+		Protocol:              protocol(c),
 		MaxRetries:            -1,
 		DialTimeout:           c.DialTimeout,
 		DialerRetries:         1,
@@ -101,6 +112,7 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		Username:                 c.Username,
 		Password:                 c.Password,
 		TLSConfig:                c.TLS,
+		Protocol:                 protocol(c),
 		DialTimeout:              c.DialTimeout,
 		DialerRetries:            1,
 		ReadTimeout:              c.Timeout,
@@ -112,6 +124,15 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		// The policies are for commands without keys, and the user would need a right to COMMAND.
 		DisableRoutingPolicies: true,
 	}
+}
+
+// protocol returns the version of RESP that the client asks for. Where the server refuses it, the client goes on
+// with version 2.
+func protocol(c *redisurl.Config) int {
+	if c.RESP2 {
+		return 2
+	}
+	return 3
 }
 
 func dialer(c *redisurl.Config) func(context.Context, string, string) (net.Conn, error) {

@@ -54,9 +54,11 @@ func sendPipeline(ctx context.Context, calls []*piped, roundTrip any) error {
 
 // piped sends a script to the node that has its first key, with the scripts that wait for the node if any do.
 func (a *adapter) piped(ctx context.Context, args []any) (cmd *redis.Cmd, err error) {
-	node, err := a.cluster.MasterForKey(ctx, args[3].(string))
-	if err != nil {
-		return a.alone(ctx, args) // which finds the same, or a node meanwhile
+	node := a.single.Load()
+	if node == nil {
+		if node, err = a.cluster.MasterForKey(ctx, args[3].(string)); err != nil {
+			return a.alone(ctx, args) // which finds the same, or a node meanwhile
+		}
 	}
 	var waited *piped
 	p := a.pipelines
@@ -78,9 +80,10 @@ func (a *adapter) piped(ctx context.Context, args []any) (cmd *redis.Cmd, err er
 		return waited.cmd, nil
 	case !errors.As(err, &answer):
 		return nil, driver.Share(a.classify(ctx, err), waited.roundTrip)
-	case redirected(err):
+	case a.cluster != nil && redirected(err):
 		return a.alone(ctx, args) // nothing ran
 	default:
+		a.refused(node, answer)
 		return nil, a.classify(ctx, err)
 	}
 }

@@ -46,6 +46,11 @@ func newAdapter(client rueidis.Client) *adapter {
 	a := &adapter{client: client, cluster: client.Mode() == rueidis.ClientModeCluster}
 	a.nodes.topology.Ask = a.askTopology
 	a.nodes.asked = map[string]bool{}
+	a.repair.Do = a.leave
+	a.demoted = func(key string) {
+		a.refused.Store(&key)
+		a.repair.Soon()
+	}
 	return a
 }
 
@@ -240,19 +245,99 @@ func (l *lazy) Node(slot uint16) string {
 	return ""
 }
 
-// Refresh asks the cluster for its slots, and connects first if need be.
+// Refresh asks the cluster for its slots, once the client is made.
 func (l *lazy) Refresh(ctx context.Context) error {
-	if !l.c.Cluster {
+	if a := l.made.Load(); a != nil {
+		return a.Refresh(ctx)
+	}
+	return nil // the next call makes the client
+}
+
+const (
+	// warmReads is how many reads go to a node for all of its connections to be made. A read takes any connection;
+	// the most that a client has to a node without an option of the caller's are four.
+	warmReads = 32
+	// warmRepeats is how often a read is repeated whose connection broke.
+	warmRepeats = 8
+)
+
+// Warm has the client make its connections to a node.
+func (a *adapter) Warm(ctx context.Context, name, key string) error {
+	if a.cluster && name == "" {
+		return a.nodes.topology.Refresh(ctx)
+	}
+	client := a.named(name, key)
+	if client == nil {
 		return nil
 	}
-	a, err := l.connected(ctx)
-	if err != nil {
-		return err
+	errs := make(chan error, warmReads)
+	for range warmReads {
+		go func() { errs <- connect(ctx, client, key) }()
 	}
-	return a.Refresh(ctx)
+	var err error
+	for range warmReads {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
+	if err != nil {
+		a.nodes.topology.Soon()
+	}
+	return err
+}
+
+// Ping makes a round trip to a node.
+func (a *adapter) Ping(ctx context.Context, name, key string) error {
+	if client := a.named(name, key); client != nil {
+		return connect(ctx, client, key)
+	}
+	return nil
+}
+
+// Ping makes a round trip to a node, once the client is made.
+func (l *lazy) Ping(ctx context.Context, name, key string) error {
+	if a := l.made.Load(); a != nil {
+		return a.Ping(ctx, name, key)
+	}
+	return errNoClient
+}
+
+// named returns the client of the node of a name, which has a key. It is nil if the key's slot is another node's by now, or
+// the client knows no such node: then its Do finds one.
+func (a *adapter) named(name, key string) rueidis.Client {
+	if !a.cluster {
+		return a.client
+	}
+	if n := a.at(engine.SlotOf(key)); n.addr == name {
+		return n.client
+	}
+	return nil
+}
+
+// connect sees to a connection of a client.
+func connect(ctx context.Context, client rueidis.Client, key string) error {
+	for repeats := 0; ; repeats++ {
+		err := client.Do(ctx, client.B().Arbitrary("GET").Keys(key).Build()).Error()
+		if err == nil || rueidis.IsRedisNil(err) {
+			return nil
+		}
+		if err = ofWarming(err); err == nil || !engine.Broken(err) || repeats == warmRepeats {
+			return err
+		}
+	}
+}
+
+// ofWarming classifies an error of a read of Warm's.
+func ofWarming(err error) error {
+	if _, reply := rueidis.IsRedisErr(err); reply {
+		return engine.WarmError(err)
+	}
+	return classify(err)
 }
 
 var (
-	_ engine.Placer = (*adapter)(nil)
-	_ engine.Placer = (*lazy)(nil)
+	_ engine.Placer  = (*adapter)(nil)
+	_ engine.Placer  = (*lazy)(nil)
+	_ engine.Warmer  = (*adapter)(nil)
+	_ engine.Bundler = (*adapter)(nil)
 )

@@ -59,13 +59,13 @@ func batchingOneServer(t *testing.T, l library) {
 		oneStep    bool // of lists
 	}{
 		{"", true, true},
-		{"?batching=auto", true, true},
-		{"?batching=all", true, true},
-		{"?batching=slot", false, false},
-		{"?batching=none", false, true},
-		{"?strict=true", false, false},
+		{"&batching=auto", true, true},
+		{"&batching=all", true, true},
+		{"&batching=slot", false, false},
+		{"&batching=none", false, true},
+		{"&strict=true", false, false},
 	} {
-		s := l.open(t, "redis://"+server.Addr()+test.parameters)
+		s := l.open(t, "redis://"+server.Addr()+"?timeout=10s"+test.parameters)
 		list := keys(64) // a goroutine has a key: without other keys its calls go alone
 		ok(t, crowd(s, limit, list, 1).failure())
 		learnt(t, s)
@@ -75,7 +75,7 @@ func batchingOneServer(t *testing.T, l library) {
 		if n := runs(t, server) - before; test.together != (n < y.ok/2) || !test.together && n != y.ok {
 			t.Errorf("%q: scripts of %d charges: got %d, want batches of any keys: %v", test.parameters, y.ok, n, test.together)
 		}
-		if test.parameters == "?strict=true" {
+		if test.parameters == "&strict=true" {
 			cs := spread(limit, "steps", 3)
 			is(t, "a list with strict=true", s.TakeAll(bg, cs, make([]quota.Decision, 3)), quota.ErrCrossSlot)
 		} else if got := inOneStep(t, s); got != test.oneStep {
@@ -147,19 +147,20 @@ func batchingOneShard(t *testing.T, l library) {
 		return strings.Contains(fmt.Sprint(do(t, server, "CLUSTER", "INFO")), "cluster_state:ok")
 	})
 	limit, list := counted(plenty), keys(64)
-	for _, parameters := range []string{"", "?strict=true", "?batching=slot", "?batching=all"} {
-		s := l.open(t, "redis://"+server.Addr()+parameters)
+	for _, parameters := range []string{"", "&strict=true", "&batching=slot", "&batching=all"} {
+		s := l.open(t, "redis://"+server.Addr()+"?timeout=10s"+parameters)
 		y := crowd(s, limit, list, sized(50, 500))
 		if ok(t, y.failure()); y.ok != 64*int64(sized(50, 500)) {
 			t.Errorf("%q: got %v, want all granted", parameters, y)
 		}
 		err := s.TakeAll(bg, spread(limit, "steps", 3), make([]quota.Decision, 3))
-		if want := map[bool]error{true: quota.ErrCrossSlot}[strings.HasPrefix(parameters, "?strict") || parameters == "?batching=all"]; class(err) != want {
+		if want := map[bool]error{true: quota.ErrCrossSlot}[parameters == "&strict=true" || parameters == "&batching=all"]; class(err) != want {
 			t.Errorf("%q: a list over several slots: got error %v, want %v", parameters, err, want)
 		}
 	}
 	var told []string
 	to := single(server)
+	to.timeout = patience
 	to.options = engine.Options{Batching: engine.BatchAll, Notice: func(n quota.Notice) { told = append(told, n.Name+": "+n.Text) }}
 	s := l.dial(t, to)
 	ok(t, crowd(s, limit, list, 10).failure())
@@ -183,7 +184,7 @@ func batchingNoRight(t *testing.T, l library) {
 	var mu sync.Mutex
 	var told []string
 	to := single(server)
-	to.user, to.password = "app", secret
+	to.user, to.password, to.timeout = "app", secret, patience
 	to.options.Notice = func(n quota.Notice) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -218,7 +219,7 @@ func batchingNoRight(t *testing.T, l library) {
 func batchingAgain(t *testing.T, l library) {
 	t.Parallel()
 	one, a, b := redisserver.Start(t), redisserver.Start(t), redisserver.Start(t)
-	s := l.open(t, "redis://"+one.Addr())
+	s := l.open(t, "redis://"+one.Addr()+"?timeout=10s")
 	defer s.Close() // before the proxy ends, which waits for its connections
 	learnt(t, s)
 	if !inOneStep(t, s) {

@@ -73,6 +73,7 @@ var tests = []struct {
 	{"faults/Contexts", contexts},
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
+	{"faults/Hasty", hasty},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 
@@ -85,12 +86,16 @@ var tests = []struct {
 	{"refusals/AnotherRule", anotherRule},
 
 	{"failover/MasterKilled", masterKilled},
-	{"failover/MasterDown", masterDown},
 	{"failover/Manual", manualFailover},
 	{"failover/Restart", restart},
 	{"failover/Resharding", resharding},
 	{"failover/HalfMoved", halfMoved},
 	{"failover/Sentinel", sentinel},
+	{"failover/Demoted", demoted},
+
+	{"outage/Masters", outageMasters},
+	{"outage/Stall", outageStall},
+	{"outage/FirstCall", outageFirstCall},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
@@ -99,6 +104,11 @@ var tests = []struct {
 	{"urls/Single", urlSingle},
 	{"urls/TLS", urlTLS},
 	{"urls/BrokenTLS", brokenTLS},
+	{"urls/ServerName", urlServerName},
+	{"urls/ClientCertificate", urlClientCertificate},
+	{"urls/Protocol", urlProtocol},
+	{"urls/Socket", urlSocket},
+	{"urls/Cures", cures},
 	{"urls/Cluster", urlCluster},
 	{"urls/ClusterTLS", urlClusterTLS},
 	{"urls/NotACluster", notACluster},

@@ -80,6 +80,7 @@ const DefaultPrefix = "quota:"
 type Store struct {
 	client  Client
 	placer  Placer // nil unless the client is one, of a cluster
+	warmer  Warmer // nil unless the client is one
 	o       Options
 	cluster bool
 	reach   reach
@@ -92,14 +93,21 @@ type Store struct {
 	givenBack atomic.Int64 // numbers give-backs
 	backs     background   // give-backs that are under way
 
+	life     context.Context // ends with Close
+	end      context.CancelFunc
+	attempts background                            // at making nodes ready, and at learning
+	unnamed  readiness                             // of a single server, and of the node of a cluster that is not known
+	named    atomic.Pointer[map[string]*readiness] // by node; a map does not change once it is here
+
 	all     Queue[queued] // of charges to any slot
 	slots   slotQueues    // of charges to one slot
 	batcher Batcher[queued]
 
-	// mu guards plans and planned. A plan does not change once it is in the map.
+	// mu guards plans, planned and reports, and is held while named is replaced. A plan does not change once it is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
+	reports []driver.Reports // grows at its end
 }
 
 // plan holds the arguments that all charges to a limit send, boxed once.
@@ -136,6 +144,9 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	}
 	s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
 	s.reach.init(o.Batching, cluster)
+	s.warmer, _ = client.(Warmer)
+	s.named.Store(&map[string]*readiness{})
+	s.life, s.end = context.WithCancel(context.Background())
 	var err error
 	s.cas, err = driver.NewCAS(&kv{s}, nil) // its lists are those that one script can decide
 	return s, err
@@ -151,16 +162,17 @@ func validPrefix(p string) bool {
 }
 
 // Close closes the store, and the client if the store owns it. Waiting charges fail with ErrClosed. Close
-// returns when no batch is in flight.
+// returns when no batch is in flight, and no attempt at making a node ready is under way.
 func (s *Store) Close() error {
 	if !s.gate.Close() {
 		return nil
 	}
 	s.all.Close()
 	s.slots.close()
-	s.reach.end()
+	s.end()
 	err := s.client.Close()
 	s.batcher.Wait()
+	s.attempts.wait()
 	s.backs.wait()
 	return err
 }
@@ -210,6 +222,11 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 			return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots; accepted: one slot", quota.ErrCrossSlot, n)
 		}
 	}
+	if s.learns() && !s.anyList() { // it may be known once the server is ready
+		if err := s.awaitNode(ctx, &cs[0], &q.targets[0]); err != nil {
+			return err
+		}
+	}
 	if s.anyList() {
 		err := s.decide(ctx, q)
 		if err == nil || s.o.Batching == BatchAll || !errors.Is(err, quota.ErrCrossSlot) {
@@ -242,8 +259,34 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 	return s.gatherList(ctx, q)
 }
 
-// run sends a script by its SHA, and again with its text if the server does not know it: then nothing ran.
+// run sends a script to the node of its first key, once that is ready: by its SHA if the node is known to have it, else
+// with its text.
 func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
+	if s.warmer == nil {
+		return s.invoke(ctx, sc, args, keys)
+	}
+	key := args[3].(string)
+	r, c, err := s.ready(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	known := c.knows(sc)
+	if !known {
+		args[0], args[1] = eval, sc.text
+	}
+	reply, err := s.invoke(ctx, sc, args, keys)
+	switch {
+	case err != nil:
+		s.failed(r, c, key, err)
+	case args[0] == eval:
+		c.learn(sc, known)
+	}
+	return reply, err
+}
+
+// invoke sends a script without waiting for a node to be ready. If the node does not know the SHA, and so nothing ran,
+// it sends the text.
+func (s *Store) invoke(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
 	r, err := s.client.Do(ctx, args, keys)
 	if err != nil && IsNoScript(err) {
 		args[0], args[1] = eval, sc.text

@@ -47,11 +47,22 @@ var misconfigurationTexts = [...]string{
 	"ACL failure in script", "The user executing the script can't",
 	"Error compiling script", "Error while compiling new script",
 	"invalid password", "Client sent AUTH", "AUTH <password> called",
-	"DB index is out of range", "invalid DB index", "SELECT is not allowed",
+	databases[0], databases[1], databases[2],
 	"This instance has cluster support disabled",
 	"bad lua script for redis cluster", // a proxy's, which sent it to no server
 	"No such master with that name",    // a sentinel's, while a client connects
 }
+
+// databases are misconfigurations of the number of the database.
+var databases = [...]string{"DB index is out of range", "invalid DB index", "SELECT is not allowed"}
+
+// handshakeCodes and handshakeTexts are of replies that only a connection's handshake gets, or that all commands get
+// until a connection is authenticated.
+var (
+	handshakeCodes = [...]string{"NOAUTH", "WRONGPASS", "NOPROTO", "DENIED"}
+	handshakeTexts = [...]string{"max number of clients", "invalid password", "Client sent AUTH", "AUTH <password> called",
+		databases[0], databases[1], databases[2], "No such master with that name"}
+)
 
 // WhileConnecting ends an error reply that a connection's handshake got: nothing was sent behind it.
 const WhileConnecting = " (while connecting)"
@@ -72,9 +83,9 @@ func ReplyError(err error) error {
 	case slices.Contains(refusals[:], code) || begins(said, refusalTexts[:]):
 		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 	case code == "NOPERM":
-		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, KeysError{err}, rights(said))
+		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, KeysError{err}, cure(said))
 	case slices.Contains(misconfigurations[:], code) || begins(said, misconfigurationTexts[:]):
-		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, err, rights(said))
+		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, err, cure(said))
 	case ran:
 		return fmt.Errorf("redis: %w: %w: the script failed, and may have charged: %w", quota.ErrIndeterminate, quota.ErrMisconfigured, err)
 	case strings.HasSuffix(text, WhileConnecting):
@@ -110,8 +121,11 @@ func begins(text string, beginnings []string) bool {
 	return slices.ContainsFunc(beginnings, func(b string) bool { return strings.HasPrefix(text, b) })
 }
 
-// rights returns the cure of a reply by which the user lacks a right, or "".
-func rights(said string) string {
+// cure returns what a person can do about a reply by which a setting is wrong, or "".
+func cure(said string) string {
+	if begins(said, databases[:]) {
+		return "; accepted: the number of a database that the server has, and 0 in a cluster"
+	}
 	if !strings.HasPrefix(said, "NOPERM") && !strings.HasPrefix(said, "ACL failure") && !strings.HasPrefix(said, "The user executing") {
 		return ""
 	}
@@ -124,6 +138,18 @@ func rights(said string) string {
 		lacks = "the user lacks ~PREFIX*, where PREFIX is quota: by default; "
 	}
 	return "; " + lacks + "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del +info, and +ping for rueidis"
+}
+
+// WarmError classifies an error reply to a question that Warm asks to see whether a connection is there: nil if it
+// shows that the connection was made and authenticated.
+func WarmError(err error) error {
+	text := strings.TrimPrefix(err.Error(), "ERR ")
+	code, _, _ := strings.Cut(text, " ")
+	if strings.HasSuffix(text, WhileConnecting) || slices.Contains(handshakeCodes[:], code) || begins(text, handshakeTexts[:]) ||
+		code == "NOPERM" && strings.Contains(text, "run the '") && !strings.Contains(text, "'get'") {
+		return ConnectError(err, true)
+	}
+	return nil
 }
 
 // ConnectError classifies an error of an attempt at connecting. Whatever it is, no charge was sent.
@@ -185,13 +211,13 @@ func TransportError(err error) error {
 	var noTLS tls.RecordHeaderError
 	switch {
 	case distrusted(err):
-		return fmt.Errorf("redis: %w: %w; accepted: a server whose certificate holds for the host that was dialled, and is of a known authority", quota.ErrMisconfigured, err)
+		return noReply(fmt.Errorf("redis: %w: %w; accepted: a server whose certificate holds for the host that was dialled, or for the URL's parameter server_name, and is of an authority that the client knows, as by the URL's parameter ca", quota.ErrMisconfigured, err), err)
 	case errors.As(err, &noTLS):
-		return fmt.Errorf("redis: %w: the server's port does not speak TLS; accepted for it: a URL or client without TLS: %w", quota.ErrUnavailable, err)
+		return noReply(fmt.Errorf("redis: %w: the server's port does not speak TLS; accepted for it: a URL or client without TLS: %w", quota.ErrUnavailable, err), err)
 	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, syscall.ECONNREFUSED), handshakeFailed(err):
-		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+		return noReply(fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err), err)
 	}
-	return fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err)
+	return noReply(fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err), err)
 }
 
 // distrusted reports whether the client refused the server's certificate for its name or its authority. A

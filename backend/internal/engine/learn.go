@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,8 +28,6 @@ type reach struct {
 	state atomic.Uint32
 	due   atomic.Bool  // to be learnt after the next good reply
 	next  atomic.Int64 // but not before, in ns since the epoch
-	life  context.Context
-	end   context.CancelFunc
 
 	// mu guards the fields below, and changes of state.
 	mu      sync.Mutex
@@ -48,10 +44,16 @@ const (
 	several
 )
 
+// Bundler is a Client that can write several scripts with a key each together.
+type Bundler interface {
+	// DoAll sends scripts to a single server in one round trip, as Do sends each of them. It returns their
+	// replies, or the first error.
+	DoAll(ctx context.Context, scripts [][]any) ([]Reply, error)
+}
+
 const (
-	// probes is how many scripts ask, and probesAtOnce how many of them at once.
-	probes       = 16
-	probesAtOnce = 4
+	// probes is how many scripts ask.
+	probes = 16
 	// learnTimeout bounds an attempt at learning.
 	learnTimeout = 5 * time.Second
 	// learnPause is the pause after an attempt. It doubles up to learnMaxPause while attempts fail.
@@ -66,7 +68,6 @@ local function field(name) return string.match(i, '[\r\n]' .. name .. ':(%w+)') 
 return {field('run_id') or '', field('redis_mode') or field('server_mode') or ''}`
 
 func (r *reach) init(b Batching, cluster bool) {
-	r.life, r.end = context.WithCancel(context.Background())
 	if b == BatchAll {
 		r.state.Store(oneServer)
 	}
@@ -148,52 +149,53 @@ var errNoRunID = fmt.Errorf("redis: %w: the server does not tell its run_id and 
 // final reports whether an error will come again: it is a reply, and not that of a server that cannot serve at the
 // moment.
 func final(err error) bool {
-	return !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrOverloaded) && !lostConnection(err) && !timedOutCall(err)
+	_, noReply := errors.AsType[*connectionError](err)
+	return !noReply && !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrOverloaded) &&
+		!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
-// identities returns the run_ids that the scripts found, and the mode of the last.
+// identities returns the run_ids that the scripts found, and a mode other than standalone if there was one.
 func (s *Store) identities(ctx context.Context) (ids map[string]bool, mode string, err error) {
-	type answer struct {
-		id, mode string
-		err      error
+	scripts := make([][]any, probes)
+	for i, tag := range probeTags() {
+		scripts[i] = []any{eval, identityText, small[1], s.o.Prefix + tag}
 	}
-	var answers [probes]answer
-	ask := func(i int) {
-		a := &answers[i]
-		r, err := s.client.Do(ctx, []any{eval, identityText, small[1], s.o.Prefix + probeTags()[i]}, 1)
-		if err != nil {
-			if a.err = err; IsNoScript(err) {
-				a.err = ReplyError(err)
-			}
-			return
+	replies, err := s.bundle(ctx, scripts)
+	if err != nil {
+		if IsNoScript(err) {
+			err = ReplyError(err)
 		}
-		id, ok1 := r.Text(0)
-		mode, ok2 := r.Text(1)
-		if !ok1 || !ok2 {
-			a.err = errNoRunID
-		}
-		a.id, a.mode = id, mode
+		return nil, "", err
 	}
-	if ask(0); answers[0].err != nil { // the others would fail as well
-		return nil, "", answers[0].err
-	}
-	var at atomic.Int64
-	each(probesAtOnce, func(int) {
-		for i := int(at.Add(1)); i < probes; i = int(at.Add(1)) {
-			ask(i)
-		}
-	})
 	ids = map[string]bool{}
-	for _, a := range answers {
-		if a.err != nil {
-			return nil, "", a.err
+	for i, r := range replies {
+		id, ok1 := r.Text(0)
+		m, ok2 := r.Text(1)
+		if !ok1 || !ok2 {
+			return nil, "", errNoRunID
 		}
-		ids[a.id] = true
-		if a.mode != "standalone" || mode == "" {
-			mode = a.mode
+		ids[id] = true
+		if i == 0 || m != "standalone" {
+			mode = m
 		}
 	}
 	return ids, mode, nil
+}
+
+// bundle sends scripts together if the client can, else one after the other.
+func (s *Store) bundle(ctx context.Context, scripts [][]any) ([]Reply, error) {
+	if b, ok := s.client.(Bundler); ok {
+		return b.DoAll(ctx, scripts)
+	}
+	var replies []Reply
+	for _, args := range scripts {
+		r, err := s.client.Do(ctx, args, 1)
+		if err != nil {
+			return nil, err
+		}
+		replies = append(replies, r)
+	}
+	return replies, nil
 }
 
 // probeTags are hash tags whose slots lie in the sixteenths of the range, one in each.
@@ -210,17 +212,20 @@ var probeTags = sync.OnceValue(func() (tags [probes]string) {
 
 // heard draws the conclusions from the outcome of a script with so many keys.
 func (s *Store) heard(err error, keys int) {
-	switch {
-	case err == nil:
+	if err == nil {
 		if s.reach.due.Load() {
 			s.learnSoon()
 		}
+		return
+	}
+	broken, is := errors.AsType[*connectionError](err)
+	switch {
 	case keys > 1 && !s.cluster && errors.Is(err, quota.ErrCrossSlot):
 		s.crossed()
-	case lostConnection(err):
-		s.Lost()
-	case timedOutCall(err): // the client may have dropped the connection
+	case is && broken.timeout: // the client may have dropped the connection
 		s.Dialed()
+	case is:
+		s.Lost()
 	}
 }
 
@@ -249,26 +254,45 @@ func (s *Store) Lost() {
 
 // learnSoon learns in the background.
 func (s *Store) learnSoon() {
-	r := &s.reach
-	if time.Now().UnixNano() < r.next.Load() || !r.due.CompareAndSwap(true, false) {
+	if !s.reach.begin() {
 		return
 	}
-	s.backs.run(func() {
-		ctx, cancel := context.WithTimeout(r.life, learnTimeout)
+	s.attempts.run(func() {
+		ctx, cancel := context.WithTimeout(s.life, learnTimeout)
 		defer cancel()
-		err := s.learn(ctx)
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.pause = min(2*r.pause, learnMaxPause)
-		if err == nil || final(err) || r.pause == 0 {
-			r.pause = learnPause
-		}
-		r.next.Store(time.Now().Add(r.pause).UnixNano())
-		if err != nil && !final(err) {
-			r.due.Store(true)
-		}
+		s.reach.ended(s.learn(ctx))
 	})
 }
+
+// learnReady learns while a server is made ready, so that the first charges after it need not go by hash tag. Without
+// an answer they do.
+func (s *Store) learnReady(ctx context.Context) {
+	if s.reach.begin() {
+		s.reach.ended(s.learn(ctx))
+	}
+}
+
+// begin reports whether the store is to learn now. Then it must call ended.
+func (r *reach) begin() bool {
+	return r.due.Load() && time.Now().UnixNano() >= r.next.Load() && r.due.CompareAndSwap(true, false)
+}
+
+// ended notes the outcome of an attempt at learning.
+func (r *reach) ended(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pause = min(2*r.pause, learnMaxPause)
+	if err == nil || final(err) || r.pause == 0 {
+		r.pause = learnPause
+	}
+	r.next.Store(time.Now().Add(r.pause).UnixNano())
+	if err != nil && !final(err) {
+		r.due.Store(true)
+	}
+}
+
+// Apart reports whether charges with different hash tags go in scripts of their own.
+func (s *Store) Apart() bool { return !s.anyKeys() }
 
 // crossed is for a server that refused keys of several slots, or a proxy before it.
 func (s *Store) crossed() {
@@ -283,16 +307,4 @@ func (s *Store) crossed() {
 	if tell {
 		s.notice("batching", text)
 	}
-}
-
-// lostConnection reports whether an error is that of a connection that broke, or did not come about.
-func lostConnection(err error) bool {
-	_, op := errors.AsType[*net.OpError](err)
-	return (op || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && !timedOutCall(err)
-}
-
-// timedOutCall reports whether an error is that of a call without an answer in time.
-func timedOutCall(err error) bool {
-	timeout, is := errors.AsType[net.Error](err)
-	return is && timeout.Timeout() || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }

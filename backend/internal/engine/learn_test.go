@@ -192,7 +192,7 @@ func TestAsksOnlyIfNeeded(t *testing.T) {
 		if _, err := s.Take(bg, chargeOf("a")); err != nil {
 			t.Fatal(err)
 		}
-		s.backs.wait()
+		s.attempts.wait()
 		if got := p.asked > 0; got != test.asks {
 			t.Errorf("%+v: asked for the server: got %v, want %v", test.o, got, test.asks)
 		}
@@ -273,6 +273,32 @@ func TestLearnsAgain(t *testing.T) {
 		listed("after the pause", true, probes)
 		listed("one server in the end", false, 0)
 	})
+}
+
+// warmPlace is a place that is made ready first.
+type warmPlace struct{ *place }
+
+func (warmPlace) Warm(context.Context, string, string) error { return nil }
+func (warmPlace) Ping(context.Context, string, string) error { return nil }
+
+// Where a server is made ready, the store learns before the first charge goes; but a server that does not answer the
+// questions does not hold the charges up for good.
+func TestLearnsWhileGettingReady(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		p := &place{who: server("a", "standalone")}
+		if lost {
+			p.who = func(string) (Reply, error) { return nil, TransportError(context.DeadlineExceeded) }
+		}
+		s, err := New(warmPlace{p}, false, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := make([]quota.Decision, 2)
+		if err := s.TakeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out); err != nil || out[0].Split != lost {
+			t.Errorf("questions lost: %v: the first list: got %+v, error %v; want it decided, in parts: %v", lost, out, err, lost)
+		}
+		s.Close()
+	}
 }
 
 // A call that timed out tells nothing of the server: what is known holds, and is asked again.

@@ -34,12 +34,12 @@ func (s *Store) Refresh(ctx context.Context) error {
 	return s.placer.Refresh(ctx)
 }
 
-// nodeOf returns the address of the node that has a key.
-func (s *Store) nodeOf(t *target) string {
+// nodeOf returns the address of the node that has a slot.
+func (s *Store) nodeOf(slot uint16) string {
 	if s.placer == nil {
 		return ""
 	}
-	return s.placer.Node(s.slotOf(t))
+	return s.placer.Node(slot)
 }
 
 // SlotOf returns the slot of a key with a hash tag.

@@ -27,6 +27,19 @@ func (g *guard) Do(ctx context.Context, args []any, keys int) (engine.Reply, err
 	return r, err
 }
 
+// DoAll sends scripts together, see engine.Bundler.
+func (g *guard) DoAll(ctx context.Context, scripts [][]any) (replies []engine.Reply, err error) {
+	if b, ok := g.Client.(engine.Bundler); ok {
+		replies, err = b.DoAll(ctx, scripts)
+	} else {
+		err = fmt.Errorf("redis: %w: the client sends no scripts together", quota.ErrMisconfigured)
+	}
+	if err != nil {
+		err = g.explain(err)
+	}
+	return replies, err
+}
+
 func (g *guard) Info(ctx context.Context) ([]string, error) {
 	infos, err := g.Client.Info(ctx)
 	if err != nil {
@@ -41,6 +54,27 @@ func (g *guard) Node(slot uint16) string {
 		return p.Node(slot)
 	}
 	return ""
+}
+
+// Warm makes a node ready, see engine.Warmer.
+func (g *guard) Warm(ctx context.Context, node, key string) error {
+	w, ok := g.Client.(engine.Warmer)
+	if !ok {
+		return nil
+	}
+	err := w.Warm(ctx, node, key)
+	if err != nil {
+		err = g.explain(err)
+	}
+	return err
+}
+
+// Ping makes a round trip to a node, see engine.Warmer.
+func (g *guard) Ping(ctx context.Context, node, key string) error {
+	if w, ok := g.Client.(engine.Warmer); ok {
+		return w.Ping(ctx, node, key)
+	}
+	return nil
 }
 
 // Refresh learns anew which node has which slots.
