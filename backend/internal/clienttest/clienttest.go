@@ -90,6 +90,8 @@ var tests = []struct {
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
 
+	{"distance/Policies", distance},
+
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
 	{"miniredis/Batches", miniBatches},
