@@ -80,6 +80,11 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 			return nil // the slot is another node's by now, which the next call sees
 		}
 	}
+	return a.warm(ctx, node, key)
+}
+
+// warm makes connections to a node.
+func (a *adapter) warm(ctx context.Context, node *redis.Client, key string) error {
 	errs := make(chan error, warmConnections)
 	for range warmConnections {
 		go func() { errs <- a.connect(ctx, node, key) }()

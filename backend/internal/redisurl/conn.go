@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -28,7 +29,7 @@ func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn
 	if err != nil {
 		return nil, DialError(addr, err)
 	}
-	n := &conn{Conn: raw, addr: addr}
+	n := &conn{Conn: raw, addr: addr, lost: c.Lost}
 	for _, s := range [...]string{c.Username, c.Password, c.SentinelUsername, c.SentinelPassword} {
 		if s != "" {
 			n.secrets = append(n.secrets, oneLine(s))
@@ -65,6 +66,7 @@ func (t target) String() string { return string(t) }
 type conn struct {
 	net.Conn
 	addr    string
+	lost    func(addr string)
 	secrets [][]byte
 	open    atomic.Bool // the handshake is over
 	long    bool        // the last read ended within an error reply
@@ -114,12 +116,13 @@ func handshake(p []byte) bool {
 
 func (n *conn) Read(p []byte) (int, error) {
 	if n.open.Load() {
-		return n.Conn.Read(p)
+		got, err := n.Conn.Read(p)
+		return got, n.ended(err)
 	}
 	for {
 		got, err := n.Conn.Read(p)
 		if n.open.Load() { // a read that began in the handshake may end after it
-			return got, err
+			return got, n.ended(err)
 		}
 		// Read the whole error reply, so that no quote is cut by the end of a read.
 		for err == nil && got < len(p) && partial(p[:got]) {
@@ -135,6 +138,14 @@ func (n *conn) Read(p []byte) (int, error) {
 			return left, n.failed(err)
 		}
 	}
+}
+
+// ended tells of the end of the connection, unless the client made it, and returns the error.
+func (n *conn) ended(err error) error {
+	if err != nil && n.lost != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		n.lost(n.addr)
+	}
+	return err
 }
 
 // failed returns an error of the handshake as an error of connecting.
