@@ -231,7 +231,8 @@ type adapter struct {
 	nodes     nodes                        // of a cluster
 
 	// repair leaves a demoted primary. On a cluster a replica answers MOVED instead.
-	repair engine.Repair
+	repair  engine.Repair
+	refused atomic.Pointer[string] // the key of the last call that a replica refused
 	// renew makes a client of a single server, and longest bounds its calls; nil unless the store has a URL.
 	renew   func() *redis.Client
 	longest time.Duration
@@ -300,14 +301,16 @@ func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	}
 	var answer redis.Error
 	if errors.As(err, &answer) {
-		a.refused(single, answer)
+		a.demotes(single, answer, args[3].(string))
 	}
 	return nil, a.classify(ctx, err)
 }
 
-// refused looks at an error reply through the client of a single server: a demoted primary is left.
-func (a *adapter) refused(single *redis.Client, answer redis.Error) {
+// demotes looks at an error reply to a script with a key, through the client of a single server: a demoted primary is
+// left.
+func (a *adapter) demotes(single *redis.Client, answer redis.Error, key string) {
 	if single != nil && engine.IsDemoted(answer) && single == a.single.Load() {
+		a.refused.Store(&key)
 		a.repair.Soon()
 	}
 }

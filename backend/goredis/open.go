@@ -54,7 +54,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 		a.Close()
 		return nil, err
 	}
-	a.apart, c.Dialed, c.Lost = s.Apart, s.Dialed, s.Lost
+	a.apart, c.Dialed, c.Closed = s.Apart, s.Dialed, s.Forget
 	return &Store{engine: s}, nil
 }
 

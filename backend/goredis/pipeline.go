@@ -83,7 +83,7 @@ func (a *adapter) piped(ctx context.Context, args []any) (cmd *redis.Cmd, err er
 	case a.cluster != nil && redirected(err):
 		return a.alone(ctx, args) // nothing ran
 	default:
-		a.refused(node, answer)
+		a.demotes(node, answer, args[3].(string))
 		return nil, a.classify(ctx, err)
 	}
 }

@@ -26,11 +26,12 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := engine.New(c.Guard(newLazy(c)), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict, Batching: c.Batching})
+	l := newLazy(c)
+	s, err := engine.New(c.Guard(l), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict, Batching: c.Batching})
 	if err != nil {
 		return nil, err
 	}
-	c.Dialed, c.Lost = s.Dialed, s.Lost
+	c.Dialed, c.Closed, c.Lost = s.Dialed, s.Forget, s.Lost // no call dials before
 	return &Store{engine: s}, nil
 }
 

@@ -74,6 +74,7 @@ var tests = []struct {
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
 	{"faults/Hasty", hasty},
+	{"faults/Idle", idle},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 
@@ -96,6 +97,8 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+
+	{"distance/Policies", distance},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},

@@ -225,7 +225,7 @@ func (s *Store) heard(err error, keys int) {
 	case is && broken.timeout: // the client may have dropped the connection
 		s.Dialed()
 	case is:
-		s.Lost()
+		s.Forget()
 	}
 }
 
@@ -237,8 +237,8 @@ func (s *Store) Dialed() {
 	}
 }
 
-// Lost is for a connection that was lost: its successor may lead elsewhere, so the store forgets the answer.
-func (s *Store) Lost() {
+// Forget is for a connection that ended: its successor may lead elsewhere, so the store forgets the answer.
+func (s *Store) Forget() {
 	if !s.learns() {
 		return
 	}

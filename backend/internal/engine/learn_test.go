@@ -398,7 +398,7 @@ func TestForgetsWhileWaiting(t *testing.T) {
 		var err error
 		g.wg.Go(func() { err = g.store.TakeAll(bg, []quota.Charge{chargeOf("c"), chargeOf("d")}, out) })
 		synctest.Wait()
-		g.store.Lost()
+		g.store.Forget()
 		g.store.reach.due.Store(false)
 		g.answer(0, nil)
 		g.keys(t, 1, 1, 1, 1, 1, 1, 1)

@@ -302,6 +302,7 @@ func TestReadyTimeout(t *testing.T) {
 			w.fake = granted
 			is(t, "the next call", take(time.Millisecond), nil, false)
 			equal(t, "commands after a timeout, "+name, w.commands(), "[evalsha evalsha]")
+			synctest.Wait() // the attempt may not have begun
 			equal(t, "attempts", w.attempts(), `[""]`)
 			fails <- TransportError(os.ErrDeadlineExceeded)
 			synctest.Wait()

@@ -31,7 +31,7 @@ func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn
 	if c.Dialed != nil {
 		c.Dialed()
 	}
-	n := &conn{Conn: raw, addr: addr, network: c.network(), secured: c.TLS != nil, resp2: c.RESP2, lost: c.Lost}
+	n := &conn{Conn: raw, addr: addr, network: c.network(), secured: c.TLS != nil, resp2: c.RESP2, lost: c.Lost, closed: c.Closed}
 	for _, s := range [...]string{c.Username, c.Password, c.SentinelUsername, c.SentinelPassword} {
 		if s != "" {
 			n.secrets = append(n.secrets, oneLine(s))
@@ -97,10 +97,11 @@ func (t target) String() string { return string(t) }
 type conn struct {
 	net.Conn
 	addr    string
+	lost    func(addr string)
 	network string
 	secured bool
 	secrets [][]byte
-	lost    func()
+	closed  func()
 	open    atomic.Bool // the handshake is over
 	late    atomic.Bool // a read or a write timed out
 	long    bool        // the last read ended within an error reply
@@ -123,10 +124,10 @@ func oneLine(s string) []byte {
 	return []byte(strings.NewReplacer("\r", " ", "\n", " ").Replace(s[:min(len(s), sure)]))
 }
 
-// Close closes the connection, and tells if it was lost.
+// Close closes the connection, and tells it unless a timeout is the reason.
 func (n *conn) Close() error {
-	if n.lost != nil && !n.late.Load() {
-		n.lost()
+	if n.closed != nil && !n.late.Load() {
+		n.closed()
 	}
 	return n.Conn.Close()
 }
@@ -183,7 +184,8 @@ func name(p []byte) string {
 
 func (n *conn) Read(p []byte) (int, error) {
 	if n.open.Load() {
-		return n.timed(n.Conn.Read(p))
+		got, err := n.Conn.Read(p)
+		return n.timed(got, n.ended(err))
 	}
 	for {
 		if m := n.hello.take(p); m > 0 {
@@ -191,7 +193,7 @@ func (n *conn) Read(p []byte) (int, error) {
 		}
 		got, err := n.Conn.Read(p)
 		if n.open.Load() { // a read that began in the handshake may end after it
-			return n.timed(got, err)
+			return n.timed(got, n.ended(err))
 		}
 		// Read the whole error reply, so that no quote is cut by the end of a read.
 		for err == nil && got < len(p) && partial(p[:got]) {
@@ -212,6 +214,14 @@ func (n *conn) Read(p []byte) (int, error) {
 			return left, n.failed(err)
 		}
 	}
+}
+
+// ended tells of the end of the connection, unless the client made it, and returns the error.
+func (n *conn) ended(err error) error {
+	if err != nil && n.lost != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		n.lost(n.addr)
+	}
+	return err
 }
 
 const secureCure = "accepted for it: rediss://, or the parameter tls=true"

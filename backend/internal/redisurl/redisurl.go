@@ -79,9 +79,12 @@ type Config struct {
 	// default.
 	DialTimeout time.Duration
 
-	// Dialed is called for each connection, and Lost for each that ended otherwise than by a timeout. Nil calls
+	// Dialed is called for each connection, and Closed for each that ended otherwise than by a timeout. Nil calls
 	// nothing. They must be set before the first connection.
-	Dialed, Lost func()
+	Dialed, Closed func()
+	// Lost is told the address of a connection that the other side ended after the client's handshake, if the client
+	// reads it all the time. Parse leaves it nil, for none.
+	Lost func(addr string)
 }
 
 // LongestCall bounds the time that a client needs for a call: to wait for a connection, to make one, and to write and
