@@ -6,7 +6,7 @@
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
-// A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
+// A decision is one EVALSHA (at first one EVAL), made with the server's time. A denial and a peek write nothing.
 //
 // While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
 // When the first of the four ends, all that wait go together in one script, each decided by itself and in
@@ -17,6 +17,10 @@
 // On a cluster few keys share a slot, and with it a script. So while four scripts to a node are in flight,
 // further scripts to the node wait, and are then written together as a pipeline of the node's client; hooks
 // that OnNewNode adds see the pipeline. Each script is sent once all the same.
+//
+// The store connects before it decides, in one attempt for each node that all calls share and that goes on when a
+// caller leaves. A call that leaves meanwhile fails with [quota.ErrUnavailable]: it was not sent. A connection is found
+// by reading the value of a charge's key.
 //
 // # Keys and hash slots
 //

@@ -6,13 +6,17 @@
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
-// A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
+// A decision is one EVALSHA (at first one EVAL), made with the server's time. A denial and a peek write nothing.
 //
 // While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
 // When the first of the four ends, all that wait go together in one script, each decided by itself and in
 // order. The context bounds the wait: a caller whose context ends before the script is sent is not charged;
 // if it ends later, the outcome is unknown. An error that several callers got from one script has a method
 // RoundTrip, which tells policies so.
+//
+// The store connects before it decides, in one attempt for each node that all calls share and that goes on when a
+// caller leaves. A call that leaves meanwhile fails with [quota.ErrUnavailable]: it was not sent. A connection is found
+// by reading the value of a charge's key.
 //
 // # Keys and hash slots
 //
