@@ -55,6 +55,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -99,6 +100,7 @@ var (
 	_ driver.Graded         = (*Store)(nil)
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
+	_ driver.Reporter       = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -129,6 +131,10 @@ func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
 // single server it does nothing.
 func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
 
+// Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
+// [driver.Reporter].
+func (s *Store) Report(r driver.Reports) { s.engine.Report(r) }
+
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
@@ -141,7 +147,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	a := newAdapter(client)
+	a := newAdapter()
 	cluster, heedsDeadline := false, false
 	switch c := client.(type) {
 	case *redis.Client:
@@ -149,6 +155,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 			return nil, refused("a nil *redis.Client")
 		}
 		heedsDeadline = c.Options().ContextTimeoutEnabled
+		a.single.Store(c)
 	case *redis.ClusterClient:
 		if c == nil {
 			return nil, refused("a nil *redis.ClusterClient")
@@ -180,11 +187,23 @@ func refused(what string) error {
 
 // adapter is an engine.Client over a go-redis client.
 type adapter struct {
-	client    redis.UniversalClient
-	cluster   *redis.ClusterClient // the client if it is one, else nil
-	pipelines *pipelines           // nil on a single server, and without batching
-	owned     bool                 // Close closes the client
-	nodes     nodes                // of a cluster
+	cluster   *redis.ClusterClient         // nil for a single server
+	single    atomic.Pointer[redis.Client] // nil for a cluster
+	pipelines *pipelines                   // nil on a single server, and without batching
+	owned     bool                         // Close closes the client
+	nodes     nodes                        // of a cluster
+
+	// repair leaves a demoted primary. On a cluster a replica answers MOVED instead.
+	repair engine.Repair
+	// renew makes a client of a single server, and longest bounds its calls; nil unless the store has a URL.
+	renew   func() *redis.Client
+	longest time.Duration
+
+	// mu guards closed. Once it is set, single does not change, and no client joins the retired ones.
+	mu      sync.Mutex
+	closed  bool
+	life    chan struct{}  // closed by Close
+	retired sync.WaitGroup // clients that were replaced, until they are closed
 }
 
 // once is a command that the client must not retry.
@@ -212,10 +231,21 @@ func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, erro
 // alone sends a script by itself.
 func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	cmd := redis.NewCmd(ctx, args...)
-	if err := a.client.Process(ctx, once{cmd}); err != nil && err != redis.Nil { // a null is a reply of the wrong shape
-		return nil, a.classify(ctx, err)
+	single := a.single.Load()
+	var err error
+	if single == nil {
+		err = a.cluster.Process(ctx, once{cmd})
+	} else {
+		err = single.Process(ctx, once{cmd})
 	}
-	return cmd, nil
+	if err == nil || err == redis.Nil { // a null is a reply of the wrong shape
+		return cmd, nil
+	}
+	var answer redis.Error
+	if single != nil && errors.As(err, &answer) && engine.IsDemoted(answer) && single == a.single.Load() {
+		a.repair.Soon()
+	}
+	return nil, a.classify(ctx, err)
 }
 
 // classify returns an error of the client as one of package quota.
@@ -261,7 +291,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	if a.cluster != nil {
 		err = a.cluster.ForEachMaster(ctx, ask)
 	} else {
-		err = ask(ctx, a.client.(*redis.Client))
+		err = ask(ctx, a.single.Load())
 	}
 	if err != nil {
 		return nil, a.classify(ctx, err)
@@ -272,6 +302,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 // Close ends the pipelines, and closes the client if it is owned.
 func (a *adapter) Close() error {
 	a.nodes.topology.Close()
+	a.repair.Close()
 	if a.pipelines != nil {
 		a.pipelines.close()
 		defer a.pipelines.wait()
@@ -279,8 +310,16 @@ func (a *adapter) Close() error {
 	if !a.owned {
 		return nil
 	}
-	defer a.nodes.topology.Wait()
-	return a.client.Close()
+	if a.cluster != nil {
+		defer a.nodes.topology.Wait()
+		return a.cluster.Close()
+	}
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	close(a.life)
+	a.retired.Wait()
+	return a.single.Load().Close()
 }
 
 // reply is an engine.Reply over a reply as go-redis decodes it.

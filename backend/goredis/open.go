@@ -25,18 +25,24 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := newAdapter(nil)
+	a := newAdapter()
 	a.owned = true
 	switch {
 	case c.Cluster:
 		a.cluster = redis.NewClusterClient(clusterOptions(c))
-		a.client, a.pipelines = a.cluster, newPipelines()
+		a.pipelines = newPipelines()
 	case c.Master != "":
-		client := redis.NewFailoverClient(failoverOptions(c))
-		client.AddHook(definite{c.Master})
-		a.client = client
+		a.renew = func() *redis.Client {
+			client := redis.NewFailoverClient(failoverOptions(c))
+			client.AddHook(definite{c.Master})
+			return client
+		}
 	default:
-		a.client = redis.NewClient(clientOptions(c))
+		a.renew = func() *redis.Client { return redis.NewClient(clientOptions(c)) }
+	}
+	if a.renew != nil {
+		a.single.Store(a.renew())
+		a.longest = c.LongestCall()
 	}
 	s, err := engine.New(c.Guard(a), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
 	if err != nil {
@@ -57,6 +63,7 @@ func clientOptions(c *redisurl.Config) *redis.Options {
 		Password:                 c.Password,
 		DB:                       c.DB,
 		TLSConfig:                c.TLS,
+		Protocol:                 protocol(c),
 		MaxRetries:               -1,
 		DialTimeout:              c.DialTimeout,
 		DialerRetries:            1,
@@ -80,6 +87,7 @@ func failoverOptions(c *redisurl.Config) *redis.FailoverOptions {
 		Password:              c.Password,
 		DB:                    c.DB,
 		TLSConfig:             c.TLS,
+		Protocol:              protocol(c),
 		MaxRetries:            -1,
 		DialTimeout:           c.DialTimeout,
 		DialerRetries:         1,
@@ -98,6 +106,7 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		Username:                 c.Username,
 		Password:                 c.Password,
 		TLSConfig:                c.TLS,
+		Protocol:                 protocol(c),
 		DialTimeout:              c.DialTimeout,
 		DialerRetries:            1,
 		ReadTimeout:              c.Timeout,
@@ -109,6 +118,15 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		// The policies are for commands without keys, and the user would need a right to COMMAND.
 		DisableRoutingPolicies: true,
 	}
+}
+
+// protocol returns the version of RESP that the client asks for. Where the server refuses it, the client goes on
+// with version 2.
+func protocol(c *redisurl.Config) int {
+	if c.RESP2 {
+		return 2
+	}
+	return 3
 }
 
 func dialer(c *redisurl.Config) func(context.Context, string, string) (net.Conn, error) {

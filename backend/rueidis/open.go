@@ -55,6 +55,7 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 		Password:         c.Password,
 		SelectDB:         c.DB,
 		TLSConfig:        c.TLS,
+		AlwaysRESP2:      c.RESP2,
 		Dialer:           dialer,
 		DialCtxFn:        dial,
 		ConnWriteTimeout: 2 * c.Timeout,
@@ -88,18 +89,21 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 type lazy struct {
 	c    *redisurl.Config
 	made atomic.Pointer[adapter]
+	// repair replaces a client that leads to a demoted primary; retired are such clients, until they are closed.
+	repair  engine.Repair
+	retired sync.WaitGroup
 	// life ends with Close, and with it an attempt at connecting.
 	life context.Context
 	end  context.CancelFunc
 
-	// mu guards the fields below. Once closed is set, made is not set.
-	mu      sync.Mutex
-	closed  bool
-	current *attempt // at making the client of a cluster; nil if there is none
+	// mu guards the fields below. Once closed, made is not set.
+	mu     sync.Mutex
+	closed bool
+	making *making // the client of a cluster; nil if there is none or it is made
 }
 
-// attempt is an attempt at making the client of a cluster.
-type attempt struct {
+// making is the making of a client.
+type making struct {
 	done     chan struct{}
 	failed   int           // dials, guarded by lazy.mu
 	hopeless chan struct{} // closed when a dial of each address has failed
@@ -107,6 +111,7 @@ type attempt struct {
 
 func newLazy(c *redisurl.Config) *lazy {
 	l := &lazy{c: c}
+	l.repair.Do = l.renew
 	l.life, l.end = context.WithCancel(context.Background())
 	return l
 }
@@ -137,8 +142,7 @@ func (l *lazy) Warm(ctx context.Context, name, key string) error {
 		if err != nil {
 			return err
 		}
-		a = newAdapter(client)
-		a.owned = true
+		a = l.adapt(client)
 		l.mu.Lock()
 		closed := l.closed
 		if !closed {
@@ -155,7 +159,18 @@ func (l *lazy) Warm(ctx context.Context, name, key string) error {
 
 // connect makes a client. Its errors say 'not charged'.
 func (l *lazy) connect() (rueidis.Client, error) {
-	defer l.begin()()
+	if l.c.Cluster {
+		m := &making{done: make(chan struct{}), hopeless: make(chan struct{})}
+		l.mu.Lock()
+		l.making = m
+		l.mu.Unlock()
+		defer func() {
+			l.mu.Lock()
+			l.making = nil
+			l.mu.Unlock()
+			close(m.done)
+		}()
+	}
 	client, err := rueidis.NewClient(options(l.c, l.dial))
 	if err != nil {
 		if client != nil {
@@ -185,44 +200,26 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	return conn, err
 }
 
-// begin begins an attempt, and returns a function that ends it.
-func (l *lazy) begin() (end func()) {
-	if !l.c.Cluster {
-		return func() {}
-	}
-	t := &attempt{done: make(chan struct{}), hopeless: make(chan struct{})}
-	set := func(t *attempt) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.current = t
-	}
-	set(t)
-	return func() {
-		set(nil)
-		close(t.done)
-	}
-}
-
-// hold delays the error of a dial until the attempt has ended, or the dials of all addresses have failed. While a client of
+// hold delays the error of a dial until the client is made, or the dials of all addresses have failed. While a client of
 // a cluster is being made, the first such error makes it put off its question for the slots by up to a second,
 // although another node is connected by then.
 func (l *lazy) hold() {
 	l.mu.Lock()
-	t := l.current
-	if t == nil {
+	m := l.making
+	if m == nil {
 		l.mu.Unlock()
 		return
 	}
-	t.failed++
-	if t.failed == len(l.c.Addrs) {
-		close(t.hopeless)
+	m.failed++
+	if m.failed == len(l.c.Addrs) {
+		close(m.hopeless)
 	}
 	l.mu.Unlock()
 	patience := time.NewTimer(l.c.DialTimeout) // a node may take the connection and answer nothing
 	defer patience.Stop()
 	select {
-	case <-t.done:
-	case <-t.hopeless:
+	case <-m.done:
+	case <-m.hopeless:
 	case <-l.life.Done():
 	case <-patience.C:
 	}
@@ -234,6 +231,9 @@ func (l *lazy) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	l.end()
+	l.repair.Close()
+	l.repair.Wait()
+	l.retired.Wait()
 	if a := l.made.Load(); a != nil {
 		return a.Close()
 	}

@@ -67,6 +67,7 @@ var tests = []struct {
 	{"faults/Contexts", contexts},
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
+	{"faults/Hasty", hasty},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 
@@ -84,6 +85,7 @@ var tests = []struct {
 	{"failover/Resharding", resharding},
 	{"failover/HalfMoved", halfMoved},
 	{"failover/Sentinel", sentinel},
+	{"failover/Demoted", demoted},
 
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
@@ -96,6 +98,11 @@ var tests = []struct {
 	{"urls/Single", urlSingle},
 	{"urls/TLS", urlTLS},
 	{"urls/BrokenTLS", brokenTLS},
+	{"urls/ServerName", urlServerName},
+	{"urls/ClientCertificate", urlClientCertificate},
+	{"urls/Protocol", urlProtocol},
+	{"urls/Socket", urlSocket},
+	{"urls/Cures", cures},
 	{"urls/Cluster", urlCluster},
 	{"urls/ClusterTLS", urlClusterTLS},
 	{"urls/NotACluster", notACluster},

@@ -1,6 +1,9 @@
 package clienttest
 
 import (
+	"context"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -243,4 +246,100 @@ func sentinel(t *testing.T, l library) {
 	}
 	_, err = l.open(t, "redis+sentinel://"+n.Addrs()[0]+"?master=unknown").Take(bg, peek)
 	is(t, "a master that the sentinels do not know", err, quota.ErrMisconfigured)
+}
+
+// demoted makes a primary a replica while its address comes to lead to another server, as a name that is resolved anew
+// or a virtual address does. Within a moment all calls must go to the other one, and peeks too, which a replica answers
+// from its old data. The user has no right but those to the scripts. A store that only peeks, and denies, cannot notice.
+func demoted(t *testing.T, l library) {
+	t.Parallel()
+	const back = 3 * time.Second
+	for _, test := range []struct{ name, stale, kind string }{
+		{"READONLY", "yes", "client"}, {"READONLY", "yes", "URL"},
+		{"MASTERDOWN", "no", "client"}, {"MASTERDOWN", "no", "URL"},
+		{"Peeks", "yes", "client"}, {"Peeks", "yes", "URL"},
+	} {
+		t.Run(test.name+"/"+test.kind, func(t *testing.T) {
+			t.Parallel()
+			user := []string{"app on >" + secret + " " + strings.Join(rightsOf(l.name, false), " ")}
+			old := redisserver.StartConfig(t, redisserver.Config{Users: user})
+			fresh := redisserver.StartConfig(t, redisserver.Config{Users: user})
+			proxy := redisserver.StartProxy(t, old.Addr())
+			var s quota.Store
+			if test.kind == "URL" {
+				s = l.open(t, "redis://app:"+secret+"@"+proxy.Addr())
+			} else {
+				s = l.dial(t, target{addrs: []string{proxy.Addr()}, user: "app", password: secret})
+			}
+			limit, list := counted(plenty), keys(8)
+			y, stop := load(t, s, limit, list)
+			y.more(t, 400)
+			if test.name == "Peeks" {
+				stop()
+			}
+			do(t, old, "CONFIG", "SET", "replica-serve-stale-data", test.stale)
+			do(t, old, "REPLICAOF", "127.0.0.1", "1")
+			proxy.Lead(fresh.Addr())
+			since := time.Now()
+			if test.name == "Peeks" { // which meet no refusal by themselves
+				_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+				is(t, "a charge over an old connection", err, quota.ErrUnavailable)
+				until(t, "peeks to go to the new primary", func() bool { return charged(t, s, limit, list...) == 0 })
+			} else {
+				until(t, "calls to go to the new primary", func() bool { return calls(s, limit, list, 64).errors() == 0 })
+			}
+			if took := time.Since(since); took > back {
+				t.Errorf("calls went to the new primary after %v, want %v at most", took, back)
+			}
+			stop()
+			t.Log(y)
+			y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
+			want := left(t, l.dial(t, single(fresh)), limit, list[0])
+			calls(peeker{s, t, want}, limit, list[:1], 400).only(t)
+			calls(s, limit, list, 400).only(t)
+			until(t, "the old connections to be closed", func() bool {
+				return !strings.Contains(do(t, old, "CLIENT", "LIST").(string), " user=app ")
+			})
+		})
+	}
+	t.Run("remains", func(t *testing.T) {
+		t.Parallel()
+		server := redisserver.Start(t)
+		s := l.open(t, "redis://"+server.Addr())
+		limit, list := counted(plenty), keys(8)
+		calls(s, limit, list, 100)
+		connections := func() (n int) {
+			stats, err := server.Info("stats")
+			ok(t, err)
+			n, _ = strconv.Atoi(stats["total_connections_received"])
+			return n
+		}
+		do(t, server, "REPLICAOF", "127.0.0.1", "1")
+		before := connections()
+		for since := time.Now(); time.Since(since) < 2*time.Second; time.Sleep(5 * time.Millisecond) {
+			_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+			is(t, "a call to a replica", err, quota.ErrUnavailable)
+		}
+		if n := connections() - before; !l.pooled && n > 32 { // a pool makes one for each refusal
+			t.Errorf("connections made to a server that remains a replica: got %d in 2 s, want 32 at most", n)
+		}
+		do(t, server, "REPLICAOF", "NO", "ONE")
+		until(t, "the server to decide again", func() bool { return calls(s, limit, list, 16).errors() == 0 })
+	})
+}
+
+// peeker makes a peek of each charge, and fails the test unless its answer is the one wanted.
+type peeker struct {
+	quota.Store
+	t    *testing.T
+	want int64
+}
+
+func (p peeker) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	c.Op, c.Cost = quota.OpPeek, 0
+	d, err := p.Store.Take(ctx, c)
+	if err == nil && d.Remaining != p.want {
+		p.t.Errorf("a peek: got %d tokens, want the %d of the new primary", d.Remaining, p.want)
+	}
+	return d, err
 }
