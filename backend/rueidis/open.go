@@ -194,7 +194,7 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
 	conn, err := l.c.Dial(ctx, d, addr)
-	if err != nil {
+	if err != nil && l.c.Cluster {
 		l.hold()
 	}
 	return conn, err
