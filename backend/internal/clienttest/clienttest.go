@@ -90,6 +90,7 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+	{"outage/NewMaster", outageNewMaster},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
