@@ -85,6 +85,7 @@ var tests = []struct {
 	{"refusals/Health", health},
 	{"refusals/Proxies", proxyReplies},
 	{"refusals/AnotherRule", anotherRule},
+	{"refusals/WrongLua", wrongLua},
 
 	{"failover/MasterKilled", masterKilled},
 	{"failover/Manual", manualFailover},
@@ -97,6 +98,7 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+	{"outage/NewMaster", outageNewMaster},
 
 	{"distance/Policies", distance},
 

@@ -293,6 +293,7 @@ func TestLearnsWhileGettingReady(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		s.unnamed.probed.Store(true)
 		out := make([]quota.Decision, 2)
 		if err := s.TakeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out); err != nil || out[0].Split != lost {
 			t.Errorf("questions lost: %v: the first list: got %+v, error %v; want it decided, in parts: %v", lost, out, err, lost)
