@@ -49,7 +49,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 		a.Close()
 		return nil, err
 	}
-	return &Store{engine: s}, nil
+	return &Store{engine: s, prompt: true}, nil
 }
 
 // The options below allow one attempt at connecting, and send only the credentials and the database on a new

@@ -92,6 +92,7 @@ var tests = []struct {
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
 
+	{"prompt/Deadlines", prompt},
 	{"distance/Policies", distance},
 
 	{"miniredis/Conformance", miniConformance},
