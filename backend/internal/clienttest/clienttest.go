@@ -79,6 +79,7 @@ var tests = []struct {
 	{"refusals/Health", health},
 	{"refusals/Proxies", proxyReplies},
 	{"refusals/AnotherRule", anotherRule},
+	{"refusals/WrongLua", wrongLua},
 
 	{"failover/MasterKilled", masterKilled},
 	{"failover/Manual", manualFailover},
@@ -91,6 +92,7 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+	{"outage/NewMaster", outageNewMaster},
 
 	{"prompt/Deadlines", prompt},
 	{"distance/Policies", distance},

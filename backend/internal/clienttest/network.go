@@ -1,11 +1,7 @@
 package clienttest
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -83,31 +79,8 @@ func urlClientCertificate(t *testing.T, l library) {
 // the connection if the reply is empty, as twemproxy does.
 func withoutHello(t *testing.T, server *redisserver.Server, reply string, refuses func(args []string) bool) string {
 	t.Helper()
-	return serve(t, "127.0.0.1:0", func(c net.Conn) {
-		up, err := net.Dial("tcp", server.Addr())
-		if err != nil {
-			return
-		}
-		defer up.Close()
-		go func() { io.Copy(c, up); c.Close() }()
-		r := bufio.NewReader(c)
-		for {
-			args, err := readCommand(r)
-			if err != nil {
-				return
-			}
-			if strings.EqualFold(args[0], "hello") && refuses(args) {
-				if reply == "" {
-					return
-				}
-				io.WriteString(c, reply)
-				continue
-			}
-			fmt.Fprintf(up, "*%d\r\n", len(args))
-			for _, a := range args {
-				fmt.Fprintf(up, "$%d\r\n%s\r\n", len(a), a)
-			}
-		}
+	return between(t, server.Addr(), func(args []string) (string, bool) {
+		return reply, strings.EqualFold(args[0], "hello") && refuses(args)
 	})
 }
 
