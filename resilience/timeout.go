@@ -32,7 +32,7 @@ type TimeoutOptions struct {
 // Timeout returns the policy that a decision comes after t at the latest, whatever the store does.
 //
 // A [driver.Prompt] store gets a context with the deadline and is called directly; it must return by then, as
-// it declares. Any other store is called on a goroutine of its own, with private copies of the charges and
+// it declares. It may not heed cancellation: then a call whose caller cancels is answered at t at the latest. Any other store is called on a goroutine of its own, with private copies of the charges and
 // the decisions, under a deadline that comes up to 5 ms sooner. At t, or when the caller's own context ends,
 // the call is abandoned: it keeps its goroutine and counts against MaxCalls until the store returns.
 //

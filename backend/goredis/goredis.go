@@ -56,7 +56,9 @@
 // # Deadlines
 //
 // While go-redis waits for a reply, it obeys a context's deadline only with ContextTimeoutEnabled, and
-// cancellation never. Without the option the client's ReadTimeout bounds a call.
+// cancellation never. Without the option the client's ReadTimeout bounds a call. With it, and for a store from a URL, a
+// timeout policy needs no goroutine for each call: it answers a call that was cancelled when its own time is over, at the
+// latest.
 package goredis
 
 import (
@@ -126,6 +128,7 @@ func (o *Options) engine() engine.Options {
 // at most a second and within the context, the list fails with quota.ErrIndeterminate; they come back by refill.
 type Store struct {
 	engine *engine.Store
+	prompt bool
 }
 
 var (
@@ -134,6 +137,7 @@ var (
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
 	_ driver.Reporter       = (*Store)(nil)
+	_ driver.Prompt         = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -163,6 +167,10 @@ func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
 // Refresh asks a cluster anew which node has which keys, and returns when that is known or the context ends. On a
 // single server it does nothing.
 func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
+
+// Prompt reports whether every call returns by its context's deadline: of a store from a URL, and of a client with
+// ContextTimeoutEnabled. Cancellation alone does not end a call that waits for a reply. See [driver.Prompt].
+func (s *Store) Prompt() bool { return s.prompt }
 
 // Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
 // [driver.Reporter].
@@ -215,7 +223,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 		return nil, err
 	}
 	a.apart = s.Apart
-	return &Store{engine: s}, nil
+	return &Store{engine: s, prompt: heedsDeadline}, nil
 }
 
 func refused(what string) error {

@@ -55,7 +55,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 		return nil, err
 	}
 	a.apart, c.Dialed, c.Closed = s.Apart, s.Dialed, s.Forget
-	return &Store{engine: s}, nil
+	return &Store{engine: s, prompt: true}, nil
 }
 
 // The options below allow one attempt at connecting, and send only the credentials and the database on a new

@@ -288,6 +288,7 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 	if client == nil {
 		return nil
 	}
+	shakes := a.shakes.Load()
 	errs := make(chan error, warmReads)
 	for range warmReads {
 		go func() { errs <- connect(ctx, client, key) }()
@@ -298,8 +299,11 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 			err = e
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		a.nodes.topology.Soon()
+	case shakes == a.shakes.Load():
+		a.steady.Store(true)
 	}
 	return err
 }

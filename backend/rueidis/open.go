@@ -31,8 +31,13 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Dialed, c.Closed, c.Lost = s.Dialed, s.Forget, s.Lost // no call dials before
-	return &Store{engine: s}, nil
+	// Nothing is dialled before the first call.
+	c.Dialed, c.Closed = s.Dialed, s.Forget
+	c.Lost = func(addr string) {
+		l.shake()
+		s.Lost(addr)
+	}
+	return &Store{engine: s, prompt: true}, nil
 }
 
 const (
@@ -142,6 +147,8 @@ func (l *lazy) Info(ctx context.Context) ([]string, error) {
 	return a.Info(ctx)
 }
 
+var errClientClosed = fmt.Errorf("redis: the client is %w", quota.ErrClosed)
+
 var errNoClient = fmt.Errorf("redis: %w: not connected yet", quota.ErrUnavailable)
 
 // Warm makes the client if there is none, and has it make its connections to a node.
@@ -204,10 +211,13 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
 	conn, err := l.c.Dial(ctx, d, addr)
-	if err != nil && l.c.Cluster {
-		l.hold()
+	if err != nil {
+		if l.c.Cluster {
+			l.hold()
+		}
+		return nil, err
 	}
-	return conn, err
+	return watched{conn, l.shake}, nil
 }
 
 // hold delays the error of a dial until the client is made, or the dials of all addresses have failed. While a client of

@@ -54,7 +54,8 @@
 // # Deadlines
 //
 // Many callers share a connection. Set AlwaysPipelining, or one caller's deadline closes the connection under
-// the others, whose calls are then indeterminate; and keep ConnWriteTimeout short.
+// the others, whose calls are then indeterminate; and keep ConnWriteTimeout short. Every call of a store from a URL
+// returns by its context's deadline, so that a timeout policy needs no goroutine for it.
 package rueidis
 
 import (
@@ -123,6 +124,7 @@ func (o *Options) engine() engine.Options {
 // at most a second and within the context, the list fails with quota.ErrIndeterminate; they come back by refill.
 type Store struct {
 	engine *engine.Store
+	prompt bool
 }
 
 var (
@@ -131,6 +133,7 @@ var (
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
 	_ driver.Reporter       = (*Store)(nil)
+	_ driver.Prompt         = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -160,6 +163,10 @@ func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
 // Refresh asks a cluster anew which node has which keys, and returns when that is known or the context ends. On a
 // single server it does nothing.
 func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
+
+// Prompt reports whether every call returns by its context's deadline: of a store from a URL. Of another's client it is
+// not known when its connections end. See [driver.Prompt].
+func (s *Store) Prompt() bool { return s.prompt }
 
 // Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
 // [driver.Reporter].
@@ -200,10 +207,19 @@ type adapter struct {
 	demoted func(key string)
 	refused atomic.Pointer[string] // the key of the last such call
 	repair  engine.Repair          // of a caller's client
+
+	steadiness // of a client of the store's own
 }
 
 // Do sends a script.
-func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply, err error) {
+func (a *adapter) Do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
+	if a.owned && !a.steady.Load() {
+		return a.handOver(ctx, args, keys)
+	}
+	return a.do(ctx, args, keys)
+}
+
+func (a *adapter) do(ctx context.Context, args []any, keys int) (_ engine.Reply, err error) {
 	// rueidis panics if the keys of a command lie in different slots. The engine sends no such command; if it
 	// ever did, the call must fail and not the process.
 	defer func() {
@@ -213,6 +229,9 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	}()
 	gone := a.gone.Load()
 	result := a.sendAgain(ctx, args, keys)
+	if result.NonRedisError() != nil {
+		a.shake()
+	}
 	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) { // a null is a reply of the wrong shape
 		if answer, is := rueidis.IsRedisErr(err); is && !a.cluster && engine.IsDemoted(answer) {
 			a.demoted(args[3].(string))
@@ -387,6 +406,7 @@ func (a *adapter) Close() error {
 	if a.owned {
 		a.client.Close()
 		a.nodes.topology.Wait()
+		a.handed.Wait()
 	}
 	return nil
 }

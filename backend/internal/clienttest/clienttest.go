@@ -100,6 +100,7 @@ var tests = []struct {
 	{"outage/FirstCall", outageFirstCall},
 	{"outage/NewMaster", outageNewMaster},
 
+	{"prompt/Deadlines", prompt},
 	{"distance/Policies", distance},
 
 	{"miniredis/Conformance", miniConformance},

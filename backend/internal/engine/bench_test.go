@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,10 +13,12 @@ import (
 	rueidisclient "github.com/redis/rueidis"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // floorText does what any decision with the server's clock must: read the time, read, write with a lifetime.
@@ -116,4 +119,55 @@ func BenchmarkDecision(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Logf("MEMORY USAGE of a token bucket with a 16-byte key: %v bytes", usage)
+}
+
+// late is a store that does not say that it is prompt, so that a timeout hands its calls over to goroutines.
+type late struct{ quota.Store }
+
+func (s late) Unwrap() quota.Store { return s.Store }
+func (late) Prompt() bool          { return false }
+
+// BenchmarkStandard compares decisions through the usual policies, with stores from a URL that are called directly and
+// with the same stores where each call is handed over.
+func BenchmarkStandard(b *testing.B) {
+	server := redisserver.Start(b)
+	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1<<30, 1_000_000, time.Second))))
+	stores := map[string]quota.Store{}
+	for _, client := range []string{"goredis", "rueidis"} {
+		s := quota.Must(backend.Open(b.Context(), "redis://"+server.Addr()+"?client="+client))
+		for name, inner := range map[string]quota.Store{"direct": s, "handoff": late{s}} {
+			stores[client+"/"+name] = quota.Must(resilience.Standard(inner, resilience.FailWithError(), &resilience.StandardOptions{Timeout: 5 * time.Second}))
+		}
+	}
+	const keys = 10_000
+	names := make([]string, keys)
+	for i := range names {
+		names[i] = fmt.Sprintf("agent-%010d", i)
+	}
+	for _, g := range []int{1, 32} {
+		for _, client := range []string{"goredis", "rueidis"} {
+			for _, name := range []string{"handoff", "direct"} {
+				s := stores[client+"/"+name]
+				b.Run(fmt.Sprintf("g%d/%s/%s", g, client, name), func(b *testing.B) {
+					var next atomic.Int64
+					var failed atomic.Pointer[error]
+					var all sync.WaitGroup
+					b.ResetTimer()
+					for range g {
+						all.Go(func() {
+							for next.Add(1) <= int64(b.N) {
+								if _, err := s.Take(context.Background(), quota.Charge{Limit: limit, Key: names[rand.IntN(keys)], Cost: 1}); err != nil {
+									failed.Store(&err)
+								}
+							}
+						})
+					}
+					all.Wait()
+					if err := failed.Load(); err != nil {
+						b.Fatal(*err)
+					}
+				})
+			}
+		}
+	}
 }

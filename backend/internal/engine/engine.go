@@ -91,11 +91,11 @@ type Store struct {
 
 	origin    string       // begins the ids of give-backs; no other store has it
 	givenBack atomic.Int64 // numbers give-backs
-	backs     background   // give-backs that are under way
+	backs     Background   // give-backs that are under way
 
 	life     context.Context // ends with Close
 	end      context.CancelFunc
-	attempts background                            // at making nodes ready, and at learning
+	attempts Background                            // at making nodes ready, and at learning
 	unnamed  readiness                             // of a single server, and of the node of a cluster that is not known
 	named    atomic.Pointer[map[string]*readiness] // by node; a map does not change once it is here
 
@@ -172,8 +172,8 @@ func (s *Store) Close() error {
 	s.end()
 	err := s.client.Close()
 	s.batcher.Wait()
-	s.attempts.wait()
-	s.backs.wait()
+	s.attempts.Wait()
+	s.backs.Wait()
 	return err
 }
 

@@ -257,7 +257,7 @@ func (s *Store) learnSoon() {
 	if !s.reach.begin() {
 		return
 	}
-	s.attempts.run(func() {
+	s.attempts.Run(func() {
 		ctx, cancel := context.WithTimeout(s.life, learnTimeout)
 		defer cancel()
 		s.reach.ended(s.learn(ctx))

@@ -192,7 +192,7 @@ func TestAsksOnlyIfNeeded(t *testing.T) {
 		if _, err := s.Take(bg, chargeOf("a")); err != nil {
 			t.Fatal(err)
 		}
-		s.attempts.wait()
+		s.attempts.Wait()
 		if got := p.asked > 0; got != test.asks {
 			t.Errorf("%+v: asked for the server: got %v, want %v", test.o, got, test.asks)
 		}

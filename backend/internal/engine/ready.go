@@ -211,7 +211,7 @@ func (s *Store) attempt(r *readiness, key string) {
 		return
 	}
 	a := &attempt{began: time.Now(), done: make(chan struct{})}
-	if s.attempts.run(func() { s.makeReady(r, a, key) }) {
+	if s.attempts.Run(func() { s.makeReady(r, a, key) }) {
 		r.current, r.key = a, key
 	}
 }

@@ -197,7 +197,7 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 		defer cancel()
 		each(len(refunds), func(k int) { errs[k] = s.refund(ctx, refunds[k]) })
 	}
-	if !s.backs.run(refund) { // the client is closed, and the refunds end by themselves
+	if !s.backs.Run(refund) { // the client is closed, and the refunds end by themselves
 		go refund()
 	}
 	select {
@@ -293,16 +293,16 @@ func each(n int, f func(int)) {
 	wg.Wait()
 }
 
-// background is functions that go on when their callers leave.
-type background struct {
+// Background is functions that go on when their callers leave.
+type Background struct {
 	// mu guards closed: once it is set, no function joins the running ones.
 	mu      sync.Mutex
 	closed  bool
 	running sync.WaitGroup
 }
 
-// run calls f in a goroutine of its own, unless wait came first, and reports whether it does.
-func (b *background) run(f func()) bool {
+// Run calls f in a goroutine of its own, unless Wait came first, and reports whether it does.
+func (b *Background) Run(f func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.closed {
@@ -311,8 +311,8 @@ func (b *background) run(f func()) bool {
 	return !b.closed
 }
 
-// wait returns when all functions have returned that began before it.
-func (b *background) wait() {
+// Wait returns when all functions have returned that began before it.
+func (b *Background) Wait() {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
