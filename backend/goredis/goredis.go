@@ -195,7 +195,8 @@ type adapter struct {
 	nodes     nodes                        // of a cluster
 
 	// repair leaves a demoted primary. On a cluster a replica answers MOVED instead.
-	repair engine.Repair
+	repair  engine.Repair
+	refused atomic.Pointer[string] // the key of the last call that a replica refused
 	// renew makes a client of a single server, and longest bounds its calls; nil unless the store has a URL.
 	renew   func() *redis.Client
 	longest time.Duration
@@ -244,6 +245,8 @@ func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	}
 	var answer redis.Error
 	if single != nil && errors.As(err, &answer) && engine.IsDemoted(answer) && single == a.single.Load() {
+		key := args[3].(string)
+		a.refused.Store(&key)
 		a.repair.Soon()
 	}
 	return nil, a.classify(ctx, err)

@@ -76,6 +76,11 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 	if node == nil {
 		return nil
 	}
+	return a.warm(ctx, node, key)
+}
+
+// warm makes connections to a node.
+func (a *adapter) warm(ctx context.Context, node *redis.Client, key string) error {
 	errs := make(chan error, warmConnections)
 	for range warmConnections {
 		go func() { errs <- a.connect(ctx, node, key) }()

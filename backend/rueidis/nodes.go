@@ -321,6 +321,9 @@ func connect(ctx context.Context, client rueidis.Client, key string) error {
 		if err == nil || rueidis.IsRedisNil(err) {
 			return nil
 		}
+		if ofAnother(ctx, err) && repeats < warmRepeats {
+			continue
+		}
 		if err = ofWarming(err); err == nil || !engine.Broken(err) || repeats == warmRepeats {
 			return err
 		}

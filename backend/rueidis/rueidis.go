@@ -166,7 +166,7 @@ type adapter struct {
 
 	// demoted is told the key of a call that a replica refused. On a cluster a replica answers MOVED instead.
 	demoted func(key string)
-	refused atomic.Pointer[string] // the key of the last such call of a caller's client
+	refused atomic.Pointer[string] // the key of the last such call
 	repair  engine.Repair          // of a caller's client
 }
 

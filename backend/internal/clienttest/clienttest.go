@@ -68,6 +68,7 @@ var tests = []struct {
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
 	{"faults/Hasty", hasty},
+	{"faults/Idle", idle},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 

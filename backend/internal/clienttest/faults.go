@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -345,6 +346,49 @@ func closing(t *testing.T, l library) {
 	})
 }
 
+// idle breaks connections while no call uses them. A store that reads its connections all the time makes them anew by
+// itself, so that the next call needs no time for a handshake.
+func idle(t *testing.T, l library) {
+	if l.pooled { // looks at a connection when a call takes it
+		return
+	}
+	t.Parallel()
+	limit, list := counted(plenty), keys(8)
+	t.Run("single", func(t *testing.T) {
+		t.Parallel()
+		proxy := redisserver.StartProxy(t, redisserver.Start(t).Addr())
+		s := l.open(t, "redis://"+proxy.Addr())
+		for range 3 {
+			calls(s, limit, list, 64).only(t)
+			slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: 200 * time.Millisecond})
+			proxy.Reset()
+			until(t, "the store to connect anew", func() bool { return slow.Fired() > 0 })
+			time.Sleep(500 * time.Millisecond) // more than a handshake
+			for range 64 {
+				ctx, cancel := context.WithTimeout(bg, 100*time.Millisecond)
+				if _, err := s.Take(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
+					t.Errorf("a caller with less time than a handshake takes: got error %v, want none", err)
+				}
+				cancel()
+			}
+			proxy.Clear()
+		}
+	})
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redisserver.StartCluster(t)
+		s := l.open(t, clusterURL(c, ""))
+		calls(s, limit, list, 64).only(t)
+		n, err := c.MasterFor(stateOf(list[0]))
+		ok(t, err)
+		do(t, n.Server, "CLIENT", "KILL", "TYPE", "normal")
+		until(t, "the store to connect anew", func() bool {
+			return strings.Contains(do(t, n.Server, "CLIENT", "LIST", "TYPE", "normal").(string), " cmd=get ")
+		})
+		calls(s, limit, list, 64).only(t)
+	})
+}
+
 // hasty has connections break while nobody looks, and then one caller without patience begin to connect, slowly. The
 // callers who come meanwhile must not get that caller's end.
 func hasty(t *testing.T, l library) {
@@ -364,6 +408,7 @@ func hasty(t *testing.T, l library) {
 			for range 4 {
 				calls(s, limit, list, 64).only(t)
 				slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: 100 * time.Millisecond})
+				time.Sleep(200 * time.Millisecond) // no handshake of the last round is under way
 				proxy.Reset()
 				time.Sleep(10 * time.Millisecond) // the client notices
 				var wg sync.WaitGroup

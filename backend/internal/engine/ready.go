@@ -53,7 +53,7 @@ type readiness struct {
 
 	// mu guards the fields below. It is not held while an attempt is made.
 	mu      sync.Mutex
-	key     string        // a key that the node had when it was asked for
+	key     string        // that the latest attempt asked for
 	current *attempt      // nil if there is none
 	err     error         // of the latest attempt
 	pause   time.Duration // after that attempt, if it failed
@@ -210,10 +210,9 @@ func (s *Store) attempt(r *readiness, key string) {
 	if r.current != nil || time.Now().Before(r.next) {
 		return
 	}
-	r.key = key
 	a := &attempt{began: time.Now(), done: make(chan struct{})}
 	if s.attempts.run(func() { s.makeReady(r, a, key) }) {
-		r.current = a
+		r.current, r.key = a, key
 	}
 }
 
@@ -316,6 +315,23 @@ func (s *Store) failed(r *readiness, c *connections, key string, err error) {
 		return // the error is of earlier connections
 	}
 	s.attempt(r, key)
+}
+
+// Lost notes that a connection to a node ended, also while no call was on it: the node is not ready, and becomes so
+// again before a call finds out. addr is the node's address, which only a cluster's have as their names.
+func (s *Store) Lost(addr string) {
+	r := &s.unnamed
+	if s.placer != nil {
+		if r = (*s.named.Load())[addr]; r == nil {
+			return
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.key == "" || r.connected.Swap(nil) == nil {
+		return // it was not ready
+	}
+	s.attempt(r, r.key)
 }
 
 // connectionError is the error of a call that got no reply.
