@@ -92,6 +92,9 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+	{"outage/NewMaster", outageNewMaster},
+
+	{"distance/Policies", distance},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
