@@ -93,6 +93,8 @@ var tests = []struct {
 	{"outage/FirstCall", outageFirstCall},
 	{"outage/NewMaster", outageNewMaster},
 
+	{"distance/Policies", distance},
+
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
 	{"miniredis/Batches", miniBatches},
