@@ -79,6 +79,7 @@ var tests = []struct {
 	{"refusals/Health", health},
 	{"refusals/Proxies", proxyReplies},
 	{"refusals/AnotherRule", anotherRule},
+	{"refusals/WrongLua", wrongLua},
 
 	{"failover/MasterKilled", masterKilled},
 	{"failover/Manual", manualFailover},

@@ -34,8 +34,8 @@ func atMostOnce(t *testing.T, l library) {
 		limit, list, n := counted(plenty), keys(16), sized(2000, 10_000)
 		calls(s, limit, list, len(list)) // connected, and the script known, before anything is lost
 		lost := p.proxies.Inject(drops(seed(t)))
-		before, had := runs(t, p.servers...), charged(t, l.dial(t, p.direct), limit, list...)
-		before += int64(len(list)) // the peeks
+		had := charged(t, l.dial(t, p.direct), limit, list...)
+		before := runs(t, p.servers...)
 		y := calls(s, limit, list, n)
 		p.proxies.Clear()
 		ran := runs(t, p.servers...) - before
@@ -357,15 +357,16 @@ func idle(t *testing.T, l library) {
 	t.Run("single", func(t *testing.T) {
 		t.Parallel()
 		proxy := redisserver.StartProxy(t, redisserver.Start(t).Addr())
-		s := l.open(t, "redis://"+proxy.Addr())
-		for range 3 {
+		s := l.open(t, "redis://"+proxy.Addr()+"?dial_timeout=10s")
+		const handshake = 800 * time.Millisecond
+		for range 2 {
 			calls(s, limit, list, 64).only(t)
-			slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: 200 * time.Millisecond})
+			slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: handshake})
 			proxy.Reset()
 			until(t, "the store to connect anew", func() bool { return slow.Fired() > 0 })
-			time.Sleep(500 * time.Millisecond) // more than a handshake
+			time.Sleep(2 * handshake)
 			for range 64 {
-				ctx, cancel := context.WithTimeout(bg, 100*time.Millisecond)
+				ctx, cancel := context.WithTimeout(bg, handshake/2)
 				if _, err := s.Take(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
 					t.Errorf("a caller with less time than a handshake takes: got error %v, want none", err)
 				}
