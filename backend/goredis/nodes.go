@@ -130,6 +130,7 @@ const warmConnections = 4
 
 // connect sees to a connection to a node. Connections in the pool that broke meanwhile are used up first.
 func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) error {
+	most := int(node.PoolStats().IdleConns)
 	for used := 0; ; used++ {
 		cmd := redis.NewCmd(ctx, "get", key)
 		err := node.Process(ctx, once{cmd})
@@ -141,7 +142,7 @@ func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) e
 			return engine.WarmError(answer)
 		}
 		err = a.classify(ctx, err)
-		if !engine.Broken(err) || used > node.Options().PoolSize || ctx.Err() != nil {
+		if !engine.Broken(err) || used > most || ctx.Err() != nil {
 			return err
 		}
 	}

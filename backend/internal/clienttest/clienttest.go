@@ -79,6 +79,7 @@ var tests = []struct {
 	{"refusals/Health", health},
 	{"refusals/Proxies", proxyReplies},
 	{"refusals/AnotherRule", anotherRule},
+	{"refusals/WrongLua", wrongLua},
 
 	{"failover/MasterKilled", masterKilled},
 	{"failover/Manual", manualFailover},
@@ -93,6 +94,9 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+	{"outage/NewMaster", outageNewMaster},
+
+	{"distance/Policies", distance},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},

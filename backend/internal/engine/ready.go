@@ -47,6 +47,9 @@ type readiness struct {
 	node string
 	// connected is nil while the node is not ready.
 	connected atomic.Pointer[connections]
+	// probed says that the node computes as the scripts need it, see probe.go. It stays for the life of the store, and
+	// Health asks again: a node whose software is replaced by another is rare.
+	probed atomic.Bool
 
 	// mu guards the fields below. It is not held while an attempt is made.
 	mu      sync.Mutex
@@ -217,7 +220,7 @@ func (s *Store) attempt(r *readiness, key string) {
 func (s *Store) makeReady(r *readiness, a *attempt, key string) {
 	ctx, cancel := context.WithTimeout(s.life, attemptTimeout)
 	defer cancel()
-	err := s.prepare(ctx, r.node, key)
+	err := s.prepare(ctx, r, key)
 	if err != nil {
 		err = s.ofAttempt(err)
 	}
@@ -273,8 +276,19 @@ func (s *Store) measure(ctx context.Context, node, key string) {
 
 // prepare takes the steps by which a node becomes ready. Scripts of theirs go by invoke, which does not wait for the node
 // to be ready.
-func (s *Store) prepare(ctx context.Context, node, key string) error {
-	return s.warmer.Warm(ctx, node, key)
+func (s *Store) prepare(ctx context.Context, r *readiness, key string) error {
+	if err := s.warmer.Warm(ctx, r.node, key); err != nil {
+		return err
+	}
+	if r.probed.Load() || s.placer != nil && r.node == "" { // of a cluster, where the node becomes ready by its name
+		return nil
+	}
+	err := s.probe(ctx, key)
+	if _, lost := errors.AsType[*connectionError](err); lost || isWrongServer(err) {
+		return err
+	}
+	r.probed.Store(err == nil)
+	return nil
 }
 
 // ofAttempt returns the error of an attempt: no charge was sent.
