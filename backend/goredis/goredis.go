@@ -331,6 +331,8 @@ func (a *adapter) classify(ctx context.Context, err error) error {
 		return fmt.Errorf("redis: %w: %w", quota.ErrMisconfigured, err)
 	}
 	switch {
+	case driver.Sentinel(err) != nil: // of a question for the slots
+		return err
 	case errors.As(err, &answer):
 		if engine.IsNoScript(err) {
 			return err
@@ -388,6 +390,7 @@ func (a *adapter) Close() error {
 	}
 	if a.cluster != nil {
 		defer a.nodes.topology.Wait()
+		a.nodes.surveyor.close()
 		return a.cluster.Close()
 	}
 	a.mu.Lock()

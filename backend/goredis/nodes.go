@@ -3,6 +3,8 @@ package goredis
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -13,14 +15,18 @@ import (
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 )
 
-// topologyTimeout bounds a question for the topology. The client asks one node after the other, in random order.
-const topologyTimeout = 2 * time.Second
+// topologyTimeout bounds a question for the topology. A client of the caller's asks one node after the other, in random
+// order.
+const topologyTimeout = 3 * time.Second
 
 // nodes says which node of a cluster has a slot. The client knows, once it has loaded the topology; until then it would
 // load it for a caller, so it is not asked.
 type nodes struct {
 	loaded   atomic.Bool
 	topology engine.Topology
+	covered  atomic.Pointer[covered] // nil while it is not known
+	survey   engine.Survey[*covered] // for a client of the caller's
+	surveyor *surveyor               // of a client made from a URL, else nil
 }
 
 func newAdapter() *adapter {
@@ -49,6 +55,10 @@ func (a *adapter) Node(slot uint16) string {
 		return ""
 	}
 	if !a.nodes.loaded.Load() {
+		a.nodes.topology.Soon()
+		return ""
+	}
+	if c := a.nodes.covered.Load(); c != nil && !c[slot] { // the client would name a node at random
 		a.nodes.topology.Soon()
 		return ""
 	}
@@ -142,11 +152,40 @@ func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) e
 func (a *adapter) askTopology() error {
 	ctx, cancel := context.WithTimeout(context.Background(), topologyTimeout)
 	defer cancel()
-	if err := a.cluster.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil }); err != nil {
+	var mu sync.Mutex
+	masters := map[string]*redis.Client{}
+	if err := a.cluster.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		masters[c.Options().Addr] = c
+		return nil
+	}); err != nil {
 		return a.classify(ctx, err)
+	}
+	if a.nodes.surveyor == nil {
+		a.askCovered(masters)
 	}
 	a.nodes.loaded.Store(true)
 	return nil
+}
+
+// askCovered asks masters which slots have a node, which the client does not tell.
+func (a *adapter) askCovered(masters map[string]*redis.Client) {
+	c, err := a.nodes.survey.Ask(slices.Collect(maps.Keys(masters)), func(addr string) (*covered, error) {
+		answer, err := masters[addr].Do(context.Background(), "CLUSTER", "SLOTS").Slice()
+		if err != nil {
+			return nil, err
+		}
+		slots, err := readSlots(answer, addr)
+		if err != nil {
+			return nil, err
+		}
+		return coveredBy(slots), nil
+	})
+	if err != nil {
+		c = nil
+	}
+	a.nodes.covered.Store(c)
 }
 
 var (

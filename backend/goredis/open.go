@@ -29,7 +29,10 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	a.owned = true
 	switch {
 	case c.Cluster:
-		a.cluster = redis.NewClusterClient(clusterOptions(c))
+		a.nodes.surveyor = newSurveyor(c, &a.nodes.covered)
+		o := clusterOptions(c)
+		o.ClusterSlots, o.NewClient = a.nodes.surveyor.Slots, newNode
+		a.cluster = redis.NewClusterClient(o)
 		if c.Batching != engine.BatchNone {
 			a.pipelines = newPipelines()
 		}

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/redis/rueidis"
 
@@ -17,18 +17,12 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// topologyTimeout bounds the wait for the first answer to a question for the topology.
-const topologyTimeout = 2 * time.Second
-
 // nodes says which node of a cluster has a slot, and sends scripts there. The client has such a table too, but shows it
 // to no caller, and learns it anew up to a second after a fault.
 type nodes struct {
 	table    atomic.Pointer[table] // nil until the first answer
 	topology engine.Topology
-
-	// mu guards asked: the nodes that have not answered a question. They are asked no other meanwhile.
-	mu    sync.Mutex
-	asked map[string]bool
+	survey   engine.Survey[*table]
 }
 
 // table does not change once it is made.
@@ -45,7 +39,6 @@ type node struct {
 func newAdapter(client rueidis.Client) *adapter {
 	a := &adapter{client: client, cluster: client.Mode() == rueidis.ClientModeCluster}
 	a.nodes.topology.Ask = a.askTopology
-	a.nodes.asked = map[string]bool{}
 	a.repair.Do = a.leave
 	a.demoted = func(key string) {
 		a.refused.Store(&key)
@@ -128,64 +121,27 @@ func (a *adapter) toAnyNode(args []any, keys int) rueidis.Completed {
 // askTopology asks all nodes at once for the slots, and takes the first good answer.
 func (a *adapter) askTopology() error {
 	known := a.client.Nodes()
-	tables, failures := make(chan *table, len(known)), make(chan error, len(known))
-	asked := 0
-	for addr, client := range known {
-		if !a.nodes.begin(addr) {
-			continue
+	t, err := a.nodes.survey.Ask(slices.Collect(maps.Keys(known)), func(addr string) (*table, error) {
+		// Without a deadline: if the question has to dial, other calls wait for the same connection, and would get
+		// the end of its context.
+		client := known[addr]
+		answer, err := client.Do(context.Background(), client.B().ClusterSlots().Build()).ToArray()
+		if err != nil {
+			return nil, err
 		}
-		asked++
-		go func() {
-			defer a.nodes.end(addr)
-			// Without a deadline: if the question has to dial, other calls wait for the same connection,
-			// and would get the end of its context.
-			answer, err := client.Do(context.Background(), client.B().ClusterSlots().Build()).ToArray()
-			if err != nil {
-				failures <- err
-				return
-			}
-			t, err := newTable(answer, addr, known)
-			if err != nil {
-				failures <- err
-				return
-			}
-			tables <- t
-		}()
-	}
-	timeout := time.NewTimer(topologyTimeout)
-	defer timeout.Stop()
-	err := errors.New("no node was asked: an earlier question is without an answer")
-	for range asked {
-		select {
-		case t := <-tables:
-			a.nodes.table.Store(t)
-			return nil
-		case err = <-failures:
-		case <-timeout.C:
-			return fmt.Errorf("redis: %w: no node told the slots within %v", quota.ErrUnavailable, topologyTimeout)
-		}
+		return newTable(answer, addr, known)
+	})
+	if err == nil {
+		a.nodes.table.Store(t)
+		return nil
 	}
 	if _, is := rueidis.IsRedisErr(err); is {
 		return engine.ReplyError(err)
 	}
-	return fmt.Errorf("redis: %w: no node told the slots: %w", quota.ErrUnavailable, err)
-}
-
-// begin reports whether a node may be asked.
-func (n *nodes) begin(addr string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.asked[addr] {
-		return false
+	if errors.Is(err, quota.ErrUnavailable) {
+		return err
 	}
-	n.asked[addr] = true
-	return true
-}
-
-func (n *nodes) end(addr string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.asked, addr)
+	return fmt.Errorf("redis: %w: no node told the slots: %w", quota.ErrUnavailable, err)
 }
 
 // newTable reads an answer to CLUSTER SLOTS of the node at an address.

@@ -94,6 +94,8 @@ var tests = []struct {
 	{"failover/HalfMoved", halfMoved},
 	{"failover/Sentinel", sentinel},
 	{"failover/Demoted", demoted},
+	{"failover/Survey", survey},
+	{"failover/Unowned", unowned},
 
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // outage is how long a failure of a master may last, on a loaded machine: a second until it is taken for
@@ -253,7 +254,7 @@ func sentinel(t *testing.T, l library) {
 // from its old data. The user has no right but those to the scripts. A store that only peeks, and denies, cannot notice.
 func demoted(t *testing.T, l library) {
 	t.Parallel()
-	const back = 3 * time.Second
+	const back = outage / 2
 	for _, test := range []struct{ name, stale, kind string }{
 		{"READONLY", "yes", "client"}, {"READONLY", "yes", "URL"},
 		{"MASTERDOWN", "no", "client"}, {"MASTERDOWN", "no", "URL"},
@@ -345,4 +346,80 @@ func (p peeker) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 		p.t.Errorf("a peek: got %d tokens, want the %d of the new primary", d.Remaining, p.want)
 	}
 	return d, err
+}
+
+// survey has one of three masters hang, and the store learn the topology from the others at once.
+func survey(t *testing.T, l library) {
+	t.Parallel()
+	const questions, soon, late = 30, 200 * time.Millisecond, 3
+	c := redisserver.StartCluster(t, "--cluster-require-full-coverage", "no")
+	s := l.open(t, clusterURL(c, ""))
+	limit, list := counted(plenty), keys(64)
+	until(t, "the store to decide", func() bool { return calls(s, limit, list, 64).errors() == 0 })
+	for _, n := range c.Nodes[3:] {
+		n.Kill()
+	}
+	ok(t, c.Nodes[0].Pause())
+	slow := 0
+	for range questions {
+		began := time.Now()
+		ok(t, s.(driver.Placed).Refresh(bg))
+		if time.Since(began) > soon {
+			slow++
+		}
+	}
+	if slow > late {
+		t.Errorf("questions for the topology that took more than %v: got %d of %d, want %d at most", soon, slow, questions, late)
+	}
+	if name := s.(driver.Placed).Node(quota.Charge{Limit: limit, Key: keyAt(t, c, c.Nodes[1], list)}); name != c.Nodes[1].Addr() {
+		t.Errorf("the node of a key: got %q, want %q", name, c.Nodes[1].Addr())
+	}
+}
+
+// keyAt returns one of some keys that a master has.
+func keyAt(t *testing.T, c *redisserver.Cluster, n *redisserver.Node, list []string) string {
+	t.Helper()
+	for _, key := range list {
+		if m, err := c.MasterFor(stateOf(key)); err == nil && m == n {
+			return key
+		}
+	}
+	t.Fatal("keys of a master: got none, want some")
+	return ""
+}
+
+// unowned takes a slot from its master, and gives it to no other. No node is named for it.
+func unowned(t *testing.T, l library) {
+	t.Parallel()
+	c := redisserver.StartCluster(t, "--cluster-require-full-coverage", "no")
+	limit, list := counted(plenty), keys(8)
+	stores := map[string]quota.Store{"client": l.dial(t, clustered(c)).store, "URL": l.open(t, clusterURL(c, ""))}
+	for _, s := range stores {
+		until(t, "the store to decide", func() bool { return calls(s, limit, list, 64).errors() == 0 })
+	}
+	slot := redisserver.Slot(stateOf(list[0]))
+	since := time.Now()
+	until(t, "all nodes to forget the slot", func() bool { // a message under way may tell a node of it again
+		for _, n := range c.Nodes {
+			for _, r := range do(t, n.Server, "CLUSTER", "SLOTS").([]any) {
+				if r := r.([]any); r[0].(int64) <= int64(slot) && int64(slot) <= r[1].(int64) {
+					do(t, n.Server, "CLUSTER", "DELSLOTS", strconv.Itoa(slot))
+					since = time.Now()
+				}
+			}
+		}
+		return time.Since(since) > time.Second
+	})
+	for name, s := range stores {
+		placed := s.(driver.Placed)
+		ok(t, placed.Refresh(bg))
+		for range 20 {
+			if node := placed.Node(quota.Charge{Limit: limit, Key: list[0]}); node != "" {
+				t.Fatalf("%s: the node of a slot that none has: got %q, want none", name, node)
+			}
+		}
+		if node := placed.Node(quota.Charge{Limit: limit, Key: list[1]}); node == "" {
+			t.Errorf("%s: the node of another slot: got none, want one", name)
+		}
+	}
 }
