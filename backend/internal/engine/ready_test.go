@@ -354,6 +354,7 @@ func TestReadyReports(t *testing.T) {
 		s.Report(driver.Reports{Notice: func(n quota.Notice) { reports = append(reports, n.Name) }})
 		is(t, "a call while a round trip is measured", take(time.Millisecond), nil, false)
 		time.Sleep(time.Second)
+		synctest.Wait()
 		equal(t, "reports", fmt.Sprint(reports), `["" 30ms]`)
 		s.notice("eviction", "text")
 		equal(t, "reports", fmt.Sprint(reports), `["" 30ms eviction]`)
