@@ -70,7 +70,7 @@ type BreakerOptions struct {
 //
 // ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and so
 // does every error that is none of package quota's; but no error counts where the caller's own context has
-// ended. A denial is a success. Every other error has no bearing on the store's health, and a probe that ends
+// ended, nor one of a call that left while its store connected, see [driver.GettingReady]. A denial is a success. Every other error has no bearing on the store's health, and a probe that ends
 // in one leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
 // [driver.Shared]. Results of calls that began before the last change of state are ignored.
 //

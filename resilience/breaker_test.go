@@ -49,6 +49,13 @@ func (lostReply) Error() string        { return "reply lost" }
 func (lostReply) Is(target error) bool { return target == quota.ErrIndeterminate }
 func (l lostReply) RoundTrip() any     { return l.id }
 
+// connecting is the error of a call that left while its store connected.
+type connecting struct{}
+
+func (connecting) Error() string        { return "still connecting" }
+func (connecting) Is(target error) bool { return target == quota.ErrUnavailable }
+func (connecting) GettingReady() bool   { return true }
+
 // faults are what can happen to a call, and what it says about the store.
 var faults = []struct {
 	name   string
@@ -63,6 +70,7 @@ var faults = []struct {
 	{"ErrIndeterminate", says(as(quota.ErrIndeterminate)), "failed"},
 	{"ErrOverloaded of the pool", says(as(quota.ErrOverloaded)), "failed"},
 	{"ErrOverloaded of a bulkhead", says(fmt.Errorf("%w: %w", quota.ErrOverloaded, resilience.ErrRejected)), "unrelated"},
+	{"ErrUnavailable of a store that connects", says(connecting{}), "unrelated"},
 	{"ErrInvalid", says(as(quota.ErrInvalid)), "unrelated"},
 	{"ErrMisconfigured", says(as(quota.ErrMisconfigured)), "unrelated"},
 	{"ErrCrossSlot", says(as(quota.ErrCrossSlot)), "unrelated"},

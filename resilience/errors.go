@@ -37,7 +37,7 @@ func judge(ctx context.Context, err error) outcome {
 	if err == nil {
 		return healthy
 	}
-	if ended(ctx) || errors.Is(err, ErrRejected) {
+	if ended(ctx) || errors.Is(err, ErrRejected) || isGettingReady(err) {
 		return unrelated
 	}
 	switch driver.Sentinel(err) {
@@ -47,6 +47,12 @@ func judge(ctx context.Context, err error) outcome {
 		return failed
 	}
 	return unrelated
+}
+
+// isGettingReady reports whether err is of a call that did not wait until its store had connected.
+func isGettingReady(err error) bool {
+	e, ok := errors.AsType[driver.GettingReady](err)
+	return ok && e.GettingReady()
 }
 
 // ended reports whether the caller's own context ended. The deadlines that policies outside gave the call are

@@ -26,6 +26,7 @@ func TestFail(t *testing.T) {
 		passes, leave bool
 	}{
 		{name: "unavailable", err: quota.ErrUnavailable, charge: charge(1), open: open, closed: closed},
+		{name: "connecting", err: connecting{}, charge: charge(1), open: open, closed: closed},
 		{name: "unknown", err: quota.ErrIndeterminate, charge: charge(1), open: open, closed: closed},
 		{name: "a peek", err: quota.ErrUnavailable, charge: peek(1), open: open, closed: closed},
 		{name: "all of it", err: quota.ErrUnavailable, charge: charge(100), open: open, closed: closed},

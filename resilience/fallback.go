@@ -225,7 +225,7 @@ func (f *fallback) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 
 // takesOver reports whether a call for which the primary failed is decided here.
 func (f *fallback) takesOver(ctx context.Context, err error) bool {
-	if !ended(ctx) && (errors.Is(err, ErrRejected) || judge(ctx, err) == failed) {
+	if !ended(ctx) && (errors.Is(err, ErrRejected) || isGettingReady(err) || judge(ctx, err) == failed) {
 		return true
 	}
 	f.alarm.check(err)

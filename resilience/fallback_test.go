@@ -541,6 +541,7 @@ func TestFallbackErrors(t *testing.T) {
 		falls bool
 	}{
 		{as(quota.ErrUnavailable), true},
+		{connecting{}, true},
 		{as(quota.ErrIndeterminate), true},
 		{as(quota.ErrOverloaded), true},
 		{fmt.Errorf("%w: %w", quota.ErrOverloaded, resilience.ErrRejected), true},

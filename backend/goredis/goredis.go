@@ -6,7 +6,7 @@
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
-// A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
+// A decision is one EVALSHA (at first one EVAL), made with the server's time. A denial and a peek write nothing.
 //
 // While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
 // When the first of the four ends, all that wait go together in one script, each decided by itself and in
@@ -17,6 +17,10 @@
 // On a cluster few keys share a slot, and with it a script. So while four scripts to a node are in flight,
 // further scripts to the node wait, and are then written together as a pipeline of the node's client; hooks
 // that OnNewNode adds see the pipeline. Each script is sent once all the same.
+//
+// The store connects before it decides, in one attempt for each node that all calls share and that goes on when a
+// caller leaves. A call that leaves meanwhile fails with [quota.ErrUnavailable]: it was not sent. A connection is found
+// by reading the value of a charge's key.
 //
 // # Keys and hash slots
 //
@@ -51,6 +55,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -137,7 +142,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	a := newAdapter(client)
+	a := newAdapter()
 	cluster, heedsDeadline := false, false
 	switch c := client.(type) {
 	case *redis.Client:
@@ -145,6 +150,7 @@ func New(client redis.UniversalClient, o *Options) (*Store, error) {
 			return nil, refused("a nil *redis.Client")
 		}
 		heedsDeadline = c.Options().ContextTimeoutEnabled
+		a.single.Store(c)
 	case *redis.ClusterClient:
 		if c == nil {
 			return nil, refused("a nil *redis.ClusterClient")
@@ -176,11 +182,23 @@ func refused(what string) error {
 
 // adapter is an engine.Client over a go-redis client.
 type adapter struct {
-	client    redis.UniversalClient
-	cluster   *redis.ClusterClient // the client if it is one, else nil
-	pipelines *pipelines           // nil on a single server, and without batching
-	owned     bool                 // Close closes the client
-	nodes     nodes                // of a cluster
+	cluster   *redis.ClusterClient         // nil for a single server
+	single    atomic.Pointer[redis.Client] // nil for a cluster
+	pipelines *pipelines                   // nil on a single server, and without batching
+	owned     bool                         // Close closes the client
+	nodes     nodes                        // of a cluster
+
+	// repair leaves a demoted primary. On a cluster a replica answers MOVED instead.
+	repair engine.Repair
+	// renew makes a client of a single server, and longest bounds its calls; nil unless the store has a URL.
+	renew   func() *redis.Client
+	longest time.Duration
+
+	// mu guards closed. Once it is set, single does not change, and no client joins the retired ones.
+	mu      sync.Mutex
+	closed  bool
+	life    chan struct{}  // closed by Close
+	retired sync.WaitGroup // clients that were replaced, until they are closed
 }
 
 // once is a command that the client must not retry.
@@ -208,10 +226,21 @@ func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, erro
 // alone sends a script by itself.
 func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	cmd := redis.NewCmd(ctx, args...)
-	if err := a.client.Process(ctx, once{cmd}); err != nil && err != redis.Nil { // a null is a reply of the wrong shape
-		return nil, a.classify(ctx, err)
+	single := a.single.Load()
+	var err error
+	if single == nil {
+		err = a.cluster.Process(ctx, once{cmd})
+	} else {
+		err = single.Process(ctx, once{cmd})
 	}
-	return cmd, nil
+	if err == nil || err == redis.Nil { // a null is a reply of the wrong shape
+		return cmd, nil
+	}
+	var answer redis.Error
+	if single != nil && errors.As(err, &answer) && engine.IsDemoted(answer) && single == a.single.Load() {
+		a.repair.Soon()
+	}
+	return nil, a.classify(ctx, err)
 }
 
 // classify returns an error of the client as one of package quota.
@@ -257,7 +286,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	if a.cluster != nil {
 		err = a.cluster.ForEachMaster(ctx, ask)
 	} else {
-		err = ask(ctx, a.client.(*redis.Client))
+		err = ask(ctx, a.single.Load())
 	}
 	if err != nil {
 		return nil, a.classify(ctx, err)
@@ -268,6 +297,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 // Close ends the pipelines, and closes the client if it is owned.
 func (a *adapter) Close() error {
 	a.nodes.topology.Close()
+	a.repair.Close()
 	if a.pipelines != nil {
 		a.pipelines.close()
 		defer a.pipelines.wait()
@@ -275,8 +305,16 @@ func (a *adapter) Close() error {
 	if !a.owned {
 		return nil
 	}
-	defer a.nodes.topology.Wait()
-	return a.client.Close()
+	if a.cluster != nil {
+		defer a.nodes.topology.Wait()
+		return a.cluster.Close()
+	}
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	close(a.life)
+	a.retired.Wait()
+	return a.single.Load().Close()
 }
 
 // reply is an engine.Reply over a reply as go-redis decodes it.

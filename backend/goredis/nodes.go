@@ -2,6 +2,7 @@ package goredis
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -22,9 +23,10 @@ type nodes struct {
 	topology engine.Topology
 }
 
-func newAdapter(client redis.UniversalClient) *adapter {
-	a := &adapter{client: client}
+func newAdapter() *adapter {
+	a := &adapter{life: make(chan struct{})}
 	a.nodes.topology.Ask = a.askTopology
+	a.repair.Do = a.leave
 	return a
 }
 
@@ -65,6 +67,54 @@ func (a *adapter) Refresh(ctx context.Context) error {
 	return a.nodes.topology.Refresh(ctx)
 }
 
+// Warm makes as many connections to a node as scripts to it go at a time.
+func (a *adapter) Warm(ctx context.Context, name, key string) error {
+	node := a.single.Load()
+	switch {
+	case node != nil:
+	case name == "":
+		return a.nodes.topology.Refresh(ctx)
+	default:
+		var err error
+		if node, err = a.cluster.MasterForKey(ctx, key); err != nil || node.Options().Addr != name {
+			return nil // the slot is another node's by now, which the next call sees
+		}
+	}
+	errs := make(chan error, warmConnections)
+	for range warmConnections {
+		go func() { errs <- a.connect(ctx, node, key) }()
+	}
+	var err error
+	for range warmConnections {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// warmConnections is how many connections Warm makes.
+const warmConnections = 4
+
+// connect sees to a connection to a node. Connections in the pool that broke meanwhile are used up first.
+func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) error {
+	for used := 0; ; used++ {
+		cmd := redis.NewCmd(ctx, "get", key)
+		err := node.Process(ctx, once{cmd})
+		var answer redis.Error
+		switch {
+		case err == nil, err == redis.Nil:
+			return nil
+		case errors.As(err, &answer):
+			return engine.WarmError(answer)
+		}
+		err = a.classify(ctx, err)
+		if !engine.Broken(err) || used > node.Options().PoolSize || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
 // askTopology loads the topology at once, which ForEachMaster does; ReloadState would do so later.
 func (a *adapter) askTopology() error {
 	ctx, cancel := context.WithTimeout(context.Background(), topologyTimeout)
@@ -76,4 +126,7 @@ func (a *adapter) askTopology() error {
 	return nil
 }
 
-var _ engine.Placer = (*adapter)(nil)
+var (
+	_ engine.Placer = (*adapter)(nil)
+	_ engine.Warmer = (*adapter)(nil)
+)

@@ -25,18 +25,24 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := newAdapter(nil)
+	a := newAdapter()
 	a.owned = true
 	switch {
 	case c.Cluster:
 		a.cluster = redis.NewClusterClient(clusterOptions(c))
-		a.client, a.pipelines = a.cluster, newPipelines()
+		a.pipelines = newPipelines()
 	case c.Master != "":
-		client := redis.NewFailoverClient(failoverOptions(c))
-		client.AddHook(definite{c.Master})
-		a.client = client
+		a.renew = func() *redis.Client {
+			client := redis.NewFailoverClient(failoverOptions(c))
+			client.AddHook(definite{c.Master})
+			return client
+		}
 	default:
-		a.client = redis.NewClient(clientOptions(c))
+		a.renew = func() *redis.Client { return redis.NewClient(clientOptions(c)) }
+	}
+	if a.renew != nil {
+		a.single.Store(a.renew())
+		a.longest = c.LongestCall()
 	}
 	s, err := engine.New(c.Guard(a), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
 	if err != nil {

@@ -46,6 +46,11 @@ func newAdapter(client rueidis.Client) *adapter {
 	a := &adapter{client: client, cluster: client.Mode() == rueidis.ClientModeCluster}
 	a.nodes.topology.Ask = a.askTopology
 	a.nodes.asked = map[string]bool{}
+	a.repair.Do = a.leave
+	a.demoted = func(key string) {
+		a.refused.Store(&key)
+		a.repair.Soon()
+	}
 	return a
 }
 
@@ -240,19 +245,75 @@ func (l *lazy) Node(slot uint16) string {
 	return ""
 }
 
-// Refresh asks the cluster for its slots, and connects first if need be.
+// Refresh asks the cluster for its slots, once the client is made.
 func (l *lazy) Refresh(ctx context.Context) error {
-	if !l.c.Cluster {
-		return nil
+	if a := l.made.Load(); a != nil {
+		return a.Refresh(ctx)
 	}
-	a, err := l.connected(ctx)
+	return nil // the next call makes the client
+}
+
+const (
+	// warmReads is how many reads go to a node for all of its connections to be made. A read takes any connection;
+	// the most that a client has to a node without an option of the caller's are four.
+	warmReads = 32
+	// warmRepeats is how often a read is repeated whose connection broke.
+	warmRepeats = 8
+)
+
+// Warm has the client make its connections to a node.
+func (a *adapter) Warm(ctx context.Context, name, key string) error {
+	client := a.client
+	switch {
+	case !a.cluster:
+	case name == "":
+		return a.nodes.topology.Refresh(ctx)
+	default:
+		n := a.at(engine.SlotOf(key))
+		if n.addr != name || n.client == nil {
+			return nil // the slot is another node's by now, or the client knows no such node: its Do finds one
+		}
+		client = n.client
+	}
+	errs := make(chan error, warmReads)
+	for range warmReads {
+		go func() { errs <- connect(ctx, client, key) }()
+	}
+	var err error
+	for range warmReads {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
 	if err != nil {
-		return err
+		a.nodes.topology.Soon()
 	}
-	return a.Refresh(ctx)
+	return err
+}
+
+// connect sees to a connection of a client.
+func connect(ctx context.Context, client rueidis.Client, key string) error {
+	for repeats := 0; ; repeats++ {
+		err := client.Do(ctx, client.B().Arbitrary("GET").Keys(key).Build()).Error()
+		if err == nil || rueidis.IsRedisNil(err) {
+			return nil
+		}
+		if err = ofWarming(err); err == nil || !engine.Broken(err) || repeats == warmRepeats {
+			return err
+		}
+	}
+}
+
+// ofWarming classifies an error of a read of Warm's.
+func ofWarming(err error) error {
+	if _, reply := rueidis.IsRedisErr(err); reply {
+		return engine.WarmError(err)
+	}
+	return classify(err)
 }
 
 var (
 	_ engine.Placer = (*adapter)(nil)
 	_ engine.Placer = (*lazy)(nil)
+	_ engine.Warmer = (*adapter)(nil)
 )

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,29 +83,34 @@ func options(c *redisurl.Config, dial func(context.Context, string, *net.Dialer,
 	return o
 }
 
-// lazy is an engine.Client that connects at its first call, for rueidis makes no client while Redis is down.
-// There is at most one attempt at a time, which all calls share that come meanwhile.
+// lazy is an engine.Client whose Warm makes the client, for rueidis makes none while Redis is down. The engine warms it
+// before it calls another method, and makes one attempt at a time.
 type lazy struct {
 	c    *redisurl.Config
 	made atomic.Pointer[adapter]
-	// life ends with Close, and with it an attempt.
+	// repair replaces a client that leads to a demoted primary; retired are such clients, until they are closed.
+	repair  engine.Repair
+	retired sync.WaitGroup
+	// life ends with Close, and with it an attempt at connecting.
 	life context.Context
 	end  context.CancelFunc
 
 	// mu guards the fields below. Once closed, made is not set.
-	mu      sync.Mutex
-	closed  bool
-	current *attempt // nil if there is none
+	mu     sync.Mutex
+	closed bool
+	making *making // the client of a cluster; nil if there is none or it is made
 }
 
-// attempt is an attempt at connecting. err is set before done is closed.
-type attempt struct {
-	done chan struct{}
-	err  error
+// making is the making of a client.
+type making struct {
+	done     chan struct{}
+	failed   int           // dials, guarded by lazy.mu
+	hopeless chan struct{} // closed when a dial of each address has failed
 }
 
 func newLazy(c *redisurl.Config) *lazy {
 	l := &lazy{c: c}
+	l.repair.Do = l.renew
 	l.life, l.end = context.WithCancel(context.Background())
 	return l
 }
@@ -114,80 +118,58 @@ func newLazy(c *redisurl.Config) *lazy {
 func (l *lazy) Do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
 	a := l.made.Load()
 	if a == nil {
-		var err error
-		if a, err = l.connected(ctx); err != nil {
-			return nil, err
-		}
+		return nil, errNoClient
 	}
 	return a.Do(ctx, args, keys)
 }
 
 func (l *lazy) Info(ctx context.Context) ([]string, error) {
-	a, err := l.connected(ctx)
-	if err != nil {
-		return nil, err
+	a := l.made.Load()
+	if a == nil {
+		return nil, errNoClient
 	}
 	return a.Info(ctx)
 }
 
-// connected returns the client. If it fails, nothing was sent.
-func (l *lazy) connected(ctx context.Context) (*adapter, error) {
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return nil, fmt.Errorf("redis: %w", quota.ErrClosed)
-	}
-	if a := l.made.Load(); a != nil {
-		l.mu.Unlock()
-		return a, nil
-	}
-	t := l.current
-	if t == nil {
-		t = &attempt{done: make(chan struct{})}
-		l.current = t
-		go l.try(t)
-	}
-	l.mu.Unlock()
+var errNoClient = fmt.Errorf("redis: %w: not connected yet", quota.ErrUnavailable)
 
-	patience := time.NewTimer(l.c.DialTimeout)
-	defer patience.Stop()
-	select {
-	case <-t.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-patience.C:
-		return nil, fmt.Errorf("redis: %w: no connection within %v: %w", quota.ErrUnavailable, l.c.DialTimeout, os.ErrDeadlineExceeded)
-	}
-	if t.err != nil {
-		return nil, t.err
-	}
-	return l.made.Load(), nil
-}
-
-// try makes an attempt.
-func (l *lazy) try(t *attempt) {
-	client, err := l.connect()
-	l.mu.Lock()
-	closed := l.closed
-	if err == nil && !closed {
-		a := newAdapter(client)
-		a.owned = true
-		l.made.Store(a)
-	}
-	l.current = nil
-	l.mu.Unlock()
-	if closed {
-		if err == nil {
-			client.Close()
+// Warm makes the client if there is none, and has it make its connections to a node.
+func (l *lazy) Warm(ctx context.Context, name, key string) error {
+	a := l.made.Load()
+	if a == nil {
+		client, err := l.connect()
+		if err != nil {
+			return err
 		}
-		err = fmt.Errorf("redis: %w", quota.ErrClosed)
+		a = l.adapt(client)
+		l.mu.Lock()
+		closed := l.closed
+		if !closed {
+			l.made.Store(a)
+		}
+		l.mu.Unlock()
+		if closed {
+			a.Close()
+			return fmt.Errorf("redis: %w", quota.ErrClosed)
+		}
 	}
-	t.err = err
-	close(t.done)
+	return a.Warm(ctx, name, key)
 }
 
 // connect makes a client. Its errors say 'not charged'.
 func (l *lazy) connect() (rueidis.Client, error) {
+	if l.c.Cluster {
+		m := &making{done: make(chan struct{}), hopeless: make(chan struct{})}
+		l.mu.Lock()
+		l.making = m
+		l.mu.Unlock()
+		defer func() {
+			l.mu.Lock()
+			l.making = nil
+			l.mu.Unlock()
+			close(m.done)
+		}()
+	}
 	client, err := rueidis.NewClient(options(l.c, l.dial))
 	if err != nil {
 		if client != nil {
@@ -210,23 +192,54 @@ func (l *lazy) dial(ctx context.Context, addr string, d *net.Dialer, _ *tls.Conf
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
-	return l.c.Dial(ctx, d, addr)
+	conn, err := l.c.Dial(ctx, d, addr)
+	if err != nil && l.c.Cluster {
+		l.hold()
+	}
+	return conn, err
 }
 
-// Close closes the client if there is one, and ends an attempt.
+// hold delays the error of a dial until the client is made, or the dials of all addresses have failed. While a client of
+// a cluster is being made, the first such error makes it put off its question for the slots by up to a second,
+// although another node is connected by then.
+func (l *lazy) hold() {
+	l.mu.Lock()
+	m := l.making
+	if m == nil {
+		l.mu.Unlock()
+		return
+	}
+	m.failed++
+	if m.failed == len(l.c.Addrs) {
+		close(m.hopeless)
+	}
+	l.mu.Unlock()
+	patience := time.NewTimer(l.c.DialTimeout) // a node may take the connection and answer nothing
+	defer patience.Stop()
+	select {
+	case <-m.done:
+	case <-m.hopeless:
+	case <-l.life.Done():
+	case <-patience.C:
+	}
+}
+
+// Close closes the client if there is one, and ends an attempt at connecting.
 func (l *lazy) Close() error {
 	l.mu.Lock()
 	l.closed = true
-	t := l.current
 	l.mu.Unlock()
 	l.end()
-	if t != nil {
-		<-t.done
-	}
+	l.repair.Close()
+	l.repair.Wait()
+	l.retired.Wait()
 	if a := l.made.Load(); a != nil {
 		return a.Close()
 	}
 	return nil
 }
 
-var _ engine.Client = (*lazy)(nil)
+var (
+	_ engine.Client = (*lazy)(nil)
+	_ engine.Warmer = (*lazy)(nil)
+)

@@ -6,13 +6,17 @@
 //	limiter, err := quota.NewLimiter(store, limit, nil)
 //	decision, err := limiter.Take(ctx, "203.0.113.9", 1)
 //
-// A decision is one EVALSHA, made with the server's time. A denial and a peek write nothing.
+// A decision is one EVALSHA (at first one EVAL), made with the server's time. A denial and a peek write nothing.
 //
 // While four scripts to a server, or to a slot of a cluster, are in flight, further charges and lists wait.
 // When the first of the four ends, all that wait go together in one script, each decided by itself and in
 // order. The context bounds the wait: a caller whose context ends before the script is sent is not charged;
 // if it ends later, the outcome is unknown. An error that several callers got from one script has a method
 // RoundTrip, which tells policies so.
+//
+// The store connects before it decides, in one attempt for each node that all calls share and that goes on when a
+// caller leaves. A call that leaves meanwhile fails with [quota.ErrUnavailable]: it was not sent. A connection is found
+// by reading the value of a charge's key.
 //
 // # Keys and hash slots
 //
@@ -150,6 +154,11 @@ type adapter struct {
 	owned   bool        // Close closes the client
 	gone    atomic.Bool // the client of a single server was closed
 	nodes   nodes       // of a cluster
+
+	// demoted is told the key of a call that a replica refused. On a cluster a replica answers MOVED instead.
+	demoted func(key string)
+	refused atomic.Pointer[string] // the key of the last such call of a caller's client
+	repair  engine.Repair          // of a caller's client
 }
 
 // Do sends a script.
@@ -164,6 +173,9 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	gone := a.gone.Load()
 	result := a.send(ctx, args, keys)
 	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) { // a null is a reply of the wrong shape
+		if answer, is := rueidis.IsRedisErr(err); is && !a.cluster && engine.IsDemoted(answer) {
+			a.demoted(args[3].(string))
+		}
 		// Of a cluster it may be the client of one node that was closed, which left the cluster.
 		if errors.Is(err, rueidis.ErrClosing) && !a.cluster {
 			return nil, a.closing(err, gone)
@@ -245,6 +257,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 // Close closes the client if it is owned.
 func (a *adapter) Close() error {
 	a.nodes.topology.Close()
+	a.repair.Close()
 	if a.owned {
 		a.client.Close()
 		a.nodes.topology.Wait()

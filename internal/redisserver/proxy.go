@@ -89,12 +89,12 @@ func (i *Injection) meets(args []string) bool {
 // request. It passes everything on, without faults, once a connection subscribes, monitors or turns its
 // replies off.
 type Proxy struct {
-	target   string
 	listener net.Listener
 	done     chan struct{}
 	wg       sync.WaitGroup
 
 	mu     sync.Mutex
+	target string
 	faults []*Injection
 	links  map[*link]struct{}
 	closed bool
@@ -127,6 +127,13 @@ func (p *Proxy) inject(i *Injection) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = append(p.faults, i)
+}
+
+// Lead has new connections led to another address, as a name that is resolved anew does. Those that there are stay.
+func (p *Proxy) Lead(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // Clear removes all faults.
@@ -182,7 +189,10 @@ func (p *Proxy) accept() {
 }
 
 func (p *Proxy) serve(client *net.TCPConn) {
-	server, err := net.DialTimeout("tcp", p.target, 5*time.Second)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := net.DialTimeout("tcp", target, 5*time.Second)
 	if err != nil {
 		// The nearest thing to the refusal that the client would have seen without the proxy.
 		_ = client.SetLinger(0)

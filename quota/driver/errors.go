@@ -77,3 +77,12 @@ type nodeError struct {
 
 func (e *nodeError) Error() string { return e.error.Error() + " (node " + e.node + ")" }
 func (e *nodeError) Unwrap() error { return e.error }
+
+// GettingReady is an error of a call that ended, by its context, while its store still connected to a server: nothing
+// was sent, so the error carries [quota.ErrUnavailable]. A policy does not count it as a failure of the store, because
+// the caller left early and the connecting goes on. Policies that decide in a store's place decide all the same.
+type GettingReady interface {
+	error
+	// GettingReady reports whether the error is of this kind.
+	GettingReady() bool
+}

@@ -80,12 +80,16 @@ var tests = []struct {
 	{"refusals/AnotherRule", anotherRule},
 
 	{"failover/MasterKilled", masterKilled},
-	{"failover/MasterDown", masterDown},
 	{"failover/Manual", manualFailover},
 	{"failover/Restart", restart},
 	{"failover/Resharding", resharding},
 	{"failover/HalfMoved", halfMoved},
 	{"failover/Sentinel", sentinel},
+	{"failover/Demoted", demoted},
+
+	{"outage/Masters", outageMasters},
+	{"outage/Stall", outageStall},
+	{"outage/FirstCall", outageFirstCall},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},

@@ -2,15 +2,13 @@ package clienttest
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/resilience"
 )
 
 // outage is how long a failure of a master may last, on a loaded machine: a second until it is taken for
@@ -67,94 +65,6 @@ func masterKilled(t *testing.T, l library) {
 	if y.ok == held {
 		t.Error("tokens lost: got none, want some, or the test proves no loss")
 	}
-}
-
-// masterDown takes one of three masters away, which has no replica, and brings it back. Through the usual policies, calls to
-// keys of the other masters must not notice: no error, and no decision in the store's place. The keys of the master must
-// be decided by the store again soon after it is back.
-func masterDown(t *testing.T, l library) {
-	t.Parallel()
-	const back = 2 * time.Second
-	faults := map[string]struct {
-		down, up func(*redisserver.Server) error
-	}{
-		"killed": {func(s *redisserver.Server) error { s.Kill(); return nil }, (*redisserver.Server).Restart},
-		"hung":   {(*redisserver.Server).Pause, (*redisserver.Server).Resume},
-	}
-	for name, fault := range faults {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := redisserver.StartCluster(t, "--cluster-require-full-coverage", "no")
-			victim, err := c.MasterFor(stateOf("team-0"))
-			ok(t, err)
-			replicas, err := c.Replicas(victim)
-			ok(t, err)
-			for _, r := range replicas {
-				r.Kill()
-			}
-			var own, others []string
-			for _, k := range keys(64) {
-				if n, err := c.MasterFor(stateOf(k)); err == nil && n == victim {
-					own = append(own, k)
-				} else {
-					others = append(others, k)
-				}
-			}
-			policies := map[string]resilience.Policy{
-				"FailWithError": resilience.FailWithError(),
-				"Fallback":      resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
-			}
-			stores, stops := map[string]quota.Store{}, map[string]func() *tally{}
-			limit := counted(plenty)
-			for name, policy := range policies {
-				s, err := resilience.Standard(l.open(t, clusterURL(c, "")), policy, &resilience.StandardOptions{Timeout: time.Second})
-				ok(t, err)
-				t.Cleanup(func() { s.Close() })
-				stores[name] = fromStore{s}
-				healthy, stop := load(t, stores[name], limit, others)
-				stops[name] = stop
-				dead, _ := load(t, stores[name], limit, own)
-				until(t, "the store to name its nodes", func() bool { return len(resilience.BreakerStates(s)) > 3 })
-				healthy.more(t, 100)
-				dead.more(t, 100)
-			}
-			ok(t, fault.down(victim.Server))
-			time.Sleep(time.Duration(sized(4, 20)) * time.Second)
-			ok(t, fault.up(victim.Server))
-			until(t, "the master to be part of the cluster", func() bool {
-				info, err := victim.Do("CLUSTER", "INFO")
-				text, _ := info.(string)
-				return err == nil && strings.Contains(text, "cluster_state:ok")
-			})
-			whole := time.Now()
-			peek := quota.Charge{Limit: limit, Key: own[0], Op: quota.OpPeek}
-			for name, s := range stores {
-				until(t, "the store to decide its keys again", func() bool { _, err := s.Take(bg, peek); return err == nil })
-				if took := time.Since(whole); took > back {
-					t.Errorf("%s: the store decided again %v after the master was back, want at most %v", name, took, back)
-				}
-				y := stops[name]()
-				t.Logf("%s: back after %v; keys of the other masters: %v", name, time.Since(whole).Round(time.Millisecond), y)
-				// One round of calls in flight may stall when the master goes, and a loaded machine stalls by
-				// itself. A breaker for all nodes fails nearly all of these calls.
-				if n := y.errors(); n*50 > n+y.ok {
-					t.Errorf("%s: calls to keys of the other masters without a decision by the store: got %d of %d, want at most 2 %%: %v",
-						name, n, n+y.ok, y.texts)
-				}
-			}
-		})
-	}
-}
-
-// fromStore is a store whose decisions in the store's place are errors.
-type fromStore struct{ quota.Store }
-
-func (s fromStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
-	if err == nil && d.Source != quota.FromStore {
-		err = fmt.Errorf("decided by the %v", d.Source)
-	}
-	return d, err
 }
 
 // manualFailover promotes replicas under load, as operators do before they restart a server.
@@ -336,4 +246,100 @@ func sentinel(t *testing.T, l library) {
 	}
 	_, err = l.open(t, "redis+sentinel://"+n.Addrs()[0]+"?master=unknown").Take(bg, peek)
 	is(t, "a master that the sentinels do not know", err, quota.ErrMisconfigured)
+}
+
+// demoted makes a primary a replica while its address comes to lead to another server, as a name that is resolved anew
+// or a virtual address does. Within a moment all calls must go to the other one, and peeks too, which a replica answers
+// from its old data. The user has no right but those to the scripts. A store that only peeks, and denies, cannot notice.
+func demoted(t *testing.T, l library) {
+	t.Parallel()
+	const back = 3 * time.Second
+	for _, test := range []struct{ name, stale, kind string }{
+		{"READONLY", "yes", "client"}, {"READONLY", "yes", "URL"},
+		{"MASTERDOWN", "no", "client"}, {"MASTERDOWN", "no", "URL"},
+		{"Peeks", "yes", "client"}, {"Peeks", "yes", "URL"},
+	} {
+		t.Run(test.name+"/"+test.kind, func(t *testing.T) {
+			t.Parallel()
+			user := []string{"app on >" + secret + " " + strings.Join(rightsOf(l.name, false), " ")}
+			old := redisserver.StartConfig(t, redisserver.Config{Users: user})
+			fresh := redisserver.StartConfig(t, redisserver.Config{Users: user})
+			proxy := redisserver.StartProxy(t, old.Addr())
+			var s quota.Store
+			if test.kind == "URL" {
+				s = l.open(t, "redis://app:"+secret+"@"+proxy.Addr())
+			} else {
+				s = l.dial(t, target{addrs: []string{proxy.Addr()}, user: "app", password: secret})
+			}
+			limit, list := counted(plenty), keys(8)
+			y, stop := load(t, s, limit, list)
+			y.more(t, 400)
+			if test.name == "Peeks" {
+				stop()
+			}
+			do(t, old, "CONFIG", "SET", "replica-serve-stale-data", test.stale)
+			do(t, old, "REPLICAOF", "127.0.0.1", "1")
+			proxy.Lead(fresh.Addr())
+			since := time.Now()
+			if test.name == "Peeks" { // which meet no refusal by themselves
+				_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+				is(t, "a charge over an old connection", err, quota.ErrUnavailable)
+				until(t, "peeks to go to the new primary", func() bool { return charged(t, s, limit, list...) == 0 })
+			} else {
+				until(t, "calls to go to the new primary", func() bool { return calls(s, limit, list, 64).errors() == 0 })
+			}
+			if took := time.Since(since); took > back {
+				t.Errorf("calls went to the new primary after %v, want %v at most", took, back)
+			}
+			stop()
+			t.Log(y)
+			y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
+			want := left(t, l.dial(t, single(fresh)), limit, list[0])
+			calls(peeker{s, t, want}, limit, list[:1], 400).only(t)
+			calls(s, limit, list, 400).only(t)
+			until(t, "the old connections to be closed", func() bool {
+				return !strings.Contains(do(t, old, "CLIENT", "LIST").(string), " user=app ")
+			})
+		})
+	}
+	t.Run("remains", func(t *testing.T) {
+		t.Parallel()
+		server := redisserver.Start(t)
+		s := l.open(t, "redis://"+server.Addr())
+		limit, list := counted(plenty), keys(8)
+		calls(s, limit, list, 100)
+		connections := func() (n int) {
+			stats, err := server.Info("stats")
+			ok(t, err)
+			n, _ = strconv.Atoi(stats["total_connections_received"])
+			return n
+		}
+		do(t, server, "REPLICAOF", "127.0.0.1", "1")
+		before := connections()
+		for since := time.Now(); time.Since(since) < 2*time.Second; time.Sleep(5 * time.Millisecond) {
+			_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+			is(t, "a call to a replica", err, quota.ErrUnavailable)
+		}
+		if n := connections() - before; !l.pooled && n > 32 { // a pool makes one for each refusal
+			t.Errorf("connections made to a server that remains a replica: got %d in 2 s, want 32 at most", n)
+		}
+		do(t, server, "REPLICAOF", "NO", "ONE")
+		until(t, "the server to decide again", func() bool { return calls(s, limit, list, 16).errors() == 0 })
+	})
+}
+
+// peeker makes a peek of each charge, and fails the test unless its answer is the one wanted.
+type peeker struct {
+	quota.Store
+	t    *testing.T
+	want int64
+}
+
+func (p peeker) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	c.Op, c.Cost = quota.OpPeek, 0
+	d, err := p.Store.Take(ctx, c)
+	if err == nil && d.Remaining != p.want {
+		p.t.Errorf("a peek: got %d tokens, want the %d of the new primary", d.Remaining, p.want)
+	}
+	return d, err
 }

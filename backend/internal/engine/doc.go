@@ -13,9 +13,13 @@
 //  3. The charge enters the [Queue] of its server, or of its slot of a cluster. If the queue has fewer than
 //     maxInFlight calls in flight, the charge goes alone. Otherwise it waits, and the [Batcher] sends it with
 //     all other waiting charges as soon as a call ends.
+//     Before it enters, its node must be ready (ready.go): connected, authenticated, and its slots known. That is one
+//     attempt that all charges to the node share, under a time of its own. A charge whose context ends meanwhile is
+//     not sent, and is no failure of the store; the attempt goes on.
 //  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua.
-//  5. The call is sent by the script's SHA, once. Only if the server does not know the script, in which case
-//     nothing ran, is it sent again with the script's text.
+//  5. The call is sent once: by the script's SHA if the node is known to have the script, else with its text. Only
+//     if the node has forgotten the script, in which case nothing ran, is it sent again. A connection that breaks
+//     makes the node not ready; a timeout has an attempt find out.
 //  6. The script reads the server's time and the states of the keys, lets the kernels of the rules decide,
 //     writes the new states, and replies with the time, the number of changes and the states as they were.
 //  7. Go decides again on these states, with [driver.Apply]. So the reply is as short as possible and still
@@ -42,7 +46,9 @@
 //
 //   - Queue.mu guards a queue and its waiting batches: an item waits only while an event that sends it is
 //     due.
-//   - Store.mu guards the plans: a plan never changes.
+//   - Store.mu guards the plans, and the table of nodes while it is replaced: a plan never changes.
+//   - readiness.mu guards the attempt at making a node ready. connections.mu guards a node's known scripts while
+//     they are replaced.
 //   - scripts.mu guards the texts: a rule has one kernel for the life of the store, and a script never
 //     changes.
 package engine

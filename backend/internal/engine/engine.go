@@ -62,6 +62,7 @@ const DefaultPrefix = "quota:"
 type Store struct {
 	client  Client
 	placer  Placer // nil unless the client is one, of a cluster
+	warmer  Warmer // nil unless the client is one
 	o       Options
 	cluster bool
 	scripts *scripts
@@ -73,10 +74,16 @@ type Store struct {
 	givenBack atomic.Int64 // numbers give-backs
 	backs     background   // give-backs that are under way
 
+	life     context.Context // ends with Close
+	end      context.CancelFunc
+	attempts background                            // at making nodes ready
+	unnamed  readiness                             // of a single server, and of the node of a cluster that is not known
+	named    atomic.Pointer[map[string]*readiness] // by node; a map does not change once it is here
+
 	queues  []Queue[queued] // one, or one for each slot; nil without batching
 	batcher Batcher[queued]
 
-	// mu guards plans and planned. A plan does not change once it is in the map.
+	// mu guards plans and planned, and is held while named is replaced. A plan does not change once it is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
@@ -106,6 +113,9 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	if cluster {
 		s.placer, _ = client.(Placer)
 	}
+	s.warmer, _ = client.(Warmer)
+	s.named.Store(&map[string]*readiness{})
+	s.life, s.end = context.WithCancel(context.Background())
 	if !o.NoBatching {
 		s.batcher = Batcher[queued]{Max: maxBatch, Send: s.send}
 		s.queues = make([]Queue[queued], 1)
@@ -128,7 +138,7 @@ func validPrefix(p string) bool {
 }
 
 // Close closes the store, and the client if the store owns it. Waiting charges fail with ErrClosed. Close
-// returns when no batch is in flight.
+// returns when no batch is in flight, and no attempt at making a node ready is under way.
 func (s *Store) Close() error {
 	if !s.gate.Close() {
 		return nil
@@ -136,8 +146,10 @@ func (s *Store) Close() error {
 	for i := range s.queues {
 		s.queues[i].Close()
 	}
+	s.end()
 	err := s.client.Close()
 	s.batcher.Wait()
+	s.attempts.wait()
 	s.backs.wait()
 	return err
 }
@@ -218,8 +230,34 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 	return s.gatherList(ctx, q)
 }
 
-// run sends a script by its SHA, and again with its text if the server does not know it: then nothing ran.
+// run sends a script to the node of its first key, once that is ready: by its SHA if the node is known to have it, else
+// with its text.
 func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
+	if s.warmer == nil {
+		return s.invoke(ctx, sc, args, keys)
+	}
+	key := args[3].(string)
+	r, c, err := s.ready(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	known := c.knows(sc)
+	if !known {
+		args[0], args[1] = eval, sc.text
+	}
+	reply, err := s.invoke(ctx, sc, args, keys)
+	switch {
+	case err != nil:
+		s.failed(r, c, key, err)
+	case args[0] == eval:
+		c.learn(sc, known)
+	}
+	return reply, err
+}
+
+// invoke sends a script without waiting for a node to be ready. If the node does not know the SHA, and so nothing ran,
+// it sends the text.
+func (s *Store) invoke(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
 	r, err := s.client.Do(ctx, args, keys)
 	if err != nil && IsNoScript(err) {
 		args[0], args[1] = eval, sc.text

@@ -45,6 +45,14 @@ var misconfigurationTexts = [...]string{
 	"No such master with that name", // a sentinel's, while a client connects
 }
 
+// handshakeCodes and handshakeTexts are of replies that only a connection's handshake gets, or that all commands get
+// until a connection is authenticated.
+var (
+	handshakeCodes = [...]string{"NOAUTH", "WRONGPASS", "NOPROTO", "DENIED"}
+	handshakeTexts = [...]string{"max number of clients", "invalid password", "Client sent AUTH", "AUTH <password> called",
+		"DB index is out of range", "invalid DB index", "SELECT is not allowed", "No such master with that name"}
+)
+
 // WhileConnecting ends an error reply that a connection's handshake got: nothing was sent behind it.
 const WhileConnecting = " (while connecting)"
 
@@ -118,6 +126,18 @@ func rights(said string) string {
 	return "; " + lacks + "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del, and +ping for rueidis"
 }
 
+// WarmError classifies an error reply to a question that Warm asks to see whether a connection is there: nil if it
+// shows that the connection was made and authenticated.
+func WarmError(err error) error {
+	text := strings.TrimPrefix(err.Error(), "ERR ")
+	code, _, _ := strings.Cut(text, " ")
+	if strings.HasSuffix(text, WhileConnecting) || slices.Contains(handshakeCodes[:], code) || begins(text, handshakeTexts[:]) ||
+		code == "NOPERM" && strings.Contains(text, "run the '") && !strings.Contains(text, "'get'") {
+		return ConnectError(err, true)
+	}
+	return nil
+}
+
 // ConnectError classifies an error of an attempt at connecting. Whatever it is, no charge was sent.
 func ConnectError(err error, reply bool) error {
 	classified := TransportError(err)
@@ -177,13 +197,13 @@ func TransportError(err error) error {
 	var noTLS tls.RecordHeaderError
 	switch {
 	case distrusted(err):
-		return fmt.Errorf("redis: %w: %w; accepted: a server whose certificate holds for the host that was dialled, and is of a known authority", quota.ErrMisconfigured, err)
+		return noReply(fmt.Errorf("redis: %w: %w; accepted: a server whose certificate holds for the host that was dialled, and is of a known authority", quota.ErrMisconfigured, err), err)
 	case errors.As(err, &noTLS):
-		return fmt.Errorf("redis: %w: the server's port does not speak TLS; accepted for it: a URL or client without TLS: %w", quota.ErrUnavailable, err)
+		return noReply(fmt.Errorf("redis: %w: the server's port does not speak TLS; accepted for it: a URL or client without TLS: %w", quota.ErrUnavailable, err), err)
 	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, syscall.ECONNREFUSED), handshakeFailed(err):
-		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
+		return noReply(fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err), err)
 	}
-	return fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err)
+	return noReply(fmt.Errorf("redis: %w: %w", quota.ErrIndeterminate, err), err)
 }
 
 // distrusted reports whether the client refused the server's certificate for its name or its authority. A

@@ -45,6 +45,9 @@ func (s *Store) queue(c *quota.Charge, t *target) *Queue[queued] {
 
 // gather decides a charge, alone if its queue has a call to spare, else with others.
 func (s *Store) gather(ctx context.Context, c *quota.Charge, t *target) (d quota.Decision, err error) {
+	if err := s.awaitNode(ctx, c, t); err != nil {
+		return quota.Decision{}, err
+	}
 	var waited *single
 	err = s.batcher.Do(ctx, s.queue(c, t), 1,
 		func() (err error) {
@@ -63,6 +66,9 @@ func (s *Store) gather(ctx context.Context, c *quota.Charge, t *target) (d quota
 
 // gatherList is gather for a list.
 func (s *Store) gatherList(ctx context.Context, q *list) error {
+	if err := s.awaitNode(ctx, &q.charges[0], &q.targets[0]); err != nil {
+		return err
+	}
 	var waited *list
 	err := s.batcher.Do(ctx, s.queue(&q.charges[0], &q.targets[0]), len(q.charges),
 		func() error { return s.send(ctx, []queued{{list: q}}, nil) },

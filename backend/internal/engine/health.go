@@ -20,6 +20,11 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return driver.Health{}, err
 	}
+	if s.warmer != nil {
+		if err := s.await(ctx, &s.unnamed, s.o.Prefix+"{health}"); err != nil {
+			return driver.Health{}, err
+		}
+	}
 	infos, err := s.client.Info(ctx)
 	if err != nil {
 		return driver.Health{}, err

@@ -189,12 +189,15 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	}
 	errs := make([]error, len(refunds))
 	done := make(chan struct{})
-	s.backs.run(func() {
+	refund := func() {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 		defer cancel()
 		each(len(refunds), func(k int) { errs[k] = s.refund(ctx, refunds[k]) })
-	})
+	}
+	if !s.backs.run(refund) { // the client is closed, and the refunds end by themselves
+		go refund()
+	}
 	select {
 	case <-done:
 	case <-ctx.Done():
@@ -296,15 +299,14 @@ type background struct {
 	running sync.WaitGroup
 }
 
-// run calls f in a goroutine of its own.
-func (b *background) run(f func()) {
+// run calls f in a goroutine of its own, unless wait came first, and reports whether it does.
+func (b *background) run(f func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed { // the client is closed, and f ends by itself
-		go f()
-		return
+	if !b.closed {
+		b.running.Go(f)
 	}
-	b.running.Go(f)
+	return !b.closed
 }
 
 // wait returns when all functions have returned that began before it.

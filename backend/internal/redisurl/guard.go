@@ -43,6 +43,19 @@ func (g *guard) Node(slot uint16) string {
 	return ""
 }
 
+// Warm makes a node ready, see engine.Warmer.
+func (g *guard) Warm(ctx context.Context, node, key string) error {
+	w, ok := g.Client.(engine.Warmer)
+	if !ok {
+		return nil
+	}
+	err := w.Warm(ctx, node, key)
+	if err != nil {
+		err = g.explain(err)
+	}
+	return err
+}
+
 // Refresh learns anew which node has which slots.
 func (g *guard) Refresh(ctx context.Context) error {
 	p, ok := g.Client.(engine.Placer)

@@ -71,6 +71,10 @@ type Config struct {
 	DialTimeout time.Duration
 }
 
+// LongestCall bounds the time that a client needs for a call: to wait for a connection, to make one, and to write and
+// read on it.
+func (c *Config) LongestCall() time.Duration { return c.DialTimeout + 3*c.Timeout }
+
 // parser reads one URL.
 type parser struct {
 	c       Config
