@@ -23,6 +23,7 @@
 //	memory                                              always there: package backend/local
 //	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
 //	valkey, valkeys, valkey+sentinel, valkey+cluster    the same
+//	unix                                                the same: a server's Unix socket
 //
 // Where several linked drivers have registered a scheme, the parameter client names one of them, as in
 // "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for a cluster
@@ -71,6 +72,7 @@ var known = map[string][]string{
 	"valkeys":         {"goredis", "rueidis"},
 	"valkey+sentinel": {"goredis", "rueidis"},
 	"valkey+cluster":  {"rueidis", "goredis"},
+	"unix":            {"goredis", "rueidis"},
 }
 
 var (

@@ -4,7 +4,7 @@ package quota
 // stores and policies name the function that receives it. It is called outside any lock, and may be called
 // concurrently.
 type Notice struct {
-	// Name is the kind of notice, a fixed word such as "eviction" or "breaker".
+	// Name is the kind of notice, a fixed word such as "eviction", "breaker" or "timeout".
 	Name string
 	// Text is the message, one sentence without keys and credentials.
 	Text string

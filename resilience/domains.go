@@ -52,7 +52,8 @@ func (p nodesPolicy) policies(node string) []Policy {
 
 // guards returns the policies of a node without the breaker.
 func (p nodesPolicy) guards(node string) []Policy {
-	return []Policy{Bulkhead(p.inFlight), Timeout(p.timeout, &TimeoutOptions{MaxCalls: p.inFlight, Notice: ofNode(p.notice, node)})}
+	timeout := timeoutPolicy{t: p.timeout, o: TimeoutOptions{MaxCalls: p.inFlight, Notice: ofNode(p.notice, node)}}
+	return []Policy{Bulkhead(p.inFlight), timeout}
 }
 
 // ofNode returns a receiver of notices that names the node in them.
@@ -77,6 +78,7 @@ func (p nodesPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	if d.lists, err = Wrap(keptOpen{inner}, p.guards("")...); err != nil {
 		return nil, err
 	}
+	listen(inner, p.timeout, p.notice)
 	d.stacks.Store(&map[string]*stack{"": d.unknown})
 	d.life, d.end = context.WithCancel(context.Background())
 	return d, nil

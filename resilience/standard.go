@@ -24,7 +24,8 @@ type StandardOptions struct {
 	// store names.
 	Breaker *BreakerOptions
 	// Notice receives the notices of the policies, those of the breaker only if Breaker has no receiver of
-	// its own. It may be nil. The fallback has its own receiver.
+	// its own, and those of a store that has no receiver of its own, such as one opened from a URL. It may be nil.
+	// The fallback has its own receiver.
 	Notice func(quota.Notice)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,8 +23,9 @@ type TimeoutOptions struct {
 	// each has a goroutine. 0 is DefaultMaxCalls. A call above it fails with quota.ErrOverloaded; a breaker
 	// counts that as a failure of the store only if at least half of the calls are abandoned ones.
 	MaxCalls int
-	// Notice receives "panic" when a call panicked in the store after it was abandoned. If it is nil such a
-	// panic ends the program.
+	// Notice receives "panic" when a call panicked in the store after it was abandoned; "timeout" when the store
+	// measured a round trip to its server, and t is less than two of them; and the notices of a store that has
+	// no receiver of its own. If it is nil such a panic ends the program.
 	Notice func(quota.Notice)
 }
 
@@ -49,12 +51,13 @@ func Timeout(t time.Duration, o *TimeoutOptions) Policy {
 	if o == nil {
 		o = &TimeoutOptions{}
 	}
-	return timeoutPolicy{t, *o}
+	return timeoutPolicy{t, *o, true}
 }
 
 type timeoutPolicy struct {
-	t time.Duration
-	o TimeoutOptions
+	t       time.Duration
+	o       TimeoutOptions
+	listens bool // to the store's reports
 }
 
 func (timeoutPolicy) kind() kind { return kindTimeout }
@@ -68,6 +71,9 @@ func (p timeoutPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
 	case p.o.MaxCalls == 0:
 		p.o.MaxCalls = DefaultMaxCalls
 	}
+	if p.listens {
+		listen(inner, p.t, p.o.Notice)
+	}
 	if driver.IsPrompt(inner) {
 		return &promptTimeout{layer: layer{inner: inner, of: kindTimeout}, t: p.t, base: time.Now()}, nil
 	}
@@ -79,6 +85,31 @@ func (p timeoutPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
 	s.stalled = fmt.Errorf("resilience: %w: %d calls to the store have not ended, most of them after their timeout of %v",
 		quota.ErrOverloaded, p.o.MaxCalls, p.t)
 	return s, nil
+}
+
+// listen has a store tell its notices, and tells itself if a timeout is too short for the way to the store's server.
+func listen(inner quota.Store, timeout time.Duration, tell func(quota.Notice)) {
+	store, ok := driver.Find[driver.Reporter](inner)
+	if !ok || tell == nil {
+		return
+	}
+	var mu sync.Mutex
+	told := map[string]bool{} // by node
+	store.Report(driver.Reports{Notice: tell, RoundTrip: func(node string, d time.Duration) {
+		if timeout >= 2*d {
+			return
+		}
+		mu.Lock()
+		first := !told[node] && len(told) < maxNodes
+		if first {
+			told[node] = true
+		}
+		mu.Unlock()
+		if first {
+			ofNode(tell, node)(quota.Notice{Name: "timeout", Text: fmt.Sprintf("the timeout is %v, and a round trip to the store's server takes %v; "+
+				"accepted: at least two round trips, %v, because a decision may wait for the batch before it", timeout, d, 2*d)})
+		}
+	}})
 }
 
 // promptTimeout bounds a store that honours deadlines.

@@ -477,3 +477,71 @@ func TestTimeoutClose(t *testing.T) {
 		time.Sleep(time.Hour)
 	})
 }
+
+// reporting is a store that reports.
+type reporting struct {
+	quota.Store
+	to []driver.Reports
+}
+
+func (s *reporting) Report(r driver.Reports) { s.to = append(s.to, r) }
+
+// placedReporting names its nodes too.
+type placedReporting struct{ *reporting }
+
+func (placedReporting) Node(c quota.Charge) string    { return c.Key }
+func (placedReporting) Refresh(context.Context) error { return nil }
+
+// TestTimeoutNotice: a timeout below two round trips, once one is measured, gives one notice for each node.
+func TestTimeoutNotice(t *testing.T) {
+	for name, wrap := range map[string]func(r *reporting, tell func(quota.Notice)) (quota.Store, error){
+		"Timeout": func(r *reporting, tell func(quota.Notice)) (quota.Store, error) {
+			return resilience.Wrap(r, resilience.Timeout(100*time.Millisecond, &resilience.TimeoutOptions{Notice: tell}))
+		},
+		"Standard": func(r *reporting, tell func(quota.Notice)) (quota.Store, error) {
+			return resilience.Standard(r, resilience.FailWithError(), &resilience.StandardOptions{Timeout: 100 * time.Millisecond, Notice: tell})
+		},
+		"Standard by node": func(r *reporting, tell func(quota.Notice)) (quota.Store, error) {
+			return resilience.Standard(placedReporting{r}, resilience.FailWithError(), &resilience.StandardOptions{Timeout: 100 * time.Millisecond, Notice: tell})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &reporting{Store: &stub{}}
+			var got []quota.Notice
+			s, err := wrap(r, func(n quota.Notice) { got = append(got, n) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			for _, key := range []string{"a", "b"} { // nodes get policies of their own
+				if _, err := s.Take(bg, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(r.to) != 1 {
+				t.Fatalf("listeners: got %d, want 1", len(r.to))
+			}
+			r.to[0].RoundTrip("a", 50*time.Millisecond)
+			if len(got) != 0 {
+				t.Errorf("two round trips in the timeout: got %+v, want no notice", got)
+			}
+			for _, node := range []string{"a", "a", "b"} {
+				r.to[0].RoundTrip(node, 51*time.Millisecond)
+			}
+			if len(got) != 2 || got[0].Name != "timeout" {
+				t.Fatalf("notices: got %+v, want two of the name timeout", got)
+			}
+			for i, node := range []string{"a", "b"} {
+				for _, figure := range []string{"node " + node, "100ms", "51ms"} {
+					if !strings.Contains(got[i].Text, figure) {
+						t.Errorf("notice: got %q, want it to name %s", got[i].Text, figure)
+					}
+				}
+			}
+			r.to[0].Notice(quota.Notice{Name: "eviction"})
+			if len(got) != 3 || got[2].Name != "eviction" {
+				t.Errorf("notices: got %+v, want the store's eviction too", got)
+			}
+		})
+	}
+}

@@ -100,6 +100,7 @@ var (
 	_ driver.Graded         = (*Store)(nil)
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
+	_ driver.Reporter       = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -129,6 +130,10 @@ func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
 // Refresh asks a cluster anew which node has which keys, and returns when that is known or the context ends. On a
 // single server it does nothing.
 func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
+
+// Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
+// [driver.Reporter].
+func (s *Store) Report(r driver.Reports) { s.engine.Report(r) }
 
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.

@@ -69,16 +69,12 @@ func (a *adapter) Refresh(ctx context.Context) error {
 
 // Warm makes as many connections to a node as scripts to it go at a time.
 func (a *adapter) Warm(ctx context.Context, name, key string) error {
-	node := a.single.Load()
-	switch {
-	case node != nil:
-	case name == "":
+	if a.cluster != nil && name == "" {
 		return a.nodes.topology.Refresh(ctx)
-	default:
-		var err error
-		if node, err = a.cluster.MasterForKey(ctx, key); err != nil || node.Options().Addr != name {
-			return nil // the slot is another node's by now, which the next call sees
-		}
+	}
+	node := a.named(ctx, name, key)
+	if node == nil {
+		return nil
 	}
 	errs := make(chan error, warmConnections)
 	for range warmConnections {
@@ -91,6 +87,27 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 		}
 	}
 	return err
+}
+
+// Ping makes a round trip to a node.
+func (a *adapter) Ping(ctx context.Context, name, key string) error {
+	if node := a.named(ctx, name, key); node != nil {
+		return a.connect(ctx, node, key)
+	}
+	return nil
+}
+
+// named returns the client of the node of a name, which has a key. It is nil if the key's slot is another node's by now,
+// which the next call sees.
+func (a *adapter) named(ctx context.Context, name, key string) *redis.Client {
+	if node := a.single.Load(); node != nil {
+		return node
+	}
+	node, err := a.cluster.MasterForKey(ctx, key)
+	if err != nil || node.Options().Addr != name {
+		return nil
+	}
+	return node
 }
 
 // warmConnections is how many connections Warm makes.

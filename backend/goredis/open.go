@@ -63,6 +63,7 @@ func clientOptions(c *redisurl.Config) *redis.Options {
 		Password:                 c.Password,
 		DB:                       c.DB,
 		TLSConfig:                c.TLS,
+		Protocol:                 protocol(c),
 		MaxRetries:               -1,
 		DialTimeout:              c.DialTimeout,
 		DialerRetries:            1,
@@ -86,6 +87,7 @@ func failoverOptions(c *redisurl.Config) *redis.FailoverOptions {
 		Password:              c.Password,
 		DB:                    c.DB,
 		TLSConfig:             c.TLS,
+		Protocol:              protocol(c),
 		MaxRetries:            -1,
 		DialTimeout:           c.DialTimeout,
 		DialerRetries:         1,
@@ -104,6 +106,7 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		Username:                 c.Username,
 		Password:                 c.Password,
 		TLSConfig:                c.TLS,
+		Protocol:                 protocol(c),
 		DialTimeout:              c.DialTimeout,
 		DialerRetries:            1,
 		ReadTimeout:              c.Timeout,
@@ -115,6 +118,15 @@ func clusterOptions(c *redisurl.Config) *redis.ClusterOptions {
 		// The policies are for commands without keys, and the user would need a right to COMMAND.
 		DisableRoutingPolicies: true,
 	}
+}
+
+// protocol returns the version of RESP that the client asks for. Where the server refuses it, the client goes on
+// with version 2.
+func protocol(c *redisurl.Config) int {
+	if c.RESP2 {
+		return 2
+	}
+	return 3
 }
 
 func dialer(c *redisurl.Config) func(context.Context, string, string) (net.Conn, error) {

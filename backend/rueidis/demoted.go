@@ -84,6 +84,7 @@ func (l *lazy) retire(a *adapter) {
 	case <-wait.C:
 	case <-l.life.Done():
 	}
+	a.retired.Store(true)
 	a.Close()
 }
 

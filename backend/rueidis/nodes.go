@@ -263,17 +263,12 @@ const (
 
 // Warm has the client make its connections to a node.
 func (a *adapter) Warm(ctx context.Context, name, key string) error {
-	client := a.client
-	switch {
-	case !a.cluster:
-	case name == "":
+	if a.cluster && name == "" {
 		return a.nodes.topology.Refresh(ctx)
-	default:
-		n := a.at(engine.SlotOf(key))
-		if n.addr != name || n.client == nil {
-			return nil // the slot is another node's by now, or the client knows no such node: its Do finds one
-		}
-		client = n.client
+	}
+	client := a.named(name, key)
+	if client == nil {
+		return nil
 	}
 	errs := make(chan error, warmReads)
 	for range warmReads {
@@ -289,6 +284,34 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 		a.nodes.topology.Soon()
 	}
 	return err
+}
+
+// Ping makes a round trip to a node.
+func (a *adapter) Ping(ctx context.Context, name, key string) error {
+	if client := a.named(name, key); client != nil {
+		return connect(ctx, client, key)
+	}
+	return nil
+}
+
+// Ping makes a round trip to a node, once the client is made.
+func (l *lazy) Ping(ctx context.Context, name, key string) error {
+	if a := l.made.Load(); a != nil {
+		return a.Ping(ctx, name, key)
+	}
+	return errNoClient
+}
+
+// named returns the client of the node of a name, which has a key. It is nil if the key's slot is another node's by now, or
+// the client knows no such node: then its Do finds one.
+func (a *adapter) named(name, key string) rueidis.Client {
+	if !a.cluster {
+		return a.client
+	}
+	if n := a.at(engine.SlotOf(key)); n.addr == name {
+		return n.client
+	}
+	return nil
 }
 
 // connect sees to a connection of a client.

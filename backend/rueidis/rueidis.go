@@ -52,6 +52,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync/atomic"
 	"time"
 
@@ -96,6 +97,7 @@ var (
 	_ driver.Graded         = (*Store)(nil)
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
+	_ driver.Reporter       = (*Store)(nil)
 )
 
 // Take decides one charge.
@@ -126,6 +128,10 @@ func (s *Store) Node(c quota.Charge) string { return s.engine.Node(c) }
 // single server it does nothing.
 func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx) }
 
+// Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
+// [driver.Reporter].
+func (s *Store) Report(r driver.Reports) { s.engine.Report(r) }
+
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.
 func (s *Store) Close() error { return s.engine.Close() }
@@ -152,7 +158,9 @@ type adapter struct {
 	client  rueidis.Client
 	cluster bool
 	owned   bool        // Close closes the client
-	gone    atomic.Bool // the client of a single server was closed
+	gone    atomic.Bool // the client was closed by its owner
+	looking atomic.Bool // for that
+	retired atomic.Bool // the store closes the client, and has another
 	nodes   nodes       // of a cluster
 
 	// demoted is told the key of a call that a replica refused. On a cluster a replica answers MOVED instead.
@@ -171,16 +179,21 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 		}
 	}()
 	gone := a.gone.Load()
-	result := a.send(ctx, args, keys)
+	result := a.sendAgain(ctx, args, keys)
 	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) { // a null is a reply of the wrong shape
 		if answer, is := rueidis.IsRedisErr(err); is && !a.cluster && engine.IsDemoted(answer) {
 			a.demoted(args[3].(string))
 		}
-		// Of a cluster it may be the client of one node that was closed, which left the cluster.
-		if errors.Is(err, rueidis.ErrClosing) && !a.cluster {
+		switch {
+		case errors.Is(err, rueidis.ErrClosing):
 			return nil, a.closing(err, gone)
+		case ofAnother(ctx, err):
+			return nil, fmt.Errorf("redis: %w: nothing was sent: no connection: %w", quota.ErrUnavailable, err)
 		}
 		return nil, classify(err)
+	}
+	if gone { // it was another connection that was closed
+		a.gone.Store(false)
 	}
 	r, err := result.ToArray()
 	if err != nil {
@@ -189,15 +202,78 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (_ engine.Reply,
 	return reply(r), nil
 }
 
-// closing returns the error of a call that met a closed client. The client gives ErrClosing to the calls that
-// come later, and to those whose replies do not arrive within a second of its Close. So only a call that began
-// after one with that error was certainly not sent.
-func (a *adapter) closing(err error, gone bool) error {
-	a.gone.Store(true)
-	if gone {
-		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
+const (
+	// tries is how often a call is made whose connection other callers gave up, each time for less than shortTry. An
+	// attempt at connecting that lasted longer ran out of its own time.
+	tries    = 8
+	shortTry = time.Second
+)
+
+// sendAgain sends a script, and again if another caller's end kept it from being sent.
+func (a *adapter) sendAgain(ctx context.Context, args []any, keys int) (result rueidis.RedisResult) {
+	for range tries {
+		began := time.Now()
+		result = a.send(ctx, args, keys)
+		if !ofAnother(ctx, result.NonRedisError()) || time.Since(began) > shortTry {
+			break
+		}
 	}
-	return fmt.Errorf("redis: the client is %w, and this call may have been sent before: %w: %w", quota.ErrClosed, quota.ErrIndeterminate, err)
+	return result
+}
+
+// ofAnother reports whether an error is the end of another caller's context: that caller was connecting, and the client
+// gives its end to all calls that wait for the connection. Nothing of theirs was sent: a command that was written gets
+// the error of its connection, or of its own context.
+func ofAnother(ctx context.Context, err error) bool {
+	if end, set := ctx.Deadline(); err == nil || ctx.Err() != nil || set && !time.Now().Before(end) {
+		return false
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	}
+	return err == context.Canceled || err == context.DeadlineExceeded
+}
+
+// closing returns the error of a call that met a closed connection. The client gives ErrClosing to the calls that come
+// later, and to those whose replies do not arrive within a second. So only a call that began when the client was known
+// to be closed was certainly not sent. A client also closes connections by itself: to a node that left the cluster, to
+// a former master, and of a client that was replaced.
+func (a *adapter) closing(err error, gone bool) error {
+	switch {
+	case gone:
+		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
+	case a.client.Mode() != rueidis.ClientModeStandalone:
+		if a.looking.CompareAndSwap(false, true) {
+			go func() {
+				defer a.looking.Store(false)
+				closed := a.looksClosed()
+				a.gone.Store(closed && a.looksClosed()) // the nodes may change between look and question
+			}()
+		}
+	case !a.retired.Load():
+		a.gone.Store(true)
+		return fmt.Errorf("redis: the client is %w, and this call may have been sent before: %w: %w", quota.ErrClosed, quota.ErrIndeterminate, err)
+	}
+	return fmt.Errorf("redis: %w: the connection was closed: %w", quota.ErrIndeterminate, err)
+}
+
+// looksClosed reports whether the connections to the client's present nodes are closed: none but the owner closes them.
+func (a *adapter) looksClosed() bool {
+	nodes := a.client.Nodes()
+	answers := make(chan error, len(nodes))
+	for _, n := range nodes {
+		go func() { answers <- n.Do(context.Background(), n.B().Ping().Build()).NonRedisError() }()
+	}
+	for range nodes {
+		switch err := <-answers; {
+		case err == nil:
+			return false
+		case errors.Is(err, rueidis.ErrClosing):
+			return true
+		}
+	}
+	return false
 }
 
 // command returns the command of a script. The client uses its memory again, so each attempt needs its own.

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -41,6 +42,24 @@ type Placed interface {
 	// Refresh learns anew which node has which keys, and returns when that is known or the context ends. A
 	// store of one node has nothing to learn and returns nil.
 	Refresh(ctx context.Context) error
+}
+
+// A Reporter is a store that reports what it learns of its servers while it runs. A policy asks for reports when it is
+// put around the store. A store without this method has nothing to report.
+type Reporter interface {
+	// Report has the store call these functions from now on, beside those of earlier calls.
+	Report(r Reports)
+}
+
+// Reports are the functions that a [Reporter] calls: outside its locks, and possibly at the same time. A nil function is
+// not called.
+type Reports struct {
+	// Notice receives the notices for operators of a store that was given no receiver of its own, such as one that
+	// was opened from a URL.
+	Notice func(quota.Notice)
+	// RoundTrip receives the time of a round trip to a node, named as [Placed] names it, whenever the store has
+	// measured one.
+	RoundTrip func(node string, d time.Duration)
 }
 
 // Health is the state of a store's servers, in their own words.

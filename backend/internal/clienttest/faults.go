@@ -311,16 +311,83 @@ func closing(t *testing.T, l library) {
 	if err := s.ping(); err != nil {
 		t.Errorf("the caller's client after Store.Close: got error %v, want none", err)
 	}
-	other := l.dial(t, single(server))
-	take(t, other, c)
-	other.close()
-	for range 3 {
-		// rueidis may have sent the first one: its error cannot tell.
-		_, err := other.Take(bg, c)
-		if first := err; !errors.Is(first, quota.ErrClosed) {
-			t.Errorf("the client was closed by its owner: got error %v, want ErrClosed", first)
-		}
+	t.Run("client", func(t *testing.T) {
+		eachSite(t, func(t *testing.T, p site) {
+			s := l.dial(t, p.direct)
+			take(t, s, c)
+			for _, server := range p.servers {
+				ok(t, server.Pause())
+			}
+			sent := make(chan error)
+			go func() {
+				_, err := s.Take(bg, c)
+				sent <- err
+			}()
+			time.Sleep(50 * time.Millisecond)
+			s.close()
+			if err := <-sent; !errors.Is(err, quota.ErrIndeterminate) {
+				t.Errorf("a call that was sent before its client was closed: got error %v, want ErrIndeterminate", err)
+			}
+			for _, server := range p.servers {
+				ok(t, server.Resume())
+			}
+			// rueidis may have sent the first calls: their errors cannot tell. It closes a cluster's connections by and by.
+			until(t, "the client to be known as closed", func() bool {
+				_, err := s.Take(bg, c)
+				if !errors.Is(err, quota.ErrClosed) && !errors.Is(err, quota.ErrIndeterminate) {
+					t.Errorf("the client was closed by its owner: got error %v, want ErrClosed or ErrIndeterminate", err)
+				}
+				return class(err) == quota.ErrClosed
+			})
+			_, err := s.Take(bg, c)
+			is(t, "a client that is known to be closed", err, quota.ErrClosed)
+		})
+	})
+}
+
+// hasty has connections break while nobody looks, and then one caller without patience begin to connect, slowly. The
+// callers who come meanwhile must not get that caller's end.
+func hasty(t *testing.T, l library) {
+	t.Parallel()
+	for _, kind := range []string{"client", "URL"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			server := redisserver.Start(t)
+			proxy := redisserver.StartProxy(t, server.Addr())
+			var s quota.Store
+			if kind == "URL" {
+				s = l.open(t, "redis://"+proxy.Addr())
+			} else {
+				s = l.dial(t, target{addrs: []string{proxy.Addr()}})
+			}
+			limit, list := counted(plenty), keys(8)
+			for range 4 {
+				calls(s, limit, list, 64).only(t)
+				slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: 100 * time.Millisecond})
+				proxy.Reset()
+				time.Sleep(10 * time.Millisecond) // the client notices
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(bg, 20*time.Millisecond)
+					defer cancel()
+					s.Take(ctx, quota.Charge{Limit: limit, Key: "hasty", Cost: 1})
+				})
+				time.Sleep(5 * time.Millisecond)
+				for _, key := range list {
+					wg.Go(func() {
+						ctx, cancel := context.WithTimeout(bg, 2*time.Second)
+						defer cancel()
+						if _, err := s.Take(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
+							t.Errorf("a patient caller: got error %v, want none", err)
+						}
+					})
+				}
+				wg.Wait()
+				if slow.Fired() == 0 {
+					t.Error("slow handshakes: got none, want some")
+				}
+				proxy.Clear()
+			}
+		})
 	}
-	_, err := other.Take(bg, c)
-	is(t, "a client that is known to be closed", err, quota.ErrClosed)
 }

@@ -83,10 +83,11 @@ type Store struct {
 	queues  []Queue[queued] // one, or one for each slot; nil without batching
 	batcher Batcher[queued]
 
-	// mu guards plans and planned, and is held while named is replaced. A plan does not change once it is in the map.
+	// mu guards plans, planned and reports, and is held while named is replaced. A plan does not change once it is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
+	reports []driver.Reports // grows at its end
 }
 
 // plan holds the arguments that all charges to a limit send, boxed once.

@@ -40,17 +40,20 @@ var misconfigurationTexts = [...]string{
 	"ACL failure in script", "The user executing the script can't",
 	"Error compiling script", "Error while compiling new script",
 	"invalid password", "Client sent AUTH", "AUTH <password> called",
-	"DB index is out of range", "invalid DB index", "SELECT is not allowed",
+	databases[0], databases[1], databases[2],
 	"This instance has cluster support disabled",
 	"No such master with that name", // a sentinel's, while a client connects
 }
+
+// databases are misconfigurations of the number of the database.
+var databases = [...]string{"DB index is out of range", "invalid DB index", "SELECT is not allowed"}
 
 // handshakeCodes and handshakeTexts are of replies that only a connection's handshake gets, or that all commands get
 // until a connection is authenticated.
 var (
 	handshakeCodes = [...]string{"NOAUTH", "WRONGPASS", "NOPROTO", "DENIED"}
 	handshakeTexts = [...]string{"max number of clients", "invalid password", "Client sent AUTH", "AUTH <password> called",
-		"DB index is out of range", "invalid DB index", "SELECT is not allowed", "No such master with that name"}
+		databases[0], databases[1], databases[2], "No such master with that name"}
 )
 
 // WhileConnecting ends an error reply that a connection's handshake got: nothing was sent behind it.
@@ -72,9 +75,9 @@ func ReplyError(err error) error {
 	case slices.Contains(refusals[:], code) || begins(said, refusalTexts[:]):
 		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
 	case code == "NOPERM":
-		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, KeysError{err}, rights(said))
+		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, KeysError{err}, cure(said))
 	case slices.Contains(misconfigurations[:], code) || begins(said, misconfigurationTexts[:]):
-		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, err, rights(said))
+		return fmt.Errorf("redis: %w: %w%s", quota.ErrMisconfigured, err, cure(said))
 	case ran:
 		return fmt.Errorf("redis: %w: %w: the script failed, and may have charged: %w", quota.ErrIndeterminate, quota.ErrMisconfigured, err)
 	case strings.HasSuffix(text, WhileConnecting):
@@ -110,8 +113,11 @@ func begins(text string, beginnings []string) bool {
 	return slices.ContainsFunc(beginnings, func(b string) bool { return strings.HasPrefix(text, b) })
 }
 
-// rights returns the cure of a reply by which the user lacks a right, or "".
-func rights(said string) string {
+// cure returns what a person can do about a reply by which a setting is wrong, or "".
+func cure(said string) string {
+	if begins(said, databases[:]) {
+		return "; accepted: the number of a database that the server has, and 0 in a cluster"
+	}
 	if !strings.HasPrefix(said, "NOPERM") && !strings.HasPrefix(said, "ACL failure") && !strings.HasPrefix(said, "The user executing") {
 		return ""
 	}
@@ -197,7 +203,7 @@ func TransportError(err error) error {
 	var noTLS tls.RecordHeaderError
 	switch {
 	case distrusted(err):
-		return noReply(fmt.Errorf("redis: %w: %w; accepted: a server whose certificate holds for the host that was dialled, and is of a known authority", quota.ErrMisconfigured, err), err)
+		return noReply(fmt.Errorf("redis: %w: %w; accepted: a server whose certificate holds for the host that was dialled, or for the URL's parameter server_name, and is of an authority that the client knows, as by the URL's parameter ca", quota.ErrMisconfigured, err), err)
 	case errors.As(err, &noTLS):
 		return noReply(fmt.Errorf("redis: %w: the server's port does not speak TLS; accepted for it: a URL or client without TLS: %w", quota.ErrUnavailable, err), err)
 	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, syscall.ECONNREFUSED), handshakeFailed(err):

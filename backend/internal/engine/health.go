@@ -72,10 +72,31 @@ func software(info string) (kind, version string) {
 	return "redis", version
 }
 
+// notice gives a notice to the store's own receiver, or else to those of the policies around it.
 func (s *Store) notice(name, text string) {
+	n := quota.Notice{Name: name, Text: text}
 	if s.o.Notice != nil {
-		s.o.Notice(quota.Notice{Name: name, Text: text})
+		s.o.Notice(n)
+		return
 	}
+	for _, r := range s.reporting() {
+		if r.Notice != nil {
+			r.Notice(n)
+		}
+	}
+}
+
+// Report has the store call these functions from now on.
+func (s *Store) Report(r driver.Reports) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reports = append(s.reports, r)
+}
+
+func (s *Store) reporting() []driver.Reports {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.reports
 }
 
 func infoField(info, name string) string {

@@ -24,6 +24,8 @@ type Warmer interface {
 	// and passes every proxy; an error reply shows a connection too, see WarmError. It returns soon after the
 	// context ends.
 	Warm(ctx context.Context, node, key string) error
+	// Ping is one round trip to a node that is ready, over any of its connections.
+	Ping(ctx context.Context, node, key string) error
 }
 
 const (
@@ -218,6 +220,13 @@ func (s *Store) makeReady(r *readiness, a *attempt, key string) {
 	if err != nil {
 		err = s.ofAttempt(err)
 	}
+	if s.attempted(r, a, err) {
+		s.measure(ctx, r.node, key)
+	}
+}
+
+// attempted notes the outcome of an attempt, and reports whether the node became ready.
+func (s *Store) attempted(r *readiness, a *attempt, err error) (became bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -229,12 +238,36 @@ func (s *Store) makeReady(r *readiness, a *attempt, key string) {
 		}
 	default:
 		r.pause, r.next = 0, time.Time{}
-		if r.connected.Load() == nil {
+		if became = r.connected.Load() == nil; became {
 			r.connected.Store(newConnections())
 		}
 	}
 	a.err, r.err, r.current = err, err, nil
 	close(a.done)
+	return became
+}
+
+// measure reports the time of a round trip to a node: the shortest of some, because the others may have waited for a
+// connection.
+func (s *Store) measure(ctx context.Context, node, key string) {
+	reports := s.reporting()
+	if len(reports) == 0 || node == "" && s.cluster {
+		return
+	}
+	const pings = 3
+	shortest := attemptTimeout
+	for range pings {
+		began := time.Now()
+		if s.warmer.Ping(ctx, node, key) != nil {
+			return
+		}
+		shortest = min(shortest, time.Since(began))
+	}
+	for _, r := range reports {
+		if r.RoundTrip != nil {
+			r.RoundTrip(node, shortest)
+		}
+	}
 }
 
 // prepare takes the steps by which a node becomes ready. Scripts of theirs go by invoke, which does not wait for the node

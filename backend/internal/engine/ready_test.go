@@ -25,6 +25,9 @@ type warmed struct {
 	warm func(ctx context.Context, node string) error
 	node atomic.Value // the node that has every slot, of a cluster
 
+	roundTrips []time.Duration // of pings
+	pings      int
+
 	mu    sync.Mutex
 	warms []string
 	sent  []string
@@ -42,6 +45,12 @@ func (w *warmed) Warm(ctx context.Context, node, _ string) error {
 	w.warms = append(w.warms, node)
 	w.mu.Unlock()
 	return w.warm(ctx, node)
+}
+
+func (w *warmed) Ping(context.Context, string, string) error {
+	time.Sleep(w.roundTrips[w.pings%len(w.roundTrips)])
+	w.pings++
+	return nil
 }
 
 func (w *warmed) Node(uint16) string            { node, _ := w.node.Load().(string); return node }
@@ -324,6 +333,24 @@ func TestReadyNodes(t *testing.T) {
 		if n := len(*s.named.Load()); n > maxReadiness {
 			t.Errorf("nodes kept: got %d, want at most %d", n, maxReadiness)
 		}
+	})
+}
+
+func TestReadyReports(t *testing.T) {
+	testReady(t, false, func(t *testing.T, w *warmed, s *Store, take func(time.Duration) error) {
+		w.roundTrips = []time.Duration{90 * time.Millisecond, 30 * time.Millisecond, 31 * time.Millisecond}
+		var reports []string
+		s.Report(driver.Reports{})
+		s.Report(driver.Reports{RoundTrip: func(node string, d time.Duration) { reports = append(reports, fmt.Sprintf("%q %v", node, d)) }})
+		s.Report(driver.Reports{Notice: func(n quota.Notice) { reports = append(reports, n.Name) }})
+		is(t, "a call while a round trip is measured", take(time.Millisecond), nil, false)
+		time.Sleep(time.Second)
+		equal(t, "reports", fmt.Sprint(reports), `["" 30ms]`)
+		s.notice("eviction", "text")
+		equal(t, "reports", fmt.Sprint(reports), `["" 30ms eviction]`)
+		s.o.Notice = func(quota.Notice) {}
+		s.notice("eviction", "text")
+		equal(t, "reports of a store with a receiver", fmt.Sprint(reports), `["" 30ms eviction]`)
 	})
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -18,17 +20,14 @@ import (
 func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
 	defer cancel()
-	var raw net.Conn
-	var err error
-	if c.TLS != nil {
-		raw, err = (&tls.Dialer{NetDialer: d, Config: c.TLS}).DialContext(ctx, "tcp", addr)
-	} else {
-		raw, err = d.DialContext(ctx, "tcp", addr)
+	raw, err := d.DialContext(ctx, c.network(), addr)
+	if err == nil && c.TLS != nil {
+		raw, err = c.secure(ctx, raw, addr)
 	}
 	if err != nil {
 		return nil, DialError(addr, err)
 	}
-	n := &conn{Conn: raw, addr: addr}
+	n := &conn{Conn: raw, addr: addr, network: c.network(), secured: c.TLS != nil, resp2: c.RESP2}
 	for _, s := range [...]string{c.Username, c.Password, c.SentinelUsername, c.SentinelPassword} {
 		if s != "" {
 			n.secrets = append(n.secrets, oneLine(s))
@@ -38,6 +37,35 @@ func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn
 		return tcpConn{n, under}, nil
 	}
 	return n, nil
+}
+
+// secure makes the TLS handshake on a connection, which it closes if it fails. Its time is a little shorter than
+// DialTimeout, so that its error comes before the patience of the callers ends: a plain port takes the beginning of a
+// handshake for a command that is not complete, and waits.
+func (c *Config) secure(ctx context.Context, raw net.Conn, addr string) (net.Conn, error) {
+	most := c.DialTimeout - c.DialTimeout/8
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	config := c.TLS.Clone()
+	if config.ServerName == "" {
+		config.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	secure := tls.Client(raw, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%w: no answer to the TLS handshake within %v; if the port does not speak TLS, accepted for it: a URL without TLS", err, most)
+		}
+		return nil, err
+	}
+	return secure, nil
+}
+
+func (c *Config) network() string {
+	if c.Socket {
+		return "unix"
+	}
+	return "tcp"
 }
 
 // DialError returns err as a *net.OpError with Op "dial".
@@ -65,9 +93,15 @@ func (t target) String() string { return string(t) }
 type conn struct {
 	net.Conn
 	addr    string
+	network string
+	secured bool
 	secrets [][]byte
 	open    atomic.Bool // the handshake is over
 	long    bool        // the last read ended within an error reply
+	met     bool        // the server has answered
+
+	resp2 bool // send no HELLO
+	hello hello
 }
 
 // tcpConn has the connection's SyscallConn, with which go-redis finds out that an idle connection was closed.
@@ -91,25 +125,38 @@ func (n *conn) Write(p []byte) (int, error) {
 		n.open.Store(true)
 		return n.Conn.Write(p)
 	}
-	sent, err := n.Conn.Write(p)
-	return sent, n.failed(err)
+	send := p
+	if n.resp2 {
+		if send = n.hello.cut(p); len(send) == 0 {
+			return len(p), nil
+		}
+	}
+	if _, err := n.Conn.Write(send); err != nil {
+		return 0, n.failed(err)
+	}
+	return len(p), nil
 }
 
 // handshake reports whether a client that writes p is still in its handshake. If p does not begin with a
 // command, it is the rest of one that was too long for a single write.
 func handshake(p []byte) bool {
-	if len(p) == 0 || p[0] != '*' {
-		return true
-	}
-	lines := bytes.SplitN(p, []byte("\r\n"), 4)
-	if len(lines) < 4 {
-		return true
-	}
-	switch strings.ToLower(string(lines[2])) {
-	case "hello", "auth", "select":
+	switch name(p) {
+	case "", "hello", "auth", "select":
 		return true
 	}
 	return false
+}
+
+// name returns the name of the command with which p begins, in lower case, or "" where there is none.
+func name(p []byte) string {
+	if len(p) == 0 || p[0] != '*' {
+		return ""
+	}
+	lines := bytes.SplitN(p, []byte("\r\n"), 4)
+	if len(lines) < 4 {
+		return ""
+	}
+	return strings.ToLower(string(lines[2]))
 }
 
 func (n *conn) Read(p []byte) (int, error) {
@@ -117,6 +164,9 @@ func (n *conn) Read(p []byte) (int, error) {
 		return n.Conn.Read(p)
 	}
 	for {
+		if m := n.hello.take(p); m > 0 {
+			return m, nil
+		}
 		got, err := n.Conn.Read(p)
 		if n.open.Load() { // a read that began in the handshake may end after it
 			return got, err
@@ -128,13 +178,39 @@ func (n *conn) Read(p []byte) (int, error) {
 			got += more
 		}
 		if n.secure(p[:got]) {
-			return 0, n.failed(errors.New("the server's port speaks TLS; accepted for it: rediss://, or the parameter tls=true"))
+			return 0, n.failed(errors.New("the server's port speaks TLS; " + secureCure))
 		}
+		n.met = n.met || got > 0
 		left := n.mark(p, n.crossOut(p[:got]))
+		if n.resp2 {
+			n.hello.put(p[:left])
+			left = n.hello.take(p)
+		}
 		if left > 0 || got == 0 || err != nil {
 			return left, n.failed(err)
 		}
 	}
+}
+
+const secureCure = "accepted for it: rediss://, or the parameter tls=true"
+
+// hungUp adds the cures to the error of a connection that the server closed without an answer.
+func (n *conn) hungUp(err error) error {
+	alert, _ := errors.AsType[*net.OpError](err)
+	refused := alert != nil && alert.Op == "remote error"
+	if n.met || !refused && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		return err
+	}
+	text := "the server closed the connection and gave no answer"
+	if n.secured {
+		text += "; if it demands a client certificate, accepted for it: the parameters cert and key, with a certificate that it knows"
+	} else {
+		text += "; if its port speaks TLS, " + secureCure
+	}
+	if !n.resp2 && !refused {
+		text += "; if it is a proxy that does not know HELLO, accepted for it: the parameter protocol=2"
+	}
+	return fmt.Errorf("%w: %s", err, text)
 }
 
 // failed returns an error of the handshake as an error of connecting.
@@ -142,7 +218,7 @@ func (n *conn) failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	return handshakeError{&net.OpError{Op: "dial", Net: "tcp", Addr: target(n.addr), Err: err}}
+	return handshakeError{&net.OpError{Op: "dial", Net: n.network, Addr: target(n.addr), Err: n.hungUp(err)}}
 }
 
 // handshakeError wraps a *net.OpError once more, for go-redis unwraps an error once.
@@ -157,7 +233,8 @@ func (n *conn) secure(p []byte) bool {
 }
 
 // mark ends the error replies in the first bytes of p with engine.WhileConnecting, as far as p has room, and
-// returns the new length: a reply whose words say nothing else tells by it that no charge was sent.
+// returns the new length: a reply whose words say nothing else tells by it that no charge was sent. It also
+// translates a refusal of HELLO into Redis' words, without which not every client falls back to RESP2.
 func (n *conn) mark(p []byte, length int) int {
 	if length == 0 || !bytes.Contains(p[:length], []byte("-")) {
 		return length
@@ -167,6 +244,9 @@ func (n *conn) mark(p []byte, length int) int {
 		text, whole := bytes.CutSuffix(line, []byte("\r\n"))
 		if out = append(out, text...); whole {
 			if line[0] == '-' {
+				if refusesHello(text) {
+					out = append(out[:len(out)-len(text)], strings.TrimSpace(unknownHello)...)
+				}
 				out = append(out, engine.WhileConnecting...)
 			}
 			out = append(out, "\r\n"...)
@@ -176,6 +256,14 @@ func (n *conn) mark(p []byte, length int) int {
 		return length
 	}
 	return copy(p, out)
+}
+
+// refusesHello reports whether an error reply says that the server does not know HELLO, or the protocol that
+// HELLO asks for.
+func refusesHello(text []byte) bool {
+	said := strings.ToLower(string(text))
+	return strings.HasPrefix(said, "-noproto") ||
+		(strings.Contains(said, "unknown command") || strings.Contains(said, "unsupported command")) && strings.Contains(said, "hello")
 }
 
 // partial reports whether the last line is the beginning of an error reply.

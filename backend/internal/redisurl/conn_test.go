@@ -3,6 +3,7 @@ package redisurl
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -16,6 +17,7 @@ import (
 type pieces struct {
 	net.Conn
 	list []string
+	sent string
 }
 
 func (p *pieces) Read(b []byte) (int, error) {
@@ -29,7 +31,10 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (*pieces) Write(b []byte) (int, error) { return len(b), nil }
+func (p *pieces) Write(b []byte) (int, error) {
+	p.sent += string(b)
+	return len(b), nil
+}
 
 // TestCredentialsAreCrossedOut: in the handshake, and not after it, error replies come without the
 // credentials that they quote, wherever the reads cut them.
@@ -104,6 +109,81 @@ func TestGuard(t *testing.T) {
 		_, err := test.c.Guard(refusing{err: test.err}).Info(t.Context())
 		if err == nil || !strings.Contains(err.Error(), test.want) || errors.Is(err, quota.ErrMisconfigured) == test.c.Cluster {
 			t.Errorf("%+v: got error %v, want one that says %q", test.c, err, test.want)
+		}
+	}
+}
+
+// commands returns commands as a client writes them.
+func commands(list ...string) string {
+	var b strings.Builder
+	for _, c := range list {
+		words := strings.Fields(c)
+		fmt.Fprintf(&b, "*%d\r\n", len(words))
+		for _, w := range words {
+			fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(w), w)
+		}
+	}
+	return b.String()
+}
+
+// TestNoHello: with protocol 2 no HELLO goes to the server, and the client gets a refusal in its turn.
+func TestNoHello(t *testing.T) {
+	for _, test := range []struct {
+		writes   [][]string // each is written at once
+		replies  []string   // of the server
+		sent     []string
+		received string
+		short    bool // the client reads few bytes at a time
+	}{
+		{writes: [][]string{{"HELLO 2"}}, received: unknownHello},
+		{writes: [][]string{{"hello 2 AUTH u p"}, {"AUTH u p"}}, replies: []string{"+OK\r\n"}, sent: []string{"AUTH u p"}, received: unknownHello + "+OK\r\n"},
+		{writes: [][]string{{"AUTH u p", "HELLO 2", "SELECT 3"}}, replies: []string{"+OK\r\n+OK\r\n"}, sent: []string{"AUTH u p", "SELECT 3"}, received: "+OK\r\n" + unknownHello + "+OK\r\n"},
+		{writes: [][]string{{"AUTH u p", "HELLO 2", "SELECT 3"}}, replies: []string{"+O", "K\r\n+OK", "\r\n"}, sent: []string{"AUTH u p", "SELECT 3"}, received: "+OK\r\n" + unknownHello + "+OK\r\n", short: true},
+		{writes: [][]string{{"AUTH u p", "HELLO 2"}}, replies: []string{"-WRONGPASS no\r\n"}, sent: []string{"AUTH u p"}, received: "-WRONGPASS no" + engine.WhileConnecting + "\r\n" + unknownHello},
+	} {
+		server := &pieces{list: test.replies}
+		n := &conn{Conn: server, addr: "h:1", network: "tcp", resp2: true}
+		for _, w := range test.writes {
+			if m, err := n.Write([]byte(commands(w...))); err != nil || m != len(commands(w...)) {
+				t.Errorf("%q: got %d, error %v; want all written", w, m, err)
+			}
+		}
+		if want := commands(test.sent...); server.sent != want {
+			t.Errorf("%q: sent %q, want %q", test.writes, server.sent, want)
+		}
+		buffer := make([]byte, 4096)
+		if test.short {
+			buffer = buffer[:3]
+		}
+		var got string
+		for len(got) < len(test.received) {
+			m, err := n.Read(buffer)
+			if got += string(buffer[:m]); err != nil {
+				break
+			}
+		}
+		if got != test.received {
+			t.Errorf("%q: received %q, want %q", test.writes, got, test.received)
+		}
+	}
+}
+
+// TestHelloRefused: a refusal of HELLO in other words than those of Redis is one in Redis' words.
+func TestHelloRefused(t *testing.T) {
+	redis := strings.TrimSuffix(unknownHello, "\r\n") + engine.WhileConnecting + "\r\n"
+	for said, want := range map[string]string{
+		"-NOPROTO unsupported protocol version\r\n":                                           redis,
+		"-ERR unsupported command 'hello'\r\n":                                                redis,
+		"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `u`, `p`, \r\n": redis,
+		"-WRONGPASS hello\r\n":                                                                "-WRONGPASS hello" + engine.WhileConnecting + "\r\n",
+	} {
+		n := &conn{Conn: &pieces{list: []string{said}}, addr: "h:1", network: "tcp"}
+		if _, err := n.Write([]byte(commands("HELLO 3"))); err != nil {
+			t.Fatal(err)
+		}
+		buffer := make([]byte, 4096)
+		if m, err := n.Read(buffer); err != nil || string(buffer[:m]) != want {
+			t.Errorf("%q: got %q, error %v; want %q", said, buffer[:m], err, want)
 		}
 	}
 }

@@ -17,7 +17,7 @@ func TestDocumentedURLs(t *testing.T) {
 	}
 	text := string(b)
 	seen := map[string]bool{}
-	for _, m := range regexp.MustCompile("`((?:redis|valkey)[a-z+]*://[^`]+)` \\| [^|]+ \\| (\\S+) \\|").FindAllStringSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile("`((?:redis|valkey|unix)[a-z+]*://[^`]+)` \\| [^|]+ \\| (\\S+) \\|").FindAllStringSubmatch(text, -1) {
 		c, err := parse(t, m[1])
 		if err != nil {
 			t.Errorf("%s: got error %v, want none", m[1], err)
@@ -47,9 +47,13 @@ func TestDocumentedURLs(t *testing.T) {
 		}
 	}
 	slices.Sort(listed)
-	p := parser{scheme: "redis+sentinel"}
-	accepted := p.accepted()
+	var accepted []string
+	for _, scheme := range Schemes {
+		p := parser{scheme: scheme}
+		accepted = append(accepted, p.accepted()...)
+	}
 	slices.Sort(accepted)
+	accepted = slices.Compact(accepted)
 	if !slices.Equal(listed, accepted) {
 		t.Errorf("parameters in docs/redis.md: got %v, want %v", listed, accepted)
 	}

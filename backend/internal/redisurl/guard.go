@@ -56,6 +56,14 @@ func (g *guard) Warm(ctx context.Context, node, key string) error {
 	return err
 }
 
+// Ping makes a round trip to a node, see engine.Warmer.
+func (g *guard) Ping(ctx context.Context, node, key string) error {
+	if w, ok := g.Client.(engine.Warmer); ok {
+		return w.Ping(ctx, node, key)
+	}
+	return nil
+}
+
 // Refresh learns anew which node has which slots.
 func (g *guard) Refresh(ctx context.Context) error {
 	p, ok := g.Client.(engine.Placer)

@@ -50,6 +50,13 @@ func TestParse(t *testing.T) {
 		"redis://host?dial_timeout=1m": base(func(c *Config) {
 			c.DialTimeout = time.Minute
 		}),
+		"redis://host?protocol=2": base(func(c *Config) { c.RESP2 = true }),
+		"redis://host?protocol=3": base(func(*Config) {}),
+		"unix:///run/redis.sock":  base(func(c *Config) { c.Socket, c.Addrs = true, []string{"/run/redis.sock"} }),
+		"unix://u:p%2F@/run/my%20redis.sock?db=3&timeout=50ms&protocol=2": base(func(c *Config) {
+			c.Socket, c.Addrs, c.DB, c.RESP2 = true, []string{"/run/my redis.sock"}, 3, true
+			c.Username, c.Password, c.Timeout = "u", "p/", 50*time.Millisecond
+		}),
 		"redis+cluster://host": base(func(c *Config) { c.Cluster = true }),
 		"redis+cluster://host/0?addr=b:1&addr=host:6379&addr=[::2]&tls=false": base(func(c *Config) {
 			c.Cluster, c.Addrs = true, []string{"host:6379", "b:1", "[::2]:6379"}
@@ -85,11 +92,28 @@ func TestParseTLS(t *testing.T) {
 	}
 }
 
+func TestServerName(t *testing.T) {
+	for text, want := range map[string]string{
+		"rediss://10.0.0.7?server_name=redis.example.com":    "redis.example.com",
+		"redis+cluster://h?tls=true&server_name=fd00::1":     "fd00::1",
+		"redis+sentinel://h?master=m&tls=true&server_name=r": "r",
+		"valkeys://h": "",
+	} {
+		c, err := parse(t, text)
+		if err != nil || c.TLS.ServerName != want {
+			t.Errorf("%s: got %+v, error %v; want the name %q", text, c, err, want)
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
-	empty := filepath.Join(t.TempDir(), "empty.pem")
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty.pem")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	cert, key := writePair(t, dir, "first")
+	_, other := writePair(t, dir, "other")
 	for _, test := range []struct{ url, says string }{
 		{"redis://", "no host; accepted: redis://host:port"},
 		{"redis:///0", "no host"},
@@ -108,9 +132,9 @@ func TestParseRefuses(t *testing.T) {
 		{"redis+cluster://a?addr=b]", `parameter addr is "b]"`},
 		{"redis+cluster://a?addr=redis://b", `parameter addr is "redis://b"`},
 		{"redis+cluster://a?addr=u:hunter2%40b", "parameter addr is (not shown)"},
-		{"redis://host?addr=b", `unknown parameter "addr"; accepted with redis://: client, prefix, strict, timeout, dial_timeout, ca`},
+		{"redis://host?addr=b", `unknown parameter "addr"; accepted with redis://: client, prefix, strict, timeout, dial_timeout, protocol, ca, server_name, cert, key`},
 		{"redis://host?master=m", `unknown parameter "master"`},
-		{"redis+cluster://host?master=m", `unknown parameter "master"; accepted with redis+cluster://: client, prefix, strict, timeout, dial_timeout, ca, addr, tls`},
+		{"redis+cluster://host?master=m", `unknown parameter "master"; accepted with redis+cluster://: client, prefix, strict, timeout, dial_timeout, protocol, ca, server_name, cert, key, addr, tls`},
 		{"redis://host?tls=true", `unknown parameter "tls"`},
 		{"rediss://host?tls=true", `unknown parameter "tls"`},
 		{"redis://host?Timeout=1s", `unknown parameter "Timeout"`},
@@ -158,6 +182,32 @@ func TestParseRefuses(t *testing.T) {
 		{"redis+cluster://host?ca=" + empty, "parameter ca needs TLS; accepted with tls=true"},
 		{"redis+cluster://host?tls=false&ca=" + empty, "parameter ca needs TLS; accepted with tls=true"},
 		{"memory://host", "the scheme is not one of"},
+		{"redis://host?server_name=h", "parameter server_name needs TLS; accepted with rediss://"},
+		{"valkey://host?server_name=h", "parameter server_name needs TLS; accepted with valkeys://"},
+		{"redis+sentinel://host?master=m&server_name=h", "parameter server_name needs TLS; accepted with tls=true"},
+		{"rediss://host?server_name=", `parameter server_name is ""; accepted: the host name or the IP address`},
+		{"rediss://host?server_name=h:6380", `parameter server_name is "h:6380"`},
+		{"rediss://host?server_name=a%20b", `parameter server_name is "a b"`},
+		{"redis://host?cert=" + cert + "&key=" + key, "parameter cert needs TLS; accepted with rediss://"},
+		{"rediss://host?cert=" + cert, "parameter cert is there without key; accepted: both, or neither"},
+		{"rediss://host?key=" + key, "parameter key is there without cert"},
+		{"rediss://host?cert=/no/such/file&key=" + key, `parameter cert is "/no/such/file": no such file or directory; accepted: a file in PEM form`},
+		{"rediss://host?key=/no/such/file&cert=" + cert, `parameter key is "/no/such/file": no such file`},
+		{"rediss://host?key=" + empty + "&cert=" + cert, "parameters cert and key are"},
+		{"rediss://host?key=" + other + "&cert=" + cert, "private key does not match public key; accepted: files of a certificate and of its private key"},
+		{"rediss://host?cert=" + cert + "&key=-----BEGIN%20PRIVATE%20KEY-----hunter2", "parameter key is (not shown)"},
+		{"redis://host?protocol=1", `parameter protocol is "1"; accepted: 3, or 2 for a server or proxy that does not know HELLO`},
+		{"redis://host?protocol=", `parameter protocol is ""`},
+		{"unix://run/redis.sock", `the URL has the host "run"; accepted: unix:///path/of/the/socket`},
+		{"unix://:hunter2@run/redis.sock", `the URL has the host "run"`},
+		{"unix://:hunter2@", `the path is ""; accepted: the path of a socket`},
+		{"unix:///", `the path is "/"`},
+		{"unix:///a%00b", `the path is "/a\x00b"`},
+		{"unix:///:hunter2@/redis.sock", "a '@' behind its host"},
+		{"unix:///run/redis.sock?db=x", `parameter db is "x"; accepted: the number of a database, such as db=0`},
+		{"unix:///run/redis.sock?db=", `parameter db is ""`},
+		{"unix:///run/redis.sock?ca=x", `unknown parameter "ca"; accepted with unix://: client, prefix, strict, timeout, dial_timeout, protocol, db`},
+		{"unix://:hunter2@/run/hunter2.sock/?db=hunter2", "parameter db is (not shown)"},
 		// A value that has to do with a credential.
 		{"redis://:hunter2@host?timeout=hunter2", "parameter timeout is (not shown)"},
 		{"redis://:hunter2@host?hunter2x=1", "unknown parameter (not shown)"},
@@ -213,6 +263,7 @@ func FuzzParse(f *testing.F) {
 	for _, tail := range []string{"@host:0", "@", "@a,b", "@h/x", "@h?timeout=x", "@h?x=1&x=2", "@h#f", "@h?ca=/no", "@[::1]?addr=b:b", "/1?", ":1@h"} {
 		f.Add("redis+cluster://u:", "p", tail)
 		f.Add("rediss://", "p", tail)
+		f.Add("unix://u:", "p", tail)
 	}
 	f.Fuzz(func(t *testing.T, head, password, tail string) {
 		const secret = "correcthorsebattery"
@@ -238,7 +289,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if len(c.Addrs) == 0 || c.Timeout < minTimeout || c.DialTimeout < minTimeout || c.DB < 0 || c.Cluster && c.DB > 0 ||
-			(c.TLS == nil) != (u.Scheme != "rediss" && u.Query().Get("tls") != "true") || (c.Master != "") != (u.Scheme == "redis+sentinel") {
+			(c.TLS == nil) != (u.Scheme != "rediss" && u.Query().Get("tls") != "true") || (c.Master != "") != (u.Scheme == "redis+sentinel") || c.Socket != (u.Scheme == "unix") {
 			t.Errorf("%q: got %+v, want a configuration that a client can use", u, c)
 		}
 		for _, a := range c.Addrs {

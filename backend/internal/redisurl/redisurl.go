@@ -10,16 +10,16 @@ package redisurl
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -28,6 +28,7 @@ import (
 var Schemes = []string{
 	"redis", "rediss", "redis+cluster", "redis+sentinel",
 	"valkey", "valkeys", "valkey+cluster", "valkey+sentinel",
+	"unix",
 }
 
 // The defaults of the parameters timeout and dial_timeout, and the limits and ports that a URL may have.
@@ -46,6 +47,8 @@ const (
 type Config struct {
 	// Cluster is set if the servers are a Redis Cluster.
 	Cluster bool
+	// Socket is set if the one address is the path of a Unix socket.
+	Socket bool
 	// Addrs are the addresses of the server, of nodes of the cluster, or of the sentinels: host:port, at
 	// least one.
 	Addrs []string
@@ -59,6 +62,9 @@ type Config struct {
 	SentinelUsername, SentinelPassword string
 	// TLS is nil for connections without TLS.
 	TLS *tls.Config
+	// RESP2 is set for servers and proxies that do not know HELLO, and close the connection where they meet it:
+	// then Dial's connections send none.
+	RESP2 bool
 
 	// Prefix begins every key; "" stands for the default.
 	Prefix string
@@ -103,7 +109,7 @@ func Parse(u *url.URL) (*Config, error) {
 		return nil, invalid("the URL has a fragment; accepted: a # in a password as %%23")
 	}
 	for _, step := range []func(*url.URL) error{
-		p.names, p.userinfo, p.addrs, p.path, p.sentinel, p.options, p.tls,
+		p.names, p.userinfo, p.addrs, p.database, p.sentinel, p.options, p.tls,
 	} {
 		if err := step(u); err != nil {
 			return nil, err
@@ -115,10 +121,18 @@ func Parse(u *url.URL) (*Config, error) {
 func (p *parser) clustered() bool { return strings.HasSuffix(p.scheme, "+cluster") }
 func (p *parser) watched() bool   { return strings.HasSuffix(p.scheme, "+sentinel") }
 func (p *parser) single() bool    { return !p.clustered() && !p.watched() }
+func (p *parser) socket() bool    { return p.scheme == "unix" }
+
+// secured are the parameters that need TLS.
+var secured = []string{"ca", "server_name", "cert", "key"}
 
 // accepted returns the names of the parameters that the scheme has.
 func (p *parser) accepted() []string {
-	names := []string{"prefix", "strict", "timeout", "dial_timeout", "ca"}
+	names := []string{"prefix", "strict", "timeout", "dial_timeout", "protocol"}
+	if p.socket() {
+		return append(names, "db")
+	}
+	names = append(names, secured...)
 	if p.clustered() || p.watched() {
 		names = append(names, "addr", "tls")
 	}
@@ -160,6 +174,16 @@ func (p *parser) userinfo(u *url.URL) error {
 }
 
 func (p *parser) addrs(u *url.URL) error {
+	if p.socket() {
+		switch {
+		case u.Host != "":
+			return invalid("the URL has the host %s; accepted: unix:///path/of/the/socket, with the password as in unix://:password@/path", p.show(u.Host))
+		case strings.Trim(u.Path, "/") == "" || strings.ContainsFunc(u.Path, unicode.IsControl):
+			return invalid("the path is %s; accepted: the path of a socket, as in unix:///path/of/the/socket", p.show(u.Path))
+		}
+		p.c.Socket, p.c.Addrs = true, []string{u.Path}
+		return nil
+	}
 	if u.Host == "" {
 		return invalid("the URL has no host; accepted: %s://host:port", p.scheme)
 	}
@@ -211,17 +235,26 @@ func (p *parser) addr(text string) (string, bool) {
 	return net.JoinHostPort(host, strconv.FormatUint(n, 10)), true
 }
 
-func (p *parser) path(u *url.URL) error {
-	text := strings.TrimPrefix(u.Path, "/")
-	if text == "" {
+// database reads the number of the database: it is the path, and a parameter where the path is a socket's.
+func (p *parser) database(u *url.URL) error {
+	text, name, example := strings.TrimPrefix(u.Path, "/"), "the path", "/0"
+	given := text != ""
+	if p.socket() {
+		text, name, example = p.q.Get("db"), "parameter db", "db=0"
+		_, given = p.q["db"]
+	}
+	if !given {
 		return nil
 	}
 	n, err := strconv.ParseUint(text, 10, 31)
+	if !p.socket() {
+		text = u.Path
+	}
 	switch {
 	case err != nil:
-		return invalid("the path is %s; accepted: the number of a database, such as /0", p.show(u.Path))
+		return invalid("%s is %s; accepted: the number of a database, such as %s", name, p.show(text), example)
 	case p.clustered() && n != 0:
-		return invalid("the path is %s; accepted with a cluster: none, for it has only database 0", p.show(u.Path))
+		return invalid("%s is %s; accepted with a cluster: none, for it has only database 0", name, p.show(text))
 	}
 	p.c.DB = int(n)
 	return nil
@@ -260,8 +293,16 @@ func (p *parser) options(*url.URL) (err error) {
 	if p.c.Timeout, err = p.duration("timeout", DefaultTimeout); err != nil {
 		return err
 	}
-	p.c.DialTimeout, err = p.duration("dial_timeout", max(DefaultDialTimeout, p.c.Timeout))
-	return err
+	if p.c.DialTimeout, err = p.duration("dial_timeout", max(DefaultDialTimeout, p.c.Timeout)); err != nil {
+		return err
+	}
+	if v, there := p.q["protocol"]; there {
+		if v[0] != "2" && v[0] != "3" {
+			return invalid("parameter protocol is %s; accepted: 3, or 2 for a server or proxy that does not know HELLO", p.show(v[0]))
+		}
+		p.c.RESP2 = v[0] == "2"
+	}
+	return nil
 }
 
 func (p *parser) tls(*url.URL) error {
@@ -269,29 +310,52 @@ func (p *parser) tls(*url.URL) error {
 	if err != nil {
 		return err
 	}
-	ca, file := p.q["ca"]
 	if p.scheme == "rediss" || p.scheme == "valkeys" || on {
 		p.c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
-	switch {
-	case !file:
-		return nil
-	case p.c.TLS == nil && p.single():
-		return invalid("parameter ca needs TLS; accepted with %ss://", p.scheme)
-	case p.c.TLS == nil:
-		return invalid("parameter ca needs TLS; accepted with tls=true")
-	}
-	text, err := os.ReadFile(ca[0])
-	if err != nil {
-		if where := (*fs.PathError)(nil); errors.As(err, &where) {
-			err = where.Err
+	for _, name := range secured {
+		switch _, there := p.q[name]; {
+		case !there || p.c.TLS != nil:
+		case p.single():
+			return invalid("parameter %s needs TLS; accepted with %ss://", name, p.scheme)
+		default:
+			return invalid("parameter %s needs TLS; accepted with tls=true", name)
 		}
-		return invalid("parameter ca is %s: %v; accepted: a file of certificates in PEM form", p.show(ca[0]), err)
+	}
+	for _, read := range []func() error{p.authorities, p.serverName, p.certificate} {
+		if err := read(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *parser) authorities() error {
+	file, there := p.q["ca"]
+	if !there {
+		return nil
+	}
+	text, err := os.ReadFile(file[0])
+	if err != nil {
+		return invalid("parameter ca is %s: %v; accepted: a file of certificates in PEM form", p.show(file[0]), withoutPath(err))
 	}
 	p.c.TLS.RootCAs = x509.NewCertPool()
 	if !p.c.TLS.RootCAs.AppendCertsFromPEM(text) {
-		return invalid("parameter ca is %s, which holds no certificate; accepted: a file of certificates in PEM form", p.show(ca[0]))
+		return invalid("parameter ca is %s, which holds no certificate; accepted: a file of certificates in PEM form", p.show(file[0]))
 	}
+	return nil
+}
+
+func (p *parser) serverName() error {
+	name, there := p.q["server_name"]
+	if !there {
+		return nil
+	}
+	bad := name[0] == "" || strings.ContainsFunc(name[0], func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/?#@,;\"'[]`, r) })
+	if _, err := netip.ParseAddr(name[0]); bad || err != nil && strings.Contains(name[0], ":") {
+		return invalid("parameter server_name is %s; accepted: the host name or the IP address that the server's certificate holds, without a port", p.show(name[0]))
+	}
+	p.c.TLS.ServerName = name[0]
 	return nil
 }
 
@@ -331,6 +395,13 @@ func (p *parser) findSecrets(u *url.URL) {
 			if strings.Contains(strings.ToLower(name), word) {
 				p.secrets = append(p.secrets, values...)
 				break
+			}
+		}
+	}
+	for _, name := range []string{"cert", "key"} { // the text of a key in the place of its file
+		for _, v := range p.q[name] {
+			if strings.Contains(v, "-----BEGIN") || strings.ContainsFunc(v, unicode.IsControl) {
+				p.secrets = append(p.secrets, v)
 			}
 		}
 	}
