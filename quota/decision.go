@@ -60,7 +60,9 @@ type Decision struct {
 	ResetAfter time.Duration
 	// At is the store's time of the decision.
 	At Micros
-	_  [8]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
+	// receipt is set by a Limiter.
+	receipt receipt
+	_       [2]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
 }
 
 // String describes the decision in one line, such as
