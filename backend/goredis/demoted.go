@@ -3,54 +3,89 @@ package goredis
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
 // go-redis drops the connection over which a server answers READONLY. The others of the pool still lead to the server
-// that was demoted, and would carry peeks there. So a client made from a URL is replaced by a new one, and the idle
-// connections of a caller's client are dropped.
+// that was demoted, and would carry peeks there. So a client made from a URL is replaced by a new one, and of a caller's
+// client the idle connections to a replica are dropped. Neither needs a right.
 
-// rounds are how often the idle connections are dropped, with a pause between: some are in use the first time.
+// Connections are looked at in rounds, since some are in use, until clearRounds in a row found none to a replica.
 const (
-	rounds     = 3
-	roundPause = 50 * time.Millisecond
-	roundLimit = time.Second
+	clearRounds = 3
+	maxRounds   = 20
+	roundPause  = 50 * time.Millisecond
+	roundLimit  = time.Second
 )
 
 // leave leaves the connections that lead to a replica.
 func (a *adapter) leave() {
 	if a.renew != nil {
+		client := a.renew()
+		ctx, cancel := context.WithTimeout(context.Background(), a.longest)
+		defer cancel()
+		a.warm(ctx, client, *a.refused.Load()) // calls will tell an error
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if !a.closed {
-			old := a.single.Swap(a.renew())
-			a.retired.Go(func() { a.retire(old) })
+		if a.closed {
+			client.Close()
+			return
 		}
+		old := a.single.Swap(client)
+		a.retired.Go(func() { a.retire(old) })
 		return
 	}
-	for range rounds {
-		dropIdle(a.single.Load())
+	for round, clear := 0, 0; round < maxRounds && clear < clearRounds; round++ {
+		if clear++; dropReplicas(a.single.Load()) > 0 {
+			clear = 0
+		}
 		time.Sleep(roundPause)
 	}
 }
 
-// dropIdle drops the idle connections of a pool. It takes each like a caller, who could not use it meanwhile.
-func dropIdle(client *redis.Client) {
+// dropReplicas drops the idle connections of a pool that lead to a replica, and returns their number. It takes each like
+// a caller.
+func dropReplicas(client *redis.Client) int64 {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
 	var taken []*redis.Conn
+	var dropped atomic.Int64
 	var wg sync.WaitGroup
 	for range client.PoolStats().IdleConns {
-		conn := client.EphemeralConn()
+		conn := client.Conn()
 		taken = append(taken, conn)
-		wg.Go(func() { conn.Do(ctx, "HELLO") }) // needs no right
+		wg.Go(func() {
+			if ofPrimary(conn.Do(ctx, "HELLO")) {
+				return
+			}
+			conn.Do(ctx, "QUIT")
+			conn.Do(ctx, "HELLO") // finds the connection closed, and so the pool drops it
+			dropped.Add(1)
+		})
 	}
 	wg.Wait()
 	for _, conn := range taken {
 		conn.Close()
 	}
+	return dropped.Load()
+}
+
+// ofPrimary reports whether the server that answered HELLO is a primary.
+func ofPrimary(answer *redis.Cmd) bool {
+	switch fields := answer.Val().(type) {
+	case map[any]any:
+		return fields["role"] == "master"
+	case []any: // in the older protocol
+		for i := 0; i+1 < len(fields); i += 2 {
+			if fields[i] == "role" {
+				return fields[i+1] == "master"
+			}
+		}
+	}
+	return false
 }
 
 // retire closes a client once no call can be in flight.

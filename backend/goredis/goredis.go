@@ -120,7 +120,8 @@ func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 
 // Health asks the server, or each master of a cluster, for its INFO, and gives Options.Notice notice of
 // dangers to quotas: "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted
-// since the last call, "version" if a server is too old. It fails as a decision does.
+// since the last call, "version" if a server is too old. It fails as a decision does, and with quota.ErrMisconfigured
+// if a server computes something else than the scripts need.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
 
 // Node returns the address of the node of a cluster that would decide a charge, or "" where the store does not know
@@ -194,7 +195,8 @@ type adapter struct {
 	nodes     nodes                        // of a cluster
 
 	// repair leaves a demoted primary. On a cluster a replica answers MOVED instead.
-	repair engine.Repair
+	repair  engine.Repair
+	refused atomic.Pointer[string] // the key of the last call that a replica refused
 	// renew makes a client of a single server, and longest bounds its calls; nil unless the store has a URL.
 	renew   func() *redis.Client
 	longest time.Duration
@@ -243,6 +245,8 @@ func (a *adapter) alone(ctx context.Context, args []any) (*redis.Cmd, error) {
 	}
 	var answer redis.Error
 	if single != nil && errors.As(err, &answer) && engine.IsDemoted(answer) && single == a.single.Load() {
+		key := args[3].(string)
+		a.refused.Store(&key)
 		a.repair.Soon()
 	}
 	return nil, a.classify(ctx, err)

@@ -76,6 +76,11 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 	if node == nil {
 		return nil
 	}
+	return a.warm(ctx, node, key)
+}
+
+// warm makes connections to a node.
+func (a *adapter) warm(ctx context.Context, node *redis.Client, key string) error {
 	errs := make(chan error, warmConnections)
 	for range warmConnections {
 		go func() { errs <- a.connect(ctx, node, key) }()
@@ -115,6 +120,7 @@ const warmConnections = 4
 
 // connect sees to a connection to a node. Connections in the pool that broke meanwhile are used up first.
 func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) error {
+	most := int(node.PoolStats().IdleConns)
 	for used := 0; ; used++ {
 		cmd := redis.NewCmd(ctx, "get", key)
 		err := node.Process(ctx, once{cmd})
@@ -126,7 +132,7 @@ func (a *adapter) connect(ctx context.Context, node *redis.Client, key string) e
 			return engine.WarmError(answer)
 		}
 		err = a.classify(ctx, err)
-		if !engine.Broken(err) || used > node.Options().PoolSize || ctx.Err() != nil {
+		if !engine.Broken(err) || used > most || ctx.Err() != nil {
 			return err
 		}
 	}

@@ -61,18 +61,22 @@ func ofReplica(answer rueidis.RedisResult) (replica, known bool) {
 
 // renew makes a new client in the place of the one that leads to a replica.
 func (l *lazy) renew() {
+	old := l.made.Load()
 	client, err := l.connect()
 	if err != nil {
 		return // the old client's next refusal asks again
 	}
+	a := l.adapt(client)
+	ctx, cancel := context.WithTimeout(l.life, l.c.DialTimeout)
+	defer cancel()
+	a.Warm(ctx, "", *old.refused.Load()) // calls will tell an error
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		client.Close()
+		a.Close()
 		return
 	}
-	old := l.made.Load()
-	l.made.Store(l.adapt(client))
+	l.made.Store(a)
 	l.retired.Go(func() { l.retire(old) })
 }
 
@@ -92,7 +96,8 @@ func (l *lazy) retire(a *adapter) {
 func (l *lazy) adapt(client rueidis.Client) *adapter {
 	a := newAdapter(client)
 	a.owned = true
-	a.demoted = func(string) {
+	a.demoted = func(key string) {
+		a.refused.Store(&key)
 		if l.made.Load() == a {
 			l.repair.Soon()
 		}

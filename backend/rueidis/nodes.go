@@ -86,6 +86,9 @@ func (a *adapter) send(ctx context.Context, args []any, keys int) rueidis.RedisR
 	n := a.at(engine.SlotOf(args[3].(string)))
 	if n.client == nil {
 		a.nodes.topology.Soon()
+		if n.addr != "" {
+			return a.client.Do(ctx, a.toAnyNode(args, keys))
+		}
 		return a.client.Do(ctx, a.command(args, keys))
 	}
 	result := n.client.Do(ctx, a.command(args, keys))
@@ -105,6 +108,21 @@ func (a *adapter) send(ctx context.Context, args []any, keys int) rueidis.RedisR
 	// Nothing ran. The client follows the redirection.
 	a.nodes.topology.Soon()
 	return a.client.Do(ctx, a.command(args, keys))
+}
+
+// toAnyNode returns a script that the client sends to any node, for it has no keys that the client sees. A node redirects
+// it to the one that has them, which is new to the client: the client's own table still names the one before,
+// which may answer nothing, and only a redirection has the client learn it anew.
+func (a *adapter) toAnyNode(args []any, keys int) rueidis.Completed {
+	list := make([]string, 0, len(args))
+	for i, arg := range args[1:] {
+		if i == 1 {
+			list = append(list, strconv.Itoa(keys))
+			continue
+		}
+		list = append(list, arg.(string))
+	}
+	return a.client.B().Arbitrary(args[0].(string)).Args(list...).Build()
 }
 
 // askTopology asks all nodes at once for the slots, and takes the first good answer.
@@ -320,6 +338,9 @@ func connect(ctx context.Context, client rueidis.Client, key string) error {
 		err := client.Do(ctx, client.B().Arbitrary("GET").Keys(key).Build()).Error()
 		if err == nil || rueidis.IsRedisNil(err) {
 			return nil
+		}
+		if ofAnother(ctx, err) && repeats < warmRepeats {
+			continue
 		}
 		if err = ofWarming(err); err == nil || !engine.Broken(err) || repeats == warmRepeats {
 			return err

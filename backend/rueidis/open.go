@@ -26,10 +26,12 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := engine.New(c.Guard(newLazy(c)), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
+	l := newLazy(c)
+	s, err := engine.New(c.Guard(l), c.Cluster, engine.Options{Prefix: c.Prefix, Strict: c.Strict})
 	if err != nil {
 		return nil, err
 	}
+	c.Lost = s.Lost // nothing is dialled before the first call
 	return &Store{engine: s}, nil
 }
 

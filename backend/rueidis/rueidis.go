@@ -117,7 +117,8 @@ func (s *Store) Atomicity() driver.Atomicity { return s.engine.Atomicity() }
 
 // Health asks the server, or each master of a cluster, for its INFO, and gives Options.Notice notice of
 // dangers to quotas: "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted
-// since the last call, "version" if a server is too old. It fails as a decision does.
+// since the last call, "version" if a server is too old. It fails as a decision does, and with quota.ErrMisconfigured
+// if a server computes something else than the scripts need.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) { return s.engine.Health(ctx) }
 
 // Node returns the address of the node of a cluster that would decide a charge, or "" where the store does not know
@@ -165,7 +166,7 @@ type adapter struct {
 
 	// demoted is told the key of a call that a replica refused. On a cluster a replica answers MOVED instead.
 	demoted func(key string)
-	refused atomic.Pointer[string] // the key of the last such call of a caller's client
+	refused atomic.Pointer[string] // the key of the last such call
 	repair  engine.Repair          // of a caller's client
 }
 

@@ -102,6 +102,9 @@ func StartConfig(tb testing.TB, c Config) *Server {
 	if c.FakeTime {
 		_, err := fakeTimePreload()
 		require(tb, err, "faketime", "faketime")
+		if err := fakeTimeRuns(); err != nil {
+			tb.Skipf("NOT TESTED: %s needs a redis-server that runs under faketime: %v", tb.Name(), err)
+		}
 	}
 	return start(tb, func(dir string) (*Server, error) { return Launch(dir, c) })
 }
@@ -460,6 +463,26 @@ var fakeTimePreload = sync.OnceValues(func() (string, error) {
 	return string(bytes.TrimSpace(out)) + ":libc.so.6", nil
 })
 
+// fakeTimeRuns returns an error if the binary does not run under libfaketime: one that comes with a C library of its own
+// does not.
+var fakeTimeRuns = sync.OnceValue(func() error {
+	if os.Getenv(binaryVariable) == "" {
+		return nil
+	}
+	env, err := fakeTimeEnv(os.DevNull)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, Binary(), "--version")
+	cmd.Env = env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s --version: %w: %s", Binary(), err, bytes.TrimSpace(out))
+	}
+	return nil
+})
+
 // removeFakeTimeShm removes the files that libfaketime leaves in /dev/shm when its process is killed.
 func removeFakeTimeShm(pid int) {
 	for _, name := range []string{"faketime_shm_", "sem.faketime_sem_"} {
@@ -467,9 +490,12 @@ func removeFakeTimeShm(pid int) {
 	}
 }
 
+// binaryVariable names the redis-server that the package starts.
+const binaryVariable = "FLEETQUOTA_REDIS_SERVER"
+
 // Binary returns the name of the redis-server that the package starts.
 func Binary() string {
-	if name := os.Getenv("FLEETQUOTA_REDIS_SERVER"); name != "" {
+	if name := os.Getenv(binaryVariable); name != "" {
 		return name
 	}
 	return "redis-server"

@@ -69,6 +69,7 @@ var tests = []struct {
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
 	{"faults/Hasty", hasty},
+	{"faults/Idle", idle},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 
@@ -79,6 +80,7 @@ var tests = []struct {
 	{"refusals/Health", health},
 	{"refusals/Proxies", proxyReplies},
 	{"refusals/AnotherRule", anotherRule},
+	{"refusals/WrongLua", wrongLua},
 
 	{"failover/MasterKilled", masterKilled},
 	{"failover/Manual", manualFailover},
@@ -91,6 +93,9 @@ var tests = []struct {
 	{"outage/Masters", outageMasters},
 	{"outage/Stall", outageStall},
 	{"outage/FirstCall", outageFirstCall},
+	{"outage/NewMaster", outageNewMaster},
+
+	{"distance/Policies", distance},
 
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},

@@ -284,9 +284,12 @@ func demoted(t *testing.T, l library) {
 			if test.name == "Peeks" { // which meet no refusal by themselves
 				_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
 				is(t, "a charge over an old connection", err, quota.ErrUnavailable)
-				until(t, "peeks to go to the new primary", func() bool { return charged(t, s, limit, list...) == 0 })
+				until(t, "peeks to go to the new primary", func() bool {
+					d, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Op: quota.OpPeek})
+					return err == nil && d.Remaining == plenty
+				})
 			} else {
-				until(t, "calls to go to the new primary", func() bool { return calls(s, limit, list, 64).errors() == 0 })
+				until(t, "calls to go to the new primary", func() bool { return calls(s, limit, list, 400).errors() == 0 })
 			}
 			if took := time.Since(since); took > back {
 				t.Errorf("calls went to the new primary after %v, want %v at most", took, back)
@@ -294,12 +297,12 @@ func demoted(t *testing.T, l library) {
 			stop()
 			t.Log(y)
 			y.only(t, quota.ErrUnavailable, quota.ErrIndeterminate)
-			want := left(t, l.dial(t, single(fresh)), limit, list[0])
-			calls(peeker{s, t, want}, limit, list[:1], 400).only(t)
-			calls(s, limit, list, 400).only(t)
 			until(t, "the old connections to be closed", func() bool {
 				return !strings.Contains(do(t, old, "CLIENT", "LIST").(string), " user=app ")
 			})
+			want := left(t, l.dial(t, single(fresh)), limit, list[0])
+			calls(peeker{s, t, want}, limit, list[:1], 400).only(t)
+			calls(s, limit, list, 400).only(t)
 		})
 	}
 	t.Run("remains", func(t *testing.T) {

@@ -2,6 +2,7 @@ package clienttest
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"strconv"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 )
 
 // serve serves each connection to an address of its own, or to a given one, until the test ends.
@@ -52,12 +55,16 @@ func answering(t testing.TB, reply func(args []string) string) string {
 	})
 }
 
-// fakeRedis is a server that shakes hands and answers every script with the bytes that script makes of it.
+// fakeRedis is a server that shakes hands, computes as the scripts need it, and answers every other script with the
+// bytes that script makes of it.
 func fakeRedis(t testing.TB, script func(args []string) string) string {
 	t.Helper()
 	return answering(t, func(args []string) string {
 		switch strings.ToUpper(args[0]) {
 		case "EVALSHA", "EVAL":
+			if reply, is := engine.Probe(args); is {
+				return array(reply)
+			}
 			return script(args)
 		case "HELLO":
 			return "%3\r\n+server\r\n+redis\r\n+version\r\n+7.0.15\r\n+proto\r\n:3\r\n"
@@ -66,6 +73,20 @@ func fakeRedis(t testing.TB, script func(args []string) string) string {
 		}
 		return "+OK\r\n"
 	})
+}
+
+// array returns an array as a server writes it.
+func array(elements []any) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%d\r\n", len(elements))
+	for _, e := range elements {
+		if text, is := e.(string); is {
+			fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(text), text)
+		} else {
+			fmt.Fprintf(&b, ":%d\r\n", e)
+		}
+	}
+	return b.String()
 }
 
 func readCommand(r *bufio.Reader) ([]string, error) {
@@ -103,6 +124,38 @@ func silent(t testing.TB) (addr string, connections *atomic.Int64) {
 		connections.Add(1)
 		io.Copy(io.Discard, c)
 	}), connections
+}
+
+// between stands before a server. Where answer has a reply to a command, the server does not get the command; "" for
+// a reply closes the connection. answer may change the command.
+func between(t testing.TB, server string, answer func(args []string) (reply string, is bool)) string {
+	t.Helper()
+	return serve(t, "127.0.0.1:0", func(c net.Conn) {
+		up, err := net.Dial("tcp", server)
+		if err != nil {
+			return
+		}
+		defer up.Close()
+		go func() { io.Copy(c, up); c.Close() }()
+		r := bufio.NewReader(c)
+		for {
+			args, err := readCommand(r)
+			if err != nil {
+				return
+			}
+			if reply, is := answer(args); is {
+				if reply == "" {
+					return
+				}
+				io.WriteString(c, reply)
+				continue
+			}
+			fmt.Fprintf(up, "*%d\r\n", len(args))
+			for _, a := range args {
+				fmt.Fprintf(up, "$%d\r\n%s\r\n", len(a), a)
+			}
+		}
+	})
 }
 
 // forward serves an address by another one.

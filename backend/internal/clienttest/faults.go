@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -33,8 +34,8 @@ func atMostOnce(t *testing.T, l library) {
 		limit, list, n := counted(plenty), keys(16), sized(2000, 10_000)
 		calls(s, limit, list, len(list)) // connected, and the script known, before anything is lost
 		lost := p.proxies.Inject(drops(seed(t)))
-		before, had := runs(t, p.servers...), charged(t, l.dial(t, p.direct), limit, list...)
-		before += int64(len(list)) // the peeks
+		had := charged(t, l.dial(t, p.direct), limit, list...)
+		before := runs(t, p.servers...)
 		y := calls(s, limit, list, n)
 		p.proxies.Clear()
 		ran := runs(t, p.servers...) - before
@@ -345,6 +346,50 @@ func closing(t *testing.T, l library) {
 	})
 }
 
+// idle breaks connections while no call uses them. A store that reads its connections all the time makes them anew by
+// itself, so that the next call needs no time for a handshake.
+func idle(t *testing.T, l library) {
+	if l.pooled { // looks at a connection when a call takes it
+		return
+	}
+	t.Parallel()
+	limit, list := counted(plenty), keys(8)
+	t.Run("single", func(t *testing.T) {
+		t.Parallel()
+		proxy := redisserver.StartProxy(t, redisserver.Start(t).Addr())
+		s := l.open(t, "redis://"+proxy.Addr()+"?dial_timeout=10s")
+		const handshake = 800 * time.Millisecond
+		for range 2 {
+			calls(s, limit, list, 64).only(t)
+			slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: handshake})
+			proxy.Reset()
+			until(t, "the store to connect anew", func() bool { return slow.Fired() > 0 })
+			time.Sleep(2 * handshake)
+			for range 64 {
+				ctx, cancel := context.WithTimeout(bg, handshake/2)
+				if _, err := s.Take(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
+					t.Errorf("a caller with less time than a handshake takes: got error %v, want none", err)
+				}
+				cancel()
+			}
+			proxy.Clear()
+		}
+	})
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redisserver.StartCluster(t)
+		s := l.open(t, clusterURL(c, ""))
+		calls(s, limit, list, 64).only(t)
+		n, err := c.MasterFor(stateOf(list[0]))
+		ok(t, err)
+		do(t, n.Server, "CLIENT", "KILL", "TYPE", "normal")
+		until(t, "the store to connect anew", func() bool {
+			return strings.Contains(do(t, n.Server, "CLIENT", "LIST", "TYPE", "normal").(string), " cmd=get ")
+		})
+		calls(s, limit, list, 64).only(t)
+	})
+}
+
 // hasty has connections break while nobody looks, and then one caller without patience begin to connect, slowly. The
 // callers who come meanwhile must not get that caller's end.
 func hasty(t *testing.T, l library) {
@@ -364,6 +409,7 @@ func hasty(t *testing.T, l library) {
 			for range 4 {
 				calls(s, limit, list, 64).only(t)
 				slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: 100 * time.Millisecond})
+				time.Sleep(200 * time.Millisecond) // no handshake of the last round is under way
 				proxy.Reset()
 				time.Sleep(10 * time.Millisecond) // the client notices
 				var wg sync.WaitGroup

@@ -179,6 +179,17 @@ func do(t testing.TB, s *redisserver.Server, args ...string) any {
 	return v
 }
 
+// versionOf returns a server's own version, not the version of Redis that it claims to match.
+func versionOf(t testing.TB, s *redisserver.Server) string {
+	t.Helper()
+	info, err := s.Info("server")
+	ok(t, err)
+	if v := info["valkey_version"]; v != "" {
+		return v
+	}
+	return info["redis_version"]
+}
+
 // runs returns how many of the engine's scripts the servers ran since they started: each asks for the time
 // once.
 func runs(t testing.TB, servers ...*redisserver.Server) (n int64) {

@@ -1,11 +1,7 @@
 package clienttest
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -83,31 +79,8 @@ func urlClientCertificate(t *testing.T, l library) {
 // the connection if the reply is empty, as twemproxy does.
 func withoutHello(t *testing.T, server *redisserver.Server, reply string, refuses func(args []string) bool) string {
 	t.Helper()
-	return serve(t, "127.0.0.1:0", func(c net.Conn) {
-		up, err := net.Dial("tcp", server.Addr())
-		if err != nil {
-			return
-		}
-		defer up.Close()
-		go func() { io.Copy(c, up); c.Close() }()
-		r := bufio.NewReader(c)
-		for {
-			args, err := readCommand(r)
-			if err != nil {
-				return
-			}
-			if strings.EqualFold(args[0], "hello") && refuses(args) {
-				if reply == "" {
-					return
-				}
-				io.WriteString(c, reply)
-				continue
-			}
-			fmt.Fprintf(up, "*%d\r\n", len(args))
-			for _, a := range args {
-				fmt.Fprintf(up, "$%d\r\n%s\r\n", len(a), a)
-			}
-		}
+	return between(t, server.Addr(), func(args []string) (string, bool) {
+		return reply, strings.EqualFold(args[0], "hello") && refuses(args)
 	})
 }
 
@@ -188,7 +161,7 @@ func cures(t *testing.T, l library) {
 		{"TLS to a plain port", "rediss://" + plain.Addr() + "?dial_timeout=1s", quota.ErrUnavailable, "does not speak TLS, accepted for it: a URL without TLS"},
 		{"no TLS to a port with TLS", "redis://" + secure.Addr(), quota.ErrUnavailable, "accepted for it: rediss://, or the parameter tls=true"},
 		{"a right that a script lacks", "redis://app:p@" + plain.Addr(), quota.ErrMisconfigured, "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del"},
-		{"no right to scripts", "redis://weak:p@" + plain.Addr(), quota.ErrMisconfigured, "the user lacks +evalsha; accepted: a user with the rights ~quota:* +evalsha"},
+		{"no right to scripts", "redis://weak:p@" + plain.Addr(), quota.ErrMisconfigured, "the user lacks +eval; accepted: a user with the rights ~quota:* +evalsha"},
 		{"keys of another prefix", "redis://app:p@" + plain.Addr() + "?prefix=other:", quota.ErrMisconfigured, "the user lacks ~PREFIX*"},
 		{"another authority", "rediss://" + secure.Addr(), quota.ErrMisconfigured, "parameter ca"},
 		{"a database that is not there", "redis://" + plain.Addr() + "/99", quota.ErrMisconfigured, "accepted: the number of a database that the server has"},

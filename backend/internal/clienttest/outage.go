@@ -394,6 +394,57 @@ func outageFirstCall(t *testing.T, l library) {
 	}
 }
 
+// outageNewMaster has a master hang whose replica the client has not seen, for a replica without data is in no answer to
+// CLUSTER SLOTS. The client's own table names the old master until its connections break, seconds later.
+func outageNewMaster(t *testing.T, l library) {
+	t.Parallel()
+	const most = 800 * time.Millisecond
+	clusters := sized(2, 8)
+	waits := make(chan time.Duration, clusters)
+	t.Run("cluster", func(t *testing.T) { // returns when all have ended
+		for range clusters {
+			t.Run("", func(t *testing.T) {
+				t.Parallel()
+				c := redisserver.StartCluster(t)
+				s := standard(resilience.FailWithError())(t, l, clusterURL(c, ""), nil)
+				peek := quota.Charge{Limit: counted(plenty), Key: "team-0", Op: quota.OpPeek}
+				decides := func() bool { _, err := s.Take(bg, peek); return err == nil }
+				until(t, "the first decision", decides)
+				victim, err := c.MasterFor(stateOf("team-0"))
+				ok(t, err)
+				stop := make(chan struct{})
+				var wg sync.WaitGroup
+				for range 4 {
+					wg.Go(func() {
+						for {
+							select {
+							case <-stop:
+								return
+							case <-time.After(pauseOfLoad):
+								decides()
+							}
+						}
+					})
+				}
+				defer wg.Wait()
+				defer close(stop)
+				ok(t, victim.Pause())
+				ok(t, c.WaitOK())
+				waits <- until(t, "the store to find the new master", decides)
+			})
+		}
+	})
+	close(waits)
+	var all time.Duration
+	for wait := range waits {
+		all += wait
+	}
+	t.Logf("the new master was found %v after the cluster was whole, on average", (all / time.Duration(clusters)).Round(time.Millisecond))
+	if all > most*time.Duration(clusters) {
+		t.Errorf("time until the new masters were found: got %v for %d, want at most %v each", all, clusters, most)
+	}
+}
+
 // fromStore is a store whose decisions in the store's place are errors.
 type fromStore struct{ quota.Store }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -228,8 +229,7 @@ func memoryFull(t *testing.T, l library) {
 func health(t *testing.T, l library) {
 	t.Parallel()
 	server := redisserver.Start(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
-	version, err := server.Info("server")
-	ok(t, err)
+	version := versionOf(t, server)
 	var told []string
 	to := single(server)
 	to.options.Notice = func(n quota.Notice) { told = append(told, n.Name) }
@@ -239,8 +239,8 @@ func health(t *testing.T, l library) {
 		told = nil
 		h, err := s.Health(bg)
 		ok(t, err)
-		if h.Eviction != policy || h.Evicted > 0 != evicted || h.Version != version["redis_version"] || !slices.Equal(told, notices) {
-			t.Errorf("Health: got %+v and notices %q; want policy %q, evictions=%v, version %s and notices %q", h, told, policy, evicted, version["redis_version"], notices)
+		if h.Eviction != policy || h.Evicted > 0 != evicted || h.Version != version || !slices.Equal(told, notices) {
+			t.Errorf("Health: got %+v and notices %q; want policy %q, evictions=%v, version %s and notices %q", h, told, policy, evicted, version, notices)
 		}
 	}
 	ask("", false)
@@ -350,5 +350,56 @@ func anotherRule(t *testing.T, l library) {
 	}
 	if n := charged(t, s, before, "k"); n != 1 {
 		t.Errorf("the key of the rule before: got %d charged, want 1", n)
+	}
+}
+
+// wrongLua: a server whose struct packs numbers of 7 bytes wrongly, as Garnet's does, runs the scripts and corrupts
+// each state in silence. It is told by its first call, before it writes, and by Health.
+func wrongLua(t *testing.T, l library) {
+	t.Parallel()
+	server := redisserver.Start(t)
+	// pack writes 4 bytes in front of the 7.
+	const library = `{unpack = struct.unpack, pack = function(_, ...)
+		local bytes = ''
+		for _, n in ipairs({...}) do bytes = bytes .. struct.pack('>I4', n % 4294967296) .. '\0\0\0' end
+		return bytes
+	end}`
+	addr := between(t, server.Addr(), func(args []string) (string, bool) {
+		switch strings.ToUpper(args[0]) {
+		case "EVALSHA":
+			return "-NOSCRIPT No matching script.\r\n", true
+		case "EVAL":
+			args[1] = strings.Replace(args[1], "rawget(_G, 'struct')", library, 1)
+		}
+		return "", false
+	})
+	s := l.open(t, "redis://"+addr+"?"+unhurried)
+	for range 2 {
+		_, err := one(s, "k")
+		tellsOfLua(t, "a charge", err)
+	}
+	_, err := s.(driver.HealthReporter).Health(bg)
+	tellsOfLua(t, "Health", err)
+	if n := do(t, server, "DBSIZE").(int64); n != 0 {
+		t.Errorf("keys: got %d, want none", n)
+	}
+	own := l.dial(t, target{addrs: []string{addr}})
+	_, err = own.Take(bg, quota.Charge{Limit: ten, Key: "own", Cost: 1})
+	tellsOfLua(t, "a client of the caller's", err)
+}
+
+func tellsOfLua(t *testing.T, call string, err error) {
+	t.Helper()
+	if class(err) != quota.ErrMisconfigured || quota.Charged(err) != quota.NotCharged {
+		t.Errorf("%s: got error %v, want ErrMisconfigured, not charged", call, err)
+		return
+	}
+	for _, part := range []string{"struct.pack", "accepted: "} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%s: got error %v, want one that says %q", call, err, part)
+		}
+	}
+	if !slices.ContainsFunc([]string{"the server, redis ", "the server, valkey "}, func(s string) bool { return strings.Contains(err.Error(), s) }) {
+		t.Errorf("%s: got error %v, want one that names the server and its version", call, err)
 	}
 }

@@ -3,6 +3,7 @@ package clienttest
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ var (
 	rights        = []string{"~quota:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del"}
 	rueidisRights = []string{"+ping"}
 	clusterRights = []string{"+cluster|slots"}
+	shardsRight   = "+cluster|shards" // for rueidis from version 8 of a server on
 )
 
 const (
@@ -35,6 +37,17 @@ func rightsOf(client string, cluster bool) []string {
 	}
 	if cluster {
 		list = append(list, clusterRights...)
+	}
+	return list
+}
+
+// rightsOn are the rights on these servers.
+func rightsOn(t *testing.T, client string, cluster bool, user app) []string {
+	t.Helper()
+	list := rightsOf(client, cluster)
+	first, _, _ := strings.Cut(versionOf(t, user[0]), ".")
+	if major, err := strconv.Atoi(first); err == nil && major >= 8 && client == "rueidis" && cluster {
+		list = append(list, shardsRight)
 	}
 	return list
 }
@@ -104,7 +117,7 @@ func rightsNeeded(t *testing.T, l library) {
 }
 
 func needed(t *testing.T, l library, user app, cluster bool, url string, own target) {
-	list := rightsOf(l.name, cluster)
+	list := rightsOn(t, l.name, cluster, user)
 	user.may(t, list...)
 	s := l.open(t, url)
 	ok(t, use(s, "first"))
@@ -161,7 +174,7 @@ func rightToAsk(t *testing.T, l library) {
 	t.Parallel()
 	c := redisserver.StartCluster(t)
 	user := app(servers(c))
-	list := append(rightsOf(l.name, true), healthRight)
+	list := append(rightsOn(t, l.name, true, user), healthRight)
 	user.may(t, append(slices.Clone(list), movingRight)...)
 	to := clustered(c)
 	to.user, to.password = "app", secret

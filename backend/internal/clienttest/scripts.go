@@ -75,6 +75,7 @@ func noScript(t *testing.T, l library) {
 	store := open(engine.Options{})
 	a, b := yearly("a", 1000), limitOf("b", quota.Must(newRule(bucket, 1000, 1, time.Hour)))
 	unscripted := limitOf("c", hidden{quota.Must(newRule(first, 1000, 1, year))})
+	left(t, store, unscripted, "ready") // the store asks the server for its functions
 	id := 0
 	calls := map[string]func(){
 		"single": func() { take(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}) },

@@ -15,7 +15,8 @@
 //     all other waiting charges as soon as a call ends.
 //     Before it enters, its node must be ready (ready.go): connected, authenticated, and its slots known. That is one
 //     attempt that all charges to the node share, under a time of its own. A charge whose context ends meanwhile is
-//     not sent, and is no failure of the store; the attempt goes on.
+//     not sent, and is no failure of the store; the attempt goes on. Once in the store's life the attempt also asks
+//     the node whether it computes as the scripts need it (probe.go).
 //  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua.
 //  5. The call is sent once: by the script's SHA if the node is known to have the script, else with its text. Only
 //     if the node has forgotten the script, in which case nothing ran, is it sent again. A connection that breaks

@@ -242,6 +242,9 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	if err != nil {
 		return nil, err
 	}
+	if err := s.probed(ctx, r, c, key); err != nil {
+		return nil, err
+	}
 	known := c.knows(sc)
 	if !known {
 		args[0], args[1] = eval, sc.text

@@ -54,6 +54,16 @@ func newStore(t testing.TB, cluster bool, f fake) *Store {
 	return s
 }
 
+// probeReply is the right answer to the question for the server's functions, or nil if the command is another.
+func probeReply(args []any) elements {
+	var words []string
+	for _, a := range args {
+		words = append(words, a.(string))
+	}
+	reply, _ := Probe(words)
+	return reply
+}
+
 // sender is a Client over a go-redis client. It adds the scripts that ran to calls.
 func sender(client *redis.Client, calls *int) fake {
 	return func(args []any, keys int) (Reply, error) {

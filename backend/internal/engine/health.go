@@ -15,7 +15,8 @@ const minMajor = 5
 
 // Health asks the server, or each master of a cluster, for its INFO, and gives notice of dangers to quotas:
 // "eviction" if the policy of eviction is not noeviction, "evicted" if keys were evicted since the last call,
-// "version" if a server is too old. It fails as a decision does.
+// "version" if a server is too old. It fails as a decision does, and with ErrMisconfigured if a server does not
+// compute as the scripts need it.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return driver.Health{}, err
@@ -27,6 +28,9 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	}
 	infos, err := s.client.Info(ctx)
 	if err != nil {
+		return driver.Health{}, err
+	}
+	if err := s.probeNodes(ctx); err != nil {
 		return driver.Health{}, err
 	}
 	var h driver.Health

@@ -12,9 +12,9 @@ import (
 // informed is a Client of servers with these INFO texts.
 type informed []string
 
-func (informed) Do(context.Context, []any, int) (Reply, error) { return nil, nil }
-func (i informed) Info(context.Context) ([]string, error)      { return i, nil }
-func (informed) Close() error                                  { return nil }
+func (informed) Do(_ context.Context, args []any, _ int) (Reply, error) { return probeReply(args), nil }
+func (i informed) Info(context.Context) ([]string, error)               { return i, nil }
+func (informed) Close() error                                           { return nil }
 
 func TestHealthNamesTheServer(t *testing.T) {
 	for _, test := range []struct {

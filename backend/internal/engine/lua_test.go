@@ -17,7 +17,7 @@ import (
 // "a, b = 0, a" b becomes 0. An assignment of several values must not read a variable that it has just assigned.
 func TestAssignments(t *testing.T) {
 	s := newScripts(false)
-	texts := map[string]string{"load": s.load.text.(string), "swap": s.swap.text.(string)}
+	texts := map[string]string{"load": s.load.text.(string), "swap": s.swap.text.(string), "probe": probeScript()}
 	for name, rule := range rules() {
 		kernel := rule.(driver.Scripted).Lua()
 		single, err := s.one(rule.Spec().Rule, kernel)

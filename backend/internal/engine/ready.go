@@ -47,9 +47,13 @@ type readiness struct {
 	node string
 	// connected is nil while the node is not ready.
 	connected atomic.Pointer[connections]
+	// probed says that the node computes as the scripts need it, see probe.go. It stays for the life of the store, and
+	// Health asks again: a node whose software is replaced by another is rare.
+	probed atomic.Bool
 
 	// mu guards the fields below. It is not held while an attempt is made.
 	mu      sync.Mutex
+	key     string        // that the latest attempt asked for
 	current *attempt      // nil if there is none
 	err     error         // of the latest attempt
 	pause   time.Duration // after that attempt, if it failed
@@ -208,7 +212,7 @@ func (s *Store) attempt(r *readiness, key string) {
 	}
 	a := &attempt{began: time.Now(), done: make(chan struct{})}
 	if s.attempts.run(func() { s.makeReady(r, a, key) }) {
-		r.current = a
+		r.current, r.key = a, key
 	}
 }
 
@@ -216,7 +220,7 @@ func (s *Store) attempt(r *readiness, key string) {
 func (s *Store) makeReady(r *readiness, a *attempt, key string) {
 	ctx, cancel := context.WithTimeout(s.life, attemptTimeout)
 	defer cancel()
-	err := s.prepare(ctx, r.node, key)
+	err := s.prepare(ctx, r, key)
 	if err != nil {
 		err = s.ofAttempt(err)
 	}
@@ -272,8 +276,19 @@ func (s *Store) measure(ctx context.Context, node, key string) {
 
 // prepare takes the steps by which a node becomes ready. Scripts of theirs go by invoke, which does not wait for the node
 // to be ready.
-func (s *Store) prepare(ctx context.Context, node, key string) error {
-	return s.warmer.Warm(ctx, node, key)
+func (s *Store) prepare(ctx context.Context, r *readiness, key string) error {
+	if err := s.warmer.Warm(ctx, r.node, key); err != nil {
+		return err
+	}
+	if r.probed.Load() || s.placer != nil && r.node == "" { // of a cluster, where the node becomes ready by its name
+		return nil
+	}
+	err := s.probe(ctx, key)
+	if _, lost := errors.AsType[*connectionError](err); lost || isWrongServer(err) {
+		return err
+	}
+	r.probed.Store(err == nil)
+	return nil
 }
 
 // ofAttempt returns the error of an attempt: no charge was sent.
@@ -300,6 +315,23 @@ func (s *Store) failed(r *readiness, c *connections, key string, err error) {
 		return // the error is of earlier connections
 	}
 	s.attempt(r, key)
+}
+
+// Lost notes that a connection to a node ended, also while no call was on it: the node is not ready, and becomes so
+// again before a call finds out. addr is the node's address, which only a cluster's have as their names.
+func (s *Store) Lost(addr string) {
+	r := &s.unnamed
+	if s.placer != nil {
+		if r = (*s.named.Load())[addr]; r == nil {
+			return
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.key == "" || r.connected.Swap(nil) == nil {
+		return // it was not ready
+	}
+	s.attempt(r, r.key)
 }
 
 // connectionError is the error of a call that got no reply.

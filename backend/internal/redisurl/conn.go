@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -27,7 +28,7 @@ func (c *Config) Dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn
 	if err != nil {
 		return nil, DialError(addr, err)
 	}
-	n := &conn{Conn: raw, addr: addr, network: c.network(), secured: c.TLS != nil, resp2: c.RESP2}
+	n := &conn{Conn: raw, addr: addr, network: c.network(), secured: c.TLS != nil, resp2: c.RESP2, lost: c.Lost}
 	for _, s := range [...]string{c.Username, c.Password, c.SentinelUsername, c.SentinelPassword} {
 		if s != "" {
 			n.secrets = append(n.secrets, oneLine(s))
@@ -93,6 +94,7 @@ func (t target) String() string { return string(t) }
 type conn struct {
 	net.Conn
 	addr    string
+	lost    func(addr string)
 	network string
 	secured bool
 	secrets [][]byte
@@ -161,7 +163,8 @@ func name(p []byte) string {
 
 func (n *conn) Read(p []byte) (int, error) {
 	if n.open.Load() {
-		return n.Conn.Read(p)
+		got, err := n.Conn.Read(p)
+		return got, n.ended(err)
 	}
 	for {
 		if m := n.hello.take(p); m > 0 {
@@ -169,7 +172,7 @@ func (n *conn) Read(p []byte) (int, error) {
 		}
 		got, err := n.Conn.Read(p)
 		if n.open.Load() { // a read that began in the handshake may end after it
-			return got, err
+			return got, n.ended(err)
 		}
 		// Read the whole error reply, so that no quote is cut by the end of a read.
 		for err == nil && got < len(p) && partial(p[:got]) {
@@ -190,6 +193,14 @@ func (n *conn) Read(p []byte) (int, error) {
 			return left, n.failed(err)
 		}
 	}
+}
+
+// ended tells of the end of the connection, unless the client made it, and returns the error.
+func (n *conn) ended(err error) error {
+	if err != nil && n.lost != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		n.lost(n.addr)
+	}
+	return err
 }
 
 const secureCure = "accepted for it: rediss://, or the parameter tls=true"

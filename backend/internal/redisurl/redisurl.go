@@ -75,6 +75,10 @@ type Config struct {
 	// DialTimeout bounds an attempt at connecting, with its handshakes: 1 ms to 1 minute, at least Timeout by
 	// default.
 	DialTimeout time.Duration
+
+	// Lost is told the address of a connection that the other side ended after the client's handshake, if the client
+	// reads it all the time. Parse leaves it nil, for none.
+	Lost func(addr string)
 }
 
 // LongestCall bounds the time that a client needs for a call: to wait for a connection, to make one, and to write and
