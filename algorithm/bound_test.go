@@ -54,25 +54,34 @@ func admits(t *testing.T, k kind, property func(t *testing.T, r rule, grants []a
 // least value before by more than capacity + rate·tick.
 func TestTokenBucketBound(t *testing.T) {
 	admits(t, bucket, func(t *testing.T, r rule, grants []admitted) {
-		rate := big.NewRat(r.refill, r.period)
-		bound := new(big.Rat).Mul(rate, new(big.Rat).SetInt64(r.tick))
-		bound.Add(bound, new(big.Rat).SetInt64(r.limit))
-		sum := new(big.Rat)
-		var least *big.Rat
-		for i, g := range grants {
-			refilled := new(big.Rat).SetInt64(g.at)
-			refilled.Mul(refilled, rate)
-			before := new(big.Rat).Sub(sum, refilled)
-			if least == nil || before.Cmp(least) < 0 {
-				least = before
-			}
-			sum.Add(sum, new(big.Rat).SetInt64(g.n))
-			over := new(big.Rat).Sub(sum, refilled)
-			if over.Sub(over, least).Cmp(bound) > 0 {
-				t.Fatalf("admitted with grant %d, of %d at %d: got %v beyond refill, want %v at most", i, g.n, g.at, over, bound)
-			}
+		if over := beyondRefill(r, grants); over != nil {
+			t.Fatalf("admitted beyond refill: got %v, want %d and the tokens of a tick at most", over, r.limit)
 		}
 	})
+}
+
+// beyondRefill returns by how much admitted tokens, less those that came back, exceed refill over some interval, if that is
+// more than the capacity and the tokens of one tick.
+func beyondRefill(r rule, grants []admitted) *big.Rat {
+	rate := big.NewRat(r.refill, r.period)
+	bound := new(big.Rat).Mul(rate, new(big.Rat).SetInt64(r.tick))
+	bound.Add(bound, new(big.Rat).SetInt64(r.limit))
+	sum := new(big.Rat)
+	var least *big.Rat
+	for _, g := range grants {
+		refilled := new(big.Rat).SetInt64(g.at)
+		refilled.Mul(refilled, rate)
+		before := new(big.Rat).Sub(sum, refilled)
+		if least == nil || before.Cmp(least) < 0 {
+			least = before
+		}
+		sum.Add(sum, new(big.Rat).SetInt64(g.n))
+		over := new(big.Rat).Sub(sum, refilled)
+		if over.Sub(over, least).Cmp(bound) > 0 {
+			return over
+		}
+	}
+	return nil
 }
 
 // heaviest returns the most that was admitted in any half-open interval of a length, and its begin.
@@ -119,7 +128,8 @@ func TestSlidingWindowLogBound(t *testing.T) {
 	})
 }
 
-// The bound of a window that begins a fraction x into an aligned one is limit·(1 + x).
+// The bound of a window that begins a fraction x into an aligned one is limit·(1 + x) + 1, and at most 2·limit, from a
+// fresh key on. x counts up to the next whole tick.
 func TestSlidingWindowBound(t *testing.T) {
 	admits(t, sliding, func(t *testing.T, r rule, grants []admitted) {
 		sum, i := new(big.Int), 0
@@ -128,8 +138,9 @@ func TestSlidingWindowBound(t *testing.T) {
 			for ; grants[i].at <= g.at-r.period; i++ {
 				sum.Sub(sum, integer(grants[i].n))
 			}
-			into := grants[i].at % r.period
+			into := up(grants[i].at%r.period, r.tick)
 			bound := new(big.Int).Mul(integer(r.limit), integer(r.period+into))
+			bound = least(bound.Add(bound, integer(r.period)), new(big.Int).Mul(integer(2*r.limit), integer(r.period)))
 			if new(big.Int).Mul(sum, integer(r.period)).Cmp(bound) > 0 {
 				t.Fatalf("admitted from %d to %d: got %v, want %v/%d at most", grants[i].at, g.at, sum, bound, r.period)
 			}

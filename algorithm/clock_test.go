@@ -124,7 +124,7 @@ func TestClockBackRebases(t *testing.T) {
 		bucket:     {second + second/10, second / 10},
 		fixed:      {second + 60*second, 1 + second},
 		first:      {second + 60*second, 60 * second},
-		sliding:    {second + 66*second, 1 + second + 6*second},
+		sliding:    {second + 60*second, 1 + second},
 		slidingLog: {second + 60*second, 60 * second},
 	}
 	forEach(t, func(t *testing.T, k kind) {

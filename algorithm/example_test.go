@@ -64,9 +64,9 @@ func ExampleSlidingWindow() {
 	// Output:
 	// 12:00:00 allowed: true remaining: 5 retry after: 0s
 	// 12:00:25 allowed: true remaining: 0 retry after: 0s
-	// 12:00:50 allowed: false remaining: 0 retry after: 40s
-	// 12:01:15 allowed: false remaining: 2 retry after: 15s
-	// 12:01:40 allowed: true remaining: 1 retry after: 0s
+	// 12:00:50 allowed: false remaining: 0 retry after: 34s
+	// 12:01:15 allowed: false remaining: 3 retry after: 9s
+	// 12:01:40 allowed: true remaining: 2 retry after: 0s
 }
 
 // A charge counts for a minute exactly, and then not at all.

@@ -11,6 +11,7 @@ type bucketOracle struct {
 	consumed *big.Rat // nil where nothing was
 	unit     *big.Int // the credits in a token when it was stored
 	at       int64
+	since    int64 // the charge since which the bucket has not been full
 }
 
 func down(t, tick int64) int64 { return t - ((t%tick)+tick)%tick }
@@ -55,6 +56,7 @@ func (o *bucketOracle) rebase(r rule, now int64) bool {
 		return false
 	}
 	o.consumed, o.unit, o.at = o.converted(r), perTick(r).Denom(), down(now, r.tick)
+	o.since = min(o.since, o.at)
 	return true
 }
 
@@ -80,11 +82,15 @@ func (o *bucketOracle) used(r rule, now int64) *big.Int {
 	return roundUp(consumed)
 }
 
-func (o *bucketOracle) set(r rule, was, is *big.Rat, at int64) bool {
+func (o *bucketOracle) set(r rule, was, is *big.Rat, at, now int64) bool {
 	if was.Cmp(is) == 0 {
 		return false
 	}
-	*o = bucketOracle{consumed: is, unit: perTick(r).Denom(), at: at}
+	since := min(o.since, now)
+	if was.Sign() == 0 {
+		since = now
+	}
+	*o = bucketOracle{consumed: is, unit: perTick(r).Denom(), at: at, since: since}
 	if is.Sign() == 0 {
 		*o = bucketOracle{}
 	}
@@ -94,22 +100,20 @@ func (o *bucketOracle) set(r rule, was, is *big.Rat, at int64) bool {
 func (o *bucketOracle) charge(r rule, n, now int64) bool {
 	was, at := o.level(r, now)
 	is := new(big.Rat).SetInt64(n)
-	return o.set(r, was, lesser(is.Add(is, was), floorOf(r)), at)
+	return o.set(r, was, lesser(is.Add(is, was), floorOf(r)), at, now)
 }
 
-// refund does nothing once refill alone would have filled an empty bucket.
+// refund does nothing once the bucket has been full since the charge.
 func (o *bucketOracle) refund(r rule, n, paid, now int64) bool {
 	was, at := o.level(r, now)
-	ticks := new(big.Rat).Quo(new(big.Rat).SetInt64(r.limit), perTick(r))
-	full := new(big.Int).Mul(roundUp(ticks), integer(r.tick))
-	if age := new(big.Int).Sub(integer(now), integer(paid)); age.Cmp(full) >= 0 {
+	if paid < o.since {
 		return false
 	}
 	is := new(big.Rat).Sub(was, new(big.Rat).SetInt64(n))
 	if is.Sign() < 0 {
 		is.SetInt64(0)
 	}
-	return o.set(r, was, is, at)
+	return o.set(r, was, is, at, now)
 }
 
 func (o *bucketOracle) reset() bool {
@@ -126,5 +130,5 @@ func (o *bucketOracle) state(r rule) quota.State {
 	if !credits.IsInt() {
 		panic("a state that no integer holds")
 	}
-	return quota.State{Unit: o.unit.Int64(), A: credits.Num().Int64(), B: o.at}
+	return quota.State{Unit: o.unit.Int64(), A: credits.Num().Int64(), B: o.at, C: o.since}
 }

@@ -123,8 +123,8 @@ func (o *fixedOracle) state(r rule) quota.State {
 	return quota.State{Unit: o.window, A: o.start, B: o.charges.between(o.start, o.start+1).Int64()}
 }
 
-// slidingOracle keeps the charges of the present window and the one before, and weighs the latter by the
-// fraction that a sliding window still covers.
+// slidingOracle keeps the charges of the present window and the one before. Of the latter it counts the largest whole
+// number below their sum times the fraction that a sliding window still covers.
 type slidingOracle struct {
 	charges history
 	window  int64 // 0 where there is none
@@ -156,11 +156,23 @@ func (o *slidingOracle) counts(r rule, now int64) (start int64, cur, prev *big.I
 
 func (o *slidingOracle) used(r rule, now int64) *big.Int {
 	start, cur, prev := o.counts(r, now)
-	share := big.NewRat(1, 1)
-	if o.window == r.period && now > start {
-		share.Sub(share, big.NewRat(down(now-start, r.tick), o.window))
+	return cur.Add(cur, o.covered(r, start, prev, now))
+}
+
+// covered returns the tokens of the window before start that count.
+func (o *slidingOracle) covered(r rule, start int64, prev *big.Int, now int64) *big.Int {
+	if o.window != r.period {
+		return prev
 	}
-	return roundUp(share.Mul(share, new(big.Rat).SetInt(prev))).Add(cur, roundUp(share))
+	share := big.NewRat(1, 1)
+	if now > start {
+		share.Sub(share, big.NewRat(up(now-start, r.tick), o.window))
+	}
+	below := roundUp(share.Mul(share, new(big.Rat).SetInt(prev))) // the first whole number that is not below
+	if below.Sign() > 0 {
+		below.Sub(below, integer(1))
+	}
+	return below
 }
 
 func (o *slidingOracle) keep(window, start int64, cur, prev *big.Int) bool {
@@ -178,6 +190,9 @@ func (o *slidingOracle) charge(r rule, n, now int64) bool {
 	if more.Sign() <= 0 {
 		return false
 	}
+	if o.covered(r, start, prev, now).Sign() == 0 {
+		prev = integer(0)
+	}
 	if o.window != r.period && o.window != 0 {
 		start, cur, prev = down(max(now, start), r.period), used, integer(0)
 	}
@@ -193,11 +208,17 @@ func (o *slidingOracle) refund(r rule, n, paid, now int64) bool {
 	case paid < start-o.window:
 		return false
 	}
+	if o.covered(r, start, prev, now).Sign() == 0 {
+		prev.SetInt64(0)
+	}
 	back := least(integer(n), from)
 	if back.Sign() == 0 {
 		return false
 	}
 	from.Sub(from, back)
+	if o.covered(r, start, prev, now).Sign() == 0 {
+		prev.SetInt64(0)
+	}
 	return o.keep(o.window, start, cur, prev)
 }
 

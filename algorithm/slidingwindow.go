@@ -6,11 +6,19 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// slidingWindow estimates the count of the last window's length as the current aligned window's count and a
-// share of the previous window's count: the part of that window which a sliding window would still cover,
-// rounded up. It admits at most limit·(1 + x) in any window that begins a fraction x into an aligned one, so
-// less than twice the limit, and limit where demand is even. (The estimate is Cloudflare's: J. Desgats, "How
-// we built rate limiting capable of scaling to millions of domains", 2017.)
+// slidingWindow counts the current aligned window, and estimates how much of the window before a sliding window
+// still covers: less than count × covered part, by up to one token. (The estimate by the covered part is
+// Cloudflare's: J. Desgats, "How we built rate limiting capable of scaling to millions of domains", 2017.)
+//
+// The estimate is the largest whole number below count × covered part. It is the highest that never denies a
+// caller who takes one token at a time at an even pace within the limit n. Proof: take number k of a window
+// comes at φ + k·w/n with 0 <= φ < w/n, where the window before has n takes, or fewer at a slower pace. Covered
+// are n·(1 - φ/w) - k of them, so the estimate is at most n - k - 1, and with k in the current window there is
+// room for one. At φ = 0 any higher estimate denies it.
+//
+// Bound: in a window that begins a fraction x into an aligned one, of which the rest admitted p <= n, the next
+// aligned window admits at most n - (p·(1 - x) - 1) up to the fraction x, and at most n: in all at most
+// n·(1 + x) + 1, and at most 2·n. A fresh key is no exception. (x counts up to the next whole tick.)
 //
 // State: Unit is the window in µs, A the current window's start, B its count, C the count before.
 type slidingWindow struct {
@@ -22,8 +30,11 @@ type slidingWindow struct {
 }
 
 // SlidingWindow returns a rule of limit tokens in a window that slides with time, approximated by two
-// counters. It admits at most limit tokens in a window where demand is even, and less than twice the limit in
-// any window; a limit of 0 denies every cost above 0. Accepted: limits of 0 to 2^40, windows of whole
+// counters. A caller who takes one token at a time at an even pace of up to limit tokens in a window is never
+// denied; at an even pace of several tokens at a time up to one take in a window is. It admits at most limit
+// tokens in an aligned window, and at most twice the limit in any other, also from a fresh key, namely where
+// little was taken before and all of it just before the boundary. Where costs or bursts must be counted exactly
+// take [SlidingWindowLog] or [TokenBucket]. A limit of 0 denies every cost above 0. Accepted: limits of 0 to 2^40, windows of whole
 // microseconds up to ten years, at most 10^9 tokens a second, and limit × window below 2^51 in some tick;
 // else [quota.ErrInvalid].
 func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
@@ -70,6 +81,7 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 			}
 		}
 	}
+	c = w.faded(c, t)
 	used := w.used(c, t)
 
 	v.Allowed = true
@@ -90,6 +102,7 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 			next.cur = max(c.cur-r.Cost, 0)
 		} else if int64(r.At) >= c.start-c.unit {
 			next.prev = max(c.prev-r.Cost, 0)
+			next = w.faded(next, t)
 		}
 	case quota.OpReset:
 		next.cur, next.prev = 0, 0
@@ -103,11 +116,8 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 		}
 	}
 	v.Remaining = w.limit - w.used(next, t)
-	switch {
-	case next.cur > 0:
-		v.ResetAfter = quota.Micros(next.start + 2*next.unit - t)
-	case next.prev > 0:
-		v.ResetAfter = quota.Micros(next.start + next.unit - t)
+	if next.cur > 0 || next.prev > 0 {
+		v.ResetAfter = w.retryAfter(next, 0, t)
 	}
 	return s, v
 }
@@ -123,8 +133,30 @@ func (w *slidingWindow) used(c windowCounts, t int64) int64 {
 	if c.prev == 0 || c.unit != w.window {
 		return c.cur + c.prev
 	}
-	elapsed := max(t-c.start, 0) / w.tick
-	return c.cur + ceil(c.prev*(w.ticks-elapsed), w.ticks)
+	return c.cur + w.covered(c, t)
+}
+
+// covered returns how many tokens of the window before count at t.
+func (w *slidingWindow) covered(c windowCounts, t int64) int64 {
+	return max(ceil(c.prev*(w.ticks-ceil(max(t-c.start, 0), w.tick)), w.ticks)-1, 0)
+}
+
+// faded returns the counts without those of the window before, once none of them counts any more.
+func (w *slidingWindow) faded(c windowCounts, t int64) windowCounts {
+	if c.unit == w.window && w.covered(c, t) == 0 {
+		c.prev = 0
+	}
+	return c
+}
+
+// fades returns the earliest time at which at most room tokens of a count that a window had count, of which
+// the next window starts at start.
+func (w *slidingWindow) fades(count, room, start int64) int64 {
+	passed := w.ticks - min((room+1)*w.ticks/count, w.ticks) // ticks of which the last has at least begun
+	if passed == 0 {
+		return start
+	}
+	return start + (passed-1)*w.tick + 1
 }
 
 // add charges n tokens. Counts of windows of another length move into a window of our length.
@@ -148,9 +180,9 @@ func (w *slidingWindow) retryAfter(c windowCounts, room, t int64) quota.Micros {
 		at += c.unit
 	case c.unit != w.window:
 	case c.cur > room: // in the next window, when enough of cur has faded
-		at += (w.ticks - room*w.ticks/c.cur) * w.tick
+		at = w.fades(c.cur, room, at)
 	default: // in this one, when enough of prev has
-		at = c.start + (w.ticks-(room-c.cur)*w.ticks/c.prev)*w.tick
+		at = w.fades(c.prev, room-c.cur, c.start)
 	}
 	return quota.Micros(at - t)
 }

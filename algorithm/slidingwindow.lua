@@ -13,9 +13,11 @@ if u > 0 then
     end
   end
 end
-local used = cur + prev
+local used, covered = cur + prev, p4 - ceil(max(now - start, 0) / p3)
 if prev > 0 and length == unit then
-  used = cur + ceil(prev * (p4 - floor(max(now - start, 0) / p3)) / p4)
+  local count = ceil(prev * covered / p4) - 1
+  if count <= 0 then count, prev = 0, 0 end
+  used = cur + count
 end
 local allowed, more = true, 0
 local cur1, prev1 = cur, prev
@@ -32,6 +34,7 @@ elseif op == 3 then
     cur1 = max(cur - cost, 0)
   elseif at >= start - length then
     prev1 = max(prev - cost, 0)
+    if length == unit and ceil(prev1 * covered / p4) <= 1 then prev1 = 0 end
   end
 else
   cur1, prev1, changed = 0, 0, u > 0
@@ -51,9 +54,17 @@ elseif op == 4 then
   u, a, b, c, tail = 0, 0, 0, 0, nil
 end
 local reset = 0
-if cur1 > 0 then
-  reset = start + 2 * length - now
-elseif prev1 > 0 then
-  reset = start + length - now
+if length ~= unit then
+  if cur1 > 0 then
+    reset = start + 2 * length - now
+  elseif prev1 > 0 then
+    reset = start + length - now
+  end
+elseif cur1 > 0 or prev1 > 0 then
+  local from, count = start, prev1
+  if cur1 > 0 then from, count = start + length, cur1 end
+  local passed = p4 - floor(p4 / count)
+  if passed > 0 then from = from + (passed - 1) * p3 + 1 end
+  reset = from - now
 end
 return allowed, changed, reset, u, a, b, c, tail

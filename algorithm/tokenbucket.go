@@ -12,9 +12,14 @@ import (
 // capacity + rate·(Δ + one tick). (J. Turner, "New directions in communications", IEEE Communications
 // Magazine 24(10), 1986; as a virtual schedule: ITU-T I.371, annex A.)
 //
-// State: A is the deficit in credits, B the time in µs up to which refill is counted. One token costs unit
-// credits and each tick repays perTick credits: the rate as a reduced fraction, so that refill is never
-// rounded.
+// State: A is the deficit in credits, B the time in µs up to which refill is counted, and C the time in µs of
+// the charge since which the bucket has not been full, or 0 where an older release wrote the state. One token
+// costs unit credits and each tick repays perTick credits: the rate as a reduced fraction, so that refill is
+// never rounded.
+//
+// A refund counts in full unless the bucket has been full since the charge. Until then no refill is lost, and
+// so tokens that were charged and given back are as good as tokens that were never charged: in any interval
+// that begins where the bucket is full, the charges less the refunds are at most capacity + rate·Δ.
 type tokenBucket struct {
 	unit     int64 // credits a token
 	perTick  int64 // credits repaid a tick
@@ -97,7 +102,7 @@ func (b *tokenBucket) Spec() quota.Spec {
 
 func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 	// Local variables, not fields of s and of a verdict: the compiler keeps them in registers.
-	unit, a, up := s.Unit, s.A, s.B
+	unit, a, up, since := s.Unit, s.A, s.B, s.C
 	allowed, write := true, false
 	var retryAfter, resetAfter quota.Micros
 
@@ -113,7 +118,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		}
 		if quota.Micros(last)-now > ahead {
 			last = floored
-			unit, a, up, write = b.unit, held, last, true
+			unit, a, up, since, write = b.unit, held, last, min(since, last), true
 		}
 		elapsed := floored - last
 		if b.tick > 1 {
@@ -142,9 +147,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
 	case quota.OpRefund:
-		// Once an empty bucket could have filled since the charge, refill has repaid the charge. A bucket of no
-		// capacity counts as one of a token.
-		if int64(r.At) > int64(now)-ceil(max(b.capacity, b.unit), b.perTick)*b.tick {
+		if since > 0 && int64(r.At) >= since || since <= 0 && int64(r.At) > b.emptyAt(now) {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
 	case quota.OpReset:
@@ -153,17 +156,27 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	}
 	switch {
 	case kept == 0 && (kept != deficit || r.Op == quota.OpReset):
-		unit, a, up, write = 0, 0, 0, write || kept != deficit
+		unit, a, up, since, write = 0, 0, 0, 0, write || kept != deficit
 	case kept != deficit:
 		unit, a, up, write = b.unit, kept, at, true
+		if deficit == 0 || since > int64(now) { // the clock may have gone back
+			since = int64(now)
+		}
 	}
 	if kept > 0 {
 		resetAfter = quota.Micros(at+ceil(kept, b.perTick)*b.tick) - now
 	}
-	return quota.State{Unit: unit, A: a, B: up}, quota.Verdict{
+	return quota.State{Unit: unit, A: a, B: up, C: since}, quota.Verdict{
 		Outcome:   quota.Outcome{Allowed: allowed, Write: write},
 		Remaining: floor(b.capacity-kept, b.unit), RetryAfter: retryAfter, ResetAfter: resetAfter,
 	}
+}
+
+// emptyAt returns the latest time at which an empty bucket would have been full by now. A bucket of no capacity
+// counts as one of a token. Where it is not known since when the bucket has not been full, refunds of older
+// charges do not count.
+func (b *tokenBucket) emptyAt(now quota.Micros) int64 {
+	return int64(now) - ceil(max(b.capacity, b.unit), b.perTick)*b.tick
 }
 
 // convert converts a deficit from another unit: whole tokens exactly, a remainder as one token.

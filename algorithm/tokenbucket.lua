@@ -7,7 +7,8 @@ if u > 0 then
   if u ~= unit then held = min(ceil(held / u), p3 / unit) * unit end
   if last - now > 1000000 then
     last = floored
-    changed, u, a, b, c, tail = true, unit, held, last, 0, nil
+    if c > floored then c = floored end
+    changed, u, a, b, tail = true, unit, held, last, nil
   end
   if p4 > 1 then last = ceil(last / p4) * p4 end
   local elapsed = (floored - last) / p4
@@ -27,13 +28,16 @@ if op <= 1 then
 elseif op == 2 then
   kept = min(kept + min(cost * unit, p3), p3)
 elseif op == 3 then
-  if at > now - ceil(max(p2, unit) / p1) * p4 then kept = max(kept - min(cost * unit, p3), 0) end
+  if c > 0 and at >= c or c == 0 and at > now - ceil(max(p2, unit) / p1) * p4 then
+    kept = max(kept - min(cost * unit, p3), 0)
+  end
 else
   kept, changed = 0, u > 0
 end
 if kept ~= deficit then
-  changed, u, a, b, c, tail = true, unit, kept, upto, 0, nil
-  if kept == 0 then u, a, b = 0, 0, 0 end
+  changed, u, a, b, tail = true, unit, kept, upto, nil
+  if deficit == 0 or c > now then c = now end
+  if kept == 0 then u, a, b, c = 0, 0, 0, 0 end
 elseif op == 4 then
   u, a, b, c, tail = 0, 0, 0, 0, nil
 end

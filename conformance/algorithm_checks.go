@@ -289,7 +289,11 @@ func (x *situation) checkBack() {
 		}
 		_, full := x.ask(quota.State{}, quota.OpTake, capacity, then)
 		_, next := x.ask(quota.State{}, quota.OpTake, capacity, then+full.ResetAfter)
-		wait := max(full.ResetAfter, next.ResetAfter) + second
+		// In a rule of aligned windows recovery takes longest from some phase on, but not longer than two in a row.
+		wait := full.ResetAfter + second
+		if next.ResetAfter != full.ResetAfter {
+			wait += next.ResetAfter
+		}
 		if got := x.peek(s, 0, then+wait); got.Remaining != capacity {
 			x.fail(a5, "got: the clock went %d µs back and a denial was given; %d µs later, %s; want: recovered, for that is a second longer than %d tokens take",
 				back, wait, showVerdict(got), capacity)

@@ -67,7 +67,8 @@ func beyond(t *trial) {
 			d.Charged = c.Cost
 			used[c.Key] += c.Cost
 		} else {
-			used[c.Key] = max(used[c.Key]-c.Cost, 0)
+			d.Charged = -min(used[c.Key], c.Cost)
+			used[c.Key] += d.Charged
 		}
 		d.Remaining = 12 - used[c.Key]
 		return d

@@ -121,8 +121,9 @@ const (
 	OpPeek
 	// OpDebit charges Cost whether it fits or not, into debt if need be, down to Spec.Debt. It is always allowed.
 	OpDebit
-	// OpRefund gives back up to Cost of a charge made at Request.At. A refund to a window that has passed has no
-	// effect, and no refund lifts a quota above its capacity. It is always allowed.
+	// OpRefund gives back up to Cost of a charge made at Request.At, at least as much as if the charge had never been
+	// made. A refund to a quota that was whole since, or to a window that has passed, has no effect, and no refund
+	// lifts a quota above its capacity. It is always allowed.
 	OpRefund
 	// OpReset makes the key fresh. It is always allowed.
 	OpReset

@@ -20,7 +20,9 @@ type Charge struct {
 	// From is set by Refund and Settle to Decision.Source of the receipt: where the corrected charge was made. Stores
 	// ignore it; a policy sends the correction to that place.
 	From Source
-	// At is, for OpRefund, the time of the charge that is refunded: Decision.At.
+	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
+	receipt receipt
+	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
 	At Micros
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
@@ -36,20 +38,32 @@ const (
 	MaxKey     = 512             // the longest key, in bytes
 	IDWindow   = 5 * time.Minute // how long a store remembers the id of a grant, at least
 
+	// MaxCorrections is how many refunds and settles a Limiter remembers, in about 200 bytes each, so that a second
+	// one of the same receipt is answered without asking the store.
+	MaxCorrections = 1 << 16
+
 	maxID = 128
 )
 
-// Refund returns the charge that gives n tokens of c back, where d is the receipt. A receipt must be given back once
-// only, and for no more than d.Charged: a list does not check it. The charge carries no ID.
+// Refund returns the charge that gives n tokens of c back, where d is the receipt, n at most d.Charged. A receipt is good
+// for one Refund or Settle, see [Limiter.Refund]. If c has an ID, so has the refund, one of its own: then the receipt is
+// good for one correction across processes, for [IDWindow]. The checks are those of [Check].
 func (c Charge) Refund(d Decision, n int64) Charge {
-	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: OpRefund, From: d.Source, At: d.At}
+	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: corrects(OpRefund, &d, n), From: d.Source, receipt: d.receipt, At: d.At, ID: correctionID(c.ID)}
 }
 
-// Settle returns the charge that corrects the receipt d to the actual cost: a refund of the surplus, or a debit of
-// the shortfall.
+// Settle returns the charge that corrects the receipt d to the actual cost, as [Charge.Refund] does: a refund of the
+// surplus, or a debit of the shortfall.
 func (c Charge) Settle(d Decision, actual int64) Charge {
 	if actual > d.Charged {
-		return Charge{Limit: c.Limit, Key: c.Key, Cost: actual - d.Charged, Op: OpDebit, From: d.Source}
+		r := c.Refund(d, 0)
+		r.Cost, r.Op = actual-d.Charged, corrects(OpDebit, &d, actual)
+		return r
+	}
+	if actual < 0 {
+		r := c.Refund(d, actual)
+		r.Op = opNegative
+		return r
 	}
 	return c.Refund(d, d.Charged-actual)
 }
@@ -99,6 +113,8 @@ func (c *Charge) check() error {
 		return invalid("limit", "nil", "a limit that NewLimit made")
 	case !validKey(c.Key):
 		return invalid("key", c.Key, keyForm)
+	case c.Op >= opOfDenial && c.Op <= opExcessive, c.receipt != (receipt{}) && c.receipt.owner != c.owner():
+		return c.checkCorrection()
 	case c.Cost < 0:
 		return invalid("cost", c.Cost, "0 or more")
 	case c.At < 0 || c.At > MaxNumber:

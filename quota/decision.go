@@ -50,7 +50,8 @@ type Decision struct {
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64
-	// Charged is the tokens that this call charged: the cost where OpTake or OpDebit was granted, else 0.
+	// Charged is the tokens that this call charged: the cost where OpTake or OpDebit was granted. It is below 0 where
+	// OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
 	Charged int64
 	// RetryAfter is 0 where allowed, else the time until the same charge fits, if no other charge comes in between.
 	// It is Never, which is 292 years, if the charge can never fit: test for it before sleeping.
@@ -59,7 +60,9 @@ type Decision struct {
 	ResetAfter time.Duration
 	// At is the store's time of the decision.
 	At Micros
-	_  [8]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
+	// receipt is set by a Limiter.
+	receipt receipt
+	_       [2]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
 }
 
 // String describes the decision in one line, such as
@@ -73,8 +76,11 @@ func (d Decision) String() string {
 		verdict = "allowed"
 	}
 	fmt.Fprintf(&b, "%s by the %s: ", verdict, d.Source)
-	if d.Charged != 0 {
+	switch {
+	case d.Charged > 0:
 		fmt.Fprintf(&b, "charged %d, ", d.Charged)
+	case d.Charged < 0:
+		fmt.Fprintf(&b, "gave %d back, ", -d.Charged)
 	}
 	fmt.Fprintf(&b, "%d of %d left", d.Remaining, d.Limit)
 	for _, span := range [...]struct {

@@ -12,5 +12,18 @@ func (l *Limiter) Queues() (keys, waiting int) {
 	return len(l.queues), l.waiting
 }
 
+// Bare returns a decision without its receipt, as a Store returns it.
+func (d Decision) Bare() Decision {
+	d.receipt = receipt{}
+	return d
+}
+
+// Corrections returns how many corrections are remembered.
+func (l *Limiter) Corrections() int {
+	l.corrections.mu.Lock()
+	defer l.corrections.mu.Unlock()
+	return len(l.corrections.made)
+}
+
 // Limit returns the limiter's own limit.
 func (l *Limiter) Limit() *Limit { return l.limit }

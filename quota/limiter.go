@@ -41,6 +41,8 @@ type Limiter struct {
 	observer   func(Event)
 	maxWaiters int
 
+	corrections corrections
+
 	mu      sync.Mutex
 	queues  map[queueKey]*queue
 	waiting int
@@ -72,7 +74,12 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, error) {
 	// Most limiters take this path; a charge that is built once and not twice saves them a tenth of a decision.
 	if l.limitFor == nil && l.observer == nil && n >= 0 && validKey(key) {
-		return l.store.Take(ctx, Charge{Limit: l.limit, Key: key, Cost: n})
+		c := Charge{Limit: l.limit, Key: key, Cost: n}
+		d, err := l.store.Take(ctx, c)
+		if err == nil && d.Allowed {
+			d.receipt = receiptFor(&c)
+		}
+		return d, err
 	}
 	return l.do(ctx, Charge{Key: key, Cost: n})
 }
@@ -88,26 +95,30 @@ func (l *Limiter) Debit(ctx context.Context, key string, n int64) (Decision, err
 	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpDebit})
 }
 
-// Refund gives n tokens of the receipt d back to the key, n at most d.Charged. A receipt is good for one Refund or
-// Settle; a refund to a window that has passed has no effect. After ErrIndeterminate a refund must not be repeated:
-// two refunds would mint quota.
+// Refund gives n tokens of the receipt d back to the key, n at most d.Charged. The decision's Charged says how much came
+// back: a refund to a quota that was whole since, or to a window that has passed, has no effect.
+//
+// A receipt is good for one Refund or Settle, on its own limit and key; a denial is no receipt. The limiter remembers the
+// last [MaxCorrections]: a second one is not made, and gets the answer of the first if it is equal, with Replayed set,
+// else ErrInvalid. After ErrIndeterminate it may have been made, and a second one gets the same error; after other errors
+// it may be repeated. Two processes can correct one receipt twice, unless the charge had a request id, see [Charge.Refund].
+//
+// A correction outlives the caller's context, by up to ten seconds, for the tokens were used, or not, all the same.
 func (l *Limiter) Refund(ctx context.Context, key string, d Decision, n int64) (Decision, error) {
-	if n > d.Charged {
-		return Decision{}, invalid("refund", n, fmt.Sprintf("up to the %d that were charged", d.Charged))
-	}
-	return l.do(ctx, Charge{Key: key}.Refund(d, n))
+	return l.correct(ctx, Charge{Key: key}.Refund(d, n))
 }
 
 // Settle corrects the receipt d, an estimate that was charged to the key, to the actual cost: it refunds the surplus or
-// debits the shortfall. A receipt is good for one Refund or Settle.
+// debits the shortfall. What is said of [Limiter.Refund] holds for it.
 func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int64) (Decision, error) {
-	switch {
-	case actual < 0:
-		return Decision{}, invalid("actual cost", actual, "0 or more")
-	case !d.Allowed:
-		return Decision{}, invalid("receipt", "a denial", "a decision that was allowed")
-	}
-	return l.do(ctx, Charge{Key: key}.Settle(d, actual))
+	return l.correct(ctx, Charge{Key: key}.Settle(d, actual))
+}
+
+// correct makes a correction, though the context ends.
+func (l *Limiter) correct(ctx context.Context, c Charge) (Decision, error) {
+	ctx, cancel := outlive(ctx)
+	defer cancel()
+	return l.do(ctx, c)
 }
 
 // Reset makes the key's quota whole, under the limit that it has.
@@ -118,7 +129,8 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 
 // TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different costs and
 // operations. A charge without a limit goes to the limiter's own. The same limit and key twice is ErrInvalid, and so
-// are the other lists that [Check] refuses.
+// are the other lists that [Check] refuses. Of refunds and settles in a list the same holds as of [Limiter.Refund]; a
+// list outlives the context if it has nothing else.
 func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
 	cs := make([]Charge, len(charges))
 	copy(cs, charges)
@@ -134,9 +146,14 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 	if err := Check(cs); err != nil {
 		return Result{}, err
 	}
+	if correctsOnly(cs) {
+		var cancel context.CancelFunc
+		ctx, cancel = outlive(ctx)
+		defer cancel()
+	}
 	ds := make([]Decision, len(cs))
 	start := l.clock()
-	err := l.store.TakeAll(ctx, cs, ds)
+	err := l.takeAll(ctx, cs, ds)
 	if l.observer != nil {
 		took := time.Since(start)
 		for i := range cs {
@@ -166,13 +183,57 @@ func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
 		c.Limit = l.limitOf(c.Key)
 	}
 	if l.observer == nil {
-		return l.store.Take(ctx, c)
+		return l.decide(ctx, c)
 	}
 	start := time.Now()
-	d, err := l.store.Take(ctx, c)
+	d, err := l.decide(ctx, c)
 	l.observe(&c, d, err, time.Since(start))
 	return d, err
 }
+
+// decide has the store decide a charge, unless it corrects a receipt that was corrected before.
+func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
+	if c.remembered() {
+		var ds [1]Decision
+		err := l.takeAll(ctx, []Charge{c}, ds[:])
+		return ds[0], err
+	}
+	d, err := l.store.Take(ctx, c)
+	if err == nil && d.Allowed {
+		d.receipt = receiptFor(&c)
+	}
+	return d, err
+}
+
+// takeAll has the store decide a list, unless it corrects receipts that were corrected before.
+func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err error) {
+	corrects := false
+	for i := range cs {
+		corrects = corrects || cs[i].remembered()
+	}
+	if corrects {
+		begun, earlier := l.corrections.begin(cs)
+		if earlier != nil {
+			return repeated(ctx, cs, earlier, ds)
+		}
+		err = errPanicked
+		defer func() { l.corrections.end(cs, begun, ds, err) }()
+	}
+	if len(cs) == 1 {
+		ds[0], err = l.store.Take(ctx, cs[0])
+	} else {
+		err = l.store.TakeAll(ctx, cs, ds)
+	}
+	if err == nil && Granted(ds) {
+		for i := range ds {
+			ds[i].receipt = receiptFor(&cs[i])
+		}
+	}
+	return err
+}
+
+// errPanicked is the error of a correction in which the store panicked.
+var errPanicked = fmt.Errorf("quota: %w: the store panicked", ErrIndeterminate)
 
 func (l *Limiter) limitOf(key string) *Limit {
 	if l.limitFor != nil {

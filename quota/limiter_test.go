@@ -20,7 +20,7 @@ func TestLimiterOperations(t *testing.T) {
 	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
 		t.Helper()
 		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.Micros()}
-		if d != w {
+		if d.Bare() != w {
 			t.Fatalf("decision: got %v, want %v", d, w)
 		}
 	}
@@ -33,7 +33,7 @@ func TestLimiterOperations(t *testing.T) {
 	want(ok(lim.Take(bg, "k", 11)), false, 3, 0, quota.Never, 7*s)
 	want(ok(lim.Take(bg, "k", 0)), true, 3, 0, 0, 7*s)
 	want(ok(lim.Take(bg, "other", 1)), true, 9, 1, 0, s)
-	want(ok(lim.Refund(bg, "k", receipt, 2)), true, 5, 0, 0, 5*s)
+	want(ok(lim.Refund(bg, "k", receipt, 2)), true, 5, -2, 0, 5*s)
 	want(ok(lim.Debit(bg, "k", 8)), true, -3, 8, 0, 13*s)
 	want(ok(lim.Take(bg, "k", 0)), false, -3, 0, 3*s, 13*s)
 	c.Add(4 * s)
@@ -43,12 +43,12 @@ func TestLimiterOperations(t *testing.T) {
 	}
 	receipt = ok(lim.Take(bg, "k", 5))
 	want(receipt, true, 5, 5, 0, 5*s)
-	want(ok(lim.Settle(bg, "k", receipt, 3)), true, 7, 0, 0, 3*s) // less than estimated
+	want(ok(lim.Settle(bg, "k", receipt, 3)), true, 7, -2, 0, 3*s) // less than estimated
 	receipt = ok(lim.Take(bg, "k", 2))
 	want(ok(lim.Settle(bg, "k", receipt, 6)), true, 1, 4, 0, 9*s) // more
 	receipt = ok(lim.Take(bg, "k", 1))
 	want(ok(lim.Settle(bg, "k", receipt, 1)), true, 0, 0, 0, 10*s) // exactly
-	want(ok(lim.Settle(bg, "k", receipt, 100)), true, -99, 99, 0, 109*s)
+	want(ok(lim.Settle(bg, "k", ok(lim.Debit(bg, "k", 1)), 100)), true, -100, 99, 0, 110*s)
 }
 
 func TestLimiterRefuses(t *testing.T) {
@@ -76,13 +76,13 @@ func TestLimiterRefuses(t *testing.T) {
 		testkit.WantInvalid(t, call("", 1), "key", `""`, "1 to 512")
 		testkit.WantInvalid(t, call("a//b", 1), "key", "a//b")
 		if err := call("k", -1); name != "reset" {
-			testkit.WantInvalid(t, err, "cost", "-1", "0 or more")
+			testkit.WantInvalid(t, err, "-1", "0 or more")
 		}
 	}
 	_, err := lim.Refund(bg, "k", receipt, 6)
-	testkit.WantInvalid(t, err, "refund", "6", "up to the 5")
+	testkit.WantInvalid(t, err, "refund", "6", "Decision.Charged")
 	_, err = lim.Refund(bg, "k", quota.Decision{RetryAfter: 1}, 1)
-	testkit.WantInvalid(t, err, "refund", "up to the 0")
+	testkit.WantInvalid(t, err, "receipt", "denial")
 	_, err = lim.Settle(bg, "k", quota.Decision{RetryAfter: 1}, 1)
 	testkit.WantInvalid(t, err, "receipt", "denial")
 	if len(r.calls) > 0 {
@@ -103,7 +103,7 @@ func TestNewLimiter(t *testing.T) {
 }
 
 func TestReceiptTravels(t *testing.T) {
-	// Refund and Settle hand the store the time and the source of the charge; neither carries the charge's id.
+	// Refund and Settle hand the store the time and the source of the charge, and an id derived from the charge's.
 	r := &recorder{}
 	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Second), nil)
 	d := quota.Decision{Allowed: true, Charged: 5, At: 77, Source: quota.FromFallback}
@@ -120,8 +120,8 @@ func TestReceiptTravels(t *testing.T) {
 	}
 	const f = quota.FromFallback
 	want := []quota.Charge{
-		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, From: f},
-		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f}, {Key: "q", Cost: 1, Op: quota.OpDebit, From: f},
+		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, At: 77, From: f},
+		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f, ID: "id/correction"}, {Key: "q", Cost: 1, Op: quota.OpDebit, At: 77, From: f, ID: "id/correction"},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("charges at the store: got %v, want %v", got, want)

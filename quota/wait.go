@@ -168,7 +168,9 @@ func inTime(ctx context.Context, after time.Duration) error {
 func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
-	l.do(ctx, c.Refund(d, d.Charged)) // the observer gets an error; the tokens then come back by refill
+	r := c.Refund(d, d.Charged)
+	r.receipt = receipt{} // no caller has the receipt
+	l.do(ctx, r)          // the observer gets an error; the tokens then come back by refill
 }
 
 // enqueue joins the queue of a key.

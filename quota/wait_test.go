@@ -108,10 +108,7 @@ func TestWaitersAreServedInOrder(t *testing.T) {
 			want = append(want, fmt.Sprint(i))
 			w.call(bg, fmt.Sprint(i), "k", 1)
 		}
-		apart := time.Second
-		if w.lim.Limit().Name() == "sw1" {
-			apart = 2 * time.Second // a single token counts in full in its window, and fades over all of the next
-		}
+		const apart = time.Second
 		w.call(bg, "other", "other", 1) // is not held up
 		if e, ok := w.over("other"); !ok || e.err != nil || e.at != 0 {
 			t.Errorf("Wait on another key: got %s, want a grant at once", w.outcome("other"))
@@ -278,10 +275,7 @@ func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
 			w := newWaits(newLimiter(t, &lateReply{Store: local.New(nil), takes: 500 * time.Millisecond}, l, nil))
 			w.call(bg, "first", "k", 1)
 			time.Sleep(100 * time.Millisecond)
-			deadline := 1700 * time.Millisecond
-			if l.Name() == "sw1" {
-				deadline = 2 * time.Second // the first token counts in full until the next window, and fades over all of it
-			}
+			const deadline = 1700 * time.Millisecond
 			w.call(within(t, deadline), "second", "k", 1)
 			w.end(t)
 			if e := w.ended["second"]; e.err != nil || e.at > deadline {
@@ -292,8 +286,9 @@ func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
 }
 
 func TestForecastOfAWindowThatForgets(t *testing.T) {
-	// At 0.3 s 9 of 10 count: 7 of the window before and 2 of this one. The first waiter's 3 fit at 0.5 s. The second's 6 fit at
-	// 1.2 s, when the 5 of this window have become 4; had all 9 been taken at once, it would have been 1.5 s.
+	// At 0.3 s 8 of 10 count: 6 of the window before and 2 of this one. The first waiter's 3 fit as soon as more than 0.4 s have
+	// passed. The second's 6 fit at once in the next window, where 4 of the 5 of this window count; had all 9 been taken
+	// at once, it would have been later.
 	synctest.Test(t, func(t *testing.T) {
 		lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", "sw1", 10, time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
@@ -304,11 +299,11 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 		w.call(bg, "first", "k", 3)
 		w.call(within(t, 1050*time.Millisecond), "second", "k", 6)
 		w.end(t)
-		if e := w.ended["first"]; e.err != nil || e.at != 200*time.Millisecond {
-			t.Errorf("first waiter: got %v, want a grant at 200ms", e)
+		if e := w.ended["first"]; e.err != nil || e.at != 100*time.Millisecond {
+			t.Errorf("first waiter: got %v, want a grant at 100ms", e)
 		}
-		if e := w.ended["second"]; e.err != nil || e.at != 900*time.Millisecond {
-			t.Errorf("second waiter: got %v, want a grant at 900ms", e)
+		if e := w.ended["second"]; e.err != nil || e.at != 700*time.Millisecond {
+			t.Errorf("second waiter: got %v, want a grant at 700ms", e)
 		}
 	})
 }

@@ -416,9 +416,9 @@ func (i *simInstance) execute(cs []quota.Charge, out []quota.Decision, fault sim
 		switch {
 		case out[j].Replayed:
 		case simClaim(&cs[j]):
-			i.charged[k] += out[j].Charged
+			i.charged[k] += max(out[j].Charged, 0)
 		default:
-			s.executed[k] += out[j].Charged
+			s.executed[k] += max(out[j].Charged, 0)
 		}
 	}
 	if fault == simReplyLost {

@@ -39,7 +39,9 @@ func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
 		ok = left >= c.Cost
 	case quota.OpRefund:
 		if c.From == quota.FromLease && c.At == k.at {
-			left, ok = k.put(c.Cost)
+			if left, ok = k.put(c.Cost); ok {
+				d.Charged = -c.Cost
+			}
 		}
 	}
 	if ok {

@@ -580,7 +580,7 @@ func TestRefund(t *testing.T) {
 		d := take(t, s, one(20))
 		left := s.left(one(1))
 		below.seen()
-		if r := take(t, s, one(20).Refund(d, 15)); r.Source != quota.FromLease || s.left(one(1)) != left+15 || r.Charged != 0 {
+		if r := take(t, s, one(20).Refund(d, 15)); r.Source != quota.FromLease || s.left(one(1)) != left+15 || r.Charged != -15 {
 			t.Errorf("refund: got %+v, leased %d; want it from the lease, leased %d", r, s.left(one(1)), left+15)
 		}
 		if n := len(below.seen()); n > 0 {

@@ -66,6 +66,11 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 // decide decides one charge as the operation op, and fills in its decision.
 func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.Decision) {
 	held := &it.State
+	gives := op == quota.OpRefund || op == quota.OpReset
+	before := int64(0)
+	if gives {
+		before = remaining(c, held, now)
+	}
 	s, v := c.Limit.Algorithm().Decide(
 		quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail},
 		quota.Request{Op: op, Cost: c.Cost, At: c.At}, now)
@@ -84,7 +89,15 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	d.At = now
 	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit) {
 		d.Charged = c.Cost
+	} else if gives {
+		d.Charged = min(before-v.Remaining, 0)
 	}
+}
+
+// remaining returns the tokens that a state leaves.
+func remaining(c *quota.Charge, s *quota.State, now quota.Micros) int64 {
+	_, v := c.Limit.Algorithm().Decide(*s, quota.Request{Op: quota.OpPeek}, now)
+	return v.Remaining
 }
 
 func fits(c *quota.Charge, it *Item) error {

@@ -73,7 +73,7 @@ func ExampleApplyOne() {
 	}
 	// Output:
 	// allowed by the store: charged 6, 4 of 10 left, whole after 6m0s, at 2027-01-15T08:00:00.000000Z
-	// {team-7}/nightly:jobs = tb1:60000000:360000000:1800000000000000:0 for 6m1s
+	// {team-7}/nightly:jobs = tb1:60000000:360000000:1800000000000000:1800000000000000 for 6m1s
 }
 
 // Optional interfaces of a store are found through the policies around it.

@@ -43,8 +43,10 @@ func (u used) step(cs []quota.Charge) (out []quota.Decision, next used) {
 			next[k], d.Charged = u[k]+c.Cost, c.Cost
 		case quota.OpRefund:
 			next[k] = max(u[k]-c.Cost, 0)
+			d.Charged = next[k] - u[k]
 		case quota.OpReset:
 			next[k] = 0
+			d.Charged = min(-u[k], 0)
 		}
 		granted = granted && d.Allowed
 		d.Remaining = linearCapacity - next[k]

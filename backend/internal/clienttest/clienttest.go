@@ -47,6 +47,7 @@ var tests = []struct {
 	{"layout/Records", records},
 	{"layout/Differential", differential},
 	{"layout/Batches", batches},
+	{"layout/Releases", releases},
 
 	{"scripts/BatchCalls", batchCalls},
 	{"scripts/NoScript", noScript},

@@ -34,10 +34,15 @@ while done < n do
     local v = pcall('GET', K[k])
     local u, a, b, c, tail = 0, 0, 0, 0
     if v then
-      if #v == size + 14 and sub(v, 1, size) == h then
+      local rest = #v - size
+      if (rest == 21 or rest == 14) and sub(v, 1, size) == h then
         u = unit
-        a, b = unpack('>I7I7', v, size + 1)
-        if a >= BIG or b >= BIG then u = nil end
+        if rest == 21 then
+          a, b, c = unpack('>I7I7I7', v, size + 1)
+        else
+          a, b = unpack('>I7I7', v, size + 1)
+        end
+        if a >= BIG or b >= BIG or c >= BIG then u = nil end
       elseif type(v) == 'table' then
         v, u = 0, nil
       else
@@ -63,10 +68,12 @@ while done < n do
         end
       end
       if changed then
-        if u == unit and c == 0 and not tail then
-          values[k] = h .. pack('>I7I7', a, b)
-        else
+        if u ~= unit or tail then
           values[k] = encode(h, u, a, b, c, tail)
+        elseif c > 0 then
+          values[k] = h .. pack('>I7I7I7', a, b, c)
+        else
+          values[k] = h .. pack('>I7I7', a, b)
         end
         if not (reset >= 0 and reset < BIG) then error('FLEETQUOTA the kernel returned no time') end
         lifetimes[k] = ceil(reset / 1000) + SLACK

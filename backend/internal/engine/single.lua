@@ -1,6 +1,6 @@
 -- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take, op and at.
--- The reply is the time, negative if no state changed, and the state as it was. A state without c and tail, in
--- the unit of the limit, is read and written in line: to build the functions costs as much as the arithmetic.
+-- The reply is the time, negative if no state changed, and the state as it was. A state without tail, in the
+-- unit of the limit, is read and written in line: to build the functions costs as much as the arithmetic.
 local A = ARGV
 local h = A[1]
 local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[2])
@@ -8,10 +8,15 @@ local n = #h
 local v = call('GET', KEYS[1])
 local u, a, b, c, tail = 0, 0, 0, 0
 if v then
-  if #v == n + 14 and sub(v, 1, n) == h then
+  local size = #v - n
+  if (size == 21 or size == 14) and sub(v, 1, n) == h then
     u = unit
-    a, b = unpack('>I7I7', v, n + 1)
-    if a >= BIG or b >= BIG then return FOREIGN end
+    if size == 21 then
+      a, b, c = unpack('>I7I7I7', v, n + 1)
+    else
+      a, b = unpack('>I7I7', v, n + 1)
+    end
+    if a >= BIG or b >= BIG or c >= BIG then return FOREIGN end
   else
     HELPERS
     u, a, b, c, tail = decode(v, h)
@@ -27,11 +32,13 @@ if u == 0 then
   return {now, v}
 end
 local state
-if u == unit and c == 0 and not tail then
-  state = h .. pack('>I7I7', a, b)
-else
+if u ~= unit or tail then
   HELPERS
   state = encode(h, u, a, b, c, tail)
+elseif c > 0 then
+  state = h .. pack('>I7I7I7', a, b, c)
+else
+  state = h .. pack('>I7I7', a, b)
 end
 call('SET', KEYS[1], state, 'PX', ceil(reset / 1000) + SLACK)
 return {now, v}

@@ -1,0 +1,222 @@
+package quota
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash/maphash"
+	"math/bits"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// correctionTime is how long a refund or settle may take where the caller's context ends sooner.
+const correctionTime = 10 * time.Second
+
+// receipt tells the decisions of a Limiter apart: a hash of limit and key, and a serial number. The zero receipt is of a
+// decision that came from a Store itself.
+type receipt struct{ owner, serial [3]byte }
+
+// receiptFor returns the receipt of a decision on a charge. The serial is drawn at random, for a counter would be shared
+// by all callers. With a request id it is the id's: a repeat has the same receipt.
+func receiptFor(c *Charge) receipt {
+	serial := rand.Uint32()
+	if c.ID != "" {
+		serial = uint32(maphash.String(nameSeed, c.ID))
+	}
+	return receipt{c.owner(), [3]byte{byte(serial), byte(serial >> 8), byte(serial>>16) | 1}}
+}
+
+// hash returns a hash of the charge's limit and key.
+func (c *Charge) hash() uint64 {
+	return maphash.String(nameSeed, c.Key) ^ bits.RotateLeft64(c.Limit.hash, 17)
+}
+
+func (c *Charge) owner() [3]byte {
+	h := c.hash()
+	return [3]byte{byte(h), byte(h >> 8), byte(h >> 16)}
+}
+
+// Operations of corrections that no receipt allows.
+const (
+	opOfDenial  Op = 0xf0 + iota // the receipt is a denial, or gave tokens back itself
+	opNegative                   // the actual cost or the refund is below 0
+	opExcessive                  // the refund is above the receipt
+)
+
+// corrects returns the operation of a correction of d, unless it is not allowed.
+func corrects(op Op, d *Decision, n int64) Op {
+	switch {
+	case !d.Allowed || d.Charged < 0:
+		return opOfDenial
+	case n < 0:
+		return opNegative
+	case op == OpRefund && n > d.Charged:
+		return opExcessive
+	}
+	return op
+}
+
+// checkCorrection returns the ErrInvalid of a correction that its receipt does not allow.
+func (c *Charge) checkCorrection() error {
+	switch c.Op {
+	case opOfDenial:
+		return invalid("receipt", "a denial or a refund", "a decision that charged")
+	case opNegative:
+		return invalid("actual cost or refund", c.Cost, "0 or more")
+	case opExcessive:
+		return invalid("refund", c.Cost, "at most Decision.Charged of the receipt")
+	}
+	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit.name))
+}
+
+// correctionID returns the request id of the correction of a charge with an id. All corrections of a charge have the same,
+// so that across processes the first is made and the others are refused.
+func correctionID(id string) string {
+	const suffix = "/correction"
+	if id == "" {
+		return ""
+	}
+	if len(id)+len(suffix) > maxID {
+		sum := sha256.Sum256([]byte(id))
+		id = hex.EncodeToString(sum[:])
+	}
+	return id + suffix
+}
+
+// correctsOnly reports whether a list only corrects receipts.
+func correctsOnly(cs []Charge) bool {
+	for i := range cs {
+		if cs[i].receipt == (receipt{}) {
+			return false
+		}
+	}
+	return true
+}
+
+// outlive returns a context in which a correction is made though the caller's context ends: the tokens are used or not,
+// whoever still waits for the answer.
+func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	end := time.Now().Add(correctionTime)
+	if deadline, ok := ctx.Deadline(); ok && deadline.After(end) {
+		end = deadline
+	}
+	return context.WithDeadline(context.WithoutCancel(ctx), end)
+}
+
+// corrections remembers the corrections of receipts, the latest MaxCorrections. The zero value is ready to use.
+type corrections struct {
+	mu    sync.Mutex
+	made  map[correctionKey]*correction
+	order []correctionKey // oldest first, from next on
+	next  int
+}
+
+type correctionKey struct {
+	receipt receipt
+	at      Micros
+	hash    uint64
+}
+
+// correction is a refund or settle that was made, or is being made. decision and err are set before done is closed.
+type correction struct {
+	op       Op
+	cost     int64
+	done     chan struct{}
+	decision Decision
+	err      error
+}
+
+// remembered reports whether a charge corrects a receipt of a Limiter, and only this process can tell whether it is the
+// first to do so. With a request id the store tells.
+func (c *Charge) remembered() bool { return c.receipt != (receipt{}) && c.ID == "" }
+
+func (c *Charge) correctionKey() correctionKey { return correctionKey{c.receipt, c.At, c.hash()} }
+
+// begin notes the corrections among some charges, and returns them by the charges' indexes, nil for the others. If a receipt
+// was corrected before, it notes none, and returns those corrections as earlier.
+func (m *corrections) begin(cs []Charge) (begun, earlier []*correction) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	begun, earlier = make([]*correction, len(cs)), make([]*correction, len(cs))
+	any := false
+	for i := range cs {
+		if cs[i].remembered() {
+			earlier[i] = m.made[cs[i].correctionKey()]
+			any = any || earlier[i] != nil
+		}
+	}
+	if any {
+		return nil, earlier
+	}
+	for i := range cs {
+		if cs[i].remembered() {
+			begun[i] = &correction{op: cs[i].Op, cost: cs[i].Cost, done: make(chan struct{})}
+			m.add(cs[i].correctionKey(), begun[i])
+		}
+	}
+	return begun, nil
+}
+
+// add adds a correction, in the place of the oldest if there are too many. The caller holds m.mu.
+func (m *corrections) add(k correctionKey, c *correction) {
+	if m.made == nil {
+		m.made = make(map[correctionKey]*correction)
+	}
+	if len(m.order) < MaxCorrections {
+		m.order = append(m.order, k)
+	} else {
+		delete(m.made, m.order[m.next])
+		m.order[m.next] = k
+		m.next = (m.next + 1) % MaxCorrections
+	}
+	m.made[k] = c
+}
+
+// end notes what became of corrections. One that was certainly not made may be made again.
+func (m *corrections) end(cs []Charge, begun []*correction, ds []Decision, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, c := range begun {
+		if c == nil {
+			continue
+		}
+		if c.err = err; err == nil {
+			c.decision = ds[i]
+		} else if Charged(err) == NotCharged {
+			if k := cs[i].correctionKey(); m.made[k] == c {
+				delete(m.made, k)
+			}
+		}
+		close(c.done)
+	}
+}
+
+// repeated answers charges of which some were corrected before: with the answers of that time if all were, and alike.
+func repeated(ctx context.Context, cs []Charge, earlier []*correction, ds []Decision) error {
+	for i, c := range earlier {
+		if c == nil { // the list does more than it did before
+			i = slices.IndexFunc(earlier, func(c *correction) bool { return c != nil })
+			return invalid("receipt of a charge to limit "+cs[i].Limit.name, "corrected already", "a receipt once")
+		}
+	}
+	for i, c := range earlier {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if c.op != cs[i].Op || c.cost != cs[i].Cost {
+			return invalid("receipt", fmt.Sprintf("corrected already, by a %s of %d", c.op, c.cost), "a receipt once")
+		}
+		if c.err != nil {
+			return c.err
+		}
+		ds[i] = c.decision
+		ds[i].Replayed = true
+	}
+	return nil
+}
