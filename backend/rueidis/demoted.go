@@ -16,8 +16,11 @@ import (
 // choose one: it sends a command with a key over a random one of, by default, at most four.
 const looks = 32
 
-// leave ends the connections of a caller's client if they lead to a replica. Commands behind a QUIT are lost, so none is
-// sent while all connections say that they lead to a primary.
+// quitPatience bounds the wait for calls under way to end before connections do. A replica answers them at once.
+const quitPatience = 250 * time.Millisecond
+
+// leave ends the connections of a caller's client if they lead to a replica. Commands behind a QUIT are lost, so the
+// store's own are held back meanwhile, and no QUIT is sent while all connections say that they lead to a primary.
 func (a *adapter) leave() {
 	key := *a.refused.Load()
 	var mu sync.Mutex
@@ -29,7 +32,7 @@ func (a *adapter) leave() {
 		replica, known = replica || is, known || ok
 	}, "HELLO")
 	if replica || !known { // a server that does not know HELLO refused a script all the same
-		a.everywhere(key, func(rueidis.RedisResult) {}, "QUIT")
+		a.pauses.during(quitPatience, func() { a.everywhere(key, func(rueidis.RedisResult) {}, "QUIT") })
 	}
 }
 

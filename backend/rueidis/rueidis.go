@@ -206,6 +206,7 @@ type adapter struct {
 	// demoted is told the key of a call that a replica refused. On a cluster a replica answers MOVED instead.
 	demoted func(key string)
 	refused atomic.Pointer[string] // the key of the last such call
+	pauses  pauses                 // of a caller's client, while its connections are ended
 	repair  engine.Repair          // of a caller's client
 
 	steadiness // of a client of the store's own
@@ -215,6 +216,12 @@ type adapter struct {
 func (a *adapter) Do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
 	if a.owned && !a.steady.Load() {
 		return a.handOver(ctx, args, keys)
+	}
+	if !a.owned && !a.cluster {
+		if err := a.pauses.enter(ctx); err != nil {
+			return nil, err
+		}
+		defer a.pauses.exit()
 	}
 	return a.do(ctx, args, keys)
 }

@@ -31,8 +31,9 @@ func (s *Survey[T]) Ask(nodes []string, ask func(node string) (T, error)) (T, er
 		}
 		asked++
 		go func() {
-			defer s.end(node)
-			if answer, err := ask(node); err != nil {
+			answer, err := ask(node)
+			s.end(node) // before the answer is taken, for the next survey asks the node again
+			if err != nil {
 				failures <- err
 			} else {
 				answers <- answer
