@@ -47,14 +47,15 @@ func (a *adapter) leave() {
 }
 
 // dropReplicas drops the idle connections of a pool that lead to a replica, and returns their number. It takes each like
-// a caller.
+// a caller, and as many as there are in all: the pool hands out the latest first, and one that comes back meanwhile would
+// hide the oldest.
 func dropReplicas(client *redis.Client) int64 {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
 	var taken []*redis.Conn
 	var dropped atomic.Int64
 	var wg sync.WaitGroup
-	for range client.PoolStats().IdleConns {
+	for range client.PoolStats().TotalConns {
 		conn := client.Conn()
 		taken = append(taken, conn)
 		wg.Go(func() {

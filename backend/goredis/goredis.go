@@ -278,7 +278,9 @@ func replyOf(cmd *redis.Cmd) engine.Reply {
 
 // DoAll sends scripts to a single server in one pipeline.
 func (a *adapter) DoAll(ctx context.Context, scripts [][]any) ([]engine.Reply, error) {
-	pipe := a.single.Load().Pipeline()
+	conn := a.single.Load().Conn() // see sendPipeline
+	defer conn.Close()
+	pipe := conn.Pipeline()
 	cmds := make([]*redis.Cmd, len(scripts))
 	for i, args := range scripts {
 		cmds[i] = redis.NewCmd(ctx, args...)

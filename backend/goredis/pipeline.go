@@ -41,9 +41,13 @@ func newPipelines() *pipelines {
 }
 
 // sendPipeline writes scripts together. It uses the node's pipeline rather than the cluster's, which may give
-// a script that it redirected, and lost, the error of the node that redirected it: that nothing ran.
+// a script that it redirected, and lost, the error of the node that redirected it: that nothing ran. And it takes a
+// connection that other calls use too: those that the client keeps for pipelines alone are not made ready with the node,
+// and stay where they lead when the node is demoted.
 func sendPipeline(ctx context.Context, calls []*piped, roundTrip any) error {
-	pipe := calls[0].node.Pipeline()
+	conn := calls[0].node.Conn()
+	defer conn.Close()
+	pipe := conn.Pipeline()
 	for _, c := range calls {
 		c.roundTrip = roundTrip
 		pipe.Process(ctx, once{c.cmd})
