@@ -378,6 +378,9 @@ func replayBatches(t *testing.T, l library, server *data, open func(engine.Optio
 		w := &worker{replayed: r, name: fmt.Sprintf("batch.%d", i), rng: rand.New(rand.NewPCG(n, uint64(i))), now: 1_795_427_141_791_724,
 			model: map[string]*item{}, limits: map[string]*quota.Limit{}, key: fmt.Sprintf("batch.%d.0/agent", i)}
 		store := l.engine(open(engine.Options{Clock: func() time.Time { return time.UnixMicro(w.now) }}))
+		// Stores become ready one after the other: a slow server would not answer all attempts at once in their time.
+		_, err := store.Take(bg, quota.Charge{Limit: yearly("ready", 1), Key: w.name, Op: quota.OpPeek})
+		ok(t, err)
 		wg.Go(func() {
 			for range charges / workers / 16 {
 				if t.Failed() {
