@@ -92,6 +92,9 @@ func Check(cs []Charge) error {
 		if err := cs[i].check(); err != nil {
 			return err
 		}
+		if err := cs[i].checkReceipt(); err != nil {
+			return err
+		}
 		for j := range i {
 			if cs[j].Key == cs[i].Key && cs[j].Limit.handle == cs[i].Limit.handle {
 				return invalid("key of a second charge to limit "+cs[i].Limit.name, cs[i].Key, "each limit and key once in a call")
@@ -113,7 +116,7 @@ func (c *Charge) check() error {
 		return invalid("limit", "nil", "a limit that NewLimit made")
 	case !validKey(c.Key):
 		return invalid("key", c.Key, keyForm)
-	case c.Op >= opOfDenial && c.Op <= opExcessive, c.receipt != (receipt{}) && c.receipt.owner != c.owner():
+	case c.Op >= opOfDenial && c.Op <= opExcessive:
 		return c.checkCorrection()
 	case c.Cost < 0:
 		return invalid("cost", c.Cost, "0 or more")

@@ -182,6 +182,9 @@ func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
 	if l.limitFor != nil {
 		c.Limit = l.limitOf(c.Key)
 	}
+	if err := c.checkReceipt(); err != nil {
+		return Decision{}, err
+	}
 	if l.observer == nil {
 		return l.decide(ctx, c)
 	}

@@ -67,8 +67,16 @@ func (c *Charge) checkCorrection() error {
 		return invalid("receipt", "a denial or a refund", "a decision that charged")
 	case opNegative:
 		return invalid("actual cost or refund", c.Cost, "0 or more")
-	case opExcessive:
+	default:
 		return invalid("refund", c.Cost, "at most Decision.Charged of the receipt")
+	}
+}
+
+// checkReceipt returns an ErrInvalid if the charge corrects a decision on another limit or key than its own. The limit must
+// be the one that the limiter chose for the key.
+func (c *Charge) checkReceipt() error {
+	if c.receipt == (receipt{}) || c.receipt.owner == c.owner() {
+		return nil
 	}
 	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit.name))
 }

@@ -73,6 +73,21 @@ func TestReceiptChecks(t *testing.T) {
 	testkit.WantInvalid(t, err, "receipt", "another limit or key", `"m"`)
 }
 
+// A receipt is of the limit that LimitFor chose for its key, by either door.
+func TestReceiptOfAChosenLimit(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		plan := testkit.Bucket("plan", 20, time.Hour)
+		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), &quota.Options{LimitFor: func(string) *quota.Limit { return plan }})
+		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
+		if got, err := doors[door].settle(lim, bg, "k", d, 2); err != nil || got.Remaining != 18 {
+			t.Errorf("settle: got %v, %v, want 18 remaining", got, err)
+		}
+		plan = testkit.Bucket("other", 20, time.Hour)
+		_, err := doors[door].settle(lim, bg, "k", d, 2)
+		testkit.WantInvalid(t, err, "receipt", "another limit or key", `"other"`)
+	})
+}
+
 // A second correction of a receipt is not made: the same one gets the first answer, another one an error.
 func TestReceiptIsGoodOnce(t *testing.T) {
 	eachDoor(t, func(t *testing.T, door string) {
