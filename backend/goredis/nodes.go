@@ -91,17 +91,7 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 
 // warm makes connections to a node.
 func (a *adapter) warm(ctx context.Context, node *redis.Client, key string) error {
-	errs := make(chan error, warmConnections)
-	for range warmConnections {
-		go func() { errs <- a.connect(ctx, node, key) }()
-	}
-	var err error
-	for range warmConnections {
-		if e := <-errs; e != nil {
-			err = e
-		}
-	}
-	return err
+	return engine.ConnectAll(warmConnections, func() error { return a.connect(ctx, node, key) })
 }
 
 // Ping makes a round trip to a node.

@@ -245,16 +245,7 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 		return nil
 	}
 	shakes := a.shakes.Load()
-	errs := make(chan error, warmReads)
-	for range warmReads {
-		go func() { errs <- connect(ctx, client, key) }()
-	}
-	var err error
-	for range warmReads {
-		if e := <-errs; e != nil {
-			err = e
-		}
-	}
+	err := engine.ConnectAll(warmReads, func() error { return connect(ctx, client, key) })
 	switch {
 	case err != nil:
 		a.nodes.topology.Soon()

@@ -92,7 +92,7 @@ func (d *Distance) drop(c net.Conn) {
 	delete(d.conns, c)
 }
 
-// pass passes on what one connection carries. The kernel has accepted it already, so the time of the dial delays its
+// pass copies the bytes of one connection both ways. The kernel has accepted it already, so the time of the dial delays its
 // first bytes.
 func (d *Distance) pass(client net.Conn, target string) {
 	if !d.keep(client) {

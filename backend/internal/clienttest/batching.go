@@ -30,7 +30,7 @@ func crowd(s quota.Store, l *quota.Limit, keys []string, calls int) *tally {
 	return y
 }
 
-// learnt asks a store for its health, with which it learns what its address is.
+// learnt asks a store for its health. With it the store learns whether its address is one server.
 func learnt(t testing.TB, s quota.Store) {
 	t.Helper()
 	_, err := s.(driver.HealthReporter).Health(bg)

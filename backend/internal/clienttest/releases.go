@@ -12,8 +12,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// releases: this release and the previous one decide on the same states of one server in turn, each as its Go decides on
-// what the other left there, singly and in lists.
+// releases: this release and the previous one take turns on the same keys of one server. Each decides on the other's
+// states as its own Go does, for single charges and for lists.
 func releases(t *testing.T, l library) {
 	_, open := l.single(t)
 	stores := [2]store{open(engine.Options{}), open(engine.Options{})}

@@ -335,6 +335,13 @@ func (s *Store) Lost(addr string) {
 	s.attempt(r, r.key)
 }
 
+// ConnectAll calls connect so many times at once, and returns one of the errors if there are any.
+func ConnectAll(times int, connect func() error) error {
+	errs := make([]error, times)
+	each(times, func(i int) { errs[i] = connect() })
+	return worst(errs)
+}
+
 // connectionError is the error of a call that got no reply.
 type connectionError struct {
 	error
