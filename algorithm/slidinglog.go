@@ -119,7 +119,7 @@ func (l *slidingLog) retryAfter(log []int64, over, t int64) quota.Micros {
 	for over -= log[1]; over > 0 && i+2 < len(log); over -= log[i+1] {
 		i += 2
 	}
-	return quota.Micros(log[i] + l.window - t)
+	return quota.Micros(max(log[i]+l.window-t, 1)) // a list out of order, which no rule wrote, may say less
 }
 
 // add returns a copy of log with n tokens more at t, or at the newest entry's time if that is later, and the time up to
