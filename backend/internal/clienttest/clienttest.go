@@ -75,6 +75,7 @@ var tests = []struct {
 	{"faults/PoolExhausted", poolExhausted},
 	{"faults/Close", closing},
 	{"faults/Hasty", hasty},
+	{"faults/Hooks", hooks},
 	{"faults/Idle", idle},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},

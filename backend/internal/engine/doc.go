@@ -42,6 +42,11 @@
 // kernelParams in script.go, Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and
 // the Lua harness of package conformance.
 //
+// # Panics
+//
+// A panic of the client or an algorithm becomes an error of the calls that it concerns, see panic.go; the standard logger
+// gets that of a receiver of notices.
+//
 // # Locks
 //
 // No lock is held across a round trip, no two at once, and none while a caller's function runs.
