@@ -53,6 +53,7 @@ var tests = []struct {
 	{"scripts/NoScript", noScript},
 	{"scripts/Flush", scriptFlush},
 	{"scripts/Kernels", kernels},
+	{"scripts/Cached", cachedScripts},
 	{"scripts/Replies", replies},
 	{"scripts/NoClientClock", noClientClock},
 	{"scripts/Swaps", swaps},

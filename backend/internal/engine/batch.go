@@ -209,6 +209,7 @@ func (s *Store) decideCall(ctx context.Context, c *call) (err error) {
 	sent = true
 	r, err := s.run(ctx, script, args, keys)
 	if err == nil {
+		s.scripts.ran(script)
 		err = c.conclude(r)
 	}
 	return err
