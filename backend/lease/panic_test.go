@@ -18,7 +18,7 @@ type panicky struct {
 	below    *remote
 	failing  atomic.Bool  // Instances and the rule panic
 	calls    atomic.Int64 // of the clock
-	failAt   int64        // the call of the clock that panics; 0 is none
+	failAt   atomic.Int64 // the call of the clock that panics; 0 is none
 	waiting  sync.WaitGroup
 	failures atomic.Int64 // calls that ended in a panic or in the error of one
 }
@@ -76,7 +76,7 @@ func testPanics(t *testing.T, failAt int64, do func(p *panicky)) (failures int64
 				return 1
 			},
 			Clock: func() time.Time {
-				if n := p.calls.Add(1); n == p.failAt {
+				if n := p.calls.Add(1); n == p.failAt.Load() {
 					panic("test: a panic in the clock")
 				}
 				return base.Add(time.Since(base))
@@ -85,13 +85,13 @@ func testPanics(t *testing.T, failAt int64, do func(p *panicky)) (failures int64
 		take(t, p, one(2000))
 		warm(t, p.Store, one(1), 50)
 		if failAt > 0 {
-			p.failAt = p.calls.Load() + failAt
+			p.failAt.Store(p.calls.Load() + failAt)
 		}
 		do(p)
 		p.waiting.Wait()
 		p.below.set(nil)
 		p.failing.Store(false)
-		p.failAt = 0
+		p.failAt.Store(0)
 		failures = p.failures.Load()
 		time.Sleep(3 * time.Second)
 		warm(t, p.Store, one(1), 20)
