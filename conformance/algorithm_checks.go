@@ -115,7 +115,7 @@ func (x *situation) checkVerdict() {
 		if prior.Allowed != v.Allowed || prior.RetryAfter != v.RetryAfter {
 			x.fail(a11, "got: a peek answers %s where a take answers %s; want: the same", showVerdict(prior), showVerdict(*v))
 		}
-		if want := prior.Remaining - x.req.Cost; v.Allowed && !settled(v.Remaining, want) {
+		if want := prior.Remaining - x.req.Cost; v.Allowed && v.Remaining != want {
 			x.fail(a11, "got: %d remained and %d were taken, remaining %d; want: %d", prior.Remaining, x.req.Cost, v.Remaining, want)
 		}
 	}
@@ -129,10 +129,6 @@ func (x *situation) checkVerdict() {
 		}
 	}
 }
-
-// settled reports whether the remaining tokens are right. A rule that also bounds the number of charges may have 0
-// tokens left earlier than the tokens alone would say.
-func settled(got, want int64) bool { return got == want || got == 0 && want > 0 }
 
 func (x *situation) checkTraceless() {
 	idle := !x.v.Allowed || x.req.Op == quota.OpPeek || x.req.Op == quota.OpTake && x.req.Cost == 0
@@ -183,7 +179,7 @@ func (x *situation) checkDebit() {
 	}
 	prior := x.prior()
 	want := max(prior-min(x.req.Cost, exact), min(prior, -x.spec().Debt))
-	if !settled(x.v.Remaining, want) {
+	if x.v.Remaining != want {
 		x.fail(a12, "got: %d remained and %d were debited, remaining %d; want: %d", prior, x.req.Cost, x.v.Remaining, want)
 	}
 }

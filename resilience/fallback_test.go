@@ -1285,3 +1285,44 @@ func TestFallbackRace(t *testing.T) {
 		}
 	}
 }
+
+// A key's limit becomes one that keeps no state, and the old one again, before an outage, in it and after it: neither the
+// primary's word on the key, nor its share, nor its debt changes by that.
+func TestFallbackBesideLimitsWithoutState(t *testing.T) {
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
+		plan := quota.Must(quota.NewLimit(limit.Name(), rule))
+		left := plan.Spec().Capacity
+		other := func(op quota.Op, n int64) quota.Charge {
+			c := charge(n)
+			c.Limit, c.Op = plan, op
+			return c
+		}
+		inOutage(t, func(o *outage) {
+			each := func(source quota.Source) {
+				o.t.Helper()
+				o.want(other(quota.OpTake, 1<<40), source, left > 0, left)
+				for _, op := range []quota.Op{quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+					o.want(other(op, 0), source, true, left)
+				}
+			}
+			o.want(charge(60), store, true, 40)
+			each(store)
+			o.down()
+			each(fall)
+			o.want(charge(4), fall, true, 6) // a quarter of what was left
+			each(fall)
+			out := make([]quota.Decision, 2)
+			list := []quota.Charge{{Limit: bucket("other", 100, 10, time.Second), Key: "team/agent", Cost: 1}, other(quota.OpTake, 0)}
+			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall {
+				o.t.Fatalf("list in an outage: got %+v, %v; want it granted by the fallback", out, err)
+			}
+			o.want(charge(7), fall, false, 6)
+			o.up()
+			o.r.calls()
+			each(store) // owes nothing
+			o.asked("take 1099511627776; peek 0; debit 0; refund 0; reset 0")
+			o.want(charge(1), store, true, 35)
+			o.asked("debit 4; take 1")
+		})
+	}
+}

@@ -942,3 +942,29 @@ func (s *stuck) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	}
 	return s.remote.Take(ctx, c)
 }
+
+// A limit that keeps no state is not leased, and its charges leave the lease that another rule of its name holds.
+func TestBesideLimitsWithoutState(t *testing.T) {
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
+		synctest.Test(t, func(t *testing.T) {
+			plan := quota.Must(quota.NewLimit(slow.Name(), rule))
+			s := open(t, newRemote(t), Options{Instances: instances(1), Limits: []*quota.Limit{slow, plan}})
+			warm(t, s, one(1), 100)
+			held := s.left(one(1))
+			for _, c := range []quota.Charge{{Cost: 1 << 40}, {Cost: 0, Op: quota.OpPeek}, {Cost: 5, Op: quota.OpDebit}, {Op: quota.OpRefund}, {Op: quota.OpReset}} {
+				c.Limit, c.Key = plan, one(1).Key
+				if d := take(t, s, c); d.Allowed != (rule == algorithm.Unlimited || c.Op != quota.OpTake) || d.Source != quota.FromStore || d.Remaining != plan.Spec().Capacity {
+					t.Errorf("%v by %v: got %+v, want the store's answer by this rule", c, plan, d)
+				}
+				list := []quota.Charge{c, {Limit: slow, Key: "team/other", Cost: 0}}
+				if err := s.TakeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
+					t.Errorf("list with %v: got %v, want decisions", c, err)
+				}
+			}
+			// A denied list gives the leases of its denied keys back.
+			if got := s.left(one(1)); got != held && rule == algorithm.Unlimited {
+				t.Errorf("leased: got %d, want %d as before", got, held)
+			}
+		})
+	}
+}

@@ -499,6 +499,27 @@ func Stores() []*Store {
 			}
 		}},
 		// Request ids.
+		{Name: "a rule without state leaves the key fresh", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if cs[i].Limit.Spec().Unit == 0 && cs[i].Op == quota.OpReset {
+						items[i] = driver.Item{Write: true}
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a rule without state is refused where another left state", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if rule := items[i].Rule; rule != (quota.Rule{}) && rule != cs[i].Limit.Spec().Rule {
+						return fmt.Errorf("mutant: %w: another rule", quota.ErrMisconfigured)
+					}
+				}
+				return driver.Apply(cs, items, now, out)
+			}
+		}},
 		{Name: "ids are not remembered", Rule: "C3", alter: func(p *parts) {
 			p.record = func([]quota.Charge, []quota.Decision) (grant, bool) { return grant{}, false }
 		}},
