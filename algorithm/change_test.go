@@ -68,7 +68,7 @@ func TestChangeOfWindowMoves(t *testing.T) {
 			c.take(hour, 7, start)
 			v := c.do(minute, quota.Request{Op: quota.OpRefund, Cost: 2, At: quota.Micros(start)}, start+second)
 			if v.Remaining != 5 || v.ResetAfter != 3599*second {
-				t.Errorf("refund: got %+v, want remaining 5, reset after %d", v, 3599*second)
+				t.Errorf("refund: got %+v, want remaining 5, reset after %d", v, int64(3599*second))
 			}
 			v = c.take(minute, 1, start+second)
 			end := start + 60*second

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -128,9 +129,11 @@ func (f *fallback) admitKey(l *localCall, i int, cause error) (k *keyState, used
 	defer t.mu.Unlock()
 	if k = t.keys[keyOf(c)]; k == nil {
 		if now >= t.leftOut {
-			k = t.add(c, now)
+			k = t.add(c, now, math.Inf(1))
+			f.tellForgotten(t)
 		}
 		if k == nil {
+			f.tellFull()
 			return nil, noFill, nil, errNoRoom
 		}
 	}

@@ -154,7 +154,11 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	case c.Op == quota.OpTake && c.ID == "" && c.Cost > 0 && s.leases(c.Limit):
 		return s.ask(ctx, &c, h, e)
 	case resets(&c) && e != nil:
-		e.drop()
+		err = s.reset(ctx, []quota.Charge{c}, func() (bool, error) {
+			d, err = s.inner.Take(ctx, c)
+			return d.Allowed, err
+		})
+		return d, err
 	}
 	return s.inner.Take(ctx, c)
 }
@@ -171,12 +175,18 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	}
 	for i := range cs {
 		if resets(&cs[i]) {
-			if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil {
-				e.drop()
-			}
+			return s.reset(ctx, cs, func() (bool, error) {
+				err := s.list(ctx, cs, out)
+				return err == nil && quota.Granted(out), err
+			})
 		}
 	}
-	if err = s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) {
+	return s.list(ctx, cs, out)
+}
+
+// list has the store below decide a list, and once more with the leases of denied keys.
+func (s *Store) list(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) || !s.begin() {
 		return err
 	}
 	var refunds []refund
@@ -185,11 +195,45 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 			refunds = e.release(refunds)
 		}
 	}
+	given := s.giveBackAndEnd(ctx, refunds)
 	if len(refunds) == 0 {
 		return nil
 	}
-	s.giveBack(ctx, refunds)
+	select {
+	case <-given:
+	case <-ctx.Done():
+	}
 	return s.inner.TakeAll(ctx, cs, out)
+}
+
+// reset ends the leases of the keys that a list resets, and has ask send the list. If the store did not reset them, it
+// gives their tokens back; otherwise they are worthless.
+func (s *Store) reset(ctx context.Context, cs []quota.Charge, ask func() (granted bool, err error)) error {
+	if !s.begin() {
+		return s.gate.Open()
+	}
+	var refunds []refund
+	for i := range cs {
+		if resets(&cs[i]) {
+			if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil {
+				refunds = e.drop(refunds)
+			}
+		}
+	}
+	kept := false // remains so if the store panics
+	defer func() {
+		if !kept {
+			for _, r := range refunds {
+				r.chunk.left.Store(worthlessChunk)
+				r.entry.refunded()
+			}
+			refunds = nil
+		}
+		s.giveBackAndEnd(ctx, refunds)
+	}()
+	granted, err := ask()
+	kept = !granted && quota.Charged(err) != quota.ChargeUnknown
+	return err
 }
 
 // Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take
@@ -230,16 +274,24 @@ func (s *Store) Close() error {
 
 // start runs f on a goroutine that Close waits for, and reports false if the store is closed.
 func (s *Store) start(f func()) bool {
+	if !s.begin() {
+		return false
+	}
+	go func() {
+		defer s.end()
+		f()
+	}()
+	return true
+}
+
+// begin has Close wait until end is called, and reports false if the store is closed.
+func (s *Store) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gate.Open() != nil {
 		return false
 	}
 	s.running++
-	go func() {
-		defer s.end()
-		f()
-	}()
 	return true
 }
 

@@ -914,45 +914,6 @@ func TestRefunding(t *testing.T) {
 	})
 }
 
-// TestLateCombined has a take paid in part by the lease whose end comes before the store's answer.
-func TestLateCombined(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		below := newRemote(t)
-		s := open(t, below, Options{})
-		warm(t, s, one(1), 50)
-		left := s.left(one(1))
-		k := s.held(one(1))
-		before := below.net()
-		for range 9 { // in use until shortly before its end
-			time.Sleep(100 * time.Millisecond)
-			take(t, s, one(1))
-			left--
-		}
-		below.seen()
-		below.set(always(fault{after: 150 * time.Millisecond}))
-		d := take(t, s, one(2000))
-		if !d.Allowed || d.Source != quota.FromStore || d.Charged != 2000 {
-			t.Errorf("take: got %+v, want it allowed and charged 2000, from the store", d)
-		}
-		if calls := below.seen(); len(calls) != 2 || calls[0].Cost != 2000-left || calls[1].Cost != 2000 {
-			t.Errorf("requests to the store: got %+v, want %d and then 2000", calls, 2000-left)
-		}
-		if below.net()-before < 2000 {
-			t.Errorf("charged: got %d, want 2000 or more", below.net()-before)
-		}
-		// A chunk whose time is over must not pay.
-		again := &chunk{limit: slow, size: 10, until: k.until}
-		again.left.Store(10)
-		s.table.find(driver.Hash(s.seed, &quota.Charge{Limit: slow, Key: "team/agent"}), &quota.Charge{Limit: slow, Key: "team/agent"}).lease.Store(again)
-		below.set(nil)
-		below.seen()
-		take(t, s, one(1000))
-		if calls := below.seen(); len(calls) != 1 || calls[0].Cost != 1000 {
-			t.Errorf("requests to the store: got %+v, want one of 1000", calls)
-		}
-	})
-}
-
 // TestNotSent: where a request was not sent in time, its callers get an error that was not charged.
 func TestNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
