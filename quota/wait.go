@@ -45,7 +45,10 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 	if err := c.check(); err != nil {
 		return Decision{}, err
 	}
-	c.Limit = l.limitOf(key)
+	var err error
+	if c.Limit, err = l.limitOf(key); err != nil {
+		return Decision{}, err
+	}
 	if most := c.Limit.spec.Capacity; n > most {
 		return Decision{}, invalid("cost", n, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
 	}

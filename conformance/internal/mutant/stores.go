@@ -356,6 +356,29 @@ func Stores() []*Store {
 			}
 			return err
 		})},
+		{Name: "a panic of an algorithm leaves the lock held", Rule: "S4", alter: func(p *parts) {
+			held := false
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				if held {
+					select {}
+				}
+				held = true
+				err := driver.Apply(cs, items, now, out)
+				held = false
+				return err
+			}
+		}},
+		{Name: "a panic of an algorithm leaves the earlier charges of the list", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			defer func() {
+				if r := recover(); r != nil {
+					if len(cs) > 1 {
+						s.once(ctx, cs[:1], out[:1])
+					}
+					panic(r)
+				}
+			}()
+			return s.once(ctx, cs, out)
+		})},
 		{Name: "an error is a grant", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			if err := s.once(ctx, cs, out); err != nil && !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) {
 				for i := range out {
