@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -44,8 +45,9 @@ type Limiter struct {
 	corrections corrections
 
 	mu      sync.Mutex
-	queues  map[queueKey]*queue
+	queues  map[string]*queue // by key
 	waiting int
+	queued  atomic.Int32 // the length of queues, to be read without mu
 }
 
 // NewLimiter returns a limiter of one limit on a store. A nil store or limit is ErrInvalid.
@@ -185,6 +187,11 @@ func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
 	if err := c.checkReceipt(); err != nil {
 		return Decision{}, err
 	}
+	return l.tell(ctx, c)
+}
+
+// tell has a charge decided that is whole and valid, and tells the observer.
+func (l *Limiter) tell(ctx context.Context, c Charge) (Decision, error) {
 	if l.observer == nil {
 		return l.decide(ctx, c)
 	}
@@ -204,6 +211,9 @@ func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
 	d, err := l.store.Take(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = receiptFor(&c)
+		if d.Charged < 0 {
+			l.gaveBack(c.Key)
+		}
 	}
 	return d, err
 }
@@ -230,6 +240,9 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 	if err == nil && Granted(ds) {
 		for i := range ds {
 			ds[i].receipt = receiptFor(&cs[i])
+			if ds[i].Charged < 0 {
+				l.gaveBack(cs[i].Key)
+			}
 		}
 	}
 	return err
