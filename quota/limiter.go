@@ -86,6 +86,14 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, erro
 	return l.do(ctx, Charge{Key: key, Cost: n})
 }
 
+// TakeAhead charges n tokens to the key now, ahead of refill if need be, if they may be used within a time from now, and
+// is denied otherwise. The caller must wait for Decision.Delay before it uses them, as x/time/rate's Reserve has it;
+// a caller that does not want them any more gives them back by Refund. An n above the capacity is denied with RetryAfter
+// [Never]. It fails with ErrInvalid where the limit's rule forgets debt, as windows do, see [Spec].
+func (l *Limiter) TakeAhead(ctx context.Context, key string, n int64, within time.Duration) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpAhead, Within: within})
+}
+
 // Peek answers as Take would, and changes nothing: RetryAfter says when n tokens would fit.
 func (l *Limiter) Peek(ctx context.Context, key string, n int64) (Decision, error) {
 	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpPeek})
@@ -184,7 +192,7 @@ func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
 	if l.limitFor != nil {
 		c.Limit = l.limitOf(c.Key)
 	}
-	if err := c.checkReceipt(); err != nil {
+	if err := c.checkLimit(); err != nil {
 		return Decision{}, err
 	}
 	return l.tell(ctx, c)

@@ -38,9 +38,14 @@ type waiter struct {
 	counted    bool  // the waiter is counted in Limiter.waiting
 }
 
-// Wait takes n tokens, waiting until they fit. The waiting callers of this limiter and key are served in the order in
-// which they came; they hold up neither other processes nor calls of Take. A nil error means that the tokens were
-// taken.
+// Wait takes n tokens, waiting until they fit. A nil error means that the tokens were taken.
+//
+// The waiting callers of this limiter and key are served in the order in which they came, and only the first of them asks
+// the store. Where the limit's rule carries debt over (Spec.Ahead, as token buckets have it), it takes ahead, see
+// [OpAhead]: its tokens are charged at once, and it waits until refill has repaid them. So it comes in bounded time:
+// after the first callers of other processes that were charged before, and before all others; calls of Take are denied
+// meanwhile. Under other rules the first caller asks until its tokens fit; it holds up neither other processes nor calls
+// of Take, and may wait for ever for many tokens beside callers that take few.
 //
 // Quota that this limiter gives back, by Settle, Refund or Reset, is there for the first waiting caller at once. It sees
 // other changes, such as those that other processes make and a limit that LimitFor raised, within a second, and a
@@ -49,7 +54,7 @@ type waiter struct {
 // It fails at once, and charges nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
 // Options.MaxWaiters callers wait already, and with an error that is [context.DeadlineExceeded] where the context's
 // deadline comes before the quota; the queue ahead counts as far as the rule can tell, see [Forecaster]. A wait whose
-// context ends gives a late grant back and fails with the context's error.
+// context ends gives the tokens back and fails with the context's error.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	c := Charge{Limit: l.limit, Key: key, Cost: n}
 	if err := c.check(); err != nil {
@@ -107,10 +112,65 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 		if err != nil {
 			return d, err
 		}
-		if !w.pause(ctx, d.RetryAfter, longest) {
+		after := d.RetryAfter
+		if c.Limit.spec.Ahead && after > 0 {
+			if d, err = l.waitAhead(ctx, c, w, longest); err != nil || d.Allowed {
+				return d, err
+			}
+			after = d.RetryAfter
+		}
+		if !w.pause(ctx, after, longest) {
 			return d, ctx.Err()
 		}
 	}
+}
+
+// waitAhead takes ahead for the first waiter, and waits until it may use its tokens. The decision is not allowed where the
+// waiter must ask anew: the store denied, or the key has another limit.
+func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration) (d Decision, err error) {
+	c.Op, c.Within = OpAhead, Never
+	if deadline, ok := ctx.Deadline(); ok {
+		c.Within = max(time.Until(deadline), 0)
+	}
+	l.ask(w)
+	if d, err = l.tell(ctx, c); err != nil {
+		return d, err
+	}
+	if !d.Allowed {
+		l.rest(w)
+		return d, nil
+	}
+	for left := d.Delay; left > 0 && err == nil; {
+		if err = inTime(ctx, left); err != nil {
+			break
+		}
+		start := time.Now()
+		if !w.pause(ctx, left, longest) {
+			break
+		}
+		if left -= time.Since(start); left <= 0 {
+			break
+		}
+		limit := l.limitOf(c.Key)
+		if limit.handle != c.Limit.handle {
+			l.giveBack(ctx, c, d)
+			l.rest(w)
+			return Decision{}, nil
+		}
+		// Refill has repaid all debt as soon as a cost of 0 fits. Where the store fails, the tokens are charged all the same.
+		if p, err := l.store.Take(ctx, Charge{Limit: limit, Key: c.Key, Op: OpPeek}); err == nil {
+			left = min(left, p.RetryAfter)
+		}
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		l.giveBack(ctx, c, d)
+		return Decision{}, err
+	}
+	d.Delay = 0
+	return d, nil
 }
 
 // pause waits for a time, at most longest and with some jitter, or until the waiter must ask again. It reports false if

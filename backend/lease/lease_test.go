@@ -310,7 +310,7 @@ func TestClose(t *testing.T) {
 		if _, err := s.ask(bg, &c, driver.Hash(s.seed, &c), s.table.find(driver.Hash(s.seed, &c), &c)); !errors.Is(err, quota.ErrClosed) {
 			t.Errorf("request for a chunk after Close: got %v, want ErrClosed", err)
 		}
-		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpAhead} {
 			_, err := s.Take(bg, op(o, 1))
 			wantErr(t, err, quota.ErrClosed)
 			wantErr(t, s.TakeAll(bg, []quota.Charge{op(o, 1), other}, make([]quota.Decision, 2)), quota.ErrClosed)
