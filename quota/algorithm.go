@@ -131,8 +131,8 @@ const (
 	// OpReset makes the key fresh. It is always allowed.
 	OpReset
 	// OpAhead takes ahead of refill: it charges Cost now, into debt if need be, if refill will have repaid that debt
-	// within a stated delay, and is denied otherwise. The tokens may be used after Decision.Delay. Until then refill
-	// goes to them, whoever else asks. Only rules with Spec.Ahead have it; to others it is ErrInvalid.
+	// within a stated delay, and is denied otherwise. The tokens may be used after Decision.Delay; until then refill
+	// goes to them, and takes are denied. Only rules with Spec.Ahead have it; to others it is ErrInvalid.
 	OpAhead
 	opEnd
 )

@@ -33,7 +33,6 @@ type Charge struct {
 	// within their group. At most 128 bytes of UTF-8. Without an id the call is charged at most once, see
 	// ErrIndeterminate.
 	ID string
-	_  [8]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
 }
 
 // Bounds of a call.
