@@ -61,6 +61,49 @@ func TestTokenBucketBound(t *testing.T) {
 	})
 }
 
+// Tokens that were taken ahead are used when they may be: the bound holds at the times of use. Others' takes do not delay
+// them, and cannot be admitted before. Counted when they are charged, the bound is larger by the refill of the longest delay.
+func TestTokenBucketAheadBound(t *testing.T) {
+	rng := random(t)
+	delayed := 0
+	for range size(300) {
+		r := randomRule(rng, bucket)
+		within := forward(rng, r, quota.Verdict{ResetAfter: quota.Micros(r.period)})
+		var c cell
+		var uses, charges []admitted
+		now := int64(base) + rng.Int64N(1e13)
+		for range 300 {
+			left := c.peek(r, 1, now)
+			req := quota.Request{Op: quota.OpAhead, Cost: randomCost(rng, r, left.Remaining), At: quota.Micros(rng.Int64N(within + 1))}
+			if rng.IntN(3) == 0 {
+				req = quota.Request{Cost: req.Cost}
+			}
+			v := c.do(r, req, now)
+			if v.Allowed && req.Cost > 0 {
+				uses, charges = append(uses, admitted{now + int64(v.RetryAfter), req.Cost}), append(charges, admitted{now, req.Cost})
+				if v.RetryAfter > 0 {
+					delayed++
+				}
+				if n := len(uses); n > 1 && uses[n-1].at < uses[n-2].at {
+					t.Fatalf("limit %d refill %d in %dµs: use of a charge at %d: got %d, before the %d of an earlier charge", r.limit, r.refill, r.period, now, uses[n-1].at, uses[n-2].at)
+				}
+			}
+			now += forward(rng, r, v)
+		}
+		if over := beyondRefill(r, uses); over != nil {
+			t.Fatalf("limit %d refill %d in %dµs: used beyond refill: got %v, want %d and the tokens of a tick at most", r.limit, r.refill, r.period, over, r.limit)
+		}
+		more := r
+		more.limit = r.limit + (within/r.period+1)*r.refill + 1
+		if over := beyondRefill(more, charges); over != nil && within < 1000*r.period {
+			t.Fatalf("limit %d refill %d in %dµs: charged beyond refill, at most %dµs ahead: got %v, want %d at most", r.limit, r.refill, r.period, within, over, more.limit)
+		}
+	}
+	if delayed < 100 {
+		t.Errorf("takes ahead with a delay: got %d, want 100 or more, or the test proves little", delayed)
+	}
+}
+
 // beyondRefill returns by how much admitted tokens, less those that came back, exceed refill over some interval, if that is
 // more than the capacity and the tokens of one tick.
 func beyondRefill(r rule, grants []admitted) *big.Rat {

@@ -17,6 +17,10 @@ import (
 // costs unit credits and each tick repays perTick credits: the rate as a reduced fraction, so that refill is
 // never rounded.
 //
+// A take ahead (quota.OpAhead) may use its tokens when refill has repaid the debt, and later charges do not delay it:
+// counted at the times of use, the bound is the same; counted when they are charged, it is capacity +
+// rate·(Δ + the longest delay).
+//
 // A refund counts in full unless the bucket has been full since the charge. Until then no refill is lost, and
 // so tokens that were charged and given back are as good as tokens that were never charged: in any interval
 // that begins where the bucket is full, the charges less the refunds are at most capacity + rate·Δ.
@@ -100,7 +104,7 @@ func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 
 func (b *tokenBucket) Spec() quota.Spec {
 	return quota.Spec{
-		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt,
+		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt, Ahead: true,
 		Params: [6]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
 	}
 }
@@ -158,6 +162,21 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpReset:
 		kept = 0
 		write = s.Unit != 0
+	case quota.OpAhead:
+		if r.Cost > b.tokens {
+			allowed, retryAfter = false, forever
+			break
+		}
+		if kept += r.Cost * b.unit; kept > b.capacity {
+			retryAfter = quota.Micros(at+ceil(kept-b.capacity, b.perTick)*b.tick) - now
+		}
+		late := retryAfter - max(r.At, 0)
+		if kept > b.most {
+			late = max(late, quota.Micros(at+ceil(kept-b.most, b.perTick)*b.tick)-now)
+		}
+		if late > 0 {
+			allowed, retryAfter, kept = false, late, deficit
+		}
 	}
 	switch {
 	case kept == 0 && (kept != deficit || r.Op == quota.OpReset):

@@ -41,6 +41,9 @@ func (p *prober) spec() bool {
 	for _, r := range algorithmRules {
 		p.skips[r] = reason
 	}
+	if reason == "" && !spec.Ahead {
+		p.skips[a19] = "the algorithm does not decide OpAhead, says its Spec"
+	}
 	return reason == ""
 }
 

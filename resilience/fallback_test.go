@@ -520,6 +520,39 @@ func TestFallbackReset(t *testing.T) {
 	})
 }
 
+// A take ahead is decided on the share as on the whole, charged to the store when it returns, and given back where it was
+// made.
+func TestFallbackAhead(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		ahead := func(n int64, within time.Duration) quota.Charge {
+			c := op(quota.OpAhead, n)
+			c.Within = within
+			return c
+		}
+		o.want(charge(20), store, true, 80)
+		o.down()
+		o.want(charge(20), fall, true, 0)
+		if d := o.want(ahead(5, time.Second), fall, false, 0); d.RetryAfter != time.Second {
+			o.t.Errorf("5 ahead of a share of 2.5 a second, within 1s: got %v, want retry after 1s", d)
+		}
+		d := o.want(ahead(5, 2*time.Second), fall, true, -5)
+		if d.Delay != 2*time.Second || d.Charged != 5 {
+			o.t.Errorf("5 ahead of a share of 2.5 a second: got %v, want 5 charged, usable after 2s", d)
+		}
+		o.want(peek(0), fall, false, -5)
+		e := o.want(ahead(5, 4*time.Second), fall, true, -10)
+		o.want(charge(0).Refund(e, 5), fall, true, -5)
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 55)
+		o.asked("debit 25; peek 0")
+		o.want(charge(0).Refund(d, 5), store, true, 60)
+		if d := o.want(ahead(70, time.Hour), store, true, -10); d.Delay != time.Second {
+			o.t.Errorf("70 ahead of the whole, of which 60 are left: got %v, want them usable after 1s", d)
+		}
+	})
+}
+
 func TestFallbackIDs(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		o.down()

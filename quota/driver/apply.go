@@ -51,15 +51,13 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 		return nil
 	}
 	for i := range cs {
-		allowed := out[i].Allowed
+		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
 		if peek.Op != quota.OpTake && peek.Op != quota.OpPeek {
 			peek.Cost = 0
 		}
 		decide(&peek, &items[i], quota.OpPeek, now, &out[i])
-		if allowed {
-			out[i].Allowed, out[i].RetryAfter = true, 0
-		}
+		out[i].Allowed, out[i].RetryAfter = allowed, retryAfter
 	}
 	return nil
 }
@@ -77,9 +75,9 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	if gives {
 		before = remaining(c, held, now)
 	}
-	s, v := c.Limit.Algorithm().Decide(
-		quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail},
-		quota.Request{Op: op, Cost: c.Cost, At: c.At}, now)
+	r := c.Request()
+	r.Op = op
+	s, v := c.Limit.Algorithm().Decide(quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail}, r, now)
 	it.Write = v.Write
 	if v.Write {
 		held.Unit, held.A, held.B, held.C, held.Tail = s.Unit, s.A, s.B, s.C, s.Tail
@@ -92,9 +90,12 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	d.Charged = 0
 	d.RetryAfter = v.RetryAfter.Duration()
 	d.ResetAfter = v.ResetAfter.Duration()
+	d.Delay = 0
 	d.At = now
 	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit) {
 		d.Charged = c.Cost
+	} else if v.Allowed && op == quota.OpAhead {
+		d.Charged, d.Delay, d.RetryAfter = c.Cost, d.RetryAfter, 0
 	} else if gives {
 		d.Charged = min(before-v.Remaining, 0)
 	}

@@ -32,6 +32,10 @@ func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micro
 		}
 	case 5:
 		c.Cost = 0
+	case 6, 7:
+		if l.Spec().Ahead {
+			c.Op, c.Within = quota.OpAhead, time.Duration(r.Int64N(int64(2*time.Second)))
+		}
 	default:
 		c.Cost = r.Int64N(l.Spec().Capacity/2 + 1)
 	}
@@ -133,15 +137,12 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			}
 			for i, c := range cs {
 				c.Op = quota.OpPeek
-				if cs[i].Op == quota.OpDebit || cs[i].Op == quota.OpRefund || cs[i].Op == quota.OpReset {
+				if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
 					c.Cost = 0
 				}
 				it := before[i]
 				want := mustDecide(t, c, &it, now)
-				want.Allowed = one[i].Allowed
-				if want.Allowed {
-					want.RetryAfter = 0
-				}
+				want.Allowed, want.RetryAfter = one[i].Allowed, one[i].RetryAfter
 				if out[i] != want {
 					t.Fatalf("Apply of %s, denied: decision %d: got %v, want %v, as if uncharged", testkit.Show(cs), i, out[i], want)
 				}
@@ -188,7 +189,7 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 		var held driver.Item
 		mustDecide(t, quota.Charge{Limit: theirs, Key: "k", Cost: 1}, &held, testkit.Epoch)
 		held.Write = false
-		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpAhead} {
 			items := []driver.Item{{}, held}
 			out := make([]quota.Decision, 2)
 			err := driver.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, testkit.Epoch, out)

@@ -282,6 +282,11 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 			continue
 		}
 		c.Cost = randomCost(w.rng, c.Limit.Spec().Capacity, it.left)
+		if c.Op == quota.OpAhead && !c.Limit.Spec().Ahead {
+			c.Op = quota.OpTake
+		} else if c.Op == quota.OpAhead {
+			c.Within = []time.Duration{0, time.Duration(w.rng.Int64N(1e10)), quota.Never}[w.rng.IntN(3)]
+		}
 		if c.Op == quota.OpRefund {
 			c.At = max(w.receipt(it, c.Limit.Spec()), 0)
 		}

@@ -211,7 +211,7 @@ func Algorithms() []Algorithm {
 				panic("negative deficit")
 			}
 		})},
-		{"panics on an unknown operation", "A8", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { _ = [...]string{"", "", "", "", ""}[r.Op] })},
+		{"panics on an unknown operation", "A8", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { _ = [...]string{"", "", "", "", "", ""}[r.Op] })},
 		{"the spec changes", "A9", func() []quota.Algorithm { return []quota.Algorithm{restless{bucket(10), new(int64)}} }},
 		{"two of one spec decide differently", "A9", func() []quota.Algorithm {
 			return []quota.Algorithm{bucket(10), answered(func(_ quota.Request, v *quota.Verdict) { v.ResetAfter++ })()[0]}
@@ -316,6 +316,42 @@ func Algorithms() []Algorithm {
 				r.Op = quota.OpTake
 			}
 			return a.Decide(s, r, now)
+		})},
+		{"a take ahead accepts any delay", "A19", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpAhead {
+				r.At = quota.MaxNumber
+			}
+		})},
+		{"a take ahead accepts no delay", "A19", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpAhead {
+				r.Op = quota.OpTake
+			}
+		})},
+		{"a take ahead does not tell its delay", "A19", answered(func(r quota.Request, v *quota.Verdict) {
+			if r.Op == quota.OpAhead && v.Allowed {
+				v.RetryAfter = 0
+			}
+		})},
+		{"a denied take ahead is told to come back when a take fits", "A19", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if r.Op == quota.OpAhead && !v.Allowed {
+				_, w := a.Decide(s, quota.Request{Op: quota.OpPeek, Cost: r.Cost}, now)
+				v.RetryAfter = w.RetryAfter
+			}
+			return next, v
+		})},
+		{"a take ahead beyond the debt is granted, and charged in part", "A19", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			if r.Op == quota.OpAhead && r.At == quota.MaxNumber && r.Cost <= 10 {
+				r.Op = quota.OpDebit
+			}
+			return a.Decide(s, r, now)
+		})},
+		{"a take ahead is not charged", "A19", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if r.Op == quota.OpAhead && v.RetryAfter > 0 {
+				return s, quota.Verdict{Outcome: quota.Outcome{Allowed: v.Allowed}, Remaining: v.Remaining, RetryAfter: v.RetryAfter, ResetAfter: v.ResetAfter}
+			}
+			return next, v
 		})},
 		{"the forecast is a millisecond late", "A17", func() []quota.Algorithm { return []quota.Algorithm{hopeful{bucket(10), time.Millisecond}} }},
 	}
