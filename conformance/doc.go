@@ -56,7 +56,7 @@
 //
 // # Algorithms
 //
-// [Algorithm] tests algorithms in the same way: A1 to A7 are the rules of [quota.Algorithm], A8 to A17 the promises of
+// [Algorithm] tests algorithms in the same way: A1 to A7 are the rules of [quota.Algorithm], A8 to A18 the promises of
 // the types around it. Where the harness evaluates Lua, the Lua text of an algorithm is compared with its Go code.
 //
 // # Reports

@@ -140,12 +140,9 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 		l.rest(w)
 		return d, nil
 	}
-	for left := d.Delay; left > 0 && err == nil; {
-		if err = inTime(ctx, left); err != nil {
-			break
-		}
+	for left := d.Delay; left > 0; {
 		start := time.Now()
-		if !w.pause(ctx, left, longest) {
+		if err = inTime(ctx, left); err != nil || !w.pause(ctx, left, longest) {
 			break
 		}
 		if left -= time.Since(start); left <= 0 {

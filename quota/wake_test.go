@@ -205,7 +205,7 @@ func TestWaitAsksSeldom(t *testing.T) {
 			time.Sleep(100 * time.Second)
 			cancel()
 			w.end(t)
-			if n := len(s.asked); n < 100*9/10 || n > 250 {
+			if n := len(s.charges()); n < 100*9/10 || n > 250 {
 				t.Errorf("calls of the store in 100 s: got %d, want 90 to 250", n)
 			}
 		})
