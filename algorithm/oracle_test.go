@@ -45,9 +45,6 @@ func room(o oracle, r rule, now int64) *big.Int {
 }
 
 func fits(o oracle, r rule, cost, now int64) bool {
-	if l, ok := o.(*logOracle); ok && cost > 0 && l.full(r, now) {
-		return false
-	}
 	return cost <= r.limit && room(o, r, now).Cmp(integer(cost)) >= 0
 }
 
@@ -116,9 +113,6 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 			fail("state: got %+v, want %+v", got, want)
 		}
 		left := room(o, r, now)
-		if l, ok := o.(*logOracle); ok && l.full(r, now) && left.Sign() > 0 {
-			left = integer(0)
-		}
 		switch {
 		case v.Allowed != allowed:
 			fail("allowed: got %v, want %v", v.Allowed, allowed)

@@ -37,14 +37,12 @@ type tokenBucket struct {
 
 // TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
 // tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it
-// admits at most capacity and the tokens gained in it; a capacity of 0 denies every cost above 0. Accepted:
-// capacities of 0 to 2^40, rates up to 10^9 tokens a second, periods of whole microseconds up to ten years,
-// and a bucket that fills within ten years; else [quota.ErrInvalid].
+// admits at most capacity and the tokens gained in it; a capacity of 0 denies every cost above 0, as [DenyAll]
+// does. Accepted: capacities of 0 to 2^52-1, rates up to 10^12 tokens a second, periods of whole microseconds
+// up to ten years, and a bucket that fills within ten years; else [quota.ErrInvalid]. A rate that is no simple
+// fraction may allow less than 2^52-1; the error says how much.
 func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
-	if capacity < 0 || capacity > maxCapacity {
-		return nil, invalid("capacity is %d; accepted: 0 to 2^40", capacity)
-	}
-	per, err := micros("refill", refill, "period", period)
+	per, err := micros("capacity", capacity, "refill", refill, "period", period)
 	if err != nil {
 		return nil, err
 	}
@@ -80,8 +78,15 @@ func newTokenBucket(capacity, held, refill, per int64) (quota.Algorithm, error) 
 		}
 	}
 	if t == 0 {
+		most := int64(0)
+		tick(per, func(t int64) bool {
+			if _, perTick, room := reduce(t); perTick <= maxHeld {
+				most = max(most, room)
+			}
+			return false
+		})
 		return nil, invalid("a bucket of %d that gains %d each %v takes over ten years to fill, or needs numbers of 2^52 or more; "+
-			"accepted: a smaller capacity, a higher rate, or a rounder period", capacity, refill, time.Duration(per)*time.Microsecond)
+			"accepted: a capacity of up to %d, a higher rate, or a rounder period", capacity, refill, time.Duration(per)*time.Microsecond, most)
 	}
 	unit, perTick, room := reduce(t)
 	return &tokenBucket{

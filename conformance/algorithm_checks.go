@@ -118,7 +118,7 @@ func (x *situation) checkVerdict() {
 		if prior.Allowed != v.Allowed || prior.RetryAfter != v.RetryAfter {
 			x.fail(a11, "got: a peek answers %s where a take answers %s; want: the same", showVerdict(prior), showVerdict(*v))
 		}
-		if want := prior.Remaining - x.req.Cost; v.Allowed && !settled(v.Remaining, want) {
+		if want := prior.Remaining - x.req.Cost; v.Allowed && v.Remaining != want {
 			x.fail(a11, "got: %d remained and %d were taken, remaining %d; want: %d", prior.Remaining, x.req.Cost, v.Remaining, want)
 		}
 	}
@@ -132,10 +132,6 @@ func (x *situation) checkVerdict() {
 		}
 	}
 }
-
-// settled reports whether the remaining tokens are right. A rule that also bounds the number of charges may have 0
-// tokens left earlier than the tokens alone would say.
-func settled(got, want int64) bool { return got == want || got == 0 && want > 0 }
 
 func (x *situation) checkTraceless() {
 	idle := !x.v.Allowed || x.req.Op == quota.OpPeek || x.req.Op == quota.OpTake && x.req.Cost == 0
@@ -186,7 +182,7 @@ func (x *situation) checkDebit() {
 	}
 	prior := x.prior()
 	want := max(prior-min(x.req.Cost, exact), min(prior, -x.spec().Debt))
-	if !settled(x.v.Remaining, want) {
+	if x.v.Remaining != want {
 		x.fail(a12, "got: %d remained and %d were debited, remaining %d; want: %d", prior, x.req.Cost, x.v.Remaining, want)
 	}
 }
@@ -281,10 +277,10 @@ func (x *situation) checkAhead() {
 	for _, cost := range []int64{0, 1, max(prior.Remaining, 0) + 1, capacity, capacity + 1} {
 		taken, take := x.ask(x.state, quota.OpTake, cost, x.now)
 		if s, v := ahead(x.state, cost, 0, x.now); !same(s, taken, v, take) {
-			x.fail(a18, "got: %d ahead, with no delay accepted, are %s; want: as for a take, %s", cost, showVerdict(v), showVerdict(take))
+			x.fail(a19, "got: %d ahead, with no delay accepted, are %s; want: as for a take, %s", cost, showVerdict(v), showVerdict(take))
 		}
 		if s, v := ahead(x.state, cost, quota.MaxNumber, x.now); cost > capacity && !same(s, taken, v, take) {
-			x.fail(a18, "got: %d ahead of a capacity of %d are %s; want: as for a take, %s", cost, capacity, showVerdict(v), showVerdict(take))
+			x.fail(a19, "got: %d ahead of a capacity of %d are %s; want: as for a take, %s", cost, capacity, showVerdict(v), showVerdict(take))
 		}
 		if cost > capacity {
 			continue
@@ -294,7 +290,7 @@ func (x *situation) checkAhead() {
 		if debit.RetryAfter = owed; debit.Remaining == prior.Remaining-cost { // else the debt is at its floor
 			for _, within := range []quota.Micros{owed, owed + 1, quota.MaxNumber} {
 				if s, v := ahead(x.state, cost, within, x.now); !same(s, charged, v, debit) {
-					x.fail(a18, "got: %d ahead, within %d µs, are %s; want: as for a debit, which refill repays after %d µs, %s", cost, within, showVerdict(v), owed, showVerdict(debit))
+					x.fail(a19, "got: %d ahead, within %d µs, are %s; want: as for a debit, which refill repays after %d µs, %s", cost, within, showVerdict(v), owed, showVerdict(debit))
 				}
 			}
 		}
@@ -305,20 +301,20 @@ func (x *situation) checkAhead() {
 				continue
 			}
 			if !sameState(s, taken) && !take.Allowed {
-				x.fail(a18, "got: %d ahead, within %d µs, are %s, and the state is %+v; want: nothing charged", cost, within, showVerdict(v), s)
+				x.fail(a19, "got: %d ahead, within %d µs, are %s, and the state is %+v; want: nothing charged", cost, within, showVerdict(v), s)
 			}
 			if within == owed-1 && debit.Remaining == prior.Remaining-cost && after != 1 {
-				x.fail(a18, "got: %d ahead, which refill repays after %d µs, are, within %d µs, %s; want: retry after 1", cost, owed, within, showVerdict(v))
+				x.fail(a19, "got: %d ahead, which refill repays after %d µs, are, within %d µs, %s; want: retry after 1", cost, owed, within, showVerdict(v))
 			}
 			if after <= 0 || after > math.MaxInt64/4 {
-				x.fail(a18, "got: %d ahead of a capacity of %d, within %d µs, are %s; want: a time after which they are allowed", cost, capacity, within, showVerdict(v))
+				x.fail(a19, "got: %d ahead of a capacity of %d, within %d µs, are %s; want: a time after which they are allowed", cost, capacity, within, showVerdict(v))
 				continue
 			}
 			if _, early := ahead(s, cost, within, x.now+after-1); early.Allowed {
-				x.fail(a18, "got: %d ahead, within %d µs, were denied for %d µs and are allowed 1 µs before; want: denied until then", cost, within, after)
+				x.fail(a19, "got: %d ahead, within %d µs, were denied for %d µs and are allowed 1 µs before; want: denied until then", cost, within, after)
 			}
 			if _, late := ahead(s, cost, within, x.now+after); !late.Allowed {
-				x.fail(a18, "got: %d ahead, within %d µs, were denied for %d µs and are %s when these have passed; want: allowed", cost, within, after, showVerdict(late))
+				x.fail(a19, "got: %d ahead, within %d µs, were denied for %d µs and are %s when these have passed; want: allowed", cost, within, after, showVerdict(late))
 			}
 		}
 	}

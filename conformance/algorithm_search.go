@@ -103,6 +103,10 @@ func (p *prober) search() {
 	if !p.spec() {
 		return
 	}
+	if p.specs[0].Unit == 0 {
+		p.guard(a18, p.stateless)
+		return
+	}
 	p.guard(a8, func() {
 		_, v := p.family[0].Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: max(p.specs[0].Capacity, 1)}, origin)
 		p.scale = min(max(v.ResetAfter, 1), latest-origin)

@@ -175,6 +175,9 @@ func (g *generator) charge(id int) charge {
 	}
 	if l == nil || g.change && g.rng.IntN(6) == 0 {
 		k := g.kinds[name]
+		if g.change && g.rng.IntN(4) == 0 {
+			k = oneOf(g.rng, keepNone)
+		}
 		l = g.t.named(name, k, k.randomNumbers(g.rng, g.big))
 		g.limits[name] = l
 	}

@@ -42,6 +42,8 @@ func (m Micros) Duration() time.Duration {
 //  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: consumed
 //     tokens stay consumed, in whole tokens, rounded up.
 //  7. Untouched: Decide does not write to State.Tail and returns a new slice where it changes.
+//  8. Stateless: a rule whose Spec has Unit 0 keeps no state. It is asked with the zero State and never writes. It
+//     decides under a limit's name beside the state of any other rule, which stays as it is.
 type Algorithm interface {
 	// Spec describes the algorithm. Equal specs decide equally.
 	Spec() Spec
@@ -87,11 +89,11 @@ func (r Rule) Valid() bool {
 // Spec describes an algorithm: its rule and its numbers. Specs are comparable, and equal ones decide equally.
 type Spec struct {
 	Rule     Rule
-	Unit     int64 // the unit that states of this spec carry, see State; at least 1
+	Unit     int64 // the unit that states of this spec carry, see State; 0 where the rule keeps no state
 	Capacity int64 // the most tokens one request can take; 0 denies every cost above 0
 	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; any more is forgotten
-	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it. A rule that forgets
-	// debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
+	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it, or has none. A rule that
+	// forgets debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
 	Ahead bool
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [6]int64

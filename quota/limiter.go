@@ -11,7 +11,8 @@ import (
 // Options are the options of NewLimiter. The zero value, and nil, take the defaults.
 type Options struct {
 	// LimitFor chooses the limit of a key, by tenant or plan for example; nil, or a nil result, stands for the
-	// limiter's own limit. It is called for each request, concurrently, with a valid key.
+	// limiter's own limit. It is called for each request, concurrently, with a valid key. A result that NewLimit did not
+	// make, such as the zero Limit, is ErrInvalid, and the store is not asked.
 	LimitFor func(key string) *Limit
 	// Observer is called after each decision and error, on the caller's goroutine; it may be called concurrently. It
 	// is not called for a request that was refused before the store was asked. Without an observer there is no cost.
@@ -151,7 +152,10 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 		if err := CheckKey(cs[i].Key); err != nil {
 			return Result{}, err
 		}
-		cs[i].Limit = l.limitOf(cs[i].Key)
+		var err error
+		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
+			return Result{}, err
+		}
 	}
 	if err := Check(cs); err != nil {
 		return Result{}, err
@@ -184,13 +188,15 @@ func (l *Limiter) Store() Store { return l.store }
 func (l *Limiter) Close() error { return l.store.Close() }
 
 // do fills in the limit, checks, asks the store and tells the observer.
-func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
+func (l *Limiter) do(ctx context.Context, c Charge) (d Decision, err error) {
 	c.Limit = l.limit
 	if err := c.check(); err != nil {
 		return Decision{}, err
 	}
 	if l.limitFor != nil {
-		c.Limit = l.limitOf(c.Key)
+		if c.Limit, err = l.limitOf(c.Key); err != nil {
+			return Decision{}, err
+		}
 	}
 	if err := c.checkLimit(); err != nil {
 		return Decision{}, err
@@ -259,13 +265,17 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 // errPanicked is the error of a correction in which the store panicked.
 var errPanicked = fmt.Errorf("quota: %w: the store panicked", ErrIndeterminate)
 
-func (l *Limiter) limitOf(key string) *Limit {
+// limitOf returns the limit of a valid key.
+func (l *Limiter) limitOf(key string) (*Limit, error) {
 	if l.limitFor != nil {
 		if limit := l.limitFor(key); limit != nil {
-			return limit
+			if limit.algorithm == nil {
+				return nil, invalid("the limit that Options.LimitFor chose", "the zero Limit", "nil, or a limit that NewLimit made")
+			}
+			return limit, nil
 		}
 	}
-	return l.limit
+	return l.limit, nil
 }
 
 // clock returns the time if there is an observer, and else the zero time.

@@ -60,7 +60,10 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 	if err := c.check(); err != nil {
 		return Decision{}, err
 	}
-	c.Limit = l.limitOf(key)
+	var err error
+	if c.Limit, err = l.limitOf(key); err != nil {
+		return Decision{}, err
+	}
 	if most := c.Limit.spec.Capacity; n > most {
 		return Decision{}, invalid("cost", n, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
 	}
@@ -92,7 +95,10 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision, error) {
 	for {
 		l.ask(w)
-		c.Limit = l.limitOf(c.Key)
+		var err error
+		if c.Limit, err = l.limitOf(c.Key); err != nil {
+			return Decision{}, err
+		}
 		d, err := l.tell(ctx, c)
 		switch {
 		case err != nil:
@@ -126,7 +132,7 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 }
 
 // waitAhead takes ahead for the first waiter, and waits until it may use its tokens. The decision is not allowed where the
-// waiter must ask anew: the store denied, or the key has another limit.
+// waiter must ask anew: the store denied, or the key has another limit or rule.
 func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration) (d Decision, err error) {
 	c.Op, c.Within = OpAhead, Never
 	if deadline, ok := ctx.Deadline(); ok {
@@ -148,8 +154,11 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 		if left -= time.Since(start); left <= 0 {
 			break
 		}
-		limit := l.limitOf(c.Key)
-		if limit.handle != c.Limit.handle {
+		limit, wrong := l.limitOf(c.Key)
+		if err = wrong; err != nil {
+			break
+		}
+		if limit.handle != c.Limit.handle || limit.spec.Rule != c.Limit.spec.Rule {
 			l.giveBack(ctx, c, d)
 			l.rest(w)
 			return Decision{}, nil

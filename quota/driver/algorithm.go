@@ -3,7 +3,8 @@ package driver
 import "github.com/fleetquota/fleetquota/quota"
 
 // A Scripted Algorithm can run inside Redis, so that a decision takes one round trip. Without Lua a store on Redis
-// decides by compare-and-swap, in two. Stores on Redis call it; authors of rules implement it.
+// decides by compare-and-swap, in two, and so it does with the rules of a program beyond the first 64. A server keeps three
+// scripts or so for each rule. Stores on Redis call it; authors of rules implement it.
 type Scripted interface {
 	// Lua returns the body of a Lua 5.1 function that decides exactly as Decide does. It must be pure arithmetic: no
 	// redis.call, no globals but floor, ceil, min, max and the table library. It must be a constant of the Rule. Its

@@ -30,7 +30,8 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 // cs. The list is granted if all decisions are allowed. A store must call it under its lock, or write the marked items
 // only if no item changed in between.
 //
-// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule.
+// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
+// state leaves items of any rule as they are.
 func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
 	for i := range cs {
 		if err := fits(&cs[i], &items[i]); err != nil {
@@ -63,6 +64,11 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 
 // decide decides one charge as the operation op, and fills in its decision.
 func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.Decision) {
+	if c.Limit.Spec().Unit == 0 { // the rule keeps no state: that of another rule stays as it is
+		it.Write = false
+		var none Item
+		it = &none
+	}
 	held := &it.State
 	gives := op == quota.OpRefund || op == quota.OpReset
 	before := int64(0)
@@ -102,7 +108,7 @@ func remaining(c *quota.Charge, s *quota.State, now quota.Micros) int64 {
 }
 
 func fits(c *quota.Charge, it *Item) error {
-	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) {
+	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) && c.Limit.Spec().Unit != 0 {
 		return misfit(c, it)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -208,4 +209,41 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A rule that keeps no state decides beside the state of any rule, and leaves it, whatever it returns.
+func TestApplyBesideAnotherRule(t *testing.T) {
+	own := testkit.LimitOf("same", "tb1", 10, time.Minute)
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll, scribbler{}} {
+		none := quota.Must(quota.NewLimit("same", rule))
+		it := driver.Item{}
+		mustDecide(t, quota.Charge{Limit: own, Key: "k", Cost: 4}, &it, 1e15)
+		it.Write = false
+		before := it
+		for op := quota.OpTake; op <= quota.OpReset; op++ {
+			for _, list := range []bool{false, true} {
+				c, out := quota.Charge{Limit: none, Key: "k", Cost: 3, Op: op}, make([]quota.Decision, 1)
+				items := []driver.Item{it}
+				err := driver.Apply([]quota.Charge{c}, items, 1e15+1, out)
+				if !list {
+					err = driver.ApplyOne(&c, &items[0], 1e15+1, &out[0])
+				}
+				if err != nil || !reflect.DeepEqual(items[0], before) {
+					t.Errorf("%v: got %+v, %v; want the item as it was, %+v", c, items[0], err, before)
+				}
+				if want := none.Spec().Capacity; out[0].Remaining != want || out[0].Limit != want {
+					t.Errorf("%v: got %+v, want limit and remaining %d", c, out[0], want)
+				}
+			}
+		}
+	}
+}
+
+// scribbler says that it keeps no state, and returns one.
+type scribbler struct{}
+
+func (scribbler) Spec() quota.Spec { return quota.Spec{Rule: quota.Rule{'s'}, Capacity: 5} }
+
+func (scribbler) Decide(s quota.State, _ quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
+	return quota.State{Unit: 1, A: s.A + 1}, quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: true}, Remaining: 5}
 }

@@ -364,6 +364,29 @@ func Stores() []*Store {
 			}
 			return err
 		})},
+		{Name: "a panic of an algorithm leaves the lock held", Rule: "S4", alter: func(p *parts) {
+			held := false
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				if held {
+					select {}
+				}
+				held = true
+				err := driver.Apply(cs, items, now, out)
+				held = false
+				return err
+			}
+		}},
+		{Name: "a panic of an algorithm leaves the earlier charges of the list", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			defer func() {
+				if r := recover(); r != nil {
+					if len(cs) > 1 {
+						s.once(ctx, cs[:1], out[:1])
+					}
+					panic(r)
+				}
+			}()
+			return s.once(ctx, cs, out)
+		})},
 		{Name: "an error is a grant", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			if err := s.once(ctx, cs, out); err != nil && !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) {
 				for i := range out {
@@ -507,6 +530,27 @@ func Stores() []*Store {
 			}
 		}},
 		// Request ids.
+		{Name: "a rule without state leaves the key fresh", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if cs[i].Limit.Spec().Unit == 0 && cs[i].Op == quota.OpReset {
+						items[i] = driver.Item{Write: true}
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a rule without state is refused where another left state", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if rule := items[i].Rule; rule != (quota.Rule{}) && rule != cs[i].Limit.Spec().Rule {
+						return fmt.Errorf("mutant: %w: another rule", quota.ErrMisconfigured)
+					}
+				}
+				return driver.Apply(cs, items, now, out)
+			}
+		}},
 		{Name: "ids are not remembered", Rule: "C3", alter: func(p *parts) {
 			p.record = func([]quota.Charge, []quota.Decision) (grant, bool) { return grant{}, false }
 		}},
