@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,8 +46,9 @@ type Limiter struct {
 	corrections corrections
 
 	mu      sync.Mutex
-	queues  map[queueKey]*queue
+	queues  map[string]*queue // by key
 	waiting int
+	queued  atomic.Int32 // the length of queues, to be read without mu
 }
 
 // NewLimiter returns a limiter of one limit on a store. A nil store or limit is ErrInvalid.
@@ -83,6 +85,14 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, erro
 		return d, err
 	}
 	return l.do(ctx, Charge{Key: key, Cost: n})
+}
+
+// TakeAhead charges n tokens to the key now, ahead of refill if need be, if they may be used within a time from now, and
+// is denied otherwise. The caller must wait for Decision.Delay before it uses them, as x/time/rate's Reserve has it;
+// a caller that does not want them any more gives them back by Refund. An n above the capacity is denied with RetryAfter
+// [Never]. It fails with ErrInvalid where the limit's rule forgets debt, as windows do, see [Spec].
+func (l *Limiter) TakeAhead(ctx context.Context, key string, n int64, within time.Duration) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpAhead, Within: within})
 }
 
 // Peek answers as Take would, and changes nothing: RetryAfter says when n tokens would fit.
@@ -188,14 +198,19 @@ func (l *Limiter) do(ctx context.Context, c Charge) (d Decision, err error) {
 			return Decision{}, err
 		}
 	}
-	if err := c.checkReceipt(); err != nil {
+	if err := c.checkLimit(); err != nil {
 		return Decision{}, err
 	}
+	return l.tell(ctx, c)
+}
+
+// tell has a charge decided that is whole and valid, and tells the observer.
+func (l *Limiter) tell(ctx context.Context, c Charge) (Decision, error) {
 	if l.observer == nil {
 		return l.decide(ctx, c)
 	}
 	start := time.Now()
-	d, err = l.decide(ctx, c)
+	d, err := l.decide(ctx, c)
 	l.observe(&c, d, err, time.Since(start))
 	return d, err
 }
@@ -210,6 +225,9 @@ func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
 	d, err := l.store.Take(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = receiptFor(&c)
+		if d.Charged < 0 {
+			l.gaveBack(c.Key)
+		}
 	}
 	return d, err
 }
@@ -236,6 +254,9 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 	if err == nil && Granted(ds) {
 		for i := range ds {
 			ds[i].receipt = receiptFor(&cs[i])
+			if ds[i].Charged < 0 {
+				l.gaveBack(cs[i].Key)
+			}
 		}
 	}
 	return err

@@ -2,6 +2,7 @@ package local
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -300,7 +301,7 @@ func TestSweepingChangesNothing(t *testing.T) {
 	s, c := withClock(0)
 	m := model{}
 	keys := sized(4_000, 40_000)
-	most, least := 0, 1<<60
+	most, least := 0, math.MaxInt
 	for range sized(6, 12) {
 		crowd := 1 + r.IntN(keys)
 		for range 3 * crowd {
