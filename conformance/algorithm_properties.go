@@ -51,12 +51,15 @@ func (p *prober) spec() bool {
 func (p *prober) stateless() {
 	a, spec := p.family[0], p.specs[0]
 	costs := []int64{0, 1, 2, 1 << 32, 1 << 52, math.MaxInt64, spec.Capacity, max(spec.Capacity, spec.Capacity+1)}
-	for op := quota.OpTake; op <= quota.OpReset; op++ {
+	for op := quota.OpTake; op <= quota.OpAhead; op++ {
+		if op == quota.OpAhead && !spec.Ahead {
+			continue
+		}
 		for _, cost := range costs {
 			for _, now := range []quota.Micros{0, 1, origin, latest} {
 				r := quota.Request{Op: op, Cost: cost, At: now / 2}
 				want := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: spec.Capacity}
-				if (op == quota.OpTake || op == quota.OpPeek) && cost > spec.Capacity {
+				if op.Deniable() && cost > spec.Capacity {
 					want.Allowed, want.RetryAfter = false, quota.Forever
 				}
 				s, v := a.Decide(quota.State{}, r, now)
