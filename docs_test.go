@@ -89,7 +89,7 @@ func command(t *testing.T, name string, args ...string) string {
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	for _, v := range os.Environ() {
 		switch key, _, _ := strings.Cut(v, "="); key {
-		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE", "FLEET_SIZE":
+		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE", "FLEET_SIZE", "FALLBACK_MAX_KEYS":
 		default:
 			cmd.Env = append(cmd.Env, v)
 		}

@@ -12,7 +12,7 @@
 //		return err
 //	}
 //	if !d.Allowed {
-//		return fmt.Errorf("over quota, retry after %v", d.RetryAfter)
+//		return fmt.Errorf("over quota: %v", d)
 //	}
 //
 // A caller that can wait calls limiter.Wait instead of Take: it returns once the tokens are taken, and fails
@@ -47,7 +47,11 @@ import (
 // cluster.
 const timeout = 500 * time.Millisecond
 
-const maxFleet = 1_000_000
+// maxFleet and maxKeys are the largest FLEET_SIZE and FALLBACK_MAX_KEYS.
+const (
+	maxFleet = 1_000_000
+	maxKeys  = 1 << 30
+)
 
 // FromEnv returns a limiter that the environment configures: a token bucket for each key, under a limit
 // called "tokens".
@@ -56,6 +60,7 @@ const maxFleet = 1_000_000
 //	TOKEN_BUCKET_SIZE  capacity in tokens; default 1000
 //	TOKEN_REFILL_RATE  tokens a second, such as 10.5; default 10.0
 //	FLEET_SIZE         how many processes share the store, 1 to 1000000; default: not known
+//	FALLBACK_MAX_KEYS  how many keys the fallback of FLEET_SIZE keeps account of, 1 to 2^30; default 131072
 //
 // FromEnv sends no request: it makes a limiter also while Redis is down, and the limiter works once Redis is up.
 //
@@ -69,6 +74,9 @@ const maxFleet = 1_000_000
 //     FLEET_SIZE admits more than its limit in an outage. A FLEET_SIZE above TOKEN_BUCKET_SIZE gives shares of
 //     0, which deny; FromEnv logs that at the start.
 //
+// FALLBACK_MAX_KEYS must be above the number of keys in use, or keys that used little are forgotten, see
+// [resilience.FallbackOptions]; a key takes some 250 bytes beside its own text.
+//
 // FromEnv logs notices for operators, such as an open breaker, with slog.Warn. Without REDIS_URL the store
 // cannot fail, and FLEET_SIZE changes nothing. backend.Health(ctx, limiter.Store()) asks the servers for
 // their version and evictions.
@@ -77,7 +85,11 @@ const maxFleet = 1_000_000
 // [quota.ErrInvalid]; the error names the variable and the accepted values, and holds no credentials. See
 // backend.FromEnv for the ranges.
 func FromEnv(ctx context.Context) (*quota.Limiter, error) {
-	fleet, err := fleetSize()
+	fleet, err := number("FLEET_SIZE", "the number of processes", maxFleet)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := number("FALLBACK_MAX_KEYS", "the number of keys", maxKeys)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +97,7 @@ func FromEnv(ctx context.Context) (*quota.Limiter, error) {
 	if err != nil {
 		return nil, err
 	}
-	limiter, err := newLimiter(env, fleet)
+	limiter, err := newLimiter(env, fleet, int(keys))
 	if err != nil {
 		env.Store.Close()
 		return nil, err
@@ -93,21 +105,20 @@ func FromEnv(ctx context.Context) (*quota.Limiter, error) {
 	return limiter, nil
 }
 
-// fleetSize reads FLEET_SIZE, and returns 0 where it is absent.
-func fleetSize() (int64, error) {
-	s := os.Getenv("FLEET_SIZE")
+// number reads a variable, and returns 0 where it is absent.
+func number(name, meaning string, most int64) (int64, error) {
+	s := os.Getenv(name)
 	if s == "" {
 		return 0, nil
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 1 || n > maxFleet {
-		return 0, fmt.Errorf("fleetquota: %w: FLEET_SIZE is %.40q; accepted: the number of processes, 1 to %d",
-			quota.ErrInvalid, s, maxFleet)
+	if err != nil || n < 1 || n > most {
+		return 0, fmt.Errorf("fleetquota: %w: %s is %.40q; accepted: %s, 1 to %d", quota.ErrInvalid, name, s, meaning, most)
 	}
 	return n, nil
 }
 
-func newLimiter(env backend.Env, fleet int64) (*quota.Limiter, error) {
+func newLimiter(env backend.Env, fleet int64, keys int) (*quota.Limiter, error) {
 	bucket, err := algorithm.TokenBucket(env.Capacity, env.Refill, env.Per)
 	if err != nil {
 		return nil, fmt.Errorf("fleetquota: %w", err)
@@ -118,15 +129,16 @@ func newLimiter(env backend.Env, fleet int64) (*quota.Limiter, error) {
 	}
 	store := env.Store
 	if _, ok := store.(*local.Store); !ok {
-		if store, err = guard(store, bucket, fleet); err != nil {
+		if store, err = guard(store, bucket, fleet, keys); err != nil {
 			return nil, err
 		}
 	}
 	return quota.NewLimiter(store, limit, nil)
 }
 
-// guard puts policies around a store that fleet processes share; 0 is an unknown number.
-func guard(store quota.Store, a quota.Algorithm, fleet int64) (quota.Store, error) {
+// guard puts policies around a store that fleet processes share; 0 is an unknown number. The fallback keeps account of so
+// many keys; 0 is its default.
+func guard(store quota.Store, a quota.Algorithm, fleet int64, keys int) (quota.Store, error) {
 	fallback := resilience.FailWithError()
 	if fleet > 0 {
 		if s, ok := a.(driver.Sharer); ok {
@@ -139,7 +151,8 @@ func guard(store quota.Store, a quota.Algorithm, fleet int64) (quota.Store, erro
 					"while Redis cannot decide, this process denies", fleet, a.Spec().Capacity)})
 			}
 		}
-		fallback = resilience.Fallback(local.New(nil), resilience.Instances(fleet), &resilience.FallbackOptions{Notice: warn})
+		here := local.New(&local.Options{MaxKeys: max(keys, local.DefaultMaxKeys)})
+		fallback = resilience.Fallback(here, resilience.Instances(fleet), &resilience.FallbackOptions{MaxKeys: keys, Notice: warn})
 	}
 	return resilience.Standard(store, fallback, &resilience.StandardOptions{Timeout: timeout, Notice: warn})
 }

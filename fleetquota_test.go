@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -148,9 +149,26 @@ func TestFromEnvOutage(t *testing.T) {
 		}
 	}
 
+	// So many keys have room in the fallback, and more are denied.
+	t.Setenv("FALLBACK_MAX_KEYS", "64")
+	limiter = open("4")
+	here, denied := 0, 0
+	for n := range 200 {
+		if d, err := limiter.Take(t.Context(), "key/"+strconv.Itoa(n), 1); err != nil || d.Source != quota.FromFallback {
+			t.Errorf("key %d: got %+v, %v; want a decision of the fallback", n, d, err)
+		} else if d.Allowed {
+			here++
+		} else {
+			denied++
+		}
+	}
+	if here > 64 || denied == 0 {
+		t.Errorf("200 keys, of which 64 have room: got %d admitted and %d denied", here, denied)
+	}
+
 	// Notices are delivered by a goroutine of their own.
 	timeout := time.After(10 * time.Second)
-	for text := ""; strings.Count(text, "the circuit breaker opened") < 2 || !strings.Contains(text, "decides on its share"); {
+	for text := ""; strings.Count(text, "the circuit breaker opened") < 2 || !strings.Contains(text, "decides on its share") || !strings.Contains(text, "MaxKeys is 64"); {
 		select {
 		case line := <-logged:
 			if text += line; strings.Contains(line, "secret") {
@@ -234,6 +252,7 @@ func TestFromEnvRefuses(t *testing.T) {
 		{"REDIS_URL", "redis://:secret@host/x"}, {"TOKEN_BUCKET_SIZE", "-1"}, {"TOKEN_REFILL_RATE", "fast"},
 		{"FLEET_SIZE", "0"}, {"FLEET_SIZE", "-1"}, {"FLEET_SIZE", "1000001"}, {"FLEET_SIZE", "four"}, {"FLEET_SIZE", "4.0"},
 		{"FLEET_SIZE", strings.Repeat("9", 1000)},
+		{"FALLBACK_MAX_KEYS", "0"}, {"FALLBACK_MAX_KEYS", "-1"}, {"FALLBACK_MAX_KEYS", "1073741825"}, {"FALLBACK_MAX_KEYS", "many"},
 	} {
 		t.Run(test.name+" "+test.value[:min(len(test.value), 9)], func(t *testing.T) {
 			t.Setenv(test.name, test.value)

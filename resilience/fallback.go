@@ -18,13 +18,18 @@ import (
 // DefaultFallbackKeys is FallbackOptions.MaxKeys unless options say otherwise.
 const DefaultFallbackKeys = 1 << 17
 
+const maxFallbackKeys = 1 << 30
+
 // DefaultCloseWithin is FallbackOptions.CloseWithin unless options say otherwise.
 const DefaultCloseWithin = 2 * time.Second
 
 // FallbackOptions change the policy that [Fallback] makes. The zero value, and nil, take the defaults.
 type FallbackOptions struct {
 	// MaxKeys bounds the keys whose state is kept, each limit of a key counted by itself, and is rounded up
-	// to a multiple of 64; 0 is DefaultFallbackKeys. A state takes some 250 bytes beside the key's own text.
+	// to a multiple of 64; up to 2^30, 0 is DefaultFallbackKeys. A state takes some 250 bytes beside the key's own
+	// text. Where there is no room, keys that have used up to half of their limit are forgotten, those with the
+	// least use first: in an outage they get the share of a new key. If all keys owe quota or have used more, the
+	// instance denies the other keys in an outage.
 	MaxKeys int
 	// CloseWithin bounds the time in which Close charges the primary the quota that was admitted here. 0 is
 	// DefaultCloseWithin; with a negative one Close drops that quota. A store inside that neither is prompt
@@ -37,7 +42,8 @@ type FallbackOptions struct {
 	// Notice receives "fallback" when decisions are made on this instance's share, at once, when they are the
 	// store's again, after it has answered every call for some seconds, and when Close dropped quota that the
 	// primary could not be charged; "share", once for each name of a limit, if this instance's share of it is
-	// 0; and "misconfigured", at most once a minute, if the store is misconfigured. It may be nil.
+	// 0; "keys", once in each outage, when a key is denied because MaxKeys leaves no room for it, and once in all
+	// when a key that had used quota was forgotten; and "misconfigured", at most once a minute, if the store is misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
@@ -94,8 +100,8 @@ func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error
 		return nil, invalid("the fallback's store is nil", "a store, such as local.New(nil)")
 	case p.instances == nil:
 		return nil, invalid("the number of instances is nil", "a function that reports it, such as Instances(n)")
-	case p.o.MaxKeys < 0:
-		return nil, invalid(fmt.Sprintf("FallbackOptions.MaxKeys is %d", p.o.MaxKeys), "0 or more")
+	case p.o.MaxKeys < 0 || p.o.MaxKeys > maxFallbackKeys:
+		return nil, invalid(fmt.Sprintf("FallbackOptions.MaxKeys is %d", p.o.MaxKeys), "0 to 2^30")
 	case p.o.MaxKeys == 0:
 		p.o.MaxKeys = DefaultFallbackKeys
 	}
@@ -158,6 +164,8 @@ type fallback struct {
 	degraded atomic.Bool
 	lastHere atomic.Int64 // time since base of the latest decision made here
 	decided  atomic.Int64 // decisions made here since degraded
+
+	toldFull, toldForgotten atomic.Bool // the former since degraded
 
 	tables [keyTables]keyTable
 }
@@ -254,6 +262,28 @@ func (f *fallback) degrade(cause error) {
 	}
 }
 
+// tellFull notes that a key is denied because its state has no room.
+func (f *fallback) tellFull() {
+	if !f.toldFull.Load() && !f.toldFull.Swap(true) {
+		f.notes.send("keys", fmt.Sprintf("FallbackOptions.MaxKeys is %d: while the store cannot decide, this instance denies further keys, because the keys "+
+			"that it keeps owe quota or have used much of it; accepted: more than the keys in use", f.maxKeys()), nil)
+	}
+}
+
+// tellForgotten notes that keys that had used quota are forgotten, if the table forgot one. The caller holds its lock.
+func (f *fallback) tellForgotten(t *keyTable) {
+	if !t.forgot {
+		return
+	}
+	if t.forgot = false; !f.toldForgotten.Load() && !f.toldForgotten.Swap(true) {
+		f.notes.send("keys", fmt.Sprintf("FallbackOptions.MaxKeys is %d and more keys are in use: those with the least use are forgotten, and get the share "+
+			"of a new key while the store cannot decide; accepted: more than the keys in use", f.maxKeys()), nil)
+	}
+}
+
+// maxKeys returns how many keys have room.
+func (f *fallback) maxKeys() int { return keyTables * f.tables[0].most }
+
 // shareIsZero notes that this instance's share of a limit is 0.
 func (f *fallback) shareIsZero(l *quota.Limit, n int64) {
 	f.notes.send("share", fmt.Sprintf("limit %s has a capacity of %d, which is less than one token for each of %d instances: "+
@@ -263,6 +293,7 @@ func (f *fallback) shareIsZero(l *quota.Limit, n int64) {
 // recovered notes that the primary made a decision.
 func (f *fallback) recovered(now time.Duration) {
 	if f.degraded.Load() && now-time.Duration(f.lastHere.Load()) >= recoveryTime && f.degraded.Swap(false) {
+		f.toldFull.Store(false)
 		f.notes.send("fallback", fmt.Sprintf("ended: the store decides again; %d calls were decided on this instance's share", f.decided.Swap(0)), nil)
 	}
 }

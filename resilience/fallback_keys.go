@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -22,10 +23,11 @@ type keyTable struct {
 	all   []*keyState // the same states, for the sweep
 	sweep int         // the next state to look at for one that can be dropped
 	most  int         // how many states the table may hold
-	// leftOut is the time since base up to which a key without a state may be one that did not fit in.
+	// leftOut is the time since base up to which a key without a state may have used much of its limit.
 	leftOut time.Duration
 	// settledUpTo is the latest debt.upTo of a state that was dropped.
 	settledUpTo quota.Micros
+	forgot      bool // a key that had used quota, since that was last told
 }
 
 // keyState is all that a fallback keeps of one limit and key: the primary's last word, the debt to it, and
@@ -49,12 +51,19 @@ type snapshot struct {
 	owed    int64
 }
 
+// stateless reports whether the limit's rule keeps no state. Such a limit has no quota to share, and owes none: its
+// charges pass by the state of the key, which another rule of the limit's name left there and may need again.
+func stateless(l *quota.Limit) bool { return l.Spec().Unit == 0 }
+
 func (f *fallback) table(c *quota.Charge) *keyTable {
 	return &f.tables[driver.Hash(f.seed, c)%keyTables]
 }
 
 func (f *fallback) snapshot(c *quota.Charge) snapshot {
 	s := snapshot{table: f.table(c)}
+	if stateless(c.Limit) {
+		return s
+	}
 	s.table.mu.Lock()
 	if k := s.table.keys[keyOf(c)]; k != nil {
 		s.key, s.version, s.owed = k, k.known.version, k.debt.owed
@@ -71,6 +80,9 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	}
 	now := f.now()
 	f.recovered(now)
+	if stateless(c.Limit) {
+		return
+	}
 	d = f.kept(c.Limit, d)
 	t, k := before.table, before.key
 	t.mu.Lock()
@@ -81,11 +93,16 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	inOrder := k != nil && !k.dropped && k.known.version == before.version
 	if k == nil || k.dropped {
 		if k = t.keys[keyOf(c)]; k == nil {
-			if d.ResetAfter <= 0 {
+			first := known{}
+			first.record(d, now, true)
+			weight := first.weight(now)
+			if weight == 0 {
 				return
 			}
-			if k = t.add(c, now); k == nil {
-				t.leftOut = max(t.leftOut, plus(now, d.ResetAfter))
+			if k = t.add(c, now, weight); k == nil {
+				t.forget(&first, now)
+			}
+			if f.tellForgotten(t); k == nil {
 				return
 			}
 		}
@@ -119,27 +136,50 @@ func (k *keyState) record(d *quota.Decision, now time.Duration, inOrder bool) {
 	k.share.suspend(now)
 }
 
-// add returns a new state for a key, or nil if there is no room. The caller holds the lock.
-func (t *keyTable) add(c *quota.Charge, now time.Duration) *keyState {
-	// For each state that is added, two are looked at, so that those that can be dropped are. In a full table
-	// more are, until one can be.
-	look := 2
-	if len(t.all) >= t.most {
+// A key that has used no more of its limit than this may be forgotten where there is no room: in an outage it gets the
+// share of a new one, and the bound holds. littleUse is so little that no other key is looked for.
+const (
+	smallUse  = 0.5
+	littleUse = 1.0 / 16
+)
+
+// add returns a new state for a key, or nil if there is no room. A full table forgets the state with the least weight
+// of some, if it is less than that of the new one; above 1 is that of a key that must be kept, for which no key is
+// forgotten that has used much. The caller holds the lock.
+func (t *keyTable) add(c *quota.Charge, now time.Duration, weight float64) *keyState {
+	// For each state that is added, two are looked at, so that those that can be dropped are.
+	look, full := 2, len(t.all) >= t.most
+	least, at := weight, -1
+	if full && weight > littleUse {
 		look = 32
+	}
+	if weight > 1 {
+		least = math.Nextafter(smallUse, 1)
 	}
 	for i := 0; i < look && len(t.all) > 0; i++ {
 		t.sweep %= len(t.all)
-		if !t.all[t.sweep].isIdle(now) {
-			t.sweep++
+		w := t.all[t.sweep].weight(now)
+		if w == 0 {
+			t.drop(t.sweep)
+			if i > 0 {
+				break
+			}
 			continue
 		}
-		t.drop(t.sweep)
-		if i >= 2 {
+		if w < least {
+			least, at = w, t.sweep
+		}
+		t.sweep++
+		if full && least <= littleUse {
 			break
 		}
 	}
 	if len(t.all) >= t.most {
-		return nil
+		if at < 0 {
+			return nil
+		}
+		t.forget(&t.all[at].known, now)
+		t.drop(at)
 	}
 	k := &keyState{id: keyOf(c), table: t, debt: debt{from: t.settledUpTo, upTo: t.settledUpTo}}
 	k.id.key = strings.Clone(k.id.key) // not the request that it may be cut from
@@ -158,8 +198,19 @@ func (t *keyTable) drop(i int) {
 	t.all = t.all[:last]
 }
 
-// isIdle reports whether a state may be dropped: it owes no quota, no call is using it, and a new state would
-// say the same. The caller holds the lock.
-func (k *keyState) isIdle(now time.Duration) bool {
-	return k.debt.owed == 0 && k.share.inFlight == 0 && k.known.isWhole(now)
+// forget notes that the table has no state of a key of which the primary said this. The caller holds the lock.
+func (t *keyTable) forget(k *known, now time.Duration) {
+	t.forgot = true
+	if k.weight(now) > smallUse {
+		t.leftOut = max(t.leftOut, k.whole)
+	}
+}
+
+// weight returns the weight of a state: 0 if a new one would say the same, above 1 if it must be kept, because the key
+// owes quota or a call is using it. The caller holds the lock.
+func (k *keyState) weight(now time.Duration) float64 {
+	if k.debt.owed > 0 || k.share.inFlight > 0 {
+		return math.Inf(1)
+	}
+	return k.known.weight(now)
 }

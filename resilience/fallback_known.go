@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"math"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -15,6 +16,7 @@ type known struct {
 	version  uint32 // the number of decisions recorded
 	answered bool   // there is a decision; otherwise the fields below are zero
 
+	limit int64         // the capacity
 	used  int64         // the capacity less the tokens that remained
 	at    quota.Micros  // the primary's time of the decision
 	seen  time.Duration // when the decision arrived
@@ -29,9 +31,9 @@ func (k *known) record(d *quota.Decision, now time.Duration, inOrder bool) {
 	switch {
 	case d.Replayed && k.answered && d.At <= k.at:
 	case inOrder && !d.Replayed, !k.answered, d.At > k.at:
-		k.used, k.at, k.seen, k.whole, k.answered = used, d.At, now, whole, true
+		k.used, k.limit, k.at, k.seen, k.whole, k.answered = used, d.Limit, d.At, now, whole, true
 	default:
-		k.used, k.whole = max(k.used, used), max(k.whole, whole)
+		k.used, k.limit, k.whole = max(k.used, used), d.Limit, max(k.whole, whole)
 	}
 	k.version++
 }
@@ -41,5 +43,14 @@ func (k *known) usedOf(l *quota.Limit, now time.Duration) int64 {
 	return usedAfter(l, k.used, k.at, now-k.seen)
 }
 
-// isWhole reports whether, at a time, a key without a state would be taken for the same.
-func (k *known) isWhole(now time.Duration) bool { return !k.answered || now >= k.whole }
+// weight returns how much fuller a key without a state would be taken to be, at a time: 0 if not at all, else the part
+// of the limit that was used. It is above 1 after a debt.
+func (k *known) weight(now time.Duration) float64 {
+	switch {
+	case !k.answered || now >= k.whole || k.used <= 0:
+		return 0
+	case k.used > k.limit:
+		return math.Inf(1)
+	}
+	return float64(k.used) / float64(k.limit)
+}

@@ -520,6 +520,39 @@ func TestFallbackReset(t *testing.T) {
 	})
 }
 
+// A take ahead is decided on the share as on the whole, charged to the store when it returns, and given back where it was
+// made.
+func TestFallbackAhead(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		ahead := func(n int64, within time.Duration) quota.Charge {
+			c := op(quota.OpAhead, n)
+			c.Within = within
+			return c
+		}
+		o.want(charge(20), store, true, 80)
+		o.down()
+		o.want(charge(20), fall, true, 0)
+		if d := o.want(ahead(5, time.Second), fall, false, 0); d.RetryAfter != time.Second {
+			o.t.Errorf("5 ahead of a share of 2.5 a second, within 1s: got %v, want retry after 1s", d)
+		}
+		d := o.want(ahead(5, 2*time.Second), fall, true, -5)
+		if d.Delay != 2*time.Second || d.Charged != 5 {
+			o.t.Errorf("5 ahead of a share of 2.5 a second: got %v, want 5 charged, usable after 2s", d)
+		}
+		o.want(peek(0), fall, false, -5)
+		e := o.want(ahead(5, 4*time.Second), fall, true, -10)
+		o.want(charge(0).Refund(e, 5), fall, true, -5)
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 55)
+		o.asked("debit 25; peek 0")
+		o.want(charge(0).Refund(d, 5), store, true, 60)
+		if d := o.want(ahead(70, time.Hour), store, true, -10); d.Delay != time.Second {
+			o.t.Errorf("70 ahead of the whole, of which 60 are left: got %v, want them usable after 1s", d)
+		}
+	})
+}
+
 func TestFallbackIDs(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		o.down()
@@ -886,17 +919,90 @@ func TestFallbackLeftOutKeys(t *testing.T) {
 	// A key that was exhausted when there was no room for its account is not taken for a new one when there is.
 	withFallback(t, resilience.Instances(4), 64, func(o *outage) {
 		for i := range 500 {
-			o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
+			o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 100})
 		}
-		o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 100})
 		time.Sleep(time.Second)
 		o.down()
-		if d := o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 1}); d.Allowed {
-			t.Fatalf("an exhausted key that was left out: got %+v, want a denial", d)
+		for i := range 500 {
+			// Those that have an account have a share of the 10 tokens that they gained.
+			if d := o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 3}); d.Allowed {
+				t.Fatalf("an exhausted key: got %+v, want a denial", d)
+			}
 		}
 		time.Sleep(9 * time.Second)
-		if d := o.do(quota.Charge{Limit: limit, Key: "exhausted", Cost: 1}); !d.Allowed {
+		if d := o.do(quota.Charge{Limit: limit, Key: "k499", Cost: 3}); !d.Allowed {
 			t.Fatalf("the key, whole again: got %+v, want a grant", d)
+		}
+	})
+}
+
+// TestFallbackFlood has many more keys in use than there is room for. Those that used little are forgotten, so new keys
+// have a share in an outage, and exhausted ones stay exhausted. Where there is no room at all, that is told.
+func TestFallbackFlood(t *testing.T) {
+	day := quota.Must(quota.NewLimit("day", quota.Must(algorithm.FixedWindow(8, 24*time.Hour))))
+	const room, flood = 1280, 10_000
+	var keys []string
+	told := func(o *outage) int {
+		synctest.Wait()
+		for _, n := range o.notes.take() {
+			if n.Name == "keys" {
+				keys = append(keys, n.Text)
+			}
+		}
+		return len(keys)
+	}
+	withFallback(t, resilience.Instances(4), room, func(o *outage) {
+		key := func(name string, i, cost int) quota.Charge {
+			return quota.Charge{Limit: day, Key: fmt.Sprint(name, i), Cost: int64(cost)}
+		}
+		for i := range 50 {
+			o.do(key("early/", i, 8))
+		}
+		for i := range flood {
+			o.do(key("flood/", i, 1+i%4))
+		}
+		for i := range 50 {
+			o.do(key("late/", i, 8))
+		}
+		if got := told(o); got != 1 {
+			t.Errorf("notices that keys are forgotten: got %d of %v, want 1", got, keys)
+		}
+		for round := range 2 {
+			o.down()
+			for i := range 50 {
+				for _, name := range []string{"early/", "late/"} {
+					if d := o.do(key(name, i, 1)); d.Allowed || d.Source != fall {
+						t.Fatalf("exhausted key %s%d: got %+v, want a denial of the fallback", name, i, d)
+					}
+				}
+			}
+			denied := 0
+			for i := range room / 4 {
+				if d := o.do(key("new/", 1000*round+i, 1)); !d.Allowed {
+					denied++
+				}
+			}
+			if denied > 0 {
+				t.Errorf("outage %d: got %d of %d new keys denied, want 0", round, denied, room/4)
+			}
+			if got := told(o); got != 1+round {
+				t.Errorf("outage %d: notices about keys: got %d, want %d", round, got, 1+round)
+			}
+			for i := range room {
+				o.do(key("more/", 10_000*round+i, 1))
+			}
+			if got := told(o); got != 2+round {
+				t.Errorf("outage %d: notices about keys: got %d of %v, want %d", round, got, keys, 2+round)
+			}
+			o.up()
+			for i := range room { // the keys pay
+				o.do(key("more/", 10_000*round+i, 0))
+			}
+			for i := range room / 4 {
+				o.do(key("new/", 1000*round+i, 0))
+			}
+			time.Sleep(6 * time.Second)
+			o.do(key("new/", 0, 0))
 		}
 	})
 }
@@ -1210,5 +1316,46 @@ func TestFallbackRace(t *testing.T) {
 		if d, err := s.Take(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek}); err != nil || 1<<20-d.Remaining != want {
 			t.Errorf("%s: %d were admitted and %d charged, %v", key, want, 1<<20-d.Remaining, err)
 		}
+	}
+}
+
+// A key's limit becomes one that keeps no state, and the old one again, before an outage, in it and after it: neither the
+// primary's word on the key, nor its share, nor its debt changes by that.
+func TestFallbackBesideLimitsWithoutState(t *testing.T) {
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
+		plan := quota.Must(quota.NewLimit(limit.Name(), rule))
+		left := plan.Spec().Capacity
+		other := func(op quota.Op, n int64) quota.Charge {
+			c := charge(n)
+			c.Limit, c.Op = plan, op
+			return c
+		}
+		inOutage(t, func(o *outage) {
+			each := func(source quota.Source) {
+				o.t.Helper()
+				o.want(other(quota.OpTake, 1<<40), source, left > 0, left)
+				for _, op := range []quota.Op{quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+					o.want(other(op, 0), source, true, left)
+				}
+			}
+			o.want(charge(60), store, true, 40)
+			each(store)
+			o.down()
+			each(fall)
+			o.want(charge(4), fall, true, 6) // a quarter of what was left
+			each(fall)
+			out := make([]quota.Decision, 2)
+			list := []quota.Charge{{Limit: bucket("other", 100, 10, time.Second), Key: "team/agent", Cost: 1}, other(quota.OpTake, 0)}
+			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall {
+				o.t.Fatalf("list in an outage: got %+v, %v; want it granted by the fallback", out, err)
+			}
+			o.want(charge(7), fall, false, 6)
+			o.up()
+			o.r.calls()
+			each(store) // owes nothing
+			o.asked("take 1099511627776; peek 0; debit 0; refund 0; reset 0")
+			o.want(charge(1), store, true, 35)
+			o.asked("debit 4; take 1")
+		})
 	}
 }

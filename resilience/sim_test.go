@@ -45,7 +45,7 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 	t.Logf("%d seeds: %+v", seeds, all)
-	if all.Fallback == 0 || all.Reconciled == 0 || all.Losses == 0 || all.Restarts == 0 || all.Unknown == 0 || all.Refunded == 0 || all.Opened == 0 || all.None == 0 || all.Ones == 0 {
+	if all.Fallback == 0 || all.Reconciled == 0 || all.Losses == 0 || all.Restarts == 0 || all.Unknown == 0 || all.Refunded == 0 || all.Opened == 0 || all.None == 0 || all.Ones == 0 || all.Full == 0 || all.Forgot == 0 {
 		t.Errorf("got %+v, want every count above 0", all)
 	}
 }
@@ -55,6 +55,7 @@ type simSum struct {
 	Calls, Store, Fallback, Errors, Unknown  int
 	Admitted, Reconciled, Refunded           int64
 	Losses, Restarts, Opened, Phases, Beyond int
+	Full, Forgot                             int // notices that keys had no room
 	None, Ones                               int // shares of 0, and of a token where the limit has less for each
 }
 
@@ -72,6 +73,8 @@ func (s *simSum) add(o simSum) {
 	s.Opened += o.Opened
 	s.Phases += o.Phases
 	s.Beyond += o.Beyond
+	s.Full += o.Full
+	s.Forgot += o.Forgot
 	s.None += o.None
 	s.Ones += o.Ones
 }
@@ -128,6 +131,8 @@ type sim struct {
 	// Workers of an instance make a call each pause or sooner. With many of them calls of one key overlap often.
 	workers int
 	pause   time.Duration
+	// crowded fallbacks have room for 64 keys, and meet many others that use little.
+	crowded bool
 
 	// Every limit gains refill tokens each period. Where that is next to nothing, nothing but bursts is admitted,
 	// and one too many shows.
@@ -213,6 +218,7 @@ func newSim(t *testing.T, seed uint64) *sim {
 	if rng.IntN(3) == 0 {
 		s.workers, s.pause = 4, 30*time.Millisecond
 	}
+	s.crowded = rng.IntN(4) == 0
 	at := time.Duration(rng.IntN(400)) * time.Millisecond
 	flapping := rng.IntN(3) == 0
 	for length := time.Duration(2+rng.IntN(4)) * time.Second; at < length; {
@@ -330,13 +336,30 @@ func (s *sim) newInstance(id, generation int) *simInstance {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(nil), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least})); err != nil {
+	maxKeys := 0
+	if s.crowded {
+		maxKeys = 64
+	}
+	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(nil), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least, MaxKeys: maxKeys, Notice: i.notice})); err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()
 	s.instances = append(s.instances, i)
 	s.mu.Unlock()
 	return i
+}
+
+// notice counts the notices about keys that had no room.
+func (i *simInstance) notice(n quota.Notice) {
+	i.sim.mu.Lock()
+	defer i.sim.mu.Unlock()
+	switch {
+	case n.Name != "keys":
+	case strings.Contains(n.Text, "denies"):
+		i.sum.Full++
+	default:
+		i.sum.Forgot++
+	}
 }
 
 // simLink is the way from an instance to the primary, with the faults on it.
@@ -515,7 +538,7 @@ func (i *simInstance) do(cs ...quota.Charge) ([]quota.Decision, error) {
 				return nil, err
 			}
 		}
-		if !ended || !strings.Contains(err.Error(), "closed") {
+		if (!ended || !strings.Contains(err.Error(), "closed")) && !(i.crowded && errors.Is(err, quota.ErrOverloaded)) {
 			i.t.Errorf("seed %d: got %v, want a decision", i.seed, err)
 		}
 		return nil, err
@@ -570,6 +593,11 @@ func (s *sim) traffic(rng *rand.Rand, instance func() *simInstance) {
 			k = s.keys[0]
 		}
 		c := quota.Charge{Limit: k.limit, Key: k.key, Cost: 1 + rng.Int64N(5)}
+		if s.crowded {
+			for range 8 {
+				i.store.Take(context.Background(), quota.Charge{Limit: s.keys[0].limit, Key: "other/" + strconv.Itoa(rng.IntN(1000)), Cost: 1})
+			}
+		}
 		cs := []quota.Charge{c}
 		switch rng.IntN(12) {
 		case 0:

@@ -25,62 +25,77 @@ type request struct {
 
 // ask decides a take that the lease cannot pay: with a new chunk if that is worth it, else on its own.
 func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d quota.Decision, err error) {
-	r, first := (*request)(nil), false
 	instances := s.instances()
-	for {
-		if e == nil {
-			if e = s.table.add(h, c, s.now()); e == nil {
-				return s.inner.Take(ctx, *c)
-			}
-		}
-		e.mu.Lock()
-		if e.dead {
-			e.mu.Unlock()
-			e = nil
+	if e == nil {
+		e = s.table.add(h, c, s.now())
+	}
+	for e != nil {
+		r, first, answer := s.join(c, e, instances, &d)
+		switch answer {
+		case decided:
+			return d, nil
+		case removed:
+			e = s.table.add(h, c, s.now())
 			continue
+		case alone:
+			return s.single(ctx, c, e)
 		}
-		e.touched = true
-		now := s.now()
-		if k := e.lease.Load(); k != nil && k.decide(c, now, &d) { // another caller received it meanwhile
-			e.mu.Unlock()
+		if first && !s.start(func() { s.send(context.WithoutCancel(ctx), e, r) }) {
+			s.receive(e, r, d, s.gate.Open())
+		}
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			if first && !e.abandon(r) {
+				return r.d, r.err
+			}
+			return d, ctx.Err() // no token was charged for this caller alone
+		}
+		if r.err != nil {
+			return d, r.err
+		}
+		if first && r.paid {
+			return r.d, nil
+		}
+		if k := e.lease.Load(); k != nil && k.decide(c, s.now(), &d) {
 			return d, nil
 		}
-		r = e.request
-		if r == nil {
-			if size := e.nextSize(c.Limit, instances, now, s.window); size > c.Cost {
-				r, first = &request{charge: *c, cost: c.Cost, sent: now, done: make(chan struct{})}, true
-				r.charge.Cost = size
-				e.request = r
-			}
-		}
-		e.mu.Unlock()
-		break
+		return s.single(ctx, c, e) // a caller waits for one request of another caller, not for a second
 	}
-	switch {
-	case r == nil:
-		return s.single(ctx, c, e)
-	case first && !s.start(func() { s.send(context.WithoutCancel(ctx), e, r) }):
-		e.receive(r, d, s.gate.Open(), s)
-		close(r.done)
+	return s.inner.Take(ctx, *c)
+}
+
+// The answers of join.
+const (
+	decided = iota // by a lease that another caller received meanwhile
+	removed        // the entry is no longer in the table
+	alone          // no request is worth it
+	joined         // a request: a new one if first is set
+)
+
+// join finds the request for a chunk that a take may wait for, or begins one.
+func (s *Store) join(c *quota.Charge, e *entry, instances int64, d *quota.Decision) (r *request, first bool, answer int) {
+	e.mu.Lock()
+	defer e.mu.Unlock() // even if the clock or the limit's rule panics
+	if e.dead {
+		return nil, false, removed
 	}
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		if first && !e.abandon(r) {
-			return r.d, r.err
-		}
-		return d, ctx.Err() // no token was charged for this caller alone
+	e.touched = true
+	now := s.now()
+	if k := e.lease.Load(); k != nil && k.decide(c, now, d) {
+		return nil, false, decided
 	}
-	if r.err != nil {
-		return d, r.err
+	if e.request != nil {
+		return e.request, false, joined
 	}
-	if first && r.paid {
-		return r.d, nil
+	size := e.nextSize(c.Limit, instances, now, s.window)
+	if size <= c.Cost {
+		return nil, false, alone
 	}
-	if k := e.lease.Load(); k != nil && k.decide(c, s.now(), &d) {
-		return d, nil
-	}
-	return s.single(ctx, c, e) // a caller waits for one request of another caller, not for a second
+	r = &request{charge: *c, cost: c.Cost, sent: now, done: make(chan struct{})}
+	r.charge.Cost = size
+	e.request = r
+	return r, true, joined
 }
 
 // abandon notes that the first caller of r stops waiting, unless the decision is there.
@@ -95,22 +110,42 @@ func (e *entry) abandon(r *request) bool {
 func (s *Store) send(ctx context.Context, e *entry, r *request) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.patience))
 	defer cancel()
-	d, err := s.inner.Take(ctx, r.charge)
+	d, err := s.takeBelow(ctx, r.charge)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, quota.ErrIndeterminate) {
 			err = fmt.Errorf("lease: %w: the request was not sent within %v: %w", quota.ErrUnavailable, time.Duration(s.patience), err)
 		}
 		err = driver.Share(err, r)
 	}
-	refunds := e.receive(r, d, err, s)
-	close(r.done)
-	s.giveBack(context.WithoutCancel(ctx), refunds)
+	s.giveBack(context.WithoutCancel(ctx), s.receive(e, r, d, err))
 }
 
-// receive makes the chunk that a request got the key's lease, and returns the tokens to be given back.
-func (e *entry) receive(r *request, d quota.Decision, err error, s *Store) (refunds []refund) {
+// takeBelow calls the store below on a goroutine of this package, whose panic would end the process: it is an error.
+func (s *Store) takeBelow(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicked(v)
+		}
+	}()
+	return s.inner.Take(ctx, c)
+}
+
+// panicked returns the error of a request that ended in a panic.
+func panicked(v any) error {
+	return fmt.Errorf("lease: %w, %w: a request for a chunk panicked: %v", quota.ErrIndeterminate, quota.ErrMisconfigured, v)
+}
+
+// receive ends a request: the chunk that it got pays its first caller and becomes the key's lease. It returns the
+// tokens to be given back.
+func (s *Store) receive(e *entry, r *request, d quota.Decision, err error) (refunds []refund) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	defer close(r.done)
+	defer func() {
+		if v := recover(); v != nil { // of the clock
+			r.err = panicked(v)
+		}
+	}()
 	e.request = nil
 	if err != nil {
 		r.err = err
@@ -131,12 +166,18 @@ func (e *entry) receive(r *request, d quota.Decision, err error, s *Store) (refu
 		old = o.close()
 		e.lease.Store(nil)
 	}
-	// Only the store's own chunk becomes a lease: policies below may have decided in the store's place.
+	// Only the store's own chunk becomes a lease: policies below may have decided in the store's place. Any other, and
+	// one that came late, pays its first caller all the same, for whom it was charged.
 	if s.gate.Open() != nil || now >= k.until || d.Source != quota.FromStore {
-		if o != nil {
-			refunds = e.appendRefund(refunds, o, old, quota.FromStore)
+		rest := d.Charged // 0 where a policy below admitted without a charge
+		if !r.left {
+			r.paid, r.d = true, d
+			r.d.Charged = min(r.cost, rest)
+			rest -= r.d.Charged
+			e.spent(r.cost, now, s.window)
 		}
-		return e.appendRefund(refunds, k, k.size, d.Source)
+		refunds = e.appendRefund(refunds, o, old, quota.FromStore)
+		return e.appendRefund(refunds, k, rest, d.Source)
 	}
 	left := k.size
 	if !r.left {
@@ -156,37 +197,50 @@ func (e *entry) receive(r *request, d quota.Decision, err error, s *Store) (refu
 	return e.appendRefund(refunds, o, old, quota.FromStore)
 }
 
-// single has the store below decide a take on its own, together with the tokens left in the lease.
-func (s *Store) single(ctx context.Context, c *quota.Charge, e *entry) (quota.Decision, error) {
-	k, held := e.lease.Load(), int64(0)
-	if k != nil && s.now() < k.until && *k.limit.Spec() == *c.Limit.Spec() && c.Cost <= c.Limit.Spec().Capacity {
-		held = k.claim(c.Cost - 1)
-	}
-	part := *c
-	part.Cost -= held
-	d, err := s.inner.Take(ctx, part)
-	now := s.now()
+// single has the store below decide a take on its own, together with the tokens left in the lease. Those are spent
+// when the store is asked, so its answer may come after the lease has ended.
+func (s *Store) single(ctx context.Context, c *quota.Charge, e *entry) (d quota.Decision, err error) {
+	k, held := s.hold(c, e)
 	if held == 0 {
-		if err == nil {
-			e.note(&d, d.Charged, now, s.window)
+		if d, err = s.inner.Take(ctx, *c); err == nil {
+			e.note(&d, d.Charged, s.now(), s.window)
 		}
 		return d, err
 	}
-	switch {
-	case err != nil:
-		k.put(held)
-		return d, err
-	case !d.Allowed:
-		e.note(&d, 0, now, s.window)
-		if left, ok := k.put(held); ok {
+	granted := false // remains so if the store panics
+	defer func() {
+		if granted {
+			s.end()
+			return
+		}
+		left, refunds := e.restore(k, held)
+		if err == nil {
 			d.Remaining += left
 		}
-		return d, nil
-	case now >= k.until: // the held tokens may not be spent any more
-		return s.inner.Take(ctx, *c)
+		s.giveBackAndEnd(ctx, refunds)
+	}()
+	part := *c
+	part.Cost -= held
+	if d, err = s.inner.Take(ctx, part); err != nil {
+		return quota.Decision{}, err
 	}
-	e.note(&d, d.Charged, now, s.window)
-	d.Charged += held
-	d.Source = quota.FromLease
+	if granted = d.Allowed; granted {
+		d.Charged += held
+		d.Source = quota.FromLease
+	}
+	e.note(&d, max(d.Charged-held, 0), s.now(), s.window)
 	return d, nil
+}
+
+// hold takes the tokens out of the lease that are a part of a take's cost, and returns how many. Where they are more
+// than 0, Close waits until the caller has called end.
+func (s *Store) hold(c *quota.Charge, e *entry) (k *chunk, held int64) {
+	k = e.lease.Load()
+	if k == nil || s.now() >= k.until || *k.limit.Spec() != *c.Limit.Spec() || c.Cost > c.Limit.Spec().Capacity || !s.begin() {
+		return k, 0
+	}
+	if held = k.claim(c.Cost - 1); held == 0 {
+		s.end()
+	}
+	return k, held
 }

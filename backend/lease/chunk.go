@@ -20,7 +20,11 @@ type chunk struct {
 	whole     int64        // when the quota is whole again, by the store's answer
 }
 
-const closedChunk = -1 << 62
+// The values of left of a chunk that is closed; of a worthless one no token may be given back.
+const (
+	closedChunk    = -1 << 62
+	worthlessChunk = closedChunk - 1
+)
 
 // decide answers a charge of at least one token out of the chunk, or reports that it cannot.
 func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
@@ -30,7 +34,7 @@ func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
 	var left int64
 	ok := false
 	switch c.Op {
-	case quota.OpTake, quota.OpDebit:
+	case quota.OpTake, quota.OpAhead, quota.OpDebit:
 		if left, ok = k.spend(c.Cost); ok {
 			d.Charged = c.Cost
 		}

@@ -18,13 +18,16 @@
 //   - Tokens are charged before they are admitted: in total, at any moment, the fleet has admitted at most
 //     the tokens charged to the store below and not given back.
 //   - Over any interval Δ the fleet admits at most B + r·(Δ + L), and the addition of the rule's tick. A
-//     lease may not be spent after L has passed, counted from before its request was sent.
+//     lease may not be spent after L has passed, counted from before its request was sent. A take that costs
+//     more than the lease has spends it when it asks the store for the rest, however late the answer comes.
+//   - A take is charged once, however late answers come. Tokens charged to the store below are granted, leased,
+//     given back, or of a request that ended in quota.ErrIndeterminate; those of a failed give-back are lost.
 //   - A process holds at most B/(8·n) tokens of a key, and one such chunk more while a chunk is requested or
 //     given back. A process that vanishes loses no more than that, until refill.
 //   - A denial is the store's: memory denies no charge. So the last tokens stay open to every process, except
 //     those that other processes hold.
-//   - A caller's context ends only that caller's wait. An error of the store reaches the callers that waited
-//     for the request, and leased tokens may still be spent.
+//   - A caller's context ends only that caller's wait, and no give-back. An error of the store reaches the callers
+//     that waited for the request, a panic too, as quota.ErrIndeterminate; leased tokens may still be spent.
 //   - Memory and goroutines are bounded: MaxKeys keys, one goroutine, one more for each request in flight,
 //     and up to 16 while tokens are given back.
 //
@@ -53,10 +56,11 @@
 //
 //	charge                         decided by
 //	take, debit of 1 or more       the lease if it holds enough; else the store: a debit as it is, a take as above
+//	take ahead of 1 or more        the lease if it holds enough; else the store, as it is
 //	peek of 1 or more              the lease if it holds enough; else the store, which does not count leased tokens
 //	refund of a FromLease receipt  the lease if it is still the one that was charged; else the store
 //	other refunds                  the store
-//	reset                          the store; the key's lease is dropped
+//	reset                          the store; the key's lease is dropped, or goes back if the store did not reset
 //	a list, a request id, cost 0   the store; if a list is denied, the leases of its keys go back and it asks again
 //	other rules or limits          the store
 //

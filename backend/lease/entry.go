@@ -140,12 +140,29 @@ func (e *entry) refunded() {
 	e.refunding--
 }
 
-// drop ends the lease without a refund: after a reset its tokens are worthless.
-func (e *entry) drop() {
+// drop ends the lease for a reset of the key, and appends a refund of the tokens that it had left, even if there are
+// none: the end of the refund tells whether tokens taken out of the lease may be given back.
+func (e *entry) drop(refunds []refund) []refund {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if k := e.lease.Load(); k != nil {
-		k.close()
 		e.lease.Store(nil)
+		e.refunding++
+		refunds = append(refunds, refund{e, k, k.close(), quota.FromStore})
 	}
+	return refunds
+}
+
+// restore puts back n tokens that were taken out of a chunk. If the chunk has ended it returns a refund instead.
+func (e *entry) restore(k *chunk, n int64) (left int64, refunds []refund) {
+	left, ok := k.put(n)
+	switch {
+	case ok:
+		return left, nil
+	case left == worthlessChunk:
+		return 0, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return 0, e.appendRefund(nil, k, n, quota.FromStore)
 }

@@ -24,10 +24,12 @@ func (s *Store) keep() {
 }
 
 func (s *Store) tidy() {
+	defer func() { recover() }() // of the clock, which panics in callers too
+	now := s.now()
 	var refunds []refund
 	for e := range s.table.all {
 		needed := false
-		if refunds, needed = e.tend(s.now(), s.window, refunds); !needed {
+		if refunds, needed = e.tend(now, s.window, refunds); !needed {
 			s.table.remove(e)
 		}
 	}
@@ -59,6 +61,22 @@ func (e *entry) tend(now, window int64, refunds []refund) ([]refund, bool) {
 	return e.appendRefund(refunds, k, k.close(), quota.FromStore), true
 }
 
+// giveBackAndEnd gives refunds back on a goroutine that no caller's context ends, and then calls end. The channel is
+// closed when they are given back.
+func (s *Store) giveBackAndEnd(ctx context.Context, refunds []refund) <-chan struct{} {
+	if len(refunds) == 0 {
+		s.end()
+		return nil
+	}
+	given := make(chan struct{})
+	go func() {
+		defer s.end()
+		defer close(given)
+		s.giveBack(context.WithoutCancel(ctx), refunds)
+	}()
+	return given
+}
+
 // giveBack sends refunds to the store below, some at a time, until ctx ends. Tokens that cannot be given back
 // by then come back by refill.
 func (s *Store) giveBack(ctx context.Context, refunds []refund) {
@@ -79,6 +97,8 @@ func (s *Store) giveBack(ctx context.Context, refunds []refund) {
 }
 
 func (s *Store) refund(ctx context.Context, r *refund) {
+	// It must not be tried again after any error or panic: two refunds would mint quota.
+	defer func() { recover() }() // on a goroutine of this package, whose panic would end the process
 	defer r.entry.refunded()
 	n := r.chunk.refundable(r.n, s.now()+s.backPatience)
 	if n <= 0 || ctx.Err() != nil {
@@ -86,7 +106,6 @@ func (s *Store) refund(ctx context.Context, r *refund) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.backPatience))
 	defer cancel()
-	// It must not be tried again after any error: two refunds would mint quota.
 	s.inner.Take(ctx, quota.Charge{
 		Limit: r.chunk.limit, Key: r.entry.key, Cost: n, Op: quota.OpRefund, From: r.from, At: r.chunk.at,
 	})

@@ -73,7 +73,7 @@ var bucketRule = quota.Rule{'t', 'b', '1'}
 
 // New returns a store that leases from store, and owns store: Close closes both. It starts a goroutine, which
 // Close ends. It fails with quota.ErrInvalid where store or Options.Instances is nil, an option is out of its
-// range, or one of Options.Limits is no token bucket.
+// range, or one of Options.Limits is neither a token bucket nor a rule that keeps no state.
 func New(store quota.Store, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -106,7 +106,7 @@ func New(store quota.Store, o *Options) (*Store, error) {
 		switch {
 		case l == nil:
 			return nil, invalid(fmt.Sprintf("Options.Limits[%d] is nil", i), "limits that NewLimit made")
-		case l.Spec().Rule != bucketRule:
+		case l.Spec().Rule != bucketRule && l.Spec().Unit != 0:
 			return nil, invalid(fmt.Sprintf("limit %q has the rule %q", l.Name(), l.Spec().Rule),
 				"token buckets and GCRA, because tokens of a window are worthless in the next: a chunk would be spent twice or lost")
 		}
@@ -153,8 +153,12 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	switch {
 	case c.Op == quota.OpTake && c.ID == "" && c.Cost > 0 && s.leases(c.Limit):
 		return s.ask(ctx, &c, h, e)
-	case c.Op == quota.OpReset && e != nil:
-		e.drop()
+	case resets(&c) && e != nil:
+		err = s.reset(ctx, []quota.Charge{c}, func() (bool, error) {
+			d, err = s.inner.Take(ctx, c)
+			return d.Allowed, err
+		})
+		return d, err
 	}
 	return s.inner.Take(ctx, c)
 }
@@ -170,13 +174,19 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		return err
 	}
 	for i := range cs {
-		if cs[i].Op == quota.OpReset {
-			if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil {
-				e.drop()
-			}
+		if resets(&cs[i]) {
+			return s.reset(ctx, cs, func() (bool, error) {
+				err := s.list(ctx, cs, out)
+				return err == nil && quota.Granted(out), err
+			})
 		}
 	}
-	if err = s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) {
+	return s.list(ctx, cs, out)
+}
+
+// list has the store below decide a list, and once more with the leases of denied keys.
+func (s *Store) list(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) || !s.begin() {
 		return err
 	}
 	var refunds []refund
@@ -185,11 +195,45 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 			refunds = e.release(refunds)
 		}
 	}
+	given := s.giveBackAndEnd(ctx, refunds)
 	if len(refunds) == 0 {
 		return nil
 	}
-	s.giveBack(ctx, refunds)
+	select {
+	case <-given:
+	case <-ctx.Done():
+	}
 	return s.inner.TakeAll(ctx, cs, out)
+}
+
+// reset ends the leases of the keys that a list resets, and has ask send the list. If the store did not reset them, it
+// gives their tokens back; otherwise they are worthless.
+func (s *Store) reset(ctx context.Context, cs []quota.Charge, ask func() (granted bool, err error)) error {
+	if !s.begin() {
+		return s.gate.Open()
+	}
+	var refunds []refund
+	for i := range cs {
+		if resets(&cs[i]) {
+			if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil {
+				refunds = e.drop(refunds)
+			}
+		}
+	}
+	kept := false // remains so if the store panics
+	defer func() {
+		if !kept {
+			for _, r := range refunds {
+				r.chunk.left.Store(worthlessChunk)
+				r.entry.refunded()
+			}
+			refunds = nil
+		}
+		s.giveBackAndEnd(ctx, refunds)
+	}()
+	granted, err := ask()
+	kept = !granted && quota.Charged(err) != quota.ChargeUnknown
+	return err
 }
 
 // Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take
@@ -230,16 +274,24 @@ func (s *Store) Close() error {
 
 // start runs f on a goroutine that Close waits for, and reports false if the store is closed.
 func (s *Store) start(f func()) bool {
+	if !s.begin() {
+		return false
+	}
+	go func() {
+		defer s.end()
+		f()
+	}()
+	return true
+}
+
+// begin has Close wait until end is called, and reports false if the store is closed.
+func (s *Store) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gate.Open() != nil {
 		return false
 	}
 	s.running++
-	go func() {
-		defer s.end()
-		f()
-	}()
 	return true
 }
 
@@ -257,6 +309,9 @@ func (s *Store) now() int64 {
 	}
 	return int64(time.Since(s.base))
 }
+
+// resets reports whether a charge makes a key fresh. A rule that keeps no state has no fresh key to make.
+func resets(c *quota.Charge) bool { return c.Op == quota.OpReset && c.Limit.Spec().Unit != 0 }
 
 // leases reports whether the quota of a limit is leased.
 func (s *Store) leases(l *quota.Limit) bool {

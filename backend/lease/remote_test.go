@@ -22,6 +22,8 @@ type remote struct {
 	mu      sync.Mutex
 	calls   []quota.Charge
 	charged int64 // by takes and debits that the store granted, less refunds
+	untold  int64 // the part of charged whose reply did not reach the caller
+	kept    int64 // refunds that were asked for and not made
 	closed  int
 }
 
@@ -32,6 +34,7 @@ type fault struct {
 	lost          bool // the reply
 	frozen        bool // nothing is executed and nothing answered
 	deaf          bool // it ignores the context
+	panics        bool
 }
 
 func newRemote(t testing.TB) *remote {
@@ -63,41 +66,87 @@ func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	}
 	r.calls = append(r.calls, cs...)
 	r.mu.Unlock()
-	if f.deaf {
-		ctx = context.WithoutCancel(ctx)
+	k, _ := ctx.Value(takerKey{}).(*taker)
+	if k != nil {
+		k.sent, k.asked, k.untold = cs[0].Cost, time.Now(), 0
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if f.refused {
-		return fmt.Errorf("test: %w", quota.ErrUnavailable)
-	}
-	if f.frozen {
-		f.before = time.Hour
-	}
-	if err := linger(ctx, f.before); err != nil {
-		return fmt.Errorf("test: %w: %w", quota.ErrIndeterminate, err)
-	}
+	made, err := r.takeAll(ctx, cs, out, f)
 	r.mu.Lock()
-	err := r.Store.TakeAll(bg, cs, out)
-	if err == nil && quota.Granted(out) {
+	defer r.mu.Unlock()
+	for i := range cs {
+		switch refund := cs[i].Op == quota.OpRefund; {
+		case refund && k != nil && k.refunds:
+			if made && err != nil {
+				r.untold -= cs[i].Cost
+			}
+		case refund && !made: // by the lease
+			r.kept += cs[i].Cost
+		case !refund && cs[i].Op != quota.OpPeek && made && err != nil:
+			r.untold += cs[i].Cost
+			if k != nil {
+				k.untold += cs[i].Cost
+			}
+		}
+	}
+	return err
+}
+
+// taker is a caller of Take, as the remote sees it through the context.
+type taker struct {
+	sent   int64 // tokens that the latest call for it asked for
+	asked  time.Time
+	untold int64 // tokens charged by that call whose reply did not arrive
+
+	refunds bool // it is a caller that gives tokens back
+}
+
+type takerKey struct{}
+
+// decide has the store decide, and reports whether it changed the store's state.
+func (r *remote) decide(cs []quota.Charge, out []quota.Decision) (made bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err = r.Store.TakeAll(bg, cs, out)
+	if made = err == nil && quota.Granted(out); made {
 		for i := range cs {
 			switch cs[i].Op {
-			case quota.OpTake, quota.OpDebit:
+			case quota.OpTake, quota.OpDebit, quota.OpAhead:
 				r.charged += cs[i].Cost
 			case quota.OpRefund:
 				r.charged -= cs[i].Cost
 			}
 		}
 	}
-	r.mu.Unlock()
-	if err != nil {
-		return err
+	return made, err
+}
+
+// takeAll makes a call, and reports whether it changed the store's state.
+func (r *remote) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision, f fault) (made bool, err error) {
+	if f.deaf {
+		ctx = context.WithoutCancel(ctx)
+	}
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if f.refused {
+		return false, fmt.Errorf("test: %w", quota.ErrUnavailable)
+	}
+	if f.frozen {
+		f.before = time.Hour
+	}
+	if err := linger(ctx, f.before); err != nil {
+		return false, fmt.Errorf("test: %w: %w", quota.ErrIndeterminate, err)
+	}
+	if f.panics {
+		panic("test: a panic in the store")
+	}
+	if made, err = r.decide(cs, out); err != nil {
+		return false, err
 	}
 	if err := linger(ctx, f.after); err != nil || f.lost {
-		return fmt.Errorf("test: %w: the reply is lost", quota.ErrIndeterminate)
+		return made, fmt.Errorf("test: %w: the reply is lost", quota.ErrIndeterminate)
 	}
-	return nil
+	return made, nil
 }
 
 // linger waits, unless the context ends first.

@@ -63,18 +63,22 @@ func (m *simulation) instance(s *Store, seed uint64, cost int64, work func(time.
 func (m *simulation) take(s *Store, n int64) {
 	ctx, cancel := context.WithTimeout(bg, 300*time.Millisecond)
 	defer cancel()
-	d, err := s.Take(ctx, quota.Charge{Limit: m.limit, Key: "fleet", Cost: n})
+	k := &taker{}
+	d, err := s.Take(context.WithValue(ctx, takerKey{}, k), quota.Charge{Limit: m.limit, Key: "fleet", Cost: n})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.asked += n
 	if err != nil || !d.Allowed {
 		return
 	}
-	at := d.At // of a charge of its own: when the store made it
-	if d.Source == quota.FromLease {
-		at = quota.Micros(time.Now().UnixMicro())
+	switch { // the tokens are admitted
+	case d.Source != quota.FromLease: // when the store charged them
+		m.admitted = append(m.admitted, admission{d.At, n})
+	case k.sent > 0 && k.sent < n: // the lease's when the store was asked for the others
+		m.admitted = append(m.admitted, admission{d.At, k.sent}, admission{quota.Micros(k.asked.UnixMicro()), n - k.sent})
+	default: // now
+		m.admitted = append(m.admitted, admission{quota.Micros(time.Now().UnixMicro()), n})
 	}
-	m.admitted = append(m.admitted, admission{at, n})
 	m.total += n
 	m.unpaid = max(m.unpaid, m.total-m.below.net())
 	for e := range s.table.all {
@@ -245,7 +249,7 @@ func TestBound(t *testing.T) {
 						for life := range 2 {
 							s := open(t, m.below, Options{Instances: instances(int64(n)), Lifetime: lifetime})
 							demand := 2 * float64(rate) * rand.New(rand.NewPCG(seed, uint64(i))).Float64()
-							m.instance(s, seed+uint64(10*i+life), 1, onOff(demand, lifetime*time.Duration(i+1), end/2, 0))
+							m.instance(s, seed+uint64(10*i+life), 1+int64(i%2)*max(capacity/40, 1), onOff(demand, lifetime*time.Duration(i+1), end/2, 0))
 							s.Close()
 						}
 					})

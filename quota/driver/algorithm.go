@@ -11,7 +11,8 @@ type Scripted interface {
 	// parameters are
 	//
 	//	u, a, b, c, tail   the state: Unit (0 in the zero State), A, B, C; Tail as a table, or nil
-	//	op, cost, at, now  the request: Op as a number, Cost (2^52 for any above), At; the time
+	//	op, cost, at, now  the request: Op as a number (5, OpAhead, only where Spec.Ahead is set), Cost (2^52 for
+	//	                   any above), At; the time
 	//	unit, p1 … p6      Spec.Unit and Spec.Params
 	//
 	// and it returns

@@ -317,7 +317,7 @@ func (k *callKey) asked() any {
 	var dst []byte
 	for q := k.first; q != nil; {
 		c, times := &q.charge, int64(0)
-		for ; q != nil && q.charge.Op == c.Op && q.charge.Cost == c.Cost && q.charge.At == c.At; q = q.next {
+		for r := c.Request(); q != nil && q.charge.Request() == r; q = q.next {
 			times++
 		}
 		dst = append(appendCharge(dst, c), ' ')
@@ -340,7 +340,7 @@ func (q *list) asked() string {
 func appendCharge(dst []byte, c *quota.Charge) []byte {
 	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
-	return strconv.AppendInt(dst, int64(c.At), 10)
+	return strconv.AppendInt(dst, int64(c.Request().At), 10)
 }
 
 // conclude decides the charges again on the states that the script found. An error is about the call as a

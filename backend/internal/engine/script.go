@@ -202,7 +202,7 @@ func (s *scripts) assemble(kernels, text string) string {
 		"SLACK", s.slack,
 		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
-		"BIG", strconv.Itoa(quota.MaxNumber),
+		"BIG", strconv.FormatInt(quota.MaxNumber, 10),
 		"FOREIGN", "{err = '"+foreign+"'}",
 	).Replace(text)
 }

@@ -23,7 +23,7 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 	args := make([]any, 0, 3+1+5+1)
 	args = append(args, evalSHA, t.plan.script.sha, small[1], t.key, t.plan.header, t.plan.params, cost(c))
 	if c.Op != quota.OpTake { // as arguments of their own: most numbers are boxed already
-		args = append(args, small[c.Op], text(c.At))
+		args = append(args, small[c.Op], text(c.Request().At))
 	}
 	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1)
 	if isForeign(err) {

@@ -44,7 +44,7 @@ next:
 	return parts
 }
 
-// takeSplit decides a list slot by slot, in parallel. Takes and peeks come first. If one slot denies, the
+// takeSplit decides a list slot by slot, in parallel. Takes, also ahead, and peeks come first. If one slot denies, the
 // charges that the others granted are given back. Debits, refunds and resets follow a grant. They are never
 // denied, and could not be taken back: a debit may have charged less than its cost.
 func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
@@ -53,7 +53,7 @@ func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 	for _, p := range parts {
 		var f, a part
 		for _, i := range p.indexes {
-			if op := q.charges[i].Op; op == quota.OpTake || op == quota.OpPeek {
+			if q.charges[i].Op.Deniable() {
 				a.indexes = append(a.indexes, i)
 			} else {
 				f.indexes = append(f.indexes, i)
@@ -206,7 +206,7 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	}
 	for k, r := range refunds {
 		for j, i := range places[k] {
-			if q.decisions[i].Charged = 0; errs[k] == nil {
+			if q.decisions[i].Charged, q.decisions[i].Delay = 0, 0; errs[k] == nil {
 				q.decisions[i].Remaining, q.decisions[i].ResetAfter = r.decisions[j].Remaining, r.decisions[j].ResetAfter
 			}
 		}
