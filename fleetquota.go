@@ -12,7 +12,7 @@
 //		return err
 //	}
 //	if !d.Allowed {
-//		return fmt.Errorf("over quota, retry after %v", d.RetryAfter)
+//		return fmt.Errorf("over quota: %v", d)
 //	}
 //
 // A caller that can wait calls limiter.Wait instead of Take: it returns once the tokens are taken, and fails

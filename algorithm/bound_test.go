@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/quota"
 )
 
 type admitted struct{ at, n int64 }
@@ -58,6 +59,49 @@ func TestTokenBucketBound(t *testing.T) {
 			t.Fatalf("admitted beyond refill: got %v, want %d and the tokens of a tick at most", over, r.limit)
 		}
 	})
+}
+
+// Tokens that were taken ahead are used when they may be: the bound holds at the times of use. Others' takes do not delay
+// them, and cannot be admitted before. Counted when they are charged, the bound is larger by the refill of the longest delay.
+func TestTokenBucketAheadBound(t *testing.T) {
+	rng := random(t)
+	delayed := 0
+	for range size(300) {
+		r := randomRule(rng, bucket)
+		within := forward(rng, r, quota.Verdict{ResetAfter: quota.Micros(r.period)})
+		var c cell
+		var uses, charges []admitted
+		now := int64(base) + rng.Int64N(1e13)
+		for range 300 {
+			left := c.peek(r, 1, now)
+			req := quota.Request{Op: quota.OpAhead, Cost: randomCost(rng, r, left.Remaining), At: quota.Micros(rng.Int64N(within + 1))}
+			if rng.IntN(3) == 0 {
+				req = quota.Request{Cost: req.Cost}
+			}
+			v := c.do(r, req, now)
+			if v.Allowed && req.Cost > 0 {
+				uses, charges = append(uses, admitted{now + int64(v.RetryAfter), req.Cost}), append(charges, admitted{now, req.Cost})
+				if v.RetryAfter > 0 {
+					delayed++
+				}
+				if n := len(uses); n > 1 && uses[n-1].at < uses[n-2].at {
+					t.Fatalf("limit %d refill %d in %dµs: use of a charge at %d: got %d, before the %d of an earlier charge", r.limit, r.refill, r.period, now, uses[n-1].at, uses[n-2].at)
+				}
+			}
+			now += forward(rng, r, v)
+		}
+		if over := beyondRefill(r, uses); over != nil {
+			t.Fatalf("limit %d refill %d in %dµs: used beyond refill: got %v, want %d and the tokens of a tick at most", r.limit, r.refill, r.period, over, r.limit)
+		}
+		more := r
+		more.limit = r.limit + (within/r.period+1)*r.refill + 1
+		if over := beyondRefill(more, charges); over != nil && within < 1000*r.period {
+			t.Fatalf("limit %d refill %d in %dµs: charged beyond refill, at most %dµs ahead: got %v, want %d at most", r.limit, r.refill, r.period, within, over, more.limit)
+		}
+	}
+	if delayed < 100 {
+		t.Errorf("takes ahead with a delay: got %d, want 100 or more, or the test proves little", delayed)
+	}
 }
 
 // beyondRefill returns by how much admitted tokens, less those that came back, exceed refill over some interval, if that is
@@ -148,36 +192,88 @@ func TestSlidingWindowBound(t *testing.T) {
 	})
 }
 
-func TestSlidingWindowLogEntries(t *testing.T) {
-	r := mustRule(t, slidingLog, 1<<30, 0, time.Minute)
-	var c cell
-	now := int64(base)
-	for range algorithm.MaxLogEntries {
-		now++
-		if !c.take(r, 1, now).Allowed {
-			t.Fatalf("charge at %d, before the log is full: got it denied, want it allowed", now)
+// A log admits all of its limit, however many charges that is, in any window no more, and a token comes back a 2047th of the
+// window late at most. The Lua agrees, see TestConformance.
+func TestSlidingWindowLogOfManyCharges(t *testing.T) {
+	rng := random(t)
+	for _, limit := range []int64{5000, 9000} {
+		for _, window := range []time.Duration{time.Minute, 24 * time.Hour} {
+			r := mustRule(t, slidingLog, limit, 0, window)
+			var c cell
+			var o logOracle
+			var exact, grants []admitted // exact ends with the charges that would count without joining
+			now, denials, late := int64(base), 0, int64(0)
+			checked := limit == 5000 && window == time.Minute // the oracle is slow
+			for i := range 3 * limit / 2 {
+				now += rng.Int64N(3 * r.period / (2 * limit))
+				v := c.take(r, 1, now)
+				for len(exact) > 0 && exact[0].at <= now-r.period-step(r) {
+					exact = exact[1:]
+				}
+				if v.Allowed {
+					if checked {
+						o.charge(r, 1, now)
+					}
+					grants, exact = append(grants, admitted{now, 1}), append(exact, admitted{now, 1})
+				} else if denials++; int64(len(exact)) < limit {
+					t.Fatalf("limit %d in %v: got a denial where %d were taken in a window and a 2047th of it, want a grant", limit, window, len(exact))
+				} else if late = int64(v.RetryAfter); c.peek(r, 1, now+late-1).Allowed || !c.peek(r, 1, now+late).Allowed {
+					t.Fatalf("limit %d in %v: got retry after %d, want the first time at which 1 token is there", limit, window, late)
+				}
+				if i%64 == 0 {
+					if want := room(&o, r, now).Int64(); checked && v.Remaining != want {
+						t.Fatalf("limit %d in %v: remaining after %d takes: got %d, want %d", limit, window, len(grants), v.Remaining, want)
+					}
+				}
+				if at := exact[rng.IntN(len(exact))].at; at > now-r.period && rng.IntN(10) == 0 {
+					back := c
+					if got := back.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, At: quota.Micros(at)}, now).Remaining; got != v.Remaining+1 {
+						t.Fatalf("limit %d in %v: remaining after a refund of a charge of %d µs ago: got %d, want %d", limit, window, now-at, got, v.Remaining+1)
+					}
+				}
+				if n := len(c.state.Tail); n > 2*algorithm.MaxLogEntries {
+					t.Fatalf("limit %d in %v: got %d numbers, want %d at most", limit, window, n, 2*algorithm.MaxLogEntries)
+				}
+			}
+			if most, begin := heaviest(grants, r.period); most.Cmp(integer(limit)) > 0 {
+				t.Errorf("limit %d in %v: admitted from %d on: got %v, want %d at most", limit, window, begin, most, limit)
+			}
+			if denials == 0 {
+				t.Errorf("limit %d in %v: got no denial, want some, or the test proves little", limit, window)
+			}
 		}
 	}
-	if v := c.take(r, 1, now); !v.Allowed {
-		t.Errorf("charge in the newest entry's microsecond: got %+v, want it allowed", v)
+}
+
+// A refund gives a charge back also where it was joined with others, and no other charge.
+func TestSlidingWindowLogRefundsJoinedCharges(t *testing.T) {
+	r := mustRule(t, slidingLog, 5000, 0, time.Minute)
+	var c cell
+	now := int64(base)
+	for i := range int64(5000) {
+		now = base + i*10_000
+		if v := c.take(r, 1, now); !v.Allowed || v.Remaining != 4999-i {
+			t.Fatalf("take %d of 5000: got %+v, want it allowed, remaining %d", i+1, v, 4999-i)
+		}
 	}
-	v := c.take(r, 1, now+1)
-	wait := int64(v.RetryAfter)
-	if v.Allowed || v.Remaining != 0 || now+1+wait != base+1+r.period {
-		t.Errorf("charge to a full log: got %+v, want it denied, remaining 0, until the oldest entry leaves", v)
+	if v := c.take(r, 1, now); v.Allowed {
+		t.Errorf("take 5001 of 5000: got %+v, want a denial", v)
 	}
-	if !c.peek(r, 0, now+1).Allowed {
-		t.Error("peek of 0 at a full log: got it denied, want it allowed")
+	for i, at := range []int64{base, base + 10_000, base + 2_000_000} {
+		if v := c.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, At: quota.Micros(at)}, now); v.Remaining != int64(i)+1 {
+			t.Errorf("refund of the charge at %d: got remaining %d, want %d", at, v.Remaining, i+1)
+		}
 	}
-	if c.peek(r, 1, now+wait).Allowed || !c.peek(r, 1, now+1+wait).Allowed {
-		t.Errorf("retry after: got %d, want the first time at which 1 token is allowed", wait)
+	for _, at := range []int64{0, base - r.period, now + 1, now - 1} {
+		if v := c.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, At: quota.Micros(at)}, now); v.Remaining != 3 {
+			t.Errorf("refund of a charge at %d that was never made: got remaining %d, want 3", at, v.Remaining)
+		}
 	}
-	c.do(r, debit(5), now+2)
-	if n := len(c.state.Tail); n != 2*algorithm.MaxLogEntries {
-		t.Errorf("tail after a debit to a full log: got %d numbers, want %d", n, 2*algorithm.MaxLogEntries)
+	if c.state.C == 0 {
+		t.Error("state: got C 0, want the time up to which the log is joined")
 	}
-	if left := c.peek(r, 0, now+1+wait).Remaining; left != r.limit-(algorithm.MaxLogEntries-1)-1-5 {
-		t.Errorf("remaining once the oldest entry left: got %d, want %d", left, r.limit-(algorithm.MaxLogEntries-1)-1-5)
+	if c.take(r, 1, now+2*r.period); c.state.C != 0 {
+		t.Errorf("state, once the joined entries have left: got C %d, want 0", c.state.C)
 	}
 }
 
@@ -192,9 +288,6 @@ func TestGreedyGetsItsDue(t *testing.T) {
 		rng := random(t)
 		for range size(100) {
 			r := randomRule(rng, k)
-			if k == slidingLog && r.limit > 1<<12 {
-				continue // greedy fills its entries first
-			}
 			grants, begin, end := demand(rng, r, 200, true)
 			got := new(big.Int)
 			for _, g := range grants {

@@ -9,10 +9,9 @@ import (
 )
 
 const (
-	maxHeld     = 1<<52 - 1                     // the largest number a state holds
-	maxCapacity = 1 << 40                       // tokens
+	maxHeld     = 1<<52 - 1                     // the largest number a state holds, and so the largest capacity
 	maxSpan     = 10 * 365 * 24 * 60 * 60 * 1e6 // ten years in µs
-	maxPerMicro = 1000                          // 10^9 a second
+	maxPerMicro = 1_000_000                     // 10^12 a second
 	ahead       = quota.Micros(1_000_000)       // a state may be ahead of the clock by this
 	forever     = quota.Forever
 )
@@ -21,17 +20,19 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("algorithm: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
 }
 
-// micros checks the arguments that all constructors have: a number of tokens and a time span, under their
-// names. It returns the span in µs.
-func micros(name string, tokens int64, span string, per time.Duration) (int64, error) {
+// micros checks the arguments that all constructors have: a capacity, and a number of tokens in a time span, under
+// their names. It returns the span in µs.
+func micros(name string, capacity int64, rate string, tokens int64, span string, per time.Duration) (int64, error) {
 	us := int64(per / time.Microsecond)
 	switch {
+	case capacity < 0 || capacity > maxHeld:
+		return 0, invalid("%s is %d; accepted: 0 to 2^52-1 (%d)", name, capacity, int64(maxHeld))
 	case tokens < 1:
-		return 0, invalid("%s is %d; accepted: at least 1", name, tokens)
+		return 0, invalid("%s is %d; accepted: at least 1", rate, tokens)
 	case per <= 0 || per%time.Microsecond != 0 || us > maxSpan:
 		return 0, invalid("%s is %v; accepted: whole microseconds from 1µs to ten years (87600h)", span, per)
 	case tokens/maxPerMicro > us || tokens/maxPerMicro == us && tokens%maxPerMicro > 0:
-		return 0, invalid("rate is %d in %v; accepted: up to 10^9 a second", tokens, per)
+		return 0, invalid("rate is %d in %v; accepted: up to 10^12 a second", tokens, per)
 	}
 	return us, nil
 }

@@ -22,6 +22,8 @@ func TestChange(t *testing.T) {
 		{"bucket shrinks", mustRule(t, bucket, 10, 1, time.Second), mustRule(t, bucket, 5, 1, time.Second), 7, 0, -2},
 		{"another unit, whole tokens", mustRule(t, bucket, 10, 1, time.Second), mustRule(t, bucket, 10, 4, time.Second), 7, 0, 3},
 		{"another unit, refilled by the new rate", mustRule(t, bucket, 10, 1, time.Second), mustRule(t, bucket, 10, 4, time.Second), 7, second, 7},
+		{"a higher rate, also for the time since the last charge", mustRule(t, bucket, 10_000, 1, time.Second), mustRule(t, bucket, 10_000, 100, time.Second), 10_000, 10 * second, 1000},
+		{"a lower rate, also for the time since the last charge", mustRule(t, bucket, 10_000, 100, time.Second), mustRule(t, bucket, 10_000, 1, time.Second), 10_000, 10 * second, 10},
 		{"another tick", mustRule(t, bucket, 10, 1, time.Second), mustRule(t, bucket, 1_000_000_000, 1_000_000_007, 1000*time.Hour), 7, 0, 999_999_993},
 		{"window's limit grows", mustRule(t, fixed, 10, 0, time.Minute), mustRule(t, fixed, 20, 0, time.Minute), 7, 0, 13},
 		{"window's limit shrinks", mustRule(t, fixed, 10, 0, time.Minute), mustRule(t, fixed, 5, 0, time.Minute), 7, 0, -2},
@@ -66,7 +68,7 @@ func TestChangeOfWindowMoves(t *testing.T) {
 			c.take(hour, 7, start)
 			v := c.do(minute, quota.Request{Op: quota.OpRefund, Cost: 2, At: quota.Micros(start)}, start+second)
 			if v.Remaining != 5 || v.ResetAfter != 3599*second {
-				t.Errorf("refund: got %+v, want remaining 5, reset after %d", v, 3599*second)
+				t.Errorf("refund: got %+v, want remaining 5, reset after %d", v, int64(3599*second))
 			}
 			v = c.take(minute, 1, start+second)
 			end := start + 60*second

@@ -61,11 +61,16 @@ func TestConformance(t *testing.T) {
 	}
 	for k, of := range windows {
 		t.Run(k.String(), func(t *testing.T) {
+			most := int64(1<<52 - 1)
+			if k == sliding {
+				most = 70_000_000_000 // in ten years, in the coarsest tick
+			}
 			test(t,
 				quota.Must(of(10, time.Minute)),
 				quota.Must(of(1, time.Microsecond)),
 				quota.Must(of(100_000, 24*time.Hour)),
 				quota.Must(of(1<<40, time.Hour)),
+				quota.Must(of(most, 10*year)),
 				quota.Must(of(0, time.Second)),
 				quota.Must(of(10, 10*year)),
 			)
@@ -82,5 +87,8 @@ func TestConformance(t *testing.T) {
 			quota.Must(algorithm.TokenBucket(10, 1, year)),
 		)
 		test(t, quota.Must(algorithm.TokenBucket(1<<40, 1<<40, 10*year)))
+		test(t, quota.Must(algorithm.TokenBucket(1<<52-1, 1_000_000, time.Microsecond)))
+		test(t, quota.Must(algorithm.TokenBucket(5<<40, 5<<40, 30*24*time.Hour)))
 	})
+	t.Run("stateless", func(t *testing.T) { test(t, algorithm.DenyAll, algorithm.Unlimited) })
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"math/big"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,26 +42,26 @@ func TestRefused(t *testing.T) {
 		period        time.Duration
 		says          []string // the field, the value and the accepted ones
 	}{
-		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "0 to 2^40"}},
-		{"capacity over 2^40", kinds[:1], 1<<40 + 1, 1000, time.Second, []string{"capacity is 1099511627777", "0 to 2^40"}},
+		{"negative capacity", kinds[:1], -1, 1, time.Second, []string{"capacity is -1", "0 to 2^52-1 (4503599627370495)"}},
+		{"capacity of 2^52", kinds[:1], 1 << 52, 1_000_000_000, time.Second, []string{"capacity is 4503599627370496", "0 to 2^52-1 (4503599627370495)"}},
 		{"no refill", kinds[:1], 1, 0, time.Second, []string{"refill is 0", "at least 1"}},
 		{"least refill", kinds[:1], 1, math.MinInt64, time.Second, []string{"refill is -9223372036854775808", "at least 1"}},
 		{"no period", kinds[:1], 1, 1, 0, []string{"period is 0s", "1µs to ten years"}},
 		{"negative period", kinds[:1], 1, 1, -time.Second, []string{"period is -1s", "1µs to ten years"}},
 		{"half a microsecond", kinds[:1], 1, 1, µs + 500, []string{"period is 1.5µs", "whole microseconds"}},
 		{"over ten years", kinds[:1], 1, 1, 10*year + µs, []string{"period is 87600h0m0.000001s", "ten years"}},
-		{"over 10^9 a second", kinds[:1], 1, 1_000_000_001, time.Second, []string{"rate is 1000000001 in 1s", "10^9 a second"}},
-		{"most refill", kinds[:1], 1, math.MaxInt64, time.Second, []string{"rate is", "10^9 a second"}},
-		{"fills in over ten years", kinds[:1], 11, 1, year, []string{"bucket of 11", "gains 1", "8760h0m0s", "over ten years", "smaller capacity"}},
-		{"needs large numbers", kinds[:1], 1 << 40, 1<<40 - 87, (1<<43 - 57) * µs, []string{"2^52", "rounder period"}},
+		{"over 10^12 a second", kinds[:1], 1, 1_000_000_000_001, time.Second, []string{"rate is 1000000000001 in 1s", "10^12 a second"}},
+		{"most refill", kinds[:1], 1, math.MaxInt64, time.Second, []string{"rate is", "10^12 a second"}},
+		{"fills in over ten years", kinds[:1], 11, 1, year, []string{"bucket of 11", "gains 1", "8760h0m0s", "over ten years", "capacity of up to 10,"}},
+		{"needs large numbers", kinds[:1], 1 << 40, 1<<40 - 87, (1<<43 - 57) * µs, []string{"2^52", "capacity of up to 512,", "rounder period"}},
 
-		{"negative limit", windows, math.MinInt64, 0, time.Second, []string{"limit is -9223372036854775808", "0 to 2^40"}},
-		{"limit over 2^40", windows, 1<<40 + 1, 0, time.Hour, []string{"limit is 1099511627777", "0 to 2^40"}},
+		{"negative limit", windows, math.MinInt64, 0, time.Second, []string{"limit is -9223372036854775808", "0 to 2^52-1 (4503599627370495)"}},
+		{"limit of 2^52", windows, 1 << 52, 0, 10 * year, []string{"limit is 4503599627370496", "0 to 2^52-1 (4503599627370495)"}},
 		{"no window", windows, 1, 0, 0, []string{"window is 0s", "1µs to ten years"}},
 		{"window over ten years", windows, 1, 0, 10*year + µs, []string{"window is 87600h0m0.000001s", "ten years"}},
 		{"window of no whole microseconds", windows, 1, 0, time.Nanosecond, []string{"window is 1ns", "whole microseconds"}},
-		{"1001 a microsecond", windows, 1001, 0, µs, []string{"rate is 1001 in 1µs", "10^9 a second"}},
-		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit is 1048576", "35m47.483649s", "2^51", "shorter or rounder window"}},
+		{"1000001 a microsecond", windows, 1_000_001, 0, µs, []string{"rate is 1000001 in 1µs", "10^12 a second"}},
+		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit is 1048576", "35m47.483649s", "2^51", "limit of up to 1048575,", "shorter or rounder window"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -166,4 +167,108 @@ func TestRandomSpecs(t *testing.T) {
 			checkSpec(t, randomRule(rng, k))
 		}
 	})
+}
+
+// A refusal says how much would be accepted, and that is accepted, and no more.
+func TestBoundsInErrors(t *testing.T) {
+	forEach(t, func(t *testing.T, k kind) {
+		rng := random(t)
+		refused := 0
+		for range size(20_000) {
+			refill, period := magnitude(rng, 50), time.Duration(magnitude(rng, 40))*time.Microsecond
+			_, err := newRule(k, 1<<52-1, refill, period)
+			if err == nil || strings.Contains(err.Error(), "rate is") {
+				continue
+			}
+			_, after, _ := strings.Cut(err.Error(), " of up to ")
+			number, _, _ := strings.Cut(after, ",")
+			most, e := strconv.ParseInt(number, 10, 64)
+			if e != nil {
+				t.Fatalf("error: got %q, want one that says up to how much is accepted", err)
+			}
+			refused++
+			if _, err := newRule(k, most, refill, period); err != nil {
+				t.Fatalf("%d, refill %d, in %v: got %v, want it accepted: an error says so", most, refill, period, err)
+			}
+			if _, err := newRule(k, most+1, refill, period); err == nil {
+				t.Fatalf("%d, refill %d, in %v: got it accepted, want an error: another error says %d at most", most+1, refill, period, most)
+			}
+		}
+		if refused == 0 && (k == bucket || k == sliding) {
+			t.Error("refusals: got none, want some, or the test is void")
+		}
+	})
+}
+
+// Bytes and small units of money have large numbers.
+func TestLargeCapacities(t *testing.T) {
+	const terabytes, nanoDollars = 5 << 40, 10_000_000_000_000
+	forEach(t, func(t *testing.T, k kind) {
+		for _, n := range []numbers{
+			{terabytes, terabytes, time.Hour}, {terabytes, terabytes, 30 * 24 * time.Hour},
+			{nanoDollars, nanoDollars, time.Hour}, {nanoDollars, nanoDollars, 30 * 24 * time.Hour},
+			{1<<52 - 1, 1_000_000_000_000, time.Second}, {1<<52 - 1, 1<<52 - 1, 1000 * 24 * time.Hour},
+		} {
+			r, err := newRule(k, n.limit, n.refill, n.period)
+			if k == sliding {
+				if fits := n.limit <= 1<<51/2592; (err == nil) != fits && n.period == 30*24*time.Hour {
+					t.Errorf("%d in %v: got %v, want it accepted: %v", n.limit, n.period, err, fits)
+				}
+				if err != nil {
+					continue
+				}
+			}
+			if err != nil {
+				if n.limit == 1<<52-1 && (n.period == time.Second) == (k != bucket) {
+					continue // more than 10^12 a second; and a rate that is no simple fraction
+				}
+				t.Errorf("%d, refill %d, in %v: got %v, want it accepted", n.limit, n.refill, n.period, err)
+				continue
+			}
+			checkSpec(t, r)
+			var c cell
+			if v := c.take(r, n.limit-1, base); !v.Allowed || v.Remaining != 1 {
+				t.Errorf("take of %d of %d: got %+v, want remaining 1", n.limit-1, n.limit, v)
+			}
+			if v := c.take(r, 2, base); v.Allowed || v.RetryAfter <= 0 || v.RetryAfter == quota.Forever {
+				t.Errorf("take of 2 with 1 of %d left: got %+v, want a denial and a time", n.limit, v)
+			}
+		}
+	})
+}
+
+// A capacity of 0, whatever the rule, denies every cost above 0, and so does DenyAll.
+func TestZeroDenies(t *testing.T) {
+	all := map[string]quota.Algorithm{"DenyAll": algorithm.DenyAll, "GCRA": quota.Must(algorithm.GCRA(0, 1, time.Second))}
+	for _, k := range kinds {
+		all[k.String()] = mustRule(t, k, 0, 1, time.Minute).Algorithm
+	}
+	for name, a := range all {
+		if got := a.Spec().Capacity; got != 0 {
+			t.Errorf("%s: capacity: got %d, want 0", name, got)
+		}
+		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek} {
+			for _, cost := range []int64{1, 1 << 52, math.MaxInt64} {
+				s, v := a.Decide(quota.State{}, quota.Request{Op: op, Cost: cost}, base)
+				if want := (quota.Verdict{RetryAfter: quota.Forever}); v != want || !s.IsZero() {
+					t.Errorf("%s: %v of %d: got %+v, want %+v", name, op, cost, v, want)
+				}
+			}
+			if _, v := a.Decide(quota.State{}, quota.Request{Op: op}, base); !v.Allowed || v.Write || v.Remaining != 0 {
+				t.Errorf("%s: %v of 0: got %+v, want it allowed", name, op, v)
+			}
+		}
+	}
+}
+
+// Unlimited admits whatever is asked, and says so.
+func TestUnlimited(t *testing.T) {
+	for op := quota.OpTake; op <= quota.OpReset; op++ {
+		for _, cost := range []int64{0, 1, 1 << 52, math.MaxInt64} {
+			s, v := algorithm.Unlimited.Decide(quota.State{}, quota.Request{Op: op, Cost: cost, At: base}, base)
+			if want := (quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: math.MaxInt64}); v != want || !s.IsZero() {
+				t.Errorf("%v of %d: got %+v %+v, want %+v and no state", op, cost, v, s, want)
+			}
+		}
+	}
 }

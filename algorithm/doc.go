@@ -1,5 +1,5 @@
 // Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding window log
-// and fixed window. Each is a pure function over integers, see [quota.Algorithm].
+// and fixed window, and the rules without quota and without limit. Each is a pure function over integers, see [quota.Algorithm].
 //
 //	bucket := quota.Must(algorithm.TokenBucket(1000, 21, 2*time.Second)) // 10.5 tokens a second, exactly
 //	limit := quota.Must(quota.NewLimit("tokens", bucket))
@@ -13,18 +13,27 @@
 //	rule              admits at most                             state        use it for
 //	TokenBucket       capacity + rate·Δ in any interval Δ        2 numbers    bursts over a steady rate; the default
 //	SlidingWindow     2·limit in any window, 1·limit if steady   3 numbers    "n a minute", cheaply
-//	SlidingWindowLog  limit in any window                        1 a charge   "n a minute", to the letter
+//	SlidingWindowLog  limit in any window                        2 a charge   "n a minute", to the letter; few charges
 //	FixedWindow       limit in each aligned window               2 numbers    "n a calendar day (UTC)"
 //	FixedWindowFromFirst  limit in each window from first use    2 numbers    "n a session", resets spread out
+//	DenyAll           nothing                                    none         a plan that is switched off
+//	Unlimited         everything                                 none         a plan without this limit
 //
 // # Numbers
 //
 // All arithmetic is on integers below 2^53, so that the same rule gives the same answer in Lua. Rates may be
-// from one a year to 10^9 a second and capacities from 0, which denies, to 2^40, within two bounds: every number of a state must
-// be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine for that, a
+// from one in ten years to 10^12 a second and capacities from 0, which denies, to 2^52-1, within two bounds: every
+// number of a state must be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine for that, a
 // limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and divides its period; a
 // token bucket then admits at most capacity + rate·(Δ + one tick). Where no tick fits, the constructor
-// returns [quota.ErrInvalid] and says why.
+// returns [quota.ErrInvalid] and says how much it would accept.
+//
+// # Changes
+//
+// The numbers of a limit may change while it is in use, see [quota.NewLimit]: consumed tokens stay consumed. New
+// numbers hold for the time since a key's last charge too, because a state has no rate: a bucket that gets a higher
+// rate counts the refill of that time by it. Windows that are fixed or slide finish a window by the length that it
+// began with.
 //
 // # Debt
 //

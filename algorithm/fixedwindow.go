@@ -20,8 +20,8 @@ type fixedWindow struct {
 
 // FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
 // window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
-// admit twice the limit. A limit of 0 denies every cost above 0. Accepted: limits of 0 to 2^40, windows of
-// whole microseconds up to ten years, at most 10^9 tokens a second; else [quota.ErrInvalid].
+// admit twice the limit. A limit of 0 denies every cost above 0, as [DenyAll] does. Accepted: limits of 0
+// to 2^52-1, windows of whole microseconds up to ten years, at most 10^12 tokens a second; else [quota.ErrInvalid].
 func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, false)
 }
@@ -42,10 +42,7 @@ func newFixedWindow(limit int64, window time.Duration, fromFirst bool) (quota.Al
 
 // windowMicros checks the arguments of the window rules, and returns the window in µs.
 func windowMicros(limit int64, window time.Duration) (int64, error) {
-	if limit < 0 || limit > maxCapacity {
-		return 0, invalid("limit is %d; accepted: 0 to 2^40", limit)
-	}
-	return micros("limit", max(limit, 1), "window", window)
+	return micros("limit", limit, "limit", max(limit, 1), "window", window)
 }
 
 func (f *fixedWindow) Spec() quota.Spec {

@@ -23,7 +23,7 @@ func FuzzDecide(f *testing.F) {
 			return
 		}
 		s := quota.State{Unit: unit, A: a, B: b, C: c}
-		for len(tail) >= 8 && len(s.Tail) < quota.MaxTail {
+		for r.kind == slidingLog && len(tail) >= 8 && len(s.Tail) < quota.MaxTail { // other rules have no list
 			s.Tail = append(s.Tail, int64(binary.BigEndian.Uint64(tail)))
 			tail = tail[8:]
 		}

@@ -113,6 +113,9 @@ var extremeBuckets = []numbers{
 	{1 << 40, 1_000_000_000, time.Second},
 	{1 << 40, 1000, time.Microsecond},
 	{1 << 40, 1 << 40, 10 * year},
+	{1<<52 - 1, 1_000_000, time.Microsecond},
+	{5 << 40, 5 << 40, 30 * 24 * time.Hour},             // 5 TiB a month
+	{10_000_000_000_000, 10_000_000_000_000, time.Hour}, // 10^13 nano-dollars an hour
 	{1 << 39, 1<<40 - 87, 7 * 24 * time.Hour},
 	{100_000, 99_991, time.Second},
 	{50, 21, 2 * time.Second},
@@ -130,6 +133,10 @@ var extremeWindows = []numbers{
 	{1000, 0, time.Microsecond},
 	{1 << 40, 0, time.Hour},
 	{1 << 40, 0, 10 * year},
+	{1<<52 - 1, 0, 10 * year},
+	{1<<51 - 1, 0, 1000 * 24 * time.Hour},
+	{5 << 40, 0, time.Hour},
+	{10_000_000_000_000, 0, 30 * 24 * time.Hour},
 	{1<<20 - 1, 0, (1<<31 - 1) * time.Microsecond}, // just below 2^51, with a prime window
 	{1<<19 - 1, 0, (1<<31 - 1) * time.Microsecond},
 	{1_000_000_000, 0, time.Second},
@@ -146,7 +153,7 @@ func magnitude(rng *rand.Rand, bits int) int64 {
 // randomRule returns an extreme rule one time in four.
 func randomRule(rng *rand.Rand, k kind) rule {
 	for {
-		n := numbers{magnitude(rng, 40), magnitude(rng, 40), 0}
+		n := numbers{magnitude(rng, 52), magnitude(rng, 52), 0}
 		switch rng.IntN(8) {
 		case 0:
 			n.period = time.Duration(magnitude(rng, 48)) * time.Microsecond

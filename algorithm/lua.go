@@ -12,6 +12,8 @@ var (
 	slidingLogLua string
 	//go:embed fixedwindow.lua
 	fixedWindowLua string
+	//go:embed stateless.lua
+	statelessLua string
 )
 
 // Lua returns the rule's Lua, see driver.Scripted.
@@ -25,3 +27,6 @@ func (*slidingLog) Lua() string { return slidingLogLua }
 
 // Lua returns the rule's Lua, see driver.Scripted.
 func (*fixedWindow) Lua() string { return fixedWindowLua }
+
+// Lua returns the rule's Lua, see driver.Scripted.
+func (*stateless) Lua() string { return statelessLua }

@@ -116,6 +116,21 @@ func (o *bucketOracle) refund(r rule, n, paid, now int64) bool {
 	return o.set(r, was, is, at, now)
 }
 
+// ahead returns whether n tokens may be charged and used within a time, and when: as soon as no more than the limit is
+// consumed, if nothing else is charged.
+func (o *bucketOracle) ahead(r rule, n, now int64, within quota.Micros) (delay quota.Micros, allowed bool) {
+	was, at := o.level(r, now)
+	is := new(big.Rat).SetInt64(n)
+	if n > r.limit || is.Add(is, was).Cmp(floorOf(r)) > 0 {
+		return 0, false
+	}
+	if over := is.Sub(is, new(big.Rat).SetInt64(r.limit)); over.Sign() > 0 {
+		ticks := roundUp(over.Quo(over, perTick(r))).Int64()
+		delay = quota.Micros(at + ticks*r.tick - now)
+	}
+	return delay, delay <= within
+}
+
 func (o *bucketOracle) reset() bool {
 	was := o.consumed != nil
 	*o = bucketOracle{}

@@ -45,9 +45,6 @@ func room(o oracle, r rule, now int64) *big.Int {
 }
 
 func fits(o oracle, r rule, cost, now int64) bool {
-	if l, ok := o.(*logOracle); ok && cost > 0 && l.full(r, now) {
-		return false
-	}
 	return cost <= r.limit && room(o, r, now).Cmp(integer(cost)) >= 0
 }
 
@@ -89,6 +86,7 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 
 		rebased := o.rebase(r, now)
 		allowed, changed := true, false
+		var delay quota.Micros
 		switch req.Op {
 		case quota.OpTake, quota.OpPeek:
 			if allowed = fits(o, r, req.Cost, now); allowed && req.Op == quota.OpTake && req.Cost > 0 {
@@ -100,6 +98,11 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 			changed = req.Cost > 0 && o.refund(r, req.Cost, int64(req.At), now)
 		case quota.OpReset:
 			changed = o.reset()
+		case quota.OpAhead:
+			b := o.(*bucketOracle)
+			if delay, allowed = b.ahead(r, req.Cost, now, req.At); allowed && req.Cost > 0 {
+				changed = o.charge(r, req.Cost, now)
+			}
 		}
 		fail := func(format string, args ...any) {
 			t.Errorf("set %d step %d: limit %d refill %d period %dµs tick %dµs: %v of %d (at %d) at %d on %+v gives %+v, %+v",
@@ -110,9 +113,6 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 			fail("state: got %+v, want %+v", got, want)
 		}
 		left := room(o, r, now)
-		if l, ok := o.(*logOracle); ok && l.full(r, now) && left.Sign() > 0 {
-			left = integer(0)
-		}
 		switch {
 		case v.Allowed != allowed:
 			fail("allowed: got %v, want %v", v.Allowed, allowed)
@@ -122,11 +122,19 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 			fail("tail of the argument: got %v, want it unchanged, %v", s.Tail, tail)
 		case left.Cmp(integer(v.Remaining)) != 0:
 			fail("remaining: got %d, want %v", v.Remaining, left)
-		case allowed && v.RetryAfter != 0:
-			fail("retry after: got %v, want 0", v.RetryAfter)
+		case allowed && v.RetryAfter != delay:
+			fail("retry after: got %v, want %v", v.RetryAfter, delay)
+		case !allowed && req.Op == quota.OpAhead && req.Cost <= r.limit:
+			b, after := o.(*bucketOracle), v.RetryAfter
+			if _, early := b.ahead(r, req.Cost, now+int64(after)-1, req.At); early || after <= 0 {
+				fail("retry after: got %v, want no time at which the request fits before", after)
+			}
+			if _, late := b.ahead(r, req.Cost, now+int64(after), req.At); !late {
+				fail("retry after: got %v, want a time at which the request fits", after)
+			}
 		case !allowed && req.Cost > r.limit && v.RetryAfter != quota.Forever:
 			fail("retry after: got %v, want Forever", v.RetryAfter)
-		case !allowed && req.Cost <= r.limit && !tight(o, r, req.Cost, now, v.RetryAfter):
+		case !allowed && req.Cost <= r.limit && req.Op != quota.OpAhead && !tight(o, r, req.Cost, now, v.RetryAfter):
 			fail("retry after: got %v, want the first time at which the request fits", v.RetryAfter)
 		case !freshAt(o, r, now, int64(v.ResetAfter)):
 			fail("reset after: got %v, want the first time at which the state is as fresh", v.ResetAfter)
@@ -137,7 +145,7 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 		if v.Write {
 			s = got
 		}
-		if v.Allowed && (req.Op == quota.OpTake || req.Op == quota.OpDebit) {
+		if v.Allowed && (req.Op == quota.OpTake || req.Op == quota.OpDebit || req.Op == quota.OpAhead) {
 			receipts = append(receipts, now)
 		}
 	}
@@ -173,6 +181,9 @@ func randomStep(rng *rand.Rand, r rule, v quota.Verdict) int64 {
 func randomRequest(rng *rand.Rand, r rule, v quota.Verdict, receipts []int64) quota.Request {
 	req := quota.Request{Cost: randomCost(rng, r, v.Remaining)}
 	switch n := rng.IntN(20); {
+	case n < 4 && r.kind == bucket:
+		req.Op = quota.OpAhead
+		req.At = [...]quota.Micros{0, min(v.RetryAfter, quota.MaxNumber), quota.Micros(rng.Int64N(2*r.period + 1)), quota.Micros(forward(rng, r, v)), quota.MaxNumber}[rng.IntN(5)]
 	case n < 11:
 	case n < 13:
 		req.Op = quota.OpPeek

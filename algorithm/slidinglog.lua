@@ -1,10 +1,11 @@
 -- slidingLog.Decide. p1 limit, p2 window, p3 the largest sum, p4 the most entries
 local log = tail or {}
-local changed, n = false, #log - #log % 2
+local changed, n, joined = false, #log - #log % 2, c
 if n > 0 and log[n - 1] - now > 1000000 then
   local moved, by = {}, now - log[n - 1]
   for i = 1, n, 2 do moved[i], moved[i + 1] = log[i] + by, log[i + 1] end
-  changed, log, tail = true, moved, moved
+  if c > 0 then joined = max(c + by, 0) end
+  changed, log, tail, c = true, moved, moved, joined
 end
 -- Entries from first to n are in the window.
 local sum, first = a, 1
@@ -15,11 +16,11 @@ while first < n and now - log[first] >= p2 do
 end
 sum = min(max(sum, 0), p3)
 if first > n then sum = 0 end
-local full = n - first + 1 >= 2 * p4 and log[n - 1] < now
 
+local step = ceil(p2 / (p4 / 2 - 1))
 local allowed, total, more, drop = true, sum, 0, 0
 if op <= 1 then
-  if cost > p1 or sum + cost > p1 or cost > 0 and full then
+  if cost > p1 or sum + cost > p1 then
     allowed = false
   elseif op == 0 then
     more = cost
@@ -28,7 +29,10 @@ elseif op == 2 then
   more = min(cost, p3 - sum)
 elseif op == 3 and cost > 0 then
   for i = first, n, 2 do
-    if log[i] == at then drop = i break end
+    if log[i] >= at then
+      if log[i] == at or at <= joined and at >= log[i] - log[i] % step then drop = i end
+      break
+    end
   end
 elseif op == 4 then
   changed, total, first = u > 0, 0, n + 1
@@ -40,13 +44,28 @@ local function copy()
 end
 local next = log
 if more > 0 then
-  next, total = copy(), sum + more
-  local k = #next
-  if k > 0 and next[k - 1] >= now then
-    next[k] = next[k] + more
-  elseif full then
-    next[k - 1], next[k] = now, next[k] + more
+  total = sum + more
+  if first < n and log[n - 1] >= now then
+    next = copy()
+    next[#next] = next[#next] + more
+  elseif n - first + 1 < 2 * p4 then
+    next = copy()
+    next[#next + 1] = now
+    next[#next + 1] = more
   else
+    -- A full log joins the entries of each step.
+    local k, most, from = 0, 2 * p4 - 2, nil
+    next, joined = {}, log[n - 1]
+    for i = first, n, 2 do
+      local begin = log[i] - log[i] % step
+      if k > 0 and (begin == from or k == most) then
+        next[k - 1], next[k] = log[i], next[k] + log[i + 1]
+      else
+        next[k + 1], next[k + 2] = log[i], log[i + 1]
+        k = k + 2
+      end
+      from = begin
+    end
     next[k + 1], next[k + 2] = now, more
   end
   first, n = 1, #next
@@ -67,7 +86,8 @@ if total ~= sum or op == 4 then
   if first > n then
     u, a, b, c, tail = 0, 0, 0, 0, nil
   else
-    u, a, b, c, tail = 1, total, 0, 0, next
+    if next[first] > joined then joined = 0 end
+    u, a, b, c, tail = 1, total, 0, joined, next
   end
 end
 local reset = 0

@@ -34,9 +34,10 @@ type slidingWindow struct {
 // denied; at an even pace of several tokens at a time up to one take in a window is. It admits at most limit
 // tokens in an aligned window, and at most twice the limit in any other, also from a fresh key, namely where
 // little was taken before and all of it just before the boundary. Where costs or bursts must be counted exactly
-// take [SlidingWindowLog] or [TokenBucket]. A limit of 0 denies every cost above 0. Accepted: limits of 0 to 2^40, windows of whole
-// microseconds up to ten years, at most 10^9 tokens a second, and limit × window below 2^51 in some tick;
-// else [quota.ErrInvalid].
+// take [SlidingWindowLog] or [TokenBucket]. A limit of 0 denies every cost above 0, as
+// [DenyAll] does. Accepted: limits of 0 to 2^51-1, windows of whole microseconds up to ten years, at most 10^12 tokens a
+// second, and limit × window below 2^51 in some tick; else [quota.ErrInvalid], and the error says how much is
+// accepted.
 func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
@@ -50,8 +51,12 @@ func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 		t = roomFor(limit)
 	}
 	if t == 0 {
-		return nil, invalid("limit is %d in %v, which needs numbers of 2^51 or more; accepted: a smaller limit, or a shorter or rounder window",
-			limit, window)
+		coarsest := int64(1)
+		for coarsest <= w/10 && w%(10*coarsest) == 0 {
+			coarsest *= 10
+		}
+		return nil, invalid("limit is %d in %v, which needs numbers of 2^51 or more; accepted: a limit of up to %d, or a shorter or rounder window",
+			limit, window, maxHeld/2/(w/coarsest))
 	}
 	return &slidingWindow{limit: limit, window: w, tick: t, ticks: w / t, most: maxHeld / (w / t) / 2}, nil
 }

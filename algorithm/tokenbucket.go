@@ -17,6 +17,10 @@ import (
 // costs unit credits and each tick repays perTick credits: the rate as a reduced fraction, so that refill is
 // never rounded.
 //
+// A take ahead (quota.OpAhead) may use its tokens when refill has repaid the debt, and later charges do not delay it:
+// counted at the times of use, the bound is the same; counted when they are charged, it is capacity +
+// rate·(Δ + the longest delay).
+//
 // A refund counts in full unless the bucket has been full since the charge. Until then no refill is lost, and
 // so tokens that were charged and given back are as good as tokens that were never charged: in any interval
 // that begins where the bucket is full, the charges less the refunds are at most capacity + rate·Δ.
@@ -33,14 +37,12 @@ type tokenBucket struct {
 
 // TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
 // tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it
-// admits at most capacity and the tokens gained in it; a capacity of 0 denies every cost above 0. Accepted:
-// capacities of 0 to 2^40, rates up to 10^9 tokens a second, periods of whole microseconds up to ten years,
-// and a bucket that fills within ten years; else [quota.ErrInvalid].
+// admits at most capacity and the tokens gained in it; a capacity of 0 denies every cost above 0, as [DenyAll]
+// does. Accepted: capacities of 0 to 2^52-1, rates up to 10^12 tokens a second, periods of whole microseconds
+// up to ten years, and a bucket that fills within ten years; else [quota.ErrInvalid]. A rate that is no simple
+// fraction may allow less than 2^52-1; the error says how much.
 func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
-	if capacity < 0 || capacity > maxCapacity {
-		return nil, invalid("capacity is %d; accepted: 0 to 2^40", capacity)
-	}
-	per, err := micros("refill", refill, "period", period)
+	per, err := micros("capacity", capacity, "refill", refill, "period", period)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +78,15 @@ func newTokenBucket(capacity, held, refill, per int64) (quota.Algorithm, error) 
 		}
 	}
 	if t == 0 {
+		most := int64(0)
+		tick(per, func(t int64) bool {
+			if _, perTick, room := reduce(t); perTick <= maxHeld {
+				most = max(most, room)
+			}
+			return false
+		})
 		return nil, invalid("a bucket of %d that gains %d each %v takes over ten years to fill, or needs numbers of 2^52 or more; "+
-			"accepted: a smaller capacity, a higher rate, or a rounder period", capacity, refill, time.Duration(per)*time.Microsecond)
+			"accepted: a capacity of up to %d, a higher rate, or a rounder period", capacity, refill, time.Duration(per)*time.Microsecond, most)
 	}
 	unit, perTick, room := reduce(t)
 	return &tokenBucket{
@@ -95,7 +104,7 @@ func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 
 func (b *tokenBucket) Spec() quota.Spec {
 	return quota.Spec{
-		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt,
+		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt, Ahead: true,
 		Params: [6]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
 	}
 }
@@ -153,6 +162,21 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpReset:
 		kept = 0
 		write = s.Unit != 0
+	case quota.OpAhead:
+		if r.Cost > b.tokens {
+			allowed, retryAfter = false, forever
+			break
+		}
+		if kept += r.Cost * b.unit; kept > b.capacity {
+			retryAfter = quota.Micros(at+ceil(kept-b.capacity, b.perTick)*b.tick) - now
+		}
+		late := retryAfter - max(r.At, 0)
+		if kept > b.most {
+			late = max(late, quota.Micros(at+ceil(kept-b.most, b.perTick)*b.tick)-now)
+		}
+		if late > 0 {
+			allowed, retryAfter, kept = false, late, deficit
+		}
 	}
 	switch {
 	case kept == 0 && (kept != deficit || r.Op == quota.OpReset):

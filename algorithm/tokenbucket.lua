@@ -31,8 +31,15 @@ elseif op == 3 then
   if c > 0 and at >= c or c == 0 and at > now - ceil(max(p2, unit) / p1) * p4 then
     kept = max(kept - min(cost * unit, p3), 0)
   end
-else
+elseif op == 4 then
   kept, changed = 0, u > 0
+else
+  local owed = deficit + cost * unit
+  if cost * unit > p2 or owed > p3 or owed > p2 and upto + ceil((owed - p2) / p1) * p4 - now > at then
+    allowed = false
+  else
+    kept = owed
+  end
 end
 if kept ~= deficit then
   changed, u, a, b, tail = true, unit, kept, upto, nil

@@ -16,13 +16,13 @@ import (
 // algorithm.TokenBucket accepts.
 type Env struct {
 	Store    quota.Store   // the caller must close it
-	Capacity int64         // tokens, 1 to 2^40
+	Capacity int64         // tokens, 1 to 2^52-1
 	Refill   int64         // tokens gained each Per, 1 or more
 	Per      time.Duration // whole seconds, 1s or more
 }
 
 const (
-	maxCapacity int64 = 1 << 40
+	maxCapacity int64 = 1<<52 - 1
 	maxRate     int64 = 1_000_000_000 // tokens a second
 	maxDecimals       = 8             // 10^8 seconds are less than the ten years that a period may last
 )
@@ -31,7 +31,7 @@ const (
 // absent or empty, for the default.
 //
 //	REDIS_URL          a URL that Open opens; default memory://
-//	TOKEN_BUCKET_SIZE  capacity in tokens, 1 to 2^40; default 1000
+//	TOKEN_BUCKET_SIZE  capacity in tokens, 1 to 2^52-1; default 1000
 //	TOKEN_REFILL_RATE  tokens a second, up to 10^9, with up to 8 decimals; default 10.0
 //
 // FromEnv reads the rate exactly: 10.5 is 21 tokens every two seconds. A value that is not accepted is

@@ -34,7 +34,7 @@ func TestFromEnv(t *testing.T) {
 		{"", "3", "0.00000001", 3, 1, 1e8 * time.Second},
 		{"", "", "3.14159265", 1000, 62831853, 2e7 * time.Second},
 		{"", "", "0.3333", 1000, 3333, 1e4 * time.Second},
-		{"", "1099511627776", "1000000000", 1 << 40, 1e9, time.Second},
+		{"", "4503599627370495", "1000000000", 1<<52 - 1, 1e9, time.Second},
 		{"", "007", "1000000000.00000000000000", 7, 1e9, time.Second},
 	} {
 		setenv(t, test.url, test.size, test.rate)
@@ -84,7 +84,7 @@ func TestFromEnvRefuses(t *testing.T) {
 		url, size, rate string
 		says            []string
 	}{
-		{"", "abc", "", []string{"TOKEN_BUCKET_SIZE", `"abc"`, "1 to 1099511627776"}},
+		{"", "abc", "", []string{"TOKEN_BUCKET_SIZE", `"abc"`, "1 to 4503599627370495"}},
 		{"", "0", "", []string{"TOKEN_BUCKET_SIZE", `"0"`}},
 		{"", "-5", "", []string{"TOKEN_BUCKET_SIZE", `"-5"`}},
 		{"", "+5", "", []string{"TOKEN_BUCKET_SIZE", `"+5"`}},

@@ -43,8 +43,8 @@ type AlgorithmHarness struct {
 //		})
 //	}
 //
-// A1 to A7 are the rules of [quota.Algorithm], with its numbers; A8 to A17 are the promises that the rest of package
-// quota and package driver make of algorithms. Each is a subtest:
+// A1 to A7 are the rules of [quota.Algorithm], with its numbers; A8 to A19 are the promises that the rest of package
+// quota and package driver make of algorithms, but for A18, the last rule of [quota.Algorithm]. Each is a subtest:
 //
 //	A1 Fresh       a state kept until ResetAfter has passed, and not one before, decides as the zero State
 //	A2 Tight       a denied request is denied again before RetryAfter has passed, and admitted when it has
@@ -63,6 +63,8 @@ type AlgorithmHarness struct {
 //	A15 Lua        a driver.Scripted decides in Lua as in Go; needs AlgorithmHarness.Eval
 //	A16 Share      n shares of a driver.Sharer get no more than the whole, of the same Rule
 //	A17 Forecast   a quota.Forecaster promises nothing later than a queue gets it, and more never earlier
+//	A18 Stateless  a rule that keeps no state never writes, and answers by the operation and the cost alone
+//	A19 Ahead      OpAhead charges as a debit does what refill repays in time, says when, and charges nothing else
 //
 // The search is random and starts at the boundaries. A failure shows the shortest trace found, and the seed:
 // FLEETQUOTA_SEED in the environment repeats the search, FLEETQUOTA_FULL=1 makes it ten times as long.
@@ -143,10 +145,12 @@ var (
 	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go"}
 	a16 = &rule{"A16", "Share", "n shares of a driver.Sharer get no more than the whole, of the same Rule"}
 	a17 = &rule{"A17", "Forecast", "a quota.Forecaster promises nothing later than a queue gets it, and more never earlier"}
+	a18 = &rule{"A18", "Stateless", "a rule that keeps no state never writes, and answers by the operation and the cost alone"}
+	a19 = &rule{"A19", "Ahead", "OpAhead charges as a debit does what refill repays in time, says when, and charges nothing else"}
 )
 
 var algorithmRules = []*rule{a1, a2, a3, a4, a5, a6, a7, a8, a9,
-	a10, a11, a12, a13, a14, a15, a16, a17}
+	a10, a11, a12, a13, a14, a15, a16, a17, a18, a19}
 
 // result returns the search's result for a rule.
 func (p *prober) result(r *rule) Result {

@@ -30,7 +30,10 @@ local function decide(kernel, line)
     for _, x in ipairs({text(u), text(a), text(b), text(c)}) do answer[#answer + 1] = x end
     for i = 1, #(out or {}) do answer[#answer + 1] = text(out[i]) end
   end
-  return concat(answer, ' ')
+  -- Some servers cannot join thousands at once.
+  local parts = {}
+  for i = 1, #answer, 1024 do parts[#parts + 1] = concat(answer, ' ', i, min(i + 1023, #answer)) end
+  return concat(parts, ' ')
 end
 local function kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)
   local redis, KEYS, ARGV, os = nil, nil, nil, nil

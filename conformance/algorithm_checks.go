@@ -28,6 +28,9 @@ func (x *situation) check() {
 	x.checkUndo()
 	x.checkBack()
 	x.checkFresh()
+	if x.spec().Ahead && !(x.mixed && x.back) {
+		x.checkAhead()
+	}
 }
 
 // ask returns the answer to a request on a state, and the state that is kept.
@@ -97,7 +100,7 @@ func (x *situation) checkState() {
 func (x *situation) checkVerdict() {
 	v, capacity, floor := &x.v, x.spec().Capacity, -x.spec().Debt
 	switch {
-	case v.Allowed != (v.RetryAfter == 0):
+	case v.Allowed != (v.RetryAfter == 0) && x.req.Op != quota.OpAhead:
 		x.fail(a11, "got: %s; want: RetryAfter 0 where it is allowed, and only there", showVerdict(*v))
 	case v.RetryAfter < 0, v.ResetAfter < 0, v.ResetAfter > math.MaxInt64/4, v.RetryAfter > math.MaxInt64/4 && v.RetryAfter != quota.Forever:
 		x.fail(a11, "got: %s; want: spans of 0 or more that a clock can reach, or RetryAfter Forever", showVerdict(*v))
@@ -115,7 +118,7 @@ func (x *situation) checkVerdict() {
 		if prior.Allowed != v.Allowed || prior.RetryAfter != v.RetryAfter {
 			x.fail(a11, "got: a peek answers %s where a take answers %s; want: the same", showVerdict(prior), showVerdict(*v))
 		}
-		if want := prior.Remaining - x.req.Cost; v.Allowed && !settled(v.Remaining, want) {
+		if want := prior.Remaining - x.req.Cost; v.Allowed && v.Remaining != want {
 			x.fail(a11, "got: %d remained and %d were taken, remaining %d; want: %d", prior.Remaining, x.req.Cost, v.Remaining, want)
 		}
 	}
@@ -129,10 +132,6 @@ func (x *situation) checkVerdict() {
 		}
 	}
 }
-
-// settled reports whether the remaining tokens are right. A rule that also bounds the number of charges may have 0
-// tokens left earlier than the tokens alone would say.
-func settled(got, want int64) bool { return got == want || got == 0 && want > 0 }
 
 func (x *situation) checkTraceless() {
 	idle := !x.v.Allowed || x.req.Op == quota.OpPeek || x.req.Op == quota.OpTake && x.req.Cost == 0
@@ -183,7 +182,7 @@ func (x *situation) checkDebit() {
 	}
 	prior := x.prior()
 	want := max(prior-min(x.req.Cost, exact), min(prior, -x.spec().Debt))
-	if !settled(x.v.Remaining, want) {
+	if x.v.Remaining != want {
 		x.fail(a12, "got: %d remained and %d were debited, remaining %d; want: %d", prior, x.req.Cost, x.v.Remaining, want)
 	}
 }
@@ -215,7 +214,7 @@ func (x *situation) checkMint(s quota.State) {
 
 // checkUndo refunds the charge of the last move: at once, twice, and long after.
 func (x *situation) checkUndo() {
-	if x.req.Op != quota.OpTake || !x.v.Allowed || x.req.Cost == 0 || x.mixed || x.back {
+	if x.req.Op != quota.OpTake && x.req.Op != quota.OpAhead || !x.v.Allowed || x.req.Cost == 0 || x.mixed || x.back {
 		return
 	}
 	give := quota.Request{Op: quota.OpRefund, Cost: x.req.Cost, At: x.now}
@@ -258,6 +257,66 @@ func (x *situation) checkReset() {
 	}
 	if was := x.sameAsFresh(x.now); was != "" {
 		x.fail(a14, "%s", was)
+	}
+}
+
+// checkAhead takes ahead, in place of a next move.
+func (x *situation) checkAhead() {
+	ahead := func(s quota.State, cost int64, within, now quota.Micros) (quota.State, quota.Verdict) {
+		next, v := x.algorithm().Decide(s, quota.Request{Op: quota.OpAhead, Cost: cost, At: within}, now)
+		if v.Write {
+			return next, v
+		}
+		return s, v
+	}
+	same := func(s, t quota.State, v, w quota.Verdict) bool {
+		v.Write, w.Write = false, false
+		return v == w && sameState(s, t)
+	}
+	capacity, prior := x.spec().Capacity, x.peek(x.state, 0, x.now)
+	for _, cost := range []int64{0, 1, max(prior.Remaining, 0) + 1, capacity, capacity + 1} {
+		taken, take := x.ask(x.state, quota.OpTake, cost, x.now)
+		if s, v := ahead(x.state, cost, 0, x.now); !same(s, taken, v, take) {
+			x.fail(a19, "got: %d ahead, with no delay accepted, are %s; want: as for a take, %s", cost, showVerdict(v), showVerdict(take))
+		}
+		if s, v := ahead(x.state, cost, quota.MaxNumber, x.now); cost > capacity && !same(s, taken, v, take) {
+			x.fail(a19, "got: %d ahead of a capacity of %d are %s; want: as for a take, %s", cost, capacity, showVerdict(v), showVerdict(take))
+		}
+		if cost > capacity {
+			continue
+		}
+		charged, debit := x.ask(x.state, quota.OpDebit, cost, x.now)
+		owed := x.peek(charged, 0, x.now).RetryAfter
+		if debit.RetryAfter = owed; debit.Remaining == prior.Remaining-cost { // else the debt is at its floor
+			for _, within := range []quota.Micros{owed, owed + 1, quota.MaxNumber} {
+				if s, v := ahead(x.state, cost, within, x.now); !same(s, charged, v, debit) {
+					x.fail(a19, "got: %d ahead, within %d µs, are %s; want: as for a debit, which refill repays after %d µs, %s", cost, within, showVerdict(v), owed, showVerdict(debit))
+				}
+			}
+		}
+		for _, within := range []quota.Micros{0, owed / 2, owed - 1, quota.MaxNumber} {
+			s, v := ahead(x.state, cost, within, x.now)
+			after := v.RetryAfter
+			if v.Allowed || within < 0 {
+				continue
+			}
+			if !sameState(s, taken) && !take.Allowed {
+				x.fail(a19, "got: %d ahead, within %d µs, are %s, and the state is %+v; want: nothing charged", cost, within, showVerdict(v), s)
+			}
+			if within == owed-1 && debit.Remaining == prior.Remaining-cost && after != 1 {
+				x.fail(a19, "got: %d ahead, which refill repays after %d µs, are, within %d µs, %s; want: retry after 1", cost, owed, within, showVerdict(v))
+			}
+			if after <= 0 || after > math.MaxInt64/4 {
+				x.fail(a19, "got: %d ahead of a capacity of %d, within %d µs, are %s; want: a time after which they are allowed", cost, capacity, within, showVerdict(v))
+				continue
+			}
+			if _, early := ahead(s, cost, within, x.now+after-1); early.Allowed {
+				x.fail(a19, "got: %d ahead, within %d µs, were denied for %d µs and are allowed 1 µs before; want: denied until then", cost, within, after)
+			}
+			if _, late := ahead(s, cost, within, x.now+after); !late.Allowed {
+				x.fail(a19, "got: %d ahead, within %d µs, were denied for %d µs and are %s when these have passed; want: allowed", cost, within, after, showVerdict(late))
+			}
+		}
 	}
 }
 
@@ -324,6 +383,9 @@ func (x *situation) sameAsFresh(now quota.Micros) (difference string) {
 	reqs := []quota.Request{
 		{Op: quota.OpPeek, Cost: capacity}, {Cost: 1}, {Cost: capacity}, {Cost: 0}, {Op: quota.OpDebit, Cost: capacity},
 		{Op: quota.OpRefund, Cost: capacity}, {Op: quota.OpReset},
+	}
+	if x.spec().Ahead {
+		reqs = append(reqs, quota.Request{Op: quota.OpAhead, Cost: capacity, At: x.p.scale})
 	}
 	for _, at := range x.charged {
 		reqs = append(reqs, quota.Request{Op: quota.OpRefund, Cost: capacity, At: at})

@@ -28,13 +28,50 @@ func (p *prober) spec() bool {
 	switch {
 	case len(p.faults) > 0:
 		reason = "the spec is not valid"
+	case spec.Unit == 0:
+		for _, r := range algorithmRules {
+			if r != a9 && r != a15 && r != a18 {
+				p.skips[r] = "the rule keeps no state"
+			}
+		}
+		return true
 	case spec.Capacity >= exact:
 		reason = fmt.Sprintf("the capacity is %d; the search goes up to 2^53", spec.Capacity)
 	}
 	for _, r := range algorithmRules {
 		p.skips[r] = reason
 	}
+	if reason == "" && !spec.Ahead {
+		p.skips[a19] = "the algorithm does not decide OpAhead, says its Spec"
+	}
 	return reason == ""
+}
+
+// stateless checks a rule that keeps no state: it admits costs up to its capacity, and nothing else counts.
+func (p *prober) stateless() {
+	a, spec := p.family[0], p.specs[0]
+	costs := []int64{0, 1, 2, 1 << 32, 1 << 52, math.MaxInt64, spec.Capacity, max(spec.Capacity, spec.Capacity+1)}
+	for op := quota.OpTake; op <= quota.OpReset; op++ {
+		for _, cost := range costs {
+			for _, now := range []quota.Micros{0, 1, origin, latest} {
+				r := quota.Request{Op: op, Cost: cost, At: now / 2}
+				want := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: spec.Capacity}
+				if (op == quota.OpTake || op == quota.OpPeek) && cost > spec.Capacity {
+					want.Allowed, want.RetryAfter = false, quota.Forever
+				}
+				s, v := a.Decide(quota.State{}, r, now)
+				if v != want || !s.IsZero() {
+					p.fail(a18, "got: %v of %d at %d: %s, and %+v; want: %s, and the zero State", op, cost, now, showVerdict(v), s, showVerdict(want))
+				}
+				p.seen = append(p.seen, sample{0, quota.State{}, r, now, quota.State{}, want})
+			}
+		}
+	}
+	if sharer, ok := a.(driver.Sharer); ok {
+		if s, err := sharer.Share(2); err != nil || s.Spec().Rule != spec.Rule || s.Spec().Unit != 0 {
+			p.fail(a18, "got: a share of 2: %v; want: one of the same Rule, which keeps no state either", err)
+		}
+	}
 }
 
 // taking returns the state and the verdict after a take.
@@ -211,19 +248,27 @@ func (p *prober) concurrent() {
 // long makes more charges than the list of a state may hold.
 func (p *prober) long() {
 	a := p.family[0]
-	s, _ := taking(a, quota.State{}, 1, origin)
+	s, v := taking(a, quota.State{}, 1, origin)
 	if len(s.Tail) == 0 {
 		return
 	}
-	now := quota.Micros(origin)
+	now, remaining := quota.Micros(origin), v.Remaining
 	for i := range quota.MaxTail + 100 {
 		r := quota.Request{Cost: 1}
 		if i%8 == 7 {
 			r.Op = quota.OpDebit
 		}
 		now++
+		prior := peeked(a, s, 0, now)
 		next, v := a.Decide(s, r, now)
-		if v.Write {
+		if prior.Remaining < remaining || prior.Remaining > 0 && (!v.Allowed || v.Remaining != prior.Remaining-1) {
+			p.fail(a11, "got: after %d takes and debits of 1, 1 µs apart, remaining %d; 1 µs later %d, and 1 more is %s; want: all remaining tokens can be taken, however many charges that is",
+				i+1, remaining, prior.Remaining, showVerdict(v))
+		}
+		if len(next.Tail) < len(s.Tail) && len(p.seen) > 0 {
+			p.seen[p.rng.IntN(len(p.seen))] = sample{0, s, r, now, next, v}
+		}
+		if remaining = v.Remaining; v.Write {
 			s = next
 		}
 		if len(s.Tail) > quota.MaxTail {

@@ -103,6 +103,10 @@ func (p *prober) search() {
 	if !p.spec() {
 		return
 	}
+	if p.specs[0].Unit == 0 {
+		p.guard(a18, p.stateless)
+		return
+	}
 	p.guard(a8, func() {
 		_, v := p.family[0].Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: max(p.specs[0].Capacity, 1)}, origin)
 		p.scale = min(max(v.ResetAfter, 1), latest-origin)
@@ -275,6 +279,11 @@ func (p *prober) request(x *situation, by int) quota.Request {
 		if p.rng.IntN(4) == 0 {
 			r.Op = quota.OpReset
 		}
+	case 6, 7:
+		if p.specs[by].Ahead {
+			r.Op = quota.OpAhead
+			r.At = []quota.Micros{0, 1, min(x.v.RetryAfter, quota.MaxNumber), quota.Micros(p.rng.Int64N(int64(p.scale) + 1)), p.scale, quota.MaxNumber}[p.rng.IntN(6)]
+		}
 	}
 	return r
 }
@@ -336,7 +345,7 @@ func (p *prober) plain() [][]move {
 	op := func(o quota.Op, n int64, at quota.Micros) move {
 		return move{req: quota.Request{Op: o, Cost: n, At: origin}, now: origin + at}
 	}
-	return [][]move{
+	traces := [][]move{
 		{take(1, 0), take(c, 0), take(c, p.scale)},
 		{take(c, 0), take(1, 0), take(1, p.scale/2), take(1, p.scale)},
 		{take((c+1)/2, 0), take(c/2, 0), take(c/2, p.scale/3), take(1, p.scale)},
@@ -344,6 +353,13 @@ func (p *prober) plain() [][]move {
 		{take(c, 0), op(quota.OpDebit, 1, 0), op(quota.OpDebit, c, 1), op(quota.OpRefund, c, 2), op(quota.OpReset, 0, 3), take(c, 4)},
 		{op(quota.OpDebit, math.MaxInt64, 0), op(quota.OpDebit, 1, 1), take(0, 2), op(quota.OpReset, 0, 3)},
 	}
+	if p.specs[0].Ahead {
+		ahead := func(n int64, within, at quota.Micros) move {
+			return move{req: quota.Request{Op: quota.OpAhead, Cost: n, At: within}, now: origin + at}
+		}
+		traces = append(traces, []move{take(c, 0), ahead(1, 0, 1), ahead(1, p.scale, 2), ahead(c, p.scale, 3), ahead(c, quota.MaxNumber, 4), op(quota.OpRefund, c, 5), take(1, p.scale)})
+	}
+	return traces
 }
 
 // shrink returns the shortest trace that it finds whose last move breaks the rule, and the fault.
@@ -409,6 +425,8 @@ func (p *prober) show(trace []move) string {
 		fmt.Fprintf(&b, "\n\tat %d %v of %d", m.now-origin, m.req.Op, m.req.Cost)
 		if m.req.Op == quota.OpRefund {
 			fmt.Fprintf(&b, " charged at %d", m.req.At-origin)
+		} else if m.req.Op == quota.OpAhead {
+			fmt.Fprintf(&b, " within %d", m.req.At)
 		}
 		if m.by > 0 {
 			fmt.Fprintf(&b, " by %+v", p.specs[m.by])

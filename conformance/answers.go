@@ -18,6 +18,9 @@ func show(cs []quota.Charge) string {
 		if c.Op == quota.OpRefund {
 			fmt.Fprintf(&b, " charged at %d", c.At)
 		}
+		if c.Op == quota.OpAhead {
+			fmt.Fprintf(&b, " within %v", c.Within)
+		}
 		if c.ID != "" {
 			fmt.Fprintf(&b, " with id %q", c.ID)
 		}
@@ -52,8 +55,8 @@ func decisions(ds []quota.Decision) string {
 		if d.Source != quota.FromStore {
 			flags += " by " + d.Source.String()
 		}
-		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, at %d",
-			flags, d.Limit, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.At)
+		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, delay %v, at %d",
+			flags, d.Limit, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.Delay, d.At)
 	}
 	return strings.Join(texts, "\n\t     ")
 }

@@ -2,6 +2,8 @@ package conformance
 
 import (
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -44,6 +46,57 @@ func otherRules(t *trial) {
 			add(false, quota.Charge{Limit: was, Key: "k", Op: quota.OpReset})
 			add(false, quota.Charge{Limit: is, Key: "k", Cost: 2})
 			add(false, quota.Charge{Limit: good, Key: "k", Op: quota.OpPeek})
+		}
+	}
+	t.perform(trace)
+}
+
+var stateless = []testCase{
+	{rule: c2, name: "no state", needs: []Feature{Exact}, run: rulesWithoutState},
+}
+
+// rulesWithoutState changes limits that hold state to rules that keep none, charges by those, and changes back.
+func rulesWithoutState(t *trial) {
+	var trace []step
+	for i, k := range kinds {
+		for _, none := range keepNone {
+			name := fmt.Sprintf("plan%d.%s", i, none.name)
+			n := numbers{10, 1, year}
+			own, other, good := t.named(name, k, n), t.named(name, none, n), t.named("good", tokenBucket, numbers{1000, 1, time.Second})
+			add := func(list bool, id string, cs ...quota.Charge) {
+				s := step{id: 1 + len(trace), list: list}
+				for _, c := range cs {
+					c.Key, c.ID = "g/"+c.Key, id
+					s.charges = append(s.charges, charge{Charge: c})
+				}
+				trace = append(trace, s)
+			}
+			peek := func() { add(false, "", quota.Charge{Limit: own, Key: "k", Cost: 8, Op: quota.OpPeek}) }
+			add(false, "", quota.Charge{Limit: own, Key: "k", Cost: 3})
+			for _, key := range []string{"k", "fresh"} {
+				for op := quota.OpTake; op <= quota.OpReset; op++ {
+					for _, cost := range []int64{0, 1, 11, math.MaxInt64} {
+						add(op%2 == 0, "", quota.Charge{Limit: other, Key: key, Cost: cost, Op: op})
+					}
+					peek()
+				}
+			}
+			if driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey {
+				for _, cost := range []int64{0, 1} {
+					a, b := quota.Charge{Limit: good, Key: "k", Cost: 1}, quota.Charge{Limit: other, Key: "k", Cost: cost}
+					add(true, "", a, b)
+					add(true, "", b, a)
+					if !t.lacks(IDs) {
+						id := fmt.Sprint(name, cost)
+						add(true, id, a, b)
+						add(true, id, a, b)
+					}
+					peek()
+				}
+			}
+			add(false, "", quota.Charge{Limit: own, Key: "k", Cost: 7})
+			add(false, "", quota.Charge{Limit: own, Key: "k", Cost: 1})
+			add(false, "", quota.Charge{Limit: own, Key: "fresh", Cost: 10})
 		}
 	}
 	t.perform(trace)

@@ -167,6 +167,7 @@ func linearizable(t *trial) {
 						if c.Op == quota.OpRefund {
 							c.At = made[c.Key]
 						}
+						accept(rng, &c, quota.Decision{ResetAfter: 1000 * time.Hour})
 						cs = append(cs, c)
 					}
 					op := porcupine.Operation{ClientId: i, Input: cs, Call: tick.Add(1)}

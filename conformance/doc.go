@@ -33,7 +33,7 @@
 // C1 to C8 are the promises that the rest of package quota and package driver make for stores:
 //
 //	C1 Keys     every limit and key has a quota of its own, whatever bytes the key has
-//	C2 Change   limits with one name and different numbers share their consumption
+//	C2 Change   limits with one name and different numbers share their consumption; a rule that keeps no state leaves it
 //	C3 IDs      a request id is granted once and repeated faithfully; denials and peeks are not remembered
 //	C4 Atomic   calls at the same time are decided as in some order, one after the other
 //	C5 Bounds   never more is admitted than the limit allows, and never less
@@ -56,8 +56,8 @@
 //
 // # Algorithms
 //
-// [Algorithm] tests algorithms in the same way: A1 to A7 are the rules of [quota.Algorithm], A8 to A17 the promises of
-// the types around it. Where the harness evaluates Lua, the Lua text of an algorithm is compared with its Go code.
+// [Algorithm] tests algorithms in the same way: A1 to A7 and A18 are the rules of [quota.Algorithm], A8 to A17 and A19 the
+// promises of the types around it. Where the harness evaluates Lua, the Lua text of an algorithm is compared with its Go code.
 //
 // # Reports
 //

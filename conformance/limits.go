@@ -43,6 +43,12 @@ var (
 		return tally{n.limit}, nil
 	}}
 
+	// keepNone are the rules that keep no state.
+	keepNone = []kind{
+		{"DenyAll", func(numbers) (quota.Algorithm, error) { return algorithm.DenyAll, nil }},
+		{"Unlimited", func(numbers) (quota.Algorithm, error) { return algorithm.Unlimited, nil }},
+	}
+
 	builtIn = []kind{tokenBucket, fixedWindow, fromFirst, slidingWindow, slidingLog}
 	kinds   = append(slices.Clip(builtIn), goOnly)
 )
@@ -108,7 +114,7 @@ const year = 365 * 24 * time.Hour
 var extremes = []numbers{
 	{1, 1, year}, {10, 1, year}, {1, 1, 10 * year}, {1, 1, time.Microsecond}, {1000, 1000, time.Microsecond},
 	{1_000_000_000, 1_000_000_000, time.Second}, {1 << 40, 1_000_000_000, time.Second}, {1 << 40, 1 << 40, 10 * year},
-	{1 << 40, 1 << 30, time.Hour}, {1_000_000_000, 1_000_000_007, time.Hour}, {1_000_000_007, 1_000_000_007, 1000 * time.Hour},
+	{1 << 40, 1 << 30, time.Hour}, {1<<52 - 1, 1_000_000, time.Microsecond}, {5 << 40, 5 << 40, 30 * 24 * time.Hour}, {1_000_000_000, 1_000_000_007, time.Hour}, {1_000_000_007, 1_000_000_007, 1000 * time.Hour},
 	{1 << 39, 1<<40 - 87, 7 * 24 * time.Hour}, {50, 53, 10 * year}, {1<<20 - 1, 1, (1<<31 - 1) * time.Microsecond},
 	{100_000, 99_991, time.Second}, {7, 3, 999_983 * time.Microsecond},
 }
@@ -128,7 +134,7 @@ func (k kind) randomNumbers(rng *rand.Rand, big bool) numbers {
 		case big || rng.IntN(6) == 0:
 			n = oneOf(rng, extremes)
 			if rng.IntN(2) == 0 {
-				n = numbers{magnitude(rng, 40), magnitude(rng, 40), time.Duration(magnitude(rng, 48)) * time.Microsecond}
+				n = numbers{magnitude(rng, 52), magnitude(rng, 52), time.Duration(magnitude(rng, 48)) * time.Microsecond}
 			}
 			if big && n.limit < 1<<31 {
 				continue
@@ -144,6 +150,7 @@ func (k kind) randomNumbers(rng *rand.Rand, big bool) numbers {
 
 // randomCost returns a cost that is often close to the remaining tokens or to the capacity.
 func randomCost(rng *rand.Rand, capacity, remaining int64) int64 {
+	capacity, remaining = min(capacity, 1<<62), min(remaining, 1<<62) // of Unlimited
 	switch rng.IntN(15) {
 	case 0:
 		return 0

@@ -49,7 +49,7 @@ var randomCases = func() (cs []testCase) {
 }()
 
 // asking are operations most of which may not change the state.
-var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpPeek, quota.OpPeek, quota.OpDebit}
+var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpPeek, quota.OpPeek, quota.OpDebit, quota.OpAhead}
 
 // edgeCost returns a cost close to the remaining tokens: about every second cost does not fit.
 func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {

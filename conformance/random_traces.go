@@ -33,6 +33,18 @@ type shape struct {
 var anyOps = []quota.Op{
 	quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake,
 	quota.OpPeek, quota.OpPeek, quota.OpDebit, quota.OpDebit, quota.OpRefund, quota.OpRefund, quota.OpRefund, quota.OpReset,
+	quota.OpAhead, quota.OpAhead, quota.OpAhead,
+}
+
+// accept gives a take ahead a delay that it accepts. Of a rule that cannot take ahead it makes a take.
+func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
+	switch {
+	case c.Op != quota.OpAhead:
+	case !c.Limit.Spec().Ahead:
+		c.Op = quota.OpTake
+	default:
+		c.Within = oneOf(rng, []time.Duration{0, 1, time.Microsecond, last.RetryAfter, last.ResetAfter, time.Duration(rng.Int64N(int64(max(last.ResetAfter, 1)))), time.Second, quota.Never})
+	}
 }
 
 // search plays random traces. It fails the case with the shortest trace found that has a wrong answer.
@@ -87,7 +99,7 @@ func (t *trial) search(sh shape) {
 // improvise plays random steps. Each takes the answers to the steps before it into account.
 func (t *trial) improvise(p *player, rng *rand.Rand, sh *shape) (trace []step, wrong string) {
 	g := &generator{t: t, p: p, rng: rng, shape: sh, grade: driver.AtomicityOf(p.first.store),
-		kinds: map[string]kind{}, limits: map[string]*quota.Limit{}, left: map[place]int64{}, receipts: map[place][]receipt{}}
+		kinds: map[string]kind{}, limits: map[string]*quota.Limit{}, left: map[place]int64{}, said: map[place]quota.Decision{}, receipts: map[place][]receipt{}}
 	for id := 1; id <= sh.steps; id++ {
 		s := g.step(id, trace)
 		trace = append(trace, s)
@@ -109,6 +121,7 @@ type generator struct {
 	kinds    map[string]kind
 	limits   map[string]*quota.Limit
 	left     map[place]int64
+	said     map[place]quota.Decision
 	receipts map[place][]receipt
 }
 
@@ -162,6 +175,9 @@ func (g *generator) charge(id int) charge {
 	}
 	if l == nil || g.change && g.rng.IntN(6) == 0 {
 		k := g.kinds[name]
+		if g.change && g.rng.IntN(4) == 0 {
+			k = oneOf(g.rng, keepNone)
+		}
 		l = g.t.named(name, k, k.randomNumbers(g.rng, g.big))
 		g.limits[name] = l
 	}
@@ -172,6 +188,7 @@ func (g *generator) charge(id int) charge {
 		left = l.Spec().Capacity
 	}
 	c.Cost = g.cost(g.rng, l.Spec().Capacity, left)
+	accept(g.rng, &c.Charge, g.said[at])
 	if c.Op == quota.OpRefund {
 		if made := g.receipts[at]; len(made) > 0 && g.rng.IntN(4) > 0 {
 			c.receipt = oneOf(g.rng, made)
@@ -248,7 +265,7 @@ func (g *generator) anyWait() time.Duration {
 func (g *generator) learn(s *step) {
 	for i, d := range g.p.last {
 		at := placeOf(&s.charges[i].Charge)
-		g.left[at] = d.Remaining
+		g.left[at], g.said[at] = d.Remaining, d
 		if d.Charged > 0 {
 			g.receipts[at] = append(g.receipts[at], receipt{s.id, i})
 		}

@@ -18,7 +18,7 @@ var (
 	s8 = &rule{"S8", "Close", "afterwards every call is ErrClosed, and no goroutine is left"}
 
 	c1 = &rule{"C1", "Keys", "every limit and key has a quota of its own, whatever bytes the key has"}
-	c2 = &rule{"C2", "Change", "limits with one name and different numbers share their consumption"}
+	c2 = &rule{"C2", "Change", "limits with one name and different numbers share their consumption; a rule that keeps no state leaves it"}
 	c3 = &rule{"C3", "IDs", "a request id is granted once and repeated faithfully; denials and peeks are not remembered"}
 	c4 = &rule{"C4", "Atomic", "calls at the same time are decided as in some order, one after the other"}
 	c5 = &rule{"C5", "Bounds", "never more is admitted than the limit allows, and never less"}
@@ -42,7 +42,7 @@ func cases() []*testCase {
 	var all []*testCase
 	for _, r := range []*rule{s1, s2, s3, s4, s5, s6, s7, s8, c1, c2, c3, c4, c5, c6, c7, c8} {
 		for _, list := range [][]testCase{
-			randomCases, contextCases, faultCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases, realtimeCases, atomicityCases, misfitCases,
+			randomCases, contextCases, faultCases, panicCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases, realtimeCases, atomicityCases, misfitCases, stateless,
 		} {
 			for i := range list {
 				if list[i].rule == r {

@@ -42,6 +42,8 @@ func (m Micros) Duration() time.Duration {
 //  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: consumed
 //     tokens stay consumed, in whole tokens, rounded up.
 //  7. Untouched: Decide does not write to State.Tail and returns a new slice where it changes.
+//  8. Stateless: a rule whose Spec has Unit 0 keeps no state. It is asked with the zero State and never writes. It
+//     decides under a limit's name beside the state of any other rule, which stays as it is.
 type Algorithm interface {
 	// Spec describes the algorithm. Equal specs decide equally.
 	Spec() Spec
@@ -87,9 +89,12 @@ func (r Rule) Valid() bool {
 // Spec describes an algorithm: its rule and its numbers. Specs are comparable, and equal ones decide equally.
 type Spec struct {
 	Rule     Rule
-	Unit     int64 // the unit that states of this spec carry, see State; at least 1
+	Unit     int64 // the unit that states of this spec carry, see State; 0 where the rule keeps no state
 	Capacity int64 // the most tokens one request can take; 0 denies every cost above 0
 	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; any more is forgotten
+	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it. A rule that forgets
+	// debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
+	Ahead bool
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [6]int64
 }
@@ -127,10 +132,14 @@ const (
 	OpRefund
 	// OpReset makes the key fresh. It is always allowed.
 	OpReset
+	// OpAhead takes ahead of refill: it charges Cost now, into debt if need be, if refill will have repaid that debt
+	// within a stated delay, and is denied otherwise. The tokens may be used after Decision.Delay; until then refill
+	// goes to them, and takes are denied. Only rules with Spec.Ahead have it; to others it is ErrInvalid.
+	OpAhead
 	opEnd
 )
 
-var opNames = [...]string{"take", "peek", "debit", "refund", "reset"}
+var opNames = [...]string{"take", "peek", "debit", "refund", "reset", "take-ahead"}
 
 // String returns the operation's name in lower case.
 func (o Op) String() string {
@@ -140,11 +149,15 @@ func (o Op) String() string {
 	return "unknown"
 }
 
+// Deniable reports whether a charge with the operation may be denied: OpTake, OpPeek and OpAhead. The others are always
+// allowed.
+func (o Op) Deniable() bool { return o == OpTake || o == OpPeek || o == OpAhead }
+
 // Request is the question that an Algorithm decides.
 type Request struct {
 	Op   Op
 	Cost int64  // in tokens, 0 or more, without upper bound
-	At   Micros // OpRefund: when the refunded charge was made, by the store's time; 0 is long ago
+	At   Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within
 }
 
 // Outcome is the yes-or-no part of a Verdict.
@@ -157,6 +170,6 @@ type Outcome struct {
 type Verdict struct {
 	Outcome
 	Remaining  int64  // tokens that can be taken now; negative in debt
-	RetryAfter Micros // 0 where allowed; how long until the same request fits; Forever if it can never
+	RetryAfter Micros // how long until the same request fits, Forever if it can never; 0 where allowed, but of OpAhead Decision.Delay
 	ResetAfter Micros // how long until the key is as fresh
 }

@@ -24,6 +24,9 @@ type Charge struct {
 	receipt receipt
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
 	At Micros
+	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
+	// accepts none, as OpTake does.
+	Within time.Duration
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
 	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
@@ -68,6 +71,16 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 	return c.Refund(d, d.Charged-actual)
 }
 
+// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within goes where
+// OpRefund has At. A store sends these numbers on.
+func (c *Charge) Request() Request {
+	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
+	if c.Op == OpAhead {
+		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+	}
+	return r
+}
+
 // String describes the charge, such as `take 250 of tokens for "team-7/agent-123"`. It shows the key.
 func (c Charge) String() string {
 	limit := "the limiter's limit"
@@ -75,6 +88,9 @@ func (c Charge) String() string {
 		limit = c.Limit.name
 	}
 	text := fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
+	if c.Op == OpAhead {
+		text += fmt.Sprintf(" within %v", c.Within)
+	}
 	if c.ID != "" {
 		text += fmt.Sprintf(", id %q", c.ID)
 	}
@@ -92,7 +108,7 @@ func Check(cs []Charge) error {
 		if err := cs[i].check(); err != nil {
 			return err
 		}
-		if err := cs[i].checkReceipt(); err != nil {
+		if err := cs[i].checkLimit(); err != nil {
 			return err
 		}
 		for j := range i {
@@ -123,7 +139,9 @@ func (c *Charge) check() error {
 	case c.At < 0 || c.At > MaxNumber:
 		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
 	case c.Op >= opEnd:
-		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund or OpReset")
+		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset or OpAhead")
+	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):
+		return invalid("Within of a "+c.Op.String(), c.Within, "0 or more for OpAhead, 0 for other operations")
 	case c.ID != "" && (len(c.ID) > maxID || !utf8.ValidString(c.ID)):
 		return invalid("request id", c.ID, "up to 128 bytes of UTF-8")
 	}

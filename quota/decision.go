@@ -50,7 +50,7 @@ type Decision struct {
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64
-	// Charged is the tokens that this call charged: the cost where OpTake or OpDebit was granted. It is below 0 where
+	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted. It is below 0 where
 	// OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
 	Charged int64
 	// RetryAfter is 0 where allowed, else the time until the same charge fits, if no other charge comes in between.
@@ -58,11 +58,14 @@ type Decision struct {
 	RetryAfter time.Duration
 	// ResetAfter is the time until the quota is whole again, if no other charge comes in between.
 	ResetAfter time.Duration
+	// Delay is the time until the tokens that OpAhead charged may be used, counted from At: until refill has repaid
+	// the debt. It is at most Charge.Within, and 0 for other operations.
+	Delay time.Duration
 	// At is the store's time of the decision.
 	At Micros
 	// receipt is set by a Limiter.
 	receipt receipt
-	_       [2]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
+	_       [10]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
 }
 
 // String describes the decision in one line, such as
@@ -86,7 +89,7 @@ func (d Decision) String() string {
 	for _, span := range [...]struct {
 		name string
 		d    time.Duration
-	}{{"retry", d.RetryAfter}, {"whole", d.ResetAfter}} {
+	}{{"usable", d.Delay}, {"retry", d.RetryAfter}, {"whole", d.ResetAfter}} {
 		switch span.d {
 		case 0:
 		case Never:

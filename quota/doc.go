@@ -10,7 +10,8 @@
 //	switch {
 //	case err != nil: // the store failed; quota.Charged(err) says whether it charged
 //	case d.Allowed: // go on
-//	default: // denied; d.RetryAfter says when the same request fits
+//	case d.RetryAfter == quota.Never: // 250 can never fit
+//	default: // denied; the same request fits after d.RetryAfter, and limiter.Wait waits for it
 //	}
 //
 // A [Limit] is a rule, an [Algorithm], under a name: here a bucket of 1000 tokens that gets 10 more each second. A

@@ -105,3 +105,24 @@ func ExampleKey() {
 	fmt.Println(quota.Key("team-7", "user/../../admin"))
 	// Output: team-7/user%2F..%2F..%2Fadmin
 }
+
+// A caller that must not be overtaken takes ahead of refill, and waits before it uses its tokens.
+func ExampleLimiter_TakeAhead() {
+	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+	ctx := context.Background()
+
+	limiter.Take(ctx, "agent-1", 100)
+	d, _ := limiter.TakeAhead(ctx, "agent-1", 10, 2*time.Hour)
+	fmt.Println(d.Allowed, d.Charged, d.Remaining, d.Delay.Round(time.Minute))
+	later, _ := limiter.TakeAhead(ctx, "agent-1", 15, 2*time.Hour)
+	fmt.Println(later.Allowed, later.RetryAfter.Round(time.Minute))
+	limiter.Refund(ctx, "agent-1", d, d.Charged) // does not wait for them after all
+	later, _ = limiter.TakeAhead(ctx, "agent-1", 15, 2*time.Hour)
+	fmt.Println(later.Allowed, later.Delay.Round(time.Minute))
+	// Output:
+	// true 10 -10 1h0m0s
+	// false 30m0s
+	// true 1h30m0s
+}

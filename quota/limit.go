@@ -22,6 +22,10 @@ const maxLimitName = 64
 
 // NewLimit returns the limit called name, kept by the algorithm. A name must have 1 to 64 letters, digits, '.', '_'
 // and '-', in ASCII; any other name, and a nil algorithm, is ErrInvalid.
+//
+// A limit of the same name with other numbers takes over each key's consumption, and the time since the key's last
+// charge, which counts by the new numbers. With a rate of 100 a second in place of one a second, a key that was last
+// charged ten seconds ago has gained up to 1000 tokens, and not 10.
 func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 	if !validLimitName(name) {
 		return nil, invalid("limit name", name, "1 to 64 of the characters a-z A-Z 0-9 . _ -")
@@ -30,8 +34,8 @@ func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 		return nil, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
 	}
 	spec := algorithm.Spec()
-	if !spec.Rule.Valid() || spec.Unit < 1 || spec.Capacity < 0 || spec.Debt < 0 {
-		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', a unit of at least 1, and a capacity and a debt of at least 0")
+	if !spec.Rule.Valid() || spec.Unit < 0 || spec.Capacity < 0 || spec.Debt < 0 {
+		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', and a unit, a capacity and a debt of at least 0")
 	}
 	return &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm, spec: spec}, nil
 }

@@ -4,13 +4,15 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // Options are the options of NewLimiter. The zero value, and nil, take the defaults.
 type Options struct {
 	// LimitFor chooses the limit of a key, by tenant or plan for example; nil, or a nil result, stands for the
-	// limiter's own limit. It is called for each request, concurrently, with a valid key.
+	// limiter's own limit. It is called for each request, concurrently, with a valid key. A result that NewLimit did not
+	// make, such as the zero Limit, is ErrInvalid, and the store is not asked.
 	LimitFor func(key string) *Limit
 	// Observer is called after each decision and error, on the caller's goroutine; it may be called concurrently. It
 	// is not called for a request that was refused before the store was asked. Without an observer there is no cost.
@@ -44,8 +46,9 @@ type Limiter struct {
 	corrections corrections
 
 	mu      sync.Mutex
-	queues  map[queueKey]*queue
+	queues  map[string]*queue // by key
 	waiting int
+	queued  atomic.Int32 // the length of queues, to be read without mu
 }
 
 // NewLimiter returns a limiter of one limit on a store. A nil store or limit is ErrInvalid.
@@ -82,6 +85,14 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (Decision, erro
 		return d, err
 	}
 	return l.do(ctx, Charge{Key: key, Cost: n})
+}
+
+// TakeAhead charges n tokens to the key now, ahead of refill if need be, if they may be used within a time from now, and
+// is denied otherwise. The caller must wait for Decision.Delay before it uses them, as x/time/rate's Reserve has it;
+// a caller that does not want them any more gives them back by Refund. An n above the capacity is denied with RetryAfter
+// [Never]. It fails with ErrInvalid where the limit's rule forgets debt, as windows do, see [Spec].
+func (l *Limiter) TakeAhead(ctx context.Context, key string, n int64, within time.Duration) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpAhead, Within: within})
 }
 
 // Peek answers as Take would, and changes nothing: RetryAfter says when n tokens would fit.
@@ -141,7 +152,10 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 		if err := CheckKey(cs[i].Key); err != nil {
 			return Result{}, err
 		}
-		cs[i].Limit = l.limitOf(cs[i].Key)
+		var err error
+		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
+			return Result{}, err
+		}
 	}
 	if err := Check(cs); err != nil {
 		return Result{}, err
@@ -174,17 +188,24 @@ func (l *Limiter) Store() Store { return l.store }
 func (l *Limiter) Close() error { return l.store.Close() }
 
 // do fills in the limit, checks, asks the store and tells the observer.
-func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
+func (l *Limiter) do(ctx context.Context, c Charge) (d Decision, err error) {
 	c.Limit = l.limit
 	if err := c.check(); err != nil {
 		return Decision{}, err
 	}
 	if l.limitFor != nil {
-		c.Limit = l.limitOf(c.Key)
+		if c.Limit, err = l.limitOf(c.Key); err != nil {
+			return Decision{}, err
+		}
 	}
-	if err := c.checkReceipt(); err != nil {
+	if err := c.checkLimit(); err != nil {
 		return Decision{}, err
 	}
+	return l.tell(ctx, c)
+}
+
+// tell has a charge decided that is whole and valid, and tells the observer.
+func (l *Limiter) tell(ctx context.Context, c Charge) (Decision, error) {
 	if l.observer == nil {
 		return l.decide(ctx, c)
 	}
@@ -204,6 +225,9 @@ func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
 	d, err := l.store.Take(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = receiptFor(&c)
+		if d.Charged < 0 {
+			l.gaveBack(c.Key)
+		}
 	}
 	return d, err
 }
@@ -230,6 +254,9 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 	if err == nil && Granted(ds) {
 		for i := range ds {
 			ds[i].receipt = receiptFor(&cs[i])
+			if ds[i].Charged < 0 {
+				l.gaveBack(cs[i].Key)
+			}
 		}
 	}
 	return err
@@ -238,13 +265,17 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 // errPanicked is the error of a correction in which the store panicked.
 var errPanicked = fmt.Errorf("quota: %w: the store panicked", ErrIndeterminate)
 
-func (l *Limiter) limitOf(key string) *Limit {
+// limitOf returns the limit of a valid key.
+func (l *Limiter) limitOf(key string) (*Limit, error) {
 	if l.limitFor != nil {
 		if limit := l.limitFor(key); limit != nil {
-			return limit
+			if limit.algorithm == nil {
+				return nil, invalid("the limit that Options.LimitFor chose", "the zero Limit", "nil, or a limit that NewLimit made")
+			}
+			return limit, nil
 		}
 	}
-	return l.limit
+	return l.limit, nil
 }
 
 // clock returns the time if there is an observer, and else the zero time.

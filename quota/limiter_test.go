@@ -187,6 +187,32 @@ func TestLimitFor(t *testing.T) {
 	}
 }
 
+// A limit that NewLimit did not make, such as the zero Limit that a map of limits has for an unknown plan, is refused by
+// every door, before the store is asked.
+func TestLimitForIsChecked(t *testing.T) {
+	r := &recorder{}
+	lim := newLimiter(t, r, testkit.Bucket("n", 10, time.Hour), &quota.Options{
+		LimitFor: func(string) *quota.Limit { return &quota.Limit{} },
+		Observer: func(e quota.Event) { t.Errorf("Observer: got %+v, want no event of a refused call", e) },
+	})
+	receipt := quota.Decision{Allowed: true, Charged: 5, At: 1}
+	for door, call := range map[string]func() error{
+		"Take":    func() error { _, err := lim.Take(bg, "k", 1); return err },
+		"Peek":    func() error { _, err := lim.Peek(bg, "k", 1); return err },
+		"Debit":   func() error { _, err := lim.Debit(bg, "k", 1); return err },
+		"Refund":  func() error { _, err := lim.Refund(bg, "k", receipt, 1); return err },
+		"Settle":  func() error { _, err := lim.Settle(bg, "k", receipt, 1); return err },
+		"Reset":   func() error { return lim.Reset(bg, "k") },
+		"Wait":    func() error { _, err := lim.Wait(bg, "k", 1); return err },
+		"TakeAll": func() error { _, err := lim.TakeAll(bg, quota.Charge{Key: "k", Cost: 1}); return err },
+	} {
+		t.Run(door, func(t *testing.T) { testkit.WantInvalid(t, call(), "LimitFor", "zero Limit", "NewLimit") })
+	}
+	if len(r.calls) > 0 {
+		t.Errorf("calls of the store: got %v, want none", r.calls)
+	}
+}
+
 // slow is a store whose decisions take a while and have the fallback as their source.
 type slow struct {
 	quota.Store

@@ -72,9 +72,12 @@ func (c *Charge) checkCorrection() error {
 	}
 }
 
-// checkReceipt returns an ErrInvalid if the charge corrects a decision on another limit or key than its own. The limit must
-// be the one that the limiter chose for the key.
-func (c *Charge) checkReceipt() error {
+// checkLimit returns an ErrInvalid if the charge takes ahead of a limit that cannot, or corrects a decision on another
+// limit or key than its own. The limit must be the one that the limiter chose for the key.
+func (c *Charge) checkLimit() error {
+	if c.Op == OpAhead && !c.Limit.spec.Ahead {
+		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit.name))
+	}
 	if c.receipt == (receipt{}) || c.receipt.owner == c.owner() {
 		return nil
 	}

@@ -3,71 +3,88 @@ package quota
 import (
 	"context"
 	"fmt"
-	"slices"
+	"math/rand/v2"
 	"time"
-	"unique"
 )
 
-// giveBackTimeout bounds the refund of a grant whose caller has gone.
-const giveBackTimeout = time.Second
+const (
+	// giveBackTimeout bounds the refund of a grant whose caller has gone.
+	giveBackTimeout = time.Second
+	// leastPause is how long a waiter pauses after a denial that does not say how long.
+	leastPause = time.Millisecond
+	// askAgain is how long the first waiter of a key pauses at most, for other processes may have given quota back. For
+	// each key that is waited for askAgainForKey is added, so that a limiter asks a thousand times a second at most.
+	askAgain       = time.Second
+	askAgainForKey = time.Millisecond
+)
 
-// leastPause is how long a waiter pauses after a denial that does not say how long.
-const leastPause = time.Millisecond
-
-// queue holds the waiting callers of one limit and key, first come first served: the first one asks the store, the
-// others wait for their turn.
+// queue holds the waiting callers of one key, first come first served: the first one asks the store, the others wait for
+// their turn. It is guarded by Limiter.mu, and every step takes the same time in a queue of any length: other keys wait
+// for that lock too.
 type queue struct {
-	waiters []*waiter
+	first, last *waiter
+	// The tokens of all waiters that ever joined, and of those that left or that the store may have charged.
+	joined, gone int64
 }
 
-type queueKey struct {
-	limit unique.Handle[string]
-	key   string
-}
-
+// waiter is a caller in a queue. Its fields but turn are guarded by Limiter.mu.
 type waiter struct {
-	cost    int64
-	head    chan struct{} // closed when the waiter becomes the first
-	asking  bool          // the first waiter only: the store may have charged it; guarded by Limiter.mu
-	counted bool          // the waiter is counted in Limiter.waiting; guarded by Limiter.mu
+	key        string
+	cost       int64
+	turn       chan struct{} // gets an element when the waiter becomes the first, and when the first must ask again; of size 1
+	prev, next *waiter
+	ahead      int64 // queue.joined when the waiter joined
+	asking     bool  // the store may have charged the waiter, the first
+	counted    bool  // the waiter is counted in Limiter.waiting
 }
 
-// Wait takes n tokens, waiting until they fit. The waiting callers of this limiter and key are served in the order in
-// which they came; they hold up neither other processes nor calls of Take. A nil error means that the tokens were
-// taken.
+// Wait takes n tokens, waiting until they fit. A nil error means that the tokens were taken.
+//
+// The waiting callers of this limiter and key are served in the order in which they came, and only the first of them asks
+// the store. Where the limit's rule carries debt over (Spec.Ahead, as token buckets have it), it takes ahead, see
+// [OpAhead]: its tokens are charged at once, and it waits until refill has repaid them. So it comes in bounded time:
+// after the first callers of other processes that were charged before, and before all others; calls of Take are denied
+// meanwhile. Under other rules the first caller asks until its tokens fit; it holds up neither other processes nor calls
+// of Take, and may wait for ever for many tokens beside callers that take few.
+//
+// Quota that this limiter gives back, by Settle, Refund or Reset, is there for the first waiting caller at once. It sees
+// other changes, such as those that other processes make and a limit that LimitFor raised, within a second, and a
+// millisecond more for each further key that is waited for. LimitFor chooses the limit anew each time the caller asks.
 //
 // It fails at once, and charges nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
 // Options.MaxWaiters callers wait already, and with an error that is [context.DeadlineExceeded] where the context's
 // deadline comes before the quota; the queue ahead counts as far as the rule can tell, see [Forecaster]. A wait whose
-// context ends gives a late grant back and fails with the context's error.
+// context ends gives the tokens back and fails with the context's error.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	c := Charge{Limit: l.limit, Key: key, Cost: n}
 	if err := c.check(); err != nil {
 		return Decision{}, err
 	}
-	c.Limit = l.limitOf(key)
+	var err error
+	if c.Limit, err = l.limitOf(key); err != nil {
+		return Decision{}, err
+	}
 	if most := c.Limit.spec.Capacity; n > most {
 		return Decision{}, invalid("cost", n, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
 	}
 	if err := ctx.Err(); err != nil {
 		return Decision{}, err
 	}
-	k := queueKey{c.Limit.handle, key}
-	w, err := l.enqueue(k, n)
+	w, err := l.enqueue(key, n)
 	if err != nil {
 		return Decision{}, err
 	}
-	defer l.leave(k, w)
+	defer l.leave(w)
 	select {
-	case <-w.head:
+	case <-w.turn:
 		return l.waitFirst(ctx, c, w)
 	default:
 	}
-	if err := l.forecast(ctx, c, k, w); err != nil {
+	if err := l.forecast(ctx, c, w); err != nil {
 		return Decision{}, err
 	}
 	select {
-	case <-w.head:
+	case <-w.turn:
 		return l.waitFirst(ctx, c, w)
 	case <-ctx.Done():
 		return Decision{}, ctx.Err()
@@ -77,7 +94,12 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 // waitFirst asks the store until it grants.
 func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision, error) {
 	for {
-		d, err := l.do(ctx, c)
+		l.ask(w)
+		var err error
+		if c.Limit, err = l.limitOf(c.Key); err != nil {
+			return Decision{}, err
+		}
+		d, err := l.tell(ctx, c)
 		switch {
 		case err != nil:
 			return d, err
@@ -92,35 +114,103 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 		if err := inTime(ctx, d.RetryAfter); err != nil {
 			return d, err
 		}
-		if err := l.rest(w); err != nil {
+		longest, err := l.rest(w)
+		if err != nil {
 			return d, err
 		}
 		after := d.RetryAfter
-		if after <= 0 {
-			after = leastPause
+		if c.Limit.spec.Ahead && after > 0 {
+			if d, err = l.waitAhead(ctx, c, w, longest); err != nil || d.Allowed {
+				return d, err
+			}
+			after = d.RetryAfter
 		}
-		timer := time.NewTimer(after)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !w.pause(ctx, after, longest) {
 			return d, ctx.Err()
 		}
-		l.ask(w)
 	}
 }
 
+// waitAhead takes ahead for the first waiter, and waits until it may use its tokens. The decision is not allowed where the
+// waiter must ask anew: the store denied, or the key has another limit.
+func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration) (d Decision, err error) {
+	c.Op, c.Within = OpAhead, Never
+	if deadline, ok := ctx.Deadline(); ok {
+		c.Within = max(time.Until(deadline), 0)
+	}
+	l.ask(w)
+	if d, err = l.tell(ctx, c); err != nil {
+		return d, err
+	}
+	if !d.Allowed {
+		l.rest(w)
+		return d, nil
+	}
+	for left := d.Delay; left > 0 && err == nil; {
+		if err = inTime(ctx, left); err != nil {
+			break
+		}
+		start := time.Now()
+		if !w.pause(ctx, left, longest) {
+			break
+		}
+		if left -= time.Since(start); left <= 0 {
+			break
+		}
+		limit, wrong := l.limitOf(c.Key)
+		if err = wrong; err != nil {
+			break
+		}
+		if limit.handle != c.Limit.handle {
+			l.giveBack(ctx, c, d)
+			l.rest(w)
+			return Decision{}, nil
+		}
+		// Refill has repaid all debt as soon as a cost of 0 fits. Where the store fails, the tokens are charged all the same.
+		if p, err := l.store.Take(ctx, Charge{Limit: limit, Key: c.Key, Op: OpPeek}); err == nil {
+			left = min(left, p.RetryAfter)
+		}
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		l.giveBack(ctx, c, d)
+		return Decision{}, err
+	}
+	d.Delay = 0
+	return d, nil
+}
+
+// pause waits for a time, at most longest and with some jitter, or until the waiter must ask again. It reports false if
+// the context ended.
+func (w *waiter) pause(ctx context.Context, after, longest time.Duration) bool {
+	if after <= 0 {
+		after = leastPause
+	}
+	longest -= rand.N(longest / 2).Truncate(time.Microsecond) // the store counts whole ones
+	timer := time.NewTimer(min(after, longest))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-w.turn:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
 // forecast fails if the deadline comes before the tokens ahead in the queue and the waiter's own are admitted.
-func (l *Limiter) forecast(ctx context.Context, c Charge, k queueKey, w *waiter) error {
+func (l *Limiter) forecast(ctx context.Context, c Charge, w *waiter) error {
 	if _, ok := ctx.Deadline(); !ok {
 		return nil
 	}
 	const tries = 3
 	for range tries {
-		ahead := l.ahead(k, w)
+		ahead := l.ahead(w)
 		err := l.forecastAll(ctx, c, ahead+c.Cost)
 		// A waiter that left the queue in between may have been counted twice: as waiting, and as charged.
-		if err == nil || l.ahead(k, w) >= ahead {
+		if err == nil || l.ahead(w) >= ahead {
 			return err
 		}
 	}
@@ -170,84 +260,113 @@ func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision) {
 	defer cancel()
 	r := c.Refund(d, d.Charged)
 	r.receipt = receipt{} // no caller has the receipt
-	l.do(ctx, r)          // the observer gets an error; the tokens then come back by refill
+	l.tell(ctx, r)        // the observer gets an error; the tokens then come back by refill
 }
 
 // enqueue joins the queue of a key.
-func (l *Limiter) enqueue(k queueKey, n int64) (*waiter, error) {
-	w := &waiter{cost: n, head: make(chan struct{})}
+func (l *Limiter) enqueue(key string, n int64) (*waiter, error) {
+	w := &waiter{key: key, cost: n, turn: make(chan struct{}, 1)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.queues[k]
-	switch {
-	case q != nil:
+	q := l.queues[key]
+	if q == nil {
+		if l.queues == nil {
+			l.queues = make(map[string]*queue)
+		}
+		q = &queue{first: w}
+		l.queues[key] = q
+		l.queued.Add(1)
+		w.wake()
+	} else {
 		if err := l.count(w); err != nil {
 			return nil, err
 		}
-	default:
-		if l.queues == nil {
-			l.queues = make(map[queueKey]*queue)
-		}
-		q = &queue{}
-		l.queues[k] = q
-		w.lead()
+		q.last.next, w.prev = w, q.last
 	}
-	q.waiters = append(q.waiters, w)
+	q.last = w
+	w.ahead = q.joined
+	q.joined += n
 	return w, nil
 }
 
 // ahead returns the tokens of the waiters before w, without those of the first waiter while the store may have charged
-// them.
-func (l *Limiter) ahead(k queueKey, w *waiter) (tokens int64) {
+// them. It is less where waiters behind w have left, a bound that errs on the side of waiting.
+func (l *Limiter) ahead(w *waiter) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, v := range l.queues[k].waiters {
-		if v == w {
-			break
-		}
-		if !v.asking {
-			tokens += v.cost
-		}
-	}
-	return tokens
+	return max(w.ahead-l.queues[w.key].gone, 0)
 }
 
-// lead makes w the first of its queue, the one that asks the store next.
-func (w *waiter) lead() {
-	w.asking = true
-	close(w.head)
+// wake has a waiter ask the store, or ask again. The caller must hold Limiter.mu.
+func (w *waiter) wake() {
+	select {
+	case w.turn <- struct{}{}:
+	default: // it is about to ask
+	}
+}
+
+// gaveBack wakes the first waiting caller of a key to which tokens came back.
+func (l *Limiter) gaveBack(key string) {
+	if l.queued.Load() == 0 { // a caller that begins to wait now asks after this give-back
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.queues[key]; q != nil {
+		q.first.wake()
+	}
 }
 
 // leave quits the queue, and lets the next waiter ask the store if this one was the first.
-func (l *Limiter) leave(k queueKey, w *waiter) {
+func (l *Limiter) leave(w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.queues[k]
-	i := slices.Index(q.waiters, w)
-	q.waiters = slices.Delete(q.waiters, i, i+1)
-	if len(q.waiters) == 0 {
-		delete(l.queues, k)
-	} else if i == 0 {
-		q.waiters[0].lead()
+	q := l.queues[w.key]
+	if w.next != nil {
+		w.next.prev = w.prev
+	} else {
+		q.last = w.prev
+	}
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else if q.first = w.next; w.next != nil {
+		w.next.wake()
+	} else {
+		delete(l.queues, w.key)
+		l.queued.Add(-1)
+	}
+	if !w.asking {
+		q.gone += w.cost
 	}
 	if w.counted {
 		l.waiting--
 	}
 }
 
-// ask notes that the first waiter is about to ask the store.
+// ask notes that the first waiter is about to ask the store, which may charge it.
 func (l *Limiter) ask(w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	w.asking = true
+	if !w.asking {
+		w.asking = true
+		l.queues[w.key].gone += w.cost
+	}
+	select {
+	case <-w.turn: // for all that happened so far
+	default:
+	}
 }
 
-// rest notes that the first waiter was denied, and counts it among the waiting callers.
-func (l *Limiter) rest(w *waiter) error {
+// rest notes that the first waiter was denied, and counts it among the waiting callers. It returns how long the waiter may
+// pause.
+func (l *Limiter) rest(w *waiter) (longest time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	w.asking = false
-	return l.count(w)
+	if w.asking {
+		w.asking = false
+		l.queues[w.key].gone -= w.cost
+	}
+	return askAgain + time.Duration(len(l.queues)-1)*askAgainForKey, l.count(w)
 }
 
 // count counts a waiter, once, if there is room for it. The caller must hold Limiter.mu.

@@ -311,7 +311,7 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 func TestWaitWithoutAForecaster(t *testing.T) {
 	// The queue ahead cannot be counted in; the call's own cost can.
 	synctest.Test(t, func(t *testing.T) {
-		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{testkit.Bucket("n", 1, time.Second).Algorithm()})), nil))
+		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{testkit.LimitOf("n", "fw1", 1, time.Second).Algorithm()})), nil))
 		w.call(bg, "taken", "k", 1)
 		w.call(bg, "first", "k", 1)
 		w.call(within(t, 500*time.Millisecond), "soon", "k", 1)
@@ -541,8 +541,8 @@ func (s *noPeek) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 func TestForecastPassesErrorsOn(t *testing.T) {
 	for nth := 1; nth <= 2; nth++ {
 		synctest.Test(t, func(t *testing.T) {
-			// A bucket without its Forecaster: the second peek asks for the caller's own tokens.
-			limit := quota.Must(quota.NewLimit("n", unforeseen{testkit.Bucket("n", 10, 10*time.Second).Algorithm()}))
+			// A window without its Forecaster: the second peek asks for the caller's own tokens.
+			limit := quota.Must(quota.NewLimit("n", unforeseen{testkit.LimitOf("n", "fw1", 10, 10*time.Second).Algorithm()}))
 			w := newWaits(newLimiter(t, &noPeek{Store: local.New(nil), nth: nth}, limit, nil))
 			w.call(bg, "taken", "k", 10)
 			w.call(bg, "first", "k", 5)

@@ -99,7 +99,7 @@ func (s *fail) Take(ctx context.Context, c quota.Charge) (quota.Decision, error)
 		s.answered(d.Source)
 		return d, nil
 	}
-	if c.Op != quota.OpTake && c.Op != quota.OpPeek || !s.answers(ctx, err) {
+	if !c.Op.Deniable() || !s.answers(ctx, err) {
 		return d, err
 	}
 	return s.decide(&c, err), nil

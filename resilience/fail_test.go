@@ -29,6 +29,7 @@ func TestFail(t *testing.T) {
 		{name: "connecting", err: connecting{}, charge: charge(1), open: open, closed: closed},
 		{name: "unknown", err: quota.ErrIndeterminate, charge: charge(1), open: open, closed: closed},
 		{name: "a peek", err: quota.ErrUnavailable, charge: peek(1), open: open, closed: closed},
+		{name: "ahead", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Op: quota.OpAhead, Cost: 1, Within: time.Hour}, open: open, closed: closed},
 		{name: "all of it", err: quota.ErrUnavailable, charge: charge(100), open: open, closed: closed},
 		{name: "more than ever", err: quota.ErrUnavailable, charge: charge(101), open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
 		{name: "overloaded", err: quota.ErrOverloaded, charge: charge(1), passes: true},

@@ -30,6 +30,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	corrects := false // the call says how much was used, so a denial is no answer to it
 	for i := range cs {
 		switch {
+		case stateless(cs[i].Limit):
 		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback:
 			return cause
 		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit:
@@ -87,6 +88,10 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 // waits for a share it holds no other, so no two calls wait for each other. If it fails it holds none.
 func (f *fallback) admit(ctx context.Context, l *localCall, cause error) error {
 	for i := 0; i < len(l.charges); {
+		if stateless(l.charges[i].Limit) {
+			i++
+			continue
+		}
 		k, used, wait, err := f.admitKey(l, i, cause)
 		if err == nil && used != noFill {
 			if err = f.fill(ctx, k, l.limits[i], used); err != nil {
@@ -211,7 +216,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 		return
 	}
 	switch c.Op {
-	case quota.OpTake, quota.OpDebit:
+	case quota.OpTake, quota.OpAhead, quota.OpDebit:
 		k.debt.admit(d.Charged)
 		k.limit = c.Limit
 	case quota.OpRefund:

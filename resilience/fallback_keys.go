@@ -51,12 +51,19 @@ type snapshot struct {
 	owed    int64
 }
 
+// stateless reports whether the limit's rule keeps no state. Such a limit has no quota to share, and owes none: its
+// charges pass by the state of the key, which another rule of the limit's name left there and may need again.
+func stateless(l *quota.Limit) bool { return l.Spec().Unit == 0 }
+
 func (f *fallback) table(c *quota.Charge) *keyTable {
 	return &f.tables[driver.Hash(f.seed, c)%keyTables]
 }
 
 func (f *fallback) snapshot(c *quota.Charge) snapshot {
 	s := snapshot{table: f.table(c)}
+	if stateless(c.Limit) {
+		return s
+	}
 	s.table.mu.Lock()
 	if k := s.table.keys[keyOf(c)]; k != nil {
 		s.key, s.version, s.owed = k, k.known.version, k.debt.owed
@@ -73,6 +80,9 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	}
 	now := f.now()
 	f.recovered(now)
+	if stateless(c.Limit) {
+		return
+	}
 	d = f.kept(c.Limit, d)
 	t, k := before.table, before.key
 	t.mu.Lock()

@@ -130,8 +130,8 @@ func (f *fallback) reconcileOnce(ctx context.Context, cs []quota.Charge) (more b
 func (f *fallback) reserve(cs []quota.Charge) (rs []*reconciliation) {
 	single := f.layer.Atomicity() == driver.OneKey
 	for i := range cs {
-		if cs[i].Op == quota.OpReset {
-			continue // forgives the debt
+		if cs[i].Op == quota.OpReset || stateless(cs[i].Limit) {
+			continue // a reset forgives the debt
 		}
 		t := f.table(&cs[i])
 		t.mu.Lock()
@@ -218,5 +218,5 @@ func byStore(d *quota.Decision) bool {
 
 // corrects reports whether a charge may change a debt.
 func corrects(c *quota.Charge) bool {
-	return c.Op == quota.OpReset || c.Op == quota.OpRefund && c.From == quota.FromFallback
+	return (c.Op == quota.OpReset || c.Op == quota.OpRefund && c.From == quota.FromFallback) && !stateless(c.Limit)
 }

@@ -520,6 +520,39 @@ func TestFallbackReset(t *testing.T) {
 	})
 }
 
+// A take ahead is decided on the share as on the whole, charged to the store when it returns, and given back where it was
+// made.
+func TestFallbackAhead(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		ahead := func(n int64, within time.Duration) quota.Charge {
+			c := op(quota.OpAhead, n)
+			c.Within = within
+			return c
+		}
+		o.want(charge(20), store, true, 80)
+		o.down()
+		o.want(charge(20), fall, true, 0)
+		if d := o.want(ahead(5, time.Second), fall, false, 0); d.RetryAfter != time.Second {
+			o.t.Errorf("5 ahead of a share of 2.5 a second, within 1s: got %v, want retry after 1s", d)
+		}
+		d := o.want(ahead(5, 2*time.Second), fall, true, -5)
+		if d.Delay != 2*time.Second || d.Charged != 5 {
+			o.t.Errorf("5 ahead of a share of 2.5 a second: got %v, want 5 charged, usable after 2s", d)
+		}
+		o.want(peek(0), fall, false, -5)
+		e := o.want(ahead(5, 4*time.Second), fall, true, -10)
+		o.want(charge(0).Refund(e, 5), fall, true, -5)
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 55)
+		o.asked("debit 25; peek 0")
+		o.want(charge(0).Refund(d, 5), store, true, 60)
+		if d := o.want(ahead(70, time.Hour), store, true, -10); d.Delay != time.Second {
+			o.t.Errorf("70 ahead of the whole, of which 60 are left: got %v, want them usable after 1s", d)
+		}
+	})
+}
+
 func TestFallbackIDs(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		o.down()
@@ -1283,5 +1316,46 @@ func TestFallbackRace(t *testing.T) {
 		if d, err := s.Take(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek}); err != nil || 1<<20-d.Remaining != want {
 			t.Errorf("%s: %d were admitted and %d charged, %v", key, want, 1<<20-d.Remaining, err)
 		}
+	}
+}
+
+// A key's limit becomes one that keeps no state, and the old one again, before an outage, in it and after it: neither the
+// primary's word on the key, nor its share, nor its debt changes by that.
+func TestFallbackBesideLimitsWithoutState(t *testing.T) {
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
+		plan := quota.Must(quota.NewLimit(limit.Name(), rule))
+		left := plan.Spec().Capacity
+		other := func(op quota.Op, n int64) quota.Charge {
+			c := charge(n)
+			c.Limit, c.Op = plan, op
+			return c
+		}
+		inOutage(t, func(o *outage) {
+			each := func(source quota.Source) {
+				o.t.Helper()
+				o.want(other(quota.OpTake, 1<<40), source, left > 0, left)
+				for _, op := range []quota.Op{quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+					o.want(other(op, 0), source, true, left)
+				}
+			}
+			o.want(charge(60), store, true, 40)
+			each(store)
+			o.down()
+			each(fall)
+			o.want(charge(4), fall, true, 6) // a quarter of what was left
+			each(fall)
+			out := make([]quota.Decision, 2)
+			list := []quota.Charge{{Limit: bucket("other", 100, 10, time.Second), Key: "team/agent", Cost: 1}, other(quota.OpTake, 0)}
+			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall {
+				o.t.Fatalf("list in an outage: got %+v, %v; want it granted by the fallback", out, err)
+			}
+			o.want(charge(7), fall, false, 6)
+			o.up()
+			o.r.calls()
+			each(store) // owes nothing
+			o.asked("take 1099511627776; peek 0; debit 0; refund 0; reset 0")
+			o.want(charge(1), store, true, 35)
+			o.asked("debit 4; take 1")
+		})
 	}
 }

@@ -202,7 +202,7 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 
 // remember keeps a denial of the store, and forgets one that the decision disproves.
 func (m *memory) remember(c *quota.Charge, d *quota.Decision, sent time.Duration, giveBacks uint64) {
-	if d.Source != quota.FromStore || d.Replayed {
+	if d.Source != quota.FromStore || d.Replayed || c.Op == quota.OpAhead { // which may be admitted where a take is denied
 		return
 	}
 	s := m.shard(c)

@@ -98,6 +98,10 @@ func TestMemoryNeverWrong(t *testing.T) {
 							t.Fatal(err)
 						}
 						continue
+					case 7:
+						if c.Limit.Spec().Ahead {
+							c.Op, c.Within = quota.OpAhead, time.Duration(r.Int64N(int64(10*ms)))
+						}
 					}
 					ask := c
 					ask.Op, ask.ID = quota.OpPeek, ""
@@ -187,6 +191,17 @@ func TestMemory(t *testing.T) {
 		}
 		exhaust()
 		want(quota.Charge{Limit: bucket("l", 10, 1, time.Second), Key: "k", Cost: 5}, quota.FromMemory, "the same limit, made again")
+		// A take ahead may fit where a take does not, and proves nothing about takes, granted or denied.
+		for within, allowed := range map[time.Duration]bool{time.Second: false, time.Minute: true} {
+			exhaust()
+			ahead := quota.Charge{Limit: l, Key: "k", Cost: 5, Op: quota.OpAhead, Within: within}
+			if d := want(ahead, quota.FromStore, "ahead"); d.Allowed != allowed {
+				t.Errorf("a take ahead within %v: got %+v, want allowed %v", within, d, allowed)
+			}
+			if d := want(take(5), quota.FromMemory, "after a take ahead"); d.RetryAfter != 4300*ms {
+				t.Errorf("after a take ahead within %v: got %+v, want a denial with RetryAfter 4.3s", within, d)
+			}
+		}
 		exhaust()
 		out := make([]quota.Decision, 1)
 		if err := s.TakeAll(bg, []quota.Charge{take(5)}, out); err != nil || out[0].Source != quota.FromStore {

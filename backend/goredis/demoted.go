@@ -2,11 +2,12 @@ package goredis
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 )
 
 // go-redis drops the connection over which a server answers READONLY. The others of the pool still lead to the server
@@ -52,22 +53,19 @@ func (a *adapter) leave() {
 func dropReplicas(client *redis.Client) int64 {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
-	var taken []*redis.Conn
-	var dropped atomic.Int64
-	var wg sync.WaitGroup
-	for range client.PoolStats().TotalConns {
-		conn := client.Conn()
-		taken = append(taken, conn)
-		wg.Go(func() {
-			if ofPrimary(conn.Do(ctx, "HELLO")) {
-				return
-			}
-			conn.Do(ctx, "QUIT")
-			conn.Do(ctx, "HELLO") // finds the connection closed, and so the pool drops it
-			dropped.Add(1)
-		})
+	taken := make([]*redis.Conn, client.PoolStats().TotalConns)
+	for i := range taken {
+		taken[i] = client.Conn()
 	}
-	wg.Wait()
+	var dropped atomic.Int64
+	engine.Each(len(taken), func(i int) error {
+		if !ofPrimary(taken[i].Do(ctx, "HELLO")) {
+			taken[i].Do(ctx, "QUIT")
+			taken[i].Do(ctx, "HELLO") // finds the connection closed, and so the pool drops it
+			dropped.Add(1)
+		}
+		return nil
+	})
 	for _, conn := range taken {
 		conn.Close()
 	}

@@ -361,11 +361,13 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	var mu sync.Mutex
 	var infos []string
 	ask := func(ctx context.Context, c *redis.Client) error {
-		info, err := c.Info(ctx).Result()
-		mu.Lock()
-		defer mu.Unlock()
-		infos = append(infos, info)
-		return err
+		return engine.Catch("the client", true, func() error { // on a cluster, a goroutine of the client's calls ask
+			info, err := c.Info(ctx).Result()
+			mu.Lock()
+			defer mu.Unlock()
+			infos = append(infos, info)
+			return err
+		})
 	}
 	var err error
 	if a.cluster != nil {

@@ -56,6 +56,7 @@
 //
 //	charge                         decided by
 //	take, debit of 1 or more       the lease if it holds enough; else the store: a debit as it is, a take as above
+//	take ahead of 1 or more        the lease if it holds enough; else the store, as it is
 //	peek of 1 or more              the lease if it holds enough; else the store, which does not count leased tokens
 //	refund of a FromLease receipt  the lease if it is still the one that was charged; else the store
 //	other refunds                  the store

@@ -73,7 +73,7 @@ var bucketRule = quota.Rule{'t', 'b', '1'}
 
 // New returns a store that leases from store, and owns store: Close closes both. It starts a goroutine, which
 // Close ends. It fails with quota.ErrInvalid where store or Options.Instances is nil, an option is out of its
-// range, or one of Options.Limits is no token bucket.
+// range, or one of Options.Limits is neither a token bucket nor a rule that keeps no state.
 func New(store quota.Store, o *Options) (*Store, error) {
 	if o == nil {
 		o = &Options{}
@@ -106,7 +106,7 @@ func New(store quota.Store, o *Options) (*Store, error) {
 		switch {
 		case l == nil:
 			return nil, invalid(fmt.Sprintf("Options.Limits[%d] is nil", i), "limits that NewLimit made")
-		case l.Spec().Rule != bucketRule:
+		case l.Spec().Rule != bucketRule && l.Spec().Unit != 0:
 			return nil, invalid(fmt.Sprintf("limit %q has the rule %q", l.Name(), l.Spec().Rule),
 				"token buckets and GCRA, because tokens of a window are worthless in the next: a chunk would be spent twice or lost")
 		}
@@ -153,7 +153,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	switch {
 	case c.Op == quota.OpTake && c.ID == "" && c.Cost > 0 && s.leases(c.Limit):
 		return s.ask(ctx, &c, h, e)
-	case c.Op == quota.OpReset && e != nil:
+	case resets(&c) && e != nil:
 		err = s.reset(ctx, []quota.Charge{c}, func() (bool, error) {
 			d, err = s.inner.Take(ctx, c)
 			return d.Allowed, err
@@ -174,7 +174,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		return err
 	}
 	for i := range cs {
-		if cs[i].Op == quota.OpReset {
+		if resets(&cs[i]) {
 			return s.reset(ctx, cs, func() (bool, error) {
 				err := s.list(ctx, cs, out)
 				return err == nil && quota.Granted(out), err
@@ -214,7 +214,7 @@ func (s *Store) reset(ctx context.Context, cs []quota.Charge, ask func() (grante
 	}
 	var refunds []refund
 	for i := range cs {
-		if cs[i].Op == quota.OpReset {
+		if resets(&cs[i]) {
 			if e := s.table.find(driver.Hash(s.seed, &cs[i]), &cs[i]); e != nil {
 				refunds = e.drop(refunds)
 			}
@@ -309,6 +309,9 @@ func (s *Store) now() int64 {
 	}
 	return int64(time.Since(s.base))
 }
+
+// resets reports whether a charge makes a key fresh. A rule that keeps no state has no fresh key to make.
+func resets(c *quota.Charge) bool { return c.Op == quota.OpReset && c.Limit.Spec().Unit != 0 }
 
 // leases reports whether the quota of a limit is leased.
 func (s *Store) leases(l *quota.Limit) bool {

@@ -310,7 +310,7 @@ func TestClose(t *testing.T) {
 		if _, err := s.ask(bg, &c, driver.Hash(s.seed, &c), s.table.find(driver.Hash(s.seed, &c), &c)); !errors.Is(err, quota.ErrClosed) {
 			t.Errorf("request for a chunk after Close: got %v, want ErrClosed", err)
 		}
-		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpAhead} {
 			_, err := s.Take(bg, op(o, 1))
 			wantErr(t, err, quota.ErrClosed)
 			wantErr(t, s.TakeAll(bg, []quota.Charge{op(o, 1), other}, make([]quota.Decision, 2)), quota.ErrClosed)
@@ -502,6 +502,8 @@ func TestOperations(t *testing.T) {
 	}{
 		"take":             {one(3), 0, 3},
 		"debit":            {op(quota.OpDebit, 3), 0, 3},
+		"ahead":            {op(quota.OpAhead, 3), 0, 3},
+		"large ahead":      {op(quota.OpAhead, 3000), 1, 0},
 		"large debit":      {op(quota.OpDebit, 3000), 1, 0},
 		"peek":             {op(quota.OpPeek, 3), 0, 0},
 		"large peek":       {op(quota.OpPeek, 3000), 1, 0},
@@ -530,8 +532,8 @@ func TestOperations(t *testing.T) {
 				if test.asks == 0 && d.Remaining < s.left(one(1)) {
 					t.Errorf("decision: got %+v, want at least the lease's %d remaining", d, s.left(one(1)))
 				}
-				if c := test.charge; (c.Op == quota.OpTake || c.Op == quota.OpDebit) != (d.Charged == c.Cost && c.Cost > 0) && c.Cost > 0 {
-					t.Errorf("decision on a %s: got %+v, want it charged %d if it is a take or debit", c.Op, d, c.Cost)
+				if c := test.charge; (c.Op != quota.OpPeek && c.Op != quota.OpRefund) != (d.Charged == c.Cost && c.Cost > 0) && c.Cost > 0 {
+					t.Errorf("decision on a %s: got %+v, want it charged %d unless it is a peek or refund", c.Op, d, c.Cost)
 				}
 			})
 		})
@@ -941,4 +943,30 @@ func (s *stuck) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 		return quota.Decision{}, ctx.Err()
 	}
 	return s.remote.Take(ctx, c)
+}
+
+// A limit that keeps no state is not leased, and its charges leave the lease that another rule of its name holds.
+func TestBesideLimitsWithoutState(t *testing.T) {
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
+		synctest.Test(t, func(t *testing.T) {
+			plan := quota.Must(quota.NewLimit(slow.Name(), rule))
+			s := open(t, newRemote(t), Options{Instances: instances(1), Limits: []*quota.Limit{slow, plan}})
+			warm(t, s, one(1), 100)
+			held := s.left(one(1))
+			for _, c := range []quota.Charge{{Cost: 1 << 40}, {Cost: 0, Op: quota.OpPeek}, {Cost: 5, Op: quota.OpDebit}, {Op: quota.OpRefund}, {Op: quota.OpReset}} {
+				c.Limit, c.Key = plan, one(1).Key
+				if d := take(t, s, c); d.Allowed != (rule == algorithm.Unlimited || c.Op != quota.OpTake) || d.Source != quota.FromStore || d.Remaining != plan.Spec().Capacity {
+					t.Errorf("%v by %v: got %+v, want the store's answer by this rule", c, plan, d)
+				}
+				list := []quota.Charge{c, {Limit: slow, Key: "team/other", Cost: 0}}
+				if err := s.TakeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
+					t.Errorf("list with %v: got %v, want decisions", c, err)
+				}
+			}
+			// A denied list gives the leases of its denied keys back.
+			if got := s.left(one(1)); got != held && rule == algorithm.Unlimited {
+				t.Errorf("leased: got %d, want %d as before", got, held)
+			}
+		})
+	}
 }

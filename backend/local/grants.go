@@ -1,92 +1,91 @@
 package local
 
 import (
+	"encoding/binary"
 	"fmt"
-	"slices"
-	"strings"
-	"sync"
+	"hash/maphash"
 	"time"
+	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// grants remembers the calls that were granted under a request id. Calls with ids run one at a time, under mu.
-type grants struct {
-	mu    sync.Mutex
-	byID  map[grantID]*grant
-	queue []*grant // oldest first
+// A grant under a request id is remembered in a slot, whose key is the group and the id. Behind the key the slot's text has
+// the charges and the decisions, in slot.a and slot.b bytes; slot.c is the time of the decisions.
+
+// request is a call with a request id.
+type request struct {
+	key     string
+	hash    uint64
+	class   uint64
+	charges []byte // as appendCharges writes them
 }
 
-type grantID struct{ group, id string }
-
-type grant struct {
-	id        grantID
-	at        quota.Micros
-	charges   []quota.Charge
-	decisions []quota.Decision
+func (s *Store) request(cs []quota.Charge) *request {
+	group := quota.Group(cs[0].Key)
+	key := group + "/" + cs[0].ID // a group has no slash
+	return &request{key: key, hash: maphash.String(s.seed, key), class: s.classOf(key), charges: appendCharges(nil, cs)}
 }
 
-// once decides charges that carry an id, or repeats the decisions that granted the id.
-func (g *grants) once(cs []quota.Charge, out []quota.Decision, s *Store) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	now := s.now()
-	g.expire(now)
-	id := grantID{quota.Group(cs[0].Key), cs[0].ID}
-	held := g.byID[id]
-	if held != nil && !held.over(now) {
-		if !slices.EqualFunc(held.charges, cs, driver.SameCharge) {
-			return fmt.Errorf("local: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
+// repeat reports whether the request's id was granted, and writes the decisions of that time to out. It fails with
+// ErrInvalid where other charges were granted.
+func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []quota.Decision) (granted bool, err error) {
+	sh := &s.shards[r.hash%shardCount]
+	n := sh.find(r.hash, unique.Handle[string]{}, r.key)
+	if n < 0 {
+		return false, nil
+	}
+	sl := sh.table.slots.at(uint32(n))
+	if sl.expires <= now {
+		sh.remove(tag(r.hash), uint32(n), s)
+		return false, nil
+	}
+	text := sh.table.read(nil, sl, len(r.key)+int(sl.a+sl.b))[len(r.key):]
+	if string(text[:sl.a]) != string(r.charges) {
+		return true, fmt.Errorf("local: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
+	}
+	text = text[sl.a:]
+	for i := range out {
+		d := &out[i]
+		*d = quota.Decision{Allowed: true, Replayed: true, At: quota.Micros(sl.c)}
+		for _, n := range [...]*int64{&d.Limit, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter)} {
+			var size int
+			*n, size = binary.Varint(text)
+			text = text[size:]
 		}
-		copy(out, held.decisions)
-		for i := range out {
-			out[i].Replayed = true
-		}
-		return nil
 	}
-	if held == nil && int64(len(g.byID)) >= s.maxKeys {
-		return fmt.Errorf("local: %w: the store is full: %d request ids are remembered; accepted: these ids, or a larger MaxKeys",
-			quota.ErrOverloaded, s.maxKeys)
-	}
-	if err := s.takeAll(cs, out); err != nil {
-		return err
-	}
-	if !quota.Granted(out) || driver.OnlyPeeks(cs) {
-		return nil
-	}
-	// The texts are cloned: an id or a key may be a part of a larger string, which would stay in memory.
-	held = &grant{
-		id: grantID{strings.Clone(id.group), strings.Clone(id.id)}, at: max(now, out[0].At),
-		charges: slices.Clone(cs), decisions: slices.Clone(out),
-	}
-	for i := range held.charges {
-		held.charges[i].Key, held.charges[i].ID = strings.Clone(cs[i].Key), held.id.id
-	}
-	if g.byID == nil {
-		g.byID = make(map[grantID]*grant)
-	}
-	g.byID[held.id] = held
-	g.queue = append(g.queue, held)
-	return nil
+	return true, nil
 }
 
-// over reports whether the grant may be forgotten.
-func (g *grant) over(now quota.Micros) bool {
-	return g.at+quota.Micros(quota.IDWindow/time.Microsecond) < now
+// remember keeps the grant of a request.
+func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
+	sh := &s.shards[r.hash%shardCount]
+	var few [48]byte
+	text := few[:0]
+	for i := range ds {
+		d := &ds[i]
+		for _, n := range [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter)} {
+			text = binary.AppendVarint(text, n)
+		}
+	}
+	n := sh.insert(r.hash, r.key+string(r.charges)+string(text), len(r.key), idKind)
+	sl := sh.table.slots.at(uint32(n))
+	sl.a, sl.b, sl.c = int64(len(r.charges)), int64(len(text)), int64(now)
+	sh.expire(sl, now+quota.Micros(quota.IDWindow/time.Microsecond)+1)
+	sh.due += newSlot
 }
 
-// expire forgets up to 16 grants that are over: more than one call adds, and few enough that the call stays
-// fast.
-func (g *grants) expire(now quota.Micros) {
-	n := 0
-	for ; n < len(g.queue) && n < 16 && g.queue[n].over(now); n++ {
-		if old := g.queue[n]; g.byID[old.id] == old { // else the id was granted again
-			delete(g.byID, old.id)
+// appendCharges appends what makes charges the same: see driver.SameCharge.
+func appendCharges(dst []byte, cs []quota.Charge) []byte {
+	for i := range cs {
+		c := &cs[i]
+		for _, text := range [...]string{c.Limit.Name(), c.Key} {
+			dst = append(binary.AppendUvarint(dst, uint64(len(text))), text...)
 		}
-		g.queue[n] = nil
+		dst = append(dst, byte(c.Op))
+		for _, n := range [...]int64{c.Cost, int64(c.At)} {
+			dst = binary.AppendVarint(dst, n)
+		}
 	}
-	if g.queue = g.queue[n:]; len(g.queue) == 0 {
-		g.byID, g.queue = nil, nil // a map never shrinks
-	}
+	return dst
 }

@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -62,41 +63,47 @@ func TestManyIDsFromManyGoroutines(t *testing.T) {
 	}
 }
 
+// Ids have a bound of their own. Beyond it a call with a new id is refused and not charged, and no id is forgotten early.
 func TestIDsAreBoundedAndForgotten(t *testing.T) {
-	const maxKeys = 100
-	s, c := withClock(maxKeys)
+	const maxIDs = 100
+	c := newClock()
+	s := New(&Options{MaxKeys: 2 * maxIDs, MaxIDs: maxIDs, Clock: c.time})
 	l := bucket("n", 1000, 10_000*time.Hour)
-	charge := func(id int) quota.Charge {
-		return quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint(id)}
+	charge := func(id int) quota.Charge { // each id in a group of its own
+		return quota.Charge{Limit: l, Key: fmt.Sprint("k", id), Cost: 1, ID: fmt.Sprint(id)}
 	}
-	for id := range maxKeys {
+	for id := range maxIDs {
 		c.add(time.Second)
 		take(t, s, charge(id))
 	}
-	_, err := s.Take(bg, charge(maxKeys))
-	if !errors.Is(err, quota.ErrOverloaded) {
-		t.Fatalf("take with an id beyond MaxKeys: got %v, want ErrOverloaded", err)
+	_, err := s.Take(bg, charge(maxIDs))
+	if !errors.Is(err, quota.ErrOverloaded) || !strings.Contains(err.Error(), "MaxIDs") {
+		t.Fatalf("take with an id beyond MaxIDs: got %v, want ErrOverloaded that names MaxIDs", err)
 	}
 	if d := take(t, s, charge(0)); !d.Replayed {
 		t.Fatalf("take with the first id: got %+v, want it replayed", d)
 	}
-	if d := take(t, s, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek}); d.Remaining != 1000-maxKeys {
-		t.Fatalf("remaining: got %d, want %d", d.Remaining, 1000-maxKeys)
+	if d := take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("k", maxIDs), Op: quota.OpPeek}); d.Remaining != 1000 || s.Len() != maxIDs {
+		t.Fatalf("after the refusal: got %d remaining, %d keys; want 1000, %d", d.Remaining, s.Len(), maxIDs)
 	}
-	c.add(quota.IDWindow - (maxKeys-1)*time.Second + time.Microsecond) // the first is out of its window
-	if d := take(t, s, charge(maxKeys)); d.Replayed {
-		t.Fatalf("take with a new id in the place of the first: got %+v, want it not replayed", d)
+	c.add(quota.IDWindow - (maxIDs-1)*time.Second + time.Microsecond) // the first is out of its window
+	for try := 1; ; try++ {                                           // the search for it looks at some places only
+		if d, err := s.Take(bg, charge(maxIDs)); err == nil && !d.Replayed {
+			break
+		} else if try == 10 {
+			t.Fatalf("take with a new id in the place of the first: got %+v, %v after %d tries, want it not replayed", d, err, try)
+		}
 	}
 	if d := take(t, s, charge(1)); !d.Replayed {
 		t.Fatalf("take with the second id: got %+v, want it replayed", d)
 	}
+	s.checkAll(t)
 	c.add(2 * quota.IDWindow)
-	for range 10 {
+	for range 50_000 {
 		take(t, s, charge(7))
 	}
-	if len(s.grants.byID) != 1 || len(s.grants.queue) != 1 || cap(s.grants.queue) > 64 {
-		t.Errorf("remembered: got %d ids and %d grants (room for %d), want 1 and 1 (room for 64 at most)",
-			len(s.grants.byID), len(s.grants.queue), cap(s.grants.queue))
+	if n := s.ids.used.Load(); n > maxIDs/10 {
+		t.Errorf("ids that are remembered: got %d of %d, want a tenth at most", n, maxIDs)
 	}
 }
 
@@ -104,7 +111,7 @@ func TestForgettingIsSpreadOut(t *testing.T) {
 	// After a crowd of ids has expired no single call has to forget all of them, and none of them is
 	// replayed.
 	crowd := sized(20_000, 200_000)
-	s, c := withClock(crowd)
+	s, c := withClock(0)
 	l := bucket("n", 1<<30, time.Hour)
 	for id := range crowd {
 		take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint(id)})
@@ -114,18 +121,48 @@ func TestForgettingIsSpreadOut(t *testing.T) {
 	if d := take(t, s, last); d.Replayed || d.Charged != 2 {
 		t.Fatalf("take with an expired id: got %+v, want it charged 2, not replayed", d)
 	}
-	if n := len(s.grants.byID); n < crowd/2 {
-		t.Errorf("ids that one call forgot: got %d, want half of %d at most", crowd-n, crowd)
+	if n := s.ids.used.Load(); n < int64(crowd-40) {
+		t.Errorf("ids that one call forgot: got %d, want 40 at most", int64(crowd)-n)
 	}
-	for i := range crowd / 8 {
+	for i := range crowd / 2 {
 		take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint("new", i)})
 	}
-	if n := len(s.grants.byID); n != crowd/8+1 {
-		t.Errorf("remembered ids: got %d, want %d", n, crowd/8+1)
+	if n := s.ids.used.Load(); n > int64(crowd*5/8) {
+		t.Errorf("remembered ids: got %d, want %d at most", n, crowd*5/8)
 	}
 	if d := take(t, s, last); !d.Replayed || d.Charged != 2 {
 		t.Errorf("take with an id that was granted again: got %+v, want it replayed, charged 2", d)
 	}
+	s.checkAll(t)
+}
+
+// A grant is repeated whole, however long the list, the keys and the id are.
+func TestLongGrants(t *testing.T) {
+	s, _ := withClock(0)
+	ls := everyRule(1<<20, time.Hour)
+	for n := 1; n <= quota.MaxCharges; n *= 2 {
+		id := fmt.Sprintf("%0128d", n)
+		cs, first, again := make([]quota.Charge, n), make([]quota.Decision, n), make([]quota.Decision, n)
+		for i := range cs {
+			cs[i] = quota.Charge{Limit: ls[i%len(ls)], Key: fmt.Sprintf("%0256d/%0255d", n, i), Cost: 7, ID: id}
+		}
+		if err := s.TakeAll(bg, cs, first); err != nil || !quota.Granted(first) {
+			t.Fatalf("list of %d: got %+v, %v, want it granted", n, first, err)
+		}
+		if err := s.TakeAll(bg, cs, again); err != nil {
+			t.Fatalf("list of %d again: got %v, want nil", n, err)
+		}
+		for i := range first {
+			if first[i].Replayed = true; again[i] != first[i] {
+				t.Errorf("decision %d of %d: got %+v, want %+v", i, n, again[i], first[i])
+			}
+		}
+		cs[n-1].Cost++
+		if err := s.TakeAll(bg, cs, again); !errors.Is(err, quota.ErrInvalid) {
+			t.Errorf("list of %d with another cost: got %v, want ErrInvalid", n, err)
+		}
+	}
+	s.checkAll(t)
 }
 
 func TestFailedCallsLeaveNoID(t *testing.T) {
@@ -134,8 +171,8 @@ func TestFailedCallsLeaveNoID(t *testing.T) {
 	take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1})
 	for range 2 {
 		_, err := s.Take(bg, quota.Charge{Limit: l, Key: "other", Cost: 1, ID: "i"})
-		if !errors.Is(err, quota.ErrOverloaded) || len(s.grants.byID) != 0 {
-			t.Errorf("take with an id while the store is full: got %v, %d ids; want ErrOverloaded, none", err, len(s.grants.byID))
+		if !errors.Is(err, quota.ErrOverloaded) || s.ids.used.Load() != 0 {
+			t.Errorf("take with an id while the store is full: got %v, %d ids; want ErrOverloaded, none", err, s.ids.used.Load())
 		}
 	}
 }

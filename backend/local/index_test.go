@@ -2,6 +2,7 @@ package local
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -12,62 +13,114 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// check fails unless index, slots, free lists, kinds and tails of a shard agree with each other.
+// check fails unless indexes, slots, free lists, kinds and tails of a shard agree with each other.
 func (sh *shard) check(t *testing.T) {
+	t.Helper()
+	if 4*sh.live > 3*len(sh.index) {
+		t.Fatalf("index of %d: got %d keys, want three quarters at most", len(sh.index), sh.live)
+	}
+	live := 0
+	switch old := sh.old; {
+	case old == nil:
+		live = sh.table.check(t, sh.index)
+	case old.table == nil:
+		live = sh.table.check(t, sh.index, old.index)
+	default:
+		live = sh.table.check(t, sh.index)
+		for _, e := range old.index {
+			if e != 0 {
+				live++
+			}
+		}
+	}
+	if live != sh.live {
+		t.Fatalf("live: got %d, want the %d linked slots", sh.live, live)
+	}
+	if old := sh.old; old != nil {
+		for i, e := range old.index[:old.place] {
+			if e != 0 {
+				t.Fatalf("old index: got an entry at place %d, before %d, want none", i, old.place)
+			}
+		}
+	}
+}
+
+// check fails unless the indexes together name each slot in use once, and the rest of the table fits. It returns the number
+// of slots in use.
+func (tb *table) check(t *testing.T, indexes ...[]uint64) int {
 	t.Helper()
 	linked := map[uint32]bool{}
 	pieces := map[uint32]bool{}
 	slots := map[uint32]int{} // of each kind
-	for i, e := range sh.index {
+	for i, e := range slices.Concat(indexes...) {
 		if e == 0 {
 			continue
 		}
 		n := uint32(e) - 1
-		if int(n) >= sh.slots.used || linked[n] || sh.slots.at(n).size == 0 {
-			t.Fatalf("entry %d: got slot %d of %d, which is free or linked twice; want one in use", i, n, sh.slots.used)
+		if int(n) >= tb.slots.used || linked[n] || tb.slots.at(n).size == 0 {
+			t.Fatalf("entry %d: got slot %d of %d, which is free or linked twice; want one in use", i, n, tb.slots.used)
 		}
 		linked[n] = true
-		sl := sh.slots.at(n)
+		sl := tb.slots.at(n)
 		slots[sl.kind]++
-		size := len(sl.text)
-		for at := sl.next; at != 0; at = sh.pieces.at(at - 1).next {
+		size, want := len(sl.text), int(sl.size)
+		if tb.kinds.list[sl.kind].kind == idKind {
+			want += int(sl.a + sl.b)
+		}
+		for at := sl.next; at != 0; at = tb.pieces.at(at - 1).next {
 			if pieces[at-1] {
 				t.Fatalf("piece %d is linked twice", at-1)
 			}
 			pieces[at-1] = true
 			size += len(piece{}.text)
 		}
-		if over := size - int(sl.size); over < 0 || over >= len(piece{}.text) {
-			t.Fatalf("slot %d: got room for %d bytes, want it for %d and less than a piece more", n, size, sl.size)
+		if over := size - want; over < 0 || over >= len(piece{}.text) {
+			t.Fatalf("slot %d: got room for %d bytes, want it for %d and less than a piece more", n, size, want)
 		}
 	}
-	if len(linked) != sh.live {
-		t.Fatalf("live: got %d, want the %d linked slots", sh.live, len(linked))
-	}
-	if 4*sh.live > 3*len(sh.index) {
-		t.Fatalf("index of %d: got %d keys, want three quarters at most", len(sh.index), sh.live)
-	}
-	checkSlab(t, "slot", &sh.slots, linked)
-	checkSlab(t, "piece", &sh.pieces, pieces)
-	for _, n := range sh.slots.free {
-		if *sh.slots.at(n) != (slot{}) {
-			t.Fatalf("free slot %d: got %+v, want zero", n, *sh.slots.at(n))
+	checkSlab(t, "slot", &tb.slots, linked)
+	checkSlab(t, "piece", &tb.pieces, pieces)
+	for _, n := range tb.slots.free {
+		if *tb.slots.at(n) != (slot{}) {
+			t.Fatalf("free slot %d: got %+v, want zero", n, *tb.slots.at(n))
 		}
 	}
-	for id, k := range sh.kinds {
+	for id, k := range tb.kinds.list {
 		if k.slots != slots[uint32(id)] || (k.slots == 0) != (k.kind == kind{}) {
 			t.Fatalf("slots of kind %d, %v: got %d, want %d", id, k.kind, k.slots, slots[uint32(id)])
 		}
-		for _, other := range sh.kinds[:id] {
-			if k.slots > 0 && k.kind == other.kind {
-				t.Fatalf("kind %v has two numbers", k.kind)
-			}
+		if k.slots > 0 && tb.kinds.numbers.of[k.kind] != uint32(id) {
+			t.Fatalf("number of kind %v: got %d, want %d", k.kind, tb.kinds.numbers.of[k.kind], id)
 		}
 	}
-	for n := range sh.tails {
+	if ns := tb.kinds.numbers; ns != nil && len(ns.of)+len(ns.free) != len(tb.kinds.list) {
+		t.Fatalf("numbers of kinds: got %d in use and %d free, want %d together", len(ns.of), len(ns.free), len(tb.kinds.list))
+	}
+	for n := range tb.tails {
 		if !linked[n] {
 			t.Fatalf("free slot %d has a tail", n)
 		}
+	}
+	return len(linked)
+}
+
+// each yields the slots in use.
+func (sh *shard) each(yield func(*table, *slot) bool) {
+	walk := func(tb *table, index []uint64) bool {
+		for _, e := range index {
+			if e != 0 && !yield(tb, tb.slots.at(uint32(e)-1)) {
+				return false
+			}
+		}
+		return true
+	}
+	if !walk(&sh.table, sh.index) || sh.old == nil {
+		return
+	}
+	if tb := sh.old.table; tb != nil {
+		walk(tb, sh.old.index)
+	} else {
+		walk(&sh.table, sh.old.index)
 	}
 }
 
@@ -88,7 +141,7 @@ func checkSlab[T any](t *testing.T, name string, s *slab[T], used map[uint32]boo
 
 // item returns the item of slot n.
 func (sh *shard) item(n int) (it driver.Item) {
-	sh.load(n, 0, &it)
+	sh.table.load(n, 0, &it)
 	return it
 }
 
@@ -112,7 +165,8 @@ func TestIndex(t *testing.T) {
 		tail    []int64
 	}
 	type name struct{ key, limit string }
-	shrinks := 0
+	shrinks, busy := 0, 0
+	s := New(nil)
 	for range sized(60, 1500) {
 		spread := uint64(1) << r.IntN(12)
 		near := r.Uint64() // the tags' common part: where in the index the runs are
@@ -121,6 +175,7 @@ func TestIndex(t *testing.T) {
 		hashes := map[name]uint64{}
 		growing := true
 		for step := range 1500 {
+			shrinking := sh.old != nil && sh.old.table != nil
 			if step%300 == 0 {
 				growing = r.IntN(2) == 0
 			}
@@ -132,7 +187,7 @@ func TestIndex(t *testing.T) {
 				h = (near + r.Uint64N(spread)) << 32
 				hashes[nm] = h
 			}
-			n := sh.find(h, &c)
+			n := sh.find(h, c.Limit.Handle(), c.Key)
 			want, known := model[nm]
 			if known != (n >= 0) {
 				t.Fatalf("step %d: slot of %v: got %d, want one %v", step, nm, n, known)
@@ -143,18 +198,16 @@ func TestIndex(t *testing.T) {
 				}
 			}
 			switch grow := r.IntN(5) > 0; {
-			case r.IntN(20) == 0 && 6*sh.live < len(sh.index):
+			case r.IntN(20) == 0 && 6*sh.live < len(sh.index) && len(sh.index) > 16 && sh.old == nil:
 				sh.shrink()
-				shrinks++
-				if slices.ContainsFunc(sh.kinds, func(k numbered) bool { return k.slots == 0 }) {
-					t.Fatalf("kinds after shrink: got %v, want each in use", sh.kinds)
-				}
+			case r.IntN(6) == 0:
+				sh.sweep(r.IntN(8), 0, s) // nothing is whole by then, but moves go on
 			case known && grow != growing:
-				sh.remove(tag(h), uint32(n))
+				sh.remove(tag(h), uint32(n), s)
 				delete(model, nm)
 			case known || grow == growing:
 				if !known {
-					n = sh.insert(h, nm.key, kind{limit: limit.Handle()})
+					n = sh.insert(h, nm.key, len(nm.key), kind{limit: limit.Handle()})
 				}
 				it := driver.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(50), A: r.Int64()}}
 				if r.IntN(3) == 0 {
@@ -166,13 +219,19 @@ func TestIndex(t *testing.T) {
 			if step%25 == 0 {
 				sh.check(t)
 			}
+			if sh.old != nil {
+				busy++
+			}
+			if !shrinking && sh.old != nil && sh.old.table != nil {
+				shrinks++
+			}
 		}
 		sh.check(t)
 		if sh.live != len(model) {
 			t.Fatalf("live: got %d, want %d", sh.live, len(model))
 		}
 		for nm, want := range model {
-			n := sh.find(want.hash, &quota.Charge{Limit: limits[nm.limit[0]-'a'], Key: nm.key})
+			n := sh.find(want.hash, limits[nm.limit[0]-'a'].Handle(), nm.key)
 			if n < 0 {
 				t.Fatalf("slot of %v: got none, want one", nm)
 			}
@@ -181,8 +240,8 @@ func TestIndex(t *testing.T) {
 			}
 		}
 	}
-	if shrinks < 20 {
-		t.Errorf("shrinks: got %d, want 20 or more", shrinks)
+	if shrinks < 8 || busy < 1000 {
+		t.Errorf("got %d shrinks, and a change of size under way in %d steps; want 8 or more, 1000 or more", shrinks, busy)
 	}
 }
 
@@ -208,16 +267,29 @@ func (m model) apply(t *testing.T, cs []quota.Charge, now quota.Micros) []quota.
 	return out
 }
 
-// checkAll checks every shard, and that the store counts its keys right.
+// checkAll checks every shard, and that the store counts its keys and ids right.
 func (s *Store) checkAll(t *testing.T) {
 	t.Helper()
-	live := 0
+	used := map[*room]int64{}
+	classes := map[*room]map[uint64]int32{&s.keys: {}, &s.ids: {}}
 	for i := range s.shards {
-		s.shards[i].check(t)
-		live += s.shards[i].live
+		sh := &s.shards[i]
+		sh.check(t)
+		for tb, sl := range sh.each {
+			r := s.roomOf(tb, sl)
+			used[r]++
+			classes[r][s.classOf(string(tb.read(nil, sl, int(sl.size))))]++
+		}
 	}
-	if s.Len() != live {
-		t.Fatalf("Len: got %d, want the %d live slots", s.Len(), live)
+	for _, r := range []*room{&s.keys, &s.ids} {
+		if r.used.Load() != used[r] {
+			t.Fatalf("%s: got %d, want the %d live slots", r.of, r.used.Load(), used[r])
+		}
+		for class := range r.classes {
+			if got, want := r.classes[class].Load(), classes[r][uint64(class)]; got != want {
+				t.Fatalf("%s of class %d: got %d, want %d", r.of, class, got, want)
+			}
+		}
 	}
 }
 
@@ -229,7 +301,7 @@ func TestSweepingChangesNothing(t *testing.T) {
 	s, c := withClock(0)
 	m := model{}
 	keys := sized(4_000, 40_000)
-	most, least := 0, 1<<60
+	most, least := 0, math.MaxInt
 	for range sized(6, 12) {
 		crowd := 1 + r.IntN(keys)
 		for range 3 * crowd {
@@ -258,8 +330,8 @@ func TestSweepingChangesNothing(t *testing.T) {
 
 func slowKeys(s *Store) (n int) {
 	for i := range s.shards {
-		for j := range s.shards[i].slots.used {
-			if sl := s.shards[i].slots.at(uint32(j)); sl.size > 0 && s.shards[i].kinds[sl.kind].limit.Value() == "slow" {
+		for tb, sl := range s.shards[i].each {
+			if tb.kinds.list[sl.kind].limit.Value() == "slow" {
 				n++
 			}
 		}
@@ -301,7 +373,7 @@ func TestTailsGoWithTheirKeys(t *testing.T) {
 	slow := quota.Must(quota.NewLimit("slow", everyRule(3, time.Hour)[2].Algorithm()))
 	tails := func() (n int) {
 		for i := range s.shards {
-			n += len(s.shards[i].tails)
+			n += len(s.shards[i].table.tails)
 		}
 		return n
 	}
@@ -316,8 +388,10 @@ func TestTailsGoWithTheirKeys(t *testing.T) {
 		t.Fatalf("tails: got %d, want %d", got, keys+kept)
 	}
 	c.add(2 * time.Second)
-	for i := range s.shards {
-		s.shards[i].sweep(len(s.shards[i].index), c.now(), s)
+	for range 4 { // to move, to look and to remove, and to move again
+		for i := range s.shards {
+			s.shards[i].sweep(2*len(s.shards[i].index)+1, c.now(), s)
+		}
 	}
 	s.checkAll(t)
 	if got := tails(); got != kept || s.Len() != kept {

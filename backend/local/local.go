@@ -10,33 +10,51 @@
 // # Memory
 //
 // A key of up to 22 bytes takes some 80 bytes with its text, and each 28 bytes more another 32 (a sliding
-// window log 16 more for each charge it remembers). The garbage collector scans only the logs. Charges remove
-// keys whose quota is whole again, a few at a time. The number of keys is bounded: when the store is full of
-// keys that still hold consumption, charges to further keys fail with [quota.ErrOverloaded] and are not
-// charged. A key that holds consumption is never evicted, so flooding the store with keys gains no quota.
+// window log 16 more for each charge it remembers). A request id takes some 200 bytes. The garbage collector scans only
+// the logs. Calls remove keys whose quota is whole again, and ids that may be forgotten, a few at a time, whether they are
+// granted or denied. The work of one call is bounded: a table that grows or shrinks does so in small steps.
+//
+// The number of keys is bounded. When the store is full of keys that still hold consumption, charges to further keys
+// fail with [quota.ErrOverloaded] and are not charged. A key that holds consumption is never evicted, so flooding
+// the store with keys gains no quota.
+//
+// No group of keys, see [quota.Group], takes all the room. A group gets a further key only while it has fewer keys than
+// the store has room left: a group alone fills half of the store, two groups two thirds, and each leaves room to the
+// others for as many keys as it has itself. So a tenant whose users make up keys shuts out new keys of its own only,
+// if the tenant is the first segment. A key of one segment is a group of its own: keys that strangers can make up
+// without end, such as names at a login, should begin with what they cannot make up, such as the network of their
+// address, or live in a store of their own. The bound costs room where all keys are of one group: the store then holds
+// half of MaxKeys. Groups are counted by a hash, in 4096 classes, and one in a class with a flooding group shares its bound.
 package local
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/maphash"
 	"math/bits"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// DefaultMaxKeys is how many keys a store holds unless Options say otherwise.
-const DefaultMaxKeys = 1 << 20
+// Bounds of a store unless Options say otherwise.
+const (
+	DefaultMaxKeys = 1 << 20
+	DefaultMaxIDs  = 1 << 22 // some 14 000 a second
+)
 
 // Options configure a Store. The zero value, and nil, take the defaults.
 type Options struct {
-	// MaxKeys bounds the keys that the store holds, and apart from them the request ids that it remembers; 0 is
-	// DefaultMaxKeys. It must not be negative.
+	// MaxKeys bounds the keys that the store holds; 0 is DefaultMaxKeys. It must not be negative. One group of keys
+	// takes half of them at most, see the package documentation.
 	MaxKeys int
+	// MaxIDs bounds the request ids that the store remembers, each for quota.IDWindow, in the same way; 0 is
+	// DefaultMaxIDs. It must not be negative. When there is no room for an id the call is quota.ErrOverloaded, and not
+	// charged; ids that are remembered are still repeated, and none is forgotten early.
+	MaxIDs int
 	// Clock tells the time, for tests; nil is the monotonic clock. It may be called concurrently, and is
 	// called with a lock held: it must not call the store.
 	Clock func() time.Time
@@ -46,14 +64,13 @@ type Options struct {
 type Store struct {
 	shards [shardCount]shard // the first field, because cache lines begin there
 
-	clock   func() time.Time
-	start   time.Time // of the monotonic clock
-	epoch   quota.Micros
-	maxKeys int64
-	seed    maphash.Seed
-	gate    driver.Gate
-	keys    atomic.Int64 // in all shards
-	grants  grants
+	clock func() time.Time
+	start time.Time // of the monotonic clock
+	epoch quota.Micros
+	seed  maphash.Seed
+	gate  driver.Gate
+	keys  room
+	ids   room
 
 	reclaiming sync.Mutex
 	hand       int  // the shard that reclaim looks at next
@@ -67,25 +84,25 @@ var (
 	_ driver.Prompt = (*Store)(nil)
 )
 
-// New returns an empty store. It panics where MaxKeys is negative.
+// New returns an empty store. It panics where MaxKeys or MaxIDs is negative.
 func New(o *Options) *Store {
 	if o == nil {
 		o = &Options{}
 	}
-	if o.MaxKeys < 0 {
-		panic(fmt.Sprintf("local: Options.MaxKeys is %d; accepted: 0 or more", o.MaxKeys))
+	for name, n := range map[string]int{"MaxKeys": o.MaxKeys, "MaxIDs": o.MaxIDs} {
+		if n < 0 {
+			panic(fmt.Sprintf("local: Options.%s is %d; accepted: 0 or more", name, n))
+		}
 	}
 	now := time.Now()
 	s := &Store{
-		clock:   o.Clock,
-		start:   now,
-		epoch:   quota.Micros(now.UnixMicro()),
-		maxKeys: int64(o.MaxKeys),
-		seed:    maphash.MakeSeed(),
+		clock: o.Clock,
+		start: now,
+		epoch: quota.Micros(now.UnixMicro()),
+		seed:  maphash.MakeSeed(),
 	}
-	if s.maxKeys == 0 {
-		s.maxKeys = DefaultMaxKeys
-	}
+	s.keys.most, s.keys.of, s.keys.option = int64(cmp.Or(o.MaxKeys, DefaultMaxKeys)), "keys", "MaxKeys"
+	s.ids.most, s.ids.of, s.ids.option = int64(cmp.Or(o.MaxIDs, DefaultMaxIDs)), "request ids", "MaxIDs"
 	return s
 }
 
@@ -102,44 +119,53 @@ func (s *Store) Prompt() bool { return true }
 
 // Len returns the number of keys that the store holds. It counts keys that are whole again until they are
 // removed.
-func (s *Store) Len() int { return int(s.keys.Load()) }
+func (s *Store) Len() int { return int(s.keys.used.Load()) }
 
 // Take decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
-// where the key is new and the store is full; with quota.ErrMisconfigured where the key holds another rule's
+// where there is no room for a new key or request id; with quota.ErrMisconfigured where the key holds another rule's
 // state; and with quota.ErrInvalid where the charge's request id was granted to other charges. A call that
-// fails is not charged.
+// fails is not charged. Nor is one in which the limit's algorithm or the clock panics: the panic goes to the caller, and
+// no other call notices.
 func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
 	}
 	if c.ID != "" {
 		var out [1]quota.Decision
-		err = s.grants.once([]quota.Charge{c}, out[:], s)
+		err = s.takeAll([]quota.Charge{c}, out[:])
 		return out[0], err
 	}
 	h := driver.Hash(s.seed, &c)
-	sh := &s.shards[h%shardCount]
 	for try := 0; ; try++ {
-		now := s.lock(sh)
-		n := sh.find(h, &c)
-		var it driver.Item
-		sh.load(n, now, &it)
-		err = driver.ApplyOne(&c, &it, now, &d)
-		full := false
-		if err == nil && it.Write {
-			if full = !s.room(n, &it); !full {
-				s.keep(sh, h, n, &c, &it, &d)
-				sh.tidy(now, s)
-			}
-		}
-		sh.mu.Unlock()
-		if !full {
+		now, full, err := s.try(h, &c, &d)
+		if full == nil {
 			return d, err
 		}
 		if try > reclaimTries || !s.reclaim(now) {
-			return quota.Decision{}, s.full()
+			return quota.Decision{}, full.refusal()
 		}
 	}
+}
+
+// try decides and stores a charge, or returns the room that is full.
+func (s *Store) try(h uint64, c *quota.Charge, d *quota.Decision) (now quota.Micros, full *room, err error) {
+	sh := &s.shards[h%shardCount]
+	now = s.lock(sh)
+	defer sh.mu.Unlock() // the clock and the algorithm may panic
+	if s.clock != nil {
+		now = s.now()
+	}
+	n := sh.find(h, c.Limit.Handle(), c.Key)
+	var it driver.Item
+	sh.table.load(n, now, &it)
+	if err = driver.ApplyOne(c, &it, now, d); err == nil && it.Write {
+		if needs(n, &it) && !s.keys.take(s.classOf(c.Key)) {
+			return now, &s.keys, nil
+		}
+		s.keep(sh, h, n, c, &it, d)
+	}
+	sh.tidy(now, s)
+	return now, nil, err
 }
 
 // TakeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
@@ -148,9 +174,6 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
-	}
-	if cs[0].ID != "" {
-		return s.grants.once(cs, out, s)
 	}
 	return s.takeAll(cs, out)
 }
@@ -164,64 +187,80 @@ func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
 		hashes = append(hashes, h)
 		set.add(h % shardCount)
 	}
+	var r *request
+	if cs[0].ID != "" {
+		r = s.request(cs)
+		set.add(r.hash % shardCount)
+	}
 	for try := 0; ; try++ {
-		now, full, err := s.tryAll(cs, hashes, &set, out)
-		if !full {
+		now, full, err := s.tryAll(cs, hashes, r, &set, out)
+		if full == nil {
 			return err
 		}
 		if try > reclaimTries+len(cs) || !s.reclaim(now) {
-			return s.full()
+			return full.refusal()
 		}
 	}
 }
 
-// tryAll decides and stores a list, or reports that the store is too full for its new keys.
-func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, set *shardSet, out []quota.Decision) (now quota.Micros, full bool, err error) {
-	var fewItems [8]driver.Item
-	var fewSlots [8]int
-	items, slots := fewItems[:0], fewSlots[:0]
+// tryAll decides and stores a list, or returns the room that is full.
+func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, r *request, set *shardSet, out []quota.Decision) (now quota.Micros, full *room, err error) {
 	set.lock(s)
-	defer set.unlock(s)
+	defer set.unlock(s) // the clock and the algorithms may panic
 	now = s.now()
 	for i := range set.each {
 		s.shards[i].last = now
 	}
+	if full, err = s.decideAll(cs, hashes, r, now, out); full == nil {
+		for i := range set.each {
+			s.shards[i].tidy(now, s)
+		}
+	}
+	return now, full, err
+}
+
+// decideAll is tryAll under the locks.
+func (s *Store) decideAll(cs []quota.Charge, hashes []uint64, r *request, now quota.Micros, out []quota.Decision) (full *room, err error) {
+	if r != nil {
+		if granted, err := s.repeat(r, cs, now, out); granted {
+			return nil, err
+		}
+	}
+	var fewItems [8]driver.Item
+	var fewSlots [8]int
+	items, slots := fewItems[:0], fewSlots[:0]
 	for i := range cs {
 		sh := &s.shards[hashes[i]%shardCount]
-		n := sh.find(hashes[i], &cs[i])
+		n := sh.find(hashes[i], cs[i].Limit.Handle(), cs[i].Key)
 		slots, items = append(slots, n), append(items, driver.Item{})
-		sh.load(n, now, &items[i])
+		sh.table.load(n, now, &items[i])
 	}
 	if err := driver.Apply(cs, items, now, out); err != nil {
-		return now, false, err
+		return nil, err
 	}
-	for i := range items {
-		if items[i].Write && !s.room(slots[i], &items[i]) {
-			for j := range i {
-				if items[j].Write && slots[j] < 0 && !items[j].State.IsZero() {
-					s.keys.Add(-1)
-				}
-			}
-			return now, true, nil
-		}
+	if r != nil && (!quota.Granted(out) || driver.OnlyPeeks(cs)) {
+		r = nil // nothing to remember
+	}
+	if full = s.takeRooms(cs, items, slots, r); full != nil {
+		return full, nil
 	}
 	for i := range items {
 		if items[i].Write {
 			s.keep(&s.shards[hashes[i]%shardCount], hashes[i], slots[i], &cs[i], &items[i], &out[i])
 		}
 	}
-	for i := range set.each {
-		s.shards[i].tidy(now, s)
+	if r != nil {
+		s.remember(r, now, out)
 	}
-	return now, false, nil
+	return nil, nil
 }
 
-// lock locks a shard and returns the time, which is never before the time of the shard's last decision.
-// Reading the monotonic clock takes as long as a decision, so lock reads it before it locks.
+// lock locks a shard and returns the time, which is never before the time of the shard's last decision. Reading the
+// monotonic clock takes as long as a decision, so lock reads it before it locks. It does not read another clock.
 func (s *Store) lock(sh *shard) quota.Micros {
 	if s.clock != nil {
 		sh.mu.Lock()
-		return s.now()
+		return 0
 	}
 	now := s.now()
 	// Waking a sleeping goroutine costs as much as many decisions, so a caller tries a few times before it
@@ -249,43 +288,61 @@ func (s *Store) now() quota.Micros {
 	return s.epoch + quota.Micros(time.Since(s.start)/time.Microsecond)
 }
 
-// room reports whether the store may keep the item, and counts the key if it is new.
-func (s *Store) room(n int, it *driver.Item) bool {
-	if n >= 0 || it.State.IsZero() {
-		return true
+// needs reports whether an item in slot n, or in none where n is negative, needs a new slot.
+func needs(n int, it *driver.Item) bool { return n < 0 && !it.State.IsZero() }
+
+// takeRooms takes the room for the new keys of a list, and for its request id unless r is nil, or returns the one that is
+// full.
+func (s *Store) takeRooms(cs []quota.Charge, items []driver.Item, slots []int, r *request) (full *room) {
+	for i := range items {
+		if items[i].Write && needs(slots[i], &items[i]) && !s.keys.take(s.classOf(cs[i].Key)) {
+			s.giveRooms(cs[:i], items, slots)
+			return &s.keys
+		}
 	}
-	if s.keys.Add(1) > s.maxKeys {
-		s.keys.Add(-1)
-		return false
+	if r != nil && !s.ids.take(r.class) {
+		s.giveRooms(cs, items, slots)
+		return &s.ids
 	}
-	return true
+	return nil
 }
+
+// giveRooms gives back the room for the new keys of some charges.
+func (s *Store) giveRooms(cs []quota.Charge, items []driver.Item, slots []int) {
+	for i := range cs {
+		if items[i].Write && needs(slots[i], &items[i]) {
+			s.keys.give(s.classOf(cs[i].Key))
+		}
+	}
+}
+
+// newSlot is how much sweeping a new slot pays for: eight places, faster than slots can come.
+const newSlot = 8 * 8
 
 // keep stores an item that Apply marked, in slot n or, where n is negative, in a new one.
 func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *driver.Item, d *quota.Decision) {
 	switch {
 	case it.State.IsZero():
 		if n >= 0 {
-			sh.remove(tag(h), uint32(n))
-			s.keys.Add(-1)
+			sh.remove(tag(h), uint32(n), s)
 		}
 		return
 	case n < 0:
-		n = sh.insert(h, c.Key, kind{c.Limit.Handle(), it.Rule, it.State.Unit})
-		sh.due += 8 * 8 // two slots or more: faster than keys can come
-	default:
-		sh.due += 2
+		n = sh.insert(h, c.Key, len(c.Key), kind{c.Limit.Handle(), it.Rule, it.State.Unit})
+		sh.due += newSlot
 	}
 	sh.save(n, it, d.At+quota.Micros(d.ResetAfter/time.Microsecond))
 }
 
-// reclaimTries is how often a charge tries again when the store is full: another charge may take the room
+// reclaimTries is how often a charge tries again when there is no room: another charge may take the room
 // that reclaim made. A list needs room for several keys, and tries more often.
 const reclaimTries = 3
 
-// reclaim removes some keys that are whole again from any shard, and reports whether it found one.
+// reclaim removes some keys that are whole again from any shard, and reports whether it found one. It looks at few places,
+// so that a refused charge stays cheap, and at fewer at a time, so that no lock is held for long; and at none in shards
+// that are known to have no such key.
 func (s *Store) reclaim(now quota.Micros) bool {
-	const budget = 4096 // keys looked at, so that a refused charge stays cheap
+	const places, each = 4096, 512
 	if !s.reclaiming.TryLock() {
 		// Another call reclaims at this moment: its result holds for this charge too.
 		s.reclaiming.Lock()
@@ -294,24 +351,17 @@ func (s *Store) reclaim(now quota.Micros) bool {
 	}
 	defer s.reclaiming.Unlock()
 	s.reclaimed = false
-	for looked, shards := 0, 0; looked < budget && shards < shardCount; shards++ {
+	for looked, shards := 0, 0; looked < places && shards < shardCount && !s.reclaimed; shards++ {
 		sh := &s.shards[s.hand]
 		s.hand = (s.hand + 1) % shardCount
 		sh.mu.Lock()
-		looked += sh.live
-		freed := sh.sweep(len(sh.index), now, s)
-		sh.mu.Unlock()
-		if freed > 0 {
-			s.reclaimed = true
-			break
+		if looks := min(len(sh.index), each); sh.soonest <= now && sh.live > 0 {
+			looked += looks
+			s.reclaimed = sh.sweep(looks, now, s)
 		}
+		sh.mu.Unlock()
 	}
 	return s.reclaimed
-}
-
-func (s *Store) full() error {
-	return fmt.Errorf("local: %w: the store is full: %d keys hold consumption; accepted: charges to these keys, or a larger MaxKeys",
-		quota.ErrOverloaded, s.maxKeys)
 }
 
 // shardSet is a set of shards that are locked together, in ascending order so that two lists never wait for each

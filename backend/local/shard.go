@@ -1,204 +1,152 @@
 package local
 
 import (
+	"math"
 	"math/rand/v2"
 	"sync"
+	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// shard is a hash table: an open-addressed index of slot numbers over slots that never move while in use.
-// Neither index nor slots hold a pointer, so the garbage collector does not look into them.
+// shard is a part of the keys and request ids, chosen by their hashes. A table changes its size in small steps, which
+// sweep takes: until it is done some entries are in the old index.
 type shard struct {
 	// The first cache line, which every charge writes.
-	mu    sync.Mutex
-	last  quota.Micros       // of the latest decision, by the monotonic clock
-	index []uint64           // 32 bits of hash and a slot number plus one; 0 is empty
-	due   int                // places that sweep has to look at, in eighths
-	kept  int                // charges that were stored
-	tails map[uint32][]int64 // State.Tail of the slots that have one
+	mu      sync.Mutex
+	last    quota.Micros // of the latest decision, by the monotonic clock
+	index   []uint64     // 32 bits of hash and a slot number plus one; 0 is empty
+	due     int32        // places that sweep has to look at, in eighths
+	calls   uint32
+	soonest quota.Micros // no state is whole before; 0 is unknown
+	seen    quota.Micros // the same, of the places that sweep has looked at in this round over the index
 
-	// The second cache line, which most charges only read.
-	kinds  kinds
-	slots  slab[slot]
-	pieces slab[piece]
-	live   int // slots in use
-	hand   int // the place in the index that sweep looks at next
-	_      [40]byte
+	// The second cache line, which most charges only read, and the third.
+	table table
+	live  int    // slots in use
+	hand  int    // the place in the index that sweep looks at next
+	old   *older // nil unless the table changes its size
 }
 
-// slot holds the state of a limit and key, in one cache line unless the key is long.
-type slot struct {
-	a, b, c int64
-	expires quota.Micros // from then on the state equals a fresh one
-	kind    uint32
-	next    uint32 // the number of the key's next piece, plus one; 0 is none
-	size    uint16 // of the key in bytes; 0 is a free slot
-	text    [22]byte
+// older is the index that a shard's index replaces, and what else it replaces.
+type older struct {
+	index []uint64
+	place int    // the entries of the places before it are in the new index
+	table *table // the slots, if they move together into a new table; else nil
 }
-
-// piece is a further part of the text of a long key.
-type piece struct {
-	next uint32 // the number of the next piece, plus one; 0 is none
-	text [28]byte
-}
-
-// tag is the half of a hash that the index keeps; the other half chose the shard.
-func tag(h uint64) uint64 { return h >> 32 }
 
 // find returns the slot of a limit and key, or -1.
-func (sh *shard) find(h uint64, c *quota.Charge) int {
-	if len(sh.index) == 0 {
-		return -1
+func (sh *shard) find(h uint64, limit unique.Handle[string], key string) int {
+	n, _ := sh.table.find(sh.index, h, limit, key)
+	if n < 0 && sh.old != nil {
+		n = sh.findOld(h, limit, key)
 	}
-	mask := uint64(len(sh.index) - 1)
-	limit := c.Limit.Handle()
-	for i := tag(h) & mask; ; i = (i + 1) & mask {
-		e := sh.index[i]
-		if e == 0 {
-			return -1
-		}
-		if e>>32 == tag(h) {
-			n := uint32(e) - 1
-			if sl := sh.slots.at(n); int(sl.size) == len(c.Key) && sh.kinds[sl.kind].limit == limit && sh.holds(sl, c.Key) {
-				return int(n)
-			}
-		}
-	}
+	return n
 }
 
-// holds reports whether the key of a slot is key; both must have the same length.
-func (sh *shard) holds(sl *slot, key string) bool {
-	if len(key) <= len(sl.text) {
-		return string(sl.text[:len(key)]) == key
+// findOld is find in the old index. It moves the entry that it finds to the new one.
+func (sh *shard) findOld(h uint64, limit unique.Handle[string], key string) int {
+	t := &sh.table
+	if sh.old.table != nil {
+		t = sh.old.table
 	}
-	if string(sl.text[:]) != key[:len(sl.text)] {
-		return false
+	n, place := t.find(sh.old.index, h, limit, key)
+	if n >= 0 {
+		n = int(sh.move(place))
 	}
-	key = key[len(sl.text):]
-	for at := sl.next; at != 0; {
-		r := sh.pieces.at(at - 1)
-		n := min(len(key), len(r.text))
-		if string(r.text[:n]) != key[:n] {
-			return false
-		}
-		key, at = key[n:], r.next
-	}
-	return true
-}
-
-// load fills a zero Item with the state of slot n, unless n is negative or the state equals a fresh one by now.
-func (sh *shard) load(n int, now quota.Micros, it *driver.Item) {
-	if n < 0 {
-		return
-	}
-	sl := sh.slots.at(uint32(n))
-	if sl.expires <= now {
-		return
-	}
-	k := &sh.kinds[sl.kind]
-	it.Rule = k.rule
-	it.State.Unit, it.State.A, it.State.B, it.State.C = k.unit, sl.a, sl.b, sl.c
-	if sh.tails != nil {
-		it.State.Tail = sh.tails[uint32(n)]
-	}
+	return n
 }
 
 // save stores an item in slot n.
 func (sh *shard) save(n int, it *driver.Item, expires quota.Micros) {
-	sl := sh.slots.at(uint32(n))
-	if k := sh.kinds[sl.kind]; k.rule != it.Rule || k.unit != it.State.Unit {
-		sh.kinds.drop(sl.kind)
-		sl.kind = sh.kinds.add(kind{k.limit, it.Rule, it.State.Unit})
+	t := &sh.table
+	sl := t.slots.at(uint32(n))
+	if k := t.kinds.list[sl.kind].kind; k.rule != it.Rule || k.unit != it.State.Unit {
+		id := t.kinds.add(kind{k.limit, it.Rule, it.State.Unit})
+		t.kinds.drop(sl.kind)
+		sl.kind = id
 	}
 	sl.a, sl.b, sl.c = it.State.A, it.State.B, it.State.C
-	sl.expires = expires
+	sh.expire(sl, expires)
 	if it.State.Tail != nil {
-		if sh.tails == nil {
-			sh.tails = make(map[uint32][]int64)
-		}
-		sh.tails[uint32(n)] = it.State.Tail
-	} else if sh.tails != nil {
-		delete(sh.tails, uint32(n))
+		t.setTail(uint32(n), it.State.Tail)
+	} else if t.tails != nil {
+		delete(t.tails, uint32(n))
 	}
 }
 
-// insert makes a slot for a key, which must not have one.
-func (sh *shard) insert(h uint64, key string, k kind) int {
+// expire notes when a slot's state is whole.
+func (sh *shard) expire(sl *slot, expires quota.Micros) {
+	sl.expires = expires
+	sh.soonest, sh.seen = min(sh.soonest, expires), min(sh.seen, expires)
+}
+
+// insert makes a slot for a text that begins with a key of some size; the shard must not have the key.
+func (sh *shard) insert(h uint64, text string, size int, k kind) int {
 	if 4*(sh.live+1) > 3*len(sh.index) {
-		sh.resize(max(16, 2*len(sh.index)))
+		for sh.old != nil { // a list with so many keys in so small an index
+			sh.moveOn(len(sh.index))
+		}
+		sh.resize(max(16, 2*len(sh.index)), nil)
 	}
-	n := sh.slots.take()
-	sl := sh.slots.at(n)
-	*sl = slot{kind: sh.kinds.add(k), size: uint16(len(key))}
-	key = key[copy(sl.text[:], key):]
-	for at := &sl.next; len(key) > 0; {
-		next := sh.pieces.take()
-		*at = next + 1
-		r := sh.pieces.at(next)
-		key = key[copy(r.text[:], key):]
-		r.next, at = 0, &r.next
-	}
+	n := sh.table.add(text, size, k)
 	sh.live++
-	sh.link(tag(h), n)
+	link(sh.index, tag(h), n)
 	return int(n)
 }
 
-func (sh *shard) link(tag uint64, n uint32) {
-	mask := uint64(len(sh.index) - 1)
-	i := tag & mask
-	for sh.index[i] != 0 {
-		i = (i + 1) & mask
-	}
-	sh.index[i] = tag<<32 | uint64(n+1)
-}
-
-// remove frees slot n, whose hash has this tag.
-func (sh *shard) remove(tag uint64, n uint32) {
+// remove frees slot n, whose hash has this tag. The entry must not be in the old index.
+func (sh *shard) remove(tag uint64, n uint32, s *Store) {
 	mask := uint64(len(sh.index) - 1)
 	i := tag & mask
 	for uint32(sh.index[i]) != n+1 {
 		i = (i + 1) & mask
 	}
-	// Close the gap: move back each entry of the run that may stand there (Knuth, TAOCP 6.4, algorithm R).
-	for j := (i + 1) & mask; sh.index[j] != 0; j = (j + 1) & mask {
-		if home := sh.index[j] >> 32 & mask; (j-home)&mask >= (j-i)&mask {
-			sh.index[i] = sh.index[j]
-			i = j
-		}
-	}
-	sh.index[i] = 0
-	delete(sh.tails, n)
-	sl := sh.slots.at(n)
-	sh.kinds.drop(sl.kind)
-	for at := sl.next; at != 0; at = sh.pieces.at(at - 1).next {
-		sh.pieces.give(at - 1)
-	}
-	*sl = slot{}
-	sh.slots.give(n)
+	sh.removeAt(i, s)
+}
+
+// removeAt frees the slot at a place of the index.
+func (sh *shard) removeAt(i uint64, s *Store) {
+	n := uint32(sh.index[i]) - 1
+	unlink(sh.index, i)
+	sl := sh.table.slots.at(n)
+	s.roomOf(&sh.table, sl).give(s.class(&sh.table, sl))
+	sh.table.free(n)
 	sh.live--
+	sh.soonest, sh.seen = 0, 0 // unlink may have moved an entry to a place that sweep has looked at
 }
 
-// resize gives the index another size, a power of two.
-func (sh *shard) resize(size int) {
-	old := sh.index
-	sh.index = make([]uint64, size)
-	for _, e := range old {
-		if e != 0 {
-			sh.link(e>>32, uint32(e)-1)
-		}
+// resize gives the index another size, a power of two, and moves the slots of the given table into a new one; nil lets
+// them stay. The shard must not be changing its size.
+func (sh *shard) resize(size int, slots *table) {
+	if sh.live > 0 {
+		sh.old = &older{index: sh.index, table: slots}
 	}
+	sh.index = make([]uint64, size)
+	sh.hand, sh.soonest, sh.seen = 0, 0, 0
 }
 
-// tidy sweeps as many places as the charges since the last tidy made due: several at a time, so that the
-// processor waits for their cache lines together.
+// move moves the entry at a place of the old index to the new one, and returns its slot.
+func (sh *shard) move(place uint64) uint32 {
+	e := sh.old.index[place]
+	unlink(sh.old.index, place)
+	n := uint32(e) - 1
+	if sh.old.table != nil {
+		n = sh.table.adopt(sh.old.table, n)
+	}
+	link(sh.index, e>>32, n)
+	return n
+}
+
+// tidy sweeps as many places as the calls since the last tidy made due: several at a time, so that the processor waits
+// for their cache lines together. Every call pays, also a denial, so that keys go which are whole again.
 func (sh *shard) tidy(now quota.Micros, s *Store) {
-	if sh.due >= 8*8 {
-		sh.sweep(sh.due/8, now, s)
+	if sh.due += 2; sh.due >= 8*8 {
+		sh.sweep(int(sh.due/8), now, s)
 		sh.due = 0
 	}
-	if sh.kept++; sh.kept%32 == 0 {
+	if sh.calls++; sh.calls%32 == 0 {
 		sh.tidyAnother(now, s)
 	}
 }
@@ -213,58 +161,59 @@ func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
 	}
 }
 
-// sweep looks at some places of the index, removes the slots whose state equals a fresh one by now, and
-// returns their number.
-func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed int) {
-	for ; looks > 0 && sh.live > 0; looks-- {
-		if sh.hand++; sh.hand >= len(sh.index) {
-			sh.hand = 0
+// sweep looks at some places of the index, or moves the entries of four times as many of the old index, and removes the slots
+// whose state equals a fresh one by now: at most one for each place. It reports whether it removed one.
+func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed bool) {
+	if sh.old != nil {
+		sh.moveOn(4 * looks) // most of them are empty, and two indexes take more memory than one
+		return false
+	}
+	for removals := looks; looks > 0 && removals > 0 && sh.live > 0; looks-- {
+		if sh.hand >= len(sh.index) {
+			sh.hand, sh.soonest, sh.seen = 0, sh.seen, math.MaxInt64
 		}
 		// A removal may move another entry to this place, which is looked at as well.
 		for e := sh.index[sh.hand]; e != 0; e = sh.index[sh.hand] {
-			n := uint32(e) - 1
-			if sh.slots.at(n).expires > now {
+			expires := sh.table.slots.at(uint32(e) - 1).expires
+			if expires > now || removals == 0 {
+				sh.seen = min(sh.seen, expires)
 				break
 			}
-			sh.remove(e>>32, n)
-			freed++
+			sh.removeAt(uint64(sh.hand), s)
+			removals--
+			freed = true
 		}
+		sh.hand++
 	}
-	if freed > 0 {
-		s.keys.Add(-int64(freed))
-		if 8*sh.live < len(sh.index) && len(sh.index) > 16 {
-			sh.shrink()
-		}
+	if 8*sh.live < len(sh.index) && len(sh.index) > 16 {
+		sh.shrink()
 	}
 	return freed
 }
 
-// shrink moves the slots in use together and frees the rest of the memory.
+// shrink begins to move the slots in use together, so that the memory of the others is freed. The index becomes half as
+// large: it is then so empty that moveOn has done its work before the index has to grow.
 func (sh *shard) shrink() {
-	index, slots, pieces, tails, was := sh.index, sh.slots, sh.pieces, sh.tails, sh.kinds
-	sh.index = make([]uint64, max(16, len(index)/4))
-	sh.slots, sh.pieces, sh.tails, sh.kinds, sh.hand = slab[slot]{}, slab[piece]{}, nil, nil, 0
-	for _, e := range index {
-		if e == 0 {
-			continue
+	t := sh.table
+	sh.table = table{}
+	size := len(sh.index) / 2
+	if sh.live == 0 {
+		size = 0
+	}
+	sh.resize(size, &t)
+}
+
+// moveOn moves the entries of some places of the old index.
+func (sh *shard) moveOn(looks int) {
+	for ; looks > 0; looks-- {
+		if sh.old.place == len(sh.old.index) {
+			sh.old = nil
+			return
 		}
-		from := uint32(e) - 1
-		n := sh.slots.take()
-		sl := sh.slots.at(n)
-		*sl = *slots.at(from)
-		sl.kind = sh.kinds.add(was[sl.kind].kind)
-		for at := &sl.next; *at != 0; {
-			next := sh.pieces.take()
-			r := sh.pieces.at(next)
-			*r = *pieces.at(*at - 1)
-			*at, at = next+1, &r.next
+		if sh.old.index[sh.old.place] != 0 {
+			sh.move(uint64(sh.old.place)) // another entry may come to the place
+		} else {
+			sh.old.place++
 		}
-		if t, ok := tails[from]; ok {
-			if sh.tails == nil {
-				sh.tails = make(map[uint32][]int64)
-			}
-			sh.tails[n] = t
-		}
-		sh.link(e>>32, n)
 	}
 }

@@ -55,18 +55,22 @@ func TestDoneContextChargesNothing(t *testing.T) {
 			}
 		}
 	}
-	if s.Len() != 0 || len(s.grants.byID) != 0 {
-		t.Errorf("got %d keys, %d ids; want none", s.Len(), len(s.grants.byID))
+	if s.Len() != 0 || s.ids.used.Load() != 0 {
+		t.Errorf("got %d keys, %d ids; want none", s.Len(), s.ids.used.Load())
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
-	defer func() {
-		if text := fmt.Sprint(recover()); !strings.Contains(text, "MaxKeys is -1") || !strings.Contains(text, "accepted: ") {
-			t.Errorf("panic of New: got %s, want it to say \"MaxKeys is -1\" and \"accepted: \"", text)
-		}
-	}()
-	New(&Options{MaxKeys: -1})
+	for name, o := range map[string]*Options{"MaxKeys": {MaxKeys: -1}, "MaxIDs": {MaxIDs: -1}} {
+		func() {
+			defer func() {
+				if text := fmt.Sprint(recover()); !strings.Contains(text, name+" is -1") || !strings.Contains(text, "accepted: ") {
+					t.Errorf("panic of New: got %s, want it to say \"%s is -1\" and \"accepted: \"", text, name)
+				}
+			}()
+			New(o)
+		}()
+	}
 }
 
 func TestListsDoNotDeadlock(t *testing.T) {

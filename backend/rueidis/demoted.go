@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/fleetquota/fleetquota/backend/internal/engine"
 )
 
 // rueidis keeps a connection to a server that was demoted: nothing in it looks at READONLY. So a client made from a URL
@@ -38,17 +40,14 @@ func (a *adapter) leave() {
 
 // everywhere sends a command over each connection, behind a command with a key.
 func (a *adapter) everywhere(key string, read func(rueidis.RedisResult), command string) {
-	var wg sync.WaitGroup
-	for range looks {
-		wg.Go(func() {
-			b := a.client.B()
-			// Without a deadline: if the command has to dial, other calls wait for the same connection, and would
-			// get the end of its context.
-			answers := a.client.DoMulti(context.Background(), b.Get().Key(key).Build(), b.Arbitrary(command).Build())
-			read(answers[1])
-		})
-	}
-	wg.Wait()
+	engine.Each(looks, func(int) error {
+		b := a.client.B()
+		// Without a deadline: if the command has to dial, other calls wait for the same connection, and would
+		// get the end of its context.
+		answers := a.client.DoMulti(context.Background(), b.Get().Key(key).Build(), b.Arbitrary(command).Build())
+		read(answers[1])
+		return nil
+	})
 }
 
 // ofReplica reports whether the server that answered HELLO is a replica; known is false if the answer does not tell.

@@ -53,6 +53,12 @@ func (p *pauses) during(patience time.Duration, f func()) {
 		p.idle = idle
 	}
 	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.idle, p.resumed = nil, nil
+		close(resumed)
+	}()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
@@ -60,8 +66,4 @@ func (p *pauses) during(patience time.Duration, f func()) {
 		f()
 	case <-timer.C:
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.idle, p.resumed = nil, nil
-	close(resumed)
 }

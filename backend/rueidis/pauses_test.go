@@ -45,5 +45,16 @@ func TestPauses(t *testing.T) {
 		if err := p.enter(context.Background()); err != nil {
 			t.Errorf("call after that: got %v, want nil", err)
 		}
+
+		// Nor does a pause go on whose work panics.
+		p.exit()
+		p.exit()
+		func() {
+			defer func() { recover() }()
+			p.during(time.Second, func() { panic("a bug in a hook") })
+		}()
+		if err := p.enter(context.Background()); err != nil {
+			t.Errorf("call after a pause that panicked: got %v, want nil", err)
+		}
 	})
 }

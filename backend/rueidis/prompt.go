@@ -42,8 +42,12 @@ func (a *adapter) handOver(ctx context.Context, args []any, keys int) (engine.Re
 	}
 	done := make(chan result, 1)
 	call := func() {
-		r, err := a.do(ctx, args, keys)
-		done <- result{r, err}
+		var r result
+		r.err = engine.Catch("the client", true, func() (err error) {
+			r.reply, err = a.do(ctx, args, keys)
+			return err
+		})
+		done <- r
 	}
 	if !a.handed.Run(call) {
 		return nil, errClientClosed

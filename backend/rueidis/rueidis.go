@@ -226,14 +226,7 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (engine.Reply, e
 	return a.do(ctx, args, keys)
 }
 
-func (a *adapter) do(ctx context.Context, args []any, keys int) (_ engine.Reply, err error) {
-	// rueidis panics if the keys of a command lie in different slots. The engine sends no such command; if it
-	// ever did, the call must fail and not the process.
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("redis: %w: the client panicked: %v", quota.ErrMisconfigured, r)
-		}
-	}()
+func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
 	gone := a.gone.Load()
 	result := a.sendAgain(ctx, args, keys)
 	if result.NonRedisError() != nil {

@@ -3,14 +3,16 @@ package driver
 import "github.com/fleetquota/fleetquota/quota"
 
 // A Scripted Algorithm can run inside Redis, so that a decision takes one round trip. Without Lua a store on Redis
-// decides by compare-and-swap, in two. Stores on Redis call it; authors of rules implement it.
+// decides by compare-and-swap, in two, and so it does with the rules of a program beyond the first 64. A server keeps three
+// scripts or so for each rule. Stores on Redis call it; authors of rules implement it.
 type Scripted interface {
 	// Lua returns the body of a Lua 5.1 function that decides exactly as Decide does. It must be pure arithmetic: no
 	// redis.call, no globals but floor, ceil, min, max and the table library. It must be a constant of the Rule. Its
 	// parameters are
 	//
 	//	u, a, b, c, tail   the state: Unit (0 in the zero State), A, B, C; Tail as a table, or nil
-	//	op, cost, at, now  the request: Op as a number, Cost (2^52 for any above), At; the time
+	//	op, cost, at, now  the request: Op as a number (5, OpAhead, only where Spec.Ahead is set), Cost (2^52 for
+	//	                   any above), At; the time
 	//	unit, p1 … p6      Spec.Unit and Spec.Params
 	//
 	// and it returns

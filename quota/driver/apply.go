@@ -30,7 +30,8 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 // cs. The list is granted if all decisions are allowed. A store must call it under its lock, or write the marked items
 // only if no item changed in between.
 //
-// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule.
+// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
+// state leaves items of any rule as they are.
 func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
 	for i := range cs {
 		if err := fits(&cs[i], &items[i]); err != nil {
@@ -50,30 +51,33 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 		return nil
 	}
 	for i := range cs {
-		allowed := out[i].Allowed
+		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
 		if peek.Op != quota.OpTake && peek.Op != quota.OpPeek {
 			peek.Cost = 0
 		}
 		decide(&peek, &items[i], quota.OpPeek, now, &out[i])
-		if allowed {
-			out[i].Allowed, out[i].RetryAfter = true, 0
-		}
+		out[i].Allowed, out[i].RetryAfter = allowed, retryAfter
 	}
 	return nil
 }
 
 // decide decides one charge as the operation op, and fills in its decision.
 func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.Decision) {
+	if c.Limit.Spec().Unit == 0 { // the rule keeps no state: that of another rule stays as it is
+		it.Write = false
+		var none Item
+		it = &none
+	}
 	held := &it.State
 	gives := op == quota.OpRefund || op == quota.OpReset
 	before := int64(0)
 	if gives {
 		before = remaining(c, held, now)
 	}
-	s, v := c.Limit.Algorithm().Decide(
-		quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail},
-		quota.Request{Op: op, Cost: c.Cost, At: c.At}, now)
+	r := c.Request()
+	r.Op = op
+	s, v := c.Limit.Algorithm().Decide(quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail}, r, now)
 	it.Write = v.Write
 	if v.Write {
 		held.Unit, held.A, held.B, held.C, held.Tail = s.Unit, s.A, s.B, s.C, s.Tail
@@ -86,9 +90,12 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	d.Charged = 0
 	d.RetryAfter = v.RetryAfter.Duration()
 	d.ResetAfter = v.ResetAfter.Duration()
+	d.Delay = 0
 	d.At = now
 	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit) {
 		d.Charged = c.Cost
+	} else if v.Allowed && op == quota.OpAhead {
+		d.Charged, d.Delay, d.RetryAfter = c.Cost, d.RetryAfter, 0
 	} else if gives {
 		d.Charged = min(before-v.Remaining, 0)
 	}
@@ -101,7 +108,7 @@ func remaining(c *quota.Charge, s *quota.State, now quota.Micros) int64 {
 }
 
 func fits(c *quota.Charge, it *Item) error {
-	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) {
+	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) && c.Limit.Spec().Unit != 0 {
 		return misfit(c, it)
 	}
 	return nil

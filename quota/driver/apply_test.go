@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -31,6 +32,10 @@ func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micro
 		}
 	case 5:
 		c.Cost = 0
+	case 6, 7:
+		if l.Spec().Ahead {
+			c.Op, c.Within = quota.OpAhead, time.Duration(r.Int64N(int64(2*time.Second)))
+		}
 	default:
 		c.Cost = r.Int64N(l.Spec().Capacity/2 + 1)
 	}
@@ -132,15 +137,12 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			}
 			for i, c := range cs {
 				c.Op = quota.OpPeek
-				if cs[i].Op == quota.OpDebit || cs[i].Op == quota.OpRefund || cs[i].Op == quota.OpReset {
+				if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
 					c.Cost = 0
 				}
 				it := before[i]
 				want := mustDecide(t, c, &it, now)
-				want.Allowed = one[i].Allowed
-				if want.Allowed {
-					want.RetryAfter = 0
-				}
+				want.Allowed, want.RetryAfter = one[i].Allowed, one[i].RetryAfter
 				if out[i] != want {
 					t.Fatalf("Apply of %s, denied: decision %d: got %v, want %v, as if uncharged", testkit.Show(cs), i, out[i], want)
 				}
@@ -187,7 +189,7 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 		var held driver.Item
 		mustDecide(t, quota.Charge{Limit: theirs, Key: "k", Cost: 1}, &held, testkit.Epoch)
 		held.Write = false
-		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+		for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpAhead} {
 			items := []driver.Item{{}, held}
 			out := make([]quota.Decision, 2)
 			err := driver.Apply([]quota.Charge{fresh, {Limit: mine, Key: "k", Cost: 1, Op: op}}, items, testkit.Epoch, out)
@@ -207,4 +209,41 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A rule that keeps no state decides beside the state of any rule, and leaves it, whatever it returns.
+func TestApplyBesideAnotherRule(t *testing.T) {
+	own := testkit.LimitOf("same", "tb1", 10, time.Minute)
+	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll, scribbler{}} {
+		none := quota.Must(quota.NewLimit("same", rule))
+		it := driver.Item{}
+		mustDecide(t, quota.Charge{Limit: own, Key: "k", Cost: 4}, &it, 1e15)
+		it.Write = false
+		before := it
+		for op := quota.OpTake; op <= quota.OpReset; op++ {
+			for _, list := range []bool{false, true} {
+				c, out := quota.Charge{Limit: none, Key: "k", Cost: 3, Op: op}, make([]quota.Decision, 1)
+				items := []driver.Item{it}
+				err := driver.Apply([]quota.Charge{c}, items, 1e15+1, out)
+				if !list {
+					err = driver.ApplyOne(&c, &items[0], 1e15+1, &out[0])
+				}
+				if err != nil || !reflect.DeepEqual(items[0], before) {
+					t.Errorf("%v: got %+v, %v; want the item as it was, %+v", c, items[0], err, before)
+				}
+				if want := none.Spec().Capacity; out[0].Remaining != want || out[0].Limit != want {
+					t.Errorf("%v: got %+v, want limit and remaining %d", c, out[0], want)
+				}
+			}
+		}
+	}
+}
+
+// scribbler says that it keeps no state, and returns one.
+type scribbler struct{}
+
+func (scribbler) Spec() quota.Spec { return quota.Spec{Rule: quota.Rule{'s'}, Capacity: 5} }
+
+func (scribbler) Decide(s quota.State, _ quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
+	return quota.State{Unit: 1, A: s.A + 1}, quota.Verdict{Outcome: quota.Outcome{Allowed: true, Write: true}, Remaining: 5}
 }

@@ -215,14 +215,22 @@ func pause(ctx context.Context, attempt int) error {
 	}
 }
 
-// appendGrant appends the record of a grant: a fingerprint of the charges, then the numbers of each decision.
+// appendGrant appends the record of a grant: a fingerprint of the charges, then the numbers of each decision. Only where a
+// charge was delayed are there delays among them.
 func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
-	dst = append(dst, "id1:"...)
+	layout, numbers := "id1:", 5
+	for i := range ds {
+		if ds[i].Delay > 0 {
+			layout, numbers = "id2:", 6
+		}
+	}
+	dst = append(dst, layout...)
 	sum := Fingerprint(cs)
 	dst = hex.AppendEncode(dst, sum[:])
 	for i := range ds {
 		d := &ds[i]
-		for _, n := range [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At)} {
+		all := [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay)}
+		for _, n := range all[:numbers] {
 			dst = strconv.AppendInt(append(dst, ':'), n, 10)
 		}
 	}
@@ -232,26 +240,30 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 // parseGrant reads the decisions of a recorded grant; it fails with ErrInvalid if that was granted to other charges.
 func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 	fields := strings.Split(text, ":")
-	if len(fields) < 2 || fields[0] != "id1" {
+	numbers := 5
+	if fields[0] == "id2" {
+		numbers = 6
+	}
+	if len(fields) < 2 || fields[0] != "id1" && fields[0] != "id2" {
 		return notState(text)
 	}
 	if sum := Fingerprint(cs); fields[1] != hex.EncodeToString(sum[:]) {
 		return fmt.Errorf("quota: %w: request id %q was granted to other charges; accepted: a new id", quota.ErrInvalid, cs[0].ID)
 	}
 	fields = fields[2:]
-	if len(fields) != 5*len(cs) {
+	if len(fields) != numbers*len(cs) {
 		return notState(text)
 	}
 	for i := range out {
-		var n [5]int64
-		for j := range n {
+		var n [6]int64
+		for j := range numbers {
 			var err error
-			if n[j], err = strconv.ParseInt(fields[5*i+j], 10, 64); err != nil {
+			if n[j], err = strconv.ParseInt(fields[numbers*i+j], 10, 64); err != nil {
 				return notState(text)
 			}
 		}
 		out[i] = quota.Decision{Allowed: true, Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
-			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4])}
+			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4]), Delay: time.Duration(n[5])}
 	}
 	return nil
 }

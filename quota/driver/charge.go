@@ -9,10 +9,10 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// SameCharge reports whether a and b are equal in limit, key, cost, operation and time of the receipt: whether one may
-// repeat the other under its request id.
+// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt and accepted delay:
+// whether one may repeat the other under its request id.
 func SameCharge(a, b quota.Charge) bool {
-	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At
+	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At && a.Within == b.Within
 }
 
 // OnlyPeeks reports whether a list has no effect even where it is granted: all of its charges are peeks. Stores do not
@@ -36,6 +36,9 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 		text = AppendKey(text, c.Limit.Name(), c.Key)
 		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
 			text = strconv.AppendInt(append(text, ' '), n, 10)
+		}
+		if c.Within != 0 {
+			text = strconv.AppendInt(append(text, ' '), int64(c.Within), 10)
 		}
 		text = append(text, '\n')
 	}

@@ -26,6 +26,7 @@ func TestSameCharge(t *testing.T) {
 	for name, change := range map[string]func(*quota.Charge){
 		"limit": func(c *quota.Charge) { c.Limit = b }, "key": func(c *quota.Charge) { c.Key = "l" }, "cost": func(c *quota.Charge) { c.Cost++ },
 		"op": func(c *quota.Charge) { c.Op = quota.OpDebit }, "time": func(c *quota.Charge) { c.At++ },
+		"delay": func(c *quota.Charge) { c.Within++ },
 	} {
 		d := c
 		if change(&d); driver.SameCharge(c, d) {
@@ -50,6 +51,7 @@ func TestFingerprint(t *testing.T) {
 		"cost":        {with(func(c *quota.Charge) { c.Cost = 11 })},
 		"op":          {with(func(c *quota.Charge) { c.Op = quota.OpDebit })},
 		"at":          {with(func(c *quota.Charge) { c.At = 1 })},
+		"within":      {with(func(c *quota.Charge) { c.Within = 1 })},
 		"order":       {c, with(func(c *quota.Charge) { c.Key = "g/j" })},
 		"other order": {with(func(c *quota.Charge) { c.Key = "g/j" }), c},
 		"digits":      {with(func(c *quota.Charge) { c.Cost, c.At = 1, 11 })},

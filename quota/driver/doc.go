@@ -18,7 +18,8 @@
 // # Input
 //
 // A store gets charges that have passed [quota.Check]: 1 to [quota.MaxCharges] of them, with limits that NewLimit made, valid
-// keys, costs of 0 or more, no limit and key twice, and one request id for all.
+// keys, costs of 0 or more, no limit and key twice, and one request id for all. A store that sends a charge to another
+// place to be decided there sends the numbers of [quota.Charge.Request].
 //
 // # Optional interfaces
 //

@@ -151,6 +151,7 @@ func TestIDCoversEveryOperation(t *testing.T) {
 			{quota.Charge{Op: quota.OpRefund, Cost: 5, At: receipt.At}, 3},
 			{quota.Charge{Op: quota.OpTake, Cost: 0}, 3},
 			{quota.Charge{Op: quota.OpTake, Cost: 2}, 1},
+			{quota.Charge{Op: quota.OpAhead, Cost: 3, Within: time.Hour}, -2},
 			{quota.Charge{Op: quota.OpReset}, 10},
 		} {
 			c.charge.Limit, c.charge.Key, c.charge.ID = l, "k", fmt.Sprint("id ", i)
@@ -234,7 +235,7 @@ func TestRememberedGrantIsChecked(t *testing.T) {
 	charge := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: "i"}
 	must[quota.Decision](t)(s.Take(bg, charge))
 	held := kv.entries["{k}#i"]
-	for _, text := range []string{"tb1:1:2:3:4", "id2" + held.value[3:], held.value + ":1", held.value + "x", "id1", "id1:", held.value[:len(held.value)-20]} {
+	for _, text := range []string{"tb1:1:2:3:4", "id2" + held.value[3:], "id3" + held.value[3:], held.value + ":1", held.value + "x", "id1", "id1:", held.value[:len(held.value)-20]} {
 		kv.entries["{k}#i"] = memEntry{text, held.version, held.expires}
 		d, err := s.Take(bg, charge)
 		if err == nil || d != (quota.Decision{}) {

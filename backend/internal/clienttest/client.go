@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +46,7 @@ type target struct {
 	pool           int            // connections, of a client that has a pool; 0 is the client's own number
 	timeout        time.Duration  // of a dial, a read and a write; 0 is 2 s
 	options        engine.Options // of the first store
+	hook           func()         // is called before each script, unless nil
 }
 
 func single(s *redisserver.Server) target { return target{addrs: []string{s.Addr()}} }
@@ -95,6 +97,12 @@ func connectGoredis(to target) (conn, error) {
 		o.Dialer = to.dialer
 	}
 	client := goredisclient.NewUniversalClient(o)
+	if to.hook != nil {
+		client.AddHook(hook(to.hook))
+		if c, is := client.(*goredisclient.ClusterClient); is {
+			c.OnNewNode(func(node *goredisclient.Client) { node.AddHook(hook(to.hook)) })
+		}
+	}
 	return conn{
 		open: func(o engine.Options) (store, error) {
 			return goredis.New(client, &goredis.Options{Prefix: o.Prefix, Strict: o.Strict, Batching: goredis.Batching(o.Batching), Notice: o.Notice, Clock: o.Clock})
@@ -127,6 +135,9 @@ func connectRueidis(to target) (conn, error) {
 	if err != nil {
 		return conn{}, err
 	}
+	if to.hook != nil {
+		client = hooked{client, to.hook}
+	}
 	return conn{
 		open: func(o engine.Options) (store, error) {
 			return rueidis.New(client, &rueidis.Options{Prefix: o.Prefix, Strict: o.Strict, Batching: rueidis.Batching(o.Batching), Notice: o.Notice, Clock: o.Clock})
@@ -138,6 +149,50 @@ func connectRueidis(to target) (conn, error) {
 		},
 		close: client.Close,
 	}.with(to.options)
+}
+
+// hook is a hook of go-redis.
+type hook func()
+
+func (hook) DialHook(next goredisclient.DialHook) goredisclient.DialHook { return next }
+
+func (h hook) ProcessHook(next goredisclient.ProcessHook) goredisclient.ProcessHook {
+	return func(ctx context.Context, c goredisclient.Cmder) error {
+		h.before(c.Name())
+		return next(ctx, c)
+	}
+}
+
+func (h hook) ProcessPipelineHook(next goredisclient.ProcessPipelineHook) goredisclient.ProcessPipelineHook {
+	return func(ctx context.Context, cs []goredisclient.Cmder) error {
+		h.before(cs[0].Name())
+		return next(ctx, cs)
+	}
+}
+
+func (h hook) before(command string) {
+	if strings.HasPrefix(strings.ToLower(command), "eval") {
+		h()
+	}
+}
+
+// hooked is a client of rueidis with a hook.
+type hooked struct {
+	rueidisclient.Client
+	hook hook
+}
+
+func (h hooked) Do(ctx context.Context, c rueidisclient.Completed) rueidisclient.RedisResult {
+	h.hook.before(c.Commands()[0])
+	return h.Client.Do(ctx, c)
+}
+
+func (h hooked) Nodes() map[string]rueidisclient.Client {
+	nodes := h.Client.Nodes()
+	for addr, node := range nodes {
+		nodes[addr] = hooked{node, h.hook}
+	}
+	return nodes
 }
 
 // dial connects and ends store and client with the test.

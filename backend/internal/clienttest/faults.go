@@ -347,6 +347,44 @@ func closing(t *testing.T, l library) {
 	})
 }
 
+// hooks puts code into the caller's client that panics now and then. That costs the calls that it concerns a decision,
+// and no other call.
+func hooks(t *testing.T, l library) {
+	t.Parallel()
+	eachSite(t, func(t *testing.T, p site) {
+		var scripts atomic.Int64
+		var bug atomic.Bool
+		to := p.direct
+		to.hook = func() {
+			if bug.Load() && scripts.Add(1)%20 == 0 {
+				panic("a bug in a hook")
+			}
+		}
+		s := l.dial(t, to)
+		limit, list := counted(plenty), keys(16)
+		granted := calls(s, limit, list, len(list)).ok
+		bug.Store(true)
+		y := calls(s, limit, list, sized(2000, 10_000))
+		bug.Store(false)
+		t.Log(y)
+		y.only(t, errUncertain)
+		for text := range y.texts {
+			if !strings.Contains(text, "a bug in a hook") {
+				t.Errorf("got error %q, want one that tells the panic", text)
+			}
+		}
+		if y.errors() == 0 {
+			t.Error("errors: got none, want some")
+		}
+		after := calls(s, limit, list, 10*len(list))
+		if err := after.failure(); err != nil {
+			t.Error("calls after the last panic: ", err)
+		}
+		after.ok += y.ok + granted
+		after.exact(t, charged(t, s, limit, list...)) // no script was sent after a panic
+	})
+}
+
 // idle breaks connections while no call uses them. A store that reads its connections all the time makes them anew by
 // itself, so that the next call needs no time for a handshake.
 func idle(t *testing.T, l library) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -350,6 +351,20 @@ func recordOfOtherNumbers(t *testing.T, store store, l, smaller *quota.Limit) {
 	c.Limit = smaller
 	if d := take(t, store, c); !d.Allowed || !d.Replayed || d.Charged != 3 || d.RetryAfter != 0 {
 		t.Errorf("repeated under other numbers: got %+v, want the grant of 3", d)
+	}
+	// A take ahead that other numbers would not grant was delayed by no more than it accepted.
+	fast, slow := quota.Must(algorithm.TokenBucket(10, 10, time.Minute)), quota.Must(algorithm.TokenBucket(10, 1, time.Minute))
+	ahead := quota.Charge{Limit: limitOf(l.Name()+".ahead", fast), Key: "numbers", Cost: 9, Op: quota.OpAhead, Within: time.Minute, ID: "r2"}
+	take(t, store, quota.Charge{Limit: ahead.Limit, Key: ahead.Key, Cost: 10})
+	first := take(t, store, ahead)
+	again := take(t, store, ahead)
+	first.Replayed = true
+	if again != first || first.Delay < 50*time.Second || first.Delay > 54*time.Second {
+		t.Errorf("a repeated take ahead: got %+v, want as the first time, %+v, delayed by some 54s", again, first)
+	}
+	ahead.Limit = limitOf(l.Name()+".ahead", slow)
+	if d := take(t, store, ahead); !d.Allowed || !d.Replayed || d.Charged != 9 || d.RetryAfter != 0 || d.Delay < first.Delay || d.Delay > time.Minute {
+		t.Errorf("a take ahead repeated under other numbers: got %+v, want the grant of 9, delayed by %v to 1m", d, first.Delay)
 	}
 }
 

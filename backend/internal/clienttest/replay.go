@@ -282,6 +282,11 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 			continue
 		}
 		c.Cost = randomCost(w.rng, c.Limit.Spec().Capacity, it.left)
+		if c.Op == quota.OpAhead && !c.Limit.Spec().Ahead {
+			c.Op = quota.OpTake
+		} else if c.Op == quota.OpAhead {
+			c.Within = []time.Duration{0, time.Duration(w.rng.Int64N(1e10)), quota.Never}[w.rng.IntN(3)]
+		}
 		if c.Op == quota.OpRefund {
 			c.At = max(w.receipt(it, c.Limit.Spec()), 0)
 		}
@@ -340,11 +345,17 @@ func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
 	} else if w.rng.IntN(2) == 0 {
 		s.Unit = 1
 		entries := algorithm.MaxLogEntries - w.rng.IntN(2)
-		newest := w.now + w.rng.Int64N(3) - 1
+		newest, gap := w.now+w.rng.Int64N(3)-1, int64(1)
+		if w.rng.IntN(2) == 0 {
+			gap += w.rng.Int64N(c.Limit.Spec().Params[1]/algorithm.MaxLogEntries + 1)
+		}
 		for i := range entries {
 			n := 1 + w.rng.Int64N(3)
 			s.A += n
-			s.Tail = append(s.Tail, newest+int64(1+i-entries), n)
+			s.Tail = append(s.Tail, max(newest+int64(1+i-entries)*gap, 0), n)
+		}
+		if w.rng.IntN(2) == 0 { // as if older entries had been joined
+			s.C = s.Tail[2*w.rng.IntN(entries)]
 		}
 	}
 	// UNLINK and APPEND, which the counts of DEL and SET do not see.

@@ -46,7 +46,7 @@ type numbers struct {
 var extremes = []numbers{
 	{1, 1, year}, {10, 1, year}, {1, 1, 10 * year}, {1, 1, time.Microsecond}, {1000, 1000, time.Microsecond},
 	{1_000_000_000, 1_000_000_000, time.Second}, {1 << 40, 1_000_000_000, time.Second}, {1 << 40, 1 << 40, 10 * year},
-	{1 << 40, 1 << 30, time.Hour}, {1_000_000_000, 1_000_000_007, time.Hour}, {1_000_000_007, 1_000_000_007, 1000 * time.Hour},
+	{1 << 40, 1 << 30, time.Hour}, {1<<52 - 1, 1_000_000, time.Microsecond}, {5 << 40, 5 << 40, 30 * 24 * time.Hour}, {1_000_000_000, 1_000_000_007, time.Hour}, {1_000_000_007, 1_000_000_007, 1000 * time.Hour},
 	{1 << 39, 1<<40 - 87, 7 * 24 * time.Hour}, {50, 53, 10 * year}, {1<<20 - 1, 1, (1<<31 - 1) * time.Microsecond},
 	{100_000, 99_991, time.Second}, {7, 3, 999_983 * time.Microsecond},
 }
@@ -59,7 +59,7 @@ func magnitude(rng *rand.Rand, bits int) int64 { return 1 + rng.Int64N(int64(1)<
 // randomRule returns a rule of a kind: an extreme one time in four, else often one that a few charges fill.
 func randomRule(rng *rand.Rand, k kind) quota.Algorithm {
 	for {
-		n := numbers{magnitude(rng, 40), magnitude(rng, 40), time.Duration(magnitude(rng, 48)) * time.Microsecond}
+		n := numbers{magnitude(rng, 52), magnitude(rng, 52), time.Duration(magnitude(rng, 48)) * time.Microsecond}
 		switch rng.IntN(8) {
 		case 0, 1:
 			n = extremes[rng.IntN(len(extremes))]
@@ -100,8 +100,10 @@ func randomCost(rng *rand.Rand, capacity, remaining int64) int64 {
 
 func randomOp(rng *rand.Rand) quota.Op {
 	switch n := rng.IntN(20); {
-	case n < 12:
+	case n < 10:
 		return quota.OpTake
+	case n < 12:
+		return quota.OpAhead
 	case n < 14:
 		return quota.OpPeek
 	case n < 16:

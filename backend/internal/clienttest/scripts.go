@@ -13,7 +13,9 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // batchCalls: a batch is one script call, whatever is in it, and a key that holds another program's value
@@ -163,6 +165,44 @@ func (l liar) Spec() quota.Spec {
 }
 
 func (l liar) Lua() string { return l.lua }
+
+// cachedScripts: the scripts that a server keeps grow with the rules, and not with the combinations of rules in a call.
+func cachedScripts(t *testing.T, l library) {
+	server, open := l.single(t)
+	store := open(engine.Options{})
+	kernel := counted(plenty).Algorithm()
+	limits := make([]*quota.Limit, 13)
+	for i := range limits {
+		name := "own" + strconv.Itoa(i)
+		limits[i] = limitOf(name, liar{kernel, name, kernel.(driver.Scripted).Lua()})
+	}
+	random := testenv.Random(t)
+	var all sync.WaitGroup
+	for range 16 {
+		order := random.Perm(len(limits))
+		all.Go(func() {
+			for i := range 100 {
+				cs := make([]quota.Charge, 1+i%5)
+				for j := range cs {
+					cs[j] = quota.Charge{Limit: limits[order[(i+j*(1+i%3))%len(limits)]], Key: "k", Cost: 1}
+				}
+				if err := store.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	info, err := server.Info(bg, "memory").Result()
+	ok(t, err)
+	_, rest, _ := strings.Cut(info, "number_of_cached_scripts:")
+	kept, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
+	ok(t, err)
+	t.Logf("%d scripts for %d rules", kept, len(limits))
+	if most := 4 * len(limits); kept > most {
+		t.Errorf("scripts that the server keeps for %d rules: got %d, want %d or fewer", len(limits), kept, most)
+	}
+}
 
 // kernels: Lua that decides otherwise than its Go, or fails, is ErrMisconfigured, and ErrIndeterminate too if it
 // ran, unless the script says in its own words that it wrote nothing. A list in which it fails is not written.

@@ -33,7 +33,7 @@ func (s *Store) send(ctx context.Context, items []queued, roundTrip any) error {
 		s.sendParts(ctx, items, roundTrip)
 	} else {
 		parts := s.byTag(items)
-		each(len(parts), func(i int) { s.sendParts(ctx, parts[i], roundTrip) })
+		Each(len(parts), func(i int) error { s.sendParts(ctx, parts[i], roundTrip); return nil })
 	}
 	return items[0].failure()
 }
@@ -186,16 +186,37 @@ func (c *call) remembered() bool { return len(c.lists) > 0 && c.lists[0].charges
 // sendCall sends a call and writes the answers into its charges. A call that is refused because of some keys
 // is sent again in parts.
 func (s *Store) sendCall(ctx context.Context, c *call, roundTrip any) {
-	script, args, keys := s.encode(c)
-	r, err := s.run(ctx, script, args, keys)
-	if err == nil {
-		err = c.conclude(r)
-	} else if ofSomeKeys(err) {
+	err := errEnded
+	defer func() { c.failed(err, roundTrip) }()
+	err = s.decideCall(ctx, c)
+	if err != nil && ofSomeKeys(err) {
 		if parts := c.parts(); len(parts) > 1 {
-			each(len(parts), func(i int) { s.sendCall(ctx, parts[i], roundTrip) })
-			return
+			Each(len(parts), func(i int) error { s.sendCall(ctx, parts[i], roundTrip); return nil })
+			err = nil
 		}
 	}
+}
+
+// decideCall sends a call and decides its charges. An error is about the call as a whole.
+func (s *Store) decideCall(ctx context.Context, c *call) (err error) {
+	sent := false
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicked(v, "a function", sent)
+		}
+	}()
+	script, args, keys := s.encode(c)
+	sent = true
+	r, err := s.run(ctx, script, args, keys)
+	if err == nil {
+		s.scripts.ran(script)
+		err = c.conclude(r)
+	}
+	return err
+}
+
+// failed writes an error of a call as a whole into its charges, unless it is nil.
+func (c *call) failed(err error, roundTrip any) {
 	if err == nil {
 		return
 	}
@@ -285,7 +306,7 @@ func (k *callKey) asked() any {
 	var dst []byte
 	for q := k.first; q != nil; {
 		c, times := &q.charge, int64(0)
-		for ; q != nil && q.charge.Op == c.Op && q.charge.Cost == c.Cost && q.charge.At == c.At; q = q.next {
+		for r := c.Request(); q != nil && q.charge.Request() == r; q = q.next {
 			times++
 		}
 		dst = append(appendCharge(dst, c), ' ')
@@ -308,7 +329,7 @@ func (q *list) asked() string {
 func appendCharge(dst []byte, c *quota.Charge) []byte {
 	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
-	return strconv.AppendInt(dst, int64(c.At), 10)
+	return strconv.AppendInt(dst, int64(c.Request().At), 10)
 }
 
 // conclude decides the charges again on the states that the script found. An error is about the call as a
@@ -331,6 +352,7 @@ func (c *call) conclude(r Reply) error {
 	if len(c.lists) > 0 {
 		items, broken = make([]driver.Item, len(c.keys)), make([]error, len(c.keys))
 	}
+	var undecided []*error // of charges whose algorithm panicked, and of those behind them: their states are not known
 	for k := range c.keys {
 		it, misfit, err := itemOf(r, 2+k)
 		if err != nil {
@@ -338,9 +360,14 @@ func (c *call) conclude(r Reply) error {
 		}
 		for q := c.keys[k].first; q != nil; q = q.next {
 			if q.err = misfit; misfit == nil {
-				if q.err = driver.ApplyOne(&q.charge, &it, now, &q.decision); q.err == nil && it.Write {
-					changes--
-				}
+				q.err = applyOne(&q.charge, &it, now, &q.decision)
+			}
+			switch {
+			case isPanic(q.err):
+				misfit = q.err
+				undecided = append(undecided, &q.err)
+			case q.err == nil && it.Write:
+				changes--
 			}
 		}
 		if items != nil {
@@ -348,12 +375,27 @@ func (c *call) conclude(r Reply) error {
 		}
 	}
 	for _, q := range c.lists {
-		if q.conclude(items, broken, now) {
+		granted := q.conclude(items, broken, now)
+		if granted {
 			changes--
 		}
+		if isPanic(q.err) {
+			undecided = append(undecided, &q.err)
+			for _, k := range q.indexes {
+				if broken[k] == nil {
+					broken[k] = q.err
+				}
+			}
+		}
 	}
-	if changes != 0 {
+	switch {
+	case changes == 0:
+	case len(undecided) == 0:
 		return differs(c.keys[0].plan)
+	default:
+		for _, err := range undecided {
+			*err = uncertain("the script may have charged: %v", *err)
+		}
 	}
 	return nil
 }
@@ -370,7 +412,7 @@ func (q *list) conclude(items []driver.Item, broken []error, now quota.Micros) b
 		its = append(its, items[k])
 	}
 	if q.err == nil {
-		q.err = driver.Apply(q.charges, its, now, q.decisions)
+		q.err = Catch("an algorithm", false, func() error { return driver.Apply(q.charges, its, now, q.decisions) })
 	}
 	if q.err != nil {
 		return false

@@ -21,17 +21,23 @@ end
 local reply, values, lifetimes, changes = {now, 0}, {}, {}, 0
 local states, runs = {}, {} -- of the keys, for the lists
 local j, done = 3, 0
+local kernels = {} -- those that are used: to build one costs as much as a decision
 while done < n do
   local h = A[j]
   local size = #h
-  local kernel = kernels[sub(h, 2, 1 + byte(h, 1))]
+  local rule = sub(h, 2, 1 + byte(h, 1))
+  local kernel = kernels[rule]
+  if not kernel then
+    kernel = kernelOf(rule)
+    kernels[rule] = kernel
+  end
   local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[j + 1])
   local run = lists > 0 and {h = h, kernel = kernel, numbers = A[j + 1]}
   local first = done + 1
   done = done + A[j + 2]
   j = j + 3
   for k = first, done do
-    local v = pcall('GET', K[k])
+    local v = unit > 0 and pcall('GET', K[k]) -- a rule of unit 0 keeps no state: that of another rule stays
     local u, a, b, c, tail = 0, 0, 0, 0
     if v then
       local rest = #v - size

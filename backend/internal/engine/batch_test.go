@@ -35,12 +35,18 @@ func TestMixedBatch(t *testing.T) {
 	}
 	items := map[name]driver.Item{}
 	charge := func() quota.Charge {
-		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(5))}
+		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(6))}
 		switch c.Op {
 		case quota.OpRefund:
 			c.At = now - quota.Micros(rng.Int64N(1_000_000))
 		case quota.OpReset:
 			c.Cost = 0
+		case quota.OpAhead:
+			if !c.Limit.Spec().Ahead {
+				c.Op = quota.OpTake
+				break
+			}
+			c.Within = time.Duration(rng.Int64N(int64(5 * time.Second)))
 		}
 		return c
 	}

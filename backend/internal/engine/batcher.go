@@ -58,7 +58,7 @@ type batch[T any] struct {
 	withdrawn []int // indexes of items whose callers left before the batch was sent
 	size      int
 	sent      bool  // from now on the batch is the sender's
-	err       error // nothing was sent
+	err       error // the items have no answers of their own
 
 	deadline time.Time // the latest of the waiting callers
 	endless  bool      // one of them has no deadline
@@ -200,6 +200,11 @@ func (b *Batcher[T]) start(q *Queue[T], w *batch[T]) {
 
 // sendAll sends a batch, and then those that wait when it ends.
 func (b *Batcher[T]) sendAll(q *Queue[T], w *batch[T]) {
+	defer func() {
+		if w != nil { // Send ended the goroutine
+			b.leave(context.Background(), q, nil)
+		}
+	}()
 	for w != nil {
 		timeout := b.send(w)
 		runtime.Gosched()
@@ -209,9 +214,18 @@ func (b *Batcher[T]) sendAll(q *Queue[T], w *batch[T]) {
 	}
 }
 
-// send sends a batch, and returns the call's error if it timed out.
-func (b *Batcher[T]) send(w *batch[T]) error {
-	defer close(w.done)
+// send sends a batch, and returns the call's error if it timed out. If Send panics, that is the answer to all items.
+func (b *Batcher[T]) send(w *batch[T]) (timeout error) {
+	w.err = errEnded
+	defer func() {
+		if v := recover(); v != nil {
+			w.err = panicked(v, "a function", true)
+		}
+		if w.err != nil {
+			w.err = driver.Share(w.err, w)
+		}
+		close(w.done)
+	}()
 	ctx := context.Background()
 	if !w.endless {
 		var cancel context.CancelFunc
@@ -231,10 +245,11 @@ func (b *Batcher[T]) send(w *batch[T]) error {
 			}
 		}
 	}
-	if len(items) == 0 {
-		return nil
+	if len(items) > 0 {
+		timeout = timedOut(ctx, b.Send(ctx, items, w))
 	}
-	return timedOut(ctx, b.Send(ctx, items, w))
+	w.err = nil
+	return timeout
 }
 
 // refuse ends the waiting items with an error. The caller holds q.mu.

@@ -32,8 +32,8 @@
 //
 // # Scripts
 //
-// A script is an assembly: prelude.lua, the clock, the kernels of the rules that the call names, and a
-// driver. There are two drivers, and so two forms in which a charge travels. single.lua decides one charge
+// A script is an assembly: prelude.lua, the clock, kernels of rules, and a driver. A charge alone, and a batch of one
+// rule, has a script of its rule; other batches have one script of all rules that they use, see scripts. There are two drivers, and so two forms in which a charge travels. single.lua decides one charge
 // and builds no table and no function but for rare states: it sets the latency of a store without load.
 // batch.lua decides everything else: many single charges, lists, and lists with a request id. state.lua reads
 // and writes states for both. load.lua and swap.lua serve algorithms without Lua, by compare-and-swap.
@@ -41,6 +41,11 @@
 // A new field of a charge touches single.go and single.lua, appendCharge in batch.go and batch.lua,
 // kernelParams in script.go, Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and
 // the Lua harness of package conformance.
+//
+// # Panics
+//
+// A panic of the client or an algorithm becomes an error of the calls that it concerns, see panic.go; the standard logger
+// gets that of a receiver of notices.
 //
 // # Locks
 //

@@ -217,6 +217,12 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		return err
 	}
 	q := &list{charges: cs, targets: make([]target, len(cs)), decisions: out}
+	for i := range cs { // before anything is sent, for Scripted.Lua may panic
+		var err error
+		if q.targets[i].plan, err = s.plan(cs[i].Limit); err != nil {
+			return err
+		}
+	}
 	if s.o.Strict {
 		if n := len(s.partsOf(q, s.sameSlot)); n > 1 {
 			return fmt.Errorf("redis: %w: the groups of these keys lie in %d slots; accepted: one slot", quota.ErrCrossSlot, n)
@@ -243,15 +249,11 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 // decide decides a list in one step. Its keys must be on one server.
 func (s *Store) decide(ctx context.Context, q *list) error {
 	for i := range q.charges {
-		t, c := &q.targets[i], &q.charges[i]
-		var err error
-		if t.plan, err = s.plan(c.Limit); err != nil {
-			return err
-		}
+		t := &q.targets[i]
 		if t.plan.script == nil {
-			return s.cas.TakeAll(ctx, q.charges, q.decisions)
+			return Catch("an algorithm", false, func() error { return s.cas.TakeAll(ctx, q.charges, q.decisions) })
 		}
-		s.locate(t, c)
+		s.locate(t, &q.charges[i])
 	}
 	if s.o.Batching == BatchNone || q.charges[0].ID != "" {
 		return s.send(ctx, []queued{{list: q}}, nil)
@@ -290,16 +292,26 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 // invoke sends a script without waiting for a node to be ready. If the node does not know the SHA, and so nothing ran,
 // it sends the text.
 func (s *Store) invoke(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
-	r, err := s.client.Do(ctx, args, keys)
+	r, err := s.do(ctx, args, keys)
 	if err != nil && IsNoScript(err) {
 		args[0], args[1] = eval, sc.text
-		r, err = s.client.Do(ctx, args, keys)
+		r, err = s.do(ctx, args, keys)
 	}
 	if err != nil && IsNoScript(err) {
 		err = ReplyError(err)
 	}
 	s.heard(err, keys)
 	return r, err
+}
+
+// do calls the client's Do.
+func (s *Store) do(ctx context.Context, args []any, keys int) (r Reply, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicked(v, "the client", true)
+		}
+	}()
+	return s.client.Do(ctx, args, keys)
 }
 
 // plan returns the plan of a limit.

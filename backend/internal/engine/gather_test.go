@@ -40,7 +40,7 @@ func (s *slow) Do(ctx context.Context, args []any, keys int) (Reply, error) {
 		return nil, err
 	}
 	r := elements{int64(1_795_427_141_791_724)}
-	if len(args) > 3+keys+3 { // a batch: each of its keys is changed, each of its lists granted
+	if len(args) >= 3+keys+6 { // a batch: each of its keys is changed, each of its lists granted
 		r = append(r, changes(args[3+keys:]))
 	}
 	for range keys {

@@ -54,11 +54,17 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	if err := driver.Apply(cs, items, now, out); err != nil {
 		return err
 	}
+	granted := quota.Granted(out)
 	for i := range out {
 		// The limit's numbers may have changed since, and deny; the charge was granted all the same.
 		out[i].Allowed, out[i].RetryAfter, out[i].Replayed = true, 0, true
-		if op := cs[i].Op; op == quota.OpTake || op == quota.OpDebit {
+		switch cs[i].Op {
+		case quota.OpTake, quota.OpDebit:
 			out[i].Charged = cs[i].Cost
+		case quota.OpAhead:
+			if out[i].Charged = cs[i].Cost; !granted {
+				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
+			}
 		}
 	}
 	return nil

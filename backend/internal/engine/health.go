@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"log"
 	"strconv"
 	"strings"
 
@@ -81,13 +82,21 @@ func software(info string) (kind, version string) {
 func (s *Store) notice(name, text string) {
 	n := quota.Notice{Name: name, Text: text}
 	if s.o.Notice != nil {
-		s.o.Notice(n)
+		tell(s.o.Notice, n)
 		return
 	}
 	for _, r := range s.reporting() {
 		if r.Notice != nil {
-			r.Notice(n)
+			tell(r.Notice, n)
 		}
+	}
+}
+
+// tell gives a notice to a receiver. If that panics, the standard logger gets the panic: no call is to blame for it.
+func tell(receiver func(quota.Notice), n quota.Notice) {
+	err := Catch("the receiver of notices", false, func() error { receiver(n); return nil })
+	if err != nil {
+		log.Print(err)
 	}
 }
 

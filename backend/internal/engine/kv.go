@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -20,9 +21,11 @@ var swapText string
 // kv is a driver.KV for algorithms without Lua. It reads and writes the same states as the scripts.
 type kv struct{ s *Store }
 
-// grantText begins the record of a request id that driver.NewCAS wrote. Records are kept as text; states are
-// packed.
-const grantText = "id1:"
+// isGrant reports whether a value is the record of a request id that driver.NewCAS wrote. Records are kept as text;
+// states are packed.
+func isGrant(value string) bool {
+	return strings.HasPrefix(value, "id1:") || strings.HasPrefix(value, "id2:")
+}
 
 // maxLifetime is the longest lifetime of a key in ms. Some servers count it in nanoseconds, in 63 bits.
 const maxLifetime = math.MaxInt64 / int64(time.Millisecond)
@@ -52,7 +55,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 			return nil, 0, ofRead(badReply(r))
 		}
 		entries[i] = driver.Entry{Key: key, Value: held, Revision: held}
-		if len(held) >= len(grantText) && held[:len(grantText)] == grantText {
+		if isGrant(held) {
 			continue
 		}
 		it, err := unpack(held)
@@ -78,7 +81,7 @@ func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	}
 	for _, c := range changes {
 		value := c.Value
-		if value != "" && (len(value) < len(grantText) || value[:len(grantText)] != grantText) {
+		if value != "" && !isGrant(value) {
 			it, err := driver.ParseItem(value)
 			if err != nil {
 				return false, err

@@ -150,7 +150,7 @@ var errNoRunID = fmt.Errorf("redis: %w: the server does not tell its run_id and 
 // moment.
 func final(err error) bool {
 	_, noReply := errors.AsType[*connectionError](err)
-	return !noReply && !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrOverloaded) &&
+	return !noReply && !isPanic(err) && !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrOverloaded) &&
 		!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
@@ -260,7 +260,7 @@ func (s *Store) learnSoon() {
 	s.attempts.Run(func() {
 		ctx, cancel := context.WithTimeout(s.life, learnTimeout)
 		defer cancel()
-		s.reach.ended(s.learn(ctx))
+		s.reach.ended(Catch("the client", true, func() error { return s.learn(ctx) }))
 	})
 }
 
@@ -268,7 +268,7 @@ func (s *Store) learnSoon() {
 // an answer they do.
 func (s *Store) learnReady(ctx context.Context) {
 	if s.reach.begin() {
-		s.reach.ended(s.learn(ctx))
+		s.reach.ended(Catch("the client", true, func() error { return s.learn(ctx) }))
 	}
 }
 

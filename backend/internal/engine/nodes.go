@@ -113,18 +113,24 @@ func (t *Topology) start() *question {
 	q := &question{done: make(chan struct{})}
 	t.current = q
 	t.questions.Go(func() {
-		q.err = t.Ask()
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.current = nil
-		t.pause = min(2*t.pause, maxPause)
-		if q.err == nil || t.pause == 0 {
-			t.pause = minPause
-		}
-		t.next = time.Now().Add(t.pause)
-		close(q.done)
+		q.err = errEnded
+		defer t.ended(q)
+		q.err = Catch("the client", true, t.Ask)
 	})
 	return q
+}
+
+// ended notes the answer to a question.
+func (t *Topology) ended(q *question) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.current = nil
+	t.pause = min(2*t.pause, maxPause)
+	if q.err == nil || t.pause == 0 {
+		t.pause = minPause
+	}
+	t.next = time.Now().Add(t.pause)
+	close(q.done)
 }
 
 // Close refuses further questions. It does not end the one under way, whose connection other callers may wait for.

@@ -35,7 +35,7 @@ func TestPackGolden(t *testing.T) {
 		var it driver.Item
 		for i, cost := range []int64{3, 1, 20, 1 << 62} {
 			c := quota.Charge{Limit: limitOf("n", rules()[name]), Key: "k", Cost: cost, Op: quota.OpDebit}
-			if err := driver.ApplyOne(&c, &it, quota.Micros(1_795_427_141_791_724+1_700_001*i), new(quota.Decision)); err != nil {
+			if err := driver.ApplyOne(&c, &it, 1_795_427_141_791_724+1_700_001*quota.Micros(i), new(quota.Decision)); err != nil {
 				t.Fatal(err)
 			}
 			got = append(got, fmt.Sprintf("%s %d %x", name, cost, pack(&it)))

@@ -54,10 +54,10 @@ var checks = []check{
 	{"math.min", "min(m, m - 1)", int64(largest - 1)},
 	{"math.max", "max(m, m - 1)", int64(largest)},
 	// The longest lifetime is written in digits; a server may write a large number with an exponent or a fraction.
-	{"the text of a number", "'' .. ceil(m / 1000)", strconv.Itoa(largest/1000 + 1)},
+	{"the text of a number", "'' .. ceil(m / 1000)", strconv.FormatInt(largest/1000+1, 10)},
 	{"string.byte", "byte(A[4], 7)", int64(largest & 255)},
 	{"string.sub", "sub(A[4], 8, 14)", string(appendNumber(nil, mixed))},
-	{"string.gmatch", "found", strconv.Itoa(largest)},
+	{"string.gmatch", "found", strconv.FormatInt(largest, 10)},
 	{"GET", "held", int64(1)},
 	{"TIME", "digits", int64(1)},
 }
@@ -91,7 +91,7 @@ var (
 		for _, n := range []int64{largest, -largest, -1<<52 - 1, mixed, 255, -1, 0} {
 			packed = appendNumber(packed, n)
 		}
-		return []any{string(packed), strconv.Itoa(largest), "1000000000000000", string(appendNumber(appendNumber(nil, largest), mixed))}
+		return []any{string(packed), strconv.FormatInt(largest, 10), "1000000000000000", string(appendNumber(appendNumber(nil, largest), mixed))}
 	})
 )
 

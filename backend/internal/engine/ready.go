@@ -220,13 +220,16 @@ func (s *Store) attempt(r *readiness, key string) {
 func (s *Store) makeReady(r *readiness, a *attempt, key string) {
 	ctx, cancel := context.WithTimeout(s.life, attemptTimeout)
 	defer cancel()
-	err := s.prepare(ctx, r, key)
-	if err != nil {
-		err = s.ofAttempt(err)
-	}
-	if s.attempted(r, a, err) {
-		s.measure(ctx, r.node, key)
-	}
+	err := errEnded
+	defer func() {
+		if err != nil {
+			err = s.ofAttempt(err)
+		}
+		if s.attempted(r, a, err) {
+			Catch("the client", false, func() error { s.measure(ctx, r.node, key); return nil }) // calls will tell
+		}
+	}()
+	err = Catch("the client", true, func() error { return s.prepare(ctx, r, key) })
 }
 
 // attempted notes the outcome of an attempt, and reports whether the node became ready.
@@ -337,9 +340,7 @@ func (s *Store) Lost(addr string) {
 
 // ConnectAll calls connect so many times at once, and returns one of the errors if there are any.
 func ConnectAll(times int, connect func() error) error {
-	errs := make([]error, times)
-	each(times, func(i int) { errs[i] = connect() })
-	return worst(errs)
+	return worst(Each(times, func(int) error { return connect() }))
 }
 
 // connectionError is the error of a call that got no reply.

@@ -47,13 +47,17 @@ func (r *Repair) Soon() {
 	}
 	r.running = true
 	r.repairs.Go(func() {
-		r.Do()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.running = false
-		r.next = time.Now().Add(r.pause)
-		r.pause = min(2*r.pause, maxRepairPause)
+		defer r.ended()
+		Catch("the client", false, func() error { r.Do(); return nil }) // calls will tell
 	})
+}
+
+func (r *Repair) ended() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = false
+	r.next = time.Now().Add(r.pause)
+	r.pause = min(2*r.pause, maxRepairPause)
 }
 
 // Close refuses further repairs.

@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"bytes"
 	"crypto/sha1"
 	_ "embed"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +44,7 @@ const injectedSlack = 24 * 60 * 60 * 1000
 // script is a text and its SHA-1, boxed as arguments.
 type script struct {
 	text, sha any
+	rules     map[quota.Rule]bool // of a mix of rules, see scripts; else nil
 }
 
 func newScript(text string) *script {
@@ -49,24 +52,34 @@ func newScript(text string) *script {
 	return &script{text: text, sha: hex.EncodeToString(sum[:])}
 }
 
-// scripts assembles the texts and keeps them: one for each rule alone, and one for each set of rules in a
-// batch. A text has only constants and kernels; keys and numbers travel as arguments.
+// scripts assembles the texts and keeps them: for each rule one for a charge alone and one for batches, and one for batches
+// of several rules, the mix. A text has only constants and kernels; keys and numbers travel as arguments.
+//
+// A server keeps every text that it was sent, so their number must not grow with the combinations of rules. The mix has
+// the kernels of all rules that were in a batch with another, and is made anew when a rule joins them: n rules make at most
+// n mixes, one after the other. A rule joins when a script with its kernel has run: a server compiles a text as a whole, and
+// a kernel that is no Lua must not cost other rules their batches.
 type scripts struct {
 	clock, slack string
 	load, swap   *script // for algorithms without Lua
 
-	// mu guards the maps. A kernel or script does not change once it is in a map.
+	// mu guards the fields below. A kernel or script does not change once it is here.
 	mu      sync.RWMutex
 	kernels map[quota.Rule]string
 	single  map[quota.Rule]*script
-	sets    map[string]*script // by the names of the rules
+	batches map[quota.Rule]*script
+	mix     *script
+	next    *script // is to be the mix once it has run; nil if there was none
 }
+
+// maxRules is how many rules get scripts. Charges of further ones are decided by compare-and-swap.
+const maxRules = 64
 
 func newScripts(injected bool) *scripts {
 	s := &scripts{
 		clock:   serverClock,
 		slack:   strconv.FormatInt(driver.ExpirySlack.Milliseconds(), 10),
-		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, sets: map[string]*script{},
+		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, batches: map[quota.Rule]*script{}, mix: &script{},
 	}
 	if injected {
 		s.clock, s.slack = injectedClock, strconv.Itoa(injectedSlack)
@@ -75,8 +88,8 @@ func newScripts(injected bool) *scripts {
 	return s
 }
 
-// one returns the script of a charge that goes alone to a limit with this rule and kernel. It fails with
-// ErrMisconfigured if the rule has come with another kernel before.
+// one returns the script of a charge that goes alone to a limit with this rule and kernel, or nil where there are maxRules
+// others. It fails with ErrMisconfigured if the rule has come with another kernel before.
 func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 	s.mu.RLock()
 	sc, known := s.single[rule], s.kernels[rule]
@@ -85,6 +98,9 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if known = s.kernels[rule]; known == "" {
+			if len(s.kernels) == maxRules {
+				return nil, nil
+			}
 			known = kernel
 			s.kernels[rule] = kernel
 		}
@@ -97,33 +113,85 @@ func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
 	return sc, nil
 }
 
-// batch returns the script of a call to limits with these rules. one must have been called for each.
+// batch returns the script of a call to limits with these rules. one must have returned a script for each, and ran must be
+// called when the script has run.
 func (s *scripts) batch(rules []quota.Rule) *script {
-	names := make([]string, 0, len(rules))
-	for _, r := range rules {
-		names = append(names, r.String())
-	}
-	slices.Sort(names)
-	names = slices.Compact(names)
-	key := strings.Join(names, " ")
+	several := slices.ContainsFunc(rules, func(r quota.Rule) bool { return r != rules[0] })
 	s.mu.RLock()
-	sc := s.sets[key]
+	sc := s.batches[rules[0]]
+	if several {
+		if sc = s.mix; !sc.has(rules) {
+			sc = nil
+		}
+	}
 	s.mu.RUnlock()
 	if sc != nil {
 		return sc
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var b strings.Builder
-	b.WriteString("local kernels = {}\n")
-	for _, name := range names {
-		var rule quota.Rule
-		copy(rule[:], name)
-		b.WriteString("kernels['" + name + "'] = function" + kernelParams + s.kernels[rule] + "\nend\n")
+	if !several {
+		sc = s.ofRules(rules)
+		s.batches[rules[0]] = sc
+		return sc
 	}
-	sc = newScript(s.assemble(b.String(), batchText))
-	s.sets[key] = sc
+	rules = slices.AppendSeq(slices.Clone(rules), maps.Keys(s.mix.rules))
+	if sc = s.ofRules(rules); s.next != nil && s.next.sha == sc.sha {
+		return s.next // nodes know a script by its address
+	}
+	sc.rules = setOf(rules)
+	s.next = sc
 	return sc
+}
+
+// ran notes that a script has run.
+func (s *scripts) ran(sc *script) {
+	if sc.rules == nil {
+		return
+	}
+	s.mu.RLock()
+	known := s.mix == sc
+	s.mu.RUnlock()
+	if known {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rules, before := slices.Collect(maps.Keys(sc.rules)), slices.Collect(maps.Keys(s.mix.rules))
+	switch {
+	case s.mix.has(rules): // it was the mix earlier
+	case sc.has(before):
+		s.mix = sc
+	default: // another rule joined meanwhile
+		rules = append(rules, before...)
+		s.mix = s.ofRules(rules)
+		s.mix.rules = setOf(rules)
+	}
+}
+
+func setOf(rules []quota.Rule) map[quota.Rule]bool {
+	set := make(map[quota.Rule]bool, len(rules))
+	for _, r := range rules {
+		set[r] = true
+	}
+	return set
+}
+
+// has reports whether a mix has the kernels of these rules.
+func (sc *script) has(rules []quota.Rule) bool {
+	return !slices.ContainsFunc(rules, func(r quota.Rule) bool { return !sc.rules[r] })
+}
+
+// ofRules returns the script of batches with these rules. The caller holds s.mu.
+func (s *scripts) ofRules(rules []quota.Rule) *script {
+	slices.SortFunc(rules, func(a, b quota.Rule) int { return bytes.Compare(a[:], b[:]) })
+	var b strings.Builder
+	b.WriteString("local function kernelOf(rule)\n")
+	for _, r := range slices.Compact(rules) {
+		b.WriteString("if rule == '" + r.String() + "' then return function" + kernelParams + s.kernels[r] + "\nend end\n")
+	}
+	b.WriteString("end\n")
+	return newScript(s.assemble(b.String(), batchText))
 }
 
 // assemble returns a text behind the locals, the clock and the kernels, and fills in the constants of the
@@ -134,7 +202,7 @@ func (s *scripts) assemble(kernels, text string) string {
 		"SLACK", s.slack,
 		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
-		"BIG", strconv.Itoa(quota.MaxNumber),
+		"BIG", strconv.FormatInt(quota.MaxNumber, 10),
 		"FOREIGN", "{err = '"+foreign+"'}",
 	).Replace(text)
 }

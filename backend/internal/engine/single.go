@@ -7,13 +7,23 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
+// applyOne is driver.ApplyOne.
+func applyOne(c *quota.Charge, it *driver.Item, now quota.Micros, d *quota.Decision) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicked(v, "an algorithm", false)
+		}
+	}()
+	return driver.ApplyOne(c, it, now, d)
+}
+
 // alone decides a charge in a script of its own, see single.lua.
 func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.Decision, error) {
 	s.locate(t, c)
 	args := make([]any, 0, 3+1+5+1)
 	args = append(args, evalSHA, t.plan.script.sha, small[1], t.key, t.plan.header, t.plan.params, cost(c))
 	if c.Op != quota.OpTake { // as arguments of their own: most numbers are boxed already
-		args = append(args, small[c.Op], text(c.At))
+		args = append(args, small[c.Op], text(c.Request().At))
 	}
 	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1)
 	if isForeign(err) {
@@ -34,11 +44,11 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 	it, err := unpack(held)
 	var d quota.Decision
 	if err == nil {
-		err = driver.ApplyOne(c, &it, now, &d)
+		err = applyOne(c, &it, now, &d)
 	}
 	switch {
 	case err != nil && wrote: // the script took the state for one of its rule
-		err = uncertain("the script charged, and its state is not to be read: %v", err)
+		err = uncertain("the script charged, and no decision can be made on the state that it found: %v", err)
 	case err == nil && it.Write != wrote:
 		err = differs(t.plan)
 	}

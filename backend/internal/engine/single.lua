@@ -5,7 +5,7 @@ local A = ARGV
 local h = A[1]
 local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[2])
 local n = #h
-local v = call('GET', KEYS[1])
+local v = unit > 0 and call('GET', KEYS[1]) -- a rule of unit 0 keeps no state: that of another rule stays
 local u, a, b, c, tail = 0, 0, 0, 0
 if v then
   local size = #v - n

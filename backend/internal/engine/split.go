@@ -44,7 +44,7 @@ next:
 	return parts
 }
 
-// takeSplit decides a list slot by slot, in parallel. Takes and peeks come first. If one slot denies, the
+// takeSplit decides a list slot by slot, in parallel. Takes, also ahead, and peeks come first. If one slot denies, the
 // charges that the others granted are given back. Debits, refunds and resets follow a grant. They are never
 // denied, and could not be taken back: a debit may have charged less than its cost.
 func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
@@ -53,7 +53,7 @@ func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 	for _, p := range parts {
 		var f, a part
 		for _, i := range p.indexes {
-			if op := q.charges[i].Op; op == quota.OpTake || op == quota.OpPeek {
+			if q.charges[i].Op.Deniable() {
 				a.indexes = append(a.indexes, i)
 			} else {
 				f.indexes = append(f.indexes, i)
@@ -92,17 +92,16 @@ func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 // decideParts decides parts in parallel. It returns an error for each, which is nil if the part was decided,
 // and whether any part was decided.
 func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any bool, errs []error) {
-	errs = make([]error, len(parts))
-	each(len(parts), func(i int) {
+	errs = Each(len(parts), func(i int) error {
 		p := parts[i].of(q)
 		node := s.nodeOf(s.slotOf(&p.targets[0]))
 		if err := s.decide(ctx, p); err != nil {
-			errs[i] = driver.AtNode(err, node)
-			return
+			return driver.AtNode(err, node)
 		}
 		for j, k := range parts[i].indexes {
 			q.decisions[k] = p.decisions[j]
 		}
+		return nil
 	})
 	for _, err := range errs {
 		any = any || err == nil
@@ -189,13 +188,13 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	if len(refunds) == 0 {
 		return nil
 	}
-	errs := make([]error, len(refunds))
+	var errs []error
 	done := make(chan struct{})
 	refund := func() {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 		defer cancel()
-		each(len(refunds), func(k int) { errs[k] = s.refund(ctx, refunds[k]) })
+		errs = Each(len(refunds), func(k int) error { return s.refund(ctx, refunds[k]) })
 	}
 	if !s.backs.Run(refund) { // the client is closed, and the refunds end by themselves
 		go refund()
@@ -207,7 +206,7 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	}
 	for k, r := range refunds {
 		for j, i := range places[k] {
-			if q.decisions[i].Charged = 0; errs[k] == nil {
+			if q.decisions[i].Charged, q.decisions[i].Delay = 0, 0; errs[k] == nil {
 				q.decisions[i].Remaining, q.decisions[i].ResetAfter = r.decisions[j].Remaining, r.decisions[j].ResetAfter
 			}
 		}
@@ -279,18 +278,6 @@ func (p part) of(q *list) *list {
 		of.charges[j], of.targets[j] = q.charges[i], q.targets[i]
 	}
 	return of
-}
-
-// each calls f for 0 to n-1, concurrently, and returns when all calls have returned.
-func each(n int, f func(int)) {
-	var wg sync.WaitGroup
-	for i := 1; i < n; i++ {
-		wg.Go(func() { f(i) })
-	}
-	if n > 0 {
-		f(0)
-	}
-	wg.Wait()
 }
 
 // Background is functions that go on when their callers leave.

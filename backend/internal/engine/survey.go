@@ -31,8 +31,12 @@ func (s *Survey[T]) Ask(nodes []string, ask func(node string) (T, error)) (T, er
 		}
 		asked++
 		go func() {
-			answer, err := ask(node)
-			s.end(node) // before the answer is taken, for the next survey asks the node again
+			var answer T
+			err := Catch("the client", true, func() (err error) {
+				defer s.end(node) // before the answer is taken, for the next survey asks the node again
+				answer, err = ask(node)
+				return err
+			})
 			if err != nil {
 				failures <- err
 			} else {

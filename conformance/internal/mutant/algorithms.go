@@ -21,6 +21,8 @@ type Algorithm struct {
 	Make func() []quota.Algorithm
 }
 
+const second = 1_000_000 // µs
+
 type decide = func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict)
 
 // altered is an algorithm with another Decide.
@@ -209,7 +211,7 @@ func Algorithms() []Algorithm {
 				panic("negative deficit")
 			}
 		})},
-		{"panics on an unknown operation", "A8", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { _ = [...]string{"", "", "", "", ""}[r.Op] })},
+		{"panics on an unknown operation", "A8", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { _ = [...]string{"", "", "", "", "", ""}[r.Op] })},
 		{"the spec changes", "A9", func() []quota.Algorithm { return []quota.Algorithm{restless{bucket(10), new(int64)}} }},
 		{"two of one spec decide differently", "A9", func() []quota.Algorithm {
 			return []quota.Algorithm{bucket(10), answered(func(_ quota.Request, v *quota.Verdict) { v.ResetAfter++ })()[0]}
@@ -243,6 +245,13 @@ func Algorithms() []Algorithm {
 		{"consumption is kept in a float32", "A11", bend(bucket(1<<30), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)
 			next.A = int64(float32(next.A))
+			return next, v
+		})},
+		{"a full list denies, whatever remains", "A11", bend(log(), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if len(s.Tail) >= quota.MaxTail && (r.Op == quota.OpTake || r.Op == quota.OpPeek) && r.Cost > 0 {
+				return s, quota.Verdict{RetryAfter: max(quota.Micros(s.Tail[0])+second-now, 1), ResetAfter: v.ResetAfter}
+			}
 			return next, v
 		})},
 		{"a debit is denied where it does not fit", "A12", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
@@ -287,6 +296,53 @@ func Algorithms() []Algorithm {
 			return []quota.Algorithm{scripted{a, "redis.call('PING')\n" + a.(driver.Scripted).Lua()}}
 		}},
 		{"each share has the rate of the whole", "A16", func() []quota.Algorithm { return []quota.Algorithm{sharing{bucket(10)}} }},
+		{"a rule without state writes one", "A18", bend(algorithm.Unlimited, func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			_, v := a.Decide(s, r, now)
+			v.Write = r.Op == quota.OpTake
+			return quota.State{Unit: 1, A: s.A + 1}, v
+		})},
+		{"a rule without state denies the debit of a cost that it would not admit", "A18", bend(algorithm.DenyAll, func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			if r.Op == quota.OpDebit {
+				r.Op = quota.OpTake
+			}
+			return a.Decide(s, r, now)
+		})},
+		{"a take ahead accepts any delay", "A19", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpAhead {
+				r.At = quota.MaxNumber
+			}
+		})},
+		{"a take ahead accepts no delay", "A19", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpAhead {
+				r.Op = quota.OpTake
+			}
+		})},
+		{"a take ahead does not tell its delay", "A19", answered(func(r quota.Request, v *quota.Verdict) {
+			if r.Op == quota.OpAhead && v.Allowed {
+				v.RetryAfter = 0
+			}
+		})},
+		{"a denied take ahead is told to come back when a take fits", "A19", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if r.Op == quota.OpAhead && !v.Allowed {
+				_, w := a.Decide(s, quota.Request{Op: quota.OpPeek, Cost: r.Cost}, now)
+				v.RetryAfter = w.RetryAfter
+			}
+			return next, v
+		})},
+		{"a take ahead beyond the debt is granted, and charged in part", "A19", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			if r.Op == quota.OpAhead && r.At == quota.MaxNumber && r.Cost <= 10 {
+				r.Op = quota.OpDebit
+			}
+			return a.Decide(s, r, now)
+		})},
+		{"a take ahead is not charged", "A19", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if r.Op == quota.OpAhead && v.RetryAfter > 0 {
+				return s, quota.Verdict{Outcome: quota.Outcome{Allowed: v.Allowed}, Remaining: v.Remaining, RetryAfter: v.RetryAfter, ResetAfter: v.ResetAfter}
+			}
+			return next, v
+		})},
 		{"the forecast is a millisecond late", "A17", func() []quota.Algorithm { return []quota.Algorithm{hopeful{bucket(10), time.Millisecond}} }},
 	}
 }

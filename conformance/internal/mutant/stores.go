@@ -100,9 +100,8 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 	}
 	// A peek of the whole list says whether it fits. It leaves out the charges that are never denied.
 	peeks := slices.Clone(cs)
-	deniable := func(c *quota.Charge) bool { return c.Op == quota.OpTake || c.Op == quota.OpPeek }
 	for i := range peeks {
-		if !deniable(&cs[i]) {
+		if !cs[i].Op.Deniable() {
 			peeks[i].Cost = 0
 		}
 		peeks[i].Op, peeks[i].ID = quota.OpPeek, ""
@@ -111,7 +110,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 		return err
 	}
 	for i := range cs {
-		if !deniable(&cs[i]) {
+		if !cs[i].Op.Deniable() {
 			out[i].Allowed, out[i].RetryAfter = true, 0
 		}
 	}
@@ -158,6 +157,15 @@ func Stores() []*Store {
 		{Name: "RetryAfter is rounded up to milliseconds", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
 			if d.RetryAfter < quota.Never {
 				d.RetryAfter = (d.RetryAfter + time.Millisecond - 1).Truncate(time.Millisecond)
+			}
+		})},
+		{Name: "Delay is told as RetryAfter", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
+			d.RetryAfter, d.Delay = d.RetryAfter+d.Delay, 0
+		})},
+		{Name: "a take ahead is sent without the delay that is accepted", Rule: "S1", alter: charging(func(c *quota.Charge) { c.Within = 0 })},
+		{Name: "a take ahead is sent as a debit", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpAhead {
+				c.Op, c.Within = quota.OpDebit, 0
 			}
 		})},
 		{Name: "ResetAfter is in seconds", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.ResetAfter = d.ResetAfter.Truncate(time.Second) })},
@@ -356,6 +364,29 @@ func Stores() []*Store {
 			}
 			return err
 		})},
+		{Name: "a panic of an algorithm leaves the lock held", Rule: "S4", alter: func(p *parts) {
+			held := false
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				if held {
+					select {}
+				}
+				held = true
+				err := driver.Apply(cs, items, now, out)
+				held = false
+				return err
+			}
+		}},
+		{Name: "a panic of an algorithm leaves the earlier charges of the list", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			defer func() {
+				if r := recover(); r != nil {
+					if len(cs) > 1 {
+						s.once(ctx, cs[:1], out[:1])
+					}
+					panic(r)
+				}
+			}()
+			return s.once(ctx, cs, out)
+		})},
 		{Name: "an error is a grant", Rule: "S4", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			if err := s.once(ctx, cs, out); err != nil && !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) {
 				for i := range out {
@@ -499,6 +530,27 @@ func Stores() []*Store {
 			}
 		}},
 		// Request ids.
+		{Name: "a rule without state leaves the key fresh", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if cs[i].Limit.Spec().Unit == 0 && cs[i].Op == quota.OpReset {
+						items[i] = driver.Item{Write: true}
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a rule without state is refused where another left state", Rule: "C2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range cs {
+					if rule := items[i].Rule; rule != (quota.Rule{}) && rule != cs[i].Limit.Spec().Rule {
+						return fmt.Errorf("mutant: %w: another rule", quota.ErrMisconfigured)
+					}
+				}
+				return driver.Apply(cs, items, now, out)
+			}
+		}},
 		{Name: "ids are not remembered", Rule: "C3", alter: func(p *parts) {
 			p.record = func([]quota.Charge, []quota.Decision) (grant, bool) { return grant{}, false }
 		}},
