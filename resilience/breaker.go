@@ -32,7 +32,7 @@ type BreakerOptions struct {
 	// [Timeout] inside, or DefaultFailingFor if there is none; a negative one counts failures alone.
 	FailingFor time.Duration
 	// Trip replaces Failures and FailingFor: after each failure it reports whether the breaker must open. It
-	// is called with a lock held and must not call the store. With nil failures in a row are counted, at next
+	// is called with a lock held and must not call the store; its panic reaches the caller whose call failed. With nil failures in a row are counted, at next
 	// to no cost for the calls of a healthy store; with Trip gobreaker counts every call, which takes locks
 	// and an allocation.
 	Trip func(gobreaker.Counts) bool
@@ -345,10 +345,10 @@ func (b *breaker) allow() (p permit, err error) {
 
 // returned notes the result of a call.
 func (b *breaker) returned(p *permit, ctx context.Context, err error) {
-	p.returned = true
 	if p.outcome = b.judge(ctx, err); p.outcome == failed {
 		b.cause.Store(cause{err})
 	}
+	p.returned = true
 }
 
 // done reports the result of a call to gobreaker, a panic or runtime.Goexit included.

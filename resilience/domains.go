@@ -254,11 +254,9 @@ next:
 			return d.failed(ctx, n.node, err)
 		}
 	}
-	defer func() {
-		for i, n := range nodes {
-			n.breaker.done(&permits[i])
-		}
-	}()
+	for i, n := range nodes {
+		defer n.breaker.done(&permits[i]) // each of them, even if another panics
+	}
 	err = d.lists.TakeAll(ctx, cs, out)
 	at := driver.NodeOf(err)
 	for i, n := range nodes {
@@ -324,6 +322,11 @@ func (d *domains) refresh() {
 func (d *domains) ask() {
 	ctx, cancel := context.WithTimeout(d.life, refreshTimeout)
 	defer cancel()
+	defer func() {
+		if v := recover(); v != nil {
+			d.unknown.breaker.notes.abandonedPanic(newPanic(v))
+		}
+	}()
 	d.placed.Refresh(ctx) // an error is no news: the next call tells more
 }
 

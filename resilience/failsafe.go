@@ -31,8 +31,8 @@ type FailsafeOptions struct {
 	// Notice receives "breaker" at each change of state of a circuit breaker, in order; "misconfigured", at
 	// most once a minute, if the store is misconfigured and the circuit breaker is the outermost policy that
 	// may report it; "repeat" when a policy of an unknown kind tried to repeat a charge without a request id;
-	// and "panic" when a hedge that no caller waits for panicked in the store. If it is nil such a panic ends
-	// the program.
+	// and "panic" when a hedge that no caller waits for panicked in the store. If it is nil such a panic is
+	// logged with slog.Error.
 	Notice func(quota.Notice)
 }
 
@@ -49,7 +49,9 @@ type FailsafeOptions struct {
 // permit for good; results from before it opened count while it is half-open; and an error without bearing on
 // the store's health, such as a caller's cancellation, counts as a success. Its conditions and its function of
 // the delay are not evaluated at all. A panic under any other policy is caught and goes on once the policy has seen the call end; after
-// runtime.Goexit in the store the policy's permit is lost, unless a [Timeout] hands calls over.
+// runtime.Goexit in the store the policy's permit is lost, and the caller of a hedged attempt waits until its context
+// ends. A listener of a circuit
+// breaker must not panic: failsafe-go would unlock its lock twice, which ends the program.
 //
 // A call that the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
 // quota.ErrUnavailable and [ErrOpen] if the policy is a circuit breaker.
@@ -186,6 +188,14 @@ type execution struct {
 	returned bool // the caller no longer waits
 }
 
+// leave notes that the caller no longer waits, and returns the attempts.
+func (x *execution) leave() []*attempt {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.returned = true
+	return x.attempts
+}
+
 // attempt is one call to the store. Its result may be read once done is closed.
 type attempt struct {
 	ds     []quota.Decision
@@ -208,13 +218,11 @@ func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decisi
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
+	defer x.leave() // even if the policy panics
 	r, err := s.exec.WithContext(ctx).GetWithExecution(func(e failsafe.Execution[quota.Result]) (quota.Result, error) {
 		return s.attempt(ctx, e.Context(), x)
 	})
-	x.mu.Lock()
-	x.returned = true
-	attempts := x.attempts
-	x.mu.Unlock()
+	attempts := x.leave()
 	unknown := false
 	var last, chosen *attempt
 	for _, a := range attempts {

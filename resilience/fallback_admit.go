@@ -140,11 +140,11 @@ func (f *fallback) admitKey(l *localCall, i int, cause error) (k *keyState, used
 	if c.Op == quota.OpRefund && k.debt.isSettled(c.At) {
 		return nil, noFill, nil, cause // the refund belongs to the primary
 	}
-	fill, wait := k.share.admit()
-	if !fill {
-		return k, noFill, wait, nil
+	used = noFill
+	if k.share.mustFill() { // asked first: the limit's rule may panic
+		used = k.usedOfShare(c.Limit, l.limits[i], l.n, now)
 	}
-	return k, k.usedOfShare(c.Limit, l.limits[i], l.n, now), nil, nil
+	return k, used, k.share.admit(), nil
 }
 
 // usedOfShare returns how much must be used of a share when it begins to serve. While the key owes quota the

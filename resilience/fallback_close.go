@@ -19,17 +19,18 @@ const (
 )
 
 // Close charges the primary the debts of all keys, if it can, and closes both stores.
-func (f *fallback) Close() error {
+func (f *fallback) Close() (err error) {
 	if !f.gate.Close() {
 		return nil
 	}
+	defer func() { err = errors.Join(err, f.store.Close()) }() // even if the primary panics
 	if f.closeWithin > 0 {
 		f.chargeAll()
 	}
 	if tokens, debtors := f.debts(); tokens > 0 {
 		f.notes.send("fallback", fmt.Sprintf("closed: %d tokens of %d keys that were admitted here were not charged to the store", tokens, len(debtors)), nil)
 	}
-	return errors.Join(f.inner.Close(), f.store.Close())
+	return f.inner.Close()
 }
 
 // debts returns how much all keys owe together, and a charge of each key that owes.

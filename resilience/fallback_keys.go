@@ -121,10 +121,9 @@ func (f *fallback) kept(l *quota.Limit, d *quota.Decision) *quota.Decision {
 		return d
 	}
 	later := *d
-	for range (n - 1) / b {
-		if later.ResetAfter = plus(later.ResetAfter, d.ResetAfter); later.ResetAfter == quota.Never {
-			break
-		}
+	times := (n-1)/b + 1
+	if later.ResetAfter = quota.Never; d.ResetAfter <= quota.Never/time.Duration(times) {
+		later.ResetAfter = d.ResetAfter * time.Duration(times)
 	}
 	return &later
 }

@@ -26,18 +26,20 @@ type share struct {
 	refill time.Duration
 }
 
-// admit counts a call as in flight, which must end with release. If fill is set the bucket does not serve
-// yet, and the call must fill it first and call filled. If wait is not nil the call is not counted, and may
+// mustFill reports whether the next call that is admitted must fill the bucket, and call filled.
+func (s *share) mustFill() bool { return !s.serving && s.inFlight == 0 }
+
+// admit counts a call as in flight, which must end with release. If wait is not nil the call is not counted, and may
 // try again once wait is closed.
-func (s *share) admit() (fill bool, wait <-chan struct{}) {
+func (s *share) admit() (wait <-chan struct{}) {
 	if !s.serving && s.inFlight > 0 {
 		if s.changed == nil {
 			s.changed = make(chan struct{})
 		}
-		return false, s.changed
+		return s.changed
 	}
 	s.inFlight++
-	return !s.serving, nil
+	return nil
 }
 
 // filled says that the bucket was filled, and what is used of it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -1004,6 +1005,34 @@ func TestFallbackFlood(t *testing.T) {
 			time.Sleep(6 * time.Second)
 			o.do(key("new/", 0, 0))
 		}
+	})
+}
+
+// TestFallbackLargest computes with the largest capacity and the largest number of instances.
+func TestFallbackLargest(t *testing.T) {
+	const most = 1<<52 - 1
+	large := quota.Must(quota.NewLimit("large", quota.Must(algorithm.TokenBucket(most, 20_000_000, time.Second))))
+	withFallback(t, resilience.Instances(3), 0, func(o *outage) {
+		at := func(op quota.Op, n int64) quota.Charge { return quota.Charge{Limit: large, Key: "k", Op: op, Cost: n} }
+		o.do(at(quota.OpTake, 4))
+		o.down()
+		left := int64(most-4) / 3
+		if d := o.do(at(quota.OpTake, left)); !d.Allowed || d.Remaining != 0 || d.Limit != most/3 {
+			t.Errorf("take of the share: got %+v, want it allowed, 0 of %d left", d, int64(most/3))
+		}
+		o.do(at(quota.OpDebit, most/3)) // into debt
+		o.up()
+		if d := o.do(at(quota.OpPeek, 0)); d.Remaining != most-4-left-most/3 {
+			t.Errorf("remaining in the store: got %d, want %d", d.Remaining, most-4-left-most/3)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		one := quota.Must(quota.NewLimit("one", quota.Must(algorithm.TokenBucket(1, 1, time.Second))))
+		s := wrap(t, &remote{Store: local.New(nil)}, resilience.Fallback(local.New(nil), resilience.Instances(math.MaxInt64), &resilience.FallbackOptions{AtLeastOne: true}))
+		for range 3 { // into debt
+			s.Take(bg, quota.Charge{Limit: one, Key: "k", Op: quota.OpDebit, Cost: 1})
+		}
+		s.Close()
 	})
 }
 

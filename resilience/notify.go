@@ -3,6 +3,7 @@ package resilience
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,15 @@ func (n *notifier) send(name, text string, err error) {
 }
 
 func (n *notifier) run() {
+	ended := false
+	defer func() {
+		if !ended { // by runtime.Goexit in the receiver: the next notice starts another goroutine
+			n.mu.Lock()
+			n.running = false
+			n.mu.Unlock()
+		}
+	}()
+	tell := guarded(n.tell)
 	for {
 		n.mu.Lock()
 		queue, dropped := n.queue, n.dropped
@@ -49,24 +59,39 @@ func (n *notifier) run() {
 		n.running = len(queue) > 0
 		n.mu.Unlock()
 		if len(queue) == 0 {
+			ended = true
 			return
 		}
 		for _, notice := range queue {
-			n.tell(notice)
+			tell(notice)
 		}
 		if dropped > 0 {
-			n.tell(quota.Notice{Name: "notices", Text: fmt.Sprintf("%d notices were dropped: their receiver is too slow", dropped)})
+			tell(quota.Notice{Name: "notices", Text: fmt.Sprintf("%d notices were dropped: their receiver is too slow", dropped)})
 		}
 	}
 }
 
-// abandonedPanic reports a panic in a call that no caller waits for, or passes it on if notices have no
-// receiver.
-func (n *notifier) abandonedPanic(p *Panic) {
-	if n.tell == nil {
-		panic(p)
+// guarded returns a receiver of notices whose panic is logged: it is called on goroutines on which a panic would end the
+// process.
+func guarded(tell func(quota.Notice)) func(quota.Notice) {
+	return func(n quota.Notice) {
+		defer func() {
+			if v := recover(); v != nil {
+				slog.Error("resilience: a receiver of notices panicked", "err", newPanic(v))
+			}
+		}()
+		tell(n)
 	}
-	n.send("panic", "the store panicked in a call that was abandoned", p)
+}
+
+// abandonedPanic reports a panic in a call that no caller waits for. Without a receiver of notices it is logged.
+func (n *notifier) abandonedPanic(p *Panic) {
+	const text = "the store panicked in a call for which no caller waits"
+	if n.tell == nil {
+		slog.Error("resilience: "+text, "err", p)
+		return
+	}
+	n.send("panic", text, p)
 }
 
 // alarm reports a misconfigured store, at most once a minute.

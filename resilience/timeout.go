@@ -25,7 +25,7 @@ type TimeoutOptions struct {
 	MaxCalls int
 	// Notice receives "panic" when a call panicked in the store after it was abandoned; "timeout" when the store
 	// measured a round trip to its server, and t is less than two of them; and the notices of a store that has
-	// no receiver of its own. If it is nil such a panic ends the program.
+	// no receiver of its own. If it is nil such a panic is logged with slog.Error.
 	Notice func(quota.Notice)
 }
 
@@ -93,6 +93,7 @@ func listen(inner quota.Store, timeout time.Duration, tell func(quota.Notice)) {
 	if !ok || tell == nil {
 		return
 	}
+	tell = guarded(tell)
 	var mu sync.Mutex
 	told := map[string]bool{} // by node
 	store.Report(driver.Reports{Notice: tell, RoundTrip: func(node string, d time.Duration) {

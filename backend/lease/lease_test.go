@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"math"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -134,6 +135,38 @@ func TestGrowth(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLargest leases the largest bucket with the largest number of instances, and with one.
+func TestLargest(t *testing.T) {
+	const most = 1<<52 - 1
+	for _, n := range []int64{1, math.MaxInt64} {
+		synctest.Test(t, func(t *testing.T) {
+			below := newRemote(t)
+			s := open(t, below, Options{Instances: instances(n)})
+			c := quota.Charge{Limit: bucket(most, 20_000_000, time.Second), Key: "k", Cost: 1 << 46}
+			total, leased := int64(0), false
+			for {
+				d := take(t, s, c)
+				if !d.Allowed {
+					break
+				}
+				if d.Charged != c.Cost || d.Remaining < 0 || d.Remaining > most-total-c.Cost {
+					t.Fatalf("take: got %+v, want it charged %d, at most %d left", d, c.Cost, most-total-c.Cost)
+				}
+				total += c.Cost
+				leased = leased || d.Source == quota.FromLease
+			}
+			if total <= most-2*c.Cost || leased != (n == 1) {
+				t.Errorf("admitted with %d instances: got %d, out of a lease %v; want more than %d, out of a lease only with one instance",
+					n, total, leased, most-2*c.Cost)
+			}
+			s.Close()
+			if net := below.net(); net != total {
+				t.Errorf("charged: got %d, want %d", net, total)
+			}
+		})
+	}
 }
 
 // TestLastTokens has four processes use up a bucket: all of it is admitted, not one token more.
