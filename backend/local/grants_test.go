@@ -136,6 +136,26 @@ func TestForgettingIsSpreadOut(t *testing.T) {
 	s.checkAll(t)
 }
 
+// The grant of a charge ahead of refill is repeated with its delay, to charges of the same accepted delay only.
+func TestGrantAhead(t *testing.T) {
+	s, _ := withClock(0)
+	c := quota.Charge{Limit: bucket("n", 10, 10*time.Second), Key: "k", Cost: 10, Op: quota.OpAhead, Within: time.Minute, ID: "1"}
+	take(t, s, c)
+	c.ID = "2"
+	first := take(t, s, c)
+	if first.Delay != 10*time.Second {
+		t.Errorf("delay: got %v, want 10s", first.Delay)
+	}
+	again := take(t, s, c)
+	if first.Replayed = true; again != first {
+		t.Errorf("repeat: got %+v, want %+v", again, first)
+	}
+	c.Within++
+	if _, err := s.Take(bg, c); !errors.Is(err, quota.ErrInvalid) {
+		t.Errorf("take with another accepted delay: got %v, want ErrInvalid", err)
+	}
+}
+
 // A grant is repeated whole, however long the list, the keys and the id are.
 func TestLongGrants(t *testing.T) {
 	s, _ := withClock(0)
