@@ -227,8 +227,8 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (engine.Reply, e
 
 func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
 	gone := a.gone.Load()
-	wait := &waiting{Context: ctx}
-	result := a.sendAgain(wait, args, keys)
+	call := &call{waiting: waiting{Context: ctx}}
+	result := a.sendAgain(&call.waiting, args, keys)
 	if result.NonRedisError() != nil {
 		a.shake()
 	}
@@ -238,7 +238,7 @@ func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, e
 		}
 		switch {
 		case errors.Is(err, rueidis.ErrClosing):
-			return nil, a.closing(ctx, err, gone || !wait.began.Load())
+			return nil, a.closing(ctx, err, gone || !call.began.Load())
 		case ofAnother(ctx, err):
 			return nil, fmt.Errorf("redis: %w: nothing was sent: no connection: %w", quota.ErrUnavailable, err)
 		}
@@ -247,11 +247,14 @@ func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, e
 	if gone { // it was another connection that was closed
 		a.gone.Store(false)
 	}
-	r, err := result.ToArray()
-	if err != nil {
-		return reply(nil), nil
-	}
-	return reply(r), nil
+	call.reply, _ = result.ToArray() // nil if it is none
+	return &call.reply, nil
+}
+
+// call is a call's context and reply, in one piece of memory.
+type call struct {
+	waiting
+	reply reply
 }
 
 const (
@@ -327,7 +330,8 @@ func (a *adapter) closedByOwner(ctx context.Context) bool {
 	if a.gone.Load() || a.client.Mode() == rueidis.ClientModeStandalone {
 		return !a.retired.Load()
 	}
-	return a.looksClosed(ctx) && a.looksClosed(ctx) // the nodes may change between look and question
+	first := a.looksClosed(ctx)
+	return first && a.looksClosed(ctx) // the nodes may change between look and question
 }
 
 // looksClosed reports whether the connections to the client's present nodes are closed: none but the owner closes them.
