@@ -79,3 +79,33 @@ func TestProse(t *testing.T) {
 		}
 	}
 }
+
+// TestSnippetsOfWaiting: RetryAfter is 292 years where a cost can never fit. No snippet, program or example sleeps that long:
+// each tests for Never, or uses Wait.
+func TestSnippetsOfWaiting(t *testing.T) {
+	sleeps := regexp.MustCompile(`(Sleep|After|NewTimer|Reset|AfterFunc|WithTimeout)\([^\n]*\.RetryAfter\b`)
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		example := strings.HasPrefix(d.Name(), "example_")
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && (d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".")):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(path) != ".go" && filepath.Ext(path) != ".md" || strings.HasSuffix(path, "_test.go") && !example:
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for i, line := range strings.Split(string(b), "\n") {
+			if sleeps.MatchString(line) {
+				t.Errorf("%s:%d: got %q, want a test for quota.Never before, and the wait in a variable, or Limiter.Wait", path, i+1, strings.TrimSpace(line))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -11,7 +11,7 @@ import (
 const (
 	maxHeld     = 1<<52 - 1                     // the largest number a state holds, and so the largest capacity
 	maxSpan     = 10 * 365 * 24 * 60 * 60 * 1e6 // ten years in µs
-	maxPerMicro = 1_000_000                     // 10^12 a second
+	maxPerMicro = 10_000_000                    // 10^13 a second
 	ahead       = quota.Micros(1_000_000)       // a state may be ahead of the clock by this
 	forever     = quota.Forever
 )
@@ -32,7 +32,7 @@ func micros(name string, capacity int64, rate string, tokens int64, span string,
 	case per <= 0 || per%time.Microsecond != 0 || us > maxSpan:
 		return 0, invalid("%s is %v; accepted: whole microseconds from 1µs to ten years (87600h)", span, per)
 	case tokens/maxPerMicro > us || tokens/maxPerMicro == us && tokens%maxPerMicro > 0:
-		return 0, invalid("rate is %d in %v; accepted: up to 10^12 a second", tokens, per)
+		return 0, invalid("rate is %d in %v; accepted: up to 10^13 a second", tokens, per)
 	}
 	return us, nil
 }

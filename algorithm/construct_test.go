@@ -50,8 +50,8 @@ func TestRefused(t *testing.T) {
 		{"negative period", kinds[:1], 1, 1, -time.Second, []string{"period is -1s", "1µs to ten years"}},
 		{"half a microsecond", kinds[:1], 1, 1, µs + 500, []string{"period is 1.5µs", "whole microseconds"}},
 		{"over ten years", kinds[:1], 1, 1, 10*year + µs, []string{"period is 87600h0m0.000001s", "ten years"}},
-		{"over 10^12 a second", kinds[:1], 1, 1_000_000_000_001, time.Second, []string{"rate is 1000000000001 in 1s", "10^12 a second"}},
-		{"most refill", kinds[:1], 1, math.MaxInt64, time.Second, []string{"rate is", "10^12 a second"}},
+		{"over 10^13 a second", kinds[:1], 1, 10_000_000_000_001, time.Second, []string{"rate is 10000000000001 in 1s", "10^13 a second"}},
+		{"most refill", kinds[:1], 1, math.MaxInt64, time.Second, []string{"rate is", "10^13 a second"}},
 		{"fills in over ten years", kinds[:1], 11, 1, year, []string{"bucket of 11", "gains 1", "8760h0m0s", "over ten years", "capacity of up to 10,"}},
 		{"needs large numbers", kinds[:1], 1 << 40, 1<<40 - 87, (1<<43 - 57) * µs, []string{"2^52", "capacity of up to 512,", "rounder period"}},
 
@@ -60,7 +60,7 @@ func TestRefused(t *testing.T) {
 		{"no window", windows, 1, 0, 0, []string{"window is 0s", "1µs to ten years"}},
 		{"window over ten years", windows, 1, 0, 10*year + µs, []string{"window is 87600h0m0.000001s", "ten years"}},
 		{"window of no whole microseconds", windows, 1, 0, time.Nanosecond, []string{"window is 1ns", "whole microseconds"}},
-		{"1000001 a microsecond", windows, 1_000_001, 0, µs, []string{"rate is 1000001 in 1µs", "10^12 a second"}},
+		{"10000001 a microsecond", windows, 10_000_001, 0, µs, []string{"rate is 10000001 in 1µs", "10^13 a second"}},
 		{"2^51", []kind{sliding}, 1 << 20, 0, (1<<31 + 1) * µs, []string{"limit is 1048576", "35m47.483649s", "2^51", "limit of up to 1048575,", "shorter or rounder window"}},
 	}
 	for _, test := range tests {
@@ -206,7 +206,7 @@ func TestLargeCapacities(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		for _, n := range []numbers{
 			{terabytes, terabytes, time.Hour}, {terabytes, terabytes, 30 * 24 * time.Hour},
-			{nanoDollars, nanoDollars, time.Hour}, {nanoDollars, nanoDollars, 30 * 24 * time.Hour},
+			{nanoDollars, nanoDollars, time.Hour}, {2 << 40, 2 << 40, time.Second}, {nanoDollars, nanoDollars, 30 * 24 * time.Hour},
 			{1<<52 - 1, 1_000_000_000_000, time.Second}, {1<<52 - 1, 1<<52 - 1, 1000 * 24 * time.Hour},
 		} {
 			r, err := newRule(k, n.limit, n.refill, n.period)
@@ -220,7 +220,7 @@ func TestLargeCapacities(t *testing.T) {
 			}
 			if err != nil {
 				if n.limit == 1<<52-1 && (n.period == time.Second) == (k != bucket) {
-					continue // more than 10^12 a second; and a rate that is no simple fraction
+					continue // more than 10^13 a second; and a rate that is no simple fraction
 				}
 				t.Errorf("%d, refill %d, in %v: got %v, want it accepted", n.limit, n.refill, n.period, err)
 				continue
@@ -263,7 +263,7 @@ func TestZeroDenies(t *testing.T) {
 
 // Unlimited admits whatever is asked, and says so.
 func TestUnlimited(t *testing.T) {
-	for op := quota.OpTake; op <= quota.OpReset; op++ {
+	for op := quota.OpTake; op <= quota.OpAhead; op++ {
 		for _, cost := range []int64{0, 1, 1 << 52, math.MaxInt64} {
 			s, v := algorithm.Unlimited.Decide(quota.State{}, quota.Request{Op: op, Cost: cost, At: base}, base)
 			if want := (quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: math.MaxInt64}); v != want || !s.IsZero() {

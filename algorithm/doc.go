@@ -22,7 +22,7 @@
 // # Numbers
 //
 // All arithmetic is on integers below 2^53, so that the same rule gives the same answer in Lua. Rates may be
-// from one in ten years to 10^12 a second and capacities from 0, which denies, to 2^52-1, within two bounds: every
+// from one in ten years to 10^13 a second and capacities from 0, which denies, to 2^52-1, within two bounds: every
 // number of a state must be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine for that, a
 // limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and divides its period; a
 // token bucket then admits at most capacity + rate·(Δ + one tick). Where no tick fits, the constructor

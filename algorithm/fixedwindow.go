@@ -21,7 +21,7 @@ type fixedWindow struct {
 // FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
 // window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
 // admit twice the limit. A limit of 0 denies every cost above 0, as [DenyAll] does. Accepted: limits of 0
-// to 2^52-1, windows of whole microseconds up to ten years, at most 10^12 tokens a second; else [quota.ErrInvalid].
+// to 2^52-1, windows of whole microseconds up to ten years, at most 10^13 tokens a second; else [quota.ErrInvalid].
 func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, false)
 }

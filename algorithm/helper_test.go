@@ -115,6 +115,7 @@ var extremeBuckets = []numbers{
 	{1 << 40, 1 << 40, 10 * year},
 	{1<<52 - 1, 1_000_000, time.Microsecond},
 	{5 << 40, 5 << 40, 30 * 24 * time.Hour},             // 5 TiB a month
+	{2 << 40, 2 << 40, time.Second},                     // 2 TiB a second
 	{10_000_000_000_000, 10_000_000_000_000, time.Hour}, // 10^13 nano-dollars an hour
 	{1 << 39, 1<<40 - 87, 7 * 24 * time.Hour},
 	{100_000, 99_991, time.Second},

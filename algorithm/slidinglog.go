@@ -175,6 +175,9 @@ func shift(log []int64, d int64) []int64 {
 	return out
 }
 
+// MaxTail says that there are two numbers for each token, up to MaxLogEntries.
+func (l *slidingLog) MaxTail() int { return int(2 * min(l.limit, MaxLogEntries)) }
+
 // Forecast counts the windows that must pass, because each admits at most one limit. For up to one limit it
 // is exact: tokens that waiting callers take in the meantime do not leave the window before the forecast's
 // end.

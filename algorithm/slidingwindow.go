@@ -35,7 +35,7 @@ type slidingWindow struct {
 // tokens in an aligned window, and at most twice the limit in any other, also from a fresh key, namely where
 // little was taken before and all of it just before the boundary. Where costs or bursts must be counted exactly
 // take [SlidingWindowLog] or [TokenBucket]. A limit of 0 denies every cost above 0, as
-// [DenyAll] does. Accepted: limits of 0 to 2^51-1, windows of whole microseconds up to ten years, at most 10^12 tokens a
+// [DenyAll] does. Accepted: limits of 0 to 2^51-1, windows of whole microseconds up to ten years, at most 10^13 tokens a
 // second, and limit × window below 2^51 in some tick; else [quota.ErrInvalid], and the error says how much is
 // accepted.
 func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {

@@ -21,7 +21,7 @@ type stateless struct {
 // DenyAll denies every cost above 0, for ever: RetryAfter is [quota.Never], and Limit and Remaining are 0. A capacity
 // of 0 of any other rule denies as much, and keeps the debits of that rule.
 //
-// Unlimited admits every cost. Limit and Remaining of its decisions are math.MaxInt64, whatever was charged.
+// Unlimited admits every cost, at once also where it is taken ahead. Limit and Remaining of its decisions are math.MaxInt64, whatever was charged.
 var (
 	DenyAll   quota.Algorithm = &stateless{rule: quota.Rule{'d', 'e', 'n', 'y', 'a', 'l', 'l'}}
 	Unlimited quota.Algorithm = &stateless{rule: quota.Rule{'u', 'n', 'l', 'i', 'm'}, capacity: math.MaxInt64}
@@ -30,12 +30,12 @@ var (
 var _ driver.OneSharer = (*stateless)(nil)
 
 func (s *stateless) Spec() quota.Spec {
-	return quota.Spec{Rule: s.rule, Capacity: s.capacity, Params: [6]int64{min(s.capacity, 1)}}
+	return quota.Spec{Rule: s.rule, Capacity: s.capacity, Ahead: true, Params: [6]int64{min(s.capacity, 1)}}
 }
 
 func (s *stateless) Decide(_ quota.State, r quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
 	v := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: s.capacity}
-	if (r.Op == quota.OpTake || r.Op == quota.OpPeek) && r.Cost > s.capacity {
+	if r.Op.Deniable() && r.Cost > s.capacity {
 		v.Allowed, v.RetryAfter = false, forever
 	}
 	return quota.State{}, v

@@ -38,7 +38,7 @@ type tokenBucket struct {
 // TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
 // tokens a second is TokenBucket(c, 21, 2*time.Second). A key begins with a full bucket. Over any interval it
 // admits at most capacity and the tokens gained in it; a capacity of 0 denies every cost above 0, as [DenyAll]
-// does. Accepted: capacities of 0 to 2^52-1, rates up to 10^12 tokens a second, periods of whole microseconds
+// does. Accepted: capacities of 0 to 2^52-1, rates up to 10^13 tokens a second, periods of whole microseconds
 // up to ten years, and a bucket that fills within ten years; else [quota.ErrInvalid]. A rate that is no simple
 // fraction may allow less than 2^52-1; the error says how much.
 func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {

@@ -57,6 +57,9 @@ import (
 // An OpenFunc opens the store that a URL describes. The URL has a scheme that the driver registered, and no
 // parameter client. The function must refuse unknown parameters with [quota.ErrInvalid], must return a store
 // or an error, and may be called concurrently. The caller of Open closes the store.
+//
+// Open masks the credentials of the URL in the error's text, wherever they occur by chance. A driver whose text holds no
+// part of the credentials returns an error with the method Redacted() bool that reports true, and keeps its text.
 type OpenFunc func(ctx context.Context, u *url.URL) (quota.Store, error)
 
 // importPath with the name of a driver of this module is the path of its package.
@@ -156,7 +159,7 @@ func Open(ctx context.Context, rawURL string) (quota.Store, error) {
 	store, err := open(ctx, u)
 	switch {
 	case err != nil:
-		return nil, withhold(err, scheme, rawURL, u)
+		return nil, redact(err, scheme, rawURL, u)
 	case store == nil:
 		return nil, fmt.Errorf("backend: %w: the driver of %s:// returned no store", quota.ErrMisconfigured, scheme)
 	}
@@ -266,19 +269,48 @@ func accepted() string {
 	return either(all)
 }
 
-// withhold wraps a driver's error. Where the error's text holds a secret of the URL, withhold keeps only the
+// redact wraps a driver's error. Where the error's text holds a secret of the URL, redact masks it, and keeps only the
 // error of package quota that it carries.
-func withhold(err error, scheme, rawURL string, u *url.URL) error {
-	text := err.Error()
-	if !slices.ContainsFunc(secrets(rawURL, u), func(s string) bool { return strings.Contains(text, s) }) {
+func redact(err error, scheme, rawURL string, u *url.URL) error {
+	if r, ok := err.(interface{ Redacted() bool }); ok && r.Redacted() {
+		return fmt.Errorf("backend: open %s: %w", scheme, err)
+	}
+	text, short := err.Error(), false
+	found := slices.DeleteFunc(secrets(rawURL, u), func(s string) bool { return !strings.Contains(text, s) })
+	if len(found) == 0 {
 		return fmt.Errorf("backend: open %s: %w", scheme, err)
 	}
 	sentinel := driver.Sentinel(err)
 	if sentinel == nil {
 		sentinel = contextError(err)
 	}
-	return fmt.Errorf("backend: open %s: %w: the driver's message is withheld, it holds credentials", scheme, sentinel)
+	// Of a short secret the gaps in the words around it would tell.
+	const telling = 4
+	pairs := make([]string, 0, 2*len(found))
+	slices.SortFunc(found, func(a, b string) int { return len(b) - len(a) })
+	for _, s := range found {
+		short = short || len(s) < telling
+		pairs = append(pairs, s, mask)
+	}
+	text = strings.NewReplacer(pairs...).Replace(text)
+	plain, _ := url.PathUnescape(text)
+	if short || slices.ContainsFunc(found, func(s string) bool { return strings.Contains(plain, s) }) {
+		text = "the driver's message is withheld, it holds credentials"
+	}
+	return &redacted{fmt.Sprintf("backend: open %s: %v: %s", scheme, sentinel, text), sentinel}
 }
+
+// mask stands for a secret in a driver's message.
+const mask = "(not shown)"
+
+// redacted is an error without a driver's, whose text holds credentials.
+type redacted struct {
+	text     string
+	sentinel error
+}
+
+func (e *redacted) Error() string { return e.text }
+func (e *redacted) Unwrap() error { return e.sentinel }
 
 // contextError returns the error of a context that err carries, or else quota.ErrMisconfigured.
 func contextError(err error) error {
@@ -310,7 +342,8 @@ func secrets(rawURL string, u *url.URL) []string {
 		all = append(all, info)
 	}
 	for name, values := range u.Query() {
-		if name = strings.ToLower(name); strings.Contains(name, "pass") || strings.Contains(name, "secret") {
+		holds := func(word string) bool { return strings.Contains(strings.ToLower(name), word) }
+		if slices.ContainsFunc([]string{"pass", "secret", "token", "auth"}, holds) {
 			plain = append(plain, values...)
 		}
 	}

@@ -32,6 +32,8 @@ func init() {
 		switch u.Path {
 		case "/raw":
 			return nil, fmt.Errorf("%w: cannot use %s", quota.ErrUnavailable, u)
+		case "/redacted":
+			return nil, redacted{fmt.Errorf("%w: the URL has a user and no password", quota.ErrInvalid)}
 		case "/plain":
 			return nil, fmt.Errorf("%w: password %s", quota.ErrMisconfigured, password)
 		case "/quoted":
@@ -173,6 +175,12 @@ var hostile = []string{
 	"hunter2://", "p://hunter2", ":hunter2", "hunter2\\", `"hunter2"`, "hunter2é", "\xffhunter2", "%68unter2", "hunter2;a=b", "1?a;hunter2",
 }
 
+// redacted is an error that says of itself that it holds no credentials.
+type redacted struct{ error }
+
+func (r redacted) Unwrap() error { return r.error }
+func (redacted) Redacted() bool  { return true }
+
 func TestErrorsHoldNoCredentials(t *testing.T) {
 	schemes := []string{"redis://", "rediss://", "redis+cluster://", "redis+sentinel://", "valkey://", "valkeys://", "memory://", "leaky://", "nosuch://", "", "://", "redis:", "redis:/"}
 	for _, password := range hostile {
@@ -203,11 +211,16 @@ func TestDriverErrors(t *testing.T) {
 		is   error
 		says string
 	}{
-		{"leaky://user:secret@host/raw", quota.ErrUnavailable, "withheld"},
-		{"leaky://user:sec%20ret@host/plain", quota.ErrMisconfigured, "withheld"},
-		{"leaky://user:sec%22ret@host/quoted", quota.ErrMisconfigured, "withheld"},
-		{"leaky://host/query?sentinel_password=secret", context.DeadlineExceeded, "withheld"},
+		{"leaky://user:secret@host/raw", quota.ErrUnavailable, "(not shown)"},
+		{"leaky://user:sec%20ret@host/plain", quota.ErrMisconfigured, "(not shown)"},
+		{"leaky://user:sec%22ret@host/quoted", quota.ErrMisconfigured, "(not shown)"},
+		{"leaky://host/query?sentinel_password=secret", context.DeadlineExceeded, "(not shown)"},
 		{"leaky://user:secret@host:1/", quota.ErrUnavailable, "dial tcp host:1: connection refused"},
+		{"leaky://user:secret@host/raw", quota.ErrUnavailable, "unavailable: cannot use leaky://user:(not shown)@host/raw"},
+		{"leaky://secret@host/raw", quota.ErrUnavailable, "unavailable: cannot use leaky://(not shown)@host/raw"},
+		{"leaky://user:ost@host/raw", quota.ErrUnavailable, "withheld"},
+		{"leaky://user:o@host/raw", quota.ErrUnavailable, "withheld"},
+		{"leaky://user@host/redacted", quota.ErrInvalid, "the URL has a user and no password"},
 	} {
 		_, err := backend.Open(t.Context(), test.url)
 		if !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "secret") {

@@ -58,7 +58,7 @@ type AlgorithmHarness struct {
 //	A10 State      numbers are within ±2^53, the list within MaxTail, and Unit is 0 in the zero State only
 //	A11 Verdict    Remaining is the most that can be taken; waits are as documented
 //	A12 Debt       a debit is always allowed and charged in full, down to Spec.Debt
-//	A13 Refund     a refund gives back its cost, never more than was charged, and nothing of long ago
+//	A13 Refund     a refund gives back its cost, as if the charge had never been made, never more, and nothing of long ago
 //	A14 Reset      a reset makes the key fresh
 //	A15 Lua        a driver.Scripted decides in Lua as in Go; needs AlgorithmHarness.Eval
 //	A16 Share      n shares of a driver.Sharer get no more than the whole, of the same Rule
@@ -140,7 +140,7 @@ var (
 	a10 = &rule{"A10", "State", "numbers are within ±2^53, the list within MaxTail, and Unit is 0 in the zero State only"}
 	a11 = &rule{"A11", "Verdict", "Remaining is the most that can be taken; waits are as documented"}
 	a12 = &rule{"A12", "Debt", "a debit is always allowed and charged in full, down to Spec.Debt"}
-	a13 = &rule{"A13", "Refund", "a refund gives back its cost, never more than was charged, and nothing of long ago"}
+	a13 = &rule{"A13", "Refund", "a refund gives back its cost, as if the charge had never been made, never more, and nothing of long ago"}
 	a14 = &rule{"A14", "Reset", "a reset makes the key fresh"}
 	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go"}
 	a16 = &rule{"A16", "Share", "n shares of a driver.Sharer get no more than the whole, of the same Rule"}

@@ -51,12 +51,15 @@ func (p *prober) spec() bool {
 func (p *prober) stateless() {
 	a, spec := p.family[0], p.specs[0]
 	costs := []int64{0, 1, 2, 1 << 32, 1 << 52, math.MaxInt64, spec.Capacity, max(spec.Capacity, spec.Capacity+1)}
-	for op := quota.OpTake; op <= quota.OpReset; op++ {
+	for op := quota.OpTake; op <= quota.OpAhead; op++ {
+		if op == quota.OpAhead && !spec.Ahead {
+			continue
+		}
 		for _, cost := range costs {
 			for _, now := range []quota.Micros{0, 1, origin, latest} {
 				r := quota.Request{Op: op, Cost: cost, At: now / 2}
 				want := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: spec.Capacity}
-				if (op == quota.OpTake || op == quota.OpPeek) && cost > spec.Capacity {
+				if op.Deniable() && cost > spec.Capacity {
 					want.Allowed, want.RetryAfter = false, quota.Forever
 				}
 				s, v := a.Decide(quota.State{}, r, now)
@@ -147,6 +150,50 @@ func (p *prober) costs(capacity int64) []int64 {
 	all = slices.DeleteFunc(all, func(n int64) bool { return n < 1 || n > capacity })
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// undo makes a charge that is refunded later, while other clients charge, and beside it all but that charge on a key of its
+// own. Unless that key is fresh in between, the refund leaves as many tokens as that key has: also where more time has
+// passed than a whole quota takes to come back.
+func (p *prober) undo() {
+	a, spec := p.family[0], p.specs[0]
+	if spec.Capacity < 2 {
+		return
+	}
+	for range p.walks {
+		now := quota.Micros(origin + p.rng.Int64N(1e13))
+		first := 1 + p.rng.Int64N(spec.Capacity-1)
+		without, _ := taking(a, quota.State{}, first, now)
+		now += quota.Micros(p.rng.Int64N(int64(p.scale)/8 + 1))
+		cost, charged := 1+p.rng.Int64N(max(peeked(a, without, 0, now).Remaining, 1)), now
+		with, v := taking(a, without, cost, now)
+		var others []string
+		for steps := p.rng.IntN(24); v.Allowed && steps > 0; steps-- {
+			now += quota.Micros(p.rng.Int64N(int64(p.scale)/4 + 1))
+			if peeked(a, without, 0, now).Remaining == spec.Capacity {
+				v.Allowed = false // the key is fresh: a refund may count and may not
+				break
+			}
+			n := peeked(a, with, 0, now).Remaining
+			if n > 0 && p.rng.IntN(4) == 0 {
+				n = 1 + p.rng.Int64N(n)
+			}
+			if n > 0 {
+				with, _ = taking(a, with, n, now)
+				without, _ = taking(a, without, n, now)
+				others = append(others, fmt.Sprintf("%d after %d µs", n, now-charged))
+			}
+		}
+		if !v.Allowed {
+			continue
+		}
+		_, got := a.Decide(with, quota.Request{Op: quota.OpRefund, Cost: cost, At: charged}, now)
+		if want := peeked(a, without, 0, now).Remaining; got.Remaining != want {
+			p.fail(a13, "got: a take of %d, then one of %d, refunded %d µs later, in between takes of %v: remaining %d; want: %d, as if the second had never been made",
+				first, cost, now-charged, others, got.Remaining, want)
+			return
+		}
+	}
 }
 
 // number returns a random integer, often near a boundary.

@@ -117,7 +117,7 @@ func (p *prober) search() {
 	for range p.walks {
 		p.walk()
 	}
-	for _, f := range []func(){p.changes, p.hostile, p.concurrent, p.long, p.share, p.forecast} {
+	for _, f := range []func(){p.changes, p.undo, p.hostile, p.concurrent, p.long, p.share, p.forecast} {
 		p.guard(a8, f)
 	}
 }

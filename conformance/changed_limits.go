@@ -74,7 +74,7 @@ func rulesWithoutState(t *trial) {
 			peek := func() { add(false, "", quota.Charge{Limit: own, Key: "k", Cost: 8, Op: quota.OpPeek}) }
 			add(false, "", quota.Charge{Limit: own, Key: "k", Cost: 3})
 			for _, key := range []string{"k", "fresh"} {
-				for op := quota.OpTake; op <= quota.OpReset; op++ {
+				for op := quota.OpTake; op <= quota.OpAhead; op++ {
 					for _, cost := range []int64{0, 1, 11, math.MaxInt64} {
 						add(op%2 == 0, "", quota.Charge{Limit: other, Key: key, Cost: cost, Op: op})
 					}

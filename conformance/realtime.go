@@ -16,6 +16,8 @@ var realtimeCases = []testCase{
 	{rule: s5, name: "own clock", needs: []Feature{Exact}, run: remembered},
 	{rule: c5, name: "rate", needs: []Feature{Exact}, run: rate},
 	{rule: c5, name: "retry after", needs: []Feature{Exact}, run: retryAfter},
+	{rule: c5, name: "refunds", needs: []Feature{Exact}, run: refunds},
+	{rule: c5, name: "even pace", needs: []Feature{Exact, Clock}, run: evenPace},
 }
 
 // remembered uses limits up and goes on asking while they recover, in real time: for more than a second, so that a
@@ -116,6 +118,82 @@ func rate(t *trial) {
 	}
 	if len(grants) == 0 && unsure.Load() == 0 {
 		t.fatalf("got: no token was granted of %s; want: the bucket's tokens", t.describe(l))
+	}
+}
+
+// refunds has a client take from a bucket and give half of its charges back, later, and compares with the bound what it
+// gained, by what the decisions say was charged and came back. It does not use the kernel.
+func refunds(t *trial) {
+	const capacity, perSecond = 20, 400
+	l := t.named("tokens", tokenBucket, numbers{capacity, perSecond, time.Second})
+	h := t.open(Opening{})
+	var receipts []quota.Decision
+	// The tokens gained, less refill, never exceed their least value before by more than the capacity. All in
+	// token-microseconds since the first decision.
+	var begin, last quota.Micros
+	var sum, least, back int64
+	for start := time.Now(); time.Since(start) < 300*time.Millisecond; {
+		c := quota.Charge{Limit: l, Key: "k", Cost: 1 + t.rng.Int64N(8)}
+		if n := len(receipts); n > 0 && t.rng.IntN(2) == 0 {
+			i := t.rng.IntN(n)
+			c.Op, c.Cost, c.At = quota.OpRefund, receipts[i].Charged, receipts[i].At
+			receipts[i] = receipts[n-1]
+			receipts = receipts[:n-1]
+		}
+		ds, unknown := t.persist(h, false, c)
+		if unknown {
+			return
+		}
+		d := ds[0]
+		if begin == 0 {
+			begin, last = d.At, d.At
+		}
+		if d.At < last {
+			t.skipf("not judged, because the store's clock stepped back")
+		}
+		last = d.At
+		refill := perSecond * int64(d.At-begin)
+		least = min(least, sum-refill)
+		if sum += d.Charged * 1e6; sum-refill-least > capacity*1e6 {
+			t.fatalf("got: up to %d, more was charged of %s than %d and %d a second in some interval, less the tokens that came back by refunds; want: no more in any",
+				d.At, t.describe(l), capacity, perSecond)
+		}
+		switch {
+		case c.Op == quota.OpRefund && d.Charged > 0:
+			t.fatalf("%s:\n%s\n\twant Charged 0 or less, for tokens that came back", show([]quota.Charge{c}), answer(ds, nil))
+		case c.Op == quota.OpRefund:
+			back -= d.Charged
+		case d.Allowed:
+			receipts = append(receipts, d)
+		}
+	}
+	if back == 0 {
+		t.fatalf("got: no token came back by refunds of charges of %s, by Decision.Charged; want: some, for the bucket was never full since", t.describe(l))
+	}
+}
+
+// evenPace takes one token at a time at an even pace within the limit. No take is denied.
+func evenPace(t *trial) {
+	for _, k := range builtIn {
+		for _, n := range []int64{1, 2, 7, 10} {
+			period := oneOf(t.rng, []time.Duration{time.Second, time.Minute, 999_983 * time.Microsecond})
+			l := t.named(fmt.Sprintf("%s-%d", k.name, n), k, numbers{n, n, period})
+			p := t.player(t.root, true)
+			pace := (period/time.Duration(n) + time.Microsecond).Truncate(time.Microsecond)
+			p.clock.add(time.Duration(t.rng.Int64N(int64(period))))
+			var trace []step
+			for i := range 4 * int(n) {
+				s := step{id: 1 + i, wait: pace, charges: []charge{{Charge: quota.Charge{Limit: l, Key: "k", Cost: 1}}}}
+				trace = append(trace, s)
+				if wrong := p.play(&s); wrong != "" {
+					t.refute(trace, wrong, true)
+					return
+				}
+				if p.unsure == nil && !p.last[0].Allowed {
+					t.fatalf("take %d of one each %v, of %s:\n%s\n\twant a grant of every take", i+1, pace, t.describe(l), answer(p.last, nil))
+				}
+			}
+		}
 	}
 }
 

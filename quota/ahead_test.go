@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -102,8 +103,14 @@ func (s *noting) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 	return s.Store.Take(ctx, c)
 }
 
+func (s *noting) charges() []quota.Charge {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.asked)
+}
+
 func (s *noting) ops() (ops []string) {
-	for _, c := range s.asked {
+	for _, c := range s.charges() {
 		ops = append(ops, c.Op.String())
 	}
 	return ops
@@ -138,7 +145,7 @@ func TestADeadlineBoundsTakingAhead(t *testing.T) {
 		must[quota.Decision](t)(lim.Wait(within(t, 5*time.Second), "k", 3))
 		must[quota.Decision](t)(lim.Wait(bg, "k", 3))
 		var got []time.Duration
-		for _, c := range s.asked {
+		for _, c := range s.charges() {
 			if c.Op == quota.OpAhead {
 				got = append(got, c.Within)
 			}

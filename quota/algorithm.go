@@ -92,8 +92,8 @@ type Spec struct {
 	Unit     int64 // the unit that states of this spec carry, see State; 0 where the rule keeps no state
 	Capacity int64 // the most tokens one request can take; 0 denies every cost above 0
 	Debt     int64 // how far OpDebit may push consumption past Capacity, in tokens; any more is forgotten
-	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it. A rule that forgets
-	// debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
+	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it, or has none. A rule that
+	// forgets debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
 	Ahead bool
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [6]int64

@@ -34,6 +34,7 @@ func TestAWaiterCostsTheSameInALongQueue(t *testing.T) {
 		return best
 	}
 	short, long := took(few), took(many)
+	t.Logf("each of %d: %v, each of %d: %v", few, short, many, long)
 	if long > 10*short {
 		t.Errorf("time for each of %d waiters: got %v, want about the %v that each of %d takes", many, long, short, few)
 	}

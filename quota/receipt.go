@@ -18,7 +18,7 @@ const correctionTime = 10 * time.Second
 
 // receipt tells the decisions of a Limiter apart: a hash of limit and key, and a serial number. The zero receipt is of a
 // decision that came from a Store itself.
-type receipt struct{ owner, serial [3]byte }
+type receipt struct{ owner, serial uint32 }
 
 // receiptFor returns the receipt of a decision on a charge. The serial is drawn at random, for a counter would be shared
 // by all callers. With a request id it is the id's: a repeat has the same receipt.
@@ -27,17 +27,12 @@ func receiptFor(c *Charge) receipt {
 	if c.ID != "" {
 		serial = uint32(maphash.String(nameSeed, c.ID))
 	}
-	return receipt{c.owner(), [3]byte{byte(serial), byte(serial >> 8), byte(serial>>16) | 1}}
+	return receipt{uint32(c.hash()), serial | 1}
 }
 
 // hash returns a hash of the charge's limit and key.
 func (c *Charge) hash() uint64 {
 	return maphash.String(nameSeed, c.Key) ^ bits.RotateLeft64(c.Limit.hash, 17)
-}
-
-func (c *Charge) owner() [3]byte {
-	h := c.hash()
-	return [3]byte{byte(h), byte(h >> 8), byte(h >> 16)}
 }
 
 // Operations of corrections that no receipt allows.
@@ -78,7 +73,7 @@ func (c *Charge) checkLimit() error {
 	if c.Op == OpAhead && !c.Limit.spec.Ahead {
 		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit.name))
 	}
-	if c.receipt == (receipt{}) || c.receipt.owner == c.owner() {
+	if c.receipt == (receipt{}) || c.receipt.owner == uint32(c.hash()) {
 		return nil
 	}
 	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit.name))

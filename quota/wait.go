@@ -132,7 +132,7 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 }
 
 // waitAhead takes ahead for the first waiter, and waits until it may use its tokens. The decision is not allowed where the
-// waiter must ask anew: the store denied, or the key has another limit.
+// waiter must ask anew: the store denied, or the key has another limit or rule.
 func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration) (d Decision, err error) {
 	c.Op, c.Within = OpAhead, Never
 	if deadline, ok := ctx.Deadline(); ok {
@@ -146,12 +146,9 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 		l.rest(w)
 		return d, nil
 	}
-	for left := d.Delay; left > 0 && err == nil; {
-		if err = inTime(ctx, left); err != nil {
-			break
-		}
+	for left := d.Delay; left > 0; {
 		start := time.Now()
-		if !w.pause(ctx, left, longest) {
+		if err = inTime(ctx, left); err != nil || !w.pause(ctx, left, longest) {
 			break
 		}
 		if left -= time.Since(start); left <= 0 {
@@ -161,7 +158,7 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 		if err = wrong; err != nil {
 			break
 		}
-		if limit.handle != c.Limit.handle {
+		if limit.handle != c.Limit.handle || limit.spec.Rule != c.Limit.spec.Rule {
 			l.giveBack(ctx, c, d)
 			l.rest(w)
 			return Decision{}, nil

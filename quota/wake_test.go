@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
@@ -171,6 +172,38 @@ func TestWaitSeesARaisedLimit(t *testing.T) {
 	}
 }
 
+// A plan that is switched off, or that has no limit any more, keeps the name of its limit and the state that it had.
+func TestWaitSeesAnotherRule(t *testing.T) {
+	for name, c := range map[string]struct {
+		plan   quota.Algorithm
+		admits bool
+	}{"unlimited": {algorithm.Unlimited, true}, "switched off": {algorithm.DenyAll, false}} {
+		t.Run(name, func(t *testing.T) {
+			testkit.EachRule(t, 100, 10*time.Second, func(t *testing.T, l *quota.Limit) {
+				synctest.Test(t, func(t *testing.T) {
+					var plan atomic.Pointer[quota.Limit]
+					plan.Store(l)
+					store := local.New(nil)
+					lim := newLimiter(t, store, l, &quota.Options{LimitFor: func(string) *quota.Limit { return plan.Load() }})
+					must[quota.Decision](t)(lim.Take(bg, "k", 100))
+					w := newWaits(lim)
+					w.call(bg, "w", "k", 50)
+					time.Sleep(100 * time.Millisecond)
+					plan.Store(quota.Must(quota.NewLimit(l.Name(), c.plan)))
+					w.end(t)
+					e := w.ended["w"]
+					if (e.err == nil) != c.admits || !c.admits && !errors.Is(e.err, quota.ErrInvalid) || e.at > 100*time.Millisecond+lateness {
+						t.Errorf("waiter: got %v, want a grant (%v) or ErrInvalid within %v of 100ms, when the plan changed", e, c.admits, lateness)
+					}
+					if d := must[quota.Decision](t)(newLimiter(t, store, l, nil).Peek(bg, "k", 0)); d.Remaining < 0 {
+						t.Errorf("remaining under the old rule: got %d, want what the waiter took ahead given back", d.Remaining)
+					}
+				})
+			})
+		})
+	}
+}
+
 // A late grant goes back to the limit that it was charged to, though the key has another one by then.
 func TestCancelledWaitGivesBackToItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -205,7 +238,7 @@ func TestWaitAsksSeldom(t *testing.T) {
 			time.Sleep(100 * time.Second)
 			cancel()
 			w.end(t)
-			if n := len(s.asked); n < 100*9/10 || n > 250 {
+			if n := len(s.charges()); n < 100*9/10 || n > 250 {
 				t.Errorf("calls of the store in 100 s: got %d, want 90 to 250", n)
 			}
 		})

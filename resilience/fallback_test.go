@@ -1363,7 +1363,7 @@ func TestFallbackBesideLimitsWithoutState(t *testing.T) {
 			each := func(source quota.Source) {
 				o.t.Helper()
 				o.want(other(quota.OpTake, 1<<40), source, left > 0, left)
-				for _, op := range []quota.Op{quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
+				for _, op := range []quota.Op{quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpAhead} {
 					o.want(other(op, 0), source, true, left)
 				}
 			}
@@ -1382,7 +1382,7 @@ func TestFallbackBesideLimitsWithoutState(t *testing.T) {
 			o.up()
 			o.r.calls()
 			each(store) // owes nothing
-			o.asked("take 1099511627776; peek 0; debit 0; refund 0; reset 0")
+			o.asked("take 1099511627776; peek 0; debit 0; refund 0; reset 0; take-ahead 0")
 			o.want(charge(1), store, true, 35)
 			o.asked("debit 4; take 1")
 		})

@@ -1,6 +1,8 @@
 package lease
 
 import (
+	"context"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -30,7 +32,19 @@ func (s *shared) below(t testing.TB, o conformance.Opening) *remote {
 		s.stores[o.Data] = store
 		t.Cleanup(func() { store.Close() })
 	}
-	return &remote{Store: store}
+	return &remote{Store: calm{store}}
+}
+
+// calm is a store that turns a panic of an algorithm into an error, as a server would: remote holds a lock meanwhile.
+type calm struct{ quota.Store }
+
+func (c calm) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("test: %w: %v", quota.ErrUnavailable, r)
+		}
+	}()
+	return c.Store.TakeAll(ctx, cs, out)
 }
 
 func leased(t testing.TB, below quota.Store, o conformance.Opening) quota.Store {

@@ -102,6 +102,24 @@ type taker struct {
 
 type takerKey struct{}
 
+// decide has the store decide, and reports whether it changed the store's state.
+func (r *remote) decide(cs []quota.Charge, out []quota.Decision) (made bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err = r.Store.TakeAll(bg, cs, out)
+	if made = err == nil && quota.Granted(out); made {
+		for i := range cs {
+			switch cs[i].Op {
+			case quota.OpTake, quota.OpDebit, quota.OpAhead:
+				r.charged += cs[i].Cost
+			case quota.OpRefund:
+				r.charged -= cs[i].Cost
+			}
+		}
+	}
+	return made, err
+}
+
 // takeAll makes a call, and reports whether it changed the store's state.
 func (r *remote) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision, f fault) (made bool, err error) {
 	if f.deaf {
@@ -122,20 +140,7 @@ func (r *remote) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	if f.panics {
 		panic("test: a panic in the store")
 	}
-	r.mu.Lock()
-	err = r.Store.TakeAll(bg, cs, out)
-	if made = err == nil && quota.Granted(out); made {
-		for i := range cs {
-			switch cs[i].Op {
-			case quota.OpTake, quota.OpDebit:
-				r.charged += cs[i].Cost
-			case quota.OpRefund:
-				r.charged -= cs[i].Cost
-			}
-		}
-	}
-	r.mu.Unlock()
-	if err != nil {
+	if made, err = r.decide(cs, out); err != nil {
 		return false, err
 	}
 	if err := linger(ctx, f.after); err != nil || f.lost {

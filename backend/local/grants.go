@@ -48,7 +48,7 @@ func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []qu
 	for i := range out {
 		d := &out[i]
 		*d = quota.Decision{Allowed: true, Replayed: true, At: quota.Micros(sl.c)}
-		for _, n := range [...]*int64{&d.Limit, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter)} {
+		for _, n := range [...]*int64{&d.Limit, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay)} {
 			var size int
 			*n, size = binary.Varint(text)
 			text = text[size:]
@@ -64,7 +64,7 @@ func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
 	text := few[:0]
 	for i := range ds {
 		d := &ds[i]
-		for _, n := range [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter)} {
+		for _, n := range [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay)} {
 			text = binary.AppendVarint(text, n)
 		}
 	}
@@ -83,7 +83,7 @@ func appendCharges(dst []byte, cs []quota.Charge) []byte {
 			dst = append(binary.AppendUvarint(dst, uint64(len(text))), text...)
 		}
 		dst = append(dst, byte(c.Op))
-		for _, n := range [...]int64{c.Cost, int64(c.At)} {
+		for _, n := range [...]int64{c.Cost, int64(c.At), int64(c.Within)} {
 			dst = binary.AppendVarint(dst, n)
 		}
 	}

@@ -141,6 +141,9 @@ func (a *adapter) askTopology() error {
 	if errors.Is(err, quota.ErrUnavailable) {
 		return err
 	}
+	if errors.Is(err, rueidis.ErrClosing) {
+		return a.closing(context.Background(), err, true)
+	}
 	return fmt.Errorf("redis: %w: no node told the slots: %w", quota.ErrUnavailable, err)
 }
 
@@ -245,7 +248,7 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 		return nil
 	}
 	shakes := a.shakes.Load()
-	err := engine.ConnectAll(warmReads, func() error { return connect(ctx, client, key) })
+	err := engine.ConnectAll(warmReads, func() error { return a.connect(ctx, client, key) })
 	switch {
 	case err != nil:
 		a.nodes.topology.Soon()
@@ -258,7 +261,7 @@ func (a *adapter) Warm(ctx context.Context, name, key string) error {
 // Ping makes a round trip to a node.
 func (a *adapter) Ping(ctx context.Context, name, key string) error {
 	if client := a.named(name, key); client != nil {
-		return connect(ctx, client, key)
+		return a.connect(ctx, client, key)
 	}
 	return nil
 }
@@ -284,7 +287,7 @@ func (a *adapter) named(name, key string) rueidis.Client {
 }
 
 // connect sees to a connection of a client.
-func connect(ctx context.Context, client rueidis.Client, key string) error {
+func (a *adapter) connect(ctx context.Context, client rueidis.Client, key string) error {
 	for repeats := 0; ; repeats++ {
 		err := client.Do(ctx, client.B().Arbitrary("GET").Keys(key).Build()).Error()
 		if err == nil || rueidis.IsRedisNil(err) {
@@ -293,18 +296,18 @@ func connect(ctx context.Context, client rueidis.Client, key string) error {
 		if ofAnother(ctx, err) && repeats < warmRepeats {
 			continue
 		}
-		if err = ofWarming(err); err == nil || !engine.Broken(err) || repeats == warmRepeats {
+		if err = a.ofWarming(ctx, err); err == nil || !engine.Broken(err) || repeats == warmRepeats {
 			return err
 		}
 	}
 }
 
 // ofWarming classifies an error of a read of Warm's.
-func ofWarming(err error) error {
+func (a *adapter) ofWarming(ctx context.Context, err error) error {
 	if _, reply := rueidis.IsRedisErr(err); reply {
 		return engine.WarmError(err)
 	}
-	return classify(err)
+	return a.ofQuestion(ctx, err)
 }
 
 var (

@@ -199,7 +199,6 @@ type adapter struct {
 	cluster bool
 	owned   bool        // Close closes the client
 	gone    atomic.Bool // the client was closed by its owner
-	looking atomic.Bool // for that
 	retired atomic.Bool // the store closes the client, and has another
 	nodes   nodes       // of a cluster
 
@@ -228,7 +227,8 @@ func (a *adapter) Do(ctx context.Context, args []any, keys int) (engine.Reply, e
 
 func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, error) {
 	gone := a.gone.Load()
-	result := a.sendAgain(ctx, args, keys)
+	wait := &waiting{Context: ctx}
+	result := a.sendAgain(wait, args, keys)
 	if result.NonRedisError() != nil {
 		a.shake()
 	}
@@ -238,7 +238,7 @@ func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, e
 		}
 		switch {
 		case errors.Is(err, rueidis.ErrClosing):
-			return nil, a.closing(err, gone)
+			return nil, a.closing(ctx, err, gone || !wait.began.Load())
 		case ofAnother(ctx, err):
 			return nil, fmt.Errorf("redis: %w: nothing was sent: no connection: %w", quota.ErrUnavailable, err)
 		}
@@ -262,11 +262,11 @@ const (
 )
 
 // sendAgain sends a script, and again if another caller's end kept it from being sent.
-func (a *adapter) sendAgain(ctx context.Context, args []any, keys int) (result rueidis.RedisResult) {
+func (a *adapter) sendAgain(wait *waiting, args []any, keys int) (result rueidis.RedisResult) {
 	for range tries {
 		began := time.Now()
-		result = a.send(ctx, args, keys)
-		if !ofAnother(ctx, result.NonRedisError()) || time.Since(began) > shortTry {
+		result = a.send(wait, args, keys)
+		if !ofAnother(wait.Context, result.NonRedisError()) || time.Since(began) > shortTry {
 			break
 		}
 	}
@@ -287,35 +287,57 @@ func ofAnother(ctx context.Context, err error) bool {
 	return err == context.Canceled || err == context.DeadlineExceeded
 }
 
+// waiting is the context of a call. It tells whether the client asked for the context's end: it does so when it connects,
+// and when it waits for a reply or for room to write, but not when it refuses a call because a connection is closed.
+type waiting struct {
+	context.Context
+	began atomic.Bool
+}
+
+func (w *waiting) Done() <-chan struct{} {
+	w.began.Store(true)
+	return w.Context.Done()
+}
+
+func (w *waiting) Deadline() (time.Time, bool) {
+	w.began.Store(true)
+	return w.Context.Deadline()
+}
+
 // closing returns the error of a call that met a closed connection. The client gives ErrClosing to the calls that come
-// later, and to those whose replies do not arrive within a second. So only a call that began when the client was known
-// to be closed was certainly not sent. A client also closes connections by itself: to a node that left the cluster, to
-// a former master, and of a client that was replaced.
-func (a *adapter) closing(err error, gone bool) error {
-	switch {
-	case gone:
-		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
-	case a.client.Mode() != rueidis.ClientModeStandalone:
-		if a.looking.CompareAndSwap(false, true) {
-			go func() {
-				defer a.looking.Store(false)
-				closed := a.looksClosed()
-				a.gone.Store(closed && a.looksClosed()) // the nodes may change between look and question
-			}()
+// later, and to those whose replies do not arrive within a second. unsent says that this call was certainly not sent: it
+// began when the client was known to be closed, or did not wait. A client also closes connections by itself: to a node
+// that left the cluster, to a former master, and of a client that was replaced.
+func (a *adapter) closing(ctx context.Context, err error, unsent bool) error {
+	if !a.closedByOwner(ctx) {
+		if unsent {
+			return fmt.Errorf("redis: %w: nothing was sent: the connection was closed: %w", quota.ErrUnavailable, err)
 		}
-	case !a.retired.Load():
-		a.gone.Store(true)
-		return fmt.Errorf("redis: the client is %w, and this call may have been sent before: %w: %w", quota.ErrClosed, quota.ErrIndeterminate, err)
+		return fmt.Errorf("redis: %w: the connection was closed: %w", quota.ErrIndeterminate, err)
 	}
-	return fmt.Errorf("redis: %w: the connection was closed: %w", quota.ErrIndeterminate, err)
+	a.gone.Store(true)
+	if unsent {
+		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
+	}
+	return fmt.Errorf("redis: the client is %w, and this call may have been sent before: %w: %w", quota.ErrClosed, quota.ErrIndeterminate, err)
+}
+
+// closedByOwner reports whether the client is closed, when one of its connections is.
+func (a *adapter) closedByOwner(ctx context.Context) bool {
+	if a.gone.Load() || a.client.Mode() == rueidis.ClientModeStandalone {
+		return !a.retired.Load()
+	}
+	return a.looksClosed(ctx) && a.looksClosed(ctx) // the nodes may change between look and question
 }
 
 // looksClosed reports whether the connections to the client's present nodes are closed: none but the owner closes them.
-func (a *adapter) looksClosed() bool {
+func (a *adapter) looksClosed(ctx context.Context) bool {
 	nodes := a.client.Nodes()
 	answers := make(chan error, len(nodes))
 	for _, n := range nodes {
-		go func() { answers <- n.Do(context.Background(), n.B().Ping().Build()).NonRedisError() }()
+		go func() {
+			answers <- engine.Catch("the client", true, func() error { return n.Do(ctx, n.B().Ping().Build()).NonRedisError() })
+		}()
 	}
 	for range nodes {
 		switch err := <-answers; {
@@ -337,7 +359,7 @@ func (a *adapter) DoAll(ctx context.Context, scripts [][]any) ([]engine.Reply, e
 	replies := make([]engine.Reply, len(scripts))
 	for i, result := range a.client.DoMulti(ctx, commands...) {
 		if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) {
-			return nil, classify(err)
+			return nil, a.ofQuestion(ctx, err)
 		}
 		r, _ := result.ToArray()
 		replies[i] = reply(r)
@@ -369,6 +391,14 @@ func (a *adapter) command(args []any, keys int) rueidis.Completed {
 	return b.Eval().Script(args[1].(string)).Numkeys(int64(keys)).Key(list[:keys]...).Arg(list[keys:]...).Build()
 }
 
+// ofQuestion classifies an error of a command that charges nothing.
+func (a *adapter) ofQuestion(ctx context.Context, err error) error {
+	if errors.Is(err, rueidis.ErrClosing) {
+		return a.closing(ctx, err, true)
+	}
+	return classify(err)
+}
+
 // classify returns an error of the client as one of package quota.
 func classify(err error) error {
 	if _, ok := rueidis.IsRedisErr(err); ok || rueidis.IsRedisNil(err) { // a null is a reply too
@@ -376,9 +406,6 @@ func classify(err error) error {
 			return err
 		}
 		return engine.ReplyError(err)
-	}
-	if errors.Is(err, rueidis.ErrClosing) { // of a question that charges nothing
-		return fmt.Errorf("redis: the client is %w: %w", quota.ErrClosed, err)
 	}
 	if errors.Is(err, rueidis.ErrNoSlot) { // no node to send to
 		return fmt.Errorf("redis: %w: %w", quota.ErrUnavailable, err)
@@ -392,7 +419,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 	for _, node := range a.client.Nodes() {
 		info, err := node.Do(ctx, node.B().Info().Build()).ToString()
 		if err != nil {
-			return nil, classify(err)
+			return nil, a.ofQuestion(ctx, err)
 		}
 		infos = append(infos, info)
 	}

@@ -27,6 +27,16 @@ type Scripted interface {
 	Lua() string
 }
 
+// A Listed Algorithm keeps a list in its states, see State.Tail. A decision takes time that grows with the list, and a server
+// that runs a script does nothing else meanwhile. So a store on Redis lets the fewer charges share a script the longer their
+// lists are: it goes by the lists that it read lately, and before by MaxTail. A list of charges goes in one script
+// whatever its size, so a rule for lists of many charges should have short states. Stores on Redis call it; authors of rules
+// implement it.
+type Listed interface {
+	// MaxTail returns how many numbers a State.Tail may have, as a rule.
+	MaxTail() int
+}
+
 // A Sharer is an Algorithm that can be split among the instances of a fleet: each instance decides on a share of its own
 // while the common store cannot be reached. A fallback policy calls it; authors of rules implement it.
 type Sharer interface {

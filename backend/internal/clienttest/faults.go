@@ -345,6 +345,40 @@ func closing(t *testing.T, l library) {
 			is(t, "a client that is known to be closed", err, quota.ErrClosed)
 		})
 	})
+	t.Run("unsent", func(t *testing.T) {
+		eachSite(t, func(t *testing.T, p site) {
+			s := l.dial(t, p.direct)
+			others, err := s.open(engine.Options{})
+			ok(t, err)
+			defer others.Close()
+			fresh, err := s.open(engine.Options{Prefix: "fresh:"}) // has sent nothing
+			ok(t, err)
+			defer fresh.Close()
+			take(t, s, c)
+			take(t, others, c)
+			s.close()
+			// rueidis closes a cluster's connections by and by: a call may still be answered.
+			first := error(nil)
+			until(t, "the client to be closed", func() bool {
+				_, first = s.Take(bg, c)
+				return first != nil
+			})
+			is(t, "the first call that failed", first, quota.ErrClosed)
+			_, err = s.Take(bg, c)
+			is(t, "the next call", err, quota.ErrClosed)
+			is(t, "the first list of another store", others.TakeAll(bg, []quota.Charge{c, c}, make([]quota.Decision, 2)), quota.ErrClosed)
+			_, err = fresh.Take(bg, c)
+			is(t, "the first call of a store", err, quota.ErrClosed)
+			_, err = s.Health(bg)
+			is(t, "Health", err, quota.ErrClosed)
+			if l.engine != nil {
+				_, errs := engine.Together(bg, l.engine(s.store), [][]quota.Charge{{c}, {c}, {c, c}})
+				for _, err := range errs {
+					is(t, "a batch", err, quota.ErrClosed)
+				}
+			}
+		})
+	})
 }
 
 // hooks puts code into the caller's client that panics now and then. That costs the calls that it concerns a decision,

@@ -81,14 +81,21 @@ func (s *Store) tagOf(item queued) (first string, one bool) {
 
 var errApart = fmt.Errorf("redis: %w: the keys may be on several servers, and nothing was sent", quota.ErrCrossSlot)
 
-// sendParts sends items in one script. Where the numbers of a key's limit changed, the items with the other
-// numbers follow in a script of their own.
+// sendParts sends items in one script. Further ones follow for items that are more work than was known when they were
+// gathered, and where the numbers of a key's limit changed, for those with the other numbers.
 func (s *Store) sendParts(ctx context.Context, items []queued, roundTrip any) {
 	for rest := items; len(rest) > 0; {
 		var c *call
 		c, rest = s.newCall(rest)
 		s.sendCall(ctx, c, roundTrip)
 	}
+}
+
+func (q queued) work() int {
+	if q.single != nil {
+		return q.single.target.plan.work()
+	}
+	return q.list.work()
 }
 
 // failure returns the error of an item that was sent.
@@ -103,8 +110,12 @@ func (q queued) failure() error {
 func (s *Store) newCall(items []queued) (c *call, left []queued) {
 	c = &call{keys: make([]callKey, 0, len(items)), index: make(map[string]int, len(items))}
 	var before *single
-	k := 0
-	for _, item := range items {
+	k, work := 0, 0
+	for i, item := range items {
+		if work += item.work(); work > maxBatch && len(c.keys) > 0 {
+			left = append(left, items[i:]...)
+			break
+		}
 		if item.list != nil {
 			if !c.addList(item.list) {
 				left = append(left, item)
@@ -358,6 +369,7 @@ func (c *call) conclude(r Reply) error {
 		if err != nil {
 			return err
 		}
+		c.keys[k].plan.saw(numberSize * len(it.State.Tail))
 		for q := c.keys[k].first; q != nil; q = q.next {
 			if q.err = misfit; misfit == nil {
 				q.err = applyOne(&q.charge, &it, now, &q.decision)

@@ -103,7 +103,8 @@ type Store struct {
 	slots   slotQueues    // of charges to one slot
 	batcher Batcher[queued]
 
-	// mu guards plans, planned and reports, and is held while named is replaced. A plan does not change once it is in the map.
+	// mu guards plans, planned and reports, and is held while named is replaced. Only bytes changes in a plan once it is in
+	// the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
@@ -113,10 +114,11 @@ type Store struct {
 // plan holds the arguments that all charges to a limit send, boxed once.
 type plan struct {
 	rule   quota.Rule
-	serial int64   // orders plans
-	script *script // nil for an algorithm without Lua
-	header any     // the first bytes of a state, see header
-	params any     // the unit and p1 to p6, packed
+	serial int64        // orders plans
+	script *script      // nil for an algorithm without Lua
+	header any          // the first bytes of a state, see header
+	params any          // the unit and p1 to p6, packed
+	bytes  atomic.Int64 // of a state's list, on average, see work; 0 if it has none
 }
 
 const maxPlans = 4096
@@ -329,6 +331,9 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 		if p.script, err = s.scripts.one(spec.Rule, scripted.Lua()); err != nil {
 			return nil, err
 		}
+	}
+	if listed, ok := l.Algorithm().(driver.Listed); ok {
+		p.bytes.Store(int64(numberSize * min(max(listed.MaxTail(), 0), quota.MaxTail)))
 	}
 	p.header = header(spec.Rule, spec.Unit)
 	packed := appendNumber(nil, spec.Unit)

@@ -9,8 +9,36 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// maxBatch is how many charges go in one script.
+// maxBatch is how much work goes in one script, see work, so that a server is not held up for long. A charge is 1 or more:
+// no more than maxBatch charges go in one script.
 const maxBatch = 64
+
+// pieceSize is how many bytes of a state's list count as much as a charge.
+const pieceSize = 2048
+
+// work returns how much work a charge is in a script. The time of a kernel grows with the state's list. How long that is, is
+// not known before a state is read, so the average of the states that were read lately must do, and at first what a
+// driver.Listed says.
+func (p *plan) work() int { return 1 + int(p.bytes.Load()/pieceSize) }
+
+// work returns the work of a list. One list may be more than maxBatch, for it must be decided in one step.
+func (q *list) work() (n int) {
+	for i := range q.targets {
+		n += q.targets[i].plan.work()
+	}
+	return n
+}
+
+// saw notes how many bytes the list of a state has that was read.
+func (p *plan) saw(bytes int) {
+	const weight = 8
+	switch before := p.bytes.Load(); {
+	case before > 0:
+		p.bytes.Store(max(before+(int64(bytes)-before)/weight, 1))
+	case bytes > 0:
+		p.bytes.Store(int64(bytes))
+	}
+}
 
 // queued is an item of a queue: a single charge, or else a list.
 type queued struct {
@@ -101,7 +129,7 @@ func (s *Store) gather(ctx context.Context, c *quota.Charge, t *target) (d quota
 		return quota.Decision{}, err
 	}
 	var waited *single
-	err = s.batcher.Do(ctx, s.queue(c, t), 1,
+	err = s.batcher.Do(ctx, s.queue(c, t), t.plan.work(),
 		func() (err error) {
 			d, err = s.alone(ctx, c, t)
 			return err
@@ -122,7 +150,7 @@ func (s *Store) gatherList(ctx context.Context, q *list) error {
 		return err
 	}
 	var waited *list
-	err := s.batcher.Do(ctx, s.queue(&q.charges[0], &q.targets[0]), len(q.charges),
+	err := s.batcher.Do(ctx, s.queue(&q.charges[0], &q.targets[0]), q.work(),
 		func() error { return s.send(ctx, []queued{{list: q}}, nil) },
 		func() queued { // a copy: the caller may leave, and use its charges and decisions again
 			waited = &list{charges: slices.Clone(q.charges), targets: q.targets, decisions: make([]quota.Decision, len(q.charges))}

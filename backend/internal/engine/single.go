@@ -42,6 +42,7 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 		return quota.Decision{}, badReply(r)
 	}
 	it, err := unpack(held)
+	t.plan.saw(numberSize * len(it.State.Tail))
 	var d quota.Decision
 	if err == nil {
 		err = applyOne(c, &it, now, &d)

@@ -333,3 +333,68 @@ func TestValkey(t *testing.T) {
 		t.Errorf("ca without TLS: got error %v, want one that names valkeys://", err)
 	}
 }
+
+// No text tells anything of a credential: it is the same whatever the credential is, though it be a word of the text. And
+// the text names the field.
+func TestTextsWithoutCredentials(t *testing.T) {
+	secrets := []string{"zzzzzzzz", "Z", "zz", "user", "password", "host", "URL", "e", "o", "0", "1", ":", "(not shown)", "accepted", "a", "parameter ",
+		"mymaster", "p/q", "r?s", "t#u", "v@w", "x%y", " ", "\"", "é", "\x01", "timeout", "redis"}
+	for _, test := range []struct{ url, names string }{
+		{"redis://SECRET@host", "the URL has a user and no password"},
+		{"redis://SECRET:@host", "the URL has a user and no password"},
+		{"redis://:SECRET@host/x!", "the path is"},
+		{"redis://u:SECRET@", "the URL has no host"},
+		{"redis://u:SECRET@host,two", "the host is"},
+		{"redis://SECRET:SECRET@host?timeout=zero!", "parameter timeout is"},
+		{"redis://u:SECRET@host?strict=maybe!", "parameter strict is"},
+		{"redis://u:SECRET@host?batching=some!", "parameter batching is"},
+		{"redis://u:SECRET@host?protocol=4!", "parameter protocol is"},
+		{"redis://u:SECRET@host?prefix=%7B", "parameter prefix is"},
+		{"redis://u:SECRET@host#f", "the URL has a fragment"},
+		{"redis://u:SECRET@host?ca=x", "parameter ca needs TLS"},
+		{"rediss://u:SECRET@host?ca=/none!", "parameter ca is"},
+		{"rediss://u:SECRET@host?cert=/none!&key=/none!", "parameter cert is"},
+		{"redis://u:SECRET@host?password=SECRET", "unknown parameter"},
+		{"redis://host?token=SECRET", "unknown parameter"},
+		{"redis+sentinel://u:SECRET@host", "parameter master is missing"},
+		{"redis+sentinel://host?master=m&sentinel_user=SECRET", "parameter sentinel_user is there without sentinel_password"},
+		{"redis+sentinel://host/x!?master=m&sentinel_user=SECRET&sentinel_password=SECRET", "the path is"},
+		{"redis+cluster://u:SECRET@host/7!", "the path is"},
+		{"unix://u:SECRET@host/s", "the URL has the host"},
+	} {
+		for _, escape := range []func(string) string{userinfo, url.QueryEscape, everyByte} {
+			texts := map[bool]string{}
+			for _, secret := range secrets {
+				u, err := url.Parse(strings.ReplaceAll(test.url, "SECRET", escape(secret)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = Parse(u)
+				if !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), test.names) {
+					t.Fatalf("Parse(%q): got error %v, want ErrInvalid that says %q", u, err, test.names)
+				}
+				// A value that holds the credential too is not shown. Every text is one of these two.
+				shown := !strings.Contains(err.Error(), "(not shown)")
+				if texts[shown] == "" {
+					texts[shown] = err.Error()
+				}
+				if texts[shown] != err.Error() {
+					t.Errorf("Parse(%q): got %q, want the text of every credential, %q", u, err, texts[shown])
+				}
+				if r, is := err.(interface{ Redacted() bool }); !is || !r.Redacted() {
+					t.Errorf("Parse(%q): got an error of type %T, want one that is Redacted", u, err)
+				}
+			}
+		}
+	}
+}
+
+// everyByte escapes every byte of a text.
+func everyByte(s string) (escaped string) {
+	for i := range len(s) {
+		escaped += fmt.Sprintf("%%%02x", s[i])
+	}
+	return escaped
+}
+
+func userinfo(s string) string { return url.User(s).String() }

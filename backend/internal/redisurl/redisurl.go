@@ -460,5 +460,14 @@ func (p *parser) show(v string) string {
 }
 
 func invalid(format string, args ...any) error {
-	return fmt.Errorf("redis: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
+	return refusal{fmt.Errorf("redis: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)}
 }
+
+// refusal is an error whose text holds no part of a credential: each value in it went through show. A credential that is a
+// word of the text, such as the user "user", is there by chance, and to mask it would tell it.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// Redacted says that package backend may pass the text on, see backend.OpenFunc.
+func (refusal) Redacted() bool { return true }

@@ -272,6 +272,16 @@ func Algorithms() []Algorithm {
 			}
 		})},
 		{"a refund of long ago is honoured", "A13", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) { r.At = *now })},
+		{"a refund counts for as long as a bucket takes to fill", "A13", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) {
+			if r.Op == quota.OpRefund && *now-r.At > 10*second/7 {
+				r.At = 0
+			}
+		})},
+		{"a refund gives a token more after a while", "A13", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) {
+			if r.Op == quota.OpRefund && r.Cost > 0 && r.At > 0 && *now-r.At > second {
+				r.Cost++
+			}
+		})},
 		{"a refund is lost", "A13", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.At = 0 })},
 		{"a grant drops the fraction of a token that had come back", "A13", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)

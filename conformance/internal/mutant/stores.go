@@ -275,6 +275,38 @@ func Stores() []*Store {
 			}
 		}},
 		// Lists.
+		{Name: "a refund gives back more than it says", Rule: "C5", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				more := slices.Clone(cs)
+				for i := range more {
+					if more[i].Op == quota.OpRefund {
+						more[i].Cost *= 2
+					}
+				}
+				err := driver.Apply(more, items, now, out)
+				for i := range cs {
+					out[i].Charged = max(out[i].Charged, -cs[i].Cost)
+				}
+				return err
+			}
+		}},
+		{Name: "Charged does not say what came back", Rule: "S1", alter: telling(func(c *quota.Charge, d *quota.Decision) {
+			if c.Op == quota.OpRefund || c.Op == quota.OpReset {
+				d.Charged = 0
+			}
+		})},
+		{Name: "a sliding window rounds the count before up", Rule: "C5", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				before := slices.Clone(items)
+				err := driver.Apply(cs, items, now, out)
+				if d := &out[0]; err == nil && len(cs) == 1 && cs[0].Op == quota.OpTake && cs[0].Cost > 0 && d.Allowed && d.Remaining == 0 &&
+					items[0].Rule == (quota.Rule{'s', 'w', '1'}) && items[0].State.C > 0 {
+					copy(items, before)
+					d.Allowed, d.Remaining, d.Charged, d.RetryAfter = false, cs[0].Cost-1, 0, time.Second
+				}
+				return err
+			}
+		}},
 		{Name: "each charge of a list is made that fits", Rule: "S2", alter: func(p *parts) { p.apply = oneByOne }},
 		{Name: "the ninth charge of a list is not made", Rule: "S2", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {

@@ -1,0 +1,20 @@
+package quota_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/internal/testkit"
+)
+
+// BenchmarkTake takes tokens of one key from a local store.
+func BenchmarkTake(b *testing.B) {
+	lim := newLimiter(b, local.New(nil), testkit.Bucket("tokens", 1<<40, time.Hour), nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		if d, err := lim.Take(bg, "team-7/agent-0000042", 1); err != nil || !d.Allowed {
+			b.Fatal(d, err)
+		}
+	}
+}
