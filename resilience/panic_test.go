@@ -44,7 +44,6 @@ type explosive struct {
 	quota.Store
 	bomb   *bomb
 	prompt bool
-	slow   time.Duration
 }
 
 func (s *explosive) Prompt() bool { return s.prompt }
