@@ -22,11 +22,11 @@ func (sh *shard) check(t *testing.T) {
 	live := 0
 	switch old := sh.old; {
 	case old == nil:
-		live = sh.table.check(t, sh.index)
+		live = checkTable(t, &sh.table, sh.index)
 	case old.table == nil:
-		live = sh.table.check(t, sh.index, old.index)
+		live = checkTable(t, &sh.table, sh.index, old.index)
 	default:
-		live = sh.table.check(t, sh.index)
+		live = checkTable(t, &sh.table, sh.index)
 		for _, e := range old.index {
 			if e != 0 {
 				live++
@@ -45,9 +45,9 @@ func (sh *shard) check(t *testing.T) {
 	}
 }
 
-// check fails unless the indexes together name each slot in use once, and the rest of the table fits. It returns the number
+// checkTable fails unless the indexes together name each slot in use once, and the rest of the table fits. It returns the number
 // of slots in use.
-func (tb *table) check(t *testing.T, indexes ...[]uint64) int {
+func checkTable(t *testing.T, tb *table, indexes ...[]uint64) int {
 	t.Helper()
 	linked := map[uint32]bool{}
 	pieces := map[uint32]bool{}
