@@ -3,6 +3,7 @@ package quota
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -25,6 +26,15 @@ type queue struct {
 	first, last *waiter
 	// The tokens of all waiters that ever joined, and of those that left or that the store may have charged.
 	joined, gone int64
+}
+
+// tokens returns the tokens of all waiters.
+func (q *queue) tokens() int64 {
+	tokens := q.joined - q.gone
+	if q.first.asking {
+		tokens += q.first.cost
+	}
+	return tokens
 }
 
 // waiter is a caller in a queue. Its fields but turn are guarded by Limiter.mu.
@@ -52,7 +62,7 @@ type waiter struct {
 // millisecond more for each further key that is waited for. LimitFor chooses the limit anew each time the caller asks.
 //
 // It fails at once, and charges nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
-// Options.MaxWaiters callers wait already, and with an error that is [context.DeadlineExceeded] where the context's
+// Options.MaxWaiters callers wait already, or 2^63 tokens of the key are waited for, and with an error that is [context.DeadlineExceeded] where the context's
 // deadline comes before the quota; the queue ahead counts as far as the rule can tell, see [Forecaster]. A wait whose
 // context ends gives the tokens back and fails with the context's error.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
@@ -275,6 +285,9 @@ func (l *Limiter) enqueue(key string, n int64) (*waiter, error) {
 		l.queued.Add(1)
 		w.wake()
 	} else {
+		if q.tokens() > math.MaxInt64-n {
+			return nil, fmt.Errorf("quota: %w: callers wait for as many tokens of %q already as can be counted, with these %d", ErrOverloaded, key, n)
+		}
 		if err := l.count(w); err != nil {
 			return nil, err
 		}

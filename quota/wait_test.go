@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
@@ -553,4 +554,36 @@ func TestForecastPassesErrorsOn(t *testing.T) {
 			w.end(t)
 		})
 	}
+}
+
+// The tokens of all waiting callers are counted, and a caller with more than can be counted is refused at once.
+func TestWaitBehindVeryMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most, fit = 1<<52 - 1, 1 << 11
+		l := quota.Must(quota.NewLimit("bytes", quota.Must(algorithm.TokenBucket(most, most/1000, time.Second))))
+		lim := newLimiter(t, local.New(nil), l, &quota.Options{MaxWaiters: 2 * fit})
+		must[quota.Decision](t)(lim.Take(bg, "k", most))
+		ctx, cancel := context.WithCancel(bg)
+		w := newWaits(lim)
+		for range fit - 1 {
+			w.wg.Go(func() { lim.Wait(ctx, "k", most) })
+		}
+		synctest.Wait()
+		late, stop := context.WithTimeout(ctx, 24*time.Hour) // all of them take 24 days
+		defer stop()
+		w.call(late, "late", "k", most)
+		if e, ok := w.over("late"); !ok || !errors.Is(e.err, context.DeadlineExceeded) || e.took != 0 {
+			t.Errorf("caller with a deadline: got %s, want the deadline's error at once", w.outcome("late"))
+		}
+		w.call(ctx, "last", "k", most)
+		if e, ok := w.over("last"); ok {
+			t.Errorf("last caller that can be counted: got %v, want it to wait", e)
+		}
+		w.call(ctx, "one more", "k", most)
+		if e, ok := w.over("one more"); !ok || !errors.Is(e.err, quota.ErrOverloaded) {
+			t.Errorf("caller beyond what can be counted: got %s, want ErrOverloaded at once", w.outcome("one more"))
+		}
+		cancel()
+		w.end(t)
+	})
 }
