@@ -119,7 +119,7 @@ func (t *table) add(text string, size int, k kind) uint32 {
 	return n
 }
 
-// adopt copies a slot of another table and returns its number in this one.
+// adopt copies a slot of another table, with the tail, which leaves that table, and returns its number in this one.
 func (t *table) adopt(from *table, number uint32) uint32 {
 	n := t.slots.take()
 	sl := t.slots.at(n)
@@ -133,6 +133,7 @@ func (t *table) adopt(from *table, number uint32) uint32 {
 	}
 	if tail, ok := from.tails[number]; ok {
 		t.setTail(n, tail)
+		delete(from.tails, number)
 	}
 	return n
 }
