@@ -189,7 +189,11 @@ func evenPace(t *trial) {
 					t.refute(trace, wrong, true)
 					return
 				}
-				if p.unsure == nil && !p.last[0].Allowed {
+				if p.unsure != nil { // the next pace, when the store answers again
+					t.ask(p.first, quota.Charge{Limit: l, Key: "idle", Op: quota.OpPeek})
+					break
+				}
+				if !p.last[0].Allowed {
 					t.fatalf("take %d of one each %v, of %s:\n%s\n\twant a grant of every take", i+1, pace, t.describe(l), answer(p.last, nil))
 				}
 			}

@@ -307,6 +307,8 @@ func TestTotal(t *testing.T) {
 						}
 						return
 					}
+					below.mu.Lock()
+					defer below.mu.Unlock()
 					if k.untold > 0 && !errors.Is(err, quota.ErrIndeterminate) && (ctx.Err() == nil || k.sent <= cost) {
 						t.Errorf("take of %d, whose request was charged and had no reply: got %+v, %v; want ErrIndeterminate", cost, d, err)
 					}

@@ -65,11 +65,11 @@ func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 		f = r.fault(&cs[0])
 	}
 	r.calls = append(r.calls, cs...)
-	r.mu.Unlock()
 	k, _ := ctx.Value(takerKey{}).(*taker)
 	if k != nil {
 		k.sent, k.asked, k.untold = cs[0].Cost, time.Now(), 0
 	}
+	r.mu.Unlock()
 	made, err := r.takeAll(ctx, cs, out, f)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +91,7 @@ func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	return err
 }
 
-// taker is a caller of Take, as the remote sees it through the context.
+// taker is a caller of Take, as the remote sees it through the context; remote.mu guards the fields of its calls.
 type taker struct {
 	sent   int64 // tokens that the latest call for it asked for
 	asked  time.Time

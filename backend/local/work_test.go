@@ -52,7 +52,7 @@ func (s *Store) work(last *[shardCount]progress) (places int) {
 // A call does a bounded amount of work beside its decision, however many keys there are: while the table grows, is swept
 // and shrinks. Only a refused call looks further, and that is bounded too.
 func TestOneCallDoesBoundedWork(t *testing.T) {
-	keys := sized(50_000, 1_000_000)
+	keys := sized(12_000, 1_000_000)
 	s, c := withClock(keys)
 	l := bucket("n", 10, time.Hour)
 	var last [shardCount]progress
