@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -129,7 +128,7 @@ func (f *fallback) admitKey(l *localCall, i int, cause error) (k *keyState, used
 	defer t.mu.Unlock()
 	if k = t.keys[keyOf(c)]; k == nil {
 		if now >= t.leftOut {
-			k = t.add(c, now, math.Inf(1))
+			k = t.add(c, now, mustKeep)
 			f.tellForgotten(t)
 		}
 		if k == nil {

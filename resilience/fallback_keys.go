@@ -138,22 +138,23 @@ func (k *keyState) record(d *quota.Decision, now time.Duration, inOrder bool) {
 // A key that has used no more of its limit than this may be forgotten where there is no room: in an outage it gets the
 // share of a new one, and the bound holds. littleUse is so little that no other key is looked for.
 const (
-	smallUse  = 0.5
-	littleUse = 1.0 / 16
+	wholeUse  = 1 << 9 // the product with a limit of 2^53 has 62 bits
+	smallUse  = wholeUse / 2
+	littleUse = wholeUse / 16
+	mustKeep  = math.MaxInt64 // the weight of a state that must be kept
 )
 
 // add returns a new state for a key, or nil if there is no room. A full table forgets the state with the least weight
-// of some, if it is less than that of the new one; above 1 is that of a key that must be kept, for which no key is
-// forgotten that has used much. The caller holds the lock.
-func (t *keyTable) add(c *quota.Charge, now time.Duration, weight float64) *keyState {
+// of some, if it is less than that of the new one. For a key that must be kept no key is forgotten that has used much. The caller holds the lock.
+func (t *keyTable) add(c *quota.Charge, now time.Duration, weight int64) *keyState {
 	// For each state that is added, two are looked at, so that those that can be dropped are.
 	look, full := 2, len(t.all) >= t.most
 	least, at := weight, -1
 	if full && weight > littleUse {
 		look = 32
 	}
-	if weight > 1 {
-		least = math.Nextafter(smallUse, 1)
+	if weight == mustKeep {
+		least = smallUse + 1
 	}
 	for i := 0; i < look && len(t.all) > 0; i++ {
 		t.sweep %= len(t.all)
@@ -205,11 +206,11 @@ func (t *keyTable) forget(k *known, now time.Duration) {
 	}
 }
 
-// weight returns the weight of a state: 0 if a new one would say the same, above 1 if it must be kept, because the key
-// owes quota or a call is using it. The caller holds the lock.
-func (k *keyState) weight(now time.Duration) float64 {
+// weight returns the weight of a state: 0 if a new one would say the same, mustKeep if the key owes quota or a call is
+// using it. The caller holds the lock.
+func (k *keyState) weight(now time.Duration) int64 {
 	if k.debt.owed > 0 || k.share.inFlight > 0 {
-		return math.Inf(1)
+		return mustKeep
 	}
 	return k.known.weight(now)
 }

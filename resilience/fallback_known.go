@@ -1,7 +1,6 @@
 package resilience
 
 import (
-	"math"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -44,13 +43,13 @@ func (k *known) usedOf(l *quota.Limit, now time.Duration) int64 {
 }
 
 // weight returns how much fuller a key without a state would be taken to be, at a time: 0 if not at all, else the part
-// of the limit that was used. It is above 1 after a debt.
-func (k *known) weight(now time.Duration) float64 {
+// of the limit that was used, in parts of wholeUse and rounded up, and mustKeep after a debt.
+func (k *known) weight(now time.Duration) int64 {
 	switch {
 	case !k.answered || now >= k.whole || k.used <= 0:
 		return 0
 	case k.used > k.limit:
-		return math.Inf(1)
+		return mustKeep
 	}
-	return float64(k.used) / float64(k.limit)
+	return (k.used*wholeUse + k.limit - 1) / k.limit
 }
