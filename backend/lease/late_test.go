@@ -14,6 +14,34 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
+// used opens a store, has it lease, and returns how many tokens were taken. The bucket is far from full, so that all of a
+// lease can be given back.
+func used(t *testing.T, below *remote) (s *Store, took int64) {
+	s = open(t, below, Options{})
+	take(t, s, one(2000))
+	return s, 2000 + warm(t, s, one(1), 50)
+}
+
+// butRefunds returns a remote's faults: the same for every charge, and none for refunds.
+func butRefunds(f fault) func(*quota.Charge) fault {
+	return func(c *quota.Charge) fault {
+		if c.Op == quota.OpRefund {
+			return fault{}
+		}
+		return f
+	}
+}
+
+// takes returns how many takes the remote saw since it was last asked.
+func (r *remote) takes() (n int) {
+	for _, c := range r.seen() {
+		if c.Op == quota.OpTake {
+			n++
+		}
+	}
+	return n
+}
+
 // TestLateCombined has a take paid in part by the lease, whose end comes before the store's answer: the take is charged
 // once, whatever the answer, and no token is lost.
 func TestLateCombined(t *testing.T) {
@@ -37,9 +65,7 @@ func TestLateCombined(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				below := newRemote(t)
-				s := open(t, below, Options{})
-				take(t, s, one(2000)) // far from full: all of a lease can be given back
-				took := 2000 + warm(t, s, one(1), 50)
+				s, took := used(t, below)
 				for range 9 { // in use until shortly before its end
 					time.Sleep(100 * time.Millisecond)
 					take(t, s, one(1))
@@ -53,12 +79,7 @@ func TestLateCombined(t *testing.T) {
 					t.Fatalf("leased: got %d, want 2 or more, else the test is void", held)
 				}
 				below.seen()
-				below.set(func(c *quota.Charge) fault {
-					if c.Op == quota.OpRefund {
-						return fault{}
-					}
-					return test.fault
-				})
+				below.set(butRefunds(test.fault))
 				var closed sync.WaitGroup
 				if test.before != nil {
 					closed.Go(func() {
@@ -73,14 +94,8 @@ func TestLateCombined(t *testing.T) {
 				if d.Allowed != test.granted || d.Allowed && d.Charged != test.cost {
 					t.Errorf("take of %d: got %+v; want allowed %v, charged all of it", test.cost, d, test.granted)
 				}
-				asked := 0
-				for _, c := range below.seen() {
-					if c.Op == quota.OpTake {
-						asked++
-					}
-				}
-				if asked != 1 {
-					t.Errorf("requests to the store: got %d, want 1", asked)
+				if asked := below.takes(); asked != 1 {
+					t.Errorf("takes at the store: got %d, want 1", asked)
 				}
 				closed.Wait()
 				time.Sleep(2 * time.Second)
@@ -125,9 +140,7 @@ func TestLateChunk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				below := newRemote(t)
-				s := open(t, below, Options{})
-				take(t, s, one(2000)) // far from full: all of a lease can be given back
-				took := 2000 + warm(t, s, one(1), 50)
+				s, took := used(t, below)
 				for s.left(one(1)) > 0 {
 					take(t, s, one(1))
 					took++
@@ -136,12 +149,7 @@ func TestLateChunk(t *testing.T) {
 					s.inner = &disguise{below}
 				}
 				below.seen()
-				below.set(func(c *quota.Charge) fault {
-					if c.Op == quota.OpRefund {
-						return fault{}
-					}
-					return test.fault
-				})
+				below.set(butRefunds(test.fault))
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					time.Sleep(100 * time.Millisecond)
@@ -153,13 +161,7 @@ func TestLateChunk(t *testing.T) {
 				}
 				wg.Wait()
 				time.Sleep(2 * time.Second)
-				asked := 0
-				for _, c := range below.seen() {
-					if c.Op == quota.OpTake {
-						asked++
-					}
-				}
-				if asked != 1 {
+				if asked := below.takes(); asked != 1 {
 					t.Errorf("takes at the store: got %d, want 1", asked)
 				}
 				if net := below.net(); net != took+1 {
@@ -184,16 +186,9 @@ func TestLateReset(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, in a list %v", name, list), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					below := newRemote(t)
-					s := open(t, below, Options{})
-					take(t, s, one(2000)) // far from full: all of a lease can be given back
-					took := 2000 + warm(t, s, one(1), 50)
+					s, took := used(t, below)
 					below.seen()
-					below.set(func(c *quota.Charge) fault {
-						if c.Op == quota.OpRefund {
-							return fault{}
-						}
-						return test.fault
-					})
+					below.set(butRefunds(test.fault))
 					if list {
 						s.TakeAll(bg, []quota.Charge{{Limit: slow, Key: "other"}, op(quota.OpReset, 0)}, make([]quota.Decision, 2))
 					} else {

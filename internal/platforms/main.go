@@ -38,14 +38,14 @@ func main() {
 	}
 }
 
-// pkg is what go list says of a package.
+// pkg is a package in the output of go list.
 type pkg struct {
-	ImportPath, Dir, ForTest string
-	GoFiles                  []string
-	ImportMap                map[string]string
-	Standard, DepOnly        bool
-	Module                   *struct{ GoVersion string }
-	Error                    *struct{ Err string }
+	ImportPath, Dir string
+	GoFiles         []string
+	ImportMap       map[string]string
+	DepOnly         bool
+	Module          *struct{ GoVersion string }
+	Error           *struct{ Err string }
 }
 
 type checker struct {
@@ -121,7 +121,7 @@ func (c *checker) parse(path string) (*ast.File, error) {
 
 // load lists the module's packages and tests, each after the packages that it needs.
 func load(system, arch string) (list []pkg, err error) {
-	cmd := exec.Command("go", "list", "-deps", "-test", "-json=ImportPath,Dir,ForTest,GoFiles,ImportMap,Standard,DepOnly,Module,Error", "./...")
+	cmd := exec.Command("go", "list", "-deps", "-test", "-json=ImportPath,Dir,GoFiles,ImportMap,DepOnly,Module,Error", "./...")
 	cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH="+arch, "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

@@ -308,12 +308,11 @@ func (s *Store) invoke(ctx context.Context, sc *script, args []any, keys int) (R
 
 // do calls the client's Do.
 func (s *Store) do(ctx context.Context, args []any, keys int) (r Reply, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = panicked(v, "the client", true)
-		}
-	}()
-	return s.client.Do(ctx, args, keys)
+	err = Catch("the client", true, func() (err error) {
+		r, err = s.client.Do(ctx, args, keys)
+		return err
+	})
+	return r, err
 }
 
 // plan returns the plan of a limit.

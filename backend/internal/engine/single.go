@@ -7,14 +7,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// applyOne is driver.ApplyOne.
-func applyOne(c *quota.Charge, it *driver.Item, now quota.Micros, d *quota.Decision) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = panicked(v, "an algorithm", false)
-		}
-	}()
-	return driver.ApplyOne(c, it, now, d)
+// applyOne is driver.ApplyOne, with a panic as an error.
+func applyOne(c *quota.Charge, it *driver.Item, now quota.Micros, d *quota.Decision) error {
+	return Catch("an algorithm", false, func() error { return driver.ApplyOne(c, it, now, d) })
 }
 
 // alone decides a charge in a script of its own, see single.lua.
