@@ -1,5 +1,6 @@
 // Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding window log
-// and fixed window, and the rules without quota and without limit. Each is a pure function over integers, see [quota.Algorithm].
+// and fixed window, and the rules without quota and without limit. Each is a pure function over integers, see
+// [quota.Algorithm].
 //
 //	bucket := quota.Must(algorithm.TokenBucket(1000, 21, 2*time.Second)) // 10.5 tokens a second, exactly
 //	limit := quota.Must(quota.NewLimit("tokens", bucket))
@@ -23,9 +24,9 @@
 //
 // All arithmetic is on integers below 2^53, so that the same rule gives the same answer in Lua. Rates may be
 // from one in ten years to 10^13 a second and capacities from 0, which denies, to 2^52-1, within two bounds: every
-// number of a state must be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too fine for that, a
-// limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and divides its period; a
-// token bucket then admits at most capacity + rate·(Δ + one tick). Where no tick fits, the constructor
+// number of a state must be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too
+// fine for that, a limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and divides its
+// period; a token bucket then admits at most capacity + rate·(Δ + one tick). Where no tick fits, the constructor
 // returns [quota.ErrInvalid] and says how much it would accept.
 //
 // # Changes

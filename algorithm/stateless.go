@@ -21,7 +21,8 @@ type stateless struct {
 // DenyAll denies every cost above 0, for ever: RetryAfter is [quota.Never], and Limit and Remaining are 0. A capacity
 // of 0 of any other rule denies as much, and keeps the debits of that rule.
 //
-// Unlimited admits every cost, at once also where it is taken ahead. Limit and Remaining of its decisions are math.MaxInt64, whatever was charged.
+// Unlimited admits every cost, at once also where it is taken ahead. Limit and Remaining of its decisions are
+// math.MaxInt64, whatever was charged.
 var (
 	DenyAll   quota.Algorithm = &stateless{rule: quota.Rule{'d', 'e', 'n', 'y', 'a', 'l', 'l'}}
 	Unlimited quota.Algorithm = &stateless{rule: quota.Rule{'u', 'n', 'l', 'i', 'm'}, capacity: math.MaxInt64}

@@ -121,8 +121,8 @@ func rate(t *trial) {
 	}
 }
 
-// refunds has a client take from a bucket and give half of its charges back, later, and compares with the bound what it
-// gained, by what the decisions say was charged and came back. It does not use the kernel.
+// refunds takes from a bucket, and later gives half of the charges back. The tokens that were charged, less those that came
+// back, both by the decisions, must stay within the bound. The kernel is not used.
 func refunds(t *trial) {
 	const capacity, perSecond = 20, 400
 	l := t.named("tokens", tokenBucket, numbers{capacity, perSecond, time.Second})

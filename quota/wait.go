@@ -62,9 +62,10 @@ type waiter struct {
 // millisecond more for each further key that is waited for. LimitFor chooses the limit anew each time the caller asks.
 //
 // It fails at once, and charges nothing, with ErrInvalid where n can never fit, with ErrOverloaded where
-// Options.MaxWaiters callers wait already, or 2^63 tokens of the key are waited for, and with an error that is [context.DeadlineExceeded] where the context's
-// deadline comes before the quota; the queue ahead counts as far as the rule can tell, see [Forecaster]. A wait whose
-// context ends gives the tokens back and fails with the context's error.
+// Options.MaxWaiters callers wait already, or 2^63 tokens of the key are waited for, and with an error that is
+// [context.DeadlineExceeded] where the context's deadline comes before the quota; the queue ahead counts as far as
+// the rule can tell, see [Forecaster]. A wait whose context ends gives the tokens back and fails with the context's
+// error.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	c := Charge{Limit: l.limit, Key: key, Cost: n}
 	if err := c.check(); err != nil {
@@ -173,7 +174,8 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 			l.rest(w)
 			return Decision{}, nil
 		}
-		// Refill has repaid all debt as soon as a cost of 0 fits. Where the store fails, the tokens are charged all the same.
+		// Refill has repaid all debt as soon as a cost of 0 fits. Where the store fails, the tokens are charged all
+		// the same.
 		if p, err := l.store.Take(ctx, Charge{Limit: limit, Key: c.Key, Op: OpPeek}); err == nil {
 			left = min(left, p.RetryAfter)
 		}

@@ -32,9 +32,9 @@ type BreakerOptions struct {
 	// [Timeout] inside, or DefaultFailingFor if there is none; a negative one counts failures alone.
 	FailingFor time.Duration
 	// Trip replaces Failures and FailingFor: after each failure it reports whether the breaker must open. It
-	// is called with a lock held and must not call the store; its panic reaches the caller whose call failed. With nil failures in a row are counted, at next
-	// to no cost for the calls of a healthy store; with Trip gobreaker counts every call, which takes locks
-	// and an allocation.
+	// is called with a lock held and must not call the store; its panic reaches the caller whose call failed. With
+	// nil failures in a row are counted, at next to no cost for the calls of a healthy store; with Trip gobreaker
+	// counts every call, which takes locks and an allocation.
 	Trip func(gobreaker.Counts) bool
 	// Window is how far back Trip counts; 0 is back to when the breaker closed. It moves in Slices.
 	Window time.Duration
@@ -70,9 +70,10 @@ type BreakerOptions struct {
 //
 // ErrUnavailable and ErrIndeterminate count as failures, ErrOverloaded too unless it is [ErrRejected], and so
 // does every error that is none of package quota's; but no error counts where the caller's own context has
-// ended, nor one of a call that left while its store connected, see [driver.GettingReady]. A denial is a success. Every other error has no bearing on the store's health, and a probe that ends
-// in one leaves the breaker half-open. A panic is a failure. Several errors of one round trip count once, see
-// [driver.Shared]. Results of calls that began before the last change of state are ignored.
+// ended, nor one of a call that left while its store connected, see [driver.GettingReady]. A denial is a success.
+// Every other error has no bearing on the store's health, and a probe that ends in one leaves the breaker half-open.
+// A panic is a failure. Several errors of one round trip count once, see [driver.Shared]. Results of calls that began
+// before the last change of state are ignored.
 //
 // Other negative numbers, a Jitter above 1, a FirstDelay above Delay and a Slice above Window are refused by
 // Wrap.

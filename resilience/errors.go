@@ -97,7 +97,8 @@ func retryAfter(err error) time.Duration {
 // repeatable reports whether a list may be sent twice: it carries a request id, or changes no state.
 func repeatable(cs []quota.Charge) bool { return cs[0].ID != "" || driver.OnlyPeeks(cs) }
 
-// answerable reports whether a policy may answer all charges in the store's place: whether they may be denied. An answer to a debit, refund or reset would hide that it was not carried out.
+// answerable reports whether a policy may answer all charges in the store's place: whether they may be denied. An
+// answer to a debit, refund or reset would hide that it was not carried out.
 func answerable(cs []quota.Charge) bool {
 	for i := range cs {
 		if !cs[i].Op.Deniable() {

@@ -45,13 +45,13 @@ type FailsafeOptions struct {
 // results; every other error looks to the policy like an empty result. The result of a call, a list or not,
 // is a quota.Result.
 //
-// A circuit breaker opens as its own thresholds say. It is driven by hand, which avoids these faults: a panic or a probe that hangs takes its
-// permit for good; results from before it opened count while it is half-open; and an error without bearing on
-// the store's health, such as a caller's cancellation, counts as a success. Its conditions and its function of
-// the delay are not evaluated at all. A panic under any other policy is caught and goes on once the policy has seen the call end; after
-// runtime.Goexit in the store the policy's permit is lost, and the caller of a hedged attempt waits until its context
-// ends. A listener of a circuit
-// breaker must not panic: failsafe-go would unlock its lock twice, which ends the program.
+// A circuit breaker opens as its own thresholds say. It is driven by hand, which avoids these faults: a panic or a
+// probe that hangs takes its permit for good; results from before it opened count while it is half-open; and an error
+// without bearing on the store's health, such as a caller's cancellation, counts as a success. Its conditions and its
+// function of the delay are not evaluated at all. A panic under any other policy is caught and goes on once the
+// policy has seen the call end; after runtime.Goexit in the store the policy's permit is lost, and the caller of a
+// hedged attempt waits until its context ends. A listener of a circuit breaker must not panic: failsafe-go would
+// unlock its lock twice, which ends the program.
 //
 // A call that the policy refuses before the store is called is quota.ErrOverloaded and [ErrRejected], or
 // quota.ErrUnavailable and [ErrOpen] if the policy is a circuit breaker.

@@ -43,7 +43,8 @@ type FallbackOptions struct {
 	// store's again, after it has answered every call for some seconds, and when Close dropped quota that the
 	// primary could not be charged; "share", once for each name of a limit, if this instance's share of it is
 	// 0; "keys", once in each outage, when a key is denied because MaxKeys leaves no room for it, and once in all
-	// when a key that had used quota was forgotten; and "misconfigured", at most once a minute, if the store is misconfigured. It may be nil.
+	// when a key that had used quota was forgotten; and "misconfigured", at most once a minute, if the store is
+	// misconfigured. It may be nil.
 	Notice func(quota.Notice)
 }
 
@@ -57,8 +58,8 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 //
 // A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
 // the primary exactly once, in front of the key's next call that reaches it, into debt if need be; before
-// that the key gets no fresh share. Close charges the rest, unless the primary is down. So of a token bucket of B tokens, r more each second, the fleet admits in
-// T seconds at most
+// that the key gets no fresh share. Close charges the rest, unless the primary is down. So of a token bucket of B
+// tokens, r more each second, the fleet admits in T seconds at most
 //
 //	B + r·T + Σ(b_i + r_i·T_i) + (B + Σ b_i) per loss of the primary's state + b_i per restart of instance i
 //

@@ -75,7 +75,7 @@ func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
 	sh.due += newSlot
 }
 
-// appendCharges appends what makes charges the same: see driver.SameCharge.
+// appendCharges appends the fields of charges by which driver.SameCharge compares them.
 func appendCharges(dst []byte, cs []quota.Charge) []byte {
 	for i := range cs {
 		c := &cs[i]

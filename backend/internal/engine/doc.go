@@ -33,10 +33,11 @@
 // # Scripts
 //
 // A script is an assembly: prelude.lua, the clock, kernels of rules, and a driver. A charge alone, and a batch of one
-// rule, has a script of its rule; other batches have one script of all rules that they use, see scripts. There are two drivers, and so two forms in which a charge travels. single.lua decides one charge
-// and builds no table and no function but for rare states: it sets the latency of a store without load.
-// batch.lua decides everything else: many single charges, lists, and lists with a request id. state.lua reads
-// and writes states for both. load.lua and swap.lua serve algorithms without Lua, by compare-and-swap.
+// rule, has a script of its rule; other batches have one script of all rules that they use, see scripts. There are
+// two drivers, and so two forms in which a charge travels. single.lua decides one charge and builds no table and no
+// function but for rare states: it sets the latency of a store without load. batch.lua decides everything else: many
+// single charges, lists, and lists with a request id. state.lua reads and writes states for both. load.lua and
+// swap.lua serve algorithms without Lua, by compare-and-swap.
 //
 // A new field of a charge touches single.go and single.lua, appendCharge in batch.go and batch.lua,
 // kernelParams in script.go, Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and
