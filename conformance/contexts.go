@@ -21,7 +21,7 @@ var contextCases = []testCase{
 // doneContexts calls with contexts that are done.
 func doneContexts(t *trial) {
 	h := t.open(Opening{})
-	l := t.named("tokens", fromFirst, numbers{limit: 100, period: year})
+	l := t.named("tokens", tokenBucket, numbers{100, 100, year})
 	before := t.used(h, l, "g")
 	cancelled, cancel := context.WithCancel(bg)
 	cancel()
@@ -30,12 +30,12 @@ func doneContexts(t *trial) {
 	expired, cancel := context.WithDeadline(bg, time.Unix(1, 0))
 	defer cancel()
 	for name, ctx := range map[string]context.Context{"cancelled": cancelled, "cancelled with a cause": caused, "past its deadline": expired} {
-		for op := quota.OpTake; op <= quota.OpReset; op++ {
+		for i := range operations {
 			for _, id := range []string{"", "r"} {
 				if id != "" && t.lacks(IDs) {
 					continue
 				}
-				c := quota.Charge{Limit: l, Key: "g", Cost: 1, Op: op, ID: id}
+				c := operations[i].on(l, "g", id, 1)
 				d, err := h.take(ctx, c)
 				if err != nil {
 					d = quota.Decision{}

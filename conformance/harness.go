@@ -11,7 +11,7 @@ import (
 
 // Version is the version of the suite. A rule or case that is new in a minor version is provisional until
 // the next one: its failures are reported and do not fail the test.
-const Version = "1.0"
+const Version = "1.1"
 
 // Harness tells the suite how to open a backend. Only Open is required; the zero value of the other fields claims that
 // the backend keeps every rule.
