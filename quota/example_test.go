@@ -126,3 +126,29 @@ func ExampleLimiter_TakeAhead() {
 	// false 30m0s
 	// true 1h30m0s
 }
+
+// An observer sees each call once, a list too: here two lists are granted and one is denied.
+func ExampleCall() {
+	observe := func(_ context.Context, c *quota.Call) {
+		decider := c.Charges[c.Decider]
+		fmt.Println("granted:", c.Granted, "decided by:", decider.Limit.Name(), decider.Key, "charges:", len(c.Charges))
+	}
+	limit := func(name string, capacity int64) *quota.Limit {
+		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+	}
+	agent, team := limit("agent", 100), limit("team", 150)
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), agent, &quota.Options{
+		Observers: []func(context.Context, *quota.Call){observe},
+	}))
+	defer limiter.Close()
+
+	for _, name := range []string{"agent-1", "agent-2", "agent-3"} {
+		limiter.TakeAll(context.Background(),
+			quota.Charge{Key: quota.Key("team-7", name), Cost: 60},
+			quota.Charge{Limit: team, Key: "team-7", Cost: 60})
+	}
+	// Output:
+	// granted: true decided by: agent team-7/agent-1 charges: 2
+	// granted: true decided by: team team-7 charges: 2
+	// granted: false decided by: team team-7 charges: 2
+}

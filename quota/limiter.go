@@ -3,6 +3,7 @@ package quota
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,21 +15,12 @@ type Options struct {
 	// limiter's own limit. It is called for each request, concurrently, with a valid key. A result that NewLimit did not
 	// make, such as the zero Limit, is ErrInvalid, and the store is not asked.
 	LimitFor func(key string) *Limit
-	// Observer is called after each decision and error, on the caller's goroutine; it may be called concurrently. It
-	// is not called for a request that was refused before the store was asked. Without an observer there is no cost.
-	Observer func(Event)
+	// Observers are told each call when it is over, in their order, on the caller's goroutine; they may be called
+	// concurrently. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
+	// told too; Close, and a call in which a store panics, are not. Without observers there is no cost.
+	Observers []func(ctx context.Context, call *Call)
 	// MaxWaiters bounds the calls of Wait that wait, over all keys; 0 is 1024.
 	MaxWaiters int
-}
-
-// Event is one charge and its answer, as an Observer gets it.
-type Event struct {
-	Limit, Key string
-	Op         Op
-	Cost       int64
-	Decision   Decision      // without meaning if Err is not nil
-	Err        error         // the error that the call returned
-	Took       time.Duration // the time of the whole call, without waiting for quota
 }
 
 // A Limiter decides requests against a limit: it checks them, picks the limit, and asks the store. [NewLimiter] makes
@@ -40,7 +32,7 @@ type Limiter struct {
 	store      Store
 	limit      *Limit
 	limitFor   func(string) *Limit
-	observer   func(Event)
+	observer   func(context.Context, *Call) // nil for none
 	maxWaiters int
 
 	corrections corrections
@@ -64,7 +56,12 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 	case o.MaxWaiters < 0:
 		return nil, invalid("Options.MaxWaiters", o.MaxWaiters, "0 or more")
 	}
-	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: o.Observer, maxWaiters: o.MaxWaiters}
+	for i, observe := range o.Observers {
+		if observe == nil {
+			return nil, invalid(fmt.Sprintf("Options.Observers[%d]", i), "nil", "a function")
+		}
+	}
+	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters}
 	if l.maxWaiters == 0 {
 		l.maxWaiters = 1024
 	}
@@ -128,9 +125,9 @@ func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int
 
 // correct makes a correction, though the context ends.
 func (l *Limiter) correct(ctx context.Context, c Charge) (Decision, error) {
-	ctx, cancel := outlive(ctx)
+	longer, cancel := outlive(ctx)
 	defer cancel()
-	return l.do(ctx, c)
+	return l.doWithin(ctx, longer, c)
 }
 
 // Reset makes the key's quota whole, under the limit that it has.
@@ -144,8 +141,21 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 // are the other lists that [Check] refuses. Of refunds and settles in a list the same holds as of [Limiter.Refund]; a
 // list outlives the context if it has nothing else.
 func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
-	cs := make([]Charge, len(charges))
-	copy(cs, charges)
+	cs := slices.Clone(charges)
+	ds := make([]Decision, len(cs), 2*len(cs)) // an observer may keep the second half
+	if l.observer == nil {
+		return l.doAll(ctx, cs, ds, nil)
+	}
+	o := &observed{began: time.Now()}
+	o.Charges, o.Decisions = cs, ds[len(cs):2*len(cs)]
+	r, err := l.doAll(ctx, cs, ds, o)
+	copy(o.Decisions, ds)
+	l.over(ctx, o, err)
+	return r, err
+}
+
+// doAll fills in the limits, checks, and asks the store.
+func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (Result, error) {
 	for i := range cs {
 		if cs[i].Limit != nil {
 			continue
@@ -166,16 +176,7 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 		ctx, cancel = outlive(ctx)
 		defer cancel()
 	}
-	ds := make([]Decision, len(cs))
-	start := l.clock()
-	err := l.takeAll(ctx, cs, ds)
-	if l.observer != nil {
-		took := time.Since(start)
-		for i := range cs {
-			l.observe(&cs[i], ds[i], err, took)
-		}
-	}
-	if err != nil {
+	if err := l.takeAll(ctx, cs, ds, o); err != nil {
 		return Result{}, err
 	}
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
@@ -188,41 +189,52 @@ func (l *Limiter) Store() Store { return l.store }
 // Close closes the store.
 func (l *Limiter) Close() error { return l.store.Close() }
 
-// do fills in the limit, checks, asks the store and tells the observer.
-func (l *Limiter) do(ctx context.Context, c Charge) (d Decision, err error) {
-	c.Limit = l.limit
-	if err := c.check(); err != nil {
-		return Decision{}, err
-	}
-	if l.limitFor != nil {
-		if c.Limit, err = l.limitOf(c.Key); err != nil {
-			return Decision{}, err
-		}
-	}
-	if err := c.checkLimit(); err != nil {
-		return Decision{}, err
-	}
-	return l.tell(ctx, c)
+// do fills in the limit, checks, asks the store and tells the observers.
+func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
+	return l.doWithin(ctx, ctx, c)
 }
 
-// tell has a charge decided that is whole and valid, and tells the observer.
-func (l *Limiter) tell(ctx context.Context, c Charge) (Decision, error) {
-	if l.observer == nil {
-		return l.decide(ctx, c)
+// doWithin does the same with a context for the store that differs from the caller's.
+func (l *Limiter) doWithin(ctx, within context.Context, c Charge) (d Decision, err error) {
+	c.Limit = l.limit
+	o := l.began(&c)
+	if o == nil {
+		if err = l.fill(&c); err == nil {
+			d, err = l.decide(within, c, nil)
+		}
+		return d, err
 	}
-	start := time.Now()
-	d, err := l.decide(ctx, c)
-	l.observe(&c, d, err, time.Since(start))
+	if err = l.fill(&o.charge[0]); err == nil {
+		o.decision[0], err = l.decide(within, o.charge[0], o)
+	}
+	d = o.decision[0]
+	l.over(ctx, o, err)
 	return d, err
 }
 
+// fill checks a charge and fills in the limit that LimitFor chooses.
+func (l *Limiter) fill(c *Charge) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if l.limitFor != nil {
+		limit, err := l.limitOf(c.Key)
+		if err != nil {
+			return err
+		}
+		c.Limit = limit
+	}
+	return c.checkLimit()
+}
+
 // decide has the store decide a charge, unless it corrects a receipt that was corrected before.
-func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
+func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, error) {
 	if c.remembered() {
 		var ds [1]Decision
-		err := l.takeAll(ctx, []Charge{c}, ds[:])
+		err := l.takeAll(ctx, []Charge{c}, ds[:], o)
 		return ds[0], err
 	}
+	o.ask()
 	d, err := l.store.Take(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = receiptFor(&c)
@@ -234,7 +246,7 @@ func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
 }
 
 // takeAll has the store decide a list, unless it corrects receipts that were corrected before.
-func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err error) {
+func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (err error) {
 	corrects := false
 	for i := range cs {
 		corrects = corrects || cs[i].remembered()
@@ -247,6 +259,7 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 		err = errPanicked
 		defer func() { l.corrections.end(cs, begun, ds, err) }()
 	}
+	o.ask()
 	if len(cs) == 1 {
 		ds[0], err = l.store.Take(ctx, cs[0])
 	} else {
@@ -277,16 +290,4 @@ func (l *Limiter) limitOf(key string) (*Limit, error) {
 		}
 	}
 	return l.limit, nil
-}
-
-// clock returns the time if there is an observer, and else the zero time.
-func (l *Limiter) clock() (t time.Time) {
-	if l.observer != nil {
-		t = time.Now()
-	}
-	return t
-}
-
-func (l *Limiter) observe(c *Charge, d Decision, err error, took time.Duration) {
-	l.observer(Event{Limit: c.Limit.name, Key: c.Key, Op: c.Op, Cost: c.Cost, Decision: d, Err: err, Took: took})
 }

@@ -65,60 +65,70 @@ type waiter struct {
 // Options.MaxWaiters callers wait already, or 2^63 tokens of the key are waited for, and with an error that is
 // [context.DeadlineExceeded] where the context's deadline comes before the quota; the queue ahead counts as far as
 // the rule can tell, see [Forecaster]. A wait whose context ends gives the tokens back and fails with the context's
-// error.
+// error, which is an ErrIndeterminate too where the store did not take them back.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	c := Charge{Limit: l.limit, Key: key, Cost: n}
-	if err := c.check(); err != nil {
+	o := l.began(&c)
+	if o == nil {
+		return l.wait(ctx, &c, nil)
+	}
+	d, err := l.wait(ctx, &o.charge[0], o)
+	o.decision[0] = d
+	l.over(ctx, o, err)
+	return d, err
+}
+
+// wait joins the queue of the charge's key, and takes the tokens when its turn comes.
+func (l *Limiter) wait(ctx context.Context, c *Charge, o *observed) (Decision, error) {
+	if err := l.fill(c); err != nil {
 		return Decision{}, err
 	}
-	var err error
-	if c.Limit, err = l.limitOf(key); err != nil {
-		return Decision{}, err
-	}
-	if most := c.Limit.spec.Capacity; n > most {
-		return Decision{}, invalid("cost", n, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
+	if most := c.Limit.spec.Capacity; c.Cost > most {
+		return Decision{}, invalid("cost", c.Cost, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
 	}
 	if err := ctx.Err(); err != nil {
 		return Decision{}, err
 	}
-	w, err := l.enqueue(key, n)
+	w, err := l.enqueue(c.Key, c.Cost)
 	if err != nil {
 		return Decision{}, err
 	}
 	defer l.leave(w)
 	select {
 	case <-w.turn:
-		return l.waitFirst(ctx, c, w)
+		return l.waitFirst(ctx, c, w, o)
 	default:
 	}
-	if err := l.forecast(ctx, c, w); err != nil {
+	if err := l.forecast(ctx, *c, w, o); err != nil {
 		return Decision{}, err
 	}
+	waited := o.waits()
 	select {
 	case <-w.turn:
-		return l.waitFirst(ctx, c, w)
+		waited()
+		return l.waitFirst(ctx, c, w, o)
 	case <-ctx.Done():
+		waited()
 		return Decision{}, ctx.Err()
 	}
 }
 
 // waitFirst asks the store until it grants.
-func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision, error) {
+func (l *Limiter) waitFirst(ctx context.Context, c *Charge, w *waiter, o *observed) (Decision, error) {
 	for {
 		l.ask(w)
 		var err error
 		if c.Limit, err = l.limitOf(c.Key); err != nil {
 			return Decision{}, err
 		}
-		d, err := l.tell(ctx, c)
+		d, err := l.decide(ctx, *c, o)
 		switch {
 		case err != nil:
 			return d, err
 		case d.Allowed && ctx.Err() == nil:
 			return d, nil
 		case d.Allowed:
-			l.giveBack(ctx, c, d)
-			return Decision{}, ctx.Err()
+			return Decision{}, l.giveBack(ctx, *c, d, ctx.Err())
 		case d.RetryAfter == Never:
 			return d, invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit.name))
 		}
@@ -131,12 +141,12 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 		}
 		after := d.RetryAfter
 		if c.Limit.spec.Ahead && after > 0 {
-			if d, err = l.waitAhead(ctx, c, w, longest); err != nil || d.Allowed {
+			if d, err = l.waitAhead(ctx, *c, w, longest, o); err != nil || d.Allowed {
 				return d, err
 			}
 			after = d.RetryAfter
 		}
-		if !w.pause(ctx, after, longest) {
+		if !w.pause(ctx, after, longest, o) {
 			return d, ctx.Err()
 		}
 	}
@@ -144,13 +154,13 @@ func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision,
 
 // waitAhead takes ahead for the first waiter, and waits until it may use its tokens. The decision is not allowed where the
 // waiter must ask anew: the store denied, or the key has another limit or rule.
-func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration) (d Decision, err error) {
+func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration, o *observed) (d Decision, err error) {
 	c.Op, c.Within = OpAhead, Never
 	if deadline, ok := ctx.Deadline(); ok {
 		c.Within = max(time.Until(deadline), 0)
 	}
 	l.ask(w)
-	if d, err = l.tell(ctx, c); err != nil {
+	if d, err = l.decide(ctx, c, o); err != nil {
 		return d, err
 	}
 	if !d.Allowed {
@@ -159,7 +169,7 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 	}
 	for left := d.Delay; left > 0; {
 		start := time.Now()
-		if err = inTime(ctx, left); err != nil || !w.pause(ctx, left, longest) {
+		if err = inTime(ctx, left); err != nil || !w.pause(ctx, left, longest, o) {
 			break
 		}
 		if left -= time.Since(start); left <= 0 {
@@ -170,9 +180,8 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 			break
 		}
 		if limit.handle != c.Limit.handle || limit.spec.Rule != c.Limit.spec.Rule {
-			l.giveBack(ctx, c, d)
 			l.rest(w)
-			return Decision{}, nil
+			return Decision{}, l.giveBack(ctx, c, d, nil)
 		}
 		// Refill has repaid all debt as soon as a cost of 0 fits. Where the store fails, the tokens are charged all
 		// the same.
@@ -184,8 +193,7 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 		err = ctx.Err()
 	}
 	if err != nil {
-		l.giveBack(ctx, c, d)
-		return Decision{}, err
+		return Decision{}, l.giveBack(ctx, c, d, err)
 	}
 	d.Delay = 0
 	return d, nil
@@ -193,7 +201,8 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 
 // pause waits for a time, at most longest and with some jitter, or until the waiter must ask again. It reports false if
 // the context ended.
-func (w *waiter) pause(ctx context.Context, after, longest time.Duration) bool {
+func (w *waiter) pause(ctx context.Context, after, longest time.Duration, o *observed) bool {
+	defer o.waits()()
 	if after <= 0 {
 		after = leastPause
 	}
@@ -210,10 +219,11 @@ func (w *waiter) pause(ctx context.Context, after, longest time.Duration) bool {
 }
 
 // forecast fails if the deadline comes before the tokens ahead in the queue and the waiter's own are admitted.
-func (l *Limiter) forecast(ctx context.Context, c Charge, w *waiter) error {
+func (l *Limiter) forecast(ctx context.Context, c Charge, w *waiter, o *observed) error {
 	if _, ok := ctx.Deadline(); !ok {
 		return nil
 	}
+	o.ask()
 	const tries = 3
 	for range tries {
 		ahead := l.ahead(w)
@@ -263,13 +273,22 @@ func inTime(ctx context.Context, after time.Duration) error {
 	return nil
 }
 
-// giveBack refunds a grant that came too late for its caller.
-func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision) {
+// giveBack refunds a grant that came too late for its caller, who gets the error why. If the refund fails, so that the
+// tokens come back by refill, the error says so and is an ErrIndeterminate too.
+func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
 	r := c.Refund(d, d.Charged)
 	r.receipt = receipt{} // no caller has the receipt
-	l.tell(ctx, r)        // the observer gets an error; the tokens then come back by refill
+	_, err := l.decide(ctx, r, nil)
+	if err == nil {
+		return why
+	}
+	err = fmt.Errorf("quota: %w: the %d tokens of limit %q may stay charged, for giving them back failed: %w", ErrIndeterminate, d.Charged, c.Limit.name, err)
+	if why != nil {
+		err = fmt.Errorf("%w; %w", why, err)
+	}
+	return err
 }
 
 // enqueue joins the queue of a key.

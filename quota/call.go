@@ -1,0 +1,103 @@
+package quota
+
+import (
+	"context"
+	"time"
+)
+
+// A Call is a call of a [Limiter] and its outcome, as observers get it when the call is over. Each call of a method
+// that asks a store is one: a list is one Call, and so is a Wait, however often it asked. Sums over calls are right
+// without more: [Decision.Charged] is the tokens of each charge.
+//
+// A Call does not change any more. Observers may keep it; they must not modify it, for all of them get the same.
+type Call struct {
+	// Charges are the charges. Their Limit is never nil: it is the limit that the limiter chose. Of a call that was
+	// Refused they are as the caller gave them, with keys of any length and bytes.
+	Charges []Charge
+	// Decisions are the answers to the charges, in their order; nil where Err is not nil.
+	Decisions []Decision
+	// Granted says that all charges were made. Where it is false, and Err is nil, the call was denied: no charge was.
+	Granted bool
+	// Decider is the index of the charge that decided the call, as in a Result; 0 where Err is not nil.
+	Decider int
+	// Err is the error that the caller got, or nil.
+	Err error
+	// Refused says that the limiter asked the store for no charge: Err is about the call itself, such as an invalid key
+	// or a context that had ended, or about a bound of this process.
+	Refused bool
+	// Took is the time of the call without Waited.
+	Took time.Duration
+	// Waited is the time that [Limiter.Wait] waited for its turn and for quota; 0 for other methods.
+	Waited time.Duration
+}
+
+// observed is a call that is under way, in one piece of memory with its charge and decision if it has one of each. A nil
+// *observed stands for a call of a limiter without observers.
+type observed struct {
+	Call
+	charge   [1]Charge
+	decision [1]Decision
+	began    time.Time
+	asked    bool
+}
+
+// began returns the call of a charge, or nil without observers. The charge is then o.charge[0].
+func (l *Limiter) began(c *Charge) *observed {
+	if l.observer == nil {
+		return nil
+	}
+	o := &observed{charge: [1]Charge{*c}, began: time.Now()}
+	o.Charges, o.Decisions = o.charge[:], o.decision[:]
+	return o
+}
+
+// ask notes that the store is about to be asked.
+func (o *observed) ask() {
+	if o != nil {
+		o.asked = true
+	}
+}
+
+// waits notes that the caller waits from now on, and returns the function that notes the end.
+func (o *observed) waits() (end func()) {
+	if o == nil {
+		return func() {}
+	}
+	from := time.Now()
+	return func() { o.Waited += time.Since(from) }
+}
+
+// over tells the observers of the call's outcome.
+func (l *Limiter) over(ctx context.Context, o *observed, err error) {
+	o.Took = time.Since(o.began) - o.Waited
+	if o.Err = err; err != nil {
+		o.Decisions, o.Refused = nil, !o.asked
+	} else {
+		o.Granted, o.Decider = Granted(o.Decisions), Decider(o.Decisions)
+	}
+	for i := range o.Charges {
+		c := &o.Charges[i]
+		if c.Limit == nil {
+			c.Limit = l.limit
+		}
+		if c.Op >= opOfDenial && c.Op <= opExcessive { // a correction that its receipt does not allow
+			c.Op = OpRefund
+		}
+	}
+	l.observer(ctx, &o.Call)
+}
+
+// compose returns one observer that calls all of them, in their order; nil for none.
+func compose(observers []func(context.Context, *Call)) func(context.Context, *Call) {
+	switch len(observers) {
+	case 0:
+		return nil
+	case 1:
+		return observers[0]
+	}
+	return func(ctx context.Context, c *Call) {
+		for _, observe := range observers {
+			observe(ctx, c)
+		}
+	}
+}
