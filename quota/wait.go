@@ -84,7 +84,7 @@ func (l *Limiter) wait(ctx context.Context, c *Charge, o *observed) (Decision, e
 		return Decision{}, err
 	}
 	if most := c.Limit.spec.Capacity; c.Cost > most {
-		return Decision{}, invalid("cost", c.Cost, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
+		return Decision{}, invalid("cost", c.Cost, fmt.Sprintf("up to %d, the capacity of limit %q: more never fits", most, c.Limit))
 	}
 	if err := ctx.Err(); err != nil {
 		return Decision{}, err
@@ -130,7 +130,7 @@ func (l *Limiter) waitFirst(ctx context.Context, c *Charge, w *waiter, o *observ
 		case d.Allowed:
 			return Decision{}, l.giveBack(ctx, *c, d, ctx.Err())
 		case d.RetryAfter == Never:
-			return d, invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit.name))
+			return d, invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit))
 		}
 		if err := inTime(ctx, d.RetryAfter); err != nil {
 			return d, err
@@ -284,7 +284,7 @@ func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision, why error)
 	if err == nil {
 		return why
 	}
-	err = fmt.Errorf("quota: %w: the %d tokens of limit %q may stay charged, for giving them back failed: %w", ErrIndeterminate, d.Charged, c.Limit.name, err)
+	err = fmt.Errorf("quota: %w: the %d tokens of limit %q may stay charged, for giving them back failed: %w", ErrIndeterminate, d.Charged, c.Limit, err)
 	if why != nil {
 		err = fmt.Errorf("%w; %w", why, err)
 	}
