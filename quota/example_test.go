@@ -2,6 +2,7 @@ package quota_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -151,4 +152,52 @@ func ExampleCall() {
 	// granted: true decided by: agent team-7/agent-1 charges: 2
 	// granted: true decided by: team team-7 charges: 2
 	// granted: false decided by: team team-7 charges: 2
+}
+
+// A caller that checks an error and nothing else does not overlook a denial.
+func ExampleLimiter_Allow() {
+	limit := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/m bucket"))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+
+	for _, n := range []int64{600, 600, 1001} {
+		err := limiter.Allow(context.Background(), "agent-123", n)
+		var denial *quota.Denial
+		switch {
+		case err == nil:
+			fmt.Println("allowed")
+		case errors.As(err, &denial): // and errors.Is(err, quota.ErrDenied)
+			wait, ever := denial.RetryAfter()
+			fmt.Println("denied by", denial.Limit, "retry:", ever, wait.Round(time.Minute))
+		default:
+			fmt.Println("no decision:", err)
+		}
+	}
+	// Output:
+	// allowed
+	// denied by tokens: 1000 burst 10/m bucket retry: true 20m0s
+	// denied by tokens: 1000 burst 10/m bucket retry: false 0s
+}
+
+func ExampleLimiter_AllowAll() {
+	calls := quota.Must(algorithm.ParseLimit("calls: 2/24h fixed-from-first"))
+	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/m bucket"))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), calls, nil))
+	defer limiter.Close()
+
+	for range 3 {
+		err := limiter.AllowAll(context.Background(),
+			quota.Charge{Key: "agent-123", Cost: 1},
+			quota.Charge{Limit: tokens, Key: "agent-123", Cost: 100})
+		var denial *quota.Denial
+		if errors.As(err, &denial) {
+			fmt.Println("denied by", denial.Limit)
+		} else {
+			fmt.Println(err)
+		}
+	}
+	// Output:
+	// <nil>
+	// <nil>
+	// denied by calls: 2/24h fixed-from-first
 }

@@ -2,6 +2,7 @@ package quota
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -85,6 +86,50 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 	return l.do(ctx, Charge{Key: key, Cost: n})
 }
 
+// Allow is Take for callers who check an error and nothing else: it returns nil where the tokens were taken, and where they
+// were denied a [*Denial], which is [ErrDenied]. Any other error is as Take returns it, and is never ErrDenied: a store that
+// failed has not denied. Nor has a policy that denies in its place ([FromClosed]): that is ErrUnavailable.
+//
+//	if err := limiter.Allow(ctx, "team-7/agent-123", 250); err != nil {
+//		return err
+//	}
+//
+// Take is for callers who settle or refund: its decision is the receipt.
+func (l *Limiter) Allow(ctx context.Context, key string, n int64) error {
+	c := Charge{Key: key, Cost: n}
+	d, err := l.doWithin(ctx, ctx, &c)
+	if err == nil && d.Allowed {
+		return nil
+	}
+	return denied(&c, d, err)
+}
+
+// AllowAll is [Limiter.TakeAll] for the same callers: nil where the list was granted, and where it was denied a [*Denial] of
+// the charge that decided.
+func (l *Limiter) AllowAll(ctx context.Context, charges ...Charge) error {
+	r, cs, err := l.list(ctx, charges)
+	if err == nil && r.Granted {
+		return nil
+	}
+	if err != nil {
+		return denied(nil, Decision{}, err)
+	}
+	return denied(&cs[r.Decider], r.Decisions[r.Decider], nil)
+}
+
+// denied returns the error of a call of Allow that was not granted.
+func denied(c *Charge, d Decision, err error) error {
+	switch {
+	case err == nil && d.Source == FromClosed:
+		return fmt.Errorf("quota: %w: a policy denies while the store cannot decide", ErrUnavailable)
+	case err == nil:
+		return &Denial{Limit: c.Limit, Key: c.Key, Decision: d}
+	case errors.Is(err, ErrDenied):
+		return fmt.Errorf("quota: %w: the store failed with the error of a denial, which stores must not: %v", ErrIndeterminate, err)
+	}
+	return err
+}
+
 // TakeAhead charges n tokens to the key now, ahead of refill if need be, if they may be used within a time from now, and
 // is denied otherwise. The caller must wait for Decision.Delay before it uses them, as x/time/rate's Reserve has it;
 // a caller that does not want them any more gives them back by Refund. An n above the capacity is denied with RetryAfter
@@ -127,7 +172,7 @@ func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int
 func (l *Limiter) correct(ctx context.Context, c Charge) (Decision, error) {
 	longer, cancel := outlive(ctx)
 	defer cancel()
-	return l.doWithin(ctx, longer, c)
+	return l.doWithin(ctx, longer, &c)
 }
 
 // Reset makes the key's quota whole, under the limit that it has.
@@ -141,17 +186,24 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 // are the other lists that [Check] refuses. Of refunds and settles in a list the same holds as of [Limiter.Refund]; a
 // list outlives the context if it has nothing else.
 func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
+	r, _, err := l.list(ctx, charges)
+	return r, err
+}
+
+// list has a list decided, tells the observers, and returns the charges with their limits too.
+func (l *Limiter) list(ctx context.Context, charges []Charge) (Result, []Charge, error) {
 	cs := slices.Clone(charges)
 	ds := make([]Decision, len(cs), 2*len(cs)) // an observer may keep the second half
 	if l.observer == nil {
-		return l.doAll(ctx, cs, ds, nil)
+		r, err := l.doAll(ctx, cs, ds, nil)
+		return r, cs, err
 	}
 	o := &observed{began: time.Now()}
 	o.Charges, o.Decisions = cs, ds[len(cs):2*len(cs)]
 	r, err := l.doAll(ctx, cs, ds, o)
 	copy(o.Decisions, ds)
 	l.over(ctx, o, err)
-	return r, err
+	return r, cs, err
 }
 
 // doAll fills in the limits, checks, and asks the store.
@@ -191,23 +243,23 @@ func (l *Limiter) Close() error { return l.store.Close() }
 
 // do fills in the limit, checks, asks the store and tells the observers.
 func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
-	return l.doWithin(ctx, ctx, c)
+	return l.doWithin(ctx, ctx, &c)
 }
 
-// doWithin does the same with a context for the store that differs from the caller's.
-func (l *Limiter) doWithin(ctx, within context.Context, c Charge) (d Decision, err error) {
+// doWithin does the same with a context for the store that may differ from the caller's, and leaves the limit in c.
+func (l *Limiter) doWithin(ctx, within context.Context, c *Charge) (d Decision, err error) {
 	c.Limit = l.limit
-	o := l.began(&c)
+	o := l.began(c)
 	if o == nil {
-		if err = l.fill(&c); err == nil {
-			d, err = l.decide(within, c, nil)
+		if err = l.fill(c); err == nil {
+			d, err = l.decide(within, *c, nil)
 		}
 		return d, err
 	}
 	if err = l.fill(&o.charge[0]); err == nil {
 		o.decision[0], err = l.decide(within, o.charge[0], o)
 	}
-	d = o.decision[0]
+	c.Limit, d = o.charge[0].Limit, o.decision[0]
 	l.over(ctx, o, err)
 	return d, err
 }
