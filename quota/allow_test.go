@@ -103,7 +103,7 @@ func TestAFailedStoreIsNotADenial(t *testing.T) {
 				t.Errorf("store that fails with %v: got %v, want an error that is no denial", wrong, err)
 			}
 		}
-		closed := quota.Must(resilience.FailClosed(nil)(&slow{Store: local.New(nil), err: quota.ErrUnavailable}))
+		closed := quota.Must(resilience.Wrap(&slow{Store: local.New(nil), err: quota.ErrUnavailable}, resilience.FailClosed(nil)))
 		if err := allow(newLimiter(t, closed, l, nil), 1); !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrDenied) {
 			t.Errorf("FailClosed, the store down: got %v, want ErrUnavailable", err)
 		}

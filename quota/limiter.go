@@ -120,8 +120,8 @@ func (l *Limiter) AllowAll(ctx context.Context, charges ...Charge) error {
 // denied returns the error of a call of Allow that was not granted.
 func denied(c *Charge, d Decision, err error) error {
 	switch {
-	case err == nil && d.Source == FromClosed:
-		return fmt.Errorf("quota: %w: a policy denies while the store cannot decide", ErrUnavailable)
+	case err == nil && d.Source == FromClosed && d.RetryAfter != Never:
+		return fmt.Errorf("quota: %w: a policy denies while the store cannot decide, retry after %v", ErrUnavailable, d.RetryAfter)
 	case err == nil:
 		return &Denial{Limit: c.Limit, Key: c.Key, Decision: d}
 	case errors.Is(err, ErrDenied):
