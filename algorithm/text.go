@@ -14,7 +14,8 @@ import (
 const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-from-first", "1000 burst 10/s bucket", "deny-all" or "unlimited"`
 
 // Parse returns the rule that a text describes. The algorithms of this package have such texts: String and MarshalText
-// give them, and Parse of them gives an algorithm with the same Spec.
+// give them, and Parse of the text of a constructor's rule gives a rule with the same Spec. (A share of a rule, see
+// driver.Sharer, has the text of its own capacity and rate; Parse of it may count in another tick.)
 //
 //	1000 burst 10/s bucket    TokenBucket(1000, 10, time.Second)
 //	100/1m sliding            SlidingWindow(100, time.Minute)
@@ -162,8 +163,7 @@ func (t Text) MarshalText() ([]byte, error) {
 	return nil, invalid("algorithm is %T, which has no text; accepted: the algorithms of this package", t.Algorithm)
 }
 
-// String returns the rule as [Parse] reads it. A share of a bucket, see driver.Sharer, has the text of its own numbers; one
-// that has no capacity left has room for more debt than the rule that Parse makes of its text.
+// String returns the rule as [Parse] reads it.
 func (b *tokenBucket) String() string {
 	period := spanText(b.period)
 	if unit := strings.TrimLeft(period, "1"); len(unit) == len(period)-1 && !strings.ContainsAny(unit, "0123456789") {

@@ -136,8 +136,13 @@ func TestTextOfRandomRules(t *testing.T) {
 		}
 		made++
 		checkText(t, x.Algorithm)
-		if share, err := x.Algorithm.(driver.Sharer).Share(1 + r.Int64N(5)); err == nil && share.Spec().Capacity > 0 {
-			checkText(t, share)
+		share, err := x.Algorithm.(driver.Sharer).Share(1 + r.Int64N(5))
+		if err != nil || share.Spec().Capacity == 0 {
+			continue
+		}
+		spec, back := share.Spec(), parse(t, fmt.Sprint(share)).Spec()
+		if back.Rule != spec.Rule || back.Capacity != spec.Capacity || back.Window != spec.Window {
+			t.Fatalf("Parse(%q), of a share: got %+v, want the rule, capacity and window of %+v", share, back, spec)
 		}
 	}
 	if made < 1000 {
@@ -145,13 +150,19 @@ func TestTextOfRandomRules(t *testing.T) {
 	}
 }
 
+func parse(t *testing.T, text string) quota.Algorithm {
+	t.Helper()
+	a, err := algorithm.Parse(text)
+	if err != nil {
+		t.Fatalf("Parse(%q): got %v, want a rule", text, err)
+	}
+	return a
+}
+
 func checkText(t *testing.T, a quota.Algorithm) {
 	t.Helper()
 	text := fmt.Sprint(a)
-	back, err := algorithm.Parse(text)
-	if err != nil {
-		t.Fatalf("Parse(%q): got %v, want the rule again", text, err)
-	}
+	back := parse(t, text)
 	if back.Spec() != a.Spec() || fmt.Sprint(back) != text {
 		t.Fatalf("Parse(%q): got %v with %+v, want the same with %+v", text, back, back.Spec(), a.Spec())
 	}
