@@ -110,12 +110,6 @@ type State struct {
 	Tail    []int64 // the rule's list, at most MaxTail numbers; never modified in place
 }
 
-// Bounds of a [State].
-const (
-	MaxTail   = 8192    // the most numbers of State.Tail
-	MaxNumber = 1 << 53 // the largest magnitude of a number: integers are exact in a double up to here
-)
-
 // IsZero reports whether s is the zero State.
 func (s *State) IsZero() bool { return s.Unit == 0 }
 

@@ -27,7 +27,7 @@ type Call struct {
 	Refused bool
 	// Took is the time of the call without Waited.
 	Took time.Duration
-	// Waited is the time that [Limiter.Wait] waited for its turn and for quota; 0 for other methods.
+	// Waited is the time that Wait and WaitAll waited for their turn and for quota; 0 for other methods.
 	Waited time.Duration
 }
 

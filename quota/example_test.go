@@ -201,3 +201,24 @@ func ExampleLimiter_AllowAll() {
 	// <nil>
 	// denied by calls: 2/24h fixed-from-first
 }
+
+// A call to a model waits until its tokens and its request fit. The second one would come after the deadline, and is refused
+// at once.
+func ExampleLimiter_WaitAll() {
+	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 1000/m bucket"))
+	requests := quota.Must(algorithm.ParseLimit("requests: 60 burst 60/m bucket"))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	defer limiter.Close()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for range 2 {
+		r, err := limiter.WaitAll(ctx,
+			quota.Charge{Key: "agent-123", Cost: 800},
+			quota.Charge{Limit: requests, Key: "agent-123", Cost: 1})
+		fmt.Println(r.Granted, errors.Is(err, context.DeadlineExceeded))
+	}
+	// Output:
+	// true false
+	// false true
+}

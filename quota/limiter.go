@@ -20,7 +20,7 @@ type Options struct {
 	// concurrently. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
 	// told too; Close, and a call in which a store panics, are not. Without observers there is no cost.
 	Observers []func(ctx context.Context, call *Call)
-	// MaxWaiters bounds the calls of Wait that wait, over all keys; 0 is 1024.
+	// MaxWaiters bounds the calls of Wait and WaitAll that wait, over all keys; 0 is 1024.
 	MaxWaiters int
 }
 
@@ -39,7 +39,7 @@ type Limiter struct {
 	corrections corrections
 
 	mu      sync.Mutex
-	queues  map[string]*queue // by key
+	queues  map[queueID]*queue
 	waiting int
 	queued  atomic.Int32 // the length of queues, to be read without mu
 }
@@ -208,19 +208,7 @@ func (l *Limiter) list(ctx context.Context, charges []Charge) (Result, []Charge,
 
 // doAll fills in the limits, checks, and asks the store.
 func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (Result, error) {
-	for i := range cs {
-		if cs[i].Limit != nil {
-			continue
-		}
-		if err := CheckKey(cs[i].Key); err != nil {
-			return Result{}, err
-		}
-		var err error
-		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
-			return Result{}, err
-		}
-	}
-	if err := Check(cs); err != nil {
+	if _, err := l.fillAll(cs); err != nil {
 		return Result{}, err
 	}
 	if correctsOnly(cs) {
@@ -232,6 +220,23 @@ func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *obse
 		return Result{}, err
 	}
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
+}
+
+// fillAll fills in the limits of a list and checks it. It returns the charges, by their bits, that had no limit.
+func (l *Limiter) fillAll(cs []Charge) (own uint64, err error) {
+	for i := range cs {
+		if cs[i].Limit != nil {
+			continue
+		}
+		if err := CheckKey(cs[i].Key); err != nil {
+			return 0, err
+		}
+		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
+			return 0, err
+		}
+		own |= 1 << i
+	}
+	return own, Check(cs)
 }
 
 // Store returns the limiter's store, with the policies around it. backend.Health asks the servers behind it for their
@@ -291,7 +296,7 @@ func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, 
 	if err == nil && d.Allowed {
 		d.receipt = receiptFor(&c)
 		if d.Charged < 0 {
-			l.gaveBack(c.Key)
+			l.gaveBack(&c)
 		}
 	}
 	return d, err
@@ -312,20 +317,24 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 		defer func() { l.corrections.end(cs, begun, ds, err) }()
 	}
 	o.ask()
-	if len(cs) == 1 {
-		ds[0], err = l.store.Take(ctx, cs[0])
-	} else {
-		err = l.store.TakeAll(ctx, cs, ds)
-	}
-	if err == nil && Granted(ds) {
+	if err = l.askStore(ctx, cs, ds); err == nil && Granted(ds) {
 		for i := range ds {
 			ds[i].receipt = receiptFor(&cs[i])
 			if ds[i].Charged < 0 {
-				l.gaveBack(cs[i].Key)
+				l.gaveBack(&cs[i])
 			}
 		}
 	}
 	return err
+}
+
+// askStore has the store decide charges.
+func (l *Limiter) askStore(ctx context.Context, cs []Charge, ds []Decision) (err error) {
+	if len(cs) == 1 {
+		ds[0], err = l.store.Take(ctx, cs[0])
+		return err
+	}
+	return l.store.TakeAll(ctx, cs, ds)
 }
 
 // errPanicked is the error of a correction in which the store panicked.
