@@ -18,7 +18,7 @@ import (
 
 // watch returns options with an observer that notes the calls.
 func watch(calls *[]quota.Call) *quota.Options {
-	return &quota.Options{Observers: []func(context.Context, *quota.Call){func(_ context.Context, c *quota.Call) { *calls = append(*calls, *c) }}}
+	return &quota.Options{Observers: []func(context.Context, *quota.Call){func(_ context.Context, c *quota.Call) { *calls = append(*calls, *c.Clone()) }}}
 }
 
 // Each call is told once, with its charges, its outcome and its time.
@@ -57,7 +57,7 @@ func TestObserver(t *testing.T) {
 			r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "x", Cost: 2}, quota.Charge{Limit: m, Key: "y", Cost: cost}))
 			c := quota.Call{Charges: []quota.Charge{{Limit: n, Key: "x", Cost: 2}, {Limit: m, Key: "y", Cost: cost}}, Decisions: slices.Clone(r.Decisions), Granted: i == 1, Decider: 1 - i, Took: takes}
 			note(c)
-			clear(r.Decisions) // the observer's are its own
+			clear(r.Decisions) // a clone's are its own
 		}
 		store.err = quota.ErrUnavailable
 		lim.Take(bg, "k", 1)

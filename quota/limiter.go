@@ -17,7 +17,7 @@ type Options struct {
 	// make, such as the zero Limit, is ErrInvalid, and the store is not asked.
 	LimitFor func(key string) *Limit
 	// Observers are told each call when it is over, in their order, on the caller's goroutine; they may be called
-	// concurrently. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
+	// concurrently, and must not keep the call, see [Call]. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
 	// told too; Close, and a call in which a store panics, are not. Without observers there is no cost.
 	Observers []func(ctx context.Context, call *Call)
 	// MaxWaiters bounds the calls of Wait and WaitAll that wait, over all keys; 0 is 1024.
@@ -193,15 +193,13 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 // list has a list decided, tells the observers, and returns the charges with their limits too.
 func (l *Limiter) list(ctx context.Context, charges []Charge) (Result, []Charge, error) {
 	cs := slices.Clone(charges)
-	ds := make([]Decision, len(cs), 2*len(cs)) // an observer may keep the second half
+	ds := make([]Decision, len(cs))
 	if l.observer == nil {
 		r, err := l.doAll(ctx, cs, ds, nil)
 		return r, cs, err
 	}
-	o := &observed{began: time.Now()}
-	o.Charges, o.Decisions = cs, ds[len(cs):2*len(cs)]
+	o := begin(cs, ds)
 	r, err := l.doAll(ctx, cs, ds, o)
-	copy(o.Decisions, ds)
 	l.over(ctx, o, err)
 	return r, cs, err
 }
@@ -254,13 +252,13 @@ func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
 // doWithin does the same with a context for the store that may differ from the caller's, and leaves the limit in c.
 func (l *Limiter) doWithin(ctx, within context.Context, c *Charge) (d Decision, err error) {
 	c.Limit = l.limit
-	o := l.began(c)
-	if o == nil {
+	if l.observer == nil {
 		if err = l.fill(c); err == nil {
 			d, err = l.decide(within, *c, nil)
 		}
 		return d, err
 	}
+	o := beginOne(c)
 	if err = l.fill(&o.charge[0]); err == nil {
 		o.decision[0], err = l.decide(within, o.charge[0], o)
 	}

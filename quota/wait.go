@@ -96,16 +96,13 @@ type waiting struct {
 // the rule can tell, see [Forecaster]. A wait whose context ends gives the tokens back and fails with the context's
 // error, which is an ErrIndeterminate too where the store did not take them back.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
-	o := &observed{charge: [1]Charge{{Limit: l.limit, Key: key, Cost: n}}, began: time.Now()}
-	o.Charges, o.Decisions = o.charge[:], o.decision[:]
+	o := beginOne(&Charge{Limit: l.limit, Key: key, Cost: n})
 	err := l.fill(&o.charge[0])
 	if err == nil {
 		err = l.wait(ctx, &waiting{charges: o.Charges, decisions: o.Decisions, own: 1, observed: o})
 	}
 	d := o.decision[0]
-	if l.observer != nil {
-		l.over(ctx, o, err)
-	}
+	l.over(ctx, o, err)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -125,17 +122,13 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 // comes back, MaxWaiters, of which a list is one, and the tokens of a caller that has gone.
 func (l *Limiter) WaitAll(ctx context.Context, charges ...Charge) (Result, error) {
 	cs := slices.Clone(charges)
-	ds := make([]Decision, len(cs), 2*len(cs)) // an observer may keep the second half
-	o := &observed{began: time.Now()}
-	o.Charges, o.Decisions = cs, ds[len(cs):2*len(cs)]
+	ds := make([]Decision, len(cs))
+	o := begin(cs, ds)
 	own, err := l.fillAll(cs)
 	if err == nil {
 		err = l.wait(ctx, &waiting{charges: cs, decisions: ds, own: own, observed: o})
 	}
-	if l.observer != nil {
-		copy(o.Decisions, ds)
-		l.over(ctx, o, err)
-	}
+	l.over(ctx, o, err)
 	if err != nil {
 		return Result{}, err
 	}
