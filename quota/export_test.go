@@ -12,16 +12,6 @@ func (l *Limiter) Queues() (keys, waiting int) {
 	return len(l.queues), l.waiting
 }
 
-// Enqueue joins the queue of a key and makes the forecast's sum. It returns the function that leaves the queue.
-func (l *Limiter) Enqueue(key string, n int64) (leave func()) {
-	w, err := l.enqueue(key, n)
-	if err != nil {
-		panic(err)
-	}
-	l.ahead(w)
-	return func() { l.leave(w) }
-}
-
 // Bare returns a decision without its receipt, as a Store returns it.
 func (d Decision) Bare() Decision {
 	d.receipt = receipt{}

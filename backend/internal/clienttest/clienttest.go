@@ -68,6 +68,7 @@ var tests = []struct {
 	{"batching/OneShard", batchingOneShard},
 	{"batching/NoRight", batchingNoRight},
 	{"batching/Again", batchingAgain},
+	{"batching/Work", batchingWork},
 
 	{"faults/AtMostOnce", atMostOnce},
 	{"faults/ExactlyOnce", exactlyOnce},
@@ -139,6 +140,7 @@ var tests = []struct {
 
 	{"secrets/Nothing", nothingTellsThePassword},
 	{"secrets/User", userIsNotNamed},
+	{"secrets/MasterName", masterNamedSo},
 	{"secrets/RightPasswords", rightPasswords},
 }
 
