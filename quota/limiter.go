@@ -78,9 +78,10 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 	// a decision that is not copied once more.
 	if l.limitFor == nil && l.observer == nil && n >= 0 && validKey(key) {
 		c := Charge{Limit: l.limit, Key: key, Cost: n}
+		r := receiptFor(&c)
 		d, err = l.store.Take(ctx, c)
 		if err == nil && d.Allowed {
-			d.receipt = receiptFor(&c)
+			d.receipt = r
 		}
 		return d, err
 	}
@@ -290,10 +291,11 @@ func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, 
 		err := l.takeAll(ctx, []Charge{c}, ds[:], o)
 		return ds[0], err
 	}
+	r := receiptFor(&c)
 	o.ask()
 	d, err := l.store.Take(ctx, c)
 	if err == nil && d.Allowed {
-		d.receipt = receiptFor(&c)
+		d.receipt = r
 		if d.Charged < 0 {
 			l.gaveBack(&c)
 		}
