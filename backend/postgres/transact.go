@@ -19,24 +19,31 @@ import (
 // Transact implements driver.Transactor. It reads without locks, and writes, in one statement, if no row changed since.
 // Where one did it begins again, in a transaction that locks the rows.
 func (d *database) Transact(ctx context.Context, a *driver.Access, decide driver.Decide) error {
-	for first := true; ; first = false {
+	const most = 3 // a connection that was broken, statements that were not prepared, a table that was dropped
+	for n := 0; ; n++ {
 		err := d.transact(ctx, a, decide)
-		again := false
-		switch server := (*pgconn.PgError)(nil); {
-		case errors.As(err, new(stale)):
-			again = true
-		case !errors.As(err, &server):
-		case server.Code == noStatement || server.Code == statementTwice:
-			// A proxy gave the connection to the server to somebody else in between.
-			again = !d.unnamed.Swap(true)
-		case server.Code == undefinedTable:
-			d.forget()
-			again = !errors.Is(err, quota.ErrIndeterminate)
-		}
-		if !again || !first {
+		if n == most || err == nil || errors.Is(err, quota.ErrIndeterminate) || !d.mended(err) {
 			return err
 		}
 	}
+}
+
+// mended reports whether the cause of an error, of a call that charged nothing, is out of the way.
+func (d *database) mended(err error) bool {
+	server := (*pgconn.PgError)(nil)
+	if !errors.As(err, &server) {
+		return errors.As(err, new(stale))
+	}
+	switch server.Code {
+	case noStatement, statementTwice:
+		// A proxy gave the connection to the server to another client in between.
+		d.unnamed.Store(true)
+		return true
+	case undefinedTable:
+		d.forget()
+		return true
+	}
+	return errors.As(err, new(stale))
 }
 
 // stale is the error of a connection that was broken before its first use by a call.

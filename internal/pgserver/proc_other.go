@@ -7,6 +7,4 @@ import "syscall"
 // PostgreSQL is not started on these systems: the package compiles, so that ./... does.
 const immediateShutdown = syscall.SIGKILL
 
-type sysProcAttr = syscall.SysProcAttr
-
-func attributes(int, int) *sysProcAttr { return nil }
+func attributes(int, int) *syscall.SysProcAttr { return nil }

@@ -28,6 +28,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -42,9 +43,10 @@ const (
 
 // Server is a PostgreSQL server. Its methods may be called concurrently.
 type Server struct {
-	dir  string
-	port int
-	args []string
+	dir        string
+	attributes *syscall.SysProcAttr
+	port       int
+	args       []string
 
 	mu   sync.Mutex
 	proc *process
@@ -84,17 +86,13 @@ func Launch(settings ...string) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "pgserver")
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{dir: dir}
+	dir, attributes, err := Unprivileged()
+	s := &Server{dir: dir, attributes: attributes}
 	defer func() {
 		if err != nil {
 			s.Stop()
 		}
 	}()
-	attributes, err := s.attributes()
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +113,7 @@ func Launch(settings ...string) (_ *Server, err error) {
 	s.args = append([]string{"-D", s.File("data")}, s.args...)
 	// A port that was free a moment ago may be taken by now.
 	for range 5 {
-		if s.port, err = freePort(); err != nil {
+		if s.port, err = FreePort(); err != nil {
 			return nil, err
 		}
 		if err = s.spawn(bin); !errors.Is(err, errPortTaken) {
@@ -125,10 +123,11 @@ func Launch(settings ...string) (_ *Server, err error) {
 	return s, err
 }
 
-// attributes makes the directory one of the user as whom the server runs, and returns the attributes of its processes.
-func (s *Server) attributes() (*sysProcAttr, error) {
-	if os.Geteuid() != 0 {
-		return attributes(-1, -1), nil
+// Unprivileged makes a directory, and returns it with attributes of processes that may write there and are not root's: in a process
+// of root they run as the user postgres, or else nobody. The caller must remove the directory.
+func Unprivileged() (dir string, _ *syscall.SysProcAttr, err error) {
+	if dir, err = os.MkdirTemp("", "pgserver"); err != nil || os.Geteuid() != 0 {
+		return dir, attributes(-1, -1), err
 	}
 	for _, name := range []string{"postgres", "nobody"} {
 		u, err := user.Lookup(name)
@@ -137,9 +136,9 @@ func (s *Server) attributes() (*sysProcAttr, error) {
 		}
 		uid, _ := strconv.Atoi(u.Uid)
 		gid, _ := strconv.Atoi(u.Gid)
-		return attributes(uid, gid), os.Chown(s.dir, uid, gid)
+		return dir, attributes(uid, gid), os.Chown(dir, uid, gid)
 	}
-	return nil, errors.New("pgserver: PostgreSQL does not run as root, and there is no user postgres or nobody")
+	return dir, nil, errors.New("pgserver: PostgreSQL does not run as root, and there is no user postgres or nobody")
 }
 
 // environment is the process's own, without settings of PostgreSQL's clients.
@@ -156,12 +155,8 @@ func (s *Server) spawn(bin string) error {
 		return err
 	}
 	defer log.Close()
-	attributes, err := s.attributes()
-	if err != nil {
-		return err
-	}
 	cmd := exec.Command(filepath.Join(bin, "postgres"), append(slices.Clone(s.args), "-p", strconv.Itoa(s.port))...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr, cmd.Env = s.dir, log, log, attributes, s.environment()
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr, cmd.Env = s.dir, log, log, s.attributes, s.environment()
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
@@ -326,9 +321,9 @@ func Require(tb testing.TB) {
 	}
 }
 
-// freePort returns a port that is free, from below the ephemeral range of Linux, so that no outgoing connection takes it
+// FreePort returns a port that is free, from below the ephemeral range of Linux, so that no outgoing connection takes it
 // before the server does.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	for range 1000 {
 		port := 10000 + rand.IntN(22000)
 		if l, err := net.Listen("tcp", net.JoinHostPort(loopback, strconv.Itoa(port))); err == nil {
