@@ -502,7 +502,8 @@ func TestStandby(t *testing.T) {
 	if _, err := s.Take(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) {
 		t.Errorf("a call while the server is down: got %v, want ErrUnavailable", err)
 	}
-	if err := os.WriteFile(server.File("data/standby.signal"), nil, 0o666); err != nil {
+	signal := server.File("data/standby.signal")
+	if err := errors.Join(os.WriteFile(signal, nil, 0o600), os.Chmod(signal, 0o666)); err != nil {
 		t.Fatal(err)
 	}
 	if err := server.Restart(); err != nil {
