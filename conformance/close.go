@@ -27,18 +27,18 @@ var closeCases = []testCase{
 // closed closes a store twice, and calls it after each Close.
 func closed(t *trial) {
 	h := t.open(Opening{})
-	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "key", Cost: 1}
-	t.used(h, c.Limit, c.Key)
+	l := t.named("tokens", tokenBucket, numbers{10, 10, year})
+	t.used(h, l, "key")
 	for n := range 2 {
 		if err := h.close(); err != nil {
 			t.fatalf("call %d of Close:\n\tgot  error: %v\n\twant nil", n+1, err)
 		}
-		for op := quota.OpTake; op <= quota.OpReset; op++ {
+		for i := range operations {
 			for _, id := range []string{"", "r"} {
 				if id != "" && t.lacks(IDs) {
 					continue
 				}
-				c.Op, c.ID = op, id
+				c := operations[i].on(l, "key", id, 1)
 				d, err := h.take(bg, c)
 				t.wantClosed("Take", c, []quota.Decision{d}, err)
 				ds, err := h.takeAll(bg, c)
@@ -123,7 +123,7 @@ func goroutines(t *trial) { t.leftBehind(bg) }
 // stores were opened.
 func (t *trial) leftBehind(contexts ...context.Context) {
 	const rounds = 16
-	label := t.suite.run + t.of.name
+	label := t.suite.run
 	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 1 << 30, period: year}), Key: "k", Cost: 1}
 	denied, named := c, c
 	denied.Cost, named.ID = 1<<30+1, "r"
@@ -165,7 +165,7 @@ func (t *trial) leftBehind(contexts ...context.Context) {
 
 // quiet waits until fewer than n goroutines more than before have a label.
 func (t *trial) quiet(label string, before, n int, when string) {
-	const looks = 200
+	const looks = 60
 	var now int
 	var stacks string
 	for range looks {
@@ -281,7 +281,7 @@ func (l lasting) Err() error {
 // have returned while the store is in use, and not after Close.
 func lastingContexts(t *trial) {
 	const calls = 64
-	label := t.suite.run + "-lasting"
+	label := t.suite.run
 	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
 	ctx := lasting{bg, make(chan struct{})}
 	defer close(ctx.done)

@@ -37,3 +37,5 @@ func RuleTexts() map[string]string {
 	}
 	return all
 }
+
+const RaceEnabled = raceEnabled
