@@ -235,6 +235,16 @@ func handles() []*Store {
 		{Name: "the second handle normalizes a letter", Rule: "C1", Clause: "whatever bytes the key has", Case: "two handles", Says: "by another handle", alter: second(func(c *quota.Charge) string {
 			return strings.ReplaceAll(plainKey(c), "e\u0301", "é")
 		})},
+		{Name: "a list writes special keys in another way", Rule: "C1", Clause: "whatever bytes the key has", Case: "two handles", Says: "TakeAll", alter: func(p *parts) {
+			long := false
+			p.key = func(c *quota.Charge) string {
+				if p.fault && long && strings.Contains(c.Key, "%") {
+					return url.PathEscape(plainKey(c))
+				}
+				return plainKey(c)
+			}
+			p.begin = func(cs []quota.Charge) { long = len(cs) > 1 }
+		}},
 		{Name: "a limit is known by its address", Rule: "C1", Clause: "every limit", Case: "two handles", Says: "differing in Remaining", alter: keying(func(c *quota.Charge) string {
 			return fmt.Sprintf("%p %s", c.Limit, c.Key)
 		})},
@@ -250,7 +260,7 @@ func handles() []*Store {
 	}
 }
 
-// sizes are mutants that do not bear what a store must.
+// sizes are mutants that fail on large states, keys and lists, or on many.
 func sizes() []*Store {
 	cut := func(n int) func(s *quota.State) {
 		return func(s *quota.State) { s.Tail = s.Tail[:min(len(s.Tail), n)] }
@@ -357,7 +367,9 @@ func closing() []*Store {
 			})},
 		{Name: "the first charge of a list in flight is made when the store is closed", Rule: "S4", Clause: "one that returns an error charged nothing", Case: "calls in flight at Close", Says: "tokens are charged; want", alter: sent(
 			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-				runtime.Gosched()
+				for n := 0; len(cs) > 1 && n < 100 && s.gate.Open() == nil; n++ {
+					runtime.Gosched()
+				}
 				if closed := s.gate.Open(); closed != nil {
 					if s.fault && len(cs) > 1 {
 						s.once(ctx, cs[:1], out[:1])
@@ -449,6 +461,7 @@ func splits() []*Store {
 		}),
 		said("At is not told", verdicts, "at a time of the call", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.At = 0 }),
 		said("At is a second late", verdicts, "at a time of the call", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.At += 1_000_000 }),
+		{Name: "of a list in parts all decisions tell the time of the first part", Rule: "C6", Clause: "taken in parts that are given back", Case: "verdicts of parts, own clock", Says: "differing in ResetAfter", Grade: driver.OneGroup, alter: parting(manner{one: true})},
 		said("Limit is not told", verdicts, "differing in Limit", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.Limit = 0 }),
 		said("a denial is told with what was charged for a moment", verdicts, "differing in Charged", func(c *quota.Charge, d *quota.Decision, granted bool) {
 			if !granted && d.Allowed && c.Op == quota.OpTake {

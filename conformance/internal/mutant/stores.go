@@ -129,6 +129,7 @@ func apart(p *parts) {
 type manner struct {
 	unmarked func(groups int, granted bool) bool // whether the decisions are not marked
 	tell     func(c *quota.Charge, d *quota.Decision, granted bool)
+	one      bool // all decisions tell the time of the first
 	keep     bool // the grants of a denied list are not given back
 }
 
@@ -225,6 +226,9 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 	}
 	for i := range out {
 		out[i].Split = len(groups) > 1
+		if how.one {
+			out[i].At = out[0].At
+		}
 		if how.unmarked != nil && how.unmarked(len(groups), granted) {
 			out[i].Split = !out[i].Split
 		}
@@ -346,7 +350,7 @@ func usual() []*Store {
 		}},
 		{Name: "a clock set back mints", Rule: "S1", Clause: "the store's", Case: "clock steps back", Says: "wait -", alter: func(p *parts) {
 			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item {
-				if it.until < now || p.fault && it.State.B > int64(now) {
+				if it.until < now || p.fault && it.Rule.String() == "tb1" && it.State.B > int64(now) {
 					return driver.Item{}
 				}
 				return it.Item
