@@ -37,7 +37,7 @@ func run(out string, modules []string) error {
 	for _, module := range modules {
 		cmd := exec.Command("go", "test", "-count", "1", "-run", "^(TestConformance|TestRun)$", "./...")
 		cmd.Dir = module
-		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1")
+		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1", "FLEETQUOTA_REQUIRE_POSTGRES=1")
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
 			failed = fmt.Errorf("go test in %s: %w", module, err)
