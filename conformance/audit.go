@@ -77,7 +77,7 @@ func (a *auditor) prepare(f *form, n int, then func()) *asked {
 	}
 	limit := a.limit
 	if then != nil {
-		limit = quota.Must(quota.NewLimit(limit.Name(), &tripwire{Algorithm: quota.Must(tokenBucket.make(numbers{1 << 10, 1 << 10, year})), at: int64(n), then: then}))
+		limit = quota.Must(quota.NewLimit(limit.Name(), &midway{Algorithm: quota.Must(tokenBucket.make(numbers{1 << 10, 1 << 10, year})), at: int64(n), then: then}))
 	}
 	cs := make([]quota.Charge, len(f.ops))
 	for i := range cs {
@@ -110,19 +110,19 @@ func (a *auditor) charge(cs []quota.Charge) []quota.Decision {
 
 func (a *auditor) ask(cs []quota.Charge) []quota.Decision { return a.t.askAll(a.looks, cs) }
 
-// tripwire is a rule in Go only that calls a function at one of its decisions: a store that decides in its own process is
+// midway is a rule in Go only that calls a function at one of its decisions: a store that decides in its own process is
 // then between reading and writing.
-type tripwire struct {
+type midway struct {
 	quota.Algorithm
 	at, made int64
 	then     func()
 }
 
-func (w *tripwire) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
-	if atomic.AddInt64(&w.made, 1) == w.at {
-		w.then()
+func (m *midway) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+	if atomic.AddInt64(&m.made, 1) == m.at {
+		m.then()
 	}
-	return w.Algorithm.Decide(s, r, now)
+	return m.Algorithm.Decide(s, r, now)
 }
 
 // make makes a call.

@@ -246,7 +246,7 @@ func TestProcesses(t *testing.T) {
 		}
 	})
 	t.Run("in one process", func(t *testing.T) {
-		h := harness(mutant.Sound)
+		h := harness(mutant.Sound, false)
 		h.Process = func(*exec.Cmd) {}
 		for _, c := range conformance.Examine(t, h, 0, cases...).Results {
 			if c.Outcome != conformance.Provisional {
@@ -255,7 +255,7 @@ func TestProcesses(t *testing.T) {
 		}
 	})
 	t.Run("that does not start", func(t *testing.T) {
-		h := harness(mutant.Sound)
+		h := harness(mutant.Sound, false)
 		h.Process = func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "-no-such-flag") }
 		for _, c := range conformance.Examine(t, h, 0, cases[0]).Results {
 			if c.Outcome != conformance.Provisional || !strings.Contains(c.Text, "no-such-flag") {

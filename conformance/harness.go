@@ -152,9 +152,10 @@ func (h *Harness) exempt(c *testCase) string {
 	return ""
 }
 
-// named reports whether name stands for the case: the id of its rule, the rule's id and name, or the path of the case.
+// named reports whether name stands for the case: the id of its rule, the rule's id and name, or the path of the case, with
+// or without the rule's name.
 func (c *testCase) named(name string) bool {
-	return name == c.rule.id || name == c.rule.id+"_"+c.rule.name || name == c.path()
+	return name == c.rule.id || name == c.rule.id+"_"+c.rule.name || name == c.path() || name == c.rule.id+"/"+c.name
 }
 
 func (c *testCase) path() string {
