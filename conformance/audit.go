@@ -44,7 +44,7 @@ type sum struct{ charged, not, other int }
 // asked is a call on keys of its own.
 type asked struct {
 	*form
-	event string // what it met, such as "lost reply"
+	event string // that it met, such as "lost reply"
 	cs    []quota.Charge
 	ds    []quota.Decision
 	err   error
@@ -195,7 +195,7 @@ func (a *auditor) look(calls []*asked) {
 			}
 		}
 		if wrong := a.wrong(k, added, charged, not); wrong != "" && a.first == "" {
-			a.first = fmt.Sprintf("%s, which met this: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), count(k, added), wrong)
+			a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), count(k, added), wrong)
 		}
 		if k.id && !driver.OnlyPeeks(k.cs) && a.first == "" {
 			a.repeat(k)
@@ -216,7 +216,7 @@ func (a *auditor) added(k *asked) []int64 {
 	return added
 }
 
-// wrong returns what is right instead of the charges of a call, or "" if they fit its answer.
+// wrong returns the charges that would fit the answer to a call, or "" if those that were made do.
 func (a *auditor) wrong(k *asked, added []int64, charged, not bool) string {
 	switch {
 	case k.err == nil && substituted(k.ds), indeterminate(k.err):
@@ -246,7 +246,7 @@ func (a *auditor) repeat(k *asked) {
 	added := a.added(k)
 	for i, o := range k.ops {
 		if !quota.Granted(ds) || added[i] != o.once {
-			a.first = fmt.Sprintf("%s, which met this: %s\n%s\n\tand which was repeated:\n%s\n\tthen %s\n\twant each key charged once, however often the id is repeated",
+			a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tand which was repeated:\n%s\n\tthen %s\n\twant each key charged once, however often the id is repeated",
 				strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), answer(ds[:min(len(ds), 4)], nil), count(k, added))
 			return
 		}
@@ -277,7 +277,7 @@ func (a *auditor) end() {
 			fmt.Fprintf(&b, ", %d in part or more than once", s.other)
 		}
 	}
-	a.t.fatalf("%s\nAll calls, by what they met and how they ended:%s", a.first, b.String())
+	a.t.fatalf("%s\nAll calls, by the event that they met and by their end:%s", a.first, b.String())
 }
 
 // numbersOf are numbers in the texts of errors, such as ports, in which errors of one kind differ.

@@ -62,7 +62,7 @@
 //
 // # Faults
 //
-// A store shows what it does with a broken connection only if the test can break one: Harness.Fault does. [FaultyKV],
+// The test of a store must be able to break its connection: Harness.Fault does. [FaultyKV],
 // [FaultyStore] and [Proxy] are connections that break. Without Fault, or where it never loses the reply to a charge, the
 // last line of the test says so.
 //
