@@ -35,7 +35,7 @@ type Charge struct {
 	ID string
 }
 
-// Bounds of a call.
+// Bounds of a call, and of a [State].
 const (
 	MaxCharges = 64              // the longest list of charges
 	MaxKey     = 512             // the longest key, in bytes
@@ -44,6 +44,9 @@ const (
 	// MaxCorrections is how many refunds and settles a Limiter remembers, in about 200 bytes each, so that a second
 	// one of the same receipt is answered without asking the store.
 	MaxCorrections = 1 << 16
+
+	MaxTail   = 8192    // the most numbers of State.Tail
+	MaxNumber = 1 << 53 // the largest magnitude of a number of a State: integers are exact in a double up to here
 
 	maxID = 128
 )

@@ -69,6 +69,16 @@ type Decision struct {
 	receipt receipt
 }
 
+// RetryAt returns the store's time at which the same charge fits, if no other charge comes in between: At and RetryAfter,
+// and At itself where the charge was allowed. The result is false where the charge can never fit, and where the decision
+// does not tell the store's time, as those of policies that decide without a store.
+func (d Decision) RetryAt() (at time.Time, ever bool) {
+	if d.RetryAfter == Never || d.At == 0 {
+		return time.Time{}, false
+	}
+	return d.At.Time().Add(d.RetryAfter), true
+}
+
 // String describes the decision in one line, such as
 //
 //	allowed by the store: charged 250, 750 of 1000 left, whole after 25s, at 2026-11-24T10:47:12.123456Z

@@ -76,12 +76,12 @@ func (c *Charge) checkCorrection() error {
 // limit or key than its own. The limit must be the one that the limiter chose for the key.
 func (c *Charge) checkLimit() error {
 	if c.Op == OpAhead && !c.Limit.spec.Ahead {
-		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit.name))
+		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit))
 	}
 	if c.receipt == (receipt{}) || c.receipt.owner() == c.hash() {
 		return nil
 	}
-	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit.name))
+	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit))
 }
 
 // correctionID returns the request id of the correction of a charge with an id. All corrections of a charge have the same,

@@ -47,7 +47,7 @@ func run(out string, race bool, modules []string) error {
 		}
 		cmd := exec.Command("go", append(args, packages...)...)
 		cmd.Dir = module
-		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1")
+		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1", "FLEETQUOTA_REQUIRE_POSTGRES=1")
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
 			failed = fmt.Errorf("go test in %s: %w", module, err)
