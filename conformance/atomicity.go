@@ -14,7 +14,8 @@ var atomicityCases = []testCase{
 	{rule: s2, name: "longest list", needs: []Feature{Exact}, run: longestList},
 	{rule: c6, name: "beyond", needs: []Feature{Exact}, run: beyond},
 	{rule: c6, name: "marked", needs: []Feature{Exact}, run: marked},
-	{rule: c6, name: "verdicts of parts", needs: []Feature{Exact}, provisional: "1.1", run: verdictsOfParts},
+	{rule: c6, name: "verdicts of parts", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) { verdictsOfParts(t, !t.lacks(Clock)) }},
+	{rule: c6, name: "verdicts of parts, own clock", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) { verdictsOfParts(t, false) }},
 	{rule: c6, name: "one part", needs: []Feature{Exact}, provisional: "1.1", run: onePart},
 	{rule: c6, name: "marked when denied", needs: []Feature{Exact}, provisional: "1.1", run: markedWhenDenied},
 }
@@ -238,10 +239,10 @@ func onePart(t *trial) {
 // verdictsOfParts makes lists that the store does not decide in one step, of rules whose tokens come back, and compares the
 // whole decisions with Apply: on a clock of the suite's at its time, else each at its own. A part that was given back in
 // between may tell the times of that moment.
-func verdictsOfParts(t *trial) {
+func verdictsOfParts(t *trial, injected bool) {
 	c := newClock()
 	o := Opening{}
-	if !t.lacks(Clock) {
+	if injected {
 		o.Clock = c.time
 	}
 	h := t.open(o)

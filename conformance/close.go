@@ -123,7 +123,7 @@ func goroutines(t *trial) { t.leftBehind(bg) }
 // stores were opened.
 func (t *trial) leftBehind(contexts ...context.Context) {
 	const rounds = 16
-	label := t.suite.run + t.of.name
+	label := t.suite.run
 	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 1 << 30, period: year}), Key: "k", Cost: 1}
 	denied, named := c, c
 	denied.Cost, named.ID = 1<<30+1, "r"
@@ -165,7 +165,7 @@ func (t *trial) leftBehind(contexts ...context.Context) {
 
 // quiet waits until fewer than n goroutines more than before have a label.
 func (t *trial) quiet(label string, before, n int, when string) {
-	const looks = 200
+	const looks = 60
 	var now int
 	var stacks string
 	for range looks {
@@ -281,7 +281,7 @@ func (l lasting) Err() error {
 // have returned while the store is in use, and not after Close.
 func lastingContexts(t *trial) {
 	const calls = 64
-	label := t.suite.run + "-lasting"
+	label := t.suite.run
 	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
 	ctx := lasting{bg, make(chan struct{})}
 	defer close(ctx.done)

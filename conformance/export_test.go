@@ -16,8 +16,6 @@ func Examine(tb testing.TB, h Harness, patience time.Duration, only ...string) *
 	return r
 }
 
-const RaceEnabled = raceEnabled
-
 // ExamineBriefly is Examine with random searches that end after a time.
 func ExamineBriefly(tb testing.TB, h Harness, search time.Duration, only ...string) *Report {
 	tb.Helper()
@@ -39,3 +37,5 @@ func RuleTexts() map[string]string {
 	}
 	return all
 }
+
+const RaceEnabled = raceEnabled

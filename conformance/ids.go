@@ -116,7 +116,7 @@ func meetingIDs(t *trial) {
 		trace = append(trace, step{id: 1 + len(trace), other: t.rng.IntN(2) == 0, list: t.rng.IntN(2) == 0,
 			charges: []charge{{Charge: quota.Charge{Limit: l, Key: key, Cost: int64(1 + len(trace)%97), ID: id}}}})
 	}
-	for i, s := range separators {
+	for i, s := range separators[:t.suite.part(len(separators))] {
 		a, b, c := fmt.Sprint("a", i), fmt.Sprint("b", i), fmt.Sprint("c", i)
 		add(b+s+c, a)
 		add(c, a+s+b)
@@ -217,7 +217,7 @@ func otherField(t *trial) {
 		add(len(ops), func(i int) quota.Charge { return ops[i] })
 		add(quota.MaxCharges, func(i int) quota.Charge { return ops[i%len(ops)] })
 	}
-	for n, cs := range grants {
+	for n, cs := range grants[:t.suite.part(len(grants))] {
 		var trace []step
 		play := func(cs []quota.Charge) {
 			s := step{id: 1 + len(trace), other: t.rng.IntN(2) == 0, list: t.rng.IntN(2) == 0}
@@ -274,7 +274,7 @@ func thousandsOfIDs(t *trial) {
 	end := time.Now().Add(3 * time.Second)
 	t.together(callers, func(i int) {
 		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
-		for n := range t.suite.sized(each) {
+		for n := range t.suite.sized(t.suite.part(each)) {
 			if n > 50 && time.Now().After(end) {
 				return
 			}

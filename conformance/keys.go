@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var keyCases = []testCase{
@@ -101,6 +102,20 @@ func keysByTwoHandles(t *trial) {
 		}
 	}
 	var trace []step
+	lists := driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey
+	for i, ls := 0, limits("listed"); lists && i+8 <= len(texts); i += 8 { // each in a list, and looked at by itself
+		s := step{id: 1 + len(trace), other: i%16 == 0}
+		for j, text := range texts[i : i+8] {
+			if key := "g/" + text; quota.CheckKey(key) == nil {
+				s.charges = append(s.charges, charge{Charge: quota.Charge{Limit: ls[i/8%2], Key: key, Cost: int64(1 + j)}})
+			}
+		}
+		trace = append(trace, s)
+		for _, c := range s.charges {
+			c.Limit, c.Op, c.Cost = ls[1-i/8%2], quota.OpPeek, 0
+			trace = append(trace, step{id: 1 + len(trace), other: !s.other, charges: []charge{c}})
+		}
+	}
 	add := func(s *spot, other bool, op quota.Op, cost int64) {
 		n := 0
 		if other {
@@ -108,7 +123,7 @@ func keysByTwoHandles(t *trial) {
 		}
 		trace = append(trace, step{id: 1 + len(trace), other: other, list: t.rng.IntN(2) == 0, charges: []charge{{Charge: quota.Charge{Limit: s.limits[n], Key: s.key, Op: op, Cost: cost}}}})
 	}
-	for i, n := range t.rng.Perm(len(all)) {
+	for i, n := range t.rng.Perm(len(all))[:t.suite.part(len(all))] {
 		s := &all[n]
 		by := i%2 == 0
 		add(s, by, quota.OpTake, int64(1+i%97))

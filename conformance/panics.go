@@ -60,27 +60,27 @@ func panics(t *trial) {
 	}
 }
 
-// tripwire panics in one of its next calls.
-type tripwire struct {
+// trap panics in one of its next calls.
+type trap struct {
 	left  atomic.Int64 // the call that panics; 0 stands for none
 	value any
 }
 
-func (w *tripwire) set(call int, value any) {
+func (w *trap) set(call int, value any) {
 	w.value = value
 	w.left.Store(int64(call))
 }
 
-func (w *tripwire) step() {
+func (w *trap) step() {
 	if w.left.Load() > 0 && w.left.Add(-1) == 0 {
 		panic(w.value)
 	}
 }
 
-// tripping is a tally with a tripwire.
+// tripping is a tally with a trap.
 type tripping struct {
 	tally
-	wire *tripwire
+	wire *trap
 }
 
 func (a tripping) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
@@ -139,7 +139,7 @@ func (t *trial) scenes(lists bool, good, bad *quota.Limit) (all []scene) {
 // trip makes the call of a scene again and again, which panics at its first use of something, at its second, and so on, until a
 // call comes to its end. After each panic, all keys and a call for each show if a part of it was charged, or its id
 // remembered. whole says that a call that panics may have been charged as a whole.
-func (t *trial) trip(h, other *handle, s scene, n int, wire *tripwire, user string, whole bool) {
+func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, whole bool) {
 	values := []any{"a fault", errors.New("a fault"), 7, fmt.Errorf("a fault: %w", quota.ErrUnavailable)}
 	cs := make([]quota.Charge, len(s.charges))
 	used := make([]int64, len(cs))
@@ -232,7 +232,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *tripwire, user stri
 
 // panicsAtEachPoint makes calls in which an algorithm panics: at its first question, its second, and so on.
 func panicsAtEachPoint(t *trial) {
-	wire := &tripwire{}
+	wire := &trap{}
 	good := t.named("good", goOnly, numbers{limit: 1000})
 	bad := quota.Must(quota.NewLimit("bad", tripping{tally{1000}, wire}))
 	o := Opening{Data: t.data()}
@@ -249,7 +249,7 @@ func panicsAtEachPoint(t *trial) {
 // panicsOfTheClock makes calls in which the clock panics: when it is read first, second, and so on. Only reads on the goroutine
 // of the call panic, because a panic on a goroutine of the store's ends the program.
 func panicsOfTheClock(t *trial) {
-	wire := &tripwire{}
+	wire := &trap{}
 	c := newClock()
 	o := Opening{Data: t.data(), Clock: func() time.Time {
 		if wire.left.Load() > 0 {
@@ -287,7 +287,7 @@ func panicsBesideOthers(t *trial) {
 			if lists && n%3 == 0 {
 				cs = append(cs, quota.Charge{Limit: l, Key: "g/b", Cost: 1})
 			}
-			if i%2 == 0 { // the last charge panics, when the first is decided
+			if i/2%2 == 0 { // the last charge panics, when the first is decided
 				cs[len(cs)-1].Limit = bad
 				if ds, err := hs[i].takeAll(bg, cs...); err == nil {
 					t.fatalf("TakeAll%s, in which the algorithm panics:\n%s\n\twant the panic or an error", show(cs), answer(ds, nil))

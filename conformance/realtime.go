@@ -251,7 +251,10 @@ func (s *suite) span() time.Duration { return 6 * time.Second * s.search / enoug
 // limits together. ExpirySlack hides a lifetime that is too short by less than a second, so the longest recover in six.
 func longLives(t *trial) {
 	span := t.suite.span()
-	periods := []time.Duration{span / 6, span * 2 / 5, span * 3 / 5, span}
+	var periods []time.Duration
+	for _, part := range []time.Duration{10, 20, 35, 60} {
+		periods = append(periods, (span * part / 60).Truncate(time.Millisecond))
+	}
 	t.together(len(kinds), func(i int) {
 		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
 		t.within(func(in *recorder) {

@@ -185,7 +185,8 @@ func largestKeys(t *trial) {
 	l := t.named(longestName, goOnly, numbers{limit: 1000})
 	lists := driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey
 	var trace []step
-	for n, c := range []string{"%", "{", "}", ":", " ", "\x01", "'", "\\", "\"", "é", "\U0010ffff", "k"} {
+	characters := []string{"%", "{", "}", ":", " ", "\x01", "'", "\\", "\"", "é", "\U0010ffff", "k"}
+	for n, c := range characters[:t.suite.part(len(characters))] {
 		group := strings.Repeat(c, 200/len(c))
 		rest := strings.Repeat(c, (quota.MaxKey-len(group)-1-2)/len(c))
 		id := ""
@@ -219,6 +220,15 @@ func largestKeys(t *trial) {
 			}
 		}
 	}
+	for i, c := range []string{"%", "{"} { // the longest group and id
+		for range 2 {
+			s := step{id: 1 + len(trace), charges: []charge{{Charge: quota.Charge{Limit: l, Key: strings.Repeat(c, quota.MaxKey), Cost: int64(1 + i)}}}}
+			if !t.lacks(IDs) {
+				s.charges[0].ID = strings.Repeat(c, 128)
+			}
+			trace = append(trace, s)
+		}
+	}
 	t.perform(trace)
 }
 
@@ -250,7 +260,7 @@ func thousandsOfKeys(t *trial) {
 	end := time.Now().Add(3 * time.Second)
 	t.together(callers, func(i int) {
 		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
-		for n := range t.suite.sized(each) {
+		for n := range t.suite.sized(t.suite.part(each)) {
 			if n > 1 && time.Now().After(end) {
 				return
 			}

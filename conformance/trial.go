@@ -63,6 +63,14 @@ func (s *suite) sized(n int) int {
 	return n
 }
 
+// part returns n, or a part of it, at least 1, in a run that searches for less than the usual time.
+func (s *suite) part(n int) int {
+	if s.search < enough {
+		n = max(int(time.Duration(n)*s.search/enough), 1)
+	}
+	return n
+}
+
 // rounds calls f n times, or 10n times in a full run, and fewer times, but at least once, if the time runs out.
 func (t *trial) rounds(n int, f func(i int)) {
 	for i := range t.suite.sized(n) {

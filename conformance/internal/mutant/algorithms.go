@@ -4,6 +4,7 @@ package mutant
 
 import (
 	"math"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -117,6 +118,41 @@ type scripted struct {
 
 func (s scripted) Lua() string { return s.lua }
 
+// stating alters a Spec.
+type stating struct {
+	quota.Algorithm
+	alter func(s *quota.Spec)
+}
+
+func (a stating) Spec() quota.Spec {
+	s := a.Algorithm.Spec()
+	a.alter(&s)
+	return s
+}
+
+// foretelling alters forecasts.
+type foretelling struct {
+	quota.Algorithm
+	alter func(n int64, t time.Duration) time.Duration
+}
+
+func (a foretelling) Forecast(d quota.Decision, n int64) time.Duration {
+	return a.alter(n, a.Algorithm.(quota.Forecaster).Forecast(d, n))
+}
+
+// dividing has shares of another rule.
+type dividing struct {
+	quota.Algorithm
+	fault bool
+}
+
+func (a dividing) Share(n int64) (quota.Algorithm, error) {
+	if a.fault && n > 1 {
+		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour)
+	}
+	return a.Algorithm.(driver.Sharer).Share(n)
+}
+
 type sharing struct {
 	quota.Algorithm
 	fault bool
@@ -147,8 +183,66 @@ func (h hopeful) Forecast(d quota.Decision, n int64) time.Duration {
 
 // Algorithms returns the broken algorithms.
 func Algorithms() []Algorithm {
-	var calls atomic.Int64
+	var calls, scratch atomic.Int64
 	return []Algorithm{
+		{"a state that is as fresh denies the whole capacity", "A1", "decides as the zero State", "", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			if _, v := a.Decide(s, quota.Request{Op: quota.OpPeek}, now); fault && !s.IsZero() && v.ResetAfter == 0 && r.Op == quota.OpTake && r.Cost == 10 {
+				return s, quota.Verdict{Remaining: 10, RetryAfter: 1}
+			}
+			return a.Decide(s, r, now)
+		})},
+		{"a take of nothing takes one", "A3", "a cost of 0 change nothing", "", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpTake && r.Cost == 0 {
+				r.Cost = 1
+			}
+		})},
+		{"a cost of the whole capacity can never fit", "A4", "no other", "", answered(func(r quota.Request, v *quota.Verdict) {
+			if r.Cost == 10 && !v.Allowed {
+				v.RetryAfter = quota.Forever
+			}
+		})},
+		{"calls at the same time use one place for their time", "A8", "on any goroutine", "", asked(func(_ *quota.State, _ *quota.Request, now *quota.Micros) {
+			scratch.Store(int64(*now))
+			if calls.Add(1)%16 == 0 {
+				runtime.Gosched()
+			}
+			*now = quota.Micros(scratch.Load())
+		})},
+		{"the debt is below 0", "A9", "a spec is valid", "", func(fault bool) []quota.Algorithm {
+			return []quota.Algorithm{stating{bucket(10), func(s *quota.Spec) {
+				if fault {
+					s.Debt = -1
+				}
+			}}}
+		}},
+		{"the unit of a state in debt is 0", "A10", "Unit is 0 in the zero State only", "", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if fault && v.Remaining < 0 {
+				next.Unit = 0
+			}
+			return next, v
+		})},
+		{"a grant tells a wait", "A11", "waits are as documented", "", answered(func(r quota.Request, v *quota.Verdict) {
+			if r.Op == quota.OpTake && v.Allowed {
+				v.RetryAfter = 1
+			}
+		})},
+		{"a debit stops at half of the debt", "A12", "down to Spec.Debt", "", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			if fault && r.Op == quota.OpDebit {
+				_, v := a.Decide(s, quota.Request{Op: quota.OpPeek}, now)
+				r.Cost = min(r.Cost, max(v.Remaining+a.Spec().Debt/2, 0))
+			}
+			return a.Decide(s, r, now)
+		})},
+		{"shares are of another rule", "A16", "of the same Rule", "", func(fault bool) []quota.Algorithm { return []quota.Algorithm{dividing{bucket(10), fault}} }},
+		{"many tokens are forecast at once", "A17", "more never earlier", "", func(fault bool) []quota.Algorithm {
+			return []quota.Algorithm{foretelling{bucket(10), func(n int64, t time.Duration) time.Duration {
+				if fault && n > 5 && t != quota.Never {
+					return 0
+				}
+				return t
+			}}}
+		}},
 		{"ResetAfter is half", "A1", "a state kept until ResetAfter has passed", "", answered(func(_ quota.Request, v *quota.Verdict) { v.ResetAfter /= 2 })},
 		{"ResetAfter is a tick too long", "A1", "not one before", "", answered(func(_ quota.Request, v *quota.Verdict) {
 			if v.ResetAfter > 0 {

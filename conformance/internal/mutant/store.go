@@ -52,6 +52,7 @@ type parts struct {
 	apply  func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error
 	life   func(reset time.Duration) time.Duration
 	gap    func(d *Data)                      // between reading and writing
+	begin  func(cs []quota.Charge)            // when a call begins, under the lock
 	done   func(s *Handle, cs []quota.Charge) // when a call was decided, under the lock
 	recall func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error
 	record func(cs []quota.Charge, out []quota.Decision) (grant, bool)
@@ -80,8 +81,9 @@ func sound() parts {
 		life: func(reset time.Duration) time.Duration {
 			return min(reset, quota.Never-driver.ExpirySlack) + driver.ExpirySlack
 		},
-		gap:  func(*Data) {},
-		done: func(*Handle, []quota.Charge) {},
+		gap:   func(*Data) {},
+		begin: func([]quota.Charge) {},
+		done:  func(*Handle, []quota.Charge) {},
 		recall: func(_ *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 			if !slices.EqualFunc(g.charges, cs, driver.SameCharge) {
 				return fmt.Errorf("mutant: %w: the id was granted to other charges", quota.ErrInvalid)
@@ -165,6 +167,7 @@ func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
 	d := s.data
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.begin(cs)
 	now := s.now(s)
 	if g, ok := d.grants[s.id(s, &cs[0])]; ok && cs[0].ID != "" && now <= g.until {
 		return s.recall(s, g, cs, out)
