@@ -22,7 +22,7 @@ type KV interface {
 	Load(ctx context.Context, keys []string) ([]Entry, quota.Micros, error)
 	// Swap makes all changes in one step if every Old is still as Load returned it, and reports whether it did. An error
 	// means that the outcome is unknown, unless it carries an error of package quota: where the context ended and the
-	// database wrote nothing, wrap quota.ErrUnavailable around the context's error.
+	// database wrote nothing, wrap quota.ErrUnavailable around the context's error, which the caller then gets.
 	//
 	// A client library must not repeat a swap whose reply was lost: the repeat finds the new values and reports false, and the
 	// adapter then charges a second time. Turn its retries off, or store Change.Attempt with the value, and report true
