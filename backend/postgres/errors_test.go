@@ -90,11 +90,11 @@ func TestUnanswered(t *testing.T) {
 		want error
 		also error
 	}{
-		{"a lost reply to a read", d.refused(t.Context(), lost), quota.ErrUnavailable, io.ErrUnexpectedEOF},
-		{"a lost reply to a write", d.unanswered(t.Context(), lost), quota.ErrIndeterminate, io.ErrUnexpectedEOF},
+		{"a lost reply to a read", d.refused(t.Context(), lost), quota.ErrUnavailable, lost},
+		{"a lost reply to a write", d.unanswered(t.Context(), lost), quota.ErrIndeterminate, lost},
 		{"a context that ended in a read", d.refused(ended, lost), quota.ErrUnavailable, context.Canceled},
 		{"a context that ended in a write", d.unanswered(ended, lost), quota.ErrIndeterminate, context.Canceled},
-		{"a statement that was not prepared", d.unanswered(t.Context(), notSent{lost}), quota.ErrUnavailable, io.ErrUnexpectedEOF},
+		{"a statement that was not prepared", d.unanswered(t.Context(), notSent{lost}), quota.ErrUnavailable, lost},
 	} {
 		if driver.Sentinel(test.got) != test.want || !errors.Is(test.got, test.also) {
 			t.Errorf("%s: got %v, want %v and %v", test.name, test.got, test.want, test.also)
