@@ -127,7 +127,7 @@ func TestURLs(t *testing.T) {
 			t.Errorf("%s: got %v, want an error without the password", test.url, err)
 		}
 	}
-	config, o, err := parse(parsed(t, "postgresql://u:p@h:5555/db?schema=S&table=T&migrate=false&pool_max_conns=7&synchronous_commit=off&sslmode=disable"))
+	config, o, err := parse(parsed(t, "postgresql://u:p@h:5555/db?schema=S&table=T&migrate=false&pool_max_conns=7&synchronous_commit=off&sslmode=disable&options=-c%20a=b+c"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestURLs(t *testing.T) {
 		t.Errorf("options: got %+v, want the parameters", o)
 	}
 	c := config.ConnConfig
-	if config.MaxConns != 7 || c.Port != 5555 || c.RuntimeParams["synchronous_commit"] != "off" || c.RuntimeParams["table"] != "" ||
+	if config.MaxConns != 7 || c.Port != 5555 || c.RuntimeParams["synchronous_commit"] != "off" || c.RuntimeParams["table"] != "" || c.RuntimeParams["options"] != "-c a=b+c" ||
 		c.RuntimeParams["application_name"] != "fleetquota" || c.ConnectTimeout != defaultConnectTimeout {
 		t.Errorf("configuration: got %d connections, port %d, settings %v, a timeout of %v; want 7, 5555, those of the URL, %v", config.MaxConns, c.Port, c.RuntimeParams, c.ConnectTimeout, defaultConnectTimeout)
 	}
