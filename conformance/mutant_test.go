@@ -237,6 +237,9 @@ func harness(m *mutant.Store, fault bool) conformance.Harness {
 			return s, s.Break
 		},
 	}
+	if m.ClientClock {
+		h.Lacks = []conformance.Lack{{Feature: conformance.ServerClock, Reason: "it goes by the clocks of its handles"}}
+	}
 	if m.OwnClock {
 		h.Lacks = []conformance.Lack{{Feature: conformance.Clock, Reason: "it goes by a clock of its own"}}
 	}

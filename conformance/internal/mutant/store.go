@@ -15,6 +15,7 @@ import (
 
 // Data is the data of one name, which its handles share: the server.
 type Data struct {
+	latest quota.Micros // of a store that goes by its clients\' clocks, and never back
 	mu     sync.Mutex
 	items  map[string]item
 	grants map[string]grant

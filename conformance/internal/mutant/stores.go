@@ -24,8 +24,10 @@ type Store struct {
 	Grade  driver.Atomicity
 	// OwnClock says that the suite cannot set the store's clock.
 	OwnClock bool
-	Races    bool // whether the fault is a data race too
-	alter    func(*parts)
+	// ClientClock says that the store goes by the clocks of its handles.
+	ClientClock bool
+	Races       bool // whether the fault is a data race too
+	alter       func(*parts)
 }
 
 // Sound is the store without a fault.
@@ -254,7 +256,7 @@ var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: dr
 
 // Stores returns the broken stores.
 func Stores() []*Store {
-	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking())
+	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted())
 }
 
 // usual are the mutants of all kinds.
