@@ -311,8 +311,12 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 	}
 	if corrects {
 		begun, earlier := l.corrections.begin(cs)
-		if earlier != nil {
-			return repeated(ctx, cs, earlier, ds)
+		for earlier != nil {
+			again, err := repeated(ctx, cs, earlier, ds)
+			if !again {
+				return err
+			}
+			begun, earlier = l.corrections.begin(cs)
 		}
 		err = errPanicked
 		defer func() { l.corrections.end(cs, begun, ds, err) }()
