@@ -36,8 +36,8 @@ func launchPostgres() (*target, string, func(), error) {
 
 var tables atomic.Int64
 
-// onPostgres opens a subject with a pool and the name of a table of its own, which it drops at the end. Settings are parameters
-// of the URL, such as "&synchronous_commit=off".
+// onPostgres opens a subject with a pool and the name of a table of its own, which it drops at the end. Settings are
+// parameters of the URL, such as "&synchronous_commit=off".
 func onPostgres(settings string, open func(pool *pgxpool.Pool, table string, n numbers) (take, error)) func(numbers, *target) (take, func(), error) {
 	return func(n numbers, at *target) (take, func(), error) {
 		pool, err := pgxpool.New(context.Background(), at.postgres+settings)
@@ -61,8 +61,8 @@ func fleetquotaTake(pool *pgxpool.Pool, table string, n numbers) (take, error) {
 	return throughLimiter(store, n)
 }
 
-// naiveTake counts in one statement, UPDATE … WHERE, and in a second one at the first charge to a key, and at a denial. It has no
-// window: nothing comes back.
+// naiveTake counts in one statement, UPDATE … WHERE, and in a second one at the first charge to a key, and at a
+// denial. It has no window: nothing comes back.
 func naiveTake(pool *pgxpool.Pool, table string, n numbers) (take, error) {
 	if _, err := pool.Exec(context.Background(), "CREATE TABLE "+table+" (key text PRIMARY KEY, used bigint NOT NULL)"); err != nil {
 		return nil, err

@@ -131,7 +131,8 @@ func (r *runner) cluster(at *target) {
 	})
 }
 
-// postgres measures few keys: what is compared is the work of a decision. Beside it comes this library on Redis, if that is there.
+// postgres measures few keys: what is compared is the work of a decision. Beside it comes this library on Redis, if
+// that is there.
 func (r *runner) postgres(at, redis *target) {
 	one, all := newKeyset(1), newKeyset(r.size.postgres)
 	subjects := slices.Clone(postgresSubjects)

@@ -14,7 +14,8 @@ import (
 	"github.com/fleetquota/fleetquota/internal/pgserver"
 )
 
-// startBouncer starts a PgBouncer in the mode transaction before a server, with further settings, and returns its address.
+// startBouncer starts a PgBouncer in the mode transaction before a server, with further settings, and returns its
+// address.
 func startBouncer(t *testing.T, target string, settings string) string {
 	t.Helper()
 	binary, err := exec.LookPath("pgbouncer")
@@ -87,8 +88,9 @@ func startBouncer(t *testing.T, target string, settings string) string {
 	return ""
 }
 
-// TestBouncer: behind a PgBouncer that gives the server's connections to another client after each transaction, no call fails,
-// whether the store begins with prepared statements or without. Calls that are overtaken hold a connection for a transaction.
+// TestBouncer: behind a PgBouncer that gives the server's connections to another client after each transaction, no
+// call fails, whether the store begins with prepared statements or without. Calls that are overtaken hold a
+// connection for a transaction.
 func TestBouncer(t *testing.T) {
 	addr := startBouncer(t, serverAddr(t), "default_pool_size = 3")
 	for _, mode := range []string{"cache_statement", "exec"} {

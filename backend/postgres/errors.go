@@ -25,8 +25,9 @@ func (d *database) refused(ctx context.Context, err error) error {
 	return fmt.Errorf("postgres: %w: %w", quota.ErrUnavailable, err)
 }
 
-// unanswered returns the error of a call whose statements would have committed a charge. Only the server's own word says that they
-// did not: pgconn.SafeToRetry, which also reports true where the connection was lost before the reply, does not.
+// unanswered returns the error of a call whose statements would have committed a charge. Only the server's own word
+// says that they did not: pgconn.SafeToRetry, which also reports true where the connection was lost before the
+// reply, does not.
 func (d *database) unanswered(ctx context.Context, err error) error {
 	server := (*pgconn.PgError)(nil)
 	switch {

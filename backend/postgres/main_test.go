@@ -21,8 +21,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// common is the server of the tests that leave it running, or nil where PostgreSQL is not installed. A process that the suite
-// starts uses the server of its parent, whose address is in the environment.
+// common is the server of the tests that leave it running, or nil where PostgreSQL is not installed. A process that
+// the suite starts uses the server of its parent, whose address is in the environment.
 var common *pgserver.Server
 
 const addrVariable = "POSTGRES_TEST_ADDR"

@@ -22,8 +22,8 @@ func init() { backend.Register("postgres", []string{"postgres", "postgresql"}, o
 // defaultConnectTimeout bounds an attempt at connecting to a host: pgx's own bound is two minutes.
 const defaultConnectTimeout = 5 * time.Second
 
-// clientParameters are those that pgx takes, and settings are those of the server that a URL may set; the parameter options
-// sets any other.
+// clientParameters are those that pgx takes, and settings are those of the server that a URL may set; the parameter
+// options sets any other.
 var (
 	clientParameters = []string{"host", "port", "dbname", "database", "user", "password", "passfile", "connect_timeout", "sslmode", "sslkey",
 		"sslcert", "sslcertmode", "sslrootcert", "sslnegotiation", "sslpassword", "sslsni", "krbspn", "krbsrvname", "target_session_attrs", "service",

@@ -21,15 +21,16 @@ const DefaultTable = "fleetquota"
 
 // Options are the options of New. The zero value, and nil, have the defaults.
 type Options struct {
-	// Schema is the schema of the table, which must exist; "" stands for the first schema of the connection's search_path
-	// in which the table is, or can be created. 1 to 63 letters, digits and underscores, the first not a digit. It is quoted,
-	// so upper and lower case differ.
+	// Schema is the schema of the table, which must exist; "" stands for the first schema of the connection's
+	// search_path in which the table is, or can be created. 1 to 63 letters, digits and underscores, the first not a
+	// digit. It is quoted, so upper and lower case differ.
 	Schema string
 	// Table is the name of the table; "" stands for DefaultTable. The same characters as for Schema. Stores on one table
 	// share its quotas.
 	Table string
-	// NoMigrate forbids the store to create the table: where it is missing, calls fail with quota.ErrMisconfigured. Migration
-	// returns the SQL that makes it. The zero value lets the store create it, which takes a right to CREATE in the schema.
+	// NoMigrate forbids the store to create the table: where it is missing, calls fail with quota.ErrMisconfigured.
+	// Migration returns the SQL that makes it. The zero value lets the store create it, which takes a right to
+	// CREATE in the schema.
 	NoMigrate bool
 	// Clock replaces the server's time, for tests; nil stands for the server's time.
 	Clock func() time.Time
@@ -56,8 +57,9 @@ func (o *Options) name() (string, error) {
 	return pgx.Identifier{o.Schema, table}.Sanitize(), nil
 }
 
-// Migration returns the SQL that creates the table of a store with these options, for programs that may not create it
-// themselves, see Options.NoMigrate. It changes nothing where the table exists. It fails with quota.ErrInvalid where New does.
+// Migration returns the SQL that creates the table of a store with these options, for programs that may not create
+// it themselves, see Options.NoMigrate. It changes nothing where the table exists. It fails with quota.ErrInvalid
+// where New does.
 func Migration(o *Options) (string, error) {
 	if o == nil {
 		o = &Options{}
@@ -126,8 +128,8 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	return s.inner.TakeAll(ctx, cs, out)
 }
 
-// Close closes the store, and the pool if the store made it. It gives calls in flight on its own pool a second to end, and
-// then cuts their connections. Calls on a pool of the caller's end by their context.
+// Close closes the store, and the pool if the store made it. It gives calls in flight on its own pool a second to
+// end, and then cuts their connections. Calls on a pool of the caller's end by their context.
 func (s *Store) Close() error { return s.inner.Close() }
 
 // Prompt reports true: a call returns by its context's deadline.
@@ -136,8 +138,8 @@ func (s *Store) Prompt() bool { return true }
 // Unwrap returns the store that decides, for driver.Find.
 func (s *Store) Unwrap() quota.Store { return s.inner }
 
-// Health asks the server for its version. It fails with quota.ErrUnavailable where the server is a standby, which takes no
-// charges.
+// Health asks the server for its version. It fails with quota.ErrUnavailable where the server is a standby, which
+// takes no charges.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	return s.database.health(ctx)
 }

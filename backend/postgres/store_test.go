@@ -75,8 +75,8 @@ func on(t testing.TB, addr, table string, hook func()) *Store {
 	return s
 }
 
-// TestTraffic pins the statements of calls: a peek and a denial are one, a grant is two, and one that was overtaken goes on
-// in a transaction with locks.
+// TestTraffic pins the statements of calls: a peek and a denial are one, a grant is two, and one that was overtaken
+// goes on in a transaction with locks.
 func TestTraffic(t *testing.T) {
 	table := newTable()
 	l, other := bucket("l", 10), bucket("other", 10)
@@ -137,8 +137,8 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
-// TestLostCommit loses the reply to the write of a charge, on each way to it. The library's word that a repeat is safe is not
-// to be believed: the charge was made.
+// TestLostCommit loses the reply to the write of a charge, on each way to it. The library's word that a repeat is
+// safe is not to be believed: the charge was made.
 func TestLostCommit(t *testing.T) {
 	table := newTable()
 	l, other := bucket("l", 10), bucket("other", 10)
@@ -205,8 +205,9 @@ func TestCommitRefused(t *testing.T) {
 	}
 }
 
-// TestHotKey: 64 goroutines on four handles spend one budget. None gets a conflict, and exactly the budget is granted; so too for
-// lists whose keys come in different orders, some of them new, with request ids. The server detects no deadlock.
+// TestHotKey: 64 goroutines on four handles spend one budget. None gets a conflict, and exactly the budget is
+// granted; so too for lists whose keys come in different orders, some of them new, with request ids. The server
+// detects no deadlock.
 func TestHotKey(t *testing.T) {
 	for name, charges := range map[string]func(l, m *quota.Limit, i int) []quota.Charge{
 		"single": func(l, m *quota.Limit, i int) []quota.Charge { return []quota.Charge{take(l, "hot", 1)} },
@@ -437,8 +438,8 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// TestTimeouts checks calls that meet a row which another transaction has locked. They charge once it is free, and an error says
-// whether they may have.
+// TestTimeouts checks calls that meet a row which another transaction has locked. They charge once it is free, and
+// an error says whether they may have.
 func TestTimeouts(t *testing.T) {
 	table := newTable()
 	l := bucket("l", 10)
@@ -502,7 +503,8 @@ func TestStandby(t *testing.T) {
 	if _, err := s.Take(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) {
 		t.Errorf("a call while the server is down: got %v, want ErrUnavailable", err)
 	}
-	if err := os.WriteFile(server.File("data/standby.signal"), nil, 0o666); err != nil {
+	signal := server.File("data/standby.signal")
+	if err := errors.Join(os.WriteFile(signal, nil, 0o600), os.Chmod(signal, 0o666)); err != nil {
 		t.Fatal(err)
 	}
 	if err := server.Restart(); err != nil {
@@ -686,8 +688,8 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// TestColdStart: the first calls leave by their deadline while the server is silent, with an error that says that the store was
-// still connecting; the attempt goes on, and the next call finds the connection.
+// TestColdStart: the first calls leave by their deadline while the server is silent, with an error that says that
+// the store was still connecting; the attempt goes on, and the next call finds the connection.
 func TestColdStart(t *testing.T) {
 	proxy := pgserver.StartProxy(t, serverAddr(t))
 	proxy.Set(pgserver.Freeze, nil)

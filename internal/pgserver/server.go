@@ -123,8 +123,8 @@ func Launch(settings ...string) (_ *Server, err error) {
 	return s, err
 }
 
-// Unprivileged makes a directory, and returns it with attributes of processes that may write there and are not root's: in a process
-// of root they run as the user postgres, or else nobody. The caller must remove the directory.
+// Unprivileged makes a directory, and returns it with attributes of processes that may write there and are not
+// root's: in a process of root they run as the user postgres, or else nobody. The caller must remove the directory.
 func Unprivileged() (dir string, _ *syscall.SysProcAttr, err error) {
 	if dir, err = os.MkdirTemp("", "pgserver"); err != nil || os.Geteuid() != 0 {
 		return dir, attributes(-1, -1), err

@@ -34,6 +34,7 @@ type store struct {
 	closer     io.Closer // of what the author gave; may be nil
 	prompt     bool
 	atomicity  Atomicity
+	split      bool
 	attempts   int
 	gate       Gate
 	origin     string       // of the store's attempts
@@ -71,7 +72,7 @@ func newStore(t Transactor, given any, o *Options) (quota.Store, error) {
 	case o.Atomicity > OneKey:
 		return nil, fmt.Errorf("quota: %w: Options.Atomicity is %d; accepted: AnyKeys, OneGroup or OneKey", quota.ErrInvalid, o.Atomicity)
 	}
-	s := &store{transactor: t, atomicity: o.Atomicity, attempts: o.Attempts, last: map[string]*batch{}, queue: map[*batch]struct{}{}}
+	s := &store{transactor: t, atomicity: o.Atomicity, split: o.Split, attempts: o.Attempts, last: map[string]*batch{}, queue: map[*batch]struct{}{}}
 	if s.attempts == 0 {
 		s.attempts = 16
 	}
@@ -132,6 +133,9 @@ func (s *store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
+	if s.split && s.crosses(cs) {
+		return (&splitter{store: s, cs: cs, out: out}).take(ctx)
+	}
 	k := &call{cs: cs, out: out}
 	done, err := s.alone(ctx, k)
 	if !done {
@@ -181,13 +185,37 @@ func (s *store) together(ctx context.Context, k *call) error {
 	return s.wait(ctx, k)
 }
 
+// crosses reports whether the database does not decide the charges in one step.
+func (s *store) crosses(cs []quota.Charge) bool {
+	if s.atomicity == AnyKeys {
+		return false
+	}
+	for i := 1; i < len(cs); i++ {
+		if s.atomicity == OneKey || quota.Group(cs[i].Key) != quota.Group(cs[0].Key) {
+			return true
+		}
+	}
+	return false
+}
+
+// background calls f in a goroutine for which Close waits; if the store is closed, f ends by itself.
+func (s *store) background(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		go f()
+	} else {
+		s.running.Go(f)
+	}
+}
+
 // keys appends the keys of the charges, and as the last one the key of their request id if they carry one.
 func (s *store) keys(cs []quota.Charge, keys []string) ([]string, error) {
+	if s.crosses(cs) {
+		return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", quota.ErrCrossSlot)
+	}
 	var text [128]byte
 	for i := range cs {
-		if i > 0 && (s.atomicity == OneKey || s.atomicity == OneGroup && quota.Group(cs[i].Key) != quota.Group(cs[0].Key)) {
-			return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", quota.ErrCrossSlot)
-		}
 		keys = append(keys, string(AppendKey(text[:0], cs[i].Limit.Name(), cs[i].Key)))
 	}
 	if id := cs[0].ID; id != "" {
@@ -266,7 +294,11 @@ func (s *store) transact(ctx context.Context, b *batch) (err error) {
 	case err == nil:
 		return nil
 	case b.writes:
-		return Classify(err, quota.ErrIndeterminate)
+		err = Classify(err, quota.ErrIndeterminate)
+		if end := ctx.Err(); end != nil && errors.Is(err, end) && quota.Charged(err) == quota.NotCharged {
+			return end
+		}
+		return err
 	}
 	return ofRead(ctx, err)
 }

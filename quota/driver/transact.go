@@ -48,8 +48,12 @@ type Access struct {
 
 // Options are the options of NewTransactional and NewCAS. The zero value, and nil, take the defaults.
 type Options struct {
-	// Atomicity says how many keys the database reaches in one step; a longer list is ErrCrossSlot.
+	// Atomicity says how many keys the database reaches in one step; a longer list is ErrCrossSlot, unless it is split.
 	Atomicity Atomicity
+	// Split has a list that the database does not decide in one step decided in several, as the stores on Redis Cluster do: by
+	// groups with OneGroup, by keys with OneKey. If one part denies, the charges of the others are given back, so a
+	// denied list may have held tokens for a moment, see Decision.Split. A list with a request id is not split.
+	Split bool
 	// Attempts bounds the attempts that are made for one decision; 0 is 16. Then the decision is ErrConflict.
 	Attempts int
 }
