@@ -605,6 +605,19 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestTerminated: connections that the server ended while they were idle are no error of the next call.
+func TestTerminated(t *testing.T) {
+	s := openURL(t, address(serverAddr(t), "application_name=victim", "pool_max_conns=2", "table="+newTable()))
+	l := bucket("l", 10)
+	remaining(t, s, l, "k")
+	if n := do(t, "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'victim'"); n == "0" {
+		t.Fatal("found no connection to end")
+	}
+	if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+		t.Errorf("a call after the server ended the connections: got %v, want no error", err)
+	}
+}
+
 // TestEncoding: keys are bytes, whatever the encoding of the database.
 func TestEncoding(t *testing.T) {
 	do(t, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
