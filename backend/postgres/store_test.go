@@ -15,6 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/pgserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -712,6 +713,9 @@ func TestColdStart(t *testing.T) {
 	_, err := s.Take(ctx, take(bucket("l", 10), "k", 1))
 	if !errors.Is(err, context.DeadlineExceeded) || quota.Charged(err) != quota.NotCharged {
 		t.Errorf("a call while the server is silent: got %v, want its deadline, and no charge", err)
+	}
+	if early, ok := errors.AsType[driver.GettingReady](err); !ok || !early.GettingReady() {
+		t.Errorf("a call while the server is silent: got %v, want a GettingReady", err)
 	}
 	proxy.Set(pgserver.Pass, nil)
 	if got := remaining(t, s, bucket("l", 10), "k"); got != 10 {
