@@ -15,6 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/pgserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -605,6 +606,19 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestTerminated: connections that the server ended while they were idle are no error of the next call.
+func TestTerminated(t *testing.T) {
+	s := openURL(t, address(serverAddr(t), "application_name=victim", "pool_max_conns=2", "table="+newTable()))
+	l := bucket("l", 10)
+	remaining(t, s, l, "k")
+	if n := do(t, "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'victim'"); n == "0" {
+		t.Fatal("found no connection to end")
+	}
+	if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+		t.Errorf("a call after the server ended the connections: got %v, want no error", err)
+	}
+}
+
 // TestEncoding: keys are bytes, whatever the encoding of the database.
 func TestEncoding(t *testing.T) {
 	do(t, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
@@ -699,6 +713,9 @@ func TestColdStart(t *testing.T) {
 	_, err := s.Take(ctx, take(bucket("l", 10), "k", 1))
 	if !errors.Is(err, context.DeadlineExceeded) || quota.Charged(err) != quota.NotCharged {
 		t.Errorf("a call while the server is silent: got %v, want its deadline, and no charge", err)
+	}
+	if early, ok := errors.AsType[driver.GettingReady](err); !ok || !early.GettingReady() {
+		t.Errorf("a call while the server is silent: got %v, want a GettingReady", err)
 	}
 	proxy.Set(pgserver.Pass, nil)
 	if got := remaining(t, s, bucket("l", 10), "k"); got != 10 {

@@ -309,9 +309,9 @@ func (s *store) newAttempt() string {
 	return string(strconv.AppendInt(append(text[:0], s.origin...), s.attempted.Add(1), 36))
 }
 
-// ofRead returns the error of a call that wrote nothing.
+// ofRead returns the error of a call that wrote nothing: the context's own, unless the call left while the store connected.
 func ofRead(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if early, ok := errors.AsType[GettingReady](err); ctx.Err() != nil && !(ok && early.GettingReady()) {
 		return ctx.Err()
 	}
 	return Classify(err, quota.ErrUnavailable)
