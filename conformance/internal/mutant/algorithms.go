@@ -1,5 +1,9 @@
 // Package mutant has stores and algorithms that are broken on purpose, each in one way. They test the conformance suite:
-// each must be failed by the rule that it breaks.
+// each must be failed by the case and with the words that it states, and its twin must pass.
+//
+// A mutant and its repaired twin are one source, in which a switch makes the fault: parts.fault of a store, the argument fault
+// of an algorithm. All that a mutant does differently from [Sound] in either position must be right, but for the one line that
+// asks the switch. Clauses lists the parts of the rules that need a mutant.
 package mutant
 
 import (
@@ -469,12 +473,11 @@ func Algorithms() []Algorithm {
 			}
 			return next, v
 		})},
-		{"a take ahead beyond the debt is granted, and charged in part", "A19", "charges nothing else", "", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+		{"a denied take ahead charges one", "A19", "charges nothing else", "with no delay accepted, are denied, written", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)
-			if fault && r.Op == quota.OpAhead && !v.Allowed && r.At == quota.MaxNumber && r.Cost <= 10 {
-				r.Op = quota.OpDebit
-				next, v = a.Decide(s, r, now)
-				v.RetryAfter = v.ResetAfter - 10*second/7
+			if fault && r.Op == quota.OpAhead && !v.Allowed {
+				next, _ = a.Decide(s, quota.Request{Op: quota.OpDebit, Cost: 1}, now)
+				v.Write = true
 			}
 			return next, v
 		})},
