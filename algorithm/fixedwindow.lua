@@ -10,7 +10,8 @@ if u > 0 then
 end
 local allowed, kept = true, count
 if op <= 1 then
-  if cost > p1 or count + cost > p1 then
+  local need = cost + keep
+  if need > p1 or count + need > p1 then
     allowed = false
   elseif op == 0 then
     kept = count + cost

@@ -40,6 +40,9 @@ func FuzzDecide(f *testing.F) {
 			s.Tail[i] %= exact
 		}
 		req.Op, req.Cost, now = req.Op%5, max(req.Cost, 0), max(now%exact, 0)
+		if req.Op == quota.OpTake || req.Op == quota.OpPeek { // which have no time of a charge
+			req.Floor = max(at, 0)
+		}
 		got, v := r.Decide(s, req, quota.Micros(now))
 		if again, w := r.Decide(s, req, quota.Micros(now)); w != v || !sameState(again, got) {
 			t.Errorf("second decision: got %+v %+v, want %+v %+v", again, w, got, v)
@@ -52,7 +55,7 @@ func FuzzDecide(f *testing.F) {
 			t.Errorf("waits: got %v and %v, want 0 or more, retry after above 0 only of a denial", v.RetryAfter, v.ResetAfter)
 		case !asks && !v.Allowed:
 			t.Errorf("%v: got it denied, want it allowed", req.Op)
-		case asks && (req.Cost > r.limit) != (v.RetryAfter == quota.Forever):
+		case asks && (req.Need() > r.limit) != (v.RetryAfter == quota.Forever):
 			t.Errorf("retry after: got %v, want Forever only above the limit", v.RetryAfter)
 		case v.Write && (!v.Allowed || req.Op == quota.OpPeek) && !aheadOf(r.kind, even(s), now):
 			t.Error("denial or peek: got a write, want none")

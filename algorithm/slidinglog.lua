@@ -20,7 +20,8 @@ if first > n then sum = 0 end
 local step = ceil(p2 / (p4 / 2 - 1))
 local allowed, total, more, drop = true, sum, 0, 0
 if op <= 1 then
-  if cost > p1 or sum + cost > p1 then
+  local need = cost + keep
+  if need > p1 or sum + need > p1 then
     allowed = false
   elseif op == 0 then
     more = cost

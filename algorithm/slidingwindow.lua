@@ -22,7 +22,8 @@ end
 local allowed, more = true, 0
 local cur1, prev1 = cur, prev
 if op <= 1 then
-  if cost > p1 or used + cost > p1 then
+  local need = cost + keep
+  if need > p1 or used + need > p1 then
     allowed = false
   elseif op == 0 then
     more = cost

@@ -105,7 +105,7 @@ func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 func (b *tokenBucket) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt, Ahead: true,
-		Params: [6]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
+		Params: [8]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
 	}
 }
 
@@ -145,9 +145,9 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	kept := deficit
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek:
-		if r.Cost > b.tokens {
+		if need := r.Need(); need > b.tokens {
 			allowed, retryAfter = false, forever
-		} else if over := deficit + r.Cost*b.unit - b.capacity; over > 0 {
+		} else if over := deficit + need*b.unit - b.capacity; over > 0 {
 			allowed = false
 			retryAfter = quota.Micros(at+ceil(over, b.perTick)*b.tick) - now
 		} else if r.Op == quota.OpTake {

@@ -20,7 +20,8 @@ if u > 0 then
 end
 local allowed, kept = true, deficit
 if op <= 1 then
-  if cost * unit > p2 or deficit + cost * unit > p2 then
+  local need = (cost + keep) * unit
+  if need > p2 or deficit + need > p2 then
     allowed = false
   elseif op == 0 then
     kept = deficit + cost * unit

@@ -56,7 +56,7 @@ func (p *prober) lua(ctx context.Context, eval func(ctx context.Context, script 
 			s := &samples[i]
 			// Clients return a string or its bytes.
 			if got, want := fmt.Sprintf("%s", answers[i]), luaAnswer(s); got != want {
-				p.fail(a15, "got: %s\nwant: %s\nafter %v of %d (charged at %d) at %d on %+v by %+v", got, want, s.req.Op, s.req.Cost, s.req.At, s.now, s.state, p.specs[s.by])
+				p.fail(a15, "got: %s\nwant: %s\nafter %v of %d (at %d, above %d) at %d on %+v by %+v", got, want, s.req.Op, s.req.Cost, s.req.At, s.req.Floor, s.now, s.state, p.specs[s.by])
 				return
 			}
 		}
@@ -70,6 +70,7 @@ func (p *prober) luaArgs(s *sample) string {
 	for _, n := range spec.Params {
 		text += fmt.Sprint(" ", n)
 	}
+	text += fmt.Sprint(" ", min(s.req.Floor, 1<<52))
 	if len(s.state.Tail) > 0 {
 		text += " t " + strings.Trim(fmt.Sprint(s.state.Tail), "[]")
 	}

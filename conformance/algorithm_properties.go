@@ -55,11 +55,14 @@ func (p *prober) stateless() {
 		if op == quota.OpAhead && !spec.Ahead {
 			continue
 		}
-		for _, cost := range costs {
+		for i, cost := range costs {
 			for _, now := range []quota.Micros{0, 1, origin, latest} {
 				r := quota.Request{Op: op, Cost: cost, At: now / 2}
+				if op == quota.OpTake || op == quota.OpPeek {
+					r.Floor = []int64{0, 1, math.MaxInt64}[i%3]
+				}
 				want := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: spec.Capacity}
-				if op.Deniable() && cost > spec.Capacity {
+				if op.Deniable() && r.Need() > spec.Capacity {
 					want.Allowed, want.RetryAfter = false, quota.Forever
 				}
 				s, v := a.Decide(quota.State{}, r, now)
@@ -229,7 +232,7 @@ func (p *prober) hostile() {
 		if len(p.seen) > 0 && rng.IntN(3) == 0 {
 			s = p.seen[rng.IntN(len(p.seen))].state
 		}
-		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, At: quota.Micros(number(rng))}
+		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, At: quota.Micros(number(rng)), Floor: number(rng) & math.MaxInt64 * int64(rng.IntN(2))}
 		now := quota.Micros(number(rng))
 		given := slices.Clone(s.Tail)
 		var last any

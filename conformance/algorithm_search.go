@@ -265,6 +265,12 @@ func (p *prober) note(x *situation) {
 // request returns a random request.
 func (p *prober) request(x *situation, by int) quota.Request {
 	r := quota.Request{Cost: p.cost(p.specs[by].Capacity, x.v.Remaining)}
+	if p.rng.IntN(6) == 0 {
+		rest := max(x.v.Remaining-min(r.Cost, exact), 0)
+		r.Floor = []int64{1, rest, rest + 1, p.cost(p.specs[by].Capacity, x.v.Remaining)}[p.rng.IntN(4)]
+		r.Op = quota.Op(p.rng.IntN(2))
+		return r
+	}
 	switch p.rng.IntN(12) {
 	case 0:
 		r.Op = quota.OpPeek
@@ -427,6 +433,9 @@ func (p *prober) show(trace []move) string {
 			fmt.Fprintf(&b, " charged at %d", m.req.At-origin)
 		} else if m.req.Op == quota.OpAhead {
 			fmt.Fprintf(&b, " within %d", m.req.At)
+		}
+		if m.req.Floor > 0 {
+			fmt.Fprintf(&b, " above %d", m.req.Floor)
 		}
 		if m.by > 0 {
 			fmt.Fprintf(&b, " by %+v", p.specs[m.by])

@@ -21,6 +21,12 @@ func show(cs []quota.Charge) string {
 		if c.Op == quota.OpAhead {
 			fmt.Fprintf(&b, " within %v", c.Within)
 		}
+		if c.Floor > 0 {
+			fmt.Fprintf(&b, " above %d", c.Floor)
+			if c.FloorOf > 0 {
+				fmt.Fprintf(&b, " of %d parts", c.FloorOf)
+			}
+		}
 		if c.ID != "" {
 			fmt.Fprintf(&b, " with id %q", c.ID)
 		}

@@ -25,6 +25,9 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: s1, name: "own clock", needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, own: true})
 		}},
+		testCase{rule: s1, name: "floors", needs: []Feature{Exact}, run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: asking})
+		}},
 		testCase{rule: s2, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
 			needLists(t)
 			t.search(shape{kinds: kinds, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})

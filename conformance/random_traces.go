@@ -28,6 +28,7 @@ type shape struct {
 	expiry bool // the clock goes to about where states end
 	ids    bool // calls have request ids
 	own    bool // by the store's own clock
+	floors bool // takes and peeks have floors
 }
 
 var anyOps = []quota.Op{
@@ -44,6 +45,23 @@ func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 		c.Op = quota.OpTake
 	default:
 		c.Within = oneOf(rng, []time.Duration{0, 1, time.Microsecond, last.RetryAfter, last.ResetAfter, time.Duration(rng.Int64N(int64(max(last.ResetAfter, 1)))), time.Second, quota.Never})
+	}
+}
+
+// keep gives a take or peek a floor, in tokens or as a part, mostly close to the remaining tokens.
+func keep(rng *rand.Rand, c *quota.Charge, left int64) {
+	if c.Op != quota.OpTake && c.Op != quota.OpPeek {
+		return
+	}
+	switch rng.IntN(6) {
+	case 0:
+	case 1:
+		c.Floor = randomCost(rng, c.Limit.Spec().Capacity, left)
+	case 2, 3:
+		c.FloorOf = uint32(magnitude(rng, 32) - 1)
+		c.Floor = rng.Int64N(int64(c.FloorOf) + 1)
+	default:
+		c.Floor = max(left-c.Cost+rng.Int64N(3)-1, 0)
 	}
 }
 
@@ -189,6 +207,9 @@ func (g *generator) charge(id int) charge {
 	}
 	c.Cost = g.cost(g.rng, l.Spec().Capacity, left)
 	accept(g.rng, &c.Charge, g.said[at])
+	if g.floors {
+		keep(g.rng, &c.Charge, left)
+	}
 	if c.Op == quota.OpRefund {
 		if made := g.receipts[at]; len(made) > 0 && g.rng.IntN(4) > 0 {
 			c.receipt = oneOf(g.rng, made)

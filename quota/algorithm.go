@@ -36,7 +36,7 @@ func (m Micros) Duration() time.Duration {
 //  2. Tight: a denied request is denied again at any time before RetryAfter has passed, and admitted
 //     when it has, if no other charge came in between.
 //  3. Traceless: a denial and an [OpPeek] return Write false (but see 5).
-//  4. Never: a cost above Spec.Capacity is denied with RetryAfter [Forever], whatever the state.
+//  4. Never: a cost above Spec.Capacity, floor included, is denied with RetryAfter [Forever], whatever the state.
 //  5. Clock: time that steps back never frees quota. A state more than a second ahead of now is moved
 //     to now, its consumption unchanged, and returned with Write true, even on a denial.
 //  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: consumed
@@ -96,7 +96,7 @@ type Spec struct {
 	// forgets debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
 	Ahead bool
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
-	Params [6]int64
+	Params [8]int64
 }
 
 // State is the consumption of one limit and key: a few integers whose meaning is the rule's own, and for some rules
@@ -109,7 +109,7 @@ type State struct {
 
 // Bounds of a [State].
 const (
-	MaxTail   = 8192    // the most numbers of State.Tail
+	MaxTail   = 8256    // the most numbers of State.Tail
 	MaxNumber = 1 << 53 // the largest magnitude of a number: integers are exact in a double up to here
 )
 
@@ -120,7 +120,8 @@ func (s *State) IsZero() bool { return s.Unit == 0 }
 type Op uint8
 
 const (
-	// OpTake charges Cost if it fits, and is denied otherwise. A cost of 0 asks whether the key is out of debt.
+	// OpTake charges Cost if it fits above the floor, see Charge.Floor, and is denied otherwise. A cost of 0 asks whether the
+	// key is out of debt, or above the floor.
 	OpTake Op = iota
 	// OpPeek answers as OpTake would and changes nothing.
 	OpPeek
@@ -158,6 +159,18 @@ type Request struct {
 	Op   Op
 	Cost int64  // in tokens, 0 or more, without upper bound
 	At   Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within
+	// Floor is how many tokens must be left after an OpTake or OpPeek, 0 or more, without upper bound: it fits where Cost
+	// and Floor together fit, see Need, and charges Cost. It is 0 for other operations.
+	Floor int64
+}
+
+// Need returns Cost and Floor together, or the largest number where their sum is beyond it: what must remain for the
+// request to be allowed, and the number of which rule 4 of [Algorithm] speaks.
+func (r Request) Need() int64 {
+	if r.Floor > math.MaxInt64-r.Cost {
+		return math.MaxInt64
+	}
+	return r.Cost + r.Floor
 }
 
 // Outcome is the yes-or-no part of a Verdict.

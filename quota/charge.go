@@ -2,6 +2,7 @@ package quota
 
 import (
 	"fmt"
+	"math/bits"
 	"time"
 	"unicode/utf8"
 )
@@ -22,11 +23,21 @@ type Charge struct {
 	From Source
 	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
 	receipt receipt
+	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
+	// rounded up. 0 makes it a number of tokens. It must be at least Floor otherwise.
+	FloorOf uint32
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
 	At Micros
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
 	Within time.Duration
+	// Floor is, for OpTake and OpPeek, how many tokens must be left after the charge, 0 or more: without them it is denied.
+	// Cost alone is charged. So one limit serves classes of callers: with a floor of 200 of 1000 tokens, free callers stop
+	// where 200 are left, and paid callers, without a floor, may take these too. RetryAfter counts the floor; a cost and
+	// floor above the capacity are denied with RetryAfter Never. On a share of the limit the floor is the same part of the
+	// share, rounded up. OpAhead has no floor, because it charges tokens that are not there yet; other operations ignore it.
+	Floor int64
+	_     [8]byte // a size that is a multiple of 16 is copied without overlap
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
 	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
@@ -72,13 +83,46 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 }
 
 // Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within goes where
-// OpRefund has At. A store sends these numbers on.
+// OpRefund has At, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
 	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
-	if c.Op == OpAhead {
-		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+	if c.Op == OpAhead || c.Floor != 0 {
+		c.complete(&r)
 	}
 	return r
+}
+
+// complete fills in the numbers of a request that most charges do not have.
+func (c *Charge) complete(r *Request) {
+	switch {
+	case c.Op == OpAhead:
+		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+	case c.Op != OpTake && c.Op != OpPeek:
+	case c.FloorOf == 0:
+		r.Floor = c.Floor
+	default:
+		r.Floor = partOf(c.Limit.spec.Capacity, c.Floor, int64(c.FloorOf))
+	}
+}
+
+// OnShare returns the charge on a share of its limit, or on the same limit with other numbers: a floor in tokens becomes
+// the same part of the share's capacity, rounded up. A policy that decides on shares calls it.
+func (c Charge) OnShare(share *Limit) Charge {
+	if whole := c.Limit.spec.Capacity; c.Floor > 0 && c.FloorOf == 0 && c.Floor <= whole {
+		c.Floor = partOf(share.spec.Capacity, c.Floor, whole)
+	}
+	c.Limit = share
+	return c
+}
+
+// partOf returns n of all parts of a capacity, rounded up, for an n of at least 0 and at most all.
+func partOf(capacity, n, all int64) int64 {
+	hi, lo := bits.Mul64(uint64(capacity), uint64(n))
+	part, rest := bits.Div64(hi, lo, uint64(all))
+	if rest > 0 {
+		part++
+	}
+	return int64(part)
 }
 
 // String describes the charge, such as `take 250 of tokens for "team-7/agent-123"`. It shows the key.
@@ -90,6 +134,13 @@ func (c Charge) String() string {
 	text := fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
 	if c.Op == OpAhead {
 		text += fmt.Sprintf(" within %v", c.Within)
+	}
+	switch {
+	case c.Floor == 0:
+	case c.FloorOf == 0:
+		text += fmt.Sprintf(" above %d", c.Floor)
+	default:
+		text += fmt.Sprintf(" above %d of %d parts", c.Floor, c.FloorOf)
 	}
 	if c.ID != "" {
 		text += fmt.Sprintf(", id %q", c.ID)
@@ -142,6 +193,10 @@ func (c *Charge) check() error {
 		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset or OpAhead")
 	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):
 		return invalid("Within of a "+c.Op.String(), c.Within, "0 or more for OpAhead, 0 for other operations")
+	case c.Floor != 0 && (c.Floor < 0 || c.Op == OpAhead):
+		return invalid("Floor of a "+c.Op.String(), c.Floor, "0 or more for OpTake and OpPeek, 0 for OpAhead")
+	case c.FloorOf != 0 && c.Floor > int64(c.FloorOf):
+		return invalid("Floor", c.Floor, fmt.Sprintf("up to FloorOf, %d", c.FloorOf))
 	case c.ID != "" && (len(c.ID) > maxID || !utf8.ValidString(c.ID)):
 		return invalid("request id", c.ID, "up to 128 bytes of UTF-8")
 	}

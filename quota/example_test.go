@@ -126,3 +126,25 @@ func ExampleLimiter_TakeAhead() {
 	// false 30m0s
 	// true 1h30m0s
 }
+
+// Free callers leave a fifth of the limit to paid ones, who may take the last token.
+func ExampleCharge_floor() {
+	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+	ctx := context.Background()
+
+	free := quota.Charge{Key: "fleet", Cost: 50, Floor: 20, FloorOf: 100}
+	paid := quota.Charge{Key: "fleet", Cost: 50}
+	for _, c := range []quota.Charge{free, free, paid} {
+		r, err := limiter.TakeAll(ctx, c)
+		if err != nil {
+			return
+		}
+		fmt.Println(r.Granted, r.Decisions[0].Remaining, "left, retry after", r.RetryAfter().Round(time.Hour))
+	}
+	// Output:
+	// true 50 left, retry after 0s
+	// false 50 left, retry after 2h0m0s
+	// true 0 left, retry after 0s
+}

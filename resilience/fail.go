@@ -161,7 +161,7 @@ func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
 	d := quota.Decision{Source: s.source, Limit: c.Limit.Spec().Capacity}
 	switch {
-	case c.Cost > d.Limit:
+	case need(c) > d.Limit:
 		d.RetryAfter = quota.Never
 	case s.source == quota.FromOpen:
 		d.Allowed, d.Remaining = true, d.Limit

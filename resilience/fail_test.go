@@ -32,6 +32,8 @@ func TestFail(t *testing.T) {
 		{name: "ahead", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Op: quota.OpAhead, Cost: 1, Within: time.Hour}, open: open, closed: closed},
 		{name: "all of it", err: quota.ErrUnavailable, charge: charge(100), open: open, closed: closed},
 		{name: "more than ever", err: quota.ErrUnavailable, charge: charge(101), open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
+		{name: "all but the floor", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 80, Floor: 20}, open: open, closed: closed},
+		{name: "more than the floor leaves", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 81, Floor: 20}, open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
 		{name: "overloaded", err: quota.ErrOverloaded, charge: charge(1), passes: true},
 		{name: "overloaded, set", err: quota.ErrOverloaded, charge: charge(1), overloaded: true, open: open, closed: closed},
 		{name: "invalid", err: quota.ErrInvalid, charge: charge(1), overloaded: true, passes: true},

@@ -39,7 +39,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		if err != nil {
 			return err
 		}
-		l.limits[i], here[i].Limit = share, share
+		l.limits[i], here[i] = share, here[i].OnShare(share)
 	}
 	f.degrade(cause)
 	decided := false
@@ -76,7 +76,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	for i := range out {
 		d := &out[i]
 		d.Source = quota.FromFallback
-		if d.RetryAfter == quota.Never && cs[i].Cost <= cs[i].Limit.Spec().Capacity {
+		if d.RetryAfter == quota.Never && need(&cs[i]) <= cs[i].Limit.Spec().Capacity {
 			d.RetryAfter = max(d.ResetAfter, DefaultRetryAfter)
 		}
 	}

@@ -3,6 +3,7 @@ package resilience_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"testing"
@@ -191,6 +192,14 @@ func TestMemory(t *testing.T) {
 		}
 		exhaust()
 		want(quota.Charge{Limit: bucket("l", 10, 1, time.Second), Key: "k", Cost: 5}, quota.FromMemory, "the same limit, made again")
+		// A floor counts as the cost does: a denial with one denies nothing that needs less.
+		for _, c := range []struct {
+			cost, floor int64
+			source      quota.Source
+		}{{1, 4, quota.FromMemory}, {0, 5, quota.FromMemory}, {1, 3, quota.FromStore}, {4, 7, quota.FromStore}, {5, math.MaxInt64, quota.FromStore}} {
+			exhaust()
+			want(quota.Charge{Limit: l, Key: "k", Cost: c.cost, Floor: c.floor}, c.source, fmt.Sprintf("%d above %d", c.cost, c.floor))
+		}
 		// A take ahead may fit where a take does not, and proves nothing about takes, granted or denied.
 		for within, allowed := range map[time.Duration]bool{time.Second: false, time.Minute: true} {
 			exhaust()

@@ -27,6 +27,12 @@ func op(o quota.Op, n int64) quota.Charge {
 	return c
 }
 
+// above gives a charge a floor.
+func above(c quota.Charge) quota.Charge {
+	c.Floor = 100
+	return c
+}
+
 // held returns the chunk that is leased for a charge's key, or nil.
 func (s *Store) held(c quota.Charge) *chunk {
 	if e := s.table.find(driver.Hash(s.seed, &c), &c); e != nil {
@@ -543,6 +549,8 @@ func TestOperations(t *testing.T) {
 		"nothing":          {one(0), 1, 0},
 		"peek for nothing": {op(quota.OpPeek, 0), 1, 0},
 		"request id":       {id, 1, 0},
+		"floor":            {above(one(3)), 1, 0},
+		"peek above":       {above(op(quota.OpPeek, 3)), 1, 0},
 		"foreign refund":   {op(quota.OpRefund, 3), 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

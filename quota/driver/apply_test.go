@@ -39,6 +39,9 @@ func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micro
 	default:
 		c.Cost = r.Int64N(l.Spec().Capacity/2 + 1)
 	}
+	if r.IntN(4) == 0 && (c.Op == quota.OpTake || c.Op == quota.OpPeek) {
+		c.Floor, c.FloorOf = r.Int64N(4), uint32(4*r.IntN(2))
+	}
 	return c
 }
 

@@ -300,7 +300,7 @@ func (k *callKey) asked() any {
 	switch {
 	case k.first == nil:
 		return none
-	case k.first == k.last && k.first.charge.Op == quota.OpTake:
+	case k.first == k.last && k.first.charge.Op == quota.OpTake && k.first.charge.Floor == 0:
 		return cost(&k.first.charge)
 	}
 	var dst []byte
@@ -325,11 +325,15 @@ func (q *list) asked() string {
 	return string(dst)
 }
 
-// appendCharge appends a charge as batch.lua reads it: "op cost at".
+// appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor".
 func appendCharge(dst []byte, c *quota.Charge) []byte {
 	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
-	return strconv.AppendInt(dst, int64(c.Request().At), 10)
+	r := c.Request()
+	if dst = strconv.AppendInt(dst, int64(r.At), 10); r.Floor > 0 {
+		dst = strconv.AppendInt(append(dst, '+'), min(r.Floor, maxCost), 10)
+	}
+	return dst
 }
 
 // conclude decides the charges again on the states that the script found. An error is about the call as a

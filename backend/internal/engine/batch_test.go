@@ -48,6 +48,9 @@ func TestMixedBatch(t *testing.T) {
 			}
 			c.Within = time.Duration(rng.Int64N(int64(5 * time.Second)))
 		}
+		if c.Op <= quota.OpPeek && rng.IntN(3) == 0 {
+			c.Floor, c.FloorOf = rng.Int64N(5), uint32(5*rng.IntN(2))
+		}
 		return c
 	}
 	for range 2_000 {

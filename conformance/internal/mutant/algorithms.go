@@ -249,7 +249,7 @@ func Algorithms() []Algorithm {
 		})},
 		{"a full list denies, whatever remains", "A11", bend(log(), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)
-			if len(s.Tail) >= quota.MaxTail && (r.Op == quota.OpTake || r.Op == quota.OpPeek) && r.Cost > 0 {
+			if len(s.Tail) >= 2*algorithm.MaxLogEntries && (r.Op == quota.OpTake || r.Op == quota.OpPeek) && r.Cost > 0 {
 				return s, quota.Verdict{RetryAfter: max(quota.Micros(s.Tail[0])+second-now, 1), ResetAfter: v.ResetAfter}
 			}
 			return next, v
@@ -350,6 +350,26 @@ func Algorithms() []Algorithm {
 			next, v := a.Decide(s, r, now)
 			if r.Op == quota.OpAhead && v.RetryAfter > 0 {
 				return s, quota.Verdict{Outcome: quota.Outcome{Allowed: v.Allowed}, Remaining: v.Remaining, RetryAfter: v.RetryAfter, ResetAfter: v.ResetAfter}
+			}
+			return next, v
+		})},
+		{"a floor is ignored", "A20", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.Floor = 0 })},
+		{"a floor is charged", "A20", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.Cost, r.Floor = r.Need(), 0 })},
+		{"a peek ignores the floor", "A20", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpPeek {
+				r.Floor = 0
+			}
+		})},
+		{"a cost and floor beyond 2^63 are small", "A20", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Cost+r.Floor < 0 {
+				r.Floor = 0
+			}
+		})},
+		{"RetryAfter does not count the floor", "A20", bend(bucket(10), func(a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if r.Floor > 0 && !v.Allowed && v.RetryAfter < quota.Forever {
+				_, w := a.Decide(s, quota.Request{Op: quota.OpPeek, Cost: r.Cost}, now)
+				v.RetryAfter = max(w.RetryAfter, 1)
 			}
 			return next, v
 		})},

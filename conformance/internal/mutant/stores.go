@@ -168,6 +168,27 @@ func Stores() []*Store {
 				c.Op, c.Within = quota.OpDebit, 0
 			}
 		})},
+		{Name: "a floor is not sent", Rule: "S1", alter: charging(func(c *quota.Charge) { c.Floor, c.FloorOf = 0, 0 })},
+		{Name: "a floor is charged", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			r := c.Request()
+			c.Cost, c.Floor, c.FloorOf = r.Need(), 0, 0
+		})},
+		{Name: "a floor that is a part is sent as tokens", Rule: "S1", alter: charging(func(c *quota.Charge) { c.FloorOf = 0 })},
+		{Name: "a part of the capacity is rounded down", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			if capacity := c.Limit.Spec().Capacity; c.FloorOf > 0 && capacity < 1<<31 {
+				c.Floor, c.FloorOf = capacity*c.Floor/int64(c.FloorOf), 0
+			}
+		})},
+		{Name: "the floors of a list are lost", Rule: "S1", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				if cs = slices.Clone(cs); len(cs) > 1 {
+					for i := range cs {
+						cs[i].Floor, cs[i].FloorOf = 0, 0
+					}
+				}
+				return driver.Apply(cs, items, now, out)
+			}
+		}},
 		{Name: "ResetAfter is in seconds", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.ResetAfter = d.ResetAfter.Truncate(time.Second) })},
 		{Name: "Charged is told for a denial", Rule: "S1", alter: telling(func(c *quota.Charge, d *quota.Decision) { d.Charged = c.Cost })},
 		{Name: "At is the process's time", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.At = quota.Micros(time.Now().UnixMicro()) })},
