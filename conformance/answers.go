@@ -7,14 +7,42 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// show returns charges as text.
+var answerCases = []testCase{
+	{rule: s1, name: "answers", first: true, run: answers},
+}
+
+// answers makes the simplest calls. If one of them is not answered, the run ends.
+func answers(t *trial) {
+	for _, o := range []Opening{{}, {Clock: newClock().time}} {
+		if o.Clock != nil && t.lacks(Clock) {
+			continue
+		}
+		h := t.open(o)
+		l := t.named("tokens", tokenBucket, numbers{10, 10, year})
+		keys := []string{"g/a", "g/b"}
+		if driver.AtomicityOf(h.store) == driver.OneKey {
+			keys = keys[:1]
+		}
+		for _, op := range []quota.Op{quota.OpPeek, quota.OpTake} {
+			var cs []quota.Charge
+			for _, key := range keys {
+				cs = append(cs, quota.Charge{Limit: l, Key: key, Cost: 1, Op: op})
+			}
+			t.persist(h, false, cs[0])
+			t.persist(h, true, cs...)
+		}
+	}
+}
+
+// show returns charges as text, in which different keys differ: characters that look alike are escaped.
 func show(cs []quota.Charge) string {
 	var b strings.Builder
 	for i := range cs {
 		c := &cs[i]
-		fmt.Fprintf(&b, " [%s %d of %q to %q", c.Op, c.Cost, c.Limit.Name(), c.Key)
+		fmt.Fprintf(&b, " [%s %d of %+q to %+q", c.Op, c.Cost, c.Limit.Name(), c.Key)
 		if c.Op == quota.OpRefund {
 			fmt.Fprintf(&b, " charged at %d", c.At)
 		}
@@ -28,7 +56,7 @@ func show(cs []quota.Charge) string {
 			}
 		}
 		if c.ID != "" {
-			fmt.Fprintf(&b, " with id %q", c.ID)
+			fmt.Fprintf(&b, " with id %+q", c.ID)
 		}
 		b.WriteByte(']')
 	}

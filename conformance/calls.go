@@ -50,7 +50,7 @@ func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
 	h.t.mu.Unlock()
 	return func() {
 		if v := recover(); v != nil {
-			*err = fmt.Errorf("the store panicked on %s: %v", text, v)
+			*err = fmt.Errorf("the store panicked on %s: %v\n%s", text, v, stackOfPanic())
 		}
 		h.t.progress.Add(1)
 		h.t.mu.Lock()
@@ -65,7 +65,7 @@ func (t *trial) handles(in *recorder, n int) []*handle {
 	o := Opening{Data: t.data()}
 	each := []*handle{t.openIn(in, o)}
 	if !t.lacks(Shared) {
-		each = append(each, t.openIn(in, o))
+		each = append(each, t.openSecond(in, o))
 	}
 	all := make([]*handle, n)
 	for i := range all {
@@ -98,13 +98,25 @@ func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.De
 
 // ask repeats a call until it is answered. The call must be a peek, or have an id.
 func (t *trial) ask(h *handle, c quota.Charge) quota.Decision {
+	return t.askAll(h, []quota.Charge{c})[0]
+}
+
+// askAll does the same with a list; a list of one is a Take.
+func (t *trial) askAll(h *handle, cs []quota.Charge) (ds []quota.Decision) {
 	for r := t.retry(); ; {
-		d, err := h.take(bg, c)
+		var err error
+		if len(cs) == 1 {
+			var d quota.Decision
+			d, err = h.take(bg, cs[0])
+			ds = []quota.Decision{d}
+		} else {
+			ds, err = h.takeAll(bg, cs...)
+		}
 		switch {
-		case err == nil && !substituted([]quota.Decision{d}):
-			return d
+		case err == nil && !substituted(ds):
+			return ds
 		case !r.again():
-			t.fatalf("the store does not answer%s:\n%s", show([]quota.Charge{c}), answer([]quota.Decision{d}, err))
+			t.fatalf("the store does not answer%s:\n%s", showSome(cs), answer(ds[:min(len(ds), 4)], err))
 		}
 	}
 }
@@ -128,7 +140,7 @@ func (t *trial) retry() *retry { return &retry{t: t, start: time.Now()} }
 // call once, it waits less for the next calls.
 func (r *retry) again() bool {
 	s := r.t.suite
-	patience := s.patience
+	patience := r.t.patience()
 	if s.gaveUp.Load() {
 		patience /= 20
 	}

@@ -24,18 +24,18 @@ var closeCases = []testCase{
 // closed closes a store twice, and calls it after each Close.
 func closed(t *trial) {
 	h := t.open(Opening{})
-	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "key", Cost: 1}
-	t.used(h, c.Limit, c.Key)
+	l := t.named("tokens", tokenBucket, numbers{10, 10, year})
+	t.used(h, l, "key")
 	for n := range 2 {
 		if err := h.close(); err != nil {
 			t.fatalf("call %d of Close:\n\tgot  error: %v\n\twant nil", n+1, err)
 		}
-		for op := quota.OpTake; op <= quota.OpReset; op++ {
+		for i := range operations {
 			for _, id := range []string{"", "r"} {
 				if id != "" && t.lacks(IDs) {
 					continue
 				}
-				c.Op, c.ID = op, id
+				c := operations[i].on(l, "key", id, 1)
 				d, err := h.take(bg, c)
 				t.wantClosed("Take", c, []quota.Decision{d}, err)
 				ds, err := h.takeAll(bg, c)

@@ -15,13 +15,44 @@ import (
 var contextCases = []testCase{
 	{rule: s4, name: "contexts that end", run: endingContexts},
 	{rule: s4, name: "ids and contexts that end", needs: []Feature{IDs}, run: endingContextsWithIDs},
+	{rule: s4, name: "calls and contexts that end", needs: []Feature{Exact}, provisional: "1.1", run: callsAndContexts},
 	{rule: s6, name: "done before", run: doneContexts},
+}
+
+// callsAndContexts ends contexts while calls of all forms are under way: at some time, and while the store decides.
+func callsAndContexts(t *trial) {
+	h := t.open(Opening{})
+	a := t.auditor(h, h)
+	t.rounds(10, func(int) {
+		var calls []*asked
+		for i := range a.forms {
+			calls = append(calls, a.prepare(&a.forms[i], 0, nil))
+		}
+		rngs := make([]*rand.Rand, len(calls))
+		for i := range rngs {
+			rngs[i] = t.suite.random(fmt.Sprint(t.of.path(), a.serial, i))
+		}
+		a.all(calls, "a context that ends", func(i int) (context.Context, context.CancelFunc) { return shortly(rngs[i]) })
+		a.look(calls)
+	})
+	for _, i := range t.rng.Perm(len(a.forms)) {
+		if i > 0 && time.Now().After(t.until.Add(3*enough)) || a.first != "" {
+			break
+		}
+		ctx, cancel := context.WithCancel(bg)
+		f := &a.forms[i]
+		k := a.prepare(f, 1+t.rng.IntN(len(f.ops)), cancel)
+		a.make(ctx, k, "a context that ends while the store decides")
+		a.look([]*asked{k})
+		cancel()
+	}
+	a.end()
 }
 
 // doneContexts calls with contexts that are done.
 func doneContexts(t *trial) {
 	h := t.open(Opening{})
-	l := t.named("tokens", fromFirst, numbers{limit: 100, period: year})
+	l := t.named("tokens", tokenBucket, numbers{100, 100, year})
 	before := t.used(h, l, "g")
 	cancelled, cancel := context.WithCancel(bg)
 	cancel()
@@ -30,12 +61,12 @@ func doneContexts(t *trial) {
 	expired, cancel := context.WithDeadline(bg, time.Unix(1, 0))
 	defer cancel()
 	for name, ctx := range map[string]context.Context{"cancelled": cancelled, "cancelled with a cause": caused, "past its deadline": expired} {
-		for op := quota.OpTake; op <= quota.OpReset; op++ {
+		for i := range operations {
 			for _, id := range []string{"", "r"} {
 				if id != "" && t.lacks(IDs) {
 					continue
 				}
-				c := quota.Charge{Limit: l, Key: "g", Cost: 1, Op: op, ID: id}
+				c := operations[i].on(l, "g", id, 1)
 				d, err := h.take(ctx, c)
 				if err != nil {
 					d = quota.Decision{}

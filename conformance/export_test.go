@@ -15,3 +15,5 @@ func Examine(tb testing.TB, h Harness, patience time.Duration, only ...string) *
 	}
 	return r
 }
+
+const RaceEnabled = raceEnabled

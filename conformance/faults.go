@@ -10,9 +10,13 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
+// faultCalls is the name of the case that makes all calls while the connection is broken.
+const faultCalls = "calls and faults"
+
 var faultCases = []testCase{
 	{rule: s4, name: "faults", run: func(t *trial) { faults(t, false) }},
 	{rule: s4, name: "ids and faults", needs: []Feature{IDs}, run: func(t *trial) { faults(t, true) }},
+	{rule: s4, name: faultCalls, needs: []Feature{Exact}, provisional: "1.1", run: callsAndFaults},
 	{rule: c7, name: "frozen", run: frozen},
 }
 
@@ -86,6 +90,67 @@ func faults(t *trial, withIDs bool) {
 	}
 	if got := t.used(sound, l, "k"); got != serial.Load() && !t.lacks(Exact) {
 		t.fatalf("got: %d tokens are charged; want: %d, which is 1 for each request id, however often it was repeated", got, serial.Load())
+	}
+}
+
+// callsAndFaults breaks the connection under calls of all forms: from their beginning; while the store decides, so that a
+// store of several round trips meets the fault at its last; and at some time, again and again.
+func callsAndFaults(t *trial) {
+	h, sound, set := t.breakable()
+	a := t.auditor(h, sound)
+	w := &wire{t: t, set: set}
+	t.root.Cleanup(w.pending.Wait)
+	brief := func(int) (context.Context, context.CancelFunc) { return context.WithTimeout(bg, 200*time.Millisecond) }
+	answers := func() { // until the store answers again
+		w.to(NoFault)
+		t.ask(h, quota.Charge{Limit: a.limit, Key: "idle", Op: quota.OpPeek})
+	}
+	prepare := func(n int) (calls []*asked) {
+		for _, i := range t.rng.Perm(len(a.forms))[:min(n, len(a.forms))] {
+			calls = append(calls, a.prepare(&a.forms[i], 0, nil))
+		}
+		return calls
+	}
+	faults := []Fault{LostReply, Refused, Frozen}
+	for _, f := range faults {
+		calls := prepare(len(a.forms))
+		w.to(f)
+		a.all(calls, f.String(), brief)
+		answers()
+		a.look(calls)
+	}
+	for _, f := range faults {
+		begun := time.Now()
+		for _, i := range t.rng.Perm(len(a.forms)) {
+			if a.first != "" || time.Since(begun) > time.Duration(t.suite.sized(1))*enough {
+				break
+			}
+			k := a.prepare(&a.forms[i], 1+t.rng.IntN(len(a.forms[i].ops)), func() { w.during(f) })
+			ctx, cancel := brief(0)
+			a.make(ctx, k, f.String()+" since the store decided")
+			cancel()
+			answers()
+			a.look([]*asked{k})
+		}
+	}
+	for _, f := range faults {
+		t.rounds(2, func(int) {
+			if a.first != "" {
+				return
+			}
+			calls := prepare(40)
+			stop := w.blink(f, t.suite.random(fmt.Sprint(t.of.path(), f, a.serial)))
+			defer stop()
+			a.all(calls, f.String()+" now and then", brief)
+			stop()
+			answers()
+			a.look(calls)
+		})
+	}
+	a.end()
+	if a.lost == 0 {
+		t.skipf("the harness never loses the reply to a charge: of %d calls that failed while replies were lost, none had been charged. Harness.Fault must let the server execute the request that charges, and lose the reply to that",
+			a.failed)
 	}
 }
 

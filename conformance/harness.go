@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +12,7 @@ import (
 
 // Version is the version of the suite. A rule or case that is new in a minor version is provisional until
 // the next one: its failures are reported and do not fail the test.
-const Version = "1.0"
+const Version = "1.1"
 
 // Harness tells the suite how to open a backend. Only Open is required; the zero value of the other fields claims that
 // the backend keeps every rule.
@@ -31,6 +32,12 @@ type Harness struct {
 	// it: after set(f) every call to the server must meet the fault f, until the next call of set. The suite calls set
 	// while calls to the store are under way. If Fault is nil, faults are not tested.
 	Fault func(t testing.TB, o Opening) (s quota.Store, set func(Fault))
+	// Process, unless it is nil, has the suite open second handles in another process. It gets the command that runs the
+	// test binary again, with this test alone: Run finds there that it is not to test but to open stores, with Open, and to
+	// decide for the suite. Process adds to the command's environment what the test needs to reach the same server, such as
+	// the address of one that it started; it may replace the command by another that runs the test, on another machine too.
+	// If Process is nil, charges by several processes are not tested.
+	Process func(cmd *exec.Cmd)
 }
 
 // Opening describes the store that Harness.Open must open.
@@ -55,9 +62,12 @@ const (
 	Exact Feature = "exact"
 	// IDs: request ids are remembered. A store without this feature must refuse ids with quota.ErrCrossSlot.
 	IDs Feature = "ids"
+	// ServerClock: the time of decisions is the server's. A store that goes by the clocks of its clients lacks it; the suite
+	// then tests what it admits where these differ.
+	ServerClock Feature = "server clock"
 )
 
-var features = []Feature{Clock, Shared, Exact, IDs}
+var features = []Feature{Clock, Shared, Exact, IDs, ServerClock}
 
 // Lack declares that a backend lacks a feature, and why. The reason is printed with every case that is skipped for it.
 type Lack struct {

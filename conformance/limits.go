@@ -186,6 +186,7 @@ func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.limits[l] = text
+	t.recipes[l] = recipe{name, k.name, n.limit, n.refill, n.period}
 	return l
 }
 

@@ -2,7 +2,6 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"sync"
 	"testing"
@@ -12,8 +11,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// memory is a server in memory, as a KV: handles on one name of data share it, it heeds the suite's clock, and it can be
-// broken.
+// memory is a server in memory, as a KV: handles on one name of data share it, and it heeds the suite's clock.
 type memory struct {
 	mu   sync.Mutex
 	data map[string]*shelf
@@ -33,13 +31,8 @@ type entry struct {
 
 func newMemory() *memory { return &memory{data: map[string]*shelf{}} }
 
-// open is a Harness.Open.
-func (m *memory) open(t testing.TB, o Opening) quota.Store {
-	s, _ := m.breakable(t, o, nil)
-	return s
-}
-
-func (m *memory) breakable(t testing.TB, o Opening, options *driver.CASOptions) (quota.Store, *connection) {
+// kv returns the KV of an opening.
+func (m *memory) kv(o Opening) driver.KV {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.data[o.Data] == nil {
@@ -48,60 +41,25 @@ func (m *memory) breakable(t testing.TB, o Opening, options *driver.CASOptions) 
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	c := &connection{shelf: m.data[o.Data], clock: o.Clock, thaw: make(chan struct{})}
-	s, err := driver.NewCAS(c, options)
+	return &clocked{m.data[o.Data], o.Clock}
+}
+
+// open is a Harness.Open.
+func (m *memory) open(t testing.TB, o Opening) quota.Store {
+	s, err := driver.NewCAS(m.kv(o), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, c
+	return s
 }
 
-// connection is a KV.
-type connection struct {
+// clocked is a KV: a shelf with a clock.
+type clocked struct {
 	*shelf
 	clock func() time.Time
-
-	broken sync.Mutex
-	fault  Fault
-	thaw   chan struct{} // closed when a frozen server thaws
 }
 
-func (c *connection) set(f Fault) {
-	c.broken.Lock()
-	defer c.broken.Unlock()
-	if c.fault == Frozen && f != Frozen {
-		close(c.thaw)
-		c.thaw = make(chan struct{})
-	}
-	c.fault = f
-}
-
-var errBroken = errors.New("connection reset")
-
-// meet returns the fate of a request: whether it is executed, and the error that comes instead of the reply.
-func (c *connection) meet(ctx context.Context) (executed bool, err error) {
-	c.broken.Lock()
-	f, thaw := c.fault, c.thaw
-	c.broken.Unlock()
-	switch f {
-	case Refused:
-		return false, errBroken
-	case LostReply:
-		return true, errBroken
-	case Frozen:
-		select {
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-thaw:
-		}
-	}
-	return true, nil
-}
-
-func (c *connection) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
-	if _, err := c.meet(ctx); err != nil {
-		return nil, 0, err
-	}
+func (c *clocked) Load(_ context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := quota.Micros(c.clock().UnixMicro())
@@ -121,17 +79,13 @@ func (s *shelf) get(key string, now quota.Micros) driver.Entry {
 	return driver.Entry{Key: key, Value: e.value, Revision: strconv.Itoa(e.version)}
 }
 
-func (c *connection) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
-	executed, broken := c.meet(ctx)
-	if !executed {
-		return false, broken
-	}
+func (c *clocked) Swap(_ context.Context, changes []driver.Change) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := quota.Micros(c.clock().UnixMicro())
 	for _, change := range changes {
 		if c.get(change.Old.Key, now) != change.Old {
-			return false, broken
+			return false, nil
 		}
 	}
 	for _, change := range changes {
@@ -144,16 +98,21 @@ func (c *connection) Swap(ctx context.Context, changes []driver.Change) (bool, e
 			delete(c.entries, change.Old.Key)
 		}
 	}
-	return true, broken
+	return true, nil
+}
+
+// broken is a Harness.Fault: a connection that can be broken before a KV.
+func (m *memory) broken(o *driver.CASOptions) func(t testing.TB, o Opening) (quota.Store, func(Fault)) {
+	return func(t testing.TB, opening Opening) (quota.Store, func(Fault)) {
+		kv, set := FaultyKV(m.kv(opening), nil)
+		s, err := driver.NewCAS(kv, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, set
+	}
 }
 
 func (m *memory) harness() Harness {
-	return Harness{
-		Name: "NewCAS over memory",
-		Open: m.open,
-		Fault: func(t testing.TB, o Opening) (quota.Store, func(Fault)) {
-			s, c := m.breakable(t, o, nil)
-			return s, c.set
-		},
-	}
+	return Harness{Name: "NewCAS over memory", Open: m.open, Fault: m.broken(nil)}
 }

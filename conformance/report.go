@@ -34,6 +34,8 @@ type Report struct {
 	Atomicity string      `json:"atomicity"`        // "any keys", "one group" or "one key"
 	Prompt    bool        `json:"prompt"`           // whether the store declares that it is prompt
 	Faults    bool        `json:"faults"`           // whether the harness injects faults
+	Race      bool        `json:"race"`             // whether the race detector watched
+	Processes bool        `json:"processes"`        // whether the harness opens handles in another process
 	Lacks     []Lack      `json:"lacks,omitempty"`  // as declared
 	Exempt    []Exemption `json:"exempt,omitempty"` // as declared
 	Results   []Result    `json:"results"`          // case by case
@@ -47,6 +49,19 @@ type Result struct {
 	Outcome Outcome `json:"outcome"`
 	Text    string  `json:"text,omitempty"` // the failure, or the reason why the case was not tested
 	Seconds float64 `json:"seconds"`
+}
+
+// weak returns why the report does not show that calls are charged once when the connection breaks, or "".
+func (r *Report) weak() string {
+	if !r.Faults {
+		return "Harness.Fault is nil"
+	}
+	for _, c := range r.Results {
+		if c.Rule == s4.id && c.Case == faultCalls && c.Outcome == Skipped {
+			return c.Text
+		}
+	}
+	return ""
 }
 
 // reportVariable is the environment variable that names the directory for reports.

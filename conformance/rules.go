@@ -34,6 +34,7 @@ type testCase struct {
 	needs []Feature
 	// provisional is the version that added the case; while that is Version, failures of the case do not count.
 	provisional string
+	first       bool // whether it is made first, and the run ends if it fails
 	run         func(*trial)
 }
 
@@ -42,7 +43,7 @@ func cases() []*testCase {
 	var all []*testCase
 	for _, r := range []*rule{s1, s2, s3, s4, s5, s6, s7, s8, c1, c2, c3, c4, c5, c6, c7, c8} {
 		for _, list := range [][]testCase{
-			randomCases, contextCases, faultCases, panicCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases, realtimeCases, atomicityCases, misfitCases, stateless,
+			answerCases, randomCases, contextCases, faultCases, panicCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases, processCases, realtimeCases, clockCases, atomicityCases, misfitCases, stateless,
 		} {
 			for i := range list {
 				if list[i].rule == r {

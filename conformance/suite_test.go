@@ -13,11 +13,11 @@ import (
 func (m *memory) graded(a driver.Atomicity) Harness {
 	h := m.harness()
 	h.Name += ", " + atomicityNames[a]
+	h.Fault = m.broken(&driver.CASOptions{Atomicity: a})
 	h.Open = func(t testing.TB, o Opening) quota.Store {
-		s, _ := m.breakable(t, o, &driver.CASOptions{Atomicity: a})
+		s, _ := h.Fault(t, o)
 		return s
 	}
-	h.Fault = nil
 	return h
 }
 
@@ -30,14 +30,21 @@ func TestRun(t *testing.T) {
 	t.Run("any keys, in the preset", func(t *testing.T) {
 		t.Parallel()
 		m := newMemory()
-		h := Harness{Name: "NewCAS over memory in resilience.Standard", Open: func(t testing.TB, o Opening) quota.Store {
-			s, err := resilience.Standard(m.open(t, o), resilience.FailClosed(nil), &resilience.StandardOptions{Timeout: 10 * time.Second})
+		preset := func(t testing.TB, s quota.Store) quota.Store {
+			s, err := resilience.Standard(s, resilience.FailClosed(nil), &resilience.StandardOptions{Timeout: 10 * time.Second, Breaker: &resilience.BreakerOptions{Delay: 50 * time.Millisecond}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			return s
-		}}
-		Run(t, h)
+		}
+		Run(t, Harness{
+			Name: "NewCAS over memory in resilience.Standard",
+			Open: func(t testing.TB, o Opening) quota.Store { return preset(t, m.open(t, o)) },
+			Fault: func(t testing.TB, o Opening) (quota.Store, func(Fault)) {
+				s, set := m.broken(nil)(t, o)
+				return preset(t, s), set
+			},
+		})
 	})
 	t.Run("one group", func(t *testing.T) {
 		t.Parallel()

@@ -76,7 +76,7 @@ func (t *trial) player(in *recorder, injected bool) *player {
 	p.first = t.openIn(in, o)
 	p.second = p.first
 	if !t.lacks(Shared) {
-		p.second = t.openIn(in, o)
+		p.second = t.openSecond(in, o)
 	}
 	p.begin("")
 	return p

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // trial is one run of a case.
@@ -32,6 +33,8 @@ type trial struct {
 	excused  bool                 // whether the case was skipped because the rule does not concern the store
 	calls    map[*string]struct{} // the calls that have not returned
 	limits   map[*quota.Limit]string
+	recipes  map[*quota.Limit]recipe
+	apart    bool // whether second handles are opened in another process
 	refuting bool // whether a trace is being shortened
 }
 
@@ -39,7 +42,7 @@ type trial struct {
 const enough = 700 * time.Millisecond
 
 func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
-	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}}
+	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}, recipes: map[*quota.Limit]recipe{}}
 	t.root = newRecorder(t)
 	t.until = time.Now().Add(time.Duration(s.sized(1)) * enough)
 	return t
@@ -143,6 +146,8 @@ func (t *trial) openIn(in *recorder, o Opening) *handle {
 	if s == nil {
 		t.fatalf("Harness.Open returned nil")
 	}
+	t.suite.grade.Store(uint32(driver.AtomicityOf(s)))
+	t.suite.prompt.Store(driver.IsPrompt(s))
 	return t.handle(in, s, o)
 }
 

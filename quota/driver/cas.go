@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -18,8 +17,8 @@ import (
 type KV interface {
 	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's time, read when
 	// the snapshot was taken or later. An absent entry has an empty Value, and so has one whose TTL has passed, even if
-	// the database still has it. There are 1 to MaxCharges + 1 keys, each once: UTF-8 without ASCII spaces and control
-	// bytes, some 2000 bytes at most.
+	// the database still has it. There are 1 to MaxEntries keys, sorted, each once: UTF-8 without ASCII spaces and control
+	// bytes, of MaxStoredKey bytes at most.
 	Load(ctx context.Context, keys []string) ([]Entry, quota.Micros, error)
 	// Swap makes all changes in one step if every Old is still as Load returned it, and reports whether it did. An error
 	// means that the outcome is unknown, unless it carries an error of package quota: where the context ended and the
@@ -45,158 +44,39 @@ type Change struct {
 // ExpirySlack is how much longer than Decision.ResetAfter a store keeps a state.
 const ExpirySlack = time.Second
 
-// CASOptions are the options of NewCAS. The zero value, and nil, take the defaults.
-type CASOptions struct {
-	// Atomicity says how many keys Load and Swap reach in one step; a longer list is ErrCrossSlot.
-	Atomicity Atomicity
-	// Attempts bounds the swaps that are tried for one decision; 0 is 16. Then the decision is ErrConflict.
-	Attempts int
-}
-
-// NewCAS returns a Store over a KV. It loads, decides with [Apply], and swaps; where the swap did not apply because an
-// entry changed, it tries again after a short random pause. An error of Swap is ErrIndeterminate and is not tried
-// again. Denials and peeks do not swap. Close closes the KV if it is an [io.Closer]. A database with transactions may
-// make a KV of each transaction, and call NewCAS on it.
+// NewCAS returns a Store over a KV, with the properties of [NewTransactional]: it loads, decides, and swaps. Where the swap did
+// not apply because an entry changed, it tries again. An error of Swap is ErrIndeterminate and is not tried again. Denials and
+// peeks do not swap.
 func NewCAS(kv KV, o *CASOptions) (quota.Store, error) {
-	if o == nil {
-		o = &CASOptions{}
-	}
-	switch {
-	case kv == nil:
+	if kv == nil {
 		return nil, fmt.Errorf("quota: %w: kv is nil; accepted: a KV", quota.ErrInvalid)
-	case o.Attempts < 0:
-		return nil, fmt.Errorf("quota: %w: CASOptions.Attempts is %d; accepted: 0 or more", quota.ErrInvalid, o.Attempts)
-	case o.Atomicity > OneKey:
-		return nil, fmt.Errorf("quota: %w: CASOptions.Atomicity is %d; accepted: AnyKeys, OneGroup or OneKey", quota.ErrInvalid, o.Atomicity)
 	}
-	s := &casStore{kv: kv, atomicity: o.Atomicity, attempts: o.Attempts}
-	if s.attempts == 0 {
-		s.attempts = 16
-	}
-	return s, nil
+	return newStore(swapper{kv}, kv, o)
 }
 
-type casStore struct {
-	kv        KV
-	atomicity Atomicity
-	attempts  int
-	gate      Gate
-}
+// swapper is a Transactor that commits by compare-and-swap.
+type swapper struct{ kv KV }
 
-func (s *casStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	var out [1]quota.Decision
-	if err := s.TakeAll(ctx, []quota.Charge{c}, out[:]); err != nil {
-		return quota.Decision{}, err
-	}
-	return out[0], nil
-}
-
-func (s *casStore) Close() error {
-	if !s.gate.Close() {
-		return nil
-	}
-	if c, ok := s.kv.(io.Closer); ok {
-		return c.Close()
-	}
-	return nil
-}
-
-// Atomicity says how far the store decides several keys in one step.
-func (s *casStore) Atomicity() Atomicity { return s.atomicity }
-
-func (s *casStore) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.gate.Ready(ctx); err != nil {
-		return err
-	}
-	keys, err := s.keys(cs)
+func (s swapper) Transact(ctx context.Context, a *Access, decide Decide) error {
+	entries, now, err := s.kv.Load(ctx, a.Keys)
 	if err != nil {
 		return err
 	}
-	for attempt := 0; attempt < s.attempts; attempt++ {
-		if attempt > 0 {
-			if err := pause(ctx, attempt); err != nil {
-				return err
-			}
-		}
-		done, err := s.try(ctx, keys, cs, out)
-		if done || err != nil {
-			return err
-		}
+	if len(entries) != len(a.Keys) {
+		return fmt.Errorf("quota: %w: Load returned %d entries for %d keys", quota.ErrMisconfigured, len(entries), len(a.Keys))
 	}
-	return fmt.Errorf("quota: %w: %d swaps of %s lost", quota.ErrConflict, s.attempts, cs[0].Limit.Name())
+	changes, err := decide(entries, now)
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	swapped, err := s.kv.Swap(ctx, changes)
+	if err == nil && !swapped {
+		err = errSwapLost
+	}
+	return err
 }
 
-// keys returns the keys of the charges, and as the last one the key of their request id if they carry one.
-func (s *casStore) keys(cs []quota.Charge) ([]string, error) {
-	keys := make([]string, 0, len(cs)+1)
-	for i := range cs {
-		if i > 0 && (s.atomicity == OneKey || s.atomicity == OneGroup && quota.Group(cs[i].Key) != quota.Group(cs[0].Key)) {
-			return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", quota.ErrCrossSlot)
-		}
-		keys = append(keys, string(AppendKey(nil, cs[i].Limit.Name(), cs[i].Key)))
-	}
-	if id := cs[0].ID; id != "" {
-		if s.atomicity == OneKey {
-			return nil, fmt.Errorf("quota: %w: a request id needs a store that decides two keys in one step", quota.ErrCrossSlot)
-		}
-		keys = append(keys, string(AppendIDKey(nil, quota.Group(cs[0].Key), id)))
-	}
-	return keys, nil
-}
-
-// try loads, decides and swaps once. It is done unless the swap was not applied.
-func (s *casStore) try(ctx context.Context, keys []string, cs []quota.Charge, out []quota.Decision) (done bool, err error) {
-	if err := ctx.Err(); err != nil {
-		return false, err
-	}
-	entries, now, err := s.kv.Load(ctx, keys)
-	if err != nil {
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		return false, Classify(err, quota.ErrUnavailable)
-	}
-	if len(entries) != len(keys) {
-		return false, fmt.Errorf("quota: %w: Load returned %d entries for %d keys", quota.ErrMisconfigured, len(entries), len(keys))
-	}
-	if len(keys) > len(cs) && entries[len(cs)].Value != "" {
-		return true, parseGrant(entries[len(cs)].Value, cs, out)
-	}
-	items := make([]Item, len(cs))
-	for i := range items {
-		if items[i], err = ParseItem(entries[i].Value); err != nil {
-			return false, err
-		}
-	}
-	if err := Apply(cs, items, now, out); err != nil {
-		return false, err
-	}
-	changes := make([]Change, 0, len(keys))
-	written := false
-	for i := range items {
-		c := Change{Old: entries[i], Value: entries[i].Value, TTL: ttl(out[i].ResetAfter)}
-		if items[i].Write {
-			written = true
-			c.Value = ""
-			if !items[i].State.IsZero() {
-				c.Value = string(items[i].AppendText(nil))
-			}
-		}
-		changes = append(changes, c)
-	}
-	if len(keys) > len(cs) && quota.Granted(out) && !OnlyPeeks(cs) {
-		written = true
-		changes = append(changes, Change{Old: entries[len(cs)], Value: string(appendGrant(nil, cs, out)), TTL: quota.IDWindow})
-	}
-	if !written {
-		return true, nil
-	}
-	done, err = s.kv.Swap(ctx, changes)
-	if err != nil {
-		return false, Classify(err, quota.ErrIndeterminate)
-	}
-	return done, nil
-}
+var errSwapLost = fmt.Errorf("quota: %w: an entry changed between Load and Swap", quota.ErrConflict)
 
 // ttl returns how long to keep a state that is as fresh after reset.
 func ttl(reset time.Duration) time.Duration {

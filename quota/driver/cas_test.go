@@ -264,9 +264,9 @@ func TestNewCASRefuses(t *testing.T) {
 	_, err := driver.NewCAS(nil, nil)
 	testkit.WantInvalid(t, err, "kv", "nil")
 	_, err = driver.NewCAS(kv, &driver.CASOptions{Attempts: -1})
-	testkit.WantInvalid(t, err, "CASOptions.Attempts", "-1", "0 or more")
+	testkit.WantInvalid(t, err, "Options.Attempts", "-1", "0 or more")
 	_, err = driver.NewCAS(kv, &driver.CASOptions{Atomicity: 3})
-	testkit.WantInvalid(t, err, "CASOptions.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
+	testkit.WantInvalid(t, err, "Options.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
 }
 
 func TestCASAtomicity(t *testing.T) {
