@@ -76,6 +76,9 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	v.Allowed = true
 	kept := count
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(f.limit - count)
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
 		if need := r.Need(); need > f.limit {
 			v.Allowed, v.RetryAfter = false, forever

@@ -76,6 +76,9 @@ func (l *slidingLog) Decide(s quota.State, r quota.Request, now quota.Micros) (q
 	v.Allowed = true
 	next, total, joined := log, sum, s.C
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(l.limit - sum)
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
 		if need := r.Need(); need > l.limit {
 			v.Allowed, v.RetryAfter = false, forever

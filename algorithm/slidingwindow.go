@@ -92,6 +92,9 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 	v.Allowed = true
 	next := c
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(w.limit - used)
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
 		if need := r.Need(); need > w.limit {
 			v.Allowed, v.RetryAfter = false, forever

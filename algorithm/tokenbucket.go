@@ -144,6 +144,9 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 
 	kept := deficit
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(floor(b.capacity-deficit, b.unit))
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
 		if need := r.Need(); need > b.tokens {
 			allowed, retryAfter = false, forever

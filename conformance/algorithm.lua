@@ -17,7 +17,7 @@ local function decide(kernel, line)
       n[#n + 1] = word + 0
     end
   end
-  local ok, allowed, changed, reset, u, a, b, c, out = call(kernel, n[1], n[2], n[3], n[4], tail, n[5], n[6], n[7], n[8],
+  local ok, allowed, changed, reset, u, a, b, c, out, taken = call(kernel, n[1], n[2], n[3], n[4], tail, n[5], n[6], n[7], n[8],
     n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17], n[18])
   if not ok then return 'error ' .. allowed end
   if tail then
@@ -30,6 +30,7 @@ local function decide(kernel, line)
     for _, x in ipairs({text(u), text(a), text(b), text(c)}) do answer[#answer + 1] = x end
     for i = 1, #(out or {}) do answer[#answer + 1] = text(out[i]) end
   end
+  if n[5] == 6 and allowed then answer[#answer + 1] = 'taken ' .. text(taken) end
   -- Some servers cannot join thousands at once.
   local parts = {}
   for i = 1, #answer, 1024 do parts[#parts + 1] = concat(answer, ' ', i, min(i + 1023, #answer)) end

@@ -29,6 +29,7 @@ func (x *situation) check() {
 	x.checkBack()
 	x.checkFresh()
 	x.checkFloor()
+	x.checkUpTo()
 	if x.spec().Ahead && !(x.mixed && x.back) {
 		x.checkAhead()
 	}
@@ -280,6 +281,27 @@ func (x *situation) checkFloor() {
 			if v != want || v.Write && !x.ahead && !sameState(s, as) {
 				x.fail(a20, "got: %d above a floor of %d, with %d remaining, are %s, and the state is %+v; want: %s, and %+v",
 					cost, floor, left, showVerdict(v), s, showVerdict(want), as)
+			}
+		}
+	}
+}
+
+// checkUpTo takes up to a number of tokens, in place of a next move.
+func (x *situation) checkUpTo() {
+	left, capacity := x.peek(x.state, 0, x.now).Remaining, x.spec().Capacity
+	for _, most := range []int64{0, 1, max(left, 0), max(left, 0) + 1, capacity + 1, math.MaxInt64} {
+		for _, floor := range []int64{0, 1, max(left, 0) + 1} {
+			for _, least := range []int64{0, 1, max(left-floor, 0), max(left-floor, 0) + 1, capacity + 1} {
+				if least > most {
+					continue
+				}
+				take := quota.Request{Cost: max(min(most, left-floor), least), Floor: floor}
+				want, w := x.algorithm().Decide(x.state, take, x.now)
+				got, v := x.algorithm().Decide(x.state, quota.Request{Op: quota.OpUpTo, Cost: most, At: quota.Micros(least), Floor: floor}, x.now)
+				if v != w || v.Write && !sameState(got, want) {
+					x.fail(a21, "got: up to %d, at least %d, above a floor of %d, with %d remaining, are %s, and the state is %+v; want: as a take of %d, %s, and %+v",
+						most, least, floor, left, showVerdict(v), got, take.Cost, showVerdict(w), want)
+				}
 			}
 		}
 	}

@@ -51,14 +51,17 @@ func (p *prober) spec() bool {
 func (p *prober) stateless() {
 	a, spec := p.family[0], p.specs[0]
 	costs := []int64{0, 1, 2, 1 << 32, 1 << 52, math.MaxInt64, spec.Capacity, max(spec.Capacity, spec.Capacity+1)}
-	for op := quota.OpTake; op <= quota.OpAhead; op++ {
+	for op := quota.OpTake; op <= quota.OpUpTo; op++ {
 		if op == quota.OpAhead && !spec.Ahead {
 			continue
 		}
 		for i, cost := range costs {
 			for _, now := range []quota.Micros{0, 1, origin, latest} {
 				r := quota.Request{Op: op, Cost: cost, At: now / 2}
-				if op == quota.OpTake || op == quota.OpPeek {
+				if op == quota.OpUpTo {
+					r.At = quota.Micros(min(cost, 1))
+				}
+				if op == quota.OpTake || op == quota.OpPeek || op == quota.OpUpTo {
 					r.Floor = []int64{0, 1, math.MaxInt64}[i%3]
 				}
 				want := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: spec.Capacity}

@@ -49,6 +49,9 @@ func show(cs []quota.Charge) string {
 		if c.Op == quota.OpAhead {
 			fmt.Fprintf(&b, " within %v", c.Within)
 		}
+		if c.Op == quota.OpUpTo {
+			fmt.Fprintf(&b, ", at least %d,", c.Least)
+		}
 		if c.Floor > 0 {
 			fmt.Fprintf(&b, " above %d", c.Floor)
 			if c.FloorOf > 0 {

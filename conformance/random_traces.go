@@ -37,9 +37,12 @@ var anyOps = []quota.Op{
 	quota.OpAhead, quota.OpAhead, quota.OpAhead,
 }
 
-// accept gives a take ahead a delay that it accepts. Of a rule that cannot take ahead it makes a take.
+// accept gives a take ahead a delay that it accepts, and a take of up to so many a least. Of a rule that cannot take ahead it
+// makes a take.
 func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 	switch {
+	case c.Op == quota.OpUpTo:
+		c.Least = min(c.Cost, oneOf(rng, []int64{0, 1, c.Cost, max(last.Remaining, 0), max(last.Remaining, 0) + 1}))
 	case c.Op != quota.OpAhead:
 	case !c.Limit.Spec().Ahead:
 		c.Op = quota.OpTake
@@ -48,9 +51,9 @@ func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 	}
 }
 
-// keep gives a take or peek a floor, in tokens or as a part, mostly close to the remaining tokens.
+// keep gives a take, up to or not, or a peek a floor, in tokens or as a part, mostly close to the remaining tokens.
 func keep(rng *rand.Rand, c *quota.Charge, left int64) {
-	if c.Op != quota.OpTake && c.Op != quota.OpPeek {
+	if c.Op != quota.OpTake && c.Op != quota.OpPeek && c.Op != quota.OpUpTo {
 		return
 	}
 	switch rng.IntN(6) {
@@ -148,8 +151,8 @@ func (g *generator) step(id int, before []step) step {
 	if g.ids && len(before) > 0 && g.rng.IntN(3) == 0 { // a repeat
 		if old := oneOf(g.rng, before); old.charges[0].ID != "" {
 			s.charges = slices.Clone(old.charges)
-			if g.rng.IntN(4) == 0 {
-				s.charges[g.rng.IntN(len(s.charges))].Cost ^= 1
+			if c := &s.charges[g.rng.IntN(len(s.charges))]; g.rng.IntN(4) == 0 && c.Least == 0 {
+				c.Cost ^= 1
 			}
 			return s
 		}

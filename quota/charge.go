@@ -31,13 +31,14 @@ type Charge struct {
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
 	Within time.Duration
-	// Floor is, for OpTake and OpPeek, how many tokens must be left after the charge, 0 or more: without them it is denied.
+	// Floor is, for OpTake, OpPeek and OpUpTo, how many tokens must be left after the charge, 0 or more, or it is denied.
 	// Cost alone is charged. So one limit serves classes of callers: with a floor of 200 of 1000 tokens, free callers stop
 	// where 200 are left, and paid callers, without a floor, may take these too. RetryAfter counts the floor; a cost and
 	// floor above the capacity are denied with RetryAfter Never. On a share of the limit the floor is the same part of the
 	// share, rounded up. OpAhead has no floor, because it charges tokens that are not there yet; other operations ignore it.
 	Floor int64
-	_     [8]byte // a size that is a multiple of 16 is copied without overlap
+	// Least is, for OpUpTo, the fewest tokens that are taken, up to Cost. With 0 a charge may take none and be allowed.
+	Least int64
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
 	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
@@ -82,11 +83,11 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 	return c.Refund(d, d.Charged-actual)
 }
 
-// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within goes where
-// OpRefund has At, and the floor is in tokens. A store sends these numbers on.
+// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within and OpUpTo's Least go
+// where OpRefund has At, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
 	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
-	if c.Op == OpAhead || c.Floor != 0 {
+	if c.Op >= OpAhead || c.Floor != 0 {
 		c.complete(&r)
 	}
 	return r
@@ -97,8 +98,14 @@ func (c *Charge) complete(r *Request) {
 	switch {
 	case c.Op == OpAhead:
 		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
-	case c.Op != OpTake && c.Op != OpPeek:
-	case c.FloorOf == 0:
+		return
+	case c.Op == OpUpTo:
+		r.At = Micros(min(c.Least, MaxNumber))
+	case c.Op > OpPeek:
+		return
+	}
+	switch c.FloorOf {
+	case 0:
 		r.Floor = c.Floor
 	default:
 		r.Floor = partOf(c.Limit.spec.Capacity, c.Floor, int64(c.FloorOf))
@@ -134,6 +141,9 @@ func (c Charge) String() string {
 	text := fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
 	if c.Op == OpAhead {
 		text += fmt.Sprintf(" within %v", c.Within)
+	}
+	if c.Op == OpUpTo {
+		text += fmt.Sprintf(", at least %d,", c.Least)
 	}
 	switch {
 	case c.Floor == 0:
@@ -190,11 +200,13 @@ func (c *Charge) check() error {
 	case c.At < 0 || c.At > MaxNumber:
 		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
 	case c.Op >= opEnd:
-		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset or OpAhead")
+		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset, OpAhead or OpUpTo")
 	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):
 		return invalid("Within of a "+c.Op.String(), c.Within, "0 or more for OpAhead, 0 for other operations")
 	case c.Floor != 0 && (c.Floor < 0 || c.Op == OpAhead):
-		return invalid("Floor of a "+c.Op.String(), c.Floor, "0 or more for OpTake and OpPeek, 0 for OpAhead")
+		return invalid("Floor of a "+c.Op.String(), c.Floor, "0 or more for OpTake, OpPeek and OpUpTo, 0 for OpAhead")
+	case c.Least != 0 && (c.Op != OpUpTo || c.Least < 0 || c.Least > c.Cost):
+		return invalid("Least of a "+c.Op.String(), c.Least, "0 to the cost for OpUpTo, 0 for other operations")
 	case c.FloorOf != 0 && c.Floor > int64(c.FloorOf):
 		return invalid("Floor", c.Floor, fmt.Sprintf("up to FloorOf, %d", c.FloorOf))
 	case c.ID != "" && (len(c.ID) > maxID || !utf8.ValidString(c.ID)):

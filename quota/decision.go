@@ -52,8 +52,8 @@ type Decision struct {
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64
-	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted. It is below 0 where
-	// OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
+	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted, and up to that where
+	// OpUpTo was. It is below 0 where OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
 	Charged int64
 	// RetryAfter is 0 where allowed, else the time until the same charge fits, if no other charge comes in between.
 	// It is Never, which is 292 years, if the charge can never fit: test for it before sleeping.

@@ -127,6 +127,26 @@ func ExampleLimiter_TakeAhead() {
 	// true 1h30m0s
 }
 
+// A worker takes as many tokens as there are, if they are enough for a piece of work.
+func ExampleLimiter_TakeUpTo() {
+	limit := quota.Must(quota.NewLimit("rows", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+	ctx := context.Background()
+
+	for range 3 {
+		d, err := limiter.TakeUpTo(ctx, "export", 600, 100)
+		if err != nil {
+			return
+		}
+		fmt.Println(d.Allowed, d.Charged, d.Remaining)
+	}
+	// Output:
+	// true 600 400
+	// true 400 0
+	// false 0 0
+}
+
 // Free callers leave a fifth of the limit to paid ones, who may take the last token.
 func ExampleCharge_floor() {
 	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))

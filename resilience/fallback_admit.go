@@ -215,7 +215,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 		return
 	}
 	switch c.Op {
-	case quota.OpTake, quota.OpAhead, quota.OpDebit:
+	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit:
 		k.debt.admit(d.Charged)
 		k.limit = c.Limit
 	case quota.OpRefund:

@@ -554,6 +554,27 @@ func TestFallbackAhead(t *testing.T) {
 	})
 }
 
+// A take of up to so many takes what the share has left, and is charged to the store when it returns.
+func TestFallbackUpTo(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		upTo := func(n, least int64) quota.Charge {
+			c := op(quota.OpUpTo, n)
+			c.Least = least
+			return c
+		}
+		o.want(charge(20), store, true, 80)
+		o.down()
+		o.want(upTo(40, 21), fall, false, 20)
+		if d := o.want(upTo(40, 20), fall, true, 0); d.Charged != 20 {
+			o.t.Errorf("up to 40 of a share with 20 left: got %v, want 20 charged", d)
+		}
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 60)
+		o.asked("debit 20; peek 0")
+	})
+}
+
 // A floor is the same part of the share as of the whole, in tokens and as a part.
 func TestFallbackFloor(t *testing.T) {
 	for name, floor := range map[string]func(c *quota.Charge){

@@ -28,7 +28,7 @@ type MemoryOptions struct {
 // with the rest of its RetryAfter.
 //
 // A denial is remembered until its RetryAfter has passed, counted from before the request was sent, and never
-// longer. It answers a single take without a request id, of the same limit with the same numbers, if its cost and
+// longer. It answers a single take, also of up to so many, without a request id, of the same limit with the same numbers, if its cost and
 // floor together are at least those of the denied one and at most the capacity: a denial of callers with a floor never
 // denies those without. The rule must deny every higher cost when it denies a
 // lower one, as all rules of package algorithm do. Peeks, lists, charges with an id and all other operations
@@ -180,7 +180,7 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 		delete(s.denials, k)
 		return sent, s.giveBacks, false
 	}
-	if c.Op != quota.OpTake || c.ID != "" {
+	if c.Op != quota.OpTake && c.Op != quota.OpUpTo || c.ID != "" {
 		return sent, s.giveBacks, false
 	}
 	passed := sent - n.sent

@@ -200,6 +200,11 @@ func TestMemory(t *testing.T) {
 			exhaust()
 			want(quota.Charge{Limit: l, Key: "k", Cost: c.cost, Floor: c.floor}, c.source, fmt.Sprintf("%d above %d", c.cost, c.floor))
 		}
+		// So does the least of a take of up to so many.
+		for least, source := range map[int64]quota.Source{4: quota.FromStore, 5: quota.FromMemory} {
+			exhaust()
+			want(quota.Charge{Limit: l, Key: "k", Op: quota.OpUpTo, Cost: 9, Least: least}, source, fmt.Sprintf("up to 9, at least %d", least))
+		}
 		// A take ahead may fit where a take does not, and proves nothing about takes, granted or denied.
 		for within, allowed := range map[time.Duration]bool{time.Second: false, time.Minute: true} {
 			exhaust()

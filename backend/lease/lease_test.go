@@ -543,6 +543,8 @@ func TestOperations(t *testing.T) {
 		"debit":            {op(quota.OpDebit, 3), 0, 3},
 		"ahead":            {op(quota.OpAhead, 3), 0, 3},
 		"large ahead":      {op(quota.OpAhead, 3000), 1, 0},
+		"up to":            {op(quota.OpUpTo, 3), 0, 3},
+		"up to a lot":      {op(quota.OpUpTo, 3000), 1, 0},
 		"large debit":      {op(quota.OpDebit, 3000), 1, 0},
 		"peek":             {op(quota.OpPeek, 3), 0, 0},
 		"large peek":       {op(quota.OpPeek, 3000), 1, 0},

@@ -83,7 +83,7 @@ func appendCharges(dst []byte, cs []quota.Charge) []byte {
 			dst = append(binary.AppendUvarint(dst, uint64(len(text))), text...)
 		}
 		dst = append(dst, byte(c.Op))
-		for _, n := range [...]int64{c.Cost, int64(c.At), int64(c.Within), c.Floor, int64(c.FloorOf)} {
+		for _, n := range [...]int64{c.Cost, int64(c.At), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least} {
 			dst = binary.AppendVarint(dst, n)
 		}
 	}

@@ -53,8 +53,8 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 	for i := range cs {
 		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
-		if peek.Op != quota.OpTake && peek.Op != quota.OpPeek {
-			peek.Cost = 0
+		if peek.Op > quota.OpPeek {
+			peek.Op, peek.Cost, peek.Floor = quota.OpPeek, 0, 0
 		}
 		decide(&peek, &items[i], quota.OpPeek, now, &out[i])
 		out[i].Allowed, out[i].RetryAfter = allowed, retryAfter
@@ -72,7 +72,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	held := &it.State
 	gives := op == quota.OpRefund || op == quota.OpReset
 	before := int64(0)
-	if gives {
+	if gives || op == quota.OpUpTo {
 		before = remaining(c, held, now)
 	}
 	r := c.Request()
@@ -98,6 +98,10 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 		d.Charged, d.Delay, d.RetryAfter = c.Cost, d.RetryAfter, 0
 	} else if gives {
 		d.Charged = min(before-v.Remaining, 0)
+	} else if v.Allowed && op == quota.OpUpTo {
+		if d.Charged = r.Taking(before).Cost; c.Limit.Spec().Unit == 0 { // as much remains as before, whatever the floor
+			d.Charged = min(c.Cost, before)
+		}
 	}
 }
 

@@ -39,7 +39,10 @@ func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micro
 	default:
 		c.Cost = r.Int64N(l.Spec().Capacity/2 + 1)
 	}
-	if r.IntN(4) == 0 && (c.Op == quota.OpTake || c.Op == quota.OpPeek) {
+	if r.IntN(6) == 0 && c.Op == quota.OpTake {
+		c.Op, c.Least = quota.OpUpTo, r.Int64N(c.Cost+1)
+	}
+	if r.IntN(4) == 0 && c.Op != quota.OpAhead {
 		c.Floor, c.FloorOf = r.Int64N(4), uint32(4*r.IntN(2))
 	}
 	return c
@@ -140,8 +143,8 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			}
 			for i, c := range cs {
 				c.Op = quota.OpPeek
-				if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
-					c.Cost = 0
+				if c.Least = 0; cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
+					c.Cost, c.Floor = 0, 0
 				}
 				it := before[i]
 				want := mustDecide(t, c, &it, now)

@@ -289,6 +289,9 @@ func (s *Store) encode(c *call) (script *script, args []any, keys int) {
 			record = recordHead(first)
 		}
 		args = append(args, record, idLifetime)
+		if marked(c.lists[0].charges) {
+			args = append(args, small[1])
+		}
 	}
 	script = s.scripts.batch(rules)
 	args[0], args[1], args[2] = evalSHA, script.sha, text(keys)

@@ -6,7 +6,8 @@
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
 -- its charges. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
--- the record of a grant, '' for none, and the lifetime of the record in ms.
+-- the record of a grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number
+-- for each charge, see grant.go.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
@@ -95,7 +96,7 @@ while done < n do
     j = j + 1
   end
 end
-local granted = 0
+local granted, taken = 0, nil
 if lists > 0 then
   -- decide returns the kernel's answer to a charge, or nil if the key does not hold a state of its rule.
   local function decide(k, op, cost, at, keep)
@@ -117,6 +118,8 @@ if lists > 0 then
     if sound then
       if all then
         granted = granted + 1
+        taken = {}
+        for l, c in ipairs(charges) do taken[l] = c[2] == 6 and new[l][9] or 0 end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
         for l, c in ipairs(charges) do
@@ -152,6 +155,9 @@ if granted > 0 and K[n + 1] and A[j + 1] ~= '' then
     local v = reply[k + 2] or ''
     record[#record + 1] = pack('>I7', #v)
     record[#record + 1] = v
+  end
+  if A[j + 3] then
+    for l = 1, #taken do record[#record + 1] = pack('>I7', taken[l]) end
   end
   call('SET', K[n + 1], table.concat(record), 'PX', A[j + 2])
 end

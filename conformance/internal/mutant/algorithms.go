@@ -211,7 +211,9 @@ func Algorithms() []Algorithm {
 				panic("negative deficit")
 			}
 		})},
-		{"panics on an unknown operation", "A8", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { _ = [...]string{"", "", "", "", "", ""}[r.Op] })},
+		{"panics on an unknown operation", "A8", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			_ = [...]string{"", "", "", "", "", "", ""}[r.Op]
+		})},
 		{"the spec changes", "A9", func() []quota.Algorithm { return []quota.Algorithm{restless{bucket(10), new(int64)}} }},
 		{"two of one spec decide differently", "A9", func() []quota.Algorithm {
 			return []quota.Algorithm{bucket(10), answered(func(_ quota.Request, v *quota.Verdict) { v.ResetAfter++ })()[0]}
@@ -372,6 +374,21 @@ func Algorithms() []Algorithm {
 				v.RetryAfter = max(w.RetryAfter, 1)
 			}
 			return next, v
+		})},
+		{"a take of up to so many takes all or none", "A21", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo {
+				r.Op = quota.OpTake
+			}
+		})},
+		{"a take of up to so many takes fewer than the least", "A21", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo {
+				r.At = 0
+			}
+		})},
+		{"a take of up to so many ignores the floor", "A21", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo {
+				r.Floor = 0
+			}
 		})},
 		{"the forecast is a millisecond late", "A17", func() []quota.Algorithm { return []quota.Algorithm{hopeful{bucket(10), time.Millisecond}} }},
 	}

@@ -104,6 +104,9 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 		if !cs[i].Op.Deniable() {
 			peeks[i].Cost = 0
 		}
+		if cs[i].Op == quota.OpUpTo {
+			peeks[i].Cost, peeks[i].Least = cs[i].Least, 0
+		}
 		peeks[i].Op, peeks[i].ID = quota.OpPeek, ""
 	}
 	if err := s.once(ctx, peeks, out); err != nil {
@@ -189,6 +192,17 @@ func Stores() []*Store {
 				return driver.Apply(cs, items, now, out)
 			}
 		}},
+		{Name: "a take of up to so many is sent as a take", Rule: "S1", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpUpTo {
+				c.Op, c.Least = quota.OpTake, 0
+			}
+		})},
+		{Name: "the least is not sent", Rule: "S1", alter: charging(func(c *quota.Charge) { c.Least = 0 })},
+		{Name: "the most is told as Charged", Rule: "S1", alter: telling(func(c *quota.Charge, d *quota.Decision) {
+			if c.Op == quota.OpUpTo && d.Allowed {
+				d.Charged = c.Cost
+			}
+		})},
 		{Name: "ResetAfter is in seconds", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.ResetAfter = d.ResetAfter.Truncate(time.Second) })},
 		{Name: "Charged is told for a denial", Rule: "S1", alter: telling(func(c *quota.Charge, d *quota.Decision) { d.Charged = c.Cost })},
 		{Name: "At is the process's time", Rule: "S1", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.At = quota.Micros(time.Now().UnixMicro()) })},
@@ -606,6 +620,17 @@ func Stores() []*Store {
 		}},
 		{Name: "ids are not remembered", Rule: "C3", alter: func(p *parts) {
 			p.record = func([]quota.Charge, []quota.Decision) (grant, bool) { return grant{}, false }
+		}},
+		{Name: "a repeat of a take of up to so many tells the most", Rule: "C3", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range cs {
+					if cs[i].Op == quota.OpUpTo && err == nil {
+						out[i].Charged = cs[i].Cost
+					}
+				}
+				return err
+			}
 		}},
 		{Name: "a denial is repeated", Rule: "C3", alter: func(p *parts) {
 			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
