@@ -141,6 +141,7 @@ func newLimiter(env backend.Env, fleet int64, keys int) (*quota.Limiter, error) 
 func guard(store quota.Store, a quota.Algorithm, fleet int64, keys int) (quota.Store, error) {
 	fallback := resilience.FailWithError()
 	if fleet > 0 {
+		tell := warn
 		if s, ok := a.(driver.Sharer); ok {
 			share, err := s.Share(fleet)
 			if err != nil {
@@ -149,10 +150,15 @@ func guard(store quota.Store, a quota.Algorithm, fleet int64, keys int) (quota.S
 			if share.Spec().Capacity == 0 {
 				warn(quota.Notice{Name: "share", Text: fmt.Sprintf("FLEET_SIZE is %d and TOKEN_BUCKET_SIZE is %d, which is less than one token for each process: "+
 					"while Redis cannot decide, this process denies", fleet, a.Spec().Capacity)})
+				tell = func(n quota.Notice) {
+					if n.Name != "share" { // the only limit there is
+						warn(n)
+					}
+				}
 			}
 		}
 		here := local.New(&local.Options{MaxKeys: max(keys, local.DefaultMaxKeys)})
-		fallback = resilience.Fallback(here, resilience.Instances(fleet), &resilience.FallbackOptions{MaxKeys: keys, Notice: warn})
+		fallback = resilience.Fallback(here, resilience.Instances(fleet), &resilience.FallbackOptions{MaxKeys: keys, Notice: tell})
 	}
 	return resilience.Standard(store, fallback, &resilience.StandardOptions{Timeout: timeout, Notice: warn})
 }

@@ -189,7 +189,7 @@ func TestFromEnvOutage(t *testing.T) {
 }
 
 // TestFromEnvShares: while Redis is down a fleet admits no more than its bucket, also where that has less than one token
-// for each process. A process then says so as it starts.
+// for each process. A process then says so as it starts, and no second time.
 func TestFromEnvShares(t *testing.T) {
 	logged := make(lines, 1000)
 	old := slog.Default()
@@ -230,7 +230,9 @@ func TestFromEnvShares(t *testing.T) {
 			}
 			limiter.Close()
 			for len(logged) > 0 {
-				<-logged
+				if text := <-logged; strings.Contains(text, "less than one token") {
+					t.Errorf("log after the start: got %q, want the share of 0 told once", text)
+				}
 			}
 		}
 		if admitted != test.want {

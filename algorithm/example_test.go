@@ -2,6 +2,7 @@ package algorithm_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -123,4 +124,32 @@ func ExampleFixedWindowFromFirst() {
 	// 12:01:00 allowed: false remaining: 0 retry after: 40s
 	// 12:01:20 allowed: false remaining: 0 retry after: 20s
 	// 12:01:40 allowed: true remaining: 0 retry after: 0s
+}
+
+// Limits are written down as text, in a program or in its configuration, and every limit tells its text and its numbers.
+func ExampleParseLimit() {
+	for _, text := range []string{"tokens: 1000 burst 10/s bucket", "calls: 100/1m sliding", "jobs: 100/1d fixed"} {
+		limit, err := algorithm.ParseLimit(text)
+		if err != nil {
+			fmt.Println(err)
+			continue
+		}
+		fmt.Println(limit, "|", limit.Capacity(), "in", limit.Window())
+	}
+	// Output:
+	// tokens: 1000 burst 10/s bucket | 1000 in 1m40s
+	// calls: 100/1m sliding | 100 in 1m0s
+	// algorithm: invalid request: span of rule "100/1d fixed" is "1d"; accepted: whole numbers of h, m, s, ms and us, such as 24h or 1m30s
+}
+
+// A plan of a program's configuration, with its rules as text.
+func ExampleText() {
+	var plan struct{ Tokens, Calls algorithm.Text }
+	err := json.Unmarshal([]byte(`{"Tokens": "1000 burst 10/s bucket", "Calls": "100/1m sliding"}`), &plan)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(plan.Tokens.Algorithm.Spec().Capacity, plan.Calls.Algorithm)
+	// Output: 1000 100/1m sliding
 }

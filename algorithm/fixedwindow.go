@@ -52,6 +52,7 @@ func (f *fixedWindow) Spec() quota.Spec {
 	}
 	return quota.Spec{
 		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: f.most - f.limit,
+		Window: time.Duration(f.window) * time.Microsecond,
 		Params: [8]int64{f.limit, f.most, fromFirst},
 	}
 }

@@ -44,6 +44,7 @@ func SlidingWindowLog(limit int64, window time.Duration) (quota.Algorithm, error
 func (l *slidingLog) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'s', 'l', '1'}, Unit: 1, Capacity: l.limit, Debt: maxHeld - l.limit,
+		Window: time.Duration(l.window) * time.Microsecond,
 		Params: [8]int64{l.limit, l.window, maxHeld, MaxLogEntries},
 	}
 }

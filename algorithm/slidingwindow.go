@@ -64,6 +64,7 @@ func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 func (w *slidingWindow) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'s', 'w', '1'}, Unit: w.window, Capacity: w.limit, Debt: w.most - w.limit,
+		Window: time.Duration(w.window) * time.Microsecond,
 		Params: [8]int64{w.limit, w.most, w.tick, w.ticks},
 	}
 }

@@ -33,6 +33,8 @@ type tokenBucket struct {
 	fill     int64 // ticks that repay most
 	tokens   int64 // capacity in tokens
 	debt     int64 // most - capacity, in tokens
+	refill   int64 // tokens a period, as the program wrote the rate
+	period   int64 // µs
 }
 
 // TokenBucket returns a bucket of capacity tokens that gains refill tokens each period, continuously: 10.5
@@ -91,7 +93,7 @@ func newTokenBucket(capacity, held, refill, per int64) (quota.Algorithm, error) 
 	unit, perTick, room := reduce(t)
 	return &tokenBucket{
 		unit: unit, perTick: perTick, capacity: capacity * unit, most: room * unit, tick: t,
-		fill: ceil(room*unit, perTick), tokens: capacity, debt: room - capacity,
+		fill: ceil(room*unit, perTick), tokens: capacity, debt: room - capacity, refill: refill, period: per,
 	}, nil
 }
 
@@ -105,6 +107,7 @@ func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
 func (b *tokenBucket) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt, Ahead: true,
+		Window: time.Duration(ceil(b.capacity, b.perTick)*b.tick) * time.Microsecond,
 		Params: [8]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
 	}
 }

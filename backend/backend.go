@@ -134,8 +134,9 @@ func linked() map[string]opener {
 // Open opens the store that a URL describes; the package documentation lists the schemes. The caller must
 // close the store.
 //
-// memory:// opens a new, empty store in this process each time. Its parameter max_keys bounds the keys that
-// the store holds, from 1 to 2147483647; without it local.DefaultMaxKeys holds.
+// memory:// opens a new, empty store in this process each time. Its parameters max_keys and max_ids bound the keys that
+// the store holds, and the request ids that it remembers, each from 1 to 2147483647; without them local.DefaultMaxKeys
+// and local.DefaultMaxIDs hold.
 //
 // Open returns the context's own error where ctx has ended, [quota.ErrInvalid] where it refuses the URL, and
 // [quota.ErrMisconfigured] where the driver returns no store. It wraps an error of the driver.

@@ -56,15 +56,18 @@ func TestOpenMemory(t *testing.T) {
 	for _, test := range []struct {
 		url  string
 		keys int // how many fit; 0 is not tried
+		ids  int // the same
 	}{
-		{"memory://", 0},
-		{"MEMORY://", 0},
-		{"memory:///", 0},
-		{"memory://?", 0},
-		{"memory://?client=memory", 0},
-		{"memory://?max_keys=1", 1},
-		{"memory://?max_keys=3", 3},
-		{"memory://?max_keys=2147483647", 0},
+		{"memory://", 0, 0},
+		{"MEMORY://", 0, 0},
+		{"memory:///", 0, 0},
+		{"memory://?", 0, 0},
+		{"memory://?client=memory", 0, 0},
+		{"memory://?max_keys=1", 1, 0},
+		{"memory://?max_keys=3", 3, 0},
+		{"memory://?max_keys=2147483647", 0, 0},
+		{"memory://?max_ids=1", 0, 1},
+		{"memory://?max_ids=3&max_keys=9", 9, 3},
 	} {
 		store, err := backend.Open(t.Context(), test.url)
 		if err != nil {
@@ -75,6 +78,12 @@ func TestOpenMemory(t *testing.T) {
 			_, err := store.Take(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
 			if full := test.keys > 0 && i == test.keys; full != errors.Is(err, quota.ErrOverloaded) || !full && err != nil {
 				t.Errorf("Open(%q): charge to key %d: got %v, want ErrOverloaded %v", test.url, i+1, err, full)
+			}
+		}
+		for i := range test.ids + 1 { // of groups of their own, for one may have only half
+			_, err := store.Take(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i%max(test.keys, 1)), Cost: 1, ID: fmt.Sprint("id", i)})
+			if full := test.ids > 0 && i == test.ids; full != errors.Is(err, quota.ErrOverloaded) || !full && err != nil {
+				t.Errorf("Open(%q): charge with id %d: got %v, want ErrOverloaded %v", test.url, i+1, err, full)
 			}
 		}
 		if err := store.Close(); err != nil {
@@ -101,6 +110,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"memory://?max_keys=1e3", []string{`max_keys is "1e3"`}},
 		{"memory://?max_keys=", []string{`max_keys is ""`}},
 		{"memory://?max_keys=1&max_keys=2", []string{"2 times"}},
+		{"memory://?max_ids=0", []string{"backend: open memory: invalid request: parameter max_ids is \"0\"", "1 to 2147483647"}},
 		{"memory://?client=goredis", []string{"parameter client", "accepted: memory"}},
 		{"memory://?a;b", []string{"parameters", "cannot be parsed"}},
 		{"memory://host", []string{"accepted: memory://"}},

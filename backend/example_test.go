@@ -33,7 +33,7 @@ func ExampleOpen_refused() {
 	_, err := backend.Open(context.Background(), "memory://?maxkeys=100000")
 	fmt.Println(err)
 	// Output:
-	// backend: open memory: backend: invalid request: unknown parameter of the memory URL: "maxkeys"; accepted: max_keys
+	// backend: open memory: invalid request: unknown parameter of the memory URL: "maxkeys"; accepted: max_keys, max_ids
 }
 
 // Without environment variables the store is in memory, and the bucket holds 1000 tokens and gains 10 each

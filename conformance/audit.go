@@ -302,8 +302,12 @@ func ending(t *trial, k *asked) string {
 
 // count says how often the keys of a call were charged.
 func count(k *asked, added []int64) string {
-	var once, none, twice, other int
+	var keys, once, none, twice, other int
 	for i, o := range k.ops {
+		if o.once == 0 && added[i] == 0 { // a peek
+			continue
+		}
+		keys++
 		switch added[i] {
 		case 0:
 			none++
@@ -315,7 +319,7 @@ func count(k *asked, added []int64) string {
 			other++
 		}
 	}
-	text := fmt.Sprintf("of %d keys %d are charged once, %d not, %d twice", len(added), once, none, twice)
+	text := fmt.Sprintf("of the %d keys that it charges, %d are charged once, %d not, %d twice", keys, once, none, twice)
 	if other > 0 {
 		text += fmt.Sprintf(", and %d otherwise", other)
 	}

@@ -48,7 +48,7 @@ func (t *trial) openSecond(in *recorder, o Opening) *handle {
 	if !t.apart {
 		return t.openIn(in, o)
 	}
-	p, err := t.suite.theProcess(t)
+	p, err := t.suite.theProcess()
 	if err != nil {
 		t.fatalf("another process: %v", err)
 	}
@@ -114,14 +114,14 @@ type process struct {
 }
 
 // theProcess returns the process, which it starts when it is first asked for.
-func (s *suite) theProcess(t *trial) (*process, error) {
+func (s *suite) theProcess() (*process, error) {
 	s.starting.Lock()
 	defer s.starting.Unlock()
 	if s.process != nil {
 		return s.process, nil
 	}
 	var pattern []string
-	for part := range strings.SplitSeq(t.tb.Name(), "/") {
+	for part := range strings.SplitSeq(s.test, "/") {
 		pattern = append(pattern, "^"+regexp.QuoteMeta(part)+"$")
 	}
 	file, err := os.Executable()
@@ -129,7 +129,7 @@ func (s *suite) theProcess(t *trial) (*process, error) {
 		return nil, err
 	}
 	p := &process{cmd: exec.Command(file, "-test.run="+strings.Join(pattern, "/"), "-test.count=1"), waiting: map[int]chan reply{}, done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), childVariable+"="+t.tb.Name())
+	p.cmd.Env = append(os.Environ(), childVariable+"="+s.test)
 	s.h.Process(p.cmd)
 	p.cmd.Stderr = &p.log
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
@@ -192,7 +192,7 @@ func (p *process) read(out io.Reader) {
 	err := p.cmd.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ended = fmt.Errorf("the process has ended (%v): %s", err, p.log.String())
+	p.ended = fmt.Errorf("it ended, without calling Run to the end (%v), and wrote: %s", err, p.log.String())
 	for _, to := range p.waiting {
 		close(to)
 	}
@@ -297,6 +297,7 @@ type server struct {
 // child decides for the suite that started this process, until that closes the standard input. It returns false in a
 // process of its own.
 func (s *suite) child(t testing.TB) bool {
+	s.test = t.Name()
 	name := os.Getenv(childVariable)
 	if name == t.Name() {
 		s.serve(t, os.Stdin, os.Stdout)

@@ -104,6 +104,7 @@ type suite struct {
 	grade    atomic.Uint32 // as the store that was opened last says
 	prompt   atomic.Bool
 	gaveUp   atomic.Bool // whether a call was repeated in vain
+	test     string      // the name of the test that called Run
 	starting sync.Mutex
 	process  *process // that opens handles for the suite, or nil
 	hung     int      // cases in which a call did not return

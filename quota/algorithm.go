@@ -95,6 +95,9 @@ type Spec struct {
 	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it, or has none. A rule that
 	// forgets debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
 	Ahead bool
+	// Window is the time in which the whole Capacity comes back: the window of a rule that has one, and the time in which a
+	// bucket fills. 0 says that there is no such time, or that the rule does not tell.
+	Window time.Duration
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [8]int64
 }
@@ -106,12 +109,6 @@ type State struct {
 	A, B, C int64   // the rule's numbers
 	Tail    []int64 // the rule's list, at most MaxTail numbers; never modified in place
 }
-
-// Bounds of a [State].
-const (
-	MaxTail   = 8256    // the most numbers of State.Tail
-	MaxNumber = 1 << 53 // the largest magnitude of a number: integers are exact in a double up to here
-)
 
 // IsZero reports whether s is the zero State.
 func (s *State) IsZero() bool { return s.Unit == 0 }

@@ -21,11 +21,11 @@ type Charge struct {
 	// From is set by Refund and Settle to Decision.Source of the receipt: where the corrected charge was made. Stores
 	// ignore it; a policy sends the correction to that place.
 	From Source
-	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
-	receipt receipt
 	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
 	// rounded up. 0 makes it a number of tokens. It must be at least Floor otherwise.
 	FloorOf uint32
+	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
+	receipt receipt
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
 	At Micros
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
@@ -47,7 +47,7 @@ type Charge struct {
 	ID string
 }
 
-// Bounds of a call.
+// Bounds of a call, and of a [State].
 const (
 	MaxCharges = 64              // the longest list of charges
 	MaxKey     = 512             // the longest key, in bytes
@@ -56,6 +56,9 @@ const (
 	// MaxCorrections is how many refunds and settles a Limiter remembers, in about 200 bytes each, so that a second
 	// one of the same receipt is answered without asking the store.
 	MaxCorrections = 1 << 16
+
+	MaxTail   = 8256    // the most numbers of State.Tail
+	MaxNumber = 1 << 53 // the largest magnitude of a number of a State: integers are exact in a double up to here
 
 	maxID = 128
 )

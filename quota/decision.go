@@ -46,8 +46,7 @@ type Decision struct {
 	Split bool
 	// Replayed says that the request id was granted before: this is the decision of that time.
 	Replayed bool
-	// receipt is set by a Limiter.
-	receipt receipt
+	_        [4]byte
 	// Limit is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
@@ -65,7 +64,19 @@ type Decision struct {
 	Delay time.Duration
 	// At is the store's time of the decision.
 	At Micros
-	_  [8]byte // a size that is a multiple of 16 is copied without overlap, and so without a stall
+	// receipt is set by a Limiter. A decision is copied in pieces of 16 bytes, and a copy waits where smaller pieces were
+	// written just before: so the receipt is one piece, and the size a multiple.
+	receipt receipt
+}
+
+// RetryAt returns the store's time at which the same charge fits, if no other charge comes in between: At and RetryAfter,
+// and At itself where the charge was allowed. The result is false where the charge can never fit, and where the decision
+// does not tell the store's time, as those of policies that decide without a store.
+func (d Decision) RetryAt() (at time.Time, ever bool) {
+	if d.RetryAfter == Never || d.At == 0 {
+		return time.Time{}, false
+	}
+	return d.At.Time().Add(d.RetryAfter), true
 }
 
 // String describes the decision in one line, such as

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // The errors of this library. Match them with [errors.Is]; the cause is wrapped. A context that ended before
@@ -11,6 +12,9 @@ import (
 var (
 	// ErrInvalid: a key, cost, limit or option was refused before any I/O. Not charged.
 	ErrInvalid = errors.New("invalid request")
+	// ErrDenied: [Limiter.Allow] and [Limiter.AllowAll] say so of a call that a limit denied, by a [*Denial]. Other methods,
+	// and stores, answer with a decision that is not Allowed. Not charged.
+	ErrDenied = errors.New("denied")
 	// ErrUnavailable: the store refused or could not be reached. Not charged.
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrIndeterminate: the connection or the time ran out after the charge may have been sent, or the store's answer is
@@ -61,7 +65,7 @@ func Charged(err error) ChargeState {
 	if errors.Is(err, ErrIndeterminate) {
 		return ChargeUnknown
 	}
-	for _, definite := range [...]error{ErrInvalid, ErrUnavailable, ErrConflict, ErrCrossSlot, ErrOverloaded, ErrMisconfigured, ErrClosed,
+	for _, definite := range [...]error{ErrInvalid, ErrDenied, ErrUnavailable, ErrConflict, ErrCrossSlot, ErrOverloaded, ErrMisconfigured, ErrClosed,
 		context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, definite) {
 			return NotCharged
@@ -69,6 +73,38 @@ func Charged(err error) ChargeState {
 	}
 	return ChargeUnknown
 }
+
+// A Denial is the error of [Limiter.Allow] and [Limiter.AllowAll] where a limit denied the call; it is ErrDenied.
+//
+//	var denial *quota.Denial
+//	if errors.As(err, &denial) {
+//		wait, ever := denial.RetryAfter()
+type Denial struct {
+	Limit    *Limit   // the limit that denied; of a list the one of which the denial lasts longest
+	Key      string   // the key of that charge; the error's text does not show it
+	Decision Decision // the answer to that charge
+}
+
+// Error returns a text such as `quota: denied by limit "tokens: 1000 burst 10/s bucket": 50 of 1000 left, retry after 20s`.
+func (d *Denial) Error() string {
+	text := fmt.Sprintf("quota: denied by limit %q: %d of %d left", d.Limit, d.Decision.Remaining, d.Decision.Limit)
+	if wait, ever := d.RetryAfter(); ever {
+		return fmt.Sprintf("%s, retry after %v", text, wait)
+	}
+	return text + ", and the request can never fit"
+}
+
+// RetryAfter returns how long until the same call fits, if no other charge comes in between. Where it can never fit the
+// result is false, and 0, never the 292 years of Decision.RetryAfter.
+func (d *Denial) RetryAfter() (wait time.Duration, ever bool) {
+	if d.Decision.RetryAfter == Never {
+		return 0, false
+	}
+	return d.Decision.RetryAfter, true
+}
+
+// Is reports whether target is ErrDenied.
+func (d *Denial) Is(target error) bool { return target == ErrDenied }
 
 // invalid returns an ErrInvalid that names the field, the value and the accepted values.
 func invalid(field string, value any, accepted string) error {

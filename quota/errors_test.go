@@ -16,6 +16,8 @@ func TestCharged(t *testing.T) {
 	}{
 		{nil, quota.WasCharged},
 		{quota.ErrInvalid, quota.NotCharged},
+		{quota.ErrDenied, quota.NotCharged},
+		{&quota.Denial{}, quota.NotCharged},
 		{quota.ErrUnavailable, quota.NotCharged},
 		{quota.ErrConflict, quota.NotCharged},
 		{quota.ErrCrossSlot, quota.NotCharged},

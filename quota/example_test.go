@@ -2,6 +2,7 @@ package quota_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -167,4 +168,99 @@ func ExampleCharge_floor() {
 	// true 50 left, retry after 0s
 	// false 50 left, retry after 2h0m0s
 	// true 0 left, retry after 0s
+}
+
+// An observer sees each call once, a list too: here two lists are granted and one is denied.
+func ExampleCall() {
+	observe := func(_ context.Context, c *quota.Call) {
+		decider := c.Charges[c.Decider]
+		fmt.Println("granted:", c.Granted, "decided by:", decider.Limit.Name(), decider.Key, "charges:", len(c.Charges))
+	}
+	limit := func(name string, capacity int64) *quota.Limit {
+		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+	}
+	agent, team := limit("agent", 100), limit("team", 150)
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), agent, &quota.Options{
+		Observers: []func(context.Context, *quota.Call){observe},
+	}))
+	defer limiter.Close()
+
+	for _, name := range []string{"agent-1", "agent-2", "agent-3"} {
+		limiter.TakeAll(context.Background(),
+			quota.Charge{Key: quota.Key("team-7", name), Cost: 60},
+			quota.Charge{Limit: team, Key: "team-7", Cost: 60})
+	}
+	// Output:
+	// granted: true decided by: agent team-7/agent-1 charges: 2
+	// granted: true decided by: team team-7 charges: 2
+	// granted: false decided by: team team-7 charges: 2
+}
+
+// A caller that checks an error and nothing else does not overlook a denial.
+func ExampleLimiter_Allow() {
+	limit := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/m bucket"))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+
+	for _, n := range []int64{600, 600, 1001} {
+		err := limiter.Allow(context.Background(), "agent-123", n)
+		var denial *quota.Denial
+		switch {
+		case err == nil:
+			fmt.Println("allowed")
+		case errors.As(err, &denial): // and errors.Is(err, quota.ErrDenied)
+			wait, ever := denial.RetryAfter()
+			fmt.Println("denied by", denial.Limit, "retry:", ever, wait.Round(time.Minute))
+		default:
+			fmt.Println("no decision:", err)
+		}
+	}
+	// Output:
+	// allowed
+	// denied by tokens: 1000 burst 10/m bucket retry: true 20m0s
+	// denied by tokens: 1000 burst 10/m bucket retry: false 0s
+}
+
+func ExampleLimiter_AllowAll() {
+	calls := quota.Must(algorithm.ParseLimit("calls: 2/24h fixed-from-first"))
+	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/m bucket"))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), calls, nil))
+	defer limiter.Close()
+
+	for range 3 {
+		err := limiter.AllowAll(context.Background(),
+			quota.Charge{Key: "agent-123", Cost: 1},
+			quota.Charge{Limit: tokens, Key: "agent-123", Cost: 100})
+		var denial *quota.Denial
+		if errors.As(err, &denial) {
+			fmt.Println("denied by", denial.Limit)
+		} else {
+			fmt.Println(err)
+		}
+	}
+	// Output:
+	// <nil>
+	// <nil>
+	// denied by calls: 2/24h fixed-from-first
+}
+
+// A call to a model waits until its tokens and its request fit. The second one would come after the deadline, and is refused
+// at once.
+func ExampleLimiter_WaitAll() {
+	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 1000/m bucket"))
+	requests := quota.Must(algorithm.ParseLimit("requests: 60 burst 60/m bucket"))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	defer limiter.Close()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for range 2 {
+		r, err := limiter.WaitAll(ctx,
+			quota.Charge{Key: "agent-123", Cost: 800},
+			quota.Charge{Limit: requests, Key: "agent-123", Cost: 1})
+		fmt.Println(r.Granted, errors.Is(err, context.DeadlineExceeded))
+	}
+	// Output:
+	// true false
+	// false true
 }

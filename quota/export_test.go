@@ -5,7 +5,7 @@ package quota
 // Less is the comparison of products under Decider.
 func Less(a, b, c, d int64) bool { return less(a, b, c, d) }
 
-// Queues returns how many keys have waiters, and how many calls are counted as waiting.
+// Queues returns how many limits and keys have waiters, and how many calls are counted as waiting.
 func (l *Limiter) Queues() (keys, waiting int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -14,12 +14,12 @@ func (l *Limiter) Queues() (keys, waiting int) {
 
 // Enqueue joins the queue of a key and makes the forecast's sum. It returns the function that leaves the queue.
 func (l *Limiter) Enqueue(key string, n int64) (leave func()) {
-	w, err := l.enqueue(key, n)
-	if err != nil {
+	w := &waiting{charges: []Charge{{Limit: l.limit, Key: key, Cost: n}}, own: 1}
+	if err := l.join(w); err != nil {
 		panic(err)
 	}
-	l.ahead(w)
-	return func() { l.leave(w) }
+	l.ahead(w.waiter)
+	return func() { l.leave(w.waiter) }
 }
 
 // Bare returns a decision without its receipt, as a Store returns it.

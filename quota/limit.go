@@ -3,6 +3,8 @@ package quota
 import (
 	"fmt"
 	"hash/maphash"
+	"math"
+	"time"
 	"unique"
 )
 
@@ -34,8 +36,8 @@ func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 		return nil, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
 	}
 	spec := algorithm.Spec()
-	if !spec.Rule.Valid() || spec.Unit < 0 || spec.Capacity < 0 || spec.Debt < 0 {
-		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', and a unit, a capacity and a debt of at least 0")
+	if !spec.Rule.Valid() || spec.Unit < 0 || spec.Capacity < 0 || spec.Debt < 0 || spec.Window < 0 {
+		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', and a unit, a capacity, a debt and a window of at least 0")
 	}
 	return &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm, spec: spec}, nil
 }
@@ -53,12 +55,47 @@ func Must[T any](v T, err error) T {
 // Name returns the limit's name.
 func (l *Limit) Name() string { return l.name }
 
-// String describes the limit by its name, rule and capacity, such as "tokens (tb1, capacity 1000)".
+// String returns the limit's name and rule, such as "tokens: 1000 burst 10/s bucket", from which algorithm.ParseLimit
+// makes the limit again. Where the algorithm has no String method the text has the rule's name and capacity, such as
+// "tokens: tally-1, capacity 1000".
 func (l *Limit) String() string {
 	if l == nil || l.algorithm == nil {
 		return "no limit"
 	}
-	return fmt.Sprintf("%s (%s, capacity %d)", l.name, l.spec.Rule, l.spec.Capacity)
+	if s, ok := l.algorithm.(fmt.Stringer); ok {
+		return l.name + ": " + s.String()
+	}
+	return fmt.Sprintf("%s: %s, capacity %d", l.name, l.spec.Rule, l.spec.Capacity)
+}
+
+// MarshalText returns the text of String, which is how a limit stands in JSON. A limit that NewLimit did not make is
+// ErrInvalid.
+func (l *Limit) MarshalText() ([]byte, error) {
+	if l == nil || l.algorithm == nil {
+		return nil, invalid("limit", "nil or the zero Limit", "a limit that NewLimit made")
+	}
+	return []byte(l.String()), nil
+}
+
+// Capacity returns the most tokens that one request can take.
+func (l *Limit) Capacity() int64 { return l.spec.Capacity }
+
+// Window returns the time in which the whole capacity comes back: the window of a rule that has one, and the time in
+// which a bucket fills. It is 0 where the rule has no such time, or does not tell.
+func (l *Limit) Window() time.Duration { return l.spec.Window }
+
+// Rate returns how many tokens a second the limit admits in the long run: Capacity in each Window. It is 0 for a capacity
+// of 0, +Inf for a rule that admits every cost, and NaN where the rule does not tell its window.
+func (l *Limit) Rate() float64 {
+	switch {
+	case l.spec.Capacity == 0:
+		return 0
+	case l.spec.Window > 0:
+		return float64(l.spec.Capacity) / l.spec.Window.Seconds()
+	case l.spec.Capacity == math.MaxInt64:
+		return math.Inf(1)
+	}
+	return math.NaN()
 }
 
 // Handle returns the limit's name as a handle: limits with one name have one handle.

@@ -2,11 +2,13 @@ package quota_test
 
 import (
 	"errors"
+	"math"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -60,6 +62,39 @@ func TestNewLimitChecksTheSpec(t *testing.T) {
 	}
 	if l, err := quota.NewLimit("n", testkit.Counter{}); err != nil || l.Spec().Capacity != 0 {
 		t.Errorf("NewLimit with a capacity of 0: got %v, %v; want a limit that denies", l, err)
+	}
+}
+
+// windowed is a rule that tells its window.
+type windowed struct {
+	testkit.Counter
+	window time.Duration
+}
+
+func (w windowed) Spec() quota.Spec {
+	s := w.Counter.Spec()
+	s.Window = w.window
+	return s
+}
+
+// A rule that does not tell its window, as rules of other authors may, makes limits as good as any.
+func TestALimitWithoutAWindow(t *testing.T) {
+	l := quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 7}))
+	if got := l.Window(); got != 0 || !math.IsNaN(l.Rate()) || l.Capacity() != 7 {
+		t.Errorf("a rule without a window: got %v, %v a second, capacity %d; want 0, NaN and 7", got, l.Rate(), l.Capacity())
+	}
+	if b, err := l.MarshalText(); err != nil || string(b) != "n: ct1, capacity 7" {
+		t.Errorf("MarshalText: got %q, %v; want the name, rule and capacity", b, err)
+	}
+	lim := newLimiter(t, local.New(nil), l, nil)
+	if d := must[quota.Decision](t)(lim.Take(bg, "k", 7)); !d.Allowed {
+		t.Errorf("Take: got %v, want it allowed", d)
+	}
+	_, err := quota.NewLimit("n", windowed{testkit.Counter{Capacity: 1}, -1})
+	testkit.WantInvalid(t, err, "spec of limit n", "window")
+	for _, l := range []*quota.Limit{nil, {}} {
+		_, err := l.MarshalText()
+		testkit.WantInvalid(t, err, "limit", "NewLimit")
 	}
 }
 

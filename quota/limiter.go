@@ -2,7 +2,9 @@ package quota
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,21 +16,12 @@ type Options struct {
 	// limiter's own limit. It is called for each request, concurrently, with a valid key. A result that NewLimit did not
 	// make, such as the zero Limit, is ErrInvalid, and the store is not asked.
 	LimitFor func(key string) *Limit
-	// Observer is called after each decision and error, on the caller's goroutine; it may be called concurrently. It
-	// is not called for a request that was refused before the store was asked. Without an observer there is no cost.
-	Observer func(Event)
-	// MaxWaiters bounds the calls of Wait that wait, over all keys; 0 is 1024.
+	// Observers are told each call when it is over, in their order, on the caller's goroutine; they may be called
+	// concurrently, and must not keep the call, see [Call]. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
+	// told too; Close, and a call in which a store panics, are not. Without observers there is no cost.
+	Observers []func(ctx context.Context, call *Call)
+	// MaxWaiters bounds the calls of Wait and WaitAll that wait, over all keys; 0 is 1024.
 	MaxWaiters int
-}
-
-// Event is one charge and its answer, as an Observer gets it.
-type Event struct {
-	Limit, Key string
-	Op         Op
-	Cost       int64
-	Decision   Decision      // without meaning if Err is not nil
-	Err        error         // the error that the call returned
-	Took       time.Duration // the time of the whole call, without waiting for quota
 }
 
 // A Limiter decides requests against a limit: it checks them, picks the limit, and asks the store. [NewLimiter] makes
@@ -40,13 +33,13 @@ type Limiter struct {
 	store      Store
 	limit      *Limit
 	limitFor   func(string) *Limit
-	observer   func(Event)
+	observer   func(context.Context, *Call) // nil for none
 	maxWaiters int
 
 	corrections corrections
 
 	mu      sync.Mutex
-	queues  map[string]*queue // by key
+	queues  map[queueID]*queue
 	waiting int
 	queued  atomic.Int32 // the length of queues, to be read without mu
 }
@@ -64,7 +57,12 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 	case o.MaxWaiters < 0:
 		return nil, invalid("Options.MaxWaiters", o.MaxWaiters, "0 or more")
 	}
-	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: o.Observer, maxWaiters: o.MaxWaiters}
+	for i, observe := range o.Observers {
+		if observe == nil {
+			return nil, invalid(fmt.Sprintf("Options.Observers[%d]", i), "nil", "a function")
+		}
+	}
+	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters}
 	if l.maxWaiters == 0 {
 		l.maxWaiters = 1024
 	}
@@ -79,13 +77,58 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 	// a decision that is not copied once more.
 	if l.limitFor == nil && l.observer == nil && n >= 0 && validKey(key) {
 		c := Charge{Limit: l.limit, Key: key, Cost: n}
+		r := receiptFor(&c)
 		d, err = l.store.Take(ctx, c)
 		if err == nil && d.Allowed {
-			d.receipt = receiptFor(&c)
+			d.receipt = r
 		}
 		return d, err
 	}
 	return l.do(ctx, Charge{Key: key, Cost: n})
+}
+
+// Allow is Take for callers who check an error and nothing else: it returns nil where the tokens were taken, and where they
+// were denied a [*Denial], which is [ErrDenied]. Any other error is as Take returns it, and is never ErrDenied: a store that
+// failed has not denied. Nor has a policy that denies in its place ([FromClosed]): that is ErrUnavailable.
+//
+//	if err := limiter.Allow(ctx, "team-7/agent-123", 250); err != nil {
+//		return err
+//	}
+//
+// Take is for callers who settle or refund: its decision is the receipt.
+func (l *Limiter) Allow(ctx context.Context, key string, n int64) error {
+	c := Charge{Key: key, Cost: n}
+	d, err := l.doWithin(ctx, ctx, &c)
+	if err == nil && d.Allowed {
+		return nil
+	}
+	return denied(&c, d, err)
+}
+
+// AllowAll is [Limiter.TakeAll] for the same callers: nil where the list was granted, and where it was denied a [*Denial] of
+// the charge that decided.
+func (l *Limiter) AllowAll(ctx context.Context, charges ...Charge) error {
+	r, cs, err := l.list(ctx, charges)
+	if err == nil && r.Granted {
+		return nil
+	}
+	if err != nil {
+		return denied(nil, Decision{}, err)
+	}
+	return denied(&cs[r.Decider], r.Decisions[r.Decider], nil)
+}
+
+// denied returns the error of a call of Allow that was not granted.
+func denied(c *Charge, d Decision, err error) error {
+	switch {
+	case err == nil && d.Source == FromClosed && d.RetryAfter != Never:
+		return fmt.Errorf("quota: %w: a policy denies while the store cannot decide, retry after %v", ErrUnavailable, d.RetryAfter)
+	case err == nil:
+		return &Denial{Limit: c.Limit, Key: c.Key, Decision: d}
+	case errors.Is(err, ErrDenied):
+		return fmt.Errorf("quota: %w: the store failed with the error of a denial, which stores must not: %v", ErrIndeterminate, err)
+	}
+	return err
 }
 
 // TakeAhead charges n tokens to the key now, ahead of refill if need be, if they may be used within a time from now, and
@@ -134,9 +177,9 @@ func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int
 
 // correct makes a correction, though the context ends.
 func (l *Limiter) correct(ctx context.Context, c Charge) (Decision, error) {
-	ctx, cancel := outlive(ctx)
+	longer, cancel := outlive(ctx)
 	defer cancel()
-	return l.do(ctx, c)
+	return l.doWithin(ctx, longer, &c)
 }
 
 // Reset makes the key's quota whole, under the limit that it has.
@@ -150,21 +193,27 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 // are the other lists that [Check] refuses. Of refunds and settles in a list the same holds as of [Limiter.Refund]; a
 // list outlives the context if it has nothing else.
 func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
-	cs := make([]Charge, len(charges))
-	copy(cs, charges)
-	for i := range cs {
-		if cs[i].Limit != nil {
-			continue
-		}
-		if err := CheckKey(cs[i].Key); err != nil {
-			return Result{}, err
-		}
-		var err error
-		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
-			return Result{}, err
-		}
+	r, _, err := l.list(ctx, charges)
+	return r, err
+}
+
+// list has a list decided, tells the observers, and returns the charges with their limits too.
+func (l *Limiter) list(ctx context.Context, charges []Charge) (Result, []Charge, error) {
+	cs := slices.Clone(charges)
+	ds := make([]Decision, len(cs))
+	if l.observer == nil {
+		r, err := l.doAll(ctx, cs, ds, nil)
+		return r, cs, err
 	}
-	if err := Check(cs); err != nil {
+	o := begin(cs, ds)
+	r, err := l.doAll(ctx, cs, ds, o)
+	l.over(ctx, o, err)
+	return r, cs, err
+}
+
+// doAll fills in the limits, checks, and asks the store.
+func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (Result, error) {
+	if _, err := l.fillAll(cs); err != nil {
 		return Result{}, err
 	}
 	if correctsOnly(cs) {
@@ -172,19 +221,27 @@ func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error
 		ctx, cancel = outlive(ctx)
 		defer cancel()
 	}
-	ds := make([]Decision, len(cs))
-	start := l.clock()
-	err := l.takeAll(ctx, cs, ds)
-	if l.observer != nil {
-		took := time.Since(start)
-		for i := range cs {
-			l.observe(&cs[i], ds[i], err, took)
-		}
-	}
-	if err != nil {
+	if err := l.takeAll(ctx, cs, ds, o); err != nil {
 		return Result{}, err
 	}
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
+}
+
+// fillAll fills in the limits of a list and checks it. It returns the charges, by their bits, that had no limit.
+func (l *Limiter) fillAll(cs []Charge) (own uint64, err error) {
+	for i := range cs {
+		if cs[i].Limit != nil {
+			continue
+		}
+		if err := CheckKey(cs[i].Key); err != nil {
+			return 0, err
+		}
+		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
+			return 0, err
+		}
+		own |= 1 << i
+	}
+	return own, Check(cs)
 }
 
 // Store returns the limiter's store, with the policies around it. backend.Health asks the servers behind it for their
@@ -194,53 +251,65 @@ func (l *Limiter) Store() Store { return l.store }
 // Close closes the store.
 func (l *Limiter) Close() error { return l.store.Close() }
 
-// do fills in the limit, checks, asks the store and tells the observer.
-func (l *Limiter) do(ctx context.Context, c Charge) (d Decision, err error) {
-	c.Limit = l.limit
-	if err := c.check(); err != nil {
-		return Decision{}, err
-	}
-	if l.limitFor != nil {
-		if c.Limit, err = l.limitOf(c.Key); err != nil {
-			return Decision{}, err
-		}
-	}
-	if err := c.checkLimit(); err != nil {
-		return Decision{}, err
-	}
-	return l.tell(ctx, c)
+// do fills in the limit, checks, asks the store and tells the observers.
+func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
+	return l.doWithin(ctx, ctx, &c)
 }
 
-// tell has a charge decided that is whole and valid, and tells the observer.
-func (l *Limiter) tell(ctx context.Context, c Charge) (Decision, error) {
+// doWithin does the same with a context for the store that may differ from the caller's, and leaves the limit in c.
+func (l *Limiter) doWithin(ctx, within context.Context, c *Charge) (d Decision, err error) {
+	c.Limit = l.limit
 	if l.observer == nil {
-		return l.decide(ctx, c)
+		if err = l.fill(c); err == nil {
+			d, err = l.decide(within, *c, nil)
+		}
+		return d, err
 	}
-	start := time.Now()
-	d, err := l.decide(ctx, c)
-	l.observe(&c, d, err, time.Since(start))
+	o := beginOne(c)
+	if err = l.fill(&o.charge[0]); err == nil {
+		o.decision[0], err = l.decide(within, o.charge[0], o)
+	}
+	c.Limit, d = o.charge[0].Limit, o.decision[0]
+	l.over(ctx, o, err)
 	return d, err
 }
 
+// fill checks a charge and fills in the limit that LimitFor chooses.
+func (l *Limiter) fill(c *Charge) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if l.limitFor != nil {
+		limit, err := l.limitOf(c.Key)
+		if err != nil {
+			return err
+		}
+		c.Limit = limit
+	}
+	return c.checkLimit()
+}
+
 // decide has the store decide a charge, unless it corrects a receipt that was corrected before.
-func (l *Limiter) decide(ctx context.Context, c Charge) (Decision, error) {
+func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, error) {
 	if c.remembered() {
 		var ds [1]Decision
-		err := l.takeAll(ctx, []Charge{c}, ds[:])
+		err := l.takeAll(ctx, []Charge{c}, ds[:], o)
 		return ds[0], err
 	}
+	r := receiptFor(&c)
+	o.ask()
 	d, err := l.store.Take(ctx, c)
 	if err == nil && d.Allowed {
-		d.receipt = receiptFor(&c)
+		d.receipt = r
 		if d.Charged < 0 {
-			l.gaveBack(c.Key)
+			l.gaveBack(&c)
 		}
 	}
 	return d, err
 }
 
 // takeAll has the store decide a list, unless it corrects receipts that were corrected before.
-func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err error) {
+func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (err error) {
 	corrects := false
 	for i := range cs {
 		corrects = corrects || cs[i].remembered()
@@ -253,20 +322,25 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision) (err 
 		err = errPanicked
 		defer func() { l.corrections.end(cs, begun, ds, err) }()
 	}
-	if len(cs) == 1 {
-		ds[0], err = l.store.Take(ctx, cs[0])
-	} else {
-		err = l.store.TakeAll(ctx, cs, ds)
-	}
-	if err == nil && Granted(ds) {
+	o.ask()
+	if err = l.askStore(ctx, cs, ds); err == nil && Granted(ds) {
 		for i := range ds {
 			ds[i].receipt = receiptFor(&cs[i])
 			if ds[i].Charged < 0 {
-				l.gaveBack(cs[i].Key)
+				l.gaveBack(&cs[i])
 			}
 		}
 	}
 	return err
+}
+
+// askStore has the store decide charges.
+func (l *Limiter) askStore(ctx context.Context, cs []Charge, ds []Decision) (err error) {
+	if len(cs) == 1 {
+		ds[0], err = l.store.Take(ctx, cs[0])
+		return err
+	}
+	return l.store.TakeAll(ctx, cs, ds)
 }
 
 // errPanicked is the error of a correction in which the store panicked.
@@ -283,16 +357,4 @@ func (l *Limiter) limitOf(key string) (*Limit, error) {
 		}
 	}
 	return l.limit, nil
-}
-
-// clock returns the time if there is an observer, and else the zero time.
-func (l *Limiter) clock() (t time.Time) {
-	if l.observer != nil {
-		t = time.Now()
-	}
-	return t
-}
-
-func (l *Limiter) observe(c *Charge, d Decision, err error, took time.Duration) {
-	l.observer(Event{Limit: c.Limit.name, Key: c.Key, Op: c.Op, Cost: c.Cost, Decision: d, Err: err, Took: took})
 }

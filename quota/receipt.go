@@ -17,17 +17,22 @@ import (
 const correctionTime = 10 * time.Second
 
 // receipt tells the decisions of a Limiter apart: a hash of limit and key, and a serial number. The zero receipt is of a
-// decision that came from a Store itself.
-type receipt struct{ owner, serial uint32 }
+// decision that came from a Store itself. An array is copied whole, see Decision; a struct is copied number by number.
+type receipt [2]uint64
+
+// owner returns the hash of limit and key.
+func (r receipt) owner() uint64 { return r[0] }
 
 // receiptFor returns the receipt of a decision on a charge. The serial is drawn at random, for a counter would be shared
 // by all callers. With a request id it is the id's: a repeat has the same receipt.
+//
+// A receipt is made before the store is asked: made after, it would be written and copied at once, at the price of a stall.
 func receiptFor(c *Charge) receipt {
-	serial := rand.Uint32()
+	serial := rand.Uint64()
 	if c.ID != "" {
-		serial = uint32(maphash.String(nameSeed, c.ID))
+		serial = maphash.String(nameSeed, c.ID)
 	}
-	return receipt{uint32(c.hash()), serial | 1}
+	return receipt{c.hash(), serial | 1}
 }
 
 // hash returns a hash of the charge's limit and key.
@@ -71,12 +76,12 @@ func (c *Charge) checkCorrection() error {
 // limit or key than its own. The limit must be the one that the limiter chose for the key.
 func (c *Charge) checkLimit() error {
 	if c.Op == OpAhead && !c.Limit.spec.Ahead {
-		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit.name))
+		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit))
 	}
-	if c.receipt == (receipt{}) || c.receipt.owner == uint32(c.hash()) {
+	if c.receipt == (receipt{}) || c.receipt.owner() == c.hash() {
 		return nil
 	}
-	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit.name))
+	return invalid("receipt", "a decision on another limit or key", fmt.Sprintf("one on limit %q and the key of the correction", c.Limit))
 }
 
 // correctionID returns the request id of the correction of a charge with an id. All corrections of a charge have the same,

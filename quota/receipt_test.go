@@ -70,7 +70,7 @@ func TestReceiptChecks(t *testing.T) {
 	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
 	d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 	_, err := lim.TakeAll(bg, quota.Charge{Limit: testkit.Bucket("m", 10, time.Hour), Key: "k"}.Settle(d, 3))
-	testkit.WantInvalid(t, err, "receipt", "another limit or key", `"m"`)
+	testkit.WantInvalid(t, err, "receipt", "another limit or key", `"m: `)
 }
 
 // A receipt is of the limit that LimitFor chose for its key, by either door.
@@ -84,7 +84,7 @@ func TestReceiptOfAChosenLimit(t *testing.T) {
 		}
 		plan = testkit.Bucket("other", 20, time.Hour)
 		_, err := doors[door].settle(lim, bg, "k", d, 2)
-		testkit.WantInvalid(t, err, "receipt", "another limit or key", `"other"`)
+		testkit.WantInvalid(t, err, "receipt", "another limit or key", `"other: `)
 	})
 }
 

@@ -18,7 +18,8 @@ func TestStrings(t *testing.T) {
 		value fmt.Stringer
 		want  string
 	}{
-		{tokens, "tokens (tb1, capacity 1000)"},
+		{tokens, "tokens: 1000 burst 1000/m bucket"},
+		{quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 7})), "n: ct1, capacity 7"},
 		{(*quota.Limit)(nil), "no limit"},
 		{&quota.Limit{}, "no limit"},
 		{quota.Charge{Limit: tokens, Key: "team-7/a", Cost: 250}, `take 250 of tokens for "team-7/a"`},

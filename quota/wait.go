@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
+	"unique"
 )
 
 const (
@@ -19,33 +21,60 @@ const (
 	askAgainForKey = time.Millisecond
 )
 
-// queue holds the waiting callers of one key, first come first served: the first one asks the store, the others wait for
-// their turn. It is guarded by Limiter.mu, and every step takes the same time in a queue of any length: other keys wait
-// for that lock too.
+// queueID names a queue. Its limit is zero for charges to the limiter's own limit of the key: LimitFor may choose one of
+// another name while they wait, and they keep their places.
+type queueID struct {
+	limit unique.Handle[string]
+	key   string
+}
+
+// queue holds the waiting callers of one limit and key, first come first served: the first one asks the store, the others
+// wait for their turn. It is guarded by Limiter.mu, and every step takes the same time in a queue of any length: other keys
+// wait for that lock too.
 type queue struct {
-	first, last *waiter
-	// The tokens of all waiters that ever joined, and of those that left or that the store may have charged.
+	first, last *place
+	// The tokens of all places that ever were, and of those that were left or that the store may have charged.
 	joined, gone int64
 }
 
-// tokens returns the tokens of all waiters.
+// tokens returns the tokens of all places.
 func (q *queue) tokens() int64 {
 	tokens := q.joined - q.gone
-	if q.first.asking {
+	if q.first.waiter.asking {
 		tokens += q.first.cost
 	}
 	return tokens
 }
 
-// waiter is a caller in a queue. Its fields but turn are guarded by Limiter.mu.
-type waiter struct {
-	key        string
+// place is a waiter's place in a queue: it has one for each charge of its list, in the order of the charges.
+type place struct {
+	id         queueID
+	queue      *queue
+	waiter     *waiter
 	cost       int64
-	turn       chan struct{} // gets an element when the waiter becomes the first, and when the first must ask again; of size 1
-	prev, next *waiter
+	prev, next *place
 	ahead      int64 // queue.joined when the waiter joined
-	asking     bool  // the store may have charged the waiter, the first
-	counted    bool  // the waiter is counted in Limiter.waiting
+}
+
+// waiter is a caller that waits for a list of charges. It joins all of its queues in one step, so any two lists stand in the
+// same order in every queue that they share, and no two wait for each other. It asks the store when it is the first in all
+// of them. Its fields but turn are guarded by Limiter.mu.
+type waiter struct {
+	places  []place
+	firsts  int           // how many of its places are the first
+	turn    chan struct{} // gets an element when the waiter becomes the first in all, and when it must ask again; of size 1
+	asking  bool          // the store may have charged the waiter, which is the first in all
+	counted bool          // the waiter is counted in Limiter.waiting
+	one     [1]place
+}
+
+// waiting is the list of charges of a call of Wait or WaitAll.
+type waiting struct {
+	*waiter
+	charges   []Charge
+	decisions []Decision // the store's latest answers
+	own       uint64     // the charges, by their bits, of which LimitFor chooses the limit
+	observed  *observed
 }
 
 // Wait takes n tokens, waiting until they fit. A nil error means that the tokens were taken.
@@ -65,99 +94,188 @@ type waiter struct {
 // Options.MaxWaiters callers wait already, or 2^63 tokens of the key are waited for, and with an error that is
 // [context.DeadlineExceeded] where the context's deadline comes before the quota; the queue ahead counts as far as
 // the rule can tell, see [Forecaster]. A wait whose context ends gives the tokens back and fails with the context's
-// error.
+// error, which is an ErrIndeterminate too where the store did not take them back.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
-	c := Charge{Limit: l.limit, Key: key, Cost: n}
-	if err := c.check(); err != nil {
-		return Decision{}, err
+	o := beginOne(&Charge{Limit: l.limit, Key: key, Cost: n})
+	err := l.fill(&o.charge[0])
+	if err == nil {
+		err = l.wait(ctx, &waiting{charges: o.Charges, decisions: o.Decisions, own: 1, observed: o})
 	}
-	var err error
-	if c.Limit, err = l.limitOf(key); err != nil {
-		return Decision{}, err
-	}
-	if most := c.Limit.spec.Capacity; n > most {
-		return Decision{}, invalid("cost", n, fmt.Sprintf("up to the capacity of limit %q, %d: more never fits", c.Limit.name, most))
-	}
-	if err := ctx.Err(); err != nil {
-		return Decision{}, err
-	}
-	w, err := l.enqueue(key, n)
+	d := o.decision[0]
+	l.over(ctx, o, err)
 	if err != nil {
 		return Decision{}, err
 	}
-	defer l.leave(w)
+	return d, nil
+}
+
+// WaitAll takes a list of charges all-or-nothing, waiting until it fits. A nil error means that all charges were made, as by
+// [Limiter.TakeAll], and the result is granted. Charges take or peek, and have no request id: any other list is ErrInvalid,
+// and so are those that TakeAll refuses.
+//
+// For each limit and key, waiting lists and callers of Wait are served in the order in which they came: a list asks the store
+// when it is the first of the limiter for all of its charges, and holds up those behind it until it is granted or leaves. Two
+// lists never wait for each other. A list whose denied charges are all of rules that carry debt over takes ahead, as Wait
+// does; where another rule denies too, it asks until that one admits.
+//
+// Whatever else is said of [Limiter.Wait] holds for each charge: the errors, the deadline that is known in advance, quota that
+// comes back, MaxWaiters, of which a list is one, and the tokens of a caller that has gone.
+func (l *Limiter) WaitAll(ctx context.Context, charges ...Charge) (Result, error) {
+	cs := slices.Clone(charges)
+	ds := make([]Decision, len(cs))
+	o := begin(cs, ds)
+	own, err := l.fillAll(cs)
+	if err == nil {
+		err = l.wait(ctx, &waiting{charges: cs, decisions: ds, own: own, observed: o})
+	}
+	l.over(ctx, o, err)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Granted: true, Decider: Decider(ds), Decisions: ds}, nil
+}
+
+// wait joins the queues of the list, and takes its tokens when its turn comes.
+func (l *Limiter) wait(ctx context.Context, w *waiting) error {
+	for i := range w.charges {
+		c := &w.charges[i]
+		switch most := c.Limit.spec.Capacity; {
+		case c.Op != OpTake && c.Op != OpPeek:
+			return invalid("operation of a charge that waits", c.Op, "OpTake or OpPeek")
+		case c.ID != "":
+			return invalid("request id of a charge that waits", c.ID, "none, for a wait that ends early gives its tokens back")
+		case c.Cost > most:
+			return invalid("cost", c.Cost, fmt.Sprintf("up to %d, the capacity of limit %q: more never fits", most, c.Limit))
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := l.join(w); err != nil {
+		return err
+	}
+	defer l.leave(w.waiter)
 	select {
 	case <-w.turn:
-		return l.waitFirst(ctx, c, w)
+		return l.waitFirst(ctx, w)
 	default:
 	}
-	if err := l.forecast(ctx, c, w); err != nil {
-		return Decision{}, err
+	if err := l.forecast(ctx, w); err != nil {
+		return err
 	}
+	waited := w.observed.waits()
 	select {
 	case <-w.turn:
-		return l.waitFirst(ctx, c, w)
+		waited()
+		return l.waitFirst(ctx, w)
 	case <-ctx.Done():
-		return Decision{}, ctx.Err()
+		waited()
+		return ctx.Err()
 	}
+}
+
+// chooseAnew has LimitFor choose the limits of the list again.
+func (l *Limiter) chooseAnew(w *waiting) error {
+	if l.limitFor == nil {
+		return nil
+	}
+	changed := false
+	for i := range w.charges {
+		c := &w.charges[i]
+		if w.own&(1<<i) == 0 {
+			continue
+		}
+		limit, err := l.limitOf(c.Key)
+		if err != nil {
+			return err
+		}
+		changed = changed || limit != c.Limit
+		c.Limit = limit
+	}
+	if changed {
+		return Check(w.charges)
+	}
+	return nil
 }
 
 // waitFirst asks the store until it grants.
-func (l *Limiter) waitFirst(ctx context.Context, c Charge, w *waiter) (Decision, error) {
+func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 	for {
-		l.ask(w)
-		var err error
-		if c.Limit, err = l.limitOf(c.Key); err != nil {
-			return Decision{}, err
+		l.ask(w.waiter)
+		if err := l.chooseAnew(w); err != nil {
+			return err
 		}
-		d, err := l.tell(ctx, c)
-		switch {
-		case err != nil:
-			return d, err
-		case d.Allowed && ctx.Err() == nil:
-			return d, nil
-		case d.Allowed:
-			l.giveBack(ctx, c, d)
-			return Decision{}, ctx.Err()
-		case d.RetryAfter == Never:
-			return d, invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit.name))
+		if err := l.takeAll(ctx, w.charges, w.decisions, w.observed); err != nil {
+			return err
 		}
-		if err := inTime(ctx, d.RetryAfter); err != nil {
-			return d, err
+		i := Decider(w.decisions)
+		after := w.decisions[i].RetryAfter
+		switch granted := Granted(w.decisions); {
+		case granted && ctx.Err() == nil:
+			return nil
+		case granted:
+			return l.giveBack(ctx, w.charges, w.decisions, ctx.Err())
+		case after == Never:
+			c := &w.charges[i]
+			return invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit))
 		}
-		longest, err := l.rest(w)
+		if err := inTime(ctx, after); err != nil {
+			return err
+		}
+		longest, err := l.rest(w.waiter)
 		if err != nil {
-			return d, err
+			return err
 		}
-		after := d.RetryAfter
-		if c.Limit.spec.Ahead && after > 0 {
-			if d, err = l.waitAhead(ctx, c, w, longest); err != nil || d.Allowed {
-				return d, err
+		if after > 0 && w.canTakeAhead() {
+			if taken, err := l.waitAhead(ctx, w, longest); err != nil || taken {
+				return err
 			}
-			after = d.RetryAfter
+			after = w.decisions[Decider(w.decisions)].RetryAfter
 		}
 		if !w.pause(ctx, after, longest) {
-			return d, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }
 
-// waitAhead takes ahead for the first waiter, and waits until it may use its tokens. The decision is not allowed where the
-// waiter must ask anew: the store denied, or the key has another limit or rule.
-func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest time.Duration) (d Decision, err error) {
-	c.Op, c.Within = OpAhead, Never
+// canTakeAhead reports whether each charge that was denied may be taken ahead.
+func (w *waiting) canTakeAhead() bool {
+	for i := range w.charges {
+		if !w.decisions[i].Allowed && !w.charges[i].aheadOfRefill() {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *Charge) aheadOfRefill() bool { return c.Op == OpTake && c.Limit.spec.Ahead }
+
+// waitAhead takes ahead for a list that is the first, and waits until it may use its tokens. It reports false where the list
+// must be asked for anew: the store denied it, or a key has another limit or rule.
+func (l *Limiter) waitAhead(ctx context.Context, w *waiting, longest time.Duration) (taken bool, err error) {
+	within := Never
 	if deadline, ok := ctx.Deadline(); ok {
-		c.Within = max(time.Until(deadline), 0)
+		within = max(time.Until(deadline), 0)
 	}
-	l.ask(w)
-	if d, err = l.tell(ctx, c); err != nil {
-		return d, err
+	cs, ds := slices.Clone(w.charges), w.decisions
+	for i := range cs {
+		if cs[i].aheadOfRefill() {
+			cs[i].Op, cs[i].Within = OpAhead, within
+		}
 	}
-	if !d.Allowed {
-		l.rest(w)
-		return d, nil
+	l.ask(w.waiter)
+	if err := l.takeAll(ctx, cs, ds, w.observed); err != nil {
+		return false, err
 	}
-	for left := d.Delay; left > 0; {
+	if !Granted(ds) {
+		l.rest(w.waiter)
+		return false, nil
+	}
+	left := time.Duration(0)
+	for i := range ds {
+		left = max(left, ds[i].Delay)
+	}
+	for left > 0 {
 		start := time.Now()
 		if err = inTime(ctx, left); err != nil || !w.pause(ctx, left, longest) {
 			break
@@ -165,35 +283,54 @@ func (l *Limiter) waitAhead(ctx context.Context, c Charge, w *waiter, longest ti
 		if left -= time.Since(start); left <= 0 {
 			break
 		}
-		limit, wrong := l.limitOf(c.Key)
-		if err = wrong; err != nil {
+		if err = l.chooseAnew(w); err != nil {
 			break
 		}
-		if limit.handle != c.Limit.handle || limit.spec.Rule != c.Limit.spec.Rule {
-			l.giveBack(ctx, c, d)
-			l.rest(w)
-			return Decision{}, nil
+		for i := range cs {
+			if was, is := cs[i].Limit, w.charges[i].Limit; was.handle != is.handle || was.spec.Rule != is.spec.Rule {
+				l.rest(w.waiter)
+				err := l.giveBack(ctx, cs, ds, nil)
+				clear(ds)
+				return false, err
+			}
 		}
-		// Refill has repaid all debt as soon as a cost of 0 fits. Where the store fails, the tokens are charged all
-		// the same.
-		if p, err := l.store.Take(ctx, Charge{Limit: limit, Key: c.Key, Op: OpPeek}); err == nil {
-			left = min(left, p.RetryAfter)
-		}
+		left = min(left, l.untilRepaid(ctx, w, cs))
 	}
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		l.giveBack(ctx, c, d)
-		return Decision{}, err
+		return false, l.giveBack(ctx, cs, ds, err)
 	}
-	d.Delay = 0
-	return d, nil
+	for i := range ds {
+		ds[i].Delay = 0
+	}
+	return true, nil
+}
+
+// untilRepaid returns how long it takes until refill has repaid the debt of all charges that were taken ahead: until a cost
+// of 0 fits. Where the store fails it does not know, and the tokens are charged all the same.
+func (l *Limiter) untilRepaid(ctx context.Context, w *waiting, taken []Charge) (left time.Duration) {
+	peeks := make([]Charge, 0, len(taken))
+	for i := range taken {
+		if taken[i].Op == OpAhead {
+			peeks = append(peeks, Charge{Limit: w.charges[i].Limit, Key: taken[i].Key, Op: OpPeek})
+		}
+	}
+	ds := make([]Decision, len(peeks))
+	if l.askStore(ctx, peeks, ds) != nil {
+		return Never
+	}
+	for i := range ds {
+		left = max(left, ds[i].RetryAfter)
+	}
+	return left
 }
 
 // pause waits for a time, at most longest and with some jitter, or until the waiter must ask again. It reports false if
 // the context ended.
-func (w *waiter) pause(ctx context.Context, after, longest time.Duration) bool {
+func (w *waiting) pause(ctx context.Context, after, longest time.Duration) bool {
+	defer w.observed.waits()()
 	if after <= 0 {
 		after = leastPause
 	}
@@ -209,49 +346,73 @@ func (w *waiter) pause(ctx context.Context, after, longest time.Duration) bool {
 	return true
 }
 
-// forecast fails if the deadline comes before the tokens ahead in the queue and the waiter's own are admitted.
-func (l *Limiter) forecast(ctx context.Context, c Charge, w *waiter) error {
+// forecast fails if the deadline comes before the tokens ahead in the queues and the list's own are admitted.
+func (l *Limiter) forecast(ctx context.Context, w *waiting) error {
 	if _, ok := ctx.Deadline(); !ok {
 		return nil
 	}
+	w.observed.ask()
 	const tries = 3
 	for range tries {
-		ahead := l.ahead(w)
-		err := l.forecastAll(ctx, c, ahead+c.Cost)
-		// A waiter that left the queue in between may have been counted twice: as waiting, and as charged.
-		if err == nil || l.ahead(w) >= ahead {
+		ahead := l.ahead(w.waiter)
+		err := l.forecastAll(ctx, w.charges, ahead)
+		if err == nil {
+			return nil
+		}
+		// A waiter that left a queue in between may have been counted twice: as waiting, and as charged.
+		left := false
+		for i, tokens := range l.ahead(w.waiter) {
+			left = left || tokens < ahead[i]
+		}
+		if !left {
 			return err
 		}
 	}
 	return nil
 }
 
-// forecastAll fails if the deadline comes before all tokens, the last of them those of c, are admitted.
-func (l *Limiter) forecastAll(ctx context.Context, c Charge, all int64) error {
-	own, most := c.Cost, c.Limit.spec.Capacity
-	c.Op, c.Cost = OpPeek, min(all, most)
-	d, err := l.store.Take(ctx, c)
-	if err != nil {
+// forecastAll fails if the deadline comes before the tokens ahead of each charge, and then its own, are admitted.
+func (l *Limiter) forecastAll(ctx context.Context, cs []Charge, ahead []int64) error {
+	peeks, ds := slices.Clone(cs), make([]Decision, len(cs))
+	for i := range peeks {
+		c := &peeks[i]
+		c.Op, c.Cost = OpPeek, min(ahead[i]+c.Cost, c.Limit.spec.Capacity)
+	}
+	if err := l.askStore(ctx, peeks, ds); err != nil {
 		return err
 	}
-	after := d.RetryAfter
-	if f, ok := c.Limit.algorithm.(Forecaster); ok {
-		least := f.Forecast(d, all)
-		if err := inTime(ctx, least); err != nil {
+	alone := peeks[:0]
+	for i := range ds {
+		after, all := ds[i].RetryAfter, ahead[i]+cs[i].Cost
+		if f, ok := cs[i].Limit.algorithm.(Forecaster); ok {
+			least := f.Forecast(ds[i], all)
+			if err := inTime(ctx, least); err != nil {
+				return err
+			}
+			after = max(after, least)
+		}
+		if err := inTime(ctx, after); err != nil && ahead[i] == 0 {
+			return err
+		} else if err != nil {
+			// All tokens fit at once only later, and yet may be admitted one after the other by then: a rule may forget
+			// some of them on the way. But the charge's own tokens must fit.
+			c := cs[i]
+			c.Op = OpPeek
+			alone = append(alone, c)
+		}
+	}
+	if len(alone) == 0 {
+		return nil
+	}
+	if err := l.askStore(ctx, alone, ds[:len(alone)]); err != nil {
+		return err
+	}
+	for i := range alone {
+		if err := inTime(ctx, ds[i].RetryAfter); err != nil {
 			return err
 		}
-		after = max(after, least)
 	}
-	if all == own || inTime(ctx, after) == nil {
-		return inTime(ctx, after)
-	}
-	// All tokens fit at once only later, and yet may be admitted one after the other by then: a rule may forget some of
-	// them on the way. But the waiter's own tokens must fit.
-	c.Cost = own
-	if d, err = l.store.Take(ctx, c); err != nil {
-		return err
-	}
-	return inTime(ctx, d.RetryAfter)
+	return nil
 }
 
 // inTime fails if the context's deadline comes before the span after has passed.
@@ -263,92 +424,161 @@ func inTime(ctx context.Context, after time.Duration) error {
 	return nil
 }
 
-// giveBack refunds a grant that came too late for its caller.
-func (l *Limiter) giveBack(ctx context.Context, c Charge, d Decision) {
+// giveBack refunds a grant that came too late for its caller, who gets the error why. If the refund fails, so that the
+// tokens come back by refill, the error says so and is an ErrIndeterminate too.
+func (l *Limiter) giveBack(ctx context.Context, cs []Charge, ds []Decision, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
-	r := c.Refund(d, d.Charged)
-	r.receipt = receipt{} // no caller has the receipt
-	l.tell(ctx, r)        // the observer gets an error; the tokens then come back by refill
-}
-
-// enqueue joins the queue of a key.
-func (l *Limiter) enqueue(key string, n int64) (*waiter, error) {
-	w := &waiter{key: key, cost: n, turn: make(chan struct{}, 1)}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	q := l.queues[key]
-	if q == nil {
-		if l.queues == nil {
-			l.queues = make(map[string]*queue)
+	refunds := make([]Charge, 0, len(cs))
+	for i := range cs {
+		if ds[i].Charged > 0 {
+			r := cs[i].Refund(ds[i], ds[i].Charged)
+			r.receipt = receipt{} // no caller has the receipt
+			refunds = append(refunds, r)
 		}
-		q = &queue{first: w}
-		l.queues[key] = q
-		l.queued.Add(1)
-		w.wake()
-	} else {
-		if q.tokens() > math.MaxInt64-n {
-			return nil, fmt.Errorf("quota: %w: callers wait for as many tokens of %q already as can be counted, with these %d", ErrOverloaded, key, n)
-		}
-		if err := l.count(w); err != nil {
-			return nil, err
-		}
-		q.last.next, w.prev = w, q.last
 	}
-	q.last = w
-	w.ahead = q.joined
-	q.joined += n
-	return w, nil
+	if len(refunds) == 0 {
+		return why
+	}
+	err := l.takeAll(ctx, refunds, make([]Decision, len(refunds)), nil)
+	if err == nil {
+		return why
+	}
+	err = fmt.Errorf("quota: %w: the tokens of limit %q may stay charged, for giving them back failed: %w", ErrIndeterminate, refunds[0].Limit, err)
+	if why != nil {
+		err = fmt.Errorf("%w; %w", why, err)
+	}
+	return err
 }
 
-// ahead returns the tokens of the waiters before w, without those of the first waiter while the store may have charged
-// them. It is less where waiters behind w have left, a bound that errs on the side of waiting.
-func (l *Limiter) ahead(w *waiter) int64 {
+// join has a list join its queues.
+func (l *Limiter) join(w *waiting) error {
+	t := &waiter{turn: make(chan struct{}, 1)}
+	if t.places = t.one[:]; len(w.charges) != 1 {
+		t.places = make([]place, len(w.charges))
+	}
+	for i := range t.places {
+		c, p := &w.charges[i], &t.places[i]
+		p.id, p.waiter = queueID{c.Limit.handle, c.Key}, t
+		if own, err := l.limitOf(c.Key); err != nil {
+			return err
+		} else if w.own&(1<<i) != 0 || own.handle == c.Limit.handle {
+			p.id.limit = unique.Handle[string]{}
+		}
+		if slices.ContainsFunc(t.places[:i], func(q place) bool { return q.id == p.id }) { // LimitFor chose another limit just now
+			return invalid("key of a second charge to limit "+c.Limit.name, c.Key, "each limit and key once in a call")
+		}
+		if c.Op == OpTake {
+			p.cost = c.Cost
+		}
+	}
+	w.waiter = t
+	return l.enqueue(t)
+}
+
+// enqueue has a waiter join its queues, all in one step.
+func (l *Limiter) enqueue(w *waiter) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return max(w.ahead-l.queues[w.key].gone, 0)
+	ready := true
+	for i := range w.places {
+		p := &w.places[i]
+		q := l.queues[p.id]
+		if q == nil {
+			continue
+		}
+		ready = false
+		if q.tokens() > math.MaxInt64-p.cost {
+			return fmt.Errorf("quota: %w: callers wait for as many tokens of %q already as can be counted, with these %d", ErrOverloaded, p.id.key, p.cost)
+		}
+	}
+	if !ready {
+		if err := l.count(w); err != nil {
+			return err
+		}
+	}
+	for i := range w.places {
+		p := &w.places[i]
+		if p.queue = l.queues[p.id]; p.queue == nil {
+			if l.queues == nil {
+				l.queues = make(map[queueID]*queue)
+			}
+			p.queue = &queue{first: p}
+			l.queues[p.id] = p.queue
+			l.queued.Add(1)
+			w.firsts++
+		} else {
+			p.queue.last.next, p.prev = p, p.queue.last
+		}
+		p.queue.last = p
+		p.ahead = p.queue.joined
+		p.queue.joined += p.cost
+	}
+	w.wake()
+	return nil
 }
 
-// wake has a waiter ask the store, or ask again. The caller must hold Limiter.mu.
+// ahead returns, for each charge of a list, the tokens of the waiters before it, without those of the first waiter while the
+// store may have charged them. It is less where waiters behind have left, a bound that errs on the side of waiting.
+func (l *Limiter) ahead(w *waiter) []int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tokens := make([]int64, len(w.places))
+	for i := range w.places {
+		tokens[i] = max(w.places[i].ahead-w.places[i].queue.gone, 0)
+	}
+	return tokens
+}
+
+// wake has a waiter ask the store, or ask again, if it is the first in all of its queues. The caller must hold Limiter.mu.
 func (w *waiter) wake() {
+	if w.firsts < len(w.places) {
+		return
+	}
 	select {
 	case w.turn <- struct{}{}:
 	default: // it is about to ask
 	}
 }
 
-// gaveBack wakes the first waiting caller of a key to which tokens came back.
-func (l *Limiter) gaveBack(key string) {
+// gaveBack wakes the first waiting caller of a limit and key to which tokens came back.
+func (l *Limiter) gaveBack(c *Charge) {
 	if l.queued.Load() == 0 { // a caller that begins to wait now asks after this give-back
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if q := l.queues[key]; q != nil {
-		q.first.wake()
+	for _, id := range [...]queueID{{key: c.Key}, {c.Limit.handle, c.Key}} {
+		if q := l.queues[id]; q != nil {
+			q.first.waiter.wake()
+		}
 	}
 }
 
-// leave quits the queue, and lets the next waiter ask the store if this one was the first.
+// leave quits the queues, and lets those waiters ask the store that are the first now.
 func (l *Limiter) leave(w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.queues[w.key]
-	if w.next != nil {
-		w.next.prev = w.prev
-	} else {
-		q.last = w.prev
-	}
-	if w.prev != nil {
-		w.prev.next = w.next
-	} else if q.first = w.next; w.next != nil {
-		w.next.wake()
-	} else {
-		delete(l.queues, w.key)
-		l.queued.Add(-1)
-	}
-	if !w.asking {
-		q.gone += w.cost
+	for i := range w.places {
+		p := &w.places[i]
+		q := p.queue
+		if p.next != nil {
+			p.next.prev = p.prev
+		} else {
+			q.last = p.prev
+		}
+		if p.prev != nil {
+			p.prev.next = p.next
+		} else if q.first = p.next; p.next != nil {
+			p.next.waiter.firsts++
+			p.next.waiter.wake()
+		} else {
+			delete(l.queues, p.id)
+			l.queued.Add(-1)
+		}
+		if !w.asking {
+			q.gone += p.cost
+		}
 	}
 	if w.counted {
 		l.waiting--
@@ -361,7 +591,9 @@ func (l *Limiter) ask(w *waiter) {
 	defer l.mu.Unlock()
 	if !w.asking {
 		w.asking = true
-		l.queues[w.key].gone += w.cost
+		for i := range w.places {
+			w.places[i].queue.gone += w.places[i].cost
+		}
 	}
 	select {
 	case <-w.turn: // for all that happened so far
@@ -376,7 +608,9 @@ func (l *Limiter) rest(w *waiter) (longest time.Duration, err error) {
 	defer l.mu.Unlock()
 	if w.asking {
 		w.asking = false
-		l.queues[w.key].gone -= w.cost
+		for i := range w.places {
+			w.places[i].queue.gone -= w.places[i].cost
+		}
 	}
 	return askAgain + time.Duration(len(l.queues)-1)*askAgainForKey, l.count(w)
 }

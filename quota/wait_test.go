@@ -52,6 +52,11 @@ func (w *waits) call(ctx context.Context, name, key string, n int64) {
 func (w *waits) wait(ctx context.Context, name, key string, n int64) {
 	from := time.Now()
 	_, err := w.lim.Wait(ctx, key, n)
+	w.note(name, from, err)
+}
+
+// note notes how a call that began then ended.
+func (w *waits) note(name string, from time.Time, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil {

@@ -1,6 +1,13 @@
 package resilience_test
 
 import (
+	"context"
+	"crypto/tls"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +20,7 @@ import (
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
@@ -30,44 +38,60 @@ func inPreset(t testing.TB, s quota.Store, err error) quota.Store {
 	return s
 }
 
-// preset returns a harness of a backend inside the preset.
-func preset(name string, open func(o conformance.Opening) (quota.Store, error)) conformance.Harness {
-	return conformance.Harness{
-		Name: name + " in resilience.Standard",
-		Open: func(t testing.TB, o conformance.Opening) quota.Store {
-			s, err := open(o)
-			return inPreset(t, s, err)
-		},
+// addrsVariable names the servers to the process that the suite starts.
+const addrsVariable = "RESILIENCE_TEST_ADDRS"
+
+// addrs returns the addresses that the environment has, or those of servers that it starts.
+func addrs(start func() []string) []string {
+	if text := os.Getenv(addrsVariable); text != "" {
+		return strings.Split(text, ",")
 	}
+	return start()
 }
 
-// breakable is a Harness.Fault: a client of its own behind a proxy, and a server that can be paused.
-func breakable(server *redisserver.Server) func(testing.TB, conformance.Opening) (quota.Store, func(conformance.Fault)) {
-	return func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
-		proxy := redisserver.StartProxy(t, server.Addr())
-		client := goredisclient.NewClient(&goredisclient.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
-		t.Cleanup(func() { client.Close() })
-		s, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
-		return inPreset(t, s, err), redisserver.Switch(t, server, proxy, conformance.Refused, conformance.LostReply, conformance.Frozen)
-	}
-}
+// dialer connects to the proxies of connections that can be broken; nil is a client's own.
+type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
-func TestConformance(t *testing.T) {
-	t.Run("local", func(t *testing.T) {
+// onRedis runs the suite on a backend inside the preset, through connections that fail, and in two processes.
+func onRedis(t *testing.T, name string, addrs []string, open func(t testing.TB, d dialer) func(conformance.Opening) (quota.Store, error)) {
+	t.Run(name, func(t *testing.T) {
 		t.Parallel()
-		h := preset("local", func(o conformance.Opening) (quota.Store, error) {
-			return local.New(&local.Options{Clock: o.Clock}), nil
+		sound := open(t, nil)
+		conformance.Run(t, conformance.Harness{
+			Name: name + " in resilience.Standard",
+			Open: func(t testing.TB, o conformance.Opening) quota.Store {
+				s, err := sound(o)
+				return inPreset(t, s, err)
+			},
+			Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+				dial, set := redisserver.Breakable(t, addrs...)
+				s, err := open(t, dial)(o)
+				return inPreset(t, s, err), set
+			},
+			Process: func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, addrsVariable+"="+strings.Join(addrs, ",")) },
 		})
-		h.Lacks = []conformance.Lack{{Feature: conformance.Shared, Reason: "its state is the memory of one store"}}
-		conformance.Run(t, h)
 	})
-	overGoredis := func(client goredisclient.UniversalClient) func(conformance.Opening) (quota.Store, error) {
+}
+
+func overGoredis(addrs []string, cluster bool) func(testing.TB, dialer) func(conformance.Opening) (quota.Store, error) {
+	return func(t testing.TB, d dialer) func(conformance.Opening) (quota.Store, error) {
+		client := goredisclient.NewUniversalClient(&goredisclient.UniversalOptions{Addrs: addrs, IsClusterMode: cluster, Dialer: d, ContextTimeoutEnabled: true})
+		t.Cleanup(func() { client.Close() })
 		return func(o conformance.Opening) (quota.Store, error) {
 			return goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
 		}
 	}
-	overRueidis := func(t testing.TB, o rueidisclient.ClientOption) func(conformance.Opening) (quota.Store, error) {
-		o.AlwaysPipelining, o.ClusterOption.MaxMovedRedirections = true, 3
+}
+
+func overRueidis(addrs []string, cluster bool) func(testing.TB, dialer) func(conformance.Opening) (quota.Store, error) {
+	return func(t testing.TB, d dialer) func(conformance.Opening) (quota.Store, error) {
+		o := rueidisclient.ClientOption{InitAddress: addrs, ForceSingleClient: !cluster, AlwaysPipelining: true}
+		o.ClusterOption.MaxMovedRedirections = 3
+		if d != nil {
+			o.DialCtxFn = func(ctx context.Context, addr string, _ *net.Dialer, _ *tls.Config) (net.Conn, error) {
+				return d(ctx, "tcp", addr)
+			}
+		}
 		client, err := rueidisclient.NewClient(o)
 		if err != nil {
 			t.Fatal(err)
@@ -77,35 +101,77 @@ func TestConformance(t *testing.T) {
 			return rueidis.New(client, &rueidis.Options{Prefix: o.Data + ":", Clock: o.Clock})
 		}
 	}
+}
+
+// inMemory runs the suite on the preset around stores in memory, which fail under it. Handles of one name share their data.
+func inMemory(t *testing.T) {
+	var mu sync.Mutex
+	stores := map[string]*local.Store{}
+	t.Cleanup(func() {
+		for _, s := range stores {
+			s.Close()
+		}
+	})
+	below := func(o conformance.Opening) quota.Store {
+		mu.Lock()
+		defer mu.Unlock()
+		if stores[o.Data] == nil {
+			stores[o.Data] = local.New(&local.Options{Clock: o.Clock})
+		}
+		return &session{Store: stores[o.Data]}
+	}
+	conformance.Run(t, conformance.Harness{
+		Name: "local in resilience.Standard",
+		Open: func(t testing.TB, o conformance.Opening) quota.Store { return inPreset(t, below(o), nil) },
+		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+			s, set := conformance.FaultyStore(below(o))
+			return inPreset(t, s, nil), set
+		},
+	})
+}
+
+// session is a handle on a store that other handles use too.
+type session struct {
+	quota.Store
+	gate driver.Gate
+}
+
+func (s *session) Unwrap() quota.Store { return s.Store }
+
+func (s *session) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if err := s.gate.Ready(ctx); err != nil {
+		return quota.Decision{}, err
+	}
+	return s.Store.Take(ctx, c)
+}
+
+func (s *session) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if err := s.gate.Ready(ctx); err != nil {
+		return err
+	}
+	return s.Store.TakeAll(ctx, cs, out)
+}
+
+func (s *session) Close() error {
+	s.gate.Close()
+	return nil
+}
+
+func TestConformance(t *testing.T) {
+	t.Run("local", func(t *testing.T) {
+		t.Parallel()
+		inMemory(t)
+	})
 	t.Run("standalone", func(t *testing.T) {
 		t.Parallel()
-		server := redisserver.Start(t)
-		addr := server.Addr()
-		t.Run("goredis", func(t *testing.T) {
-			t.Parallel()
-			client := goredisclient.NewClient(&goredisclient.Options{Addr: addr, ContextTimeoutEnabled: true})
-			t.Cleanup(func() { client.Close() })
-			h := preset("goredis", overGoredis(client))
-			h.Fault = breakable(server)
-			conformance.Run(t, h)
-		})
-		t.Run("rueidis", func(t *testing.T) {
-			t.Parallel()
-			conformance.Run(t, preset("rueidis", overRueidis(t, rueidisclient.ClientOption{InitAddress: []string{addr}, ForceSingleClient: true})))
-		})
+		at := addrs(func() []string { return []string{redisserver.Start(t).Addr()} })
+		onRedis(t, "goredis", at, overGoredis(at, false))
+		onRedis(t, "rueidis", at, overRueidis(at, false))
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		addrs := redisserver.StartCluster(t).Addrs()
-		t.Run("goredis", func(t *testing.T) {
-			t.Parallel()
-			client := goredisclient.NewClusterClient(&goredisclient.ClusterOptions{Addrs: addrs, ContextTimeoutEnabled: true})
-			t.Cleanup(func() { client.Close() })
-			conformance.Run(t, preset("goredis on a cluster", overGoredis(client)))
-		})
-		t.Run("rueidis", func(t *testing.T) {
-			t.Parallel()
-			conformance.Run(t, preset("rueidis on a cluster", overRueidis(t, rueidisclient.ClientOption{InitAddress: addrs})))
-		})
+		at := addrs(func() []string { return redisserver.StartCluster(t).Addrs() })
+		onRedis(t, "goredis on a cluster", at, overGoredis(at, true))
+		onRedis(t, "rueidis on a cluster", at, overRueidis(at, true))
 	})
 }

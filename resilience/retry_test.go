@@ -110,7 +110,7 @@ func TestRetryBudget(t *testing.T) {
 		}
 		// Who has left is not tried for again.
 		ctx, cancel := context.WithCancel(bg)
-		store = &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
+		store = &stub{prompt: true, answer: func(context.Context, quota.Charge) (quota.Decision, error) { // prompt: its answer, and not the end of the context, is the timeout's
 			cancel()
 			return granted, as(quota.ErrUnavailable)
 		}}

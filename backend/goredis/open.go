@@ -39,7 +39,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	case c.Master != "":
 		a.renew = func() *redis.Client {
 			client := redis.NewFailoverClient(failoverOptions(c))
-			client.AddHook(definite{c.Master})
+			client.AddHook(definite{c.MasterText})
 			return client
 		}
 	default:
@@ -146,7 +146,7 @@ func dialer(c *redisurl.Config) func(context.Context, string, string) (net.Conn,
 
 // definite is a hook that returns the error of a lookup of the master, at the sentinels, as an error of
 // connecting: nothing was charged.
-type definite struct{ master string }
+type definite struct{ master string } // the master's name for messages
 
 func (d definite) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -167,7 +167,7 @@ func (d definite) DialHook(next redis.DialHook) redis.DialHook {
 type unknownMaster string
 
 func (m unknownMaster) Error() string {
-	return fmt.Sprintf("the sentinels know no master %q; accepted: the name in their configuration", string(m))
+	return fmt.Sprintf("the sentinels know no master %s; accepted: the name in their configuration", string(m))
 }
 
 // reason is the text of an error of connecting: the client must not take it for a reply to the script.

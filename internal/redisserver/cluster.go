@@ -63,7 +63,7 @@ func LaunchCluster(dir string, args ...string) (_ *Cluster, err error) {
 		n.ID = id.(string)
 		// Different epochs from the start spare the nodes to settle which of them is whose.
 		if _, err = n.Do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1)); err == nil && i < masters {
-			_, err = n.Do("CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*slots/masters), strconv.Itoa((i+1)*slots/masters-1))
+			err = n.AddSlots(i*slots/masters, (i+1)*slots/masters)
 		}
 		return err
 	})
@@ -97,6 +97,16 @@ func LaunchCluster(dir string, args ...string) (_ *Cluster, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// AddSlots makes a node of a cluster the owner of the slots from the first one to before the end.
+func (s *Server) AddSlots(first, end int) error {
+	command := []string{"CLUSTER", "ADDSLOTS"} // the command for ranges came with 7.0
+	for slot := first; slot < end; slot++ {
+		command = append(command, strconv.Itoa(slot))
+	}
+	_, err := s.Do(command...)
+	return err
 }
 
 // Stop ends all nodes.

@@ -353,28 +353,6 @@ func muteReplies(args []string) bool {
 		len(args) > 1 && strings.EqualFold(args[0], "CLIENT") && strings.EqualFold(args[1], "REPLY")
 }
 
-// Switch returns a function that breaks a server and the proxy before it in one of three ways, which the
-// caller names, and mends them for any other argument: refused keeps requests from the server, lostReply
-// keeps replies to scripts from the client, and frozen pauses the server. A server that cannot be paused or
-// resumed is an error of the test.
-func Switch[F comparable](tb testing.TB, s *Server, p *Proxy, refused, lostReply, frozen F) func(F) {
-	return func(f F) {
-		p.Clear()
-		err := s.Resume()
-		switch f {
-		case refused:
-			p.Inject(Fault{Action: DropRequest})
-		case lostReply:
-			p.Inject(Fault{Action: DropReply, Match: Commands("EVAL", "EVALSHA")})
-		case frozen:
-			err = s.Pause()
-		}
-		if err != nil {
-			tb.Error(err)
-		}
-	}
-}
-
 // Proxies is a proxy before each of several addresses, for clusters: a client learns the nodes' addresses
 // from the nodes, so it must dial through DialContext, which leads each address to its proxy. With go-redis
 // that is the option Dialer; with rueidis the option DialCtxFn, func(ctx, addr, _, _) { return

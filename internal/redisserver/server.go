@@ -9,7 +9,7 @@
 // Functions StartX skip a test if there is no redis-server, and end the processes with the test. Programs
 // call Launch and LaunchCluster, which return an error, and Stop.
 //
-// It needs redis-server 7.0 or newer, found in the PATH or named by FLEETQUOTA_REDIS_SERVER.
+// It needs redis-server 6.0 or newer, found in the PATH or named by FLEETQUOTA_REDIS_SERVER.
 package redisserver
 
 import (
@@ -167,8 +167,8 @@ func (s *Server) launch(first, last []string) error {
 		if s.bus != 0 {
 			port = append(port, "--cluster-port", strconv.Itoa(s.bus))
 		}
-		s.args = slices.Concat(first, port, []string{"--bind", loopback, "--dir", s.dir, "--save", "", "--appendonly", "no",
-			"--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"}, last)
+		s.args = known(slices.Concat(first, port, []string{"--bind", loopback, "--dir", s.dir, "--save", "", "--appendonly", "no",
+			"--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"}, last))
 		s.mu.Lock()
 		err := s.spawn()
 		s.mu.Unlock()
@@ -500,30 +500,62 @@ func Binary() string {
 	return "redis-server"
 }
 
-var available = sync.OnceValue(func() error {
+// version returns the major and the minor version of the redis-server that the package starts.
+var version = sync.OnceValues(func() (v [2]int, err error) {
 	out, err := exec.Command(Binary(), "--version").Output()
 	if err != nil {
-		return err
+		return v, err
 	}
-	m := regexp.MustCompile(`v=(\d+)\.`).FindSubmatch(out)
+	m := regexp.MustCompile(`v=(\d+)\.(\d+)`).FindSubmatch(out)
 	if m == nil {
-		return fmt.Errorf("%s --version answers %q", Binary(), out)
+		return v, fmt.Errorf("%s --version answers %q", Binary(), out)
 	}
-	if major, _ := strconv.Atoi(string(m[1])); major < 7 {
-		return fmt.Errorf("redis-server is too old: %s", bytes.TrimSpace(out))
+	v[0], _ = strconv.Atoi(string(m[1]))
+	v[1], _ = strconv.Atoi(string(m[2]))
+	if v[0] < 6 {
+		return v, fmt.Errorf("redis-server is too old: %s", bytes.TrimSpace(out))
 	}
-	return nil
+	return v, nil
 })
+
+// since says whether the redis-server that the package starts is of this version or a newer one.
+func since(major, minor int) bool {
+	v, _ := version()
+	return v[0] > major || v[0] == major && v[1] >= minor
+}
+
+// known returns the arguments that the redis-server knows: older ones allow of themselves what these ask for.
+func known(args []string) []string {
+	kept := make([]string, 0, len(args))
+	for i := 0; i < len(args); i++ {
+		switch args[i] {
+		case "&*": // the rights on channels
+			if !since(6, 2) {
+				continue
+			}
+		case "--enable-debug-command", "--cluster-port":
+			if !since(7, 0) {
+				i++
+				continue
+			}
+		}
+		kept = append(kept, args[i])
+	}
+	return kept
+}
 
 // Available returns nil if there is a redis-server that the package can use, and otherwise the error that it
 // meets.
-func Available() error { return available() }
+func Available() error {
+	_, err := version()
+	return err
+}
 
 // Require skips the test, with a message that says how to change that, if there is no redis-server. With
 // FLEETQUOTA_REQUIRE_REDIS=1 in the environment it fails the test instead. Functions StartX call it.
 func Require(tb testing.TB) {
 	tb.Helper()
-	require(tb, Available(), "a real redis-server, version 7.0 or newer", "redis-server")
+	require(tb, Available(), "a real redis-server, version 6.0 or newer", "redis-server")
 }
 
 func require(tb testing.TB, err error, what, pkg string) {
@@ -552,7 +584,9 @@ var ports = struct {
 // reserve chooses free ports that no other server of this process has.
 func (s *Server) reserve() (err error) {
 	if s.port, err = freePort(); err == nil && s.bus != 0 {
-		s.bus, err = freePort()
+		if s.bus = s.port + 10000; since(7, 0) { // older ones have it there
+			s.bus, err = freePort()
+		}
 	}
 	return err
 }

@@ -120,5 +120,5 @@ func fits(c *quota.Charge, it *Item) error {
 
 func misfit(c *quota.Charge, it *Item) error {
 	return fmt.Errorf("quota: %w: limit %q holds state of rule %q and is now %q: give the limit another name",
-		quota.ErrMisconfigured, c.Limit.Name(), it.Rule, c.Limit.Spec().Rule)
+		quota.ErrMisconfigured, c.Limit, it.Rule, c.Limit.Spec().Rule)
 }

@@ -6,7 +6,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
@@ -142,7 +144,9 @@ func exact(t testing.TB, s quota.Store, name string) {
 func batchingOneShard(t *testing.T, l library) {
 	t.Parallel()
 	server := redisserver.Start(t, "--cluster-enabled", "yes")
-	do(t, server, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+	if err := server.AddSlots(0, 16384); err != nil {
+		t.Fatal(err)
+	}
 	until(t, "the cluster", func() bool {
 		return strings.Contains(fmt.Sprint(do(t, server, "CLUSTER", "INFO")), "cluster_state:ok")
 	})
@@ -232,4 +236,34 @@ func batchingAgain(t *testing.T, l library) {
 		return err == nil
 	})
 	exact(t, s, "again")
+}
+
+// batchingWork: large states go few at a time in a script, and small ones together, so that no script holds up the server
+// for long.
+func batchingWork(t *testing.T, l library) {
+	t.Parallel()
+	server, open := l.single(t)
+	s := open(engine.Options{})
+	for _, entries := range []int64{4000, 10} {
+		limit := limitOf(fmt.Sprint("log", entries), quota.Must(algorithm.SlidingWindowLog(entries+100, year)))
+		var it driver.Item
+		var d quota.Decision
+		now := take(t, s, quota.Charge{Limit: limit, Key: "now", Op: quota.OpPeek}).At
+		for i := range entries {
+			ok(t, driver.ApplyOne(&quota.Charge{Limit: limit, Key: "k", Cost: 1}, &it, now-quota.Micros(entries-i), &d))
+		}
+		list := keys(64)
+		for _, key := range list {
+			ok(t, server.Set(bg, place(quota.Charge{Limit: limit, Key: key}), packed(&it), time.Hour).Err())
+		}
+		take(t, s, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+		server.resetCounts(t)
+		y := crowd(s, limit, list, 5)
+		ok(t, y.failure())
+		n := int64(server.count(t)["time"].calls)
+		t.Logf("states of %d entries: %d charges in %d scripts", entries, y.ok, n)
+		if large := entries > 1000; large && n < y.ok/5 || !large && n > y.ok/4 {
+			t.Errorf("scripts of %d charges to states of %d entries: got %d, want %d", y.ok, entries, n, map[bool]int64{true: y.ok / 4, false: y.ok / 16}[large])
+		}
+	}
 }

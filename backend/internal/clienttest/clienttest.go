@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -67,6 +68,7 @@ var tests = []struct {
 	{"batching/OneShard", batchingOneShard},
 	{"batching/NoRight", batchingNoRight},
 	{"batching/Again", batchingAgain},
+	{"batching/Work", batchingWork},
 
 	{"faults/AtMostOnce", atMostOnce},
 	{"faults/ExactlyOnce", exactlyOnce},
@@ -138,6 +140,7 @@ var tests = []struct {
 
 	{"secrets/Nothing", nothingTellsThePassword},
 	{"secrets/User", userIsNotNamed},
+	{"secrets/MasterName", masterNamedSo},
 	{"secrets/RightPasswords", rightPasswords},
 }
 
@@ -151,40 +154,52 @@ func Run(t *testing.T, name string, engineOf func(quota.Store) *engine.Store) {
 	}
 }
 
-// Conformance runs the suite that every store passes, on a single server that fails, and on a cluster.
+// addrsVariable names the servers to the process that the suite starts.
+const addrsVariable = "CLIENTTEST_ADDRS"
+
+// Conformance runs the suite that every store passes, on a server, on one whose scripts take any keys, and on a cluster, all
+// through connections that fail, and in two processes.
 func Conformance(t *testing.T, name string) {
 	l := named(t, name)
-	open := func(t testing.TB, c conn, b engine.Batching, o conformance.Opening) quota.Store {
-		s, err := c.open(engine.Options{Prefix: o.Data + ":", Batching: b, Clock: o.Clock})
-		ok(t, err)
-		return s
+	run := func(name string, b engine.Batching, start func(t *testing.T) target) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			to := start(t)
+			c := l.dial(t, to)
+			open := func(t testing.TB, c conn, o conformance.Opening) quota.Store {
+				s, err := c.open(engine.Options{Prefix: o.Data + ":", Batching: b, Clock: o.Clock})
+				ok(t, err)
+				return s
+			}
+			conformance.Run(t, conformance.Harness{
+				Name: strings.TrimSuffix(l.name+" "+name, " in any batches"),
+				Open: func(t testing.TB, o conformance.Opening) quota.Store { return open(t, c, o) },
+				Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+					broken := to
+					var set func(conformance.Fault)
+					broken.dialer, set = redisserver.Breakable(t, to.addrs...)
+					return open(t, l.dial(t, broken), o), set
+				},
+				Process: func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, addrsVariable+"="+strings.Join(to.addrs, ",")) },
+			})
+		})
 	}
-	harness := func(name string, c conn, b engine.Batching) conformance.Harness {
-		return conformance.Harness{
-			Name: name,
-			Open: func(t testing.TB, o conformance.Opening) quota.Store { return open(t, c, b, o) },
-		}
+	server := func(t *testing.T) target { return reach(target{}, func() target { return single(redisserver.Start(t)) }) }
+	run("on a server", engine.BatchAuto, server) // which learns that there is one server, and promises one group
+	run("in any batches", engine.BatchAll, server)
+	run("on a cluster", engine.BatchAuto, func(t *testing.T) target {
+		return reach(target{cluster: true}, func() target { return clustered(redisserver.StartCluster(t)) })
+	})
+}
+
+// reach returns the target whose addresses the environment has, or else starts one.
+func reach(to target, start func() target) target {
+	addrs := os.Getenv(addrsVariable)
+	if addrs == "" {
+		return start()
 	}
-	t.Run("standalone", func(t *testing.T) { // which learns that there is one server, and promises one group
-		t.Parallel()
-		server := redisserver.Start(t)
-		conformance.Run(t, harness(name+" on a server", l.dial(t, single(server)), engine.BatchAuto))
-	})
-	t.Run("all", func(t *testing.T) {
-		t.Parallel()
-		server := redisserver.Start(t)
-		h := harness(name, l.dial(t, single(server)), engine.BatchAll)
-		h.Fault = func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
-			proxy := redisserver.StartProxy(t, server.Addr())
-			c := l.dial(t, target{addrs: []string{proxy.Addr()}})
-			return open(t, c, engine.BatchAll, o), redisserver.Switch(t, server, proxy, conformance.Refused, conformance.LostReply, conformance.Frozen)
-		}
-		conformance.Run(t, h)
-	})
-	t.Run("cluster", func(t *testing.T) {
-		t.Parallel()
-		conformance.Run(t, harness(name+" on a cluster", l.dial(t, clustered(redisserver.StartCluster(t))), engine.BatchAuto))
-	})
+	to.addrs = strings.Split(addrs, ",")
+	return to
 }
 
 func named(t *testing.T, name string) library {

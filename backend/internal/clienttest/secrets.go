@@ -161,6 +161,23 @@ func userIsNotNamed(t *testing.T, l library) {
 	}
 }
 
+// masterNamedSo: a master may have the name that is its password. Errors do not show that name; go-redis logs it.
+func masterNamedSo(t *testing.T, l library) {
+	ignorant := answering(t, func(args []string) string {
+		if strings.EqualFold(args[0], "sentinel") {
+			return "*-1\r\n"
+		}
+		return "+OK\r\n"
+	})
+	for _, addr := range []string{"127.0.0.1:1", ignorant} {
+		_, err := one(l.open(t, "redis+sentinel://:hunter2@"+addr+"?master=hunter2"), "k")
+		if logged.take(); err == nil {
+			t.Errorf("%s: got no error, want one", addr)
+		}
+		quiet(t, addr, err)
+	}
+}
+
 // rightPasswords: passwords arrive as they are, on the server too.
 func rightPasswords(t *testing.T, l library) {
 	server := redisserver.Start(t)

@@ -193,7 +193,9 @@ func urlCluster(t *testing.T, l library) {
 // urlClusterTLS uses a cluster of one node: it serves all slots and announces its port for TLS.
 func urlClusterTLS(t *testing.T, l library) {
 	server := tlsServer(t, "--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-announce-ip", "127.0.0.1", "--cluster-config-file", filepath.Join(t.TempDir(), "nodes.conf"))
-	do(t, server, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+	if err := server.AddSlots(0, 16384); err != nil {
+		t.Fatal(err)
+	}
 	s := l.open(t, "redis+cluster://"+server.Addr()+"?tls=true&"+ca(server))
 	eventually(t, s, 10*time.Second) // the cluster may not be up yet
 	works(t, s, "a")

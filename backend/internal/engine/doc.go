@@ -45,8 +45,8 @@
 //
 // # Panics
 //
-// A panic of the client or an algorithm becomes an error of the calls that it concerns, see panic.go; the standard logger
-// gets that of a receiver of notices.
+// A panic of the client or an algorithm becomes an error of the calls that it concerns, see panic.go; that of a receiver of
+// notices goes to slog.
 //
 // # Locks
 //

@@ -88,6 +88,7 @@ type Store struct {
 	cas     quota.Store
 	gate    driver.Gate
 	evicted atomic.Int64
+	crowded atomic.Bool // the notice about too many rules was given
 
 	origin    string       // begins the ids of give-backs; no other store has it
 	givenBack atomic.Int64 // numbers give-backs
@@ -329,6 +330,10 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 		var err error
 		if p.script, err = s.scripts.one(spec.Rule, scripted.Lua()); err != nil {
 			return nil, err
+		}
+		if p.script == nil && !s.crowded.Swap(true) {
+			s.notice("rules", fmt.Sprintf("%d rules have scripts, as many as a store keeps on a server; charges under rule %q and further ones "+
+				"take several round trips each; accepted: a rule for each algorithm, with its numbers in Spec.Params", maxRules, spec.Rule))
 		}
 	}
 	if listed, ok := l.Algorithm().(driver.Listed); ok {

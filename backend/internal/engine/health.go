@@ -3,7 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
-	"log"
+	"log/slog"
 	"strconv"
 	"strings"
 
@@ -92,11 +92,11 @@ func (s *Store) notice(name, text string) {
 	}
 }
 
-// tell gives a notice to a receiver. If that panics, the standard logger gets the panic: no call is to blame for it.
+// tell gives a notice to a receiver. If that panics, slog gets the panic: no call is to blame for it.
 func tell(receiver func(quota.Notice), n quota.Notice) {
 	err := Catch("the receiver of notices", false, func() error { receiver(n); return nil })
 	if err != nil {
-		log.Print(err)
+		slog.Error("redis: a receiver of notices panicked", "err", err)
 	}
 }
 

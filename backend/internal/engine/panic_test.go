@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -254,11 +254,11 @@ func TestPanicWhileConnecting(t *testing.T) {
 	})
 }
 
-// A panic of a receiver of notices fails no call. The standard logger gets it.
+// A panic of a receiver of notices fails no call. The logger of slog gets it.
 func TestPanicOfReceiver(t *testing.T) {
 	var text bytes.Buffer
-	defer log.SetOutput(log.Writer())
-	log.SetOutput(&text)
+	defer slog.SetDefault(slog.Default())
+	slog.SetDefault(slog.New(slog.NewTextHandler(&text, nil)))
 	bug := func(quota.Notice) { panic("a bug in a receiver") }
 	var told []string
 	for _, s := range []*Store{

@@ -72,7 +72,7 @@ type scripts struct {
 	next    *script // is to be the mix once it has run; nil if there was none
 }
 
-// maxRules is how many rules get scripts. Charges of further ones are decided by compare-and-swap.
+// maxRules is how many rules get scripts. Charges of further ones are decided by compare-and-swap, and a notice says so.
 const maxRules = 64
 
 func newScripts(injected bool) *scripts {

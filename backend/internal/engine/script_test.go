@@ -161,10 +161,11 @@ func TestScriptsGrowWithRules(t *testing.T) {
 	}
 }
 
-// The number of scripts is bounded: charges of rules beyond that are decided all the same.
+// The number of scripts is bounded: charges of rules beyond that are decided all the same, and a notice says so once.
 func TestMostScripts(t *testing.T) {
 	var c cache
-	s := newStore(t, false, c.client())
+	var told []string
+	s := quota.Must(New(c.client(), false, Options{Batching: BatchAll, Notice: func(n quota.Notice) { told = append(told, n.Name+": "+n.Text) }}))
 	limits := owns(maxRules + 20)
 	for i, l := range limits {
 		for range 2 {
@@ -179,9 +180,12 @@ func TestMostScripts(t *testing.T) {
 				}
 			}
 		}
-		if i == maxRules-1 && c.cas > 0 {
-			t.Errorf("decisions by compare-and-swap with %d rules: got %d, want none", maxRules, c.cas)
+		if i == maxRules-1 && (c.cas > 0 || told != nil) {
+			t.Errorf("decisions by compare-and-swap with %d rules: got %d, and notices %q; want none", maxRules, c.cas, told)
 		}
+	}
+	if len(told) != 1 || !strings.HasPrefix(told[0], "rules: 64 rules have scripts") || !strings.Contains(told[0], `under rule "r64"`) {
+		t.Errorf("notices: got %q, want one about the first rule without a script", told)
 	}
 	if n, most := len(c.texts), 3*maxRules+2; n > most || c.cas == 0 {
 		t.Errorf("scripts on the server: got %d, and %d decisions by compare-and-swap; want %d or fewer, and some", n, c.cas, most)

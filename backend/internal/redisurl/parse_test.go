@@ -67,10 +67,10 @@ func TestParse(t *testing.T) {
 			c.Cluster, c.Addrs = true, []string{"host:6379", "b:1", "[::2]:6379"}
 		}),
 		"redis+sentinel://host/3?master=m": base(func(c *Config) {
-			c.Addrs, c.Master, c.DB = []string{"host:26379"}, "m", 3
+			c.Addrs, c.Master, c.MasterText, c.DB = []string{"host:26379"}, "m", `"m"`, 3
 		}),
 		"redis+sentinel://u:p@host:1?addr=b&master=m&sentinel_user=v&sentinel_password=q%40": base(func(c *Config) {
-			c.Addrs, c.Master = []string{"host:1", "b:26379"}, "m"
+			c.Addrs, c.Master, c.MasterText = []string{"host:1", "b:26379"}, "m", `"m"`
 			c.Username, c.Password, c.SentinelUsername, c.SentinelPassword = "u", "p", "v", "q@"
 		}),
 	} {

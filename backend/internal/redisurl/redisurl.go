@@ -53,8 +53,9 @@ type Config struct {
 	// Addrs are the addresses of the server, of nodes of the cluster, or of the sentinels: host:port, at
 	// least one.
 	Addrs []string
-	// Master is the name that the sentinels know the master by; "" without Sentinel.
-	Master string
+	// Master is the name that the sentinels know the master by; "" without Sentinel. MasterText is the name for messages,
+	// quoted, without a credential that it holds.
+	Master, MasterText string
 	// DB is the number of the database; 0 in a cluster.
 	DB int
 	// Username and Password are for the servers; "" stands for none.
@@ -275,12 +276,13 @@ func (p *parser) sentinel(*url.URL) error {
 		return nil
 	}
 	p.c.Master = p.q.Get("master")
+	p.c.MasterText = p.show(p.c.Master)
 	p.c.SentinelUsername, p.c.SentinelPassword = p.q.Get("sentinel_user"), p.q.Get("sentinel_password")
 	switch {
 	case p.c.Master == "":
 		return invalid("parameter master is missing; accepted: the name that the sentinels know the master by, as in ?master=mymaster")
 	case strings.ContainsFunc(p.c.Master, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return invalid("parameter master is %s; accepted: printable ASCII without spaces", p.show(p.c.Master))
+		return invalid("parameter master is %s; accepted: printable ASCII without spaces", p.c.MasterText)
 	case p.c.SentinelUsername != "" && p.c.SentinelPassword == "":
 		return invalid("parameter sentinel_user is there without sentinel_password; accepted: both, or the password alone")
 	}
