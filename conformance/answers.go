@@ -42,7 +42,11 @@ func show(cs []quota.Charge) string {
 	var b strings.Builder
 	for i := range cs {
 		c := &cs[i]
-		fmt.Fprintf(&b, " [%s %d of %+q to %+q", c.Op, c.Cost, c.Limit.Name(), c.Key)
+		b.WriteString(" [")
+		if c.Shadow {
+			b.WriteString("shadow ")
+		}
+		fmt.Fprintf(&b, "%s %d of %+q to %+q", c.Op, c.Cost, c.Limit.Name(), c.Key)
 		if c.Op == quota.OpRefund {
 			fmt.Fprintf(&b, " charged at %d", c.At)
 		}
@@ -88,6 +92,9 @@ func decisions(ds []quota.Decision) string {
 		}
 		if d.Replayed {
 			flags += " replayed"
+		}
+		if d.Shadow {
+			flags += " shadow"
 		}
 		if d.Source != quota.FromStore {
 			flags += " by " + d.Source.String()

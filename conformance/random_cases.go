@@ -35,6 +35,9 @@ var randomCases = func() (cs []testCase) {
 			needLists(t)
 			t.search(shape{kinds: kinds, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})
 		}},
+		testCase{rule: s2, name: "shadows", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 4, steps: 30, traces: 192, shadow: true, cost: edgeCost})
+		}},
 		testCase{rule: s3, name: "single charges", needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 1, keys: 1, steps: 24, traces: 192, ops: asking, cost: edgeCost})
 		}},
@@ -50,6 +53,9 @@ var randomCases = func() (cs []testCase) {
 		}},
 		testCase{rule: c3, name: "repeats", needs: []Feature{Exact, IDs}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
+		}},
+		testCase{rule: c3, name: "shadows", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, shadow: true})
 		}},
 		testCase{rule: c3, name: "up to", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: upTo})

@@ -29,6 +29,7 @@ type shape struct {
 	ids    bool // calls have request ids
 	own    bool // by the store's own clock
 	floors bool // takes and peeks have floors
+	shadow bool // some charges are shadows
 }
 
 var anyOps = []quota.Op{
@@ -168,6 +169,9 @@ func (g *generator) step(id int, before []step) step {
 			taken[at] = true
 			s.charges = append(s.charges, c)
 		}
+	}
+	for i := range s.charges {
+		s.charges[i].Shadow = g.shadow && g.rng.IntN(3) == 0
 	}
 	if g.ids && g.rng.IntN(3) > 0 {
 		name := fmt.Sprint("r", id)

@@ -21,6 +21,10 @@ type Charge struct {
 	// From is set by Refund and Settle to Decision.Source of the receipt: where the corrected charge was made. Stores
 	// ignore it; a policy sends the correction to that place.
 	From Source
+	// Shadow makes the charge one that never denies its list: it is made if the list is granted and it fits by itself, and
+	// else charges nothing. Its decision says Shadow, and whether it fits. So a limit can be tried on real traffic before it
+	// denies anything. A denied list charges its shadows as little as its other charges; a shadow alone is always granted.
+	Shadow bool
 	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
 	// rounded up. 0 makes it a number of tokens. It must be at least Floor otherwise.
 	FloorOf uint32
@@ -71,8 +75,11 @@ func (c Charge) Refund(d Decision, n int64) Charge {
 }
 
 // Settle returns the charge that corrects the receipt d to the actual cost, as [Charge.Refund] does: a refund of the
-// surplus, or a debit of the shortfall.
+// surplus, or a debit of the shortfall. The settle of a shadow that was not charged changes nothing.
 func (c Charge) Settle(d Decision, actual int64) Charge {
+	if d.Shadow && !d.Allowed && actual >= 0 {
+		return c.Refund(d, 0)
+	}
 	if actual > d.Charged {
 		r := c.Refund(d, 0)
 		r.Cost, r.Op = actual-d.Charged, corrects(OpDebit, &d, actual)
@@ -141,7 +148,11 @@ func (c Charge) String() string {
 	if c.Limit != nil {
 		limit = c.Limit.name
 	}
-	text := fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
+	shadow := ""
+	if c.Shadow {
+		shadow = "shadow "
+	}
+	text := shadow + fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
 	if c.Op == OpAhead {
 		text += fmt.Sprintf(" within %v", c.Within)
 	}

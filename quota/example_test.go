@@ -148,6 +148,29 @@ func ExampleLimiter_TakeUpTo() {
 	// false 0 0
 }
 
+// A new limit is tried on real traffic before it denies anything.
+func ExampleCharge_shadow() {
+	limit := func(name string, capacity int64) *quota.Limit {
+		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+	}
+	tokens, stricter := limit("tokens", 1000), limit("stricter", 500)
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	defer limiter.Close()
+
+	for range 2 {
+		r, err := limiter.TakeAll(context.Background(),
+			quota.Charge{Key: "agent-1", Cost: 400},
+			quota.Charge{Limit: stricter, Key: "agent-1", Cost: 400, Shadow: true})
+		if err != nil {
+			return
+		}
+		fmt.Println("granted:", r.Granted, "the stricter limit would grant:", r.Decisions[1].Allowed)
+	}
+	// Output:
+	// granted: true the stricter limit would grant: true
+	// granted: true the stricter limit would grant: false
+}
+
 // Free callers leave a fifth of the limit to paid ones, who may take the last token.
 func ExampleCharge_floor() {
 	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))

@@ -1,9 +1,13 @@
 package quota_test
 
 import (
+	"context"
+	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
@@ -148,4 +152,59 @@ func TestFloorIsChecked(t *testing.T) {
 	if r := (quota.Charge{Limit: l, Key: "k", Floor: 5}).Refund(quota.Decision{Allowed: true, Charged: 1}, 1); strings.Contains(r.String(), "above") {
 		t.Errorf("refund of a charge with a floor: got %v, want one without", r)
 	}
+}
+
+// Callers that wait with a lower floor go first, whenever they came, and those of one floor in the order in which they came.
+func TestWaitAllByFloor(t *testing.T) {
+	testkit.EachRule(t, 4, time.Second, func(t *testing.T, l *quota.Limit) {
+		synctest.Test(t, func(t *testing.T) {
+			lim := newLimiter(t, local.New(nil), l, nil)
+			must[quota.Decision](t)(lim.Take(bg, "k", 4))
+			w := newWaits(lim)
+			for _, c := range []struct {
+				name  string
+				floor int64
+			}{{"free1", 2}, {"free2", 2}, {"half", 1}, {"paid1", 0}, {"free3", 2}, {"paid2", 0}, {"paid3", 0}} {
+				w.callAll(bg, c.name, quota.Charge{Key: "k", Cost: 1, Floor: c.floor})
+			}
+			w.end(t)
+			if want := []string{"paid1", "paid2", "paid3", "half", "free1", "free2", "free3"}; !slices.Equal(w.order, want) {
+				t.Errorf("order of the grants: got %v, want %v", w.order, want)
+			}
+			if keys, waiting := lim.Queues(); keys != 0 || waiting != 0 {
+				t.Errorf("after all calls: got %d queues and %d waiters, want none", keys, waiting)
+			}
+		})
+	})
+}
+
+// A caller with a floor takes nothing ahead of refill: others may take what it waits for.
+func TestWaitAllAboveFloorTakesNothingAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testkit.Bucket("n", 10, 10*time.Second)
+		lim := newLimiter(t, local.New(nil), l, nil)
+		must[quota.Decision](t)(lim.Take(bg, "k", 7))
+		w := newWaits(lim)
+		w.callAll(bg, "free", quota.Charge{Key: "k", Cost: 2, Floor: 20, FloorOf: 100})
+		if d := must[quota.Decision](t)(lim.Take(bg, "k", 3)); !d.Allowed {
+			t.Errorf("the last 3 while a caller waits above a floor: got %v, want them taken", d)
+		}
+		w.end(t)
+		if at := w.ended["free"].at; at != 4*time.Second {
+			t.Errorf("2 above 2: got them at %v, want them at 4s, when 4 are gained", at)
+		}
+		for name, list := range map[string]quota.Charge{"tokens": {Key: "k", Cost: 5, Floor: 6}, "part": {Key: "k", Cost: 10, Floor: 1, FloorOf: 1000}} {
+			if _, err := lim.WaitAll(bg, list); !errors.Is(err, quota.ErrInvalid) {
+				t.Errorf("more than ever fits above the floor, %s: got %v, want ErrInvalid", name, err)
+			}
+		}
+		ctx := within(t, 3*time.Second)
+		if _, err := lim.WaitAll(ctx, quota.Charge{Key: "k", Cost: 6, Floor: 4}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("all above a floor, which come after the deadline: got %v, want it refused", err)
+		}
+		// A shadow holds up no list, however much it costs.
+		if _, err := lim.WaitAll(ctx, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k", Cost: 100, Shadow: true}); err != nil {
+			t.Errorf("a list with a shadow that never fits: got %v, want it granted", err)
+		}
+	})
 }

@@ -205,6 +205,15 @@ func TestMemory(t *testing.T) {
 			exhaust()
 			want(quota.Charge{Limit: l, Key: "k", Op: quota.OpUpTo, Cost: 9, Least: least}, source, fmt.Sprintf("up to 9, at least %d", least))
 		}
+		// A denial is told of a shadow as that of a shadow, and to others as theirs.
+		exhaust()
+		for _, shadow := range []bool{true, false} {
+			c := take(5)
+			c.Shadow = shadow
+			if d := want(c, quota.FromMemory, "a shadow or not"); d.Shadow != shadow || d.Allowed {
+				t.Errorf("a take, shadow %v: got %+v, want a denial that says so", shadow, d)
+			}
+		}
 		// A take ahead may fit where a take does not, and proves nothing about takes, granted or denied.
 		for within, allowed := range map[time.Duration]bool{time.Second: false, time.Minute: true} {
 			exhaust()

@@ -33,6 +33,12 @@ func above(c quota.Charge) quota.Charge {
 	return c
 }
 
+// shadow makes a charge a shadow.
+func shadow(c quota.Charge) quota.Charge {
+	c.Shadow = true
+	return c
+}
+
 // held returns the chunk that is leased for a charge's key, or nil.
 func (s *Store) held(c quota.Charge) *chunk {
 	if e := s.table.find(driver.Hash(s.seed, &c), &c); e != nil {
@@ -552,6 +558,7 @@ func TestOperations(t *testing.T) {
 		"peek for nothing": {op(quota.OpPeek, 0), 1, 0},
 		"request id":       {id, 1, 0},
 		"floor":            {above(one(3)), 1, 0},
+		"shadow":           {shadow(one(3)), 1, 0},
 		"peek above":       {above(op(quota.OpPeek, 3)), 1, 0},
 		"foreign refund":   {op(quota.OpRefund, 3), 1, 0},
 	} {

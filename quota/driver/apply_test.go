@@ -53,6 +53,7 @@ func randomList(r *rand.Rand, limits []*quota.Limit, keys, most int, now quota.M
 	var cs []quota.Charge
 	for range 1 + r.IntN(most) {
 		c := randomCharge(r, limits, keys, now)
+		c.Shadow = r.IntN(6) == 0
 		if !slices.ContainsFunc(cs, func(d quota.Charge) bool { return d.Limit.Handle() == c.Limit.Handle() && d.Key == c.Key }) {
 			cs = append(cs, c)
 		}

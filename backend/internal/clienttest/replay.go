@@ -287,6 +287,7 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 		} else if c.Op == quota.OpAhead {
 			c.Within = []time.Duration{0, time.Duration(w.rng.Int64N(1e10)), quota.Never}[w.rng.IntN(3)]
 		}
+		c.Shadow = w.rng.IntN(6) == 0
 		if c.Op == quota.OpUpTo {
 			c.Least = min(c.Cost, []int64{0, 1, max(it.left, 0), max(it.left, 0) + 1}[w.rng.IntN(4)])
 		}

@@ -312,7 +312,7 @@ func (k *callKey) asked() any {
 		for r := c.Request(); q != nil && q.charge.Request() == r; q = q.next {
 			times++
 		}
-		dst = append(appendCharge(dst, c), ' ')
+		dst = append(appendCharge(dst, c, 0), ' ')
 		dst = append(strconv.AppendInt(dst, times, 10), ' ')
 	}
 	return string(dst)
@@ -323,14 +323,21 @@ func (q *list) asked() string {
 	dst := make([]byte, 0, 32*len(q.charges))
 	for i := range q.charges {
 		dst = append(strconv.AppendInt(dst, int64(q.indexes[i]+1), 10), ' ')
-		dst = append(appendCharge(dst, &q.charges[i]), ' ')
+		flags := quota.Op(0)
+		if q.charges[i].Shadow {
+			flags = shadowFlag
+		}
+		dst = append(appendCharge(dst, &q.charges[i], flags), ' ')
 	}
 	return string(dst)
 }
 
-// appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor".
-func appendCharge(dst []byte, c *quota.Charge) []byte {
-	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
+// shadowFlag is added to the operation of a shadow in a list, which it must not deny. A shadow alone has none to deny.
+const shadowFlag = 8
+
+// appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor", with flags added to op.
+func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
+	dst = append(strconv.AppendInt(dst, int64(c.Op+flags), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
 	r := c.Request()
 	if dst = strconv.AppendInt(dst, int64(r.At), 10); r.Floor > 0 {

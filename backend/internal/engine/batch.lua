@@ -5,7 +5,7 @@
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
--- its charges. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
+-- its charges, with op 8 higher of a shadow. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
 -- the record of a grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number
 -- for each charge, see grant.go.
 --
@@ -110,16 +110,18 @@ if lists > 0 then
     local charges, new, all, sound = {}, {}, true, true
     for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
       local c = {k + 0, op + 0, cost + 0, at + 0}
+      local shadow = c[2] >= 8
+      if shadow then c[2] = c[2] - 8 end
       local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
       charges[#charges + 1], new[#new + 1] = c, d or false
       sound = sound and d
-      all = all and d and d[1]
+      all = all and d and (d[1] or shadow)
     end
     if sound then
       if all then
         granted = granted + 1
         taken = {}
-        for l, c in ipairs(charges) do taken[l] = c[2] == 6 and new[l][9] or 0 end
+        for l, c in ipairs(charges) do taken[l] = new[l][1] and 1 + (c[2] == 6 and new[l][9] or 0) or 0 end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
         for l, c in ipairs(charges) do

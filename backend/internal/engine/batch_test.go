@@ -48,6 +48,7 @@ func TestMixedBatch(t *testing.T) {
 			}
 			c.Within = time.Duration(rng.Int64N(int64(5 * time.Second)))
 		}
+		c.Shadow = rng.IntN(4) == 0
 		if c.Op == quota.OpUpTo {
 			c.Least = rng.Int64N(c.Cost + 1)
 		}

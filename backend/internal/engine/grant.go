@@ -11,7 +11,8 @@ import (
 
 // The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
 // bytes of the state it was decided on. From these the same decisions are made again. Where it does not follow from the
-// charges how much was charged, as of OpUpTo, a number for each charge comes last: the tokens of an OpUpTo.
+// charges how much was charged, as of OpUpTo and of shadows, a number for each charge comes last: 0 if it was not made, and
+// else 1, and more by the tokens of an OpUpTo.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
@@ -62,7 +63,16 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	granted := quota.Granted(out)
 	for i := range out {
 		// The limit's numbers may have changed since, and deny; the charge was granted all the same.
-		out[i].Allowed, out[i].RetryAfter, out[i].Replayed = true, 0, true
+		out[i].Replayed = true
+		mark := int64(1)
+		if marked(cs) {
+			mark = number(rest[numberSize*i:])
+		}
+		if mark == 0 {
+			out[i].Allowed, out[i].Charged, out[i].Delay = false, 0, 0
+			continue
+		}
+		out[i].Allowed, out[i].RetryAfter = true, 0
 		switch cs[i].Op {
 		case quota.OpTake, quota.OpDebit:
 			out[i].Charged = cs[i].Cost
@@ -71,7 +81,7 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
 			}
 		case quota.OpUpTo:
-			out[i].Charged = number(rest[numberSize*i:])
+			out[i].Charged = mark - 1
 		}
 	}
 	return nil
@@ -79,5 +89,5 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 
 // marked reports whether the record of a grant to some charges ends with a number for each.
 func marked(cs []quota.Charge) bool {
-	return slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op == quota.OpUpTo })
+	return slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op == quota.OpUpTo || c.Shadow })
 }

@@ -343,6 +343,43 @@ func Stores() []*Store {
 			}
 		}},
 		{Name: "each charge of a list is made that fits", Rule: "S2", alter: func(p *parts) { p.apply = oneByOne }},
+		{Name: "a shadow denies its list", Rule: "S2", alter: func(p *parts) {
+			charging(func(c *quota.Charge) { c.Shadow = false })(p)
+			telling(func(c *quota.Charge, d *quota.Decision) { d.Shadow = c.Shadow })(p)
+		}},
+		{Name: "a shadow is not charged", Rule: "S2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					items[i].Write = items[i].Write && !cs[i].Shadow
+				}
+				return err
+			}
+		}},
+		{Name: "a shadow that does not fit is charged", Rule: "S2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if c := cs[i]; err == nil && c.Op == quota.OpTake && !out[i].Allowed && quota.Granted(out) {
+						c.Op = quota.OpDebit
+						driver.ApplyOne(&c, &items[i], now, new(quota.Decision))
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a denied list charges its shadows", Rule: "S2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if cs[i].Shadow && err == nil && out[i].Allowed && !quota.Granted(out) {
+						driver.ApplyOne(&cs[i], &items[i], now, new(quota.Decision))
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a decision does not say that it is of a shadow", Rule: "S2", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Shadow = false })},
 		{Name: "the ninth charge of a list is not made", Rule: "S2", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				err := driver.Apply(cs, items, now, out)
@@ -627,6 +664,17 @@ func Stores() []*Store {
 				for i := range cs {
 					if cs[i].Op == quota.OpUpTo && err == nil {
 						out[i].Charged = cs[i].Cost
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a repeat tells that a shadow fitted", Rule: "C3", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range out {
+					if out[i].Shadow {
+						out[i].Allowed, out[i].RetryAfter = true, 0
 					}
 				}
 				return err
