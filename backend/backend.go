@@ -24,6 +24,7 @@
 //	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
 //	valkey, valkeys, valkey+sentinel, valkey+cluster    the same
 //	unix                                                the same: a server's Unix socket
+//	postgres, postgresql                                backend/postgres, a module of its own
 //
 // Where several linked drivers have registered a scheme, the parameter client names one of them, as in
 // "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for a cluster
@@ -76,6 +77,8 @@ var known = map[string][]string{
 	"valkey+sentinel": {"goredis", "rueidis"},
 	"valkey+cluster":  {"rueidis", "goredis"},
 	"unix":            {"goredis", "rueidis"},
+	"postgres":        {"postgres"},
+	"postgresql":      {"postgres"},
 }
 
 var (

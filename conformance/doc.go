@@ -52,12 +52,24 @@
 //
 // A failure names the rule and its meaning, the answer and the right answer, the shortest sequence of charges found
 // that shows the fault, and the seed: FLEETQUOTA_SEED in the environment repeats the random choices.
-// FLEETQUOTA_FULL=1 makes the suite search ten times as long.
+// FLEETQUOTA_FULL=1 makes the suite search ten times as long. The last line names the failure to begin with. A store that
+// answers none of the simplest calls fails the case answers, within seconds, and the run ends.
 //
 // # Algorithms
 //
 // [Algorithm] tests algorithms in the same way: A1 to A7 and A18 are the rules of [quota.Algorithm], A8 to A17 and A19 the
 // promises of the types around it. Where the harness evaluates Lua, the Lua text of an algorithm is compared with its Go code.
+//
+// # Faults
+//
+// The test of a store must be able to break its connection: Harness.Fault does. [FaultyKV],
+// [FaultyStore] and [Proxy] are connections that break. Without Fault, or where it never loses the reply to a charge, the
+// last line of the test says so.
+//
+// # Processes, and the race detector
+//
+// Harness.Process has the suite charge by two processes. Run the test with -race too: a store that writes to the caller's
+// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers.
 //
 // # Reports
 //

@@ -43,7 +43,8 @@ func cases() []*testCase {
 	var all []*testCase
 	for _, r := range []*rule{s1, s2, s3, s4, s5, s6, s7, s8, c1, c2, c3, c4, c5, c6, c7, c8} {
 		for _, list := range [][]testCase{
-			answerCases, randomCases, contextCases, faultCases, panicCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases, processCases, realtimeCases, clockCases, atomicityCases, misfitCases, stateless,
+			answerCases, randomCases, contextCases, faultCases, panicCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases,
+			processCases, realtimeCases, clockCases, atomicityCases, misfitCases, stateless, sizeCases,
 		} {
 			for i := range list {
 				if list[i].rule == r {

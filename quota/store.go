@@ -3,7 +3,7 @@ package quota
 import "context"
 
 // A Store keeps the state of limits and applies charges atomically. Programs make one and hand it to a [Limiter], which
-// calls it; authors of backends implement it, or the two methods of a driver.KV, of which driver.NewCAS makes a Store.
+// calls it; authors of backends implement it, or the methods of a driver.Transactor or driver.KV.
 //
 // Any method may be called concurrently with itself and with the others. The charges that a store gets have passed
 // [Check]. It must keep these rules, which package conformance checks:

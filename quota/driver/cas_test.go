@@ -174,11 +174,17 @@ func TestCASRetries(t *testing.T) {
 			if took := time.Since(start); took > time.Duration(want)*64*time.Millisecond || want > 1 && took == 0 {
 				t.Errorf("time of %d attempts: got %v, want up to 64ms each, and a pause between two", want, took)
 			}
-			// The pause between attempts ends with the context.
-			ctx, cancel := context.WithTimeout(bg, time.Microsecond)
+			// The pause between attempts ends with the context, and is not begun if the deadline would end it.
+			ctx, cancel := context.WithCancel(bg)
+			time.AfterFunc(time.Nanosecond, cancel)
+			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && (!errors.Is(err, context.Canceled) || !errors.Is(err, quota.ErrConflict)) {
+				t.Errorf("Attempts %d, context ends in the pause: got %v, want ErrConflict and context.Canceled", attempts, err)
+			}
+			ctx, cancel = context.WithTimeout(bg, time.Nanosecond)
 			defer cancel()
-			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Attempts %d, context ends in the pause: got %v, want context.DeadlineExceeded", attempts, err)
+			start = time.Now()
+			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrConflict) || time.Since(start) > 0 {
+				t.Errorf("Attempts %d, no time for a pause: got %v after %v, want ErrConflict at once", attempts, err, time.Since(start))
 			}
 		})
 	}

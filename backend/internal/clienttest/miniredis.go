@@ -34,9 +34,19 @@ func (l library) mini(t testing.TB) (*miniredis.Miniredis, *data, func(engine.Op
 	return m, s, open
 }
 
-// miniConformance runs the suite that every store passes. Its Lua is slow: how the charges of several keys are batched
-// there is tested by the whole suite only where the tests run at full size, and else by miniBatches.
+// Miniredis is slow, for its Lua is, and a client has little to do with it. So tests that only compute there run with one
+// client, but where the tests run at full size.
+func (l library) only(t *testing.T, name string) {
+	t.Helper()
+	if l.name != name && !testenv.Full() {
+		t.Skipf("this test runs with %s, and with %s at full size", name, l.name)
+	}
+}
+
+// miniConformance runs the suite that every store passes. How the charges of several keys are batched is tested by the
+// whole suite only where the tests run at full size, and else by miniBatches.
 func miniConformance(t *testing.T, l library) {
+	l.only(t, "rueidis")
 	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
 	ways := map[string]engine.Batching{"auto": engine.BatchAuto}
 	if testenv.Full() {
@@ -73,6 +83,7 @@ func miniDifferential(t *testing.T, l library) {
 
 // miniBatches does the same with charges that go together.
 func miniBatches(t *testing.T, l library) {
+	l.only(t, "goredis")
 	_, server, open := l.mini(t)
 	replayBatches(t, l, server, open, volume(4_000, 80_000))
 }
