@@ -213,7 +213,7 @@ func takeClient(u *url.URL) (string, error) {
 		return "", invalid("parameter client comes %d times; accepted: once", len(values))
 	}
 	q.Del("client")
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // which all drivers read as a space
 	return values[0], nil
 }
 

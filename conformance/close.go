@@ -165,7 +165,7 @@ func (t *trial) leftBehind(contexts ...context.Context) {
 
 // quiet waits until fewer than n goroutines more than before have a label.
 func (t *trial) quiet(label string, before, n int, when string) {
-	const looks = 60
+	const looks = 20
 	var now int
 	var stacks string
 	for range looks {

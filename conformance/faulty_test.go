@@ -286,7 +286,7 @@ func (s *leasing) Take(ctx context.Context, c quota.Charge) (quota.Decision, err
 		some := c
 		some.Cost = 5
 		d, err := s.Store.Take(ctx, some)
-		if err == nil && d.Allowed || s.fault && errors.Is(err, quota.ErrIndeterminate) {
+		if err == nil && d.Allowed || s.fault && errors.Is(err, quota.ErrUnavailable) {
 			s.held[c.Key] = some.Cost
 		}
 		if err != nil || !d.Allowed {
@@ -326,7 +326,7 @@ func TestWrappersOfTwoCalls(t *testing.T) {
 		lacks    []conformance.Lack
 		wrap     func(s quota.Store, fault bool) quota.Store
 	}{
-		{"a lease that keeps tokens whose grant is unknown", "C5_Bounds/faults", []conformance.Lack{{Feature: conformance.Exact, Reason: "it leases"}},
+		{"a lease that keeps tokens that it did not get", "C5_Bounds/faults", []conformance.Lack{{Feature: conformance.Exact, Reason: "it leases"}},
 			func(s quota.Store, fault bool) quota.Store {
 				return &leasing{Store: s, fault: fault, held: map[string]int64{}}
 			}},
@@ -334,7 +334,7 @@ func TestWrappersOfTwoCalls(t *testing.T) {
 			func(s quota.Store, fault bool) quota.Store { return asking{s, fault} }},
 	} {
 		for _, fault := range []bool{true, false} {
-			t.Run(fmt.Sprint(m.name, fault), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %t", m.name, fault), func(t *testing.T) {
 				t.Parallel()
 				sound := harness(mutant.Sound, false)
 				h := conformance.Harness{

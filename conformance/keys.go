@@ -110,6 +110,9 @@ func keysByTwoHandles(t *trial) {
 				s.charges = append(s.charges, charge{Charge: quota.Charge{Limit: ls[i/8%2], Key: key, Cost: int64(1 + j)}})
 			}
 		}
+		if len(s.charges) == 0 { // all are too long to have a group before them
+			continue
+		}
 		trace = append(trace, s)
 		for _, c := range s.charges {
 			c.Limit, c.Op, c.Cost = ls[1-i/8%2], quota.OpPeek, 0

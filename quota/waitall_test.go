@@ -216,7 +216,7 @@ func TestWaitAllWakes(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			other := testkit.LimitOf("other", own.Name(), 10, time.Hour)
 			lim := newLimiter(t, local.New(nil), own, nil)
-			list := []quota.Charge{{Key: "k", Cost: 10}, {Limit: other, Key: "k", Cost: 10}}
+			list := []quota.Charge{{Key: "k", Cost: 10}, {Limit: other, Key: "j", Cost: 10}}
 			r := must[quota.Result](t)(lim.TakeAll(bg, list...))
 			w := newWaits(lim)
 			w.callAll(bg, "w", list...)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,6 +117,36 @@ func TestWaitFollowsTheClock(t *testing.T) {
 			}
 		}
 	})
+}
+
+// hasty is a store whose clock moves before the first caller that must wait learns of it.
+type hasty struct {
+	*quotatest.Store
+	once sync.Once
+}
+
+func (s *hasty) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Take(ctx, c)
+	if d.Delay > 0 || d.RetryAfter > 0 && !c.Limit.Spec().Ahead {
+		s.once.Do(func() { s.Advance(10 * time.Second) })
+	}
+	return d, err
+}
+
+// A caller waits from the time of the decision that tells it to, and not from the time at which it learns of that.
+func TestTheClockMovesBeforeTheCallerSleeps(t *testing.T) {
+	for _, rule := range []string{"10 burst 1/s bucket", "10/10s fixed", "10/10s log"} {
+		store := &hasty{Store: quotatest.New(t, nil)}
+		lim := quota.Must(quota.NewLimiter(store, quota.Must(algorithm.ParseLimit("tokens: "+rule)), nil))
+		quota.Must(lim.Take(bg, "k", 10))
+		ctx, cancel := context.WithCancel(bg)
+		late := time.AfterFunc(5*time.Second, cancel)
+		if _, err := lim.Wait(ctx, "k", 10); err != nil {
+			t.Errorf("%s: Wait: got %v, want a grant, for the clock has moved far enough", rule, err)
+		}
+		late.Stop()
+		cancel()
+	}
 }
 
 // Waiting callers are found through policies, and leave no sleeper behind.

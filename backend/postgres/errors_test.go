@@ -90,11 +90,11 @@ func TestUnanswered(t *testing.T) {
 		want error
 		also error
 	}{
-		{"a lost reply to a read", d.refused(t.Context(), lost), quota.ErrUnavailable, io.ErrUnexpectedEOF},
-		{"a lost reply to a write", d.unanswered(t.Context(), lost), quota.ErrIndeterminate, io.ErrUnexpectedEOF},
+		{"a lost reply to a read", d.refused(t.Context(), lost), quota.ErrUnavailable, lost},
+		{"a lost reply to a write", d.unanswered(t.Context(), lost), quota.ErrIndeterminate, lost},
 		{"a context that ended in a read", d.refused(ended, lost), quota.ErrUnavailable, context.Canceled},
 		{"a context that ended in a write", d.unanswered(ended, lost), quota.ErrIndeterminate, context.Canceled},
-		{"a statement that was not prepared", d.unanswered(t.Context(), notSent{lost}), quota.ErrUnavailable, io.ErrUnexpectedEOF},
+		{"a statement that was not prepared", d.unanswered(t.Context(), notSent{lost}), quota.ErrUnavailable, lost},
 	} {
 		if driver.Sentinel(test.got) != test.want || !errors.Is(test.got, test.also) {
 			t.Errorf("%s: got %v, want %v and %v", test.name, test.got, test.want, test.also)
@@ -127,7 +127,7 @@ func TestURLs(t *testing.T) {
 			t.Errorf("%s: got %v, want an error without the password", test.url, err)
 		}
 	}
-	config, o, err := parse(parsed(t, "postgresql://u:p@h:5555/db?schema=S&table=T&migrate=false&pool_max_conns=7&synchronous_commit=off&sslmode=disable"))
+	config, o, err := parse(parsed(t, "postgresql://u:p@h:5555/db?schema=S&table=T&migrate=false&pool_max_conns=7&synchronous_commit=off&sslmode=disable&options=-c%20a=b+c"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestURLs(t *testing.T) {
 		t.Errorf("options: got %+v, want the parameters", o)
 	}
 	c := config.ConnConfig
-	if config.MaxConns != 7 || c.Port != 5555 || c.RuntimeParams["synchronous_commit"] != "off" || c.RuntimeParams["table"] != "" ||
+	if config.MaxConns != 7 || c.Port != 5555 || c.RuntimeParams["synchronous_commit"] != "off" || c.RuntimeParams["table"] != "" || c.RuntimeParams["options"] != "-c a=b+c" ||
 		c.RuntimeParams["application_name"] != "fleetquota" || c.ConnectTimeout != defaultConnectTimeout {
 		t.Errorf("configuration: got %d connections, port %d, settings %v, a timeout of %v; want 7, 5555, those of the URL, %v", config.MaxConns, c.Port, c.RuntimeParams, c.ConnectTimeout, defaultConnectTimeout)
 	}

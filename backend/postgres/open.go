@@ -57,7 +57,12 @@ func open(ctx context.Context, u *url.URL) (quota.Store, error) {
 
 // parse reads the URL's own parameters, and hands the others to pgx.
 func parse(u *url.URL) (*pgxpool.Config, *Options, error) {
-	q, o := u.Query(), &Options{}
+	// In a URL of PostgreSQL a plus sign is no space.
+	q, err := url.ParseQuery(strings.ReplaceAll(u.RawQuery, "+", "%2B"))
+	if err != nil {
+		return nil, nil, invalid("the parameters of the URL cannot be parsed; accepted: ?name=value&name=value")
+	}
+	o := &Options{}
 	for name, values := range q {
 		switch {
 		case len(values) > 1:
@@ -82,7 +87,7 @@ func parse(u *url.URL) (*pgxpool.Config, *Options, error) {
 		q.Del(name)
 	}
 	v := *u
-	v.RawQuery = q.Encode()
+	v.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20")
 	config, err := pgxpool.ParseConfig(v.String())
 	if err != nil {
 		return nil, nil, invalid("the URL is not accepted by pgx: %s; accepted: postgres://user:password@host:port/database?name=value", reason(err))

@@ -263,7 +263,7 @@ func TestHotKey(t *testing.T) {
 // TestSweep: writes delete expired rows of other keys, a bounded number at a time, and pass over locked ones.
 func TestSweep(t *testing.T) {
 	table := newTable()
-	l := bucket("l", 1<<30)
+	l := plenty
 	s := on(t, serverAddr(t), table, nil)
 	remaining(t, s, l, "k")
 	do(t, fmt.Sprintf(`INSERT INTO %s SELECT convert_to('old-' || i, 'UTF8'), repeat('x', 60), 1 FROM generate_series(1, 2000) i`, table))
@@ -299,7 +299,7 @@ func TestSweep(t *testing.T) {
 	if n := count(); n != "1" {
 		t.Errorf("expired rows at last: got %s, want 1, which is locked", n)
 	}
-	if got := remaining(t, s, l, "k"); got == 1<<30 {
+	if got := remaining(t, s, l, "k"); got == most {
 		t.Error("the row of the living key was deleted")
 	}
 }
@@ -307,7 +307,7 @@ func TestSweep(t *testing.T) {
 // TestHeapOnly: updates touch no index, but a few that must move to another page.
 func TestHeapOnly(t *testing.T) {
 	table := newTable()
-	l := bucket("l", 1<<30)
+	l := plenty
 	s := openURL(t, address(serverAddr(t), "table="+table))
 	for i := range 400 {
 		if _, err := s.Take(t.Context(), take(l, fmt.Sprint("k", i%20), 1)); err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -85,7 +87,6 @@ func (d *database) prepare(ctx context.Context) error {
 		if d.noMigrate {
 			return fmt.Errorf("postgres: %w: there is no table %s, and Options.NoMigrate is set%s", quota.ErrMisconfigured, d.name, d.tableCure())
 		}
-		// The texts of one query are one transaction.
 		if err = d.create(ctx, c); err != nil {
 			return err
 		}
@@ -120,12 +121,17 @@ func (d *database) look(ctx context.Context, c *pgconn.PgConn) (there bool, err 
 	return true, nil
 }
 
-// create creates the table, unless another process does at this moment.
+// madeTwice are the SQLSTATEs of a table that two transactions create at once: of its name, its type, and rows of the catalog.
+var madeTwice = []string{"42P07", "42710", "23505"}
+
+// create creates the table, unless another process does at this moment: one store after the other. The statements of one
+// text are one transaction.
 func (d *database) create(ctx context.Context, c *pgconn.PgConn) error {
-	_, err := c.Exec(ctx, d.migration).ReadAll()
-	if server := (*pgconn.PgError)(nil); errors.As(err, &server) && (server.Code == "23505" || server.Code == "42P07" || server.Code == "XX000") {
-		// Another process created it since. XX000: it changes its comment.
-		return nil
+	hash := fnv.New64a()
+	hash.Write([]byte(d.name))
+	_, err := c.Exec(ctx, fmt.Sprintf("SELECT pg_advisory_xact_lock(%d);\n%s", int64(hash.Sum64()), d.migration)).ReadAll()
+	if server := (*pgconn.PgError)(nil); errors.As(err, &server) && slices.Contains(madeTwice, server.Code) {
+		return nil // an operator created it at the same time
 	}
 	if err != nil {
 		return d.refused(ctx, err)

@@ -24,9 +24,9 @@ type KV interface {
 	// means that the outcome is unknown, unless it carries an error of package quota: where the context ended and the
 	// database wrote nothing, wrap quota.ErrUnavailable around the context's error.
 	//
-	// A client library must not repeat a swap whose reply was lost: the repeat finds the new values, and would report that it
-	// did not swap what the first one did, which is then charged twice. Turn its retries off, or store Change.Attempt
-	// with the value, and report true where the database has it already.
+	// A client library must not repeat a swap whose reply was lost: the repeat finds the new values and reports false, and the
+	// adapter then charges a second time. Turn its retries off, or store Change.Attempt with the value, and report true
+	// where the database has it already.
 	Swap(ctx context.Context, changes []Change) (swapped bool, err error)
 }
 

@@ -32,7 +32,7 @@ type call struct {
 	place [1]int
 }
 
-// waiting is what there is to know of a call that waits. store.mu guards it, but for the channel.
+// waiting is the state of a call that waits. store.mu guards it, but for the channel.
 type waiting struct {
 	batch    *batch        // that it is in
 	done     chan struct{} // closed when it has its answer
@@ -367,7 +367,7 @@ func (b *batch) stayed() []*call {
 	return slices.DeleteFunc(slices.Clone(b.calls), func(k *call) bool { return k.gone })
 }
 
-// prepare says what the batch's transaction is about.
+// prepare completes the batch's Access, and finds the places of its calls' keys in it.
 func (b *batch) prepare() {
 	b.access.Peek = true
 	b.cells = b.cell[:]

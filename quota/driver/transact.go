@@ -36,7 +36,7 @@ type Transactor interface {
 // [Transactor]. A change has the Revision of the entry that it was given.
 type Decide = func(entries []Entry, now quota.Micros) ([]Change, error)
 
-// Access says what a transaction is about. It must not be modified, nor used after Transact returned.
+// Access describes a transaction. It must not be modified, nor used after Transact returned.
 type Access struct {
 	// Keys are the keys that are read and may be written: 1 to MaxEntries, sorted by their bytes, each once. A store that
 	// locks them in this order has no deadlocks of its own making.
@@ -68,7 +68,7 @@ type CASOptions = Options
 // on one reading, in the order in which they came, and written at once. A caller waits no longer than its context: one that
 // leaves before its charge was decided is not charged, and after that its outcome is unknown. A call that finds its keys
 // free waits for none, and its Transact has its own context; the transaction of calls that waited has one of its own, which
-// ends at the latest of their deadlines. What is written here of a transaction holds for Load and Swap of a KV, too.
+// ends at the latest of their deadlines. The same holds for Load and Swap of a KV.
 //
 // A transaction that another process overtook is tried again after a short random pause, until it has been tried
 // Options.Attempts times, or the deadline leaves no time for another attempt. Then the error is [quota.ErrConflict].
