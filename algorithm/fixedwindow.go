@@ -53,7 +53,7 @@ func (f *fixedWindow) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: f.most - f.limit,
 		Window: time.Duration(f.window) * time.Microsecond,
-		Params: [6]int64{f.limit, f.most, fromFirst},
+		Params: [8]int64{f.limit, f.most, fromFirst},
 	}
 }
 
@@ -77,10 +77,13 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	v.Allowed = true
 	kept := count
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(f.limit - count)
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
-		if r.Cost > f.limit {
+		if need := r.Need(); need > f.limit {
 			v.Allowed, v.RetryAfter = false, forever
-		} else if count+r.Cost > f.limit {
+		} else if count+need > f.limit {
 			v.Allowed, v.RetryAfter = false, quota.Micros(end-t)
 		} else if r.Op == quota.OpTake {
 			kept += r.Cost

@@ -8,9 +8,14 @@ if u > 0 then
   end
   if b > 0 and now < a + u then start, length, count = a, u, min(b, p2) end
 end
+if op == 6 then
+  cost = max(min(cost, p1 - count - keep), at)
+  op = 0
+end
 local allowed, kept = true, count
 if op <= 1 then
-  if cost > p1 or count + cost > p1 then
+  local need = cost + keep
+  if need > p1 or count + need > p1 then
     allowed = false
   elseif op == 0 then
     kept = count + cost
@@ -34,4 +39,4 @@ elseif op == 4 then
 end
 local reset = 0
 if kept > 0 then reset = start + length - now end
-return allowed, changed, reset, u, a, b, c, tail
+return allowed, changed, reset, u, a, b, c, tail, cost

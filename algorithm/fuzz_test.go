@@ -39,12 +39,19 @@ func FuzzDecide(f *testing.F) {
 		for i := range s.Tail {
 			s.Tail[i] %= exact
 		}
-		req.Op, req.Cost, now = req.Op%5, max(req.Cost, 0), max(now%exact, 0)
+		ops := []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpUpTo}
+		req.Op, req.Cost, now = ops[int(req.Op)%len(ops)], max(req.Cost, 0), max(now%exact, 0)
+		switch req.Op {
+		case quota.OpTake, quota.OpPeek: // which have no time of a charge
+			req.Floor = max(at, 0)
+		case quota.OpUpTo:
+			req.At, req.Floor = quota.Micros(max(at/2, 0)), max(at%2, 0)
+		}
 		got, v := r.Decide(s, req, quota.Micros(now))
 		if again, w := r.Decide(s, req, quota.Micros(now)); w != v || !sameState(again, got) {
 			t.Errorf("second decision: got %+v %+v, want %+v %+v", again, w, got, v)
 		}
-		asks := req.Op == quota.OpTake || req.Op == quota.OpPeek
+		asks := req.Op.Deniable()
 		switch {
 		case v.Remaining > r.limit:
 			t.Errorf("remaining: got %d, want %d at most", v.Remaining, r.limit)
@@ -52,7 +59,7 @@ func FuzzDecide(f *testing.F) {
 			t.Errorf("waits: got %v and %v, want 0 or more, retry after above 0 only of a denial", v.RetryAfter, v.ResetAfter)
 		case !asks && !v.Allowed:
 			t.Errorf("%v: got it denied, want it allowed", req.Op)
-		case asks && (req.Cost > r.limit) != (v.RetryAfter == quota.Forever):
+		case asks && (req.Need() > r.limit) != (v.RetryAfter == quota.Forever):
 			t.Errorf("retry after: got %v, want Forever only above the limit", v.RetryAfter)
 		case v.Write && (!v.Allowed || req.Op == quota.OpPeek) && !aheadOf(r.kind, even(s), now):
 			t.Error("denial or peek: got a write, want none")

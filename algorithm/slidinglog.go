@@ -9,7 +9,7 @@ import (
 
 // MaxLogEntries is how many entries a sliding window log has at most. A charge is an entry; charges made in the same
 // microsecond share one. A window of more charges is remembered less finely, see [SlidingWindowLog].
-const MaxLogEntries = quota.MaxTail / 2
+const MaxLogEntries = 4096
 
 // slidingLog remembers each charge until it has left the window: it admits at most limit in any half-open
 // interval of a window's length.
@@ -45,7 +45,7 @@ func (l *slidingLog) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'s', 'l', '1'}, Unit: 1, Capacity: l.limit, Debt: maxHeld - l.limit,
 		Window: time.Duration(l.window) * time.Microsecond,
-		Params: [6]int64{l.limit, l.window, maxHeld, MaxLogEntries},
+		Params: [8]int64{l.limit, l.window, maxHeld, MaxLogEntries},
 	}
 }
 
@@ -77,11 +77,14 @@ func (l *slidingLog) Decide(s quota.State, r quota.Request, now quota.Micros) (q
 	v.Allowed = true
 	next, total, joined := log, sum, s.C
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(l.limit - sum)
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
-		if r.Cost > l.limit {
+		if need := r.Need(); need > l.limit {
 			v.Allowed, v.RetryAfter = false, forever
-		} else if sum+r.Cost > l.limit {
-			v.Allowed, v.RetryAfter = false, l.retryAfter(log, sum+r.Cost-l.limit, t)
+		} else if sum+need > l.limit {
+			v.Allowed, v.RetryAfter = false, l.retryAfter(log, sum+need-l.limit, t)
 		} else if r.Op == quota.OpTake && r.Cost > 0 {
 			next, joined = l.add(log, joined, t, r.Cost)
 			total = sum + r.Cost

@@ -18,9 +18,14 @@ sum = min(max(sum, 0), p3)
 if first > n then sum = 0 end
 
 local step = ceil(p2 / (p4 / 2 - 1))
+if op == 6 then
+  cost = max(min(cost, p1 - sum - keep), at)
+  op = 0
+end
 local allowed, total, more, drop = true, sum, 0, 0
 if op <= 1 then
-  if cost > p1 or sum + cost > p1 then
+  local need = cost + keep
+  if need > p1 or sum + need > p1 then
     allowed = false
   elseif op == 0 then
     more = cost
@@ -92,4 +97,4 @@ if total ~= sum or op == 4 then
 end
 local reset = 0
 if first <= n then reset = next[n - 1] + p2 - now end
-return allowed, changed, reset, u, a, b, c, tail
+return allowed, changed, reset, u, a, b, c, tail, cost

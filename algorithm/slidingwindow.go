@@ -65,7 +65,7 @@ func (w *slidingWindow) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'s', 'w', '1'}, Unit: w.window, Capacity: w.limit, Debt: w.most - w.limit,
 		Window: time.Duration(w.window) * time.Microsecond,
-		Params: [6]int64{w.limit, w.most, w.tick, w.ticks},
+		Params: [8]int64{w.limit, w.most, w.tick, w.ticks},
 	}
 }
 
@@ -93,11 +93,14 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 	v.Allowed = true
 	next := c
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(w.limit - used)
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
-		if r.Cost > w.limit {
+		if need := r.Need(); need > w.limit {
 			v.Allowed, v.RetryAfter = false, forever
-		} else if used+r.Cost > w.limit {
-			v.Allowed, v.RetryAfter = false, w.retryAfter(c, w.limit-r.Cost, t)
+		} else if used+need > w.limit {
+			v.Allowed, v.RetryAfter = false, w.retryAfter(c, w.limit-need, t)
 		} else if r.Op == quota.OpTake {
 			next = w.add(c, used, r.Cost, t)
 		}

@@ -19,10 +19,15 @@ if prev > 0 and length == unit then
   if count <= 0 then count, prev = 0, 0 end
   used = cur + count
 end
+if op == 6 then
+  cost = max(min(cost, p1 - used - keep), at)
+  op = 0
+end
 local allowed, more = true, 0
 local cur1, prev1 = cur, prev
 if op <= 1 then
-  if cost > p1 or used + cost > p1 then
+  local need = cost + keep
+  if need > p1 or used + need > p1 then
     allowed = false
   elseif op == 0 then
     more = cost
@@ -67,4 +72,4 @@ elseif cur1 > 0 or prev1 > 0 then
   if passed > 0 then from = from + (passed - 1) * p3 + 1 end
   reset = from - now
 end
-return allowed, changed, reset, u, a, b, c, tail
+return allowed, changed, reset, u, a, b, c, tail, cost

@@ -31,12 +31,12 @@ var (
 var _ driver.OneSharer = (*stateless)(nil)
 
 func (s *stateless) Spec() quota.Spec {
-	return quota.Spec{Rule: s.rule, Capacity: s.capacity, Ahead: true, Params: [6]int64{min(s.capacity, 1)}}
+	return quota.Spec{Rule: s.rule, Capacity: s.capacity, Ahead: true, Params: [8]int64{min(s.capacity, 1)}}
 }
 
 func (s *stateless) Decide(_ quota.State, r quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
 	v := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: s.capacity}
-	if r.Op.Deniable() && r.Cost > s.capacity {
+	if r.Op.Deniable() && r.Need() > s.capacity {
 		v.Allowed, v.RetryAfter = false, forever
 	}
 	return quota.State{}, v

@@ -108,7 +108,7 @@ func (b *tokenBucket) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: quota.Rule{'t', 'b', '1'}, Unit: b.unit, Capacity: b.tokens, Debt: b.debt, Ahead: true,
 		Window: time.Duration(ceil(b.capacity, b.perTick)*b.tick) * time.Microsecond,
-		Params: [6]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
+		Params: [8]int64{b.perTick, b.capacity, b.most, b.tick, b.fill},
 	}
 }
 
@@ -147,10 +147,13 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 
 	kept := deficit
 	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(floor(b.capacity-deficit, b.unit))
+		fallthrough
 	case quota.OpTake, quota.OpPeek:
-		if r.Cost > b.tokens {
+		if need := r.Need(); need > b.tokens {
 			allowed, retryAfter = false, forever
-		} else if over := deficit + r.Cost*b.unit - b.capacity; over > 0 {
+		} else if over := deficit + need*b.unit - b.capacity; over > 0 {
 			allowed = false
 			retryAfter = quota.Micros(at+ceil(over, b.perTick)*b.tick) - now
 		} else if r.Op == quota.OpTake {

@@ -18,9 +18,14 @@ if u > 0 then
   end
   if deficit > 0 and last > floored then upto = last end
 end
+if op == 6 then
+  cost = max(min(cost, floor((p2 - deficit) / unit) - keep), at)
+  op = 0
+end
 local allowed, kept = true, deficit
 if op <= 1 then
-  if cost * unit > p2 or deficit + cost * unit > p2 then
+  local need = (cost + keep) * unit
+  if need > p2 or deficit + need > p2 then
     allowed = false
   elseif op == 0 then
     kept = deficit + cost * unit
@@ -50,4 +55,4 @@ elseif op == 4 then
 end
 local reset = 0
 if kept > 0 then reset = upto + ceil(kept / p1) * p4 - now end
-return allowed, changed, reset, u, a, b, c, tail
+return allowed, changed, reset, u, a, b, c, tail, cost

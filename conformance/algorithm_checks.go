@@ -28,6 +28,8 @@ func (x *situation) check() {
 	x.checkUndo()
 	x.checkBack()
 	x.checkFresh()
+	x.checkFloor()
+	x.checkUpTo()
 	if x.spec().Ahead && !(x.mixed && x.back) {
 		x.checkAhead()
 	}
@@ -114,7 +116,7 @@ func (x *situation) checkVerdict() {
 		x.fail(a11, "got: a peek of the capacity on the zero State answers %s; want: allowed, remaining %d", showVerdict(fresh), capacity)
 	}
 	if x.req.Op == quota.OpTake {
-		prior := x.peek(x.before, x.req.Cost, x.now)
+		prior := x.peek(x.before, x.req.Need(), x.now)
 		if prior.Allowed != v.Allowed || prior.RetryAfter != v.RetryAfter {
 			x.fail(a11, "got: a peek answers %s where a take answers %s; want: the same", showVerdict(prior), showVerdict(*v))
 		}
@@ -257,6 +259,51 @@ func (x *situation) checkReset() {
 	}
 	if was := x.sameAsFresh(x.now); was != "" {
 		x.fail(a14, "%s", was)
+	}
+}
+
+// checkFloor takes and peeks with floors, in place of a next move.
+func (x *situation) checkFloor() {
+	left, capacity := x.peek(x.state, 0, x.now).Remaining, x.spec().Capacity
+	for _, cost := range []int64{0, 1, max(left, 0)} {
+		for _, floor := range []int64{0, 1, max(left-cost, 0), max(left-cost, 0) + 1, max(capacity-cost, 0), capacity + 1, math.MaxInt64} {
+			r := quota.Request{Cost: cost, Floor: floor}
+			want := x.peek(x.state, r.Need(), x.now)
+			s, v := x.algorithm().Decide(x.state, r, x.now)
+			r.Op = quota.OpPeek
+			if _, p := x.algorithm().Decide(x.state, r, x.now); p != want {
+				x.fail(a20, "got: a peek of %d above a floor of %d is %s; want: as a peek of both, %s", cost, floor, showVerdict(p), showVerdict(want))
+			}
+			as := x.state
+			if want.Allowed {
+				as, want = x.algorithm().Decide(x.state, quota.Request{Cost: cost}, x.now)
+			}
+			if v != want || v.Write && !x.ahead && !sameState(s, as) {
+				x.fail(a20, "got: %d above a floor of %d, with %d remaining, are %s, and the state is %+v; want: %s, and %+v",
+					cost, floor, left, showVerdict(v), s, showVerdict(want), as)
+			}
+		}
+	}
+}
+
+// checkUpTo takes up to a number of tokens, in place of a next move.
+func (x *situation) checkUpTo() {
+	left, capacity := x.peek(x.state, 0, x.now).Remaining, x.spec().Capacity
+	for _, most := range []int64{0, 1, max(left, 0), max(left, 0) + 1, capacity + 1, math.MaxInt64} {
+		for _, floor := range []int64{0, 1, max(left, 0) + 1} {
+			for _, least := range []int64{0, 1, max(left-floor, 0), max(left-floor, 0) + 1, capacity + 1} {
+				if least > most {
+					continue
+				}
+				take := quota.Request{Cost: max(min(most, left-floor), least), Floor: floor}
+				want, w := x.algorithm().Decide(x.state, take, x.now)
+				got, v := x.algorithm().Decide(x.state, quota.Request{Op: quota.OpUpTo, Cost: most, At: quota.Micros(least), Floor: floor}, x.now)
+				if v != w || v.Write && !sameState(got, want) {
+					x.fail(a21, "got: up to %d, at least %d, above a floor of %d, with %d remaining, are %s, and the state is %+v; want: as a take of %d, %s, and %+v",
+						most, least, floor, left, showVerdict(v), got, take.Cost, showVerdict(w), want)
+				}
+			}
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
@@ -55,8 +56,8 @@ func (p *prober) lua(ctx context.Context, eval func(ctx context.Context, script 
 		for i := range samples {
 			s := &samples[i]
 			// Clients return a string or its bytes.
-			if got, want := fmt.Sprintf("%s", answers[i]), luaAnswer(s); got != want {
-				p.fail(a15, "got: %s\nwant: %s\nafter %v of %d (charged at %d) at %d on %+v by %+v", got, want, s.req.Op, s.req.Cost, s.req.At, s.now, s.state, p.specs[s.by])
+			if got, want := fmt.Sprintf("%s", answers[i]), p.luaAnswer(s); got != want {
+				p.fail(a15, "got: %s\nwant: %s\nafter %v of %d (at %d, above %d) at %d on %+v by %+v", got, want, s.req.Op, s.req.Cost, s.req.At, s.req.Floor, s.now, s.state, p.specs[s.by])
 				return
 			}
 		}
@@ -70,6 +71,7 @@ func (p *prober) luaArgs(s *sample) string {
 	for _, n := range spec.Params {
 		text += fmt.Sprint(" ", n)
 	}
+	text += fmt.Sprint(" ", min(s.req.Floor, 1<<52))
 	if len(s.state.Tail) > 0 {
 		text += " t " + strings.Trim(fmt.Sprint(s.state.Tail), "[]")
 	}
@@ -77,7 +79,19 @@ func (p *prober) luaArgs(s *sample) string {
 }
 
 // luaAnswer returns the answer that the script must give.
-func luaAnswer(s *sample) string {
+func (p *prober) luaAnswer(s *sample) string {
+	text := luaVerdict(s)
+	if s.req.Op == quota.OpUpTo && s.v.Allowed {
+		left := peeked(p.family[s.by], s.state, 0, s.now).Remaining
+		if p.specs[s.by].Unit != 0 {
+			left -= s.req.Floor
+		}
+		text += fmt.Sprint(" taken ", min(s.req.Cost, left, 1<<52))
+	}
+	return text
+}
+
+func luaVerdict(s *sample) string {
 	allowed, written := "denied", "unwritten"
 	if s.v.Allowed {
 		allowed = "allowed"

@@ -51,15 +51,21 @@ func (p *prober) spec() bool {
 func (p *prober) stateless() {
 	a, spec := p.family[0], p.specs[0]
 	costs := []int64{0, 1, 2, 1 << 32, 1 << 52, math.MaxInt64, spec.Capacity, max(spec.Capacity, spec.Capacity+1)}
-	for op := quota.OpTake; op <= quota.OpAhead; op++ {
+	for op := quota.OpTake; op <= quota.OpUpTo; op++ {
 		if op == quota.OpAhead && !spec.Ahead {
 			continue
 		}
-		for _, cost := range costs {
+		for i, cost := range costs {
 			for _, now := range []quota.Micros{0, 1, origin, latest} {
 				r := quota.Request{Op: op, Cost: cost, At: now / 2}
+				if op == quota.OpUpTo {
+					r.At = quota.Micros(min(cost, 1))
+				}
+				if op == quota.OpTake || op == quota.OpPeek || op == quota.OpUpTo {
+					r.Floor = []int64{0, 1, math.MaxInt64}[i%3]
+				}
 				want := quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: spec.Capacity}
-				if op.Deniable() && cost > spec.Capacity {
+				if op.Deniable() && r.Need() > spec.Capacity {
 					want.Allowed, want.RetryAfter = false, quota.Forever
 				}
 				s, v := a.Decide(quota.State{}, r, now)
@@ -229,7 +235,7 @@ func (p *prober) hostile() {
 		if len(p.seen) > 0 && rng.IntN(3) == 0 {
 			s = p.seen[rng.IntN(len(p.seen))].state
 		}
-		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, At: quota.Micros(number(rng))}
+		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, At: quota.Micros(number(rng)), Floor: number(rng) & math.MaxInt64 * int64(rng.IntN(2))}
 		now := quota.Micros(number(rng))
 		given := slices.Clone(s.Tail)
 		var last any

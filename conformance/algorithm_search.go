@@ -265,6 +265,14 @@ func (p *prober) note(x *situation) {
 // request returns a random request.
 func (p *prober) request(x *situation, by int) quota.Request {
 	r := quota.Request{Cost: p.cost(p.specs[by].Capacity, x.v.Remaining)}
+	if p.rng.IntN(6) == 0 {
+		rest := max(x.v.Remaining-min(r.Cost, exact), 0)
+		r.Floor = []int64{1, rest, rest + 1, p.cost(p.specs[by].Capacity, x.v.Remaining)}[p.rng.IntN(4)]
+		if r.Op = []quota.Op{quota.OpTake, quota.OpPeek, quota.OpUpTo}[p.rng.IntN(3)]; r.Op == quota.OpUpTo {
+			r.At = quota.Micros(min(r.Cost, p.rng.Int64N(4)))
+		}
+		return r
+	}
 	switch p.rng.IntN(12) {
 	case 0:
 		r.Op = quota.OpPeek
@@ -279,6 +287,8 @@ func (p *prober) request(x *situation, by int) quota.Request {
 		if p.rng.IntN(4) == 0 {
 			r.Op = quota.OpReset
 		}
+	case 8:
+		r.Op, r.At = quota.OpUpTo, quota.Micros(min(r.Cost, []int64{0, 1, max(x.v.Remaining, 0) + 1}[p.rng.IntN(3)]))
 	case 6, 7:
 		if p.specs[by].Ahead {
 			r.Op = quota.OpAhead
@@ -427,6 +437,11 @@ func (p *prober) show(trace []move) string {
 			fmt.Fprintf(&b, " charged at %d", m.req.At-origin)
 		} else if m.req.Op == quota.OpAhead {
 			fmt.Fprintf(&b, " within %d", m.req.At)
+		} else if m.req.Op == quota.OpUpTo {
+			fmt.Fprintf(&b, ", at least %d,", m.req.At)
+		}
+		if m.req.Floor > 0 {
+			fmt.Fprintf(&b, " above %d", m.req.Floor)
 		}
 		if m.by > 0 {
 			fmt.Fprintf(&b, " by %+v", p.specs[m.by])

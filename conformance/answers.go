@@ -42,12 +42,25 @@ func show(cs []quota.Charge) string {
 	var b strings.Builder
 	for i := range cs {
 		c := &cs[i]
-		fmt.Fprintf(&b, " [%s %d of %+q to %+q", c.Op, c.Cost, c.Limit.Name(), c.Key)
+		b.WriteString(" [")
+		if c.Shadow {
+			b.WriteString("shadow ")
+		}
+		fmt.Fprintf(&b, "%s %d of %+q to %+q", c.Op, c.Cost, c.Limit.Name(), c.Key)
 		if c.Op == quota.OpRefund {
 			fmt.Fprintf(&b, " charged at %d", c.At)
 		}
 		if c.Op == quota.OpAhead {
 			fmt.Fprintf(&b, " within %v", c.Within)
+		}
+		if c.Op == quota.OpUpTo {
+			fmt.Fprintf(&b, ", at least %d,", c.Least)
+		}
+		if c.Floor > 0 {
+			fmt.Fprintf(&b, " above %d", c.Floor)
+			if c.FloorOf > 0 {
+				fmt.Fprintf(&b, " of %d parts", c.FloorOf)
+			}
 		}
 		if c.ID != "" {
 			fmt.Fprintf(&b, " with id %+q", c.ID)
@@ -79,6 +92,9 @@ func decisions(ds []quota.Decision) string {
 		}
 		if d.Replayed {
 			flags += " replayed"
+		}
+		if d.Shadow {
+			flags += " shadow"
 		}
 		if d.Source != quota.FromStore {
 			flags += " by " + d.Source.String()
@@ -117,7 +133,7 @@ func differing(got []quota.Decision, err error, want []quota.Decision) string {
 		}{
 			{"Allowed", g.Allowed == w.Allowed}, {"Source", g.Source == w.Source}, {"Split", g.Split == w.Split}, {"Replayed", g.Replayed == w.Replayed},
 			{"Limit", g.Limit == w.Limit}, {"Remaining", g.Remaining == w.Remaining}, {"Charged", g.Charged == w.Charged}, {"RetryAfter", g.RetryAfter == w.RetryAfter},
-			{"ResetAfter", g.ResetAfter == w.ResetAfter}, {"Delay", g.Delay == w.Delay}, {"At", g.At == w.At},
+			{"ResetAfter", g.ResetAfter == w.ResetAfter}, {"Delay", g.Delay == w.Delay}, {"At", g.At == w.At}, {"Shadow", g.Shadow == w.Shadow},
 		} {
 			if !f.same && !slices.Contains(names, f.name) {
 				names = append(names, f.name)

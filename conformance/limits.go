@@ -83,8 +83,8 @@ func (t tally) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.Sta
 	kept := used
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek:
-		switch {
-		case r.Cost > t.capacity || r.Cost > 0 && r.Cost > t.capacity-used, r.Cost == 0 && used > t.capacity:
+		switch need := r.Need(); {
+		case need > t.capacity || need > 0 && need > t.capacity-used, need == 0 && used > t.capacity:
 			v.Allowed, v.RetryAfter = false, quota.Forever
 		case r.Op == quota.OpTake:
 			kept += r.Cost

@@ -24,6 +24,9 @@ const inUse = 8
 
 var operations = []operation{
 	{name: "take", charge: quota.Charge{Op: quota.OpTake, Cost: 3}, once: 3, twice: 6},
+	{name: "take above a floor", charge: quota.Charge{Op: quota.OpTake, Cost: 3, Floor: 1, FloorOf: 100}, once: 3, twice: 6},
+	{name: "take up to", charge: quota.Charge{Op: quota.OpUpTo, Cost: 3, Least: 1}, once: 3, twice: 6},
+	{name: "shadow", charge: quota.Charge{Op: quota.OpTake, Cost: 3, Shadow: true}, once: 3, twice: 6},
 	{name: "peek", charge: quota.Charge{Op: quota.OpPeek, Cost: 3}},
 	{name: "debit", charge: quota.Charge{Op: quota.OpDebit, Cost: 3}, once: 3, twice: 6},
 	{name: "refund", charge: quota.Charge{Op: quota.OpRefund, Cost: 3}, receipt: true, once: -3, twice: -6},

@@ -25,9 +25,18 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: s1, name: "own clock", needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, own: true})
 		}},
+		testCase{rule: s1, name: "floors", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: asking})
+		}},
+		testCase{rule: s1, name: "up to", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: upTo})
+		}},
 		testCase{rule: s2, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
 			needLists(t)
 			t.search(shape{kinds: kinds, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})
+		}},
+		testCase{rule: s2, name: "shadows", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 4, steps: 30, traces: 192, shadow: true, cost: edgeCost})
 		}},
 		testCase{rule: s3, name: "single charges", needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 1, keys: 1, steps: 24, traces: 192, ops: asking, cost: edgeCost})
@@ -45,11 +54,20 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: c3, name: "repeats", needs: []Feature{Exact, IDs}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
 		}},
+		testCase{rule: c3, name: "shadows", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, shadow: true})
+		}},
+		testCase{rule: c3, name: "up to", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: upTo})
+		}},
 	)
 }()
 
 // asking are operations most of which may not change the state.
 var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpPeek, quota.OpPeek, quota.OpDebit, quota.OpAhead}
+
+// upTo are operations of which many take up to a number of tokens.
+var upTo = []quota.Op{quota.OpUpTo, quota.OpUpTo, quota.OpUpTo, quota.OpTake, quota.OpDebit, quota.OpPeek, quota.OpRefund}
 
 // edgeCost returns a cost close to the remaining tokens: about every second cost does not fit.
 func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {

@@ -28,6 +28,8 @@ type shape struct {
 	expiry bool // the clock goes to about where states end
 	ids    bool // calls have request ids
 	own    bool // by the store's own clock
+	floors bool // takes and peeks have floors
+	shadow bool // some charges are shadows
 }
 
 var anyOps = []quota.Op{
@@ -36,14 +38,34 @@ var anyOps = []quota.Op{
 	quota.OpAhead, quota.OpAhead, quota.OpAhead,
 }
 
-// accept gives a take ahead a delay that it accepts. Of a rule that cannot take ahead it makes a take.
+// accept gives a take ahead a delay that it accepts, and a take of up to so many a least. Of a rule that cannot take ahead it
+// makes a take.
 func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 	switch {
+	case c.Op == quota.OpUpTo:
+		c.Least = min(c.Cost, oneOf(rng, []int64{0, 1, c.Cost, max(last.Remaining, 0), max(last.Remaining, 0) + 1}))
 	case c.Op != quota.OpAhead:
 	case !c.Limit.Spec().Ahead:
 		c.Op = quota.OpTake
 	default:
 		c.Within = oneOf(rng, []time.Duration{0, 1, time.Microsecond, last.RetryAfter, last.ResetAfter, time.Duration(rng.Int64N(int64(max(last.ResetAfter, 1)))), time.Second, quota.Never})
+	}
+}
+
+// keep gives a take, up to or not, or a peek a floor, in tokens or as a part, mostly close to the remaining tokens.
+func keep(rng *rand.Rand, c *quota.Charge, left int64) {
+	if c.Op != quota.OpTake && c.Op != quota.OpPeek && c.Op != quota.OpUpTo {
+		return
+	}
+	switch rng.IntN(6) {
+	case 0:
+	case 1:
+		c.Floor = randomCost(rng, c.Limit.Spec().Capacity, left)
+	case 2, 3:
+		c.FloorOf = uint32(magnitude(rng, 32) - 1)
+		c.Floor = rng.Int64N(int64(c.FloorOf) + 1)
+	default:
+		c.Floor = max(left-c.Cost+rng.Int64N(3)-1, 0)
 	}
 }
 
@@ -130,8 +152,8 @@ func (g *generator) step(id int, before []step) step {
 	if g.ids && len(before) > 0 && g.rng.IntN(3) == 0 { // a repeat
 		if old := oneOf(g.rng, before); old.charges[0].ID != "" {
 			s.charges = slices.Clone(old.charges)
-			if g.rng.IntN(4) == 0 {
-				s.charges[g.rng.IntN(len(s.charges))].Cost ^= 1
+			if c := &s.charges[g.rng.IntN(len(s.charges))]; g.rng.IntN(4) == 0 && c.Least == 0 {
+				c.Cost ^= 1
 			}
 			return s
 		}
@@ -147,6 +169,9 @@ func (g *generator) step(id int, before []step) step {
 			taken[at] = true
 			s.charges = append(s.charges, c)
 		}
+	}
+	for i := range s.charges {
+		s.charges[i].Shadow = g.shadow && g.rng.IntN(3) == 0
 	}
 	if g.ids && g.rng.IntN(3) > 0 {
 		name := fmt.Sprint("r", id)
@@ -189,6 +214,9 @@ func (g *generator) charge(id int) charge {
 	}
 	c.Cost = g.cost(g.rng, l.Spec().Capacity, left)
 	accept(g.rng, &c.Charge, g.said[at])
+	if g.floors {
+		keep(g.rng, &c.Charge, left)
+	}
 	if c.Op == quota.OpRefund {
 		if made := g.receipts[at]; len(made) > 0 && g.rng.IntN(4) > 0 {
 			c.receipt = oneOf(g.rng, made)

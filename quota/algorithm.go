@@ -36,7 +36,7 @@ func (m Micros) Duration() time.Duration {
 //  2. Tight: a denied request is denied again at any time before RetryAfter has passed, and admitted
 //     when it has, if no other charge came in between.
 //  3. Traceless: a denial and an [OpPeek] return Write false (but see 5).
-//  4. Never: a cost above Spec.Capacity is denied with RetryAfter [Forever], whatever the state.
+//  4. Never: a cost above Spec.Capacity, floor included, is denied with RetryAfter [Forever], whatever the state.
 //  5. Clock: time that steps back never frees quota. A state more than a second ahead of now is moved
 //     to now, its consumption unchanged, and returned with Write true, even on a denial.
 //  6. Change: a state left by the same Rule with other numbers (its Unit differs) is converted: consumed
@@ -99,7 +99,7 @@ type Spec struct {
 	// bucket fills. 0 says that there is no such time, or that the rule does not tell.
 	Window time.Duration
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
-	Params [6]int64
+	Params [8]int64
 }
 
 // State is the consumption of one limit and key: a few integers whose meaning is the rule's own, and for some rules
@@ -117,7 +117,8 @@ func (s *State) IsZero() bool { return s.Unit == 0 }
 type Op uint8
 
 const (
-	// OpTake charges Cost if it fits, and is denied otherwise. A cost of 0 asks whether the key is out of debt.
+	// OpTake charges Cost if it fits above the floor, see Charge.Floor, and is denied otherwise. A cost of 0 asks whether the
+	// key is out of debt, or above the floor.
 	OpTake Op = iota
 	// OpPeek answers as OpTake would and changes nothing.
 	OpPeek
@@ -133,10 +134,13 @@ const (
 	// within a stated delay, and is denied otherwise. The tokens may be used after Decision.Delay; until then refill
 	// goes to them, and takes are denied. Only rules with Spec.Ahead have it; to others it is ErrInvalid.
 	OpAhead
+	// OpUpTo takes as much as there is: it charges Cost, or as many tokens as are left above the floor if those are fewer,
+	// and is denied where that is less than Charge.Least. Decision.Charged says how much.
+	OpUpTo
 	opEnd
 )
 
-var opNames = [...]string{"take", "peek", "debit", "refund", "reset", "take-ahead"}
+var opNames = [...]string{"take", "peek", "debit", "refund", "reset", "take-ahead", "take-up-to"}
 
 // String returns the operation's name in lower case.
 func (o Op) String() string {
@@ -146,15 +150,37 @@ func (o Op) String() string {
 	return "unknown"
 }
 
-// Deniable reports whether a charge with the operation may be denied: OpTake, OpPeek and OpAhead. The others are always
-// allowed.
-func (o Op) Deniable() bool { return o == OpTake || o == OpPeek || o == OpAhead }
+// Deniable reports whether a charge with the operation may be denied: OpTake, OpPeek, OpAhead and OpUpTo. The others are
+// always allowed.
+func (o Op) Deniable() bool { return o <= OpPeek || o == OpAhead || o == OpUpTo }
 
 // Request is the question that an Algorithm decides.
 type Request struct {
 	Op   Op
 	Cost int64  // in tokens, 0 or more, without upper bound
-	At   Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within
+	At   Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within; OpUpTo: Charge.Least
+	// Floor is how many tokens must be left after an OpTake, OpPeek or OpUpTo, 0 or more, without upper bound: a take fits
+	// where Cost and Floor together fit, see Need, and charges Cost. It is 0 for other operations.
+	Floor int64
+}
+
+// Need returns Cost and Floor together, or the largest number where their sum is beyond it: what must remain for the
+// request to be allowed, and the number of which rule 4 of [Algorithm] speaks. Of an OpUpTo it is Charge.Least and Floor.
+func (r Request) Need() int64 {
+	if r.Op == OpUpTo {
+		r = r.Taking(0)
+	}
+	if r.Floor > math.MaxInt64-r.Cost {
+		return math.MaxInt64
+	}
+	return r.Cost + r.Floor
+}
+
+// Taking returns the OpTake for which an OpUpTo stands where so many tokens remain, below 0 in debt. An Algorithm decides
+// that in its place.
+func (r Request) Taking(remaining int64) Request {
+	r.Op, r.Cost, r.At = OpTake, max(min(r.Cost, remaining-min(r.Floor, 1<<62)), int64(r.At)), 0
+	return r
 }
 
 // Outcome is the yes-or-no part of a Verdict.

@@ -2,6 +2,7 @@ package quota
 
 import (
 	"fmt"
+	"math/bits"
 	"time"
 	"unicode/utf8"
 )
@@ -20,6 +21,13 @@ type Charge struct {
 	// From is set by Refund and Settle to Decision.Source of the receipt: where the corrected charge was made. Stores
 	// ignore it; a policy sends the correction to that place.
 	From Source
+	// Shadow makes the charge one that never denies its list: it is made if the list is granted and it fits by itself, and
+	// else charges nothing. Its decision says Shadow, and whether it fits. So a limit can be tried on real traffic before it
+	// denies anything. A denied list charges its shadows as little as its other charges; a shadow alone is always granted.
+	Shadow bool
+	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
+	// rounded up. 0 makes it a number of tokens. It must be at least Floor otherwise.
+	FloorOf uint32
 	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
 	receipt receipt
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
@@ -27,6 +35,14 @@ type Charge struct {
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
 	Within time.Duration
+	// Floor is, for OpTake, OpPeek and OpUpTo, how many tokens must be left after the charge, 0 or more, or it is denied.
+	// Cost alone is charged. So one limit serves classes of callers: with a floor of 200 of 1000 tokens, free callers stop
+	// where 200 are left, and paid callers, without a floor, may take these too. RetryAfter counts the floor; a cost and
+	// floor above the capacity are denied with RetryAfter Never. On a share of the limit the floor is the same part of the
+	// share, rounded up. OpAhead has no floor, because it charges tokens that are not there yet; other operations ignore it.
+	Floor int64
+	// Least is, for OpUpTo, the fewest tokens that are taken, up to Cost. With 0 a charge may take none and be allowed.
+	Least int64
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
 	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
@@ -45,7 +61,7 @@ const (
 	// one of the same receipt is answered without asking the store.
 	MaxCorrections = 1 << 16
 
-	MaxTail   = 8192    // the most numbers of State.Tail
+	MaxTail   = 8256    // the most numbers of State.Tail
 	MaxNumber = 1 << 53 // the largest magnitude of a number of a State: integers are exact in a double up to here
 
 	maxID = 128
@@ -59,8 +75,11 @@ func (c Charge) Refund(d Decision, n int64) Charge {
 }
 
 // Settle returns the charge that corrects the receipt d to the actual cost, as [Charge.Refund] does: a refund of the
-// surplus, or a debit of the shortfall.
+// surplus, or a debit of the shortfall. The settle of a shadow that was not charged changes nothing.
 func (c Charge) Settle(d Decision, actual int64) Charge {
+	if d.Shadow && !d.Allowed && actual >= 0 {
+		return c.Refund(d, 0)
+	}
 	if actual > d.Charged {
 		r := c.Refund(d, 0)
 		r.Cost, r.Op = actual-d.Charged, corrects(OpDebit, &d, actual)
@@ -74,14 +93,53 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 	return c.Refund(d, d.Charged-actual)
 }
 
-// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within goes where
-// OpRefund has At. A store sends these numbers on.
+// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within and OpUpTo's Least go
+// where OpRefund has At, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
 	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
-	if c.Op == OpAhead {
-		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+	if c.Op >= OpAhead || c.Floor != 0 {
+		c.complete(&r)
 	}
 	return r
+}
+
+// complete fills in the numbers of a request that most charges do not have.
+func (c *Charge) complete(r *Request) {
+	switch {
+	case c.Op == OpAhead:
+		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+		return
+	case c.Op == OpUpTo:
+		r.At = Micros(min(c.Least, MaxNumber))
+	case c.Op > OpPeek:
+		return
+	}
+	switch c.FloorOf {
+	case 0:
+		r.Floor = c.Floor
+	default:
+		r.Floor = partOf(c.Limit.spec.Capacity, c.Floor, int64(c.FloorOf))
+	}
+}
+
+// OnShare returns the charge on a share of its limit, or on the same limit with other numbers: a floor in tokens becomes
+// the same part of the share's capacity, rounded up. A policy that decides on shares calls it.
+func (c Charge) OnShare(share *Limit) Charge {
+	if whole := c.Limit.spec.Capacity; c.Floor > 0 && c.FloorOf == 0 && c.Floor <= whole {
+		c.Floor = partOf(share.spec.Capacity, c.Floor, whole)
+	}
+	c.Limit = share
+	return c
+}
+
+// partOf returns n of all parts of a capacity, rounded up, for an n of at least 0 and at most all.
+func partOf(capacity, n, all int64) int64 {
+	hi, lo := bits.Mul64(uint64(capacity), uint64(n))
+	part, rest := bits.Div64(hi, lo, uint64(all))
+	if rest > 0 {
+		part++
+	}
+	return int64(part)
 }
 
 // String describes the charge, such as `take 250 of tokens for "team-7/agent-123"`. It shows the key.
@@ -90,9 +148,23 @@ func (c Charge) String() string {
 	if c.Limit != nil {
 		limit = c.Limit.name
 	}
-	text := fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
+	shadow := ""
+	if c.Shadow {
+		shadow = "shadow "
+	}
+	text := shadow + fmt.Sprintf("%s %d of %s for %q", c.Op, c.Cost, limit, c.Key)
 	if c.Op == OpAhead {
 		text += fmt.Sprintf(" within %v", c.Within)
+	}
+	if c.Op == OpUpTo {
+		text += fmt.Sprintf(", at least %d,", c.Least)
+	}
+	switch {
+	case c.Floor == 0:
+	case c.FloorOf == 0:
+		text += fmt.Sprintf(" above %d", c.Floor)
+	default:
+		text += fmt.Sprintf(" above %d of %d parts", c.Floor, c.FloorOf)
 	}
 	if c.ID != "" {
 		text += fmt.Sprintf(", id %q", c.ID)
@@ -142,9 +214,15 @@ func (c *Charge) check() error {
 	case c.At < 0 || c.At > MaxNumber:
 		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
 	case c.Op >= opEnd:
-		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset or OpAhead")
+		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset, OpAhead or OpUpTo")
 	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):
 		return invalid("Within of a "+c.Op.String(), c.Within, "0 or more for OpAhead, 0 for other operations")
+	case c.Floor != 0 && (c.Floor < 0 || c.Op == OpAhead):
+		return invalid("Floor of a "+c.Op.String(), c.Floor, "0 or more for OpTake, OpPeek and OpUpTo, 0 for OpAhead")
+	case c.Least != 0 && (c.Op != OpUpTo || c.Least < 0 || c.Least > c.Cost):
+		return invalid("Least of a "+c.Op.String(), c.Least, "0 to the cost for OpUpTo, 0 for other operations")
+	case c.FloorOf != 0 && c.Floor > int64(c.FloorOf):
+		return invalid("Floor", c.Floor, fmt.Sprintf("up to FloorOf, %d", c.FloorOf))
 	case c.ID != "" && (len(c.ID) > maxID || !utf8.ValidString(c.ID)):
 		return invalid("request id", c.ID, "up to 128 bytes of UTF-8")
 	}

@@ -42,7 +42,7 @@ func badCharges() map[string]struct {
 		"key not UTF-8":    one(quota.Charge{Limit: a, Key: "a\xff"}, "key", `\xff`),
 		"negative cost":    one(quota.Charge{Limit: a, Key: "k", Cost: -1}, "cost", "-1", "0 or more"),
 		"negative time":    one(quota.Charge{Limit: a, Key: "k", Op: quota.OpRefund, At: -1}, "time", "-1", "Decision.At"),
-		"unknown op":       one(quota.Charge{Limit: a, Key: "k", Op: 6}, "operation", "OpTake"),
+		"unknown op":       one(quota.Charge{Limit: a, Key: "k", Op: 7}, "operation", "OpTake"),
 		"op 255":           one(quota.Charge{Limit: a, Key: "k", Op: 255}, "operation", "OpTake"),
 		"long id":          one(quota.Charge{Limit: a, Key: "k", ID: strings.Repeat("i", 129)}, "request id", "128"),
 		"id not UTF-8":     one(quota.Charge{Limit: a, Key: "k", ID: "\xff"}, "request id", `\xff`),

@@ -37,7 +37,8 @@ func (s Source) String() string {
 // A Decision is the answer to a charge. A granted one is also its receipt, see [Limiter.Refund] and
 // [Limiter.Settle].
 type Decision struct {
-	// Allowed says that the charge fits its own limit. A list is granted only if all of its decisions are allowed.
+	// Allowed says that the charge fits its own limit. A list is granted only if all of its decisions are allowed, but those
+	// of shadows.
 	Allowed bool
 	// Source says where the decision was made.
 	Source Source
@@ -46,13 +47,15 @@ type Decision struct {
 	Split bool
 	// Replayed says that the request id was granted before: this is the decision of that time.
 	Replayed bool
-	_        [4]byte
+	// Shadow says that the charge was a shadow, see Charge.Shadow: it denied no list, and was made only if it is Allowed.
+	Shadow bool
+	_      [3]byte
 	// Limit is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64
-	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted. It is below 0 where
-	// OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
+	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted, and up to that where
+	// OpUpTo was. It is below 0 where OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
 	Charged int64
 	// RetryAfter is 0 where allowed, else the time until the same charge fits, if no other charge comes in between.
 	// It is Never, which is 292 years, if the charge can never fit: test for it before sleeping.
@@ -117,6 +120,9 @@ func (d Decision) String() string {
 	}
 	if d.Replayed {
 		b.WriteString(", replayed")
+	}
+	if d.Shadow {
+		b.WriteString(", shadow")
 	}
 	return b.String()
 }

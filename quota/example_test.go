@@ -128,6 +128,71 @@ func ExampleLimiter_TakeAhead() {
 	// true 1h30m0s
 }
 
+// A worker takes as many tokens as there are, if they are enough for a piece of work.
+func ExampleLimiter_TakeUpTo() {
+	limit := quota.Must(quota.NewLimit("rows", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+	ctx := context.Background()
+
+	for range 3 {
+		d, err := limiter.TakeUpTo(ctx, "export", 600, 100)
+		if err != nil {
+			return
+		}
+		fmt.Println(d.Allowed, d.Charged, d.Remaining)
+	}
+	// Output:
+	// true 600 400
+	// true 400 0
+	// false 0 0
+}
+
+// A new limit is tried on real traffic before it denies anything.
+func ExampleCharge_shadow() {
+	limit := func(name string, capacity int64) *quota.Limit {
+		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+	}
+	tokens, stricter := limit("tokens", 1000), limit("stricter", 500)
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	defer limiter.Close()
+
+	for range 2 {
+		r, err := limiter.TakeAll(context.Background(),
+			quota.Charge{Key: "agent-1", Cost: 400},
+			quota.Charge{Limit: stricter, Key: "agent-1", Cost: 400, Shadow: true})
+		if err != nil {
+			return
+		}
+		fmt.Println("granted:", r.Granted, "the stricter limit would grant:", r.Decisions[1].Allowed)
+	}
+	// Output:
+	// granted: true the stricter limit would grant: true
+	// granted: true the stricter limit would grant: false
+}
+
+// Free callers leave a fifth of the limit to paid ones, who may take the last token.
+func ExampleCharge_floor() {
+	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	defer limiter.Close()
+	ctx := context.Background()
+
+	free := quota.Charge{Key: "fleet", Cost: 50, Floor: 20, FloorOf: 100}
+	paid := quota.Charge{Key: "fleet", Cost: 50}
+	for _, c := range []quota.Charge{free, free, paid} {
+		r, err := limiter.TakeAll(ctx, c)
+		if err != nil {
+			return
+		}
+		fmt.Println(r.Granted, r.Decisions[0].Remaining, "left, retry after", r.RetryAfter().Round(time.Hour))
+	}
+	// Output:
+	// true 50 left, retry after 0s
+	// false 50 left, retry after 2h0m0s
+	// true 0 left, retry after 0s
+}
+
 // An observer sees each call once, a list too: here two lists are granted and one is denied.
 func ExampleCall() {
 	observe := func(_ context.Context, c *quota.Call) {

@@ -140,6 +140,12 @@ func (l *Limiter) TakeAhead(ctx context.Context, key string, n int64, within tim
 	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpAhead, Within: within})
 }
 
+// TakeUpTo charges n tokens to the key, or as many as are left if those are fewer, and is denied where that is less than
+// least. Decision.Charged says how much. least is 0 to n: with 0 it may be granted and charge nothing.
+func (l *Limiter) TakeUpTo(ctx context.Context, key string, n, least int64) (Decision, error) {
+	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpUpTo, Least: least})
+}
+
 // Peek answers as Take would, and changes nothing: RetryAfter says when n tokens would fit.
 func (l *Limiter) Peek(ctx context.Context, key string, n int64) (Decision, error) {
 	return l.do(ctx, Charge{Key: key, Cost: n, Op: OpPeek})

@@ -50,7 +50,7 @@ const (
 // corrects returns the operation of a correction of d, unless it is not allowed.
 func corrects(op Op, d *Decision, n int64) Op {
 	switch {
-	case !d.Allowed || d.Charged < 0:
+	case !d.Allowed && !d.Shadow || d.Charged < 0:
 		return opOfDenial
 	case n < 0:
 		return opNegative

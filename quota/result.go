@@ -9,7 +9,7 @@ import (
 
 // Result is the answer to a list of charges, see [Limiter.TakeAll].
 type Result struct {
-	// Granted says that all charges were made; otherwise none was.
+	// Granted says that all charges were made, but shadows that do not fit; otherwise none was.
 	Granted bool
 	// Decider is the index of the charge that decided the list: of the denial that lasts longest, or, in a granted
 	// list, of the limit with the smallest share left.
@@ -40,10 +40,11 @@ func (r Result) String() string {
 	return fmt.Sprintf("%s, decided by charge %d of [%s]", verdict, r.Decider, strings.Join(decisions, "; "))
 }
 
-// Granted reports whether a list with these decisions was granted: all are allowed.
+// Granted reports whether a list with these decisions was granted: all are allowed, but those of shadows, see
+// Charge.Shadow.
 func Granted(ds []Decision) bool {
 	for i := range ds {
-		if !ds[i].Allowed {
+		if !ds[i].Allowed && !ds[i].Shadow {
 			return false
 		}
 	}
@@ -52,13 +53,16 @@ func Granted(ds []Decision) bool {
 
 // Decider returns the index of the decision that decided a list: of a denied list the denial that lasts longest, of
 // a granted one the decision that leaves the smallest share of its limit. A limit of 0 counts as 1: nothing of it is left,
-// or its debt. Decider is 0 for no decisions.
+// or its debt. It passes over shadows. Decider is 0 for no decisions, and for shadows alone.
 func Decider(ds []Decision) int {
 	best := 0
 	granted := Granted(ds)
 	for i := range ds {
 		a, b := &ds[i], &ds[best]
 		switch {
+		case a.Shadow:
+		case b.Shadow:
+			best = i
 		case granted:
 			// Shares are compared as 128-bit products.
 			if less(a.Remaining, max(b.Limit, 1), b.Remaining, max(a.Limit, 1)) {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 	"unique"
 )
@@ -28,32 +29,103 @@ type queueID struct {
 	key   string
 }
 
-// queue holds the waiting callers of one limit and key, first come first served: the first one asks the store, the others
-// wait for their turn. It is guarded by Limiter.mu, and every step takes the same time in a queue of any length: other keys
-// wait for that lock too.
+// queue holds the waiting callers of one limit and key: those with the lower floor first, and of one floor first come first
+// served. The first one asks the store, the others wait for their turn. It is guarded by Limiter.mu, and every step takes
+// the same time in a queue of any length, and more with the number of different floors: other keys wait for that lock too.
 type queue struct {
-	first, last *place
+	first   *place
+	classes []*class // by rank; none is empty
+}
+
+// class is the places in a queue of waiters with one floor, side by side.
+type class struct {
+	rank int64 // see waiter
+	last *place
 	// The tokens of all places that ever were, and of those that were left or that the store may have charged.
 	joined, gone int64
 }
 
 // tokens returns the tokens of all places.
-func (q *queue) tokens() int64 {
-	tokens := q.joined - q.gone
+func (q *queue) tokens() (tokens int64) {
+	for _, c := range q.classes {
+		tokens += c.joined - c.gone
+	}
 	if q.first.waiter.asking {
 		tokens += q.first.cost
 	}
 	return tokens
 }
 
+// ahead returns the tokens of the places before one, without those that the store may have charged. It is less where waiters
+// behind have left, a bound that errs on the side of waiting.
+func (q *queue) ahead(p *place) (tokens int64) {
+	for _, c := range q.classes {
+		if c == p.class {
+			return tokens + max(p.ahead-c.gone, 0)
+		}
+		tokens += c.joined - c.gone
+	}
+	return tokens
+}
+
+// insert adds a place behind all places of its rank and lower ones.
+func (q *queue) insert(p *place) {
+	rank := p.waiter.rank
+	n := 0
+	for n < len(q.classes) && q.classes[n].rank <= rank {
+		n++
+	}
+	if n > 0 {
+		p.prev = q.classes[n-1].last
+	}
+	if n == 0 || q.classes[n-1].rank < rank {
+		q.classes = slices.Insert(q.classes, n, &class{rank: rank})
+		n++
+	}
+	p.class = q.classes[n-1]
+	p.class.last, p.ahead = p, p.class.joined
+	p.class.joined += p.cost
+	if p.prev != nil {
+		p.next, p.prev.next = p.prev.next, p
+	} else {
+		if p.next = q.first; p.next != nil {
+			p.next.waiter.firsts--
+		}
+		q.first = p
+		p.waiter.firsts++
+	}
+	if p.next != nil {
+		p.next.prev = p
+	}
+}
+
+// remove takes a place out.
+func (q *queue) remove(p *place) {
+	if p.class.last == p {
+		if p.class.last = p.prev; p.prev == nil || p.prev.class != p.class {
+			q.classes = slices.DeleteFunc(q.classes, func(c *class) bool { return c == p.class })
+		}
+	}
+	if p.next != nil {
+		p.next.prev = p.prev
+	}
+	if p.prev != nil {
+		p.prev.next = p.next
+	} else if q.first = p.next; p.next != nil {
+		p.next.waiter.firsts++
+		p.next.waiter.wake()
+	}
+}
+
 // place is a waiter's place in a queue: it has one for each charge of its list, in the order of the charges.
 type place struct {
 	id         queueID
 	queue      *queue
+	class      *class
 	waiter     *waiter
 	cost       int64
 	prev, next *place
-	ahead      int64 // queue.joined when the waiter joined
+	ahead      int64 // class.joined when the waiter joined
 }
 
 // waiter is a caller that waits for a list of charges. It joins all of its queues in one step, so any two lists stand in the
@@ -61,6 +133,7 @@ type place struct {
 // of them. Its fields but turn are guarded by Limiter.mu.
 type waiter struct {
 	places  []place
+	rank    int64         // the largest floor of its charges as a part of the capacity: waiters of lower ranks go before it
 	firsts  int           // how many of its places are the first
 	turn    chan struct{} // gets an element when the waiter becomes the first in all, and when it must ask again; of size 1
 	asking  bool          // the store may have charged the waiter, which is the first in all
@@ -75,6 +148,18 @@ type waiting struct {
 	decisions []Decision // the store's latest answers
 	own       uint64     // the charges, by their bits, of which LimitFor chooses the limit
 	observed  *observed
+}
+
+// wholeRank is the rank of a floor that is all of the capacity, or more.
+const wholeRank = 1 << 32
+
+// rank returns the rank of a charge that waits, by its floor.
+func (c *Charge) rank() int64 {
+	if c.Floor == 0 || c.Op > OpPeek {
+		return 0
+	}
+	r, capacity := c.Request(), c.Limit.spec.Capacity
+	return partOf(wholeRank, min(r.Floor, capacity), max(capacity, 1))
 }
 
 // Wait takes n tokens, waiting until they fit. A nil error means that the tokens were taken.
@@ -113,7 +198,8 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 // [Limiter.TakeAll], and the result is granted. Charges take or peek, and have no request id: any other list is ErrInvalid,
 // and so are those that TakeAll refuses.
 //
-// For each limit and key, waiting lists and callers of Wait are served in the order in which they came: a list asks the store
+// For each limit and key, waiting lists and callers of Wait are served in the order in which they came, but those with a
+// lower floor go before all with a higher one; of a list the highest counts, as a part of its limit. A list asks the store
 // when it is the first of the limiter for all of its charges, and holds up those behind it until it is granted or leaves. Two
 // lists never wait for each other. A list whose denied charges are all of rules that carry debt over takes ahead, as Wait
 // does; where another rule denies too, it asks until that one admits.
@@ -144,8 +230,12 @@ func (l *Limiter) wait(ctx context.Context, w *waiting) error {
 			return invalid("operation of a charge that waits", c.Op, "OpTake or OpPeek")
 		case c.ID != "":
 			return invalid("request id of a charge that waits", c.ID, "none, for a wait that ends early gives its tokens back")
+		case c.Shadow:
 		case c.Cost > most:
 			return invalid("cost", c.Cost, fmt.Sprintf("up to %d, the capacity of limit %q: more never fits", most, c.Limit))
+		case c.neverFits():
+			r := c.Request()
+			return invalid("cost above a floor of "+strconv.FormatInt(r.Floor, 10), c.Cost, fmt.Sprintf("up to %d together, the capacity of limit %q: more never fits", most, c.Limit))
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -174,6 +264,9 @@ func (l *Limiter) wait(ctx context.Context, w *waiting) error {
 	}
 }
 
+// neverFits reports whether the cost and the floor are above the capacity.
+func (c *Charge) neverFits() bool { r := c.Request(); return r.Need() > c.Limit.spec.Capacity }
+
 // chooseAnew has LimitFor choose the limits of the list again.
 func (l *Limiter) chooseAnew(w *waiting) error {
 	if l.limitFor == nil {
@@ -201,6 +294,9 @@ func (l *Limiter) chooseAnew(w *waiting) error {
 // waitFirst asks the store until it grants.
 func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 	for {
+		if err := l.awaitTurn(ctx, w); err != nil {
+			return err
+		}
 		l.ask(w.waiter)
 		if err := l.chooseAnew(w); err != nil {
 			return err
@@ -238,17 +334,41 @@ func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 	}
 }
 
+// awaitTurn waits while a waiter is not the first in all of its queues, where others with lower floors came before it.
+func (l *Limiter) awaitTurn(ctx context.Context, w *waiting) error {
+	for {
+		l.mu.Lock()
+		first := w.firsts == len(w.places)
+		l.mu.Unlock()
+		if first {
+			return nil
+		}
+		waited := w.observed.waits()
+		select {
+		case <-w.turn:
+			waited()
+		case <-ctx.Done():
+			waited()
+			return ctx.Err()
+		}
+	}
+}
+
 // canTakeAhead reports whether each charge that was denied may be taken ahead.
 func (w *waiting) canTakeAhead() bool {
 	for i := range w.charges {
-		if !w.decisions[i].Allowed && !w.charges[i].aheadOfRefill() {
+		if !w.decisions[i].Allowed && !w.charges[i].Shadow && !w.charges[i].aheadOfRefill() {
 			return false
 		}
 	}
 	return true
 }
 
-func (c *Charge) aheadOfRefill() bool { return c.Op == OpTake && c.Limit.spec.Ahead }
+// aheadOfRefill reports whether a charge that waits may be taken ahead: one with a floor takes no tokens that are not there,
+// and a shadow waits for none.
+func (c *Charge) aheadOfRefill() bool {
+	return c.Op == OpTake && c.Limit.spec.Ahead && c.Floor == 0 && !c.Shadow
+}
 
 // waitAhead takes ahead for a list that is the first, and waits until it may use its tokens. It reports false where the list
 // must be asked for anew: the store denied it, or a key has another limit or rule.
@@ -423,13 +543,20 @@ func (l *Limiter) forecastAll(ctx context.Context, cs []Charge, ahead []int64) e
 	peeks, ds := slices.Clone(cs), make([]Decision, len(cs))
 	for i := range peeks {
 		c := &peeks[i]
-		c.Op, c.Cost = OpPeek, min(ahead[i]+c.Cost, c.Limit.spec.Capacity)
+		r := c.Request()
+		c.Op, c.Cost = OpPeek, min(ahead[i]+c.Cost, c.Limit.spec.Capacity-r.Floor)
+		if c.Shadow {
+			c.Cost = 0
+		}
 	}
 	if err := l.askStore(ctx, peeks, ds); err != nil {
 		return err
 	}
 	alone := peeks[:0]
 	for i := range ds {
+		if cs[i].Shadow {
+			continue
+		}
 		after, all := ds[i].RetryAfter, ahead[i]+cs[i].Cost
 		if f, ok := cs[i].Limit.algorithm.(Forecaster); ok {
 			least := f.Forecast(ds[i], all)
@@ -518,6 +645,7 @@ func (l *Limiter) join(w *waiting) error {
 		if c.Op == OpTake {
 			p.cost = c.Cost
 		}
+		t.rank = max(t.rank, c.rank())
 	}
 	w.waiter = t
 	return l.enqueue(t)
@@ -550,29 +678,23 @@ func (l *Limiter) enqueue(w *waiter) error {
 			if l.queues == nil {
 				l.queues = make(map[queueID]*queue)
 			}
-			p.queue = &queue{first: p}
+			p.queue = &queue{}
 			l.queues[p.id] = p.queue
 			l.queued.Add(1)
-			w.firsts++
-		} else {
-			p.queue.last.next, p.prev = p, p.queue.last
 		}
-		p.queue.last = p
-		p.ahead = p.queue.joined
-		p.queue.joined += p.cost
+		p.queue.insert(p)
 	}
 	w.wake()
 	return nil
 }
 
-// ahead returns, for each charge of a list, the tokens of the waiters before it, without those of the first waiter while the
-// store may have charged them. It is less where waiters behind have left, a bound that errs on the side of waiting.
+// ahead returns, for each charge of a list, the tokens of the waiters before it, see queue.ahead.
 func (l *Limiter) ahead(w *waiter) []int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	tokens := make([]int64, len(w.places))
 	for i := range w.places {
-		tokens[i] = max(w.places[i].ahead-w.places[i].queue.gone, 0)
+		tokens[i] = w.places[i].queue.ahead(&w.places[i])
 	}
 	return tokens
 }
@@ -608,23 +730,12 @@ func (l *Limiter) leave(w *waiter) {
 	defer l.mu.Unlock()
 	for i := range w.places {
 		p := &w.places[i]
-		q := p.queue
-		if p.next != nil {
-			p.next.prev = p.prev
-		} else {
-			q.last = p.prev
-		}
-		if p.prev != nil {
-			p.prev.next = p.next
-		} else if q.first = p.next; p.next != nil {
-			p.next.waiter.firsts++
-			p.next.waiter.wake()
-		} else {
+		if p.queue.remove(p); p.queue.first == nil {
 			delete(l.queues, p.id)
 			l.queued.Add(-1)
 		}
 		if !w.asking {
-			q.gone += p.cost
+			p.class.gone += p.cost
 		}
 	}
 	if w.counted {
@@ -639,7 +750,7 @@ func (l *Limiter) ask(w *waiter) {
 	if !w.asking {
 		w.asking = true
 		for i := range w.places {
-			w.places[i].queue.gone += w.places[i].cost
+			w.places[i].class.gone += w.places[i].cost
 		}
 	}
 	select {
@@ -656,7 +767,7 @@ func (l *Limiter) rest(w *waiter) (longest time.Duration, err error) {
 	if w.asking {
 		w.asking = false
 		for i := range w.places {
-			w.places[i].queue.gone -= w.places[i].cost
+			w.places[i].class.gone -= w.places[i].cost
 		}
 	}
 	return askAgain + time.Duration(len(l.queues)-1)*askAgainForKey, l.count(w)

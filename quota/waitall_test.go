@@ -97,7 +97,7 @@ func TestWaitAllDoesNotDeadlock(t *testing.T) {
 					time.Sleep(pause)
 					var list []quota.Charge
 					for _, k := range keys {
-						list = append(list, quota.Charge{Key: fmt.Sprint(k), Cost: 1})
+						list = append(list, quota.Charge{Key: fmt.Sprint(k), Cost: 1, Floor: int64(i+k) % 3})
 					}
 					if len(list) == 1 && i%2 == 0 {
 						w.wait(ctx, fmt.Sprint(i), list[0].Key, 1)

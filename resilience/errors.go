@@ -108,6 +108,9 @@ func answerable(cs []quota.Charge) bool {
 	return true
 }
 
+// need returns how much must remain of a limit for a charge to be allowed: its cost, or the least of OpUpTo, and the floor.
+func need(c *quota.Charge) int64 { r := c.Request(); return r.Need() }
+
 // roundTrips remembers the latest round trips that failed. The zero value is ready to use.
 type roundTrips struct {
 	mu   sync.Mutex

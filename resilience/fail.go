@@ -32,7 +32,7 @@ type FailOptions struct {
 // is no limit: use it for limits that are a courtesy, not a protection.
 //
 // Such a decision is Allowed, [quota.FromOpen], with Charged 0 and At 0, so that a refund of its receipt
-// changes no state, and Remaining as the limit's capacity; if the outcome was unknown it may have been
+// changes no state (of quota.OpUpTo Charged is how many tokens may be used, of which none are charged), and Remaining as the limit's capacity; if the outcome was unknown it may have been
 // charged all the same. A cost above the capacity is denied with quota.Never, as always.
 //
 // Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was not
@@ -159,12 +159,15 @@ func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 }
 
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
-	d := quota.Decision{Source: s.source, Limit: c.Limit.Spec().Capacity}
+	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Limit: c.Limit.Spec().Capacity}
 	switch {
-	case c.Cost > d.Limit:
+	case need(c) > d.Limit:
 		d.RetryAfter = quota.Never
 	case s.source == quota.FromOpen:
-		d.Allowed, d.Remaining = true, d.Limit
+		if d.Allowed, d.Remaining = true, d.Limit; c.Op == quota.OpUpTo {
+			r := c.Request()
+			d.Charged = min(c.Cost, d.Limit-r.Floor)
+		}
 	default:
 		d.RetryAfter = s.o.RetryAfter
 		if wait := retryAfter(err); wait > 0 {

@@ -39,7 +39,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		if err != nil {
 			return err
 		}
-		l.limits[i], here[i].Limit = share, share
+		l.limits[i], here[i] = share, here[i].OnShare(share)
 	}
 	f.degrade(cause)
 	decided := false
@@ -55,7 +55,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	case err == errNoRoom:
 		for i := range here {
 			out[i] = quota.Decision{
-				Source: quota.FromFallback, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
+				Source: quota.FromFallback, Shadow: here[i].Shadow, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
 		return nil
@@ -76,7 +76,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	for i := range out {
 		d := &out[i]
 		d.Source = quota.FromFallback
-		if d.RetryAfter == quota.Never && cs[i].Cost <= cs[i].Limit.Spec().Capacity {
+		if d.RetryAfter == quota.Never && need(&cs[i]) <= cs[i].Limit.Spec().Capacity {
 			d.RetryAfter = max(d.ResetAfter, DefaultRetryAfter)
 		}
 	}
@@ -215,7 +215,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 		return
 	}
 	switch c.Op {
-	case quota.OpTake, quota.OpAhead, quota.OpDebit:
+	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit:
 		k.debt.admit(d.Charged)
 		k.limit = c.Limit
 	case quota.OpRefund:

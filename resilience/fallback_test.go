@@ -554,6 +554,56 @@ func TestFallbackAhead(t *testing.T) {
 	})
 }
 
+// A take of up to so many takes what the share has left, and is charged to the store when it returns.
+func TestFallbackUpTo(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		upTo := func(n, least int64) quota.Charge {
+			c := op(quota.OpUpTo, n)
+			c.Least = least
+			return c
+		}
+		o.want(charge(20), store, true, 80)
+		o.down()
+		o.want(upTo(40, 21), fall, false, 20)
+		if d := o.want(upTo(40, 20), fall, true, 0); d.Charged != 20 {
+			o.t.Errorf("up to 40 of a share with 20 left: got %v, want 20 charged", d)
+		}
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 60)
+		o.asked("debit 20; peek 0")
+	})
+}
+
+// A floor is the same part of the share as of the whole, in tokens and as a part.
+func TestFallbackFloor(t *testing.T) {
+	for name, floor := range map[string]func(c *quota.Charge){
+		"tokens": func(c *quota.Charge) { c.Floor = 20 },
+		"part":   func(c *quota.Charge) { c.Floor, c.FloorOf = 1, 5 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inOutage(t, func(o *outage) {
+				free := func(n int64) quota.Charge {
+					c := charge(n)
+					floor(&c)
+					return c
+				}
+				o.want(free(0), store, true, 100)
+				o.down() // 4 instances: the share is 25, of which 5 stay
+				if d := o.want(free(21), fall, false, 25); d.RetryAfter == quota.Never {
+					o.t.Errorf("21 above 5 of a share of 25: got %v, want a guess, for the whole limit could admit it", d)
+				}
+				if d := o.want(free(81), fall, false, 25); d.RetryAfter != quota.Never {
+					o.t.Errorf("81 above 20 of 100: got %v, want never", d)
+				}
+				o.want(free(20), fall, true, 5)
+				o.want(free(1), fall, false, 5)
+				o.want(charge(5), fall, true, 0)
+			})
+		})
+	}
+}
+
 func TestFallbackIDs(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		o.down()

@@ -28,11 +28,12 @@ type MemoryOptions struct {
 // with the rest of its RetryAfter.
 //
 // A denial is remembered until its RetryAfter has passed, counted from before the request was sent, and never
-// longer. It answers a single take without a request id, of the same limit with the same numbers, if its cost
-// is at least the denied one and at most the capacity. The rule must deny every higher cost when it denies a
+// longer. It answers a single take, also of up to so many, without a request id, of the same limit with the same numbers, if its cost and
+// floor together are at least those of the denied one and at most the capacity: a denial of callers with a floor never
+// denies those without. The rule must deny every higher cost when it denies a
 // lower one, as all rules of package algorithm do. Peeks, lists, charges with an id and all other operations
 // go to the store. A denial is forgotten when a refund, reset or debit of this process on its key returns,
-// when the key admits as high a cost, or when the key is charged under other numbers.
+// when the key admits as high a cost and floor, or when the key is charged under other numbers.
 //
 // It cannot see a give-back of another process, nor a give-back of this process that the store carries out
 // after its caller gave up, nor that the key was last charged under other numbers, by whose rule the store
@@ -95,7 +96,7 @@ type limitKey struct {
 // denial is a denial that the store made.
 type denial struct {
 	spec     quota.Spec
-	cost     int64
+	need     int64         // cost and floor
 	sent     time.Duration // since base: before the request was sent
 	decision quota.Decision
 }
@@ -179,7 +180,7 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 		delete(s.denials, k)
 		return sent, s.giveBacks, false
 	}
-	if c.Op != quota.OpTake || c.ID != "" {
+	if c.Op != quota.OpTake && c.Op != quota.OpUpTo || c.ID != "" {
 		return sent, s.giveBacks, false
 	}
 	passed := sent - n.sent
@@ -188,11 +189,11 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 		delete(s.denials, k)
 		return sent, s.giveBacks, false
 	}
-	if c.Cost < n.cost || c.Cost > n.spec.Capacity {
+	if need := need(c); need < n.need || need > n.spec.Capacity {
 		return sent, s.giveBacks, false
 	}
 	*d = n.decision
-	d.Source, d.Charged = quota.FromMemory, 0
+	d.Source, d.Charged, d.Shadow = quota.FromMemory, 0, c.Shadow
 	d.RetryAfter -= passed
 	if d.ResetAfter != quota.Never {
 		d.ResetAfter = max(d.ResetAfter-passed, d.RetryAfter)
@@ -213,7 +214,7 @@ func (m *memory) remember(c *quota.Charge, d *quota.Decision, sent time.Duration
 	switch {
 	case d.Allowed:
 		// A cost as high as the denied one is admitted: quota was given back, or the state was converted.
-		if ok && (c.Cost >= old.cost || *c.Limit.Spec() != old.spec) {
+		if ok && (need(c) >= old.need || *c.Limit.Spec() != old.spec) {
 			delete(s.denials, k)
 		}
 	case s.giveBacks != giveBacks, d.RetryAfter == quota.Never, d.RetryAfter <= 0, ok && old.sent > sent:
@@ -227,7 +228,7 @@ func (m *memory) remember(c *quota.Charge, d *quota.Decision, sent time.Duration
 				}
 			}
 		}
-		s.denials[k] = denial{*c.Limit.Spec(), c.Cost, sent, *d}
+		s.denials[k] = denial{*c.Limit.Spec(), need(c), sent, *d}
 	}
 }
 

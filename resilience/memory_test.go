@@ -3,6 +3,7 @@ package resilience_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"testing"
@@ -191,6 +192,28 @@ func TestMemory(t *testing.T) {
 		}
 		exhaust()
 		want(quota.Charge{Limit: bucket("l", 10, 1, time.Second), Key: "k", Cost: 5}, quota.FromMemory, "the same limit, made again")
+		// A floor counts as the cost does: a denial with one denies nothing that needs less.
+		for _, c := range []struct {
+			cost, floor int64
+			source      quota.Source
+		}{{1, 4, quota.FromMemory}, {0, 5, quota.FromMemory}, {1, 3, quota.FromStore}, {4, 7, quota.FromStore}, {5, math.MaxInt64, quota.FromStore}} {
+			exhaust()
+			want(quota.Charge{Limit: l, Key: "k", Cost: c.cost, Floor: c.floor}, c.source, fmt.Sprintf("%d above %d", c.cost, c.floor))
+		}
+		// So does the least of a take of up to so many.
+		for least, source := range map[int64]quota.Source{4: quota.FromStore, 5: quota.FromMemory} {
+			exhaust()
+			want(quota.Charge{Limit: l, Key: "k", Op: quota.OpUpTo, Cost: 9, Least: least}, source, fmt.Sprintf("up to 9, at least %d", least))
+		}
+		// A denial is told of a shadow as that of a shadow, and to others as theirs.
+		exhaust()
+		for _, shadow := range []bool{true, false} {
+			c := take(5)
+			c.Shadow = shadow
+			if d := want(c, quota.FromMemory, "a shadow or not"); d.Shadow != shadow || d.Allowed {
+				t.Errorf("a take, shadow %v: got %+v, want a denial that says so", shadow, d)
+			}
+		}
 		// A take ahead may fit where a take does not, and proves nothing about takes, granted or denied.
 		for within, allowed := range map[time.Duration]bool{time.Second: false, time.Minute: true} {
 			exhaust()

@@ -34,7 +34,7 @@ func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
 	var left int64
 	ok := false
 	switch c.Op {
-	case quota.OpTake, quota.OpAhead, quota.OpDebit:
+	case quota.OpTake, quota.OpAhead, quota.OpDebit, quota.OpUpTo:
 		if left, ok = k.spend(c.Cost); ok {
 			d.Charged = c.Cost
 		}

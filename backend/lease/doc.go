@@ -57,6 +57,8 @@
 //	charge                         decided by
 //	take, debit of 1 or more       the lease if it holds enough; else the store: a debit as it is, a take as above
 //	take ahead of 1 or more        the lease if it holds enough; else the store, as it is
+//	take of up to 1 or more        the lease if it holds the most; else the store, as it is
+//	charge with a floor, shadow    the store, which counts leased tokens as taken
 //	peek of 1 or more              the lease if it holds enough; else the store, which does not count leased tokens
 //	refund of a FromLease receipt  the lease if it is still the one that was charged; else the store
 //	other refunds                  the store

@@ -145,13 +145,15 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	}
 	h := driver.Hash(s.seed, &c)
 	e := s.table.find(h, &c)
-	if e != nil && c.ID == "" && c.Cost > 0 {
+	// A charge with a floor asks the store: only that knows how much is left of the whole. So does a shadow.
+	own := c.ID == "" && c.Cost > 0 && c.Floor == 0 && !c.Shadow
+	if e != nil && own {
 		if l := e.lease.Load(); l != nil && l.decide(&c, s.now(), &d) {
 			return d, nil
 		}
 	}
 	switch {
-	case c.Op == quota.OpTake && c.ID == "" && c.Cost > 0 && s.leases(c.Limit):
+	case c.Op == quota.OpTake && own && s.leases(c.Limit):
 		return s.ask(ctx, &c, h, e)
 	case resets(&c) && e != nil:
 		err = s.reset(ctx, []quota.Charge{c}, func() (bool, error) {

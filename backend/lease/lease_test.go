@@ -27,6 +27,18 @@ func op(o quota.Op, n int64) quota.Charge {
 	return c
 }
 
+// above gives a charge a floor.
+func above(c quota.Charge) quota.Charge {
+	c.Floor = 100
+	return c
+}
+
+// shadow makes a charge a shadow.
+func shadow(c quota.Charge) quota.Charge {
+	c.Shadow = true
+	return c
+}
+
 // held returns the chunk that is leased for a charge's key, or nil.
 func (s *Store) held(c quota.Charge) *chunk {
 	if e := s.table.find(driver.Hash(s.seed, &c), &c); e != nil {
@@ -537,12 +549,17 @@ func TestOperations(t *testing.T) {
 		"debit":            {op(quota.OpDebit, 3), 0, 3},
 		"ahead":            {op(quota.OpAhead, 3), 0, 3},
 		"large ahead":      {op(quota.OpAhead, 3000), 1, 0},
+		"up to":            {op(quota.OpUpTo, 3), 0, 3},
+		"up to a lot":      {op(quota.OpUpTo, 3000), 1, 0},
 		"large debit":      {op(quota.OpDebit, 3000), 1, 0},
 		"peek":             {op(quota.OpPeek, 3), 0, 0},
 		"large peek":       {op(quota.OpPeek, 3000), 1, 0},
 		"nothing":          {one(0), 1, 0},
 		"peek for nothing": {op(quota.OpPeek, 0), 1, 0},
 		"request id":       {id, 1, 0},
+		"floor":            {above(one(3)), 1, 0},
+		"shadow":           {shadow(one(3)), 1, 0},
+		"peek above":       {above(op(quota.OpPeek, 3)), 1, 0},
 		"foreign refund":   {op(quota.OpRefund, 3), 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

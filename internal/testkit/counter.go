@@ -26,7 +26,7 @@ func (c Counter) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.S
 	kept := s.A
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek:
-		if r.Cost > c.Capacity-s.A {
+		if r.Need() > c.Capacity-s.A {
 			v.Allowed, v.RetryAfter = false, quota.Forever
 		} else if r.Op == quota.OpTake {
 			kept += r.Cost

@@ -27,7 +27,7 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 
 // Apply decides a list of charges on the store's items for them, at one time, all-or-nothing. It updates the items and
 // marks those that must be written, and writes a decision for each charge to out; items and out must be as long as
-// cs. The list is granted if all decisions are allowed. A store must call it under its lock, or write the marked items
+// cs. The list is granted if all decisions are allowed, but those of shadows. A store must call it under its lock, or write the marked items
 // only if no item changed in between.
 //
 // It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
@@ -44,7 +44,7 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 	for i := range cs {
 		next = append(next, items[i])
 		decide(&cs[i], &next[i], cs[i].Op, now, &out[i])
-		granted = granted && out[i].Allowed
+		granted = granted && (out[i].Allowed || cs[i].Shadow)
 	}
 	if granted {
 		copy(items, next)
@@ -53,8 +53,8 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 	for i := range cs {
 		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
-		if peek.Op != quota.OpTake && peek.Op != quota.OpPeek {
-			peek.Cost = 0
+		if peek.Op > quota.OpPeek {
+			peek.Op, peek.Cost, peek.Floor = quota.OpPeek, 0, 0
 		}
 		decide(&peek, &items[i], quota.OpPeek, now, &out[i])
 		out[i].Allowed, out[i].RetryAfter = allowed, retryAfter
@@ -72,7 +72,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	held := &it.State
 	gives := op == quota.OpRefund || op == quota.OpReset
 	before := int64(0)
-	if gives {
+	if gives || op == quota.OpUpTo {
 		before = remaining(c, held, now)
 	}
 	r := c.Request()
@@ -84,7 +84,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 		it.Rule = c.Limit.Spec().Rule
 	}
 	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
-	d.Allowed, d.Source, d.Split, d.Replayed = v.Allowed, quota.FromStore, false, false
+	d.Allowed, d.Source, d.Split, d.Replayed, d.Shadow = v.Allowed, quota.FromStore, false, false, c.Shadow
 	d.Limit = c.Limit.Spec().Capacity
 	d.Remaining = v.Remaining
 	d.Charged = 0
@@ -98,6 +98,10 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 		d.Charged, d.Delay, d.RetryAfter = c.Cost, d.RetryAfter, 0
 	} else if gives {
 		d.Charged = min(before-v.Remaining, 0)
+	} else if v.Allowed && op == quota.OpUpTo {
+		if d.Charged = r.Taking(before).Cost; c.Limit.Spec().Unit == 0 { // as much remains as before, whatever the floor
+			d.Charged = min(c.Cost, before)
+		}
 	}
 }
 

@@ -39,6 +39,12 @@ func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micro
 	default:
 		c.Cost = r.Int64N(l.Spec().Capacity/2 + 1)
 	}
+	if r.IntN(6) == 0 && c.Op == quota.OpTake {
+		c.Op, c.Least = quota.OpUpTo, r.Int64N(c.Cost+1)
+	}
+	if r.IntN(4) == 0 && c.Op != quota.OpAhead {
+		c.Floor, c.FloorOf = r.Int64N(4), uint32(4*r.IntN(2))
+	}
 	return c
 }
 
@@ -47,6 +53,7 @@ func randomList(r *rand.Rand, limits []*quota.Limit, keys, most int, now quota.M
 	var cs []quota.Charge
 	for range 1 + r.IntN(most) {
 		c := randomCharge(r, limits, keys, now)
+		c.Shadow = r.IntN(6) == 0
 		if !slices.ContainsFunc(cs, func(d quota.Charge) bool { return d.Limit.Handle() == c.Limit.Handle() && d.Key == c.Key }) {
 			cs = append(cs, c)
 		}
@@ -137,8 +144,8 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			}
 			for i, c := range cs {
 				c.Op = quota.OpPeek
-				if cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
-					c.Cost = 0
+				if c.Least = 0; cs[i].Op != quota.OpTake && cs[i].Op != quota.OpPeek {
+					c.Cost, c.Floor = 0, 0
 				}
 				it := before[i]
 				want := mustDecide(t, c, &it, now)

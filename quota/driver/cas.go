@@ -101,11 +101,14 @@ func ttl(reset time.Duration) time.Duration {
 }
 
 // appendGrant appends the record of a grant: a fingerprint of the charges, then the numbers of each decision. Only where a
-// charge was delayed are there delays among them.
+// charge was delayed are there delays among them, and only where a shadow was denied waits, which are 0 of the others.
 func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	layout, numbers := "id1:", 5
 	for i := range ds {
-		if ds[i].Delay > 0 {
+		switch {
+		case !ds[i].Allowed:
+			layout, numbers = "id3:", 7
+		case ds[i].Delay > 0 && numbers < 7:
 			layout, numbers = "id2:", 6
 		}
 	}
@@ -114,7 +117,7 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	dst = hex.AppendEncode(dst, sum[:])
 	for i := range ds {
 		d := &ds[i]
-		all := [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay)}
+		all := [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay), int64(d.RetryAfter)}
 		for _, n := range all[:numbers] {
 			dst = strconv.AppendInt(append(dst, ':'), n, 10)
 		}
@@ -125,11 +128,8 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 // parseGrant reads the decisions of a recorded grant; it fails with ErrInvalid if that was granted to other charges.
 func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 	fields := strings.Split(text, ":")
-	numbers := 5
-	if fields[0] == "id2" {
-		numbers = 6
-	}
-	if len(fields) < 2 || fields[0] != "id1" && fields[0] != "id2" {
+	numbers := map[string]int{"id1": 5, "id2": 6, "id3": 7}[fields[0]]
+	if len(fields) < 2 || numbers == 0 {
 		return notState(text)
 	}
 	if sum := Fingerprint(cs); fields[1] != hex.EncodeToString(sum[:]) {
@@ -140,14 +140,14 @@ func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 		return notState(text)
 	}
 	for i := range out {
-		var n [6]int64
+		var n [7]int64
 		for j := range numbers {
 			var err error
 			if n[j], err = strconv.ParseInt(fields[numbers*i+j], 10, 64); err != nil {
 				return notState(text)
 			}
 		}
-		out[i] = quota.Decision{Allowed: true, Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
+		out[i] = quota.Decision{Allowed: n[6] == 0, Shadow: cs[i].Shadow, RetryAfter: time.Duration(n[6]), Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
 			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4]), Delay: time.Duration(n[5])}
 	}
 	return nil

@@ -9,10 +9,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt and accepted delay:
-// whether one may repeat the other under its request id.
+// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt, accepted delay, floor and least, and both
+// are shadows or neither: whether one may repeat the other under its request id.
 func SameCharge(a, b quota.Charge) bool {
-	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At && a.Within == b.Within
+	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At && a.Within == b.Within &&
+		a.Floor == b.Floor && a.FloorOf == b.FloorOf && a.Least == b.Least && a.Shadow == b.Shadow
 }
 
 // OnlyPeeks reports whether a list has no effect even where it is granted: all of its charges are peeks. Stores do not
@@ -39,6 +40,16 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 		}
 		if c.Within != 0 {
 			text = strconv.AppendInt(append(text, ' '), int64(c.Within), 10)
+		}
+		if c.Floor != 0 || c.FloorOf != 0 {
+			text = strconv.AppendInt(append(text, " above "...), c.Floor, 10)
+			text = strconv.AppendInt(append(text, '/'), int64(c.FloorOf), 10)
+		}
+		if c.Least != 0 {
+			text = strconv.AppendInt(append(text, " least "...), c.Least, 10)
+		}
+		if c.Shadow {
+			text = append(text, " shadow"...)
 		}
 		text = append(text, '\n')
 	}

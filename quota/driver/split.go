@@ -104,7 +104,7 @@ func (l *splitter) decide(ctx context.Context, cs []quota.Charge, parts [][]int)
 
 func (l *splitter) granted(part []int) bool {
 	for _, i := range part {
-		if !l.out[i].Allowed {
+		if !l.out[i].Allowed && !l.out[i].Shadow {
 			return false
 		}
 	}
@@ -120,7 +120,7 @@ func (l *splitter) peek(ctx context.Context, parts [][]int) error {
 	err := worst(l.decide(ctx, peeks, parts))
 	for _, part := range parts {
 		for _, i := range part {
-			l.out[i].Allowed, l.out[i].RetryAfter = true, 0
+			l.out[i].Allowed, l.out[i].RetryAfter, l.out[i].Shadow = true, 0, l.cs[i].Shadow
 		}
 	}
 	return err

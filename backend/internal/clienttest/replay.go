@@ -287,6 +287,20 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 		} else if c.Op == quota.OpAhead {
 			c.Within = []time.Duration{0, time.Duration(w.rng.Int64N(1e10)), quota.Never}[w.rng.IntN(3)]
 		}
+		c.Shadow = w.rng.IntN(6) == 0
+		if c.Op == quota.OpUpTo {
+			c.Least = min(c.Cost, []int64{0, 1, max(it.left, 0), max(it.left, 0) + 1}[w.rng.IntN(4)])
+		}
+		if (c.Op <= quota.OpPeek || c.Op == quota.OpUpTo) && w.rng.IntN(4) == 0 {
+			switch w.rng.IntN(3) {
+			case 0:
+				c.Floor = randomCost(w.rng, c.Limit.Spec().Capacity, it.left)
+			case 1:
+				c.Floor = max(it.left-c.Cost+w.rng.Int64N(3)-1, 0)
+			default:
+				c.Floor, c.FloorOf = w.rng.Int64N(8), 7
+			}
+		}
 		if c.Op == quota.OpRefund {
 			c.At = max(w.receipt(it, c.Limit.Spec()), 0)
 		}

@@ -100,8 +100,10 @@ func randomCost(rng *rand.Rand, capacity, remaining int64) int64 {
 
 func randomOp(rng *rand.Rand) quota.Op {
 	switch n := rng.IntN(20); {
-	case n < 10:
+	case n < 9:
 		return quota.OpTake
+	case n < 10:
+		return quota.OpUpTo
 	case n < 12:
 		return quota.OpAhead
 	case n < 14:

@@ -290,6 +290,9 @@ func (s *Store) encode(c *call) (script *script, args []any, keys int) {
 			record = recordHead(first)
 		}
 		args = append(args, record, idLifetime)
+		if marked(c.lists[0].charges) {
+			args = append(args, small[1])
+		}
 	}
 	script = s.scripts.batch(rules)
 	args[0], args[1], args[2] = evalSHA, script.sha, text(keys)
@@ -301,7 +304,7 @@ func (k *callKey) asked() any {
 	switch {
 	case k.first == nil:
 		return none
-	case k.first == k.last && k.first.charge.Op == quota.OpTake:
+	case k.first == k.last && k.first.charge.Op == quota.OpTake && k.first.charge.Floor == 0:
 		return cost(&k.first.charge)
 	}
 	var dst []byte
@@ -310,7 +313,7 @@ func (k *callKey) asked() any {
 		for r := c.Request(); q != nil && q.charge.Request() == r; q = q.next {
 			times++
 		}
-		dst = append(appendCharge(dst, c), ' ')
+		dst = append(appendCharge(dst, c, 0), ' ')
 		dst = append(strconv.AppendInt(dst, times, 10), ' ')
 	}
 	return string(dst)
@@ -321,16 +324,27 @@ func (q *list) asked() string {
 	dst := make([]byte, 0, 32*len(q.charges))
 	for i := range q.charges {
 		dst = append(strconv.AppendInt(dst, int64(q.indexes[i]+1), 10), ' ')
-		dst = append(appendCharge(dst, &q.charges[i]), ' ')
+		flags := quota.Op(0)
+		if q.charges[i].Shadow {
+			flags = shadowFlag
+		}
+		dst = append(appendCharge(dst, &q.charges[i], flags), ' ')
 	}
 	return string(dst)
 }
 
-// appendCharge appends a charge as batch.lua reads it: "op cost at".
-func appendCharge(dst []byte, c *quota.Charge) []byte {
-	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
+// shadowFlag is added to the operation of a shadow in a list, which it must not deny. A shadow alone has none to deny.
+const shadowFlag = 8
+
+// appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor", with flags added to op.
+func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
+	dst = append(strconv.AppendInt(dst, int64(c.Op+flags), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
-	return strconv.AppendInt(dst, int64(c.Request().At), 10)
+	r := c.Request()
+	if dst = strconv.AppendInt(dst, int64(r.At), 10); r.Floor > 0 {
+		dst = strconv.AppendInt(append(dst, '+'), min(r.Floor, maxCost), 10)
+	}
+	return dst
 }
 
 // conclude decides the charges again on the states that the script found. An error is about the call as a

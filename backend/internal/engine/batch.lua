@@ -5,13 +5,20 @@
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
--- its charges. With a request id last the beginning of the record of a grant, '' for none, and the lifetime
--- of the record in ms.
+-- its charges, with op 8 higher of a shadow. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
+-- the record of a grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number
+-- for each charge, see grant.go.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
 -- the reply is that.
 HELPERS
+-- numbers returns the unit and p1 to p8 of a limit.
+local function numbers(packed)
+  if #packed > FEW then return unpack(MORE, packed) end
+  local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, packed)
+  return unit, p1, p2, p3, p4, p5, p6, 0, 0
+end
 local A, K = ARGV, KEYS
 local n, lists = A[1] + 0, A[2] + 0
 if K[n + 1] then
@@ -31,7 +38,7 @@ while done < n do
     kernel = kernelOf(rule)
     kernels[rule] = kernel
   end
-  local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[j + 1])
+  local unit, p1, p2, p3, p4, p5, p6, p7, p8 = numbers(A[j + 1])
   local run = lists > 0 and {h = h, kernel = kernel, numbers = A[j + 1]}
   local first = done + 1
   done = done + A[j + 2]
@@ -60,14 +67,14 @@ while done < n do
       local asked, changed, reset, _ = A[j], false
       local cost = tonumber(asked)
       if cost then
-        _, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, 0, cost, 0, now, unit, p1, p2, p3, p4, p5, p6)
+        _, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, 0, cost, 0, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, 0)
         if changed then changes = changes + 1 end
       else
-        for op, cost, at, times in gmatch(asked, '(%d+) (%d+) (%d+) (%d+)') do
-          op, cost, at = op + 0, cost + 0, at + 0
+        for op, cost, at, keep, times in gmatch(asked, '(%d+) (%d+) (%d+)%+?(%d*) (%d+)') do
+          op, cost, at, keep = op + 0, cost + 0, at + 0, (tonumber(keep) or 0)
           for _ = 1, times + 0 do
             local _, wrote, after
-            _, wrote, after, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)
+            _, wrote, after, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)
             if not wrote then break end -- the next charge of the run would change nothing either
             changed, reset, changes = true, after, changes + 1
           end
@@ -89,31 +96,36 @@ while done < n do
     j = j + 1
   end
 end
-local granted = 0
+local granted, taken = 0, nil
 if lists > 0 then
   -- decide returns the kernel's answer to a charge, or nil if the key does not hold a state of its rule.
-  local function decide(k, op, cost, at)
+  local function decide(k, op, cost, at, keep)
     local s, run = states[k], runs[k]
     if not s[1] then return end
-    return {run.kernel(s[1], s[2], s[3], s[4], s[5], op, cost, at, now, unpack(NUMBERS, run.numbers))}
+    local unit, p1, p2, p3, p4, p5, p6, p7, p8 = numbers(run.numbers)
+    return {run.kernel(s[1], s[2], s[3], s[4], s[5], op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)}
   end
   local changed = {}
   for i = j, j + lists - 1 do
     local charges, new, all, sound = {}, {}, true, true
-    for k, op, cost, at in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)') do
+    for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
       local c = {k + 0, op + 0, cost + 0, at + 0}
-      local d = decide(c[1], c[2], c[3], c[4])
+      local shadow = c[2] >= 8
+      if shadow then c[2] = c[2] - 8 end
+      local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
       charges[#charges + 1], new[#new + 1] = c, d or false
       sound = sound and d
-      all = all and d and d[1]
+      all = all and d and (d[1] or shadow)
     end
     if sound then
       if all then
         granted = granted + 1
+        taken = {}
+        for l, c in ipairs(charges) do taken[l] = new[l][1] and 1 + (c[2] == 6 and new[l][9] or 0) or 0 end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
         for l, c in ipairs(charges) do
-          new[l] = decide(c[1], 1, c[2] <= 1 and c[3] or 0, c[4])
+          new[l] = decide(c[1], 1, c[2] <= 1 and c[3] or 0, c[4], 0)
         end
       end
       for l, c in ipairs(charges) do
@@ -145,6 +157,9 @@ if granted > 0 and K[n + 1] and A[j + 1] ~= '' then
     local v = reply[k + 2] or ''
     record[#record + 1] = pack('>I7', #v)
     record[#record + 1] = v
+  end
+  if A[j + 3] then
+    for l = 1, #taken do record[#record + 1] = pack('>I7', taken[l]) end
   end
   call('SET', K[n + 1], table.concat(record), 'PX', A[j + 2])
 end

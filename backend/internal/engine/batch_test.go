@@ -35,7 +35,7 @@ func TestMixedBatch(t *testing.T) {
 	}
 	items := map[name]driver.Item{}
 	charge := func() quota.Charge {
-		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(6))}
+		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(7))}
 		switch c.Op {
 		case quota.OpRefund:
 			c.At = now - quota.Micros(rng.Int64N(1_000_000))
@@ -47,6 +47,13 @@ func TestMixedBatch(t *testing.T) {
 				break
 			}
 			c.Within = time.Duration(rng.Int64N(int64(5 * time.Second)))
+		}
+		c.Shadow = rng.IntN(4) == 0
+		if c.Op == quota.OpUpTo {
+			c.Least = rng.Int64N(c.Cost + 1)
+		}
+		if (c.Op <= quota.OpPeek || c.Op == quota.OpUpTo) && rng.IntN(3) == 0 {
+			c.Floor, c.FloorOf = rng.Int64N(5), uint32(5*rng.IntN(2))
 		}
 		return c
 	}

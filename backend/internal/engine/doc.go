@@ -39,7 +39,7 @@
 // single charges, lists, and lists with a request id. state.lua reads and writes states for both. load.lua and
 // swap.lua serve algorithms without Lua, by compare-and-swap.
 //
-// A new field of a charge touches single.go and single.lua, appendCharge in batch.go and batch.lua,
+// A new field of a charge touches Charge.Request, single.go and single.lua, appendCharge in batch.go and batch.lua,
 // kernelParams in script.go, Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and
 // the Lua harness of package conformance.
 //

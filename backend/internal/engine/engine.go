@@ -118,7 +118,7 @@ type plan struct {
 	serial int64        // orders plans
 	script *script      // nil for an algorithm without Lua
 	header any          // the first bytes of a state, see header
-	params any          // the unit and p1 to p6, packed
+	params any          // the unit and p1 to p8, packed; without p7 and p8 where both are 0
 	bytes  atomic.Int64 // of a state's list, on average, see work; 0 if it has none
 }
 
@@ -341,7 +341,11 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	}
 	p.header = header(spec.Rule, spec.Unit)
 	packed := appendNumber(nil, spec.Unit)
-	for _, n := range spec.Params {
+	params := spec.Params[:]
+	if [2]int64(params[fewParams:]) == [2]int64{} {
+		params = params[:fewParams]
+	}
+	for _, n := range params {
 		if !exact(n) && p.script != nil {
 			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: a number that Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
 		}
@@ -359,9 +363,12 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	return p, nil
 }
 
+// fewParams is how many parameters most rules have. A call sends the others only where they are not 0.
+const fewParams = 6
+
 func cost(c *quota.Charge) any { return text(min(c.Cost, maxCost)) }
 
-// maxCost stands for every cost above it in a call: it is more than any limit holds, and exact in Lua.
+// maxCost stands for every cost and floor above it in a call: it is more than any limit holds, and exact in Lua.
 const maxCost = 1 << 52
 
 func (s *Store) appendClock(args []any) []any {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -9,7 +10,9 @@ import (
 )
 
 // The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
-// bytes of the state it was decided on. From these the same decisions are made again.
+// bytes of the state it was decided on. From these the same decisions are made again. Where it does not follow from the
+// charges how much was charged, as of OpUpTo and of shadows, a number for each charge comes last: 0 if it was not made, and
+// else 1, and more by the tokens of an OpUpTo.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
@@ -54,10 +57,22 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	if err := driver.Apply(cs, items, now, out); err != nil {
 		return err
 	}
+	if marked(cs) && len(rest) != numberSize*len(cs) {
+		return errState
+	}
 	granted := quota.Granted(out)
 	for i := range out {
 		// The limit's numbers may have changed since, and deny; the charge was granted all the same.
-		out[i].Allowed, out[i].RetryAfter, out[i].Replayed = true, 0, true
+		out[i].Replayed = true
+		mark := int64(1)
+		if marked(cs) {
+			mark = number(rest[numberSize*i:])
+		}
+		if mark == 0 {
+			out[i].Allowed, out[i].Charged, out[i].Delay = false, 0, 0
+			continue
+		}
+		out[i].Allowed, out[i].RetryAfter = true, 0
 		switch cs[i].Op {
 		case quota.OpTake, quota.OpDebit:
 			out[i].Charged = cs[i].Cost
@@ -65,7 +80,14 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 			if out[i].Charged = cs[i].Cost; !granted {
 				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
 			}
+		case quota.OpUpTo:
+			out[i].Charged = mark - 1
 		}
 	}
 	return nil
+}
+
+// marked reports whether the record of a grant to some charges ends with a number for each.
+func marked(cs []quota.Charge) bool {
+	return slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op == quota.OpUpTo || c.Shadow })
 }

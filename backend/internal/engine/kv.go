@@ -24,7 +24,7 @@ type kv struct{ s *Store }
 // isGrant reports whether a value is the record of a request id that driver.NewCAS wrote. Records are kept as text;
 // states are packed.
 func isGrant(value string) bool {
-	return strings.HasPrefix(value, "id1:") || strings.HasPrefix(value, "id2:")
+	return strings.HasPrefix(value, "id1:") || strings.HasPrefix(value, "id2:") || strings.HasPrefix(value, "id3:")
 }
 
 // maxLifetime is the longest lifetime of a key in ms. Some servers count it in nanoseconds, in 63 bits.

@@ -31,7 +31,7 @@ var batchText string
 const (
 	serverClock   = "local t = call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n"
 	injectedClock = "local now = table.remove(ARGV) + 0\n"
-	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6)\n"
+	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)\n"
 )
 
 // foreign is the error of a script whose key holds something else than a state of its rule.
@@ -200,7 +200,9 @@ func (s *scripts) assemble(kernels, text string) string {
 	text = strings.ReplaceAll(text, "HELPERS", stateText)
 	return preludeText + s.clock + kernels + strings.NewReplacer(
 		"SLACK", s.slack,
-		"NUMBERS", "'>"+strings.Repeat("i7", 7)+"'",
+		"NUMBERS", "'>"+strings.Repeat("i7", 1+fewParams)+"'",
+		"FEW", strconv.Itoa((1+fewParams)*numberSize),
+		"MORE", "'>"+strings.Repeat("i7", 1+len(quota.Spec{}.Params))+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
 		"BIG", strconv.FormatInt(quota.MaxNumber, 10),
 		"FOREIGN", "{err = '"+foreign+"'}",

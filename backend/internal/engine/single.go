@@ -15,10 +15,13 @@ func applyOne(c *quota.Charge, it *driver.Item, now quota.Micros, d *quota.Decis
 // alone decides a charge in a script of its own, see single.lua.
 func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.Decision, error) {
 	s.locate(t, c)
-	args := make([]any, 0, 3+1+5+1)
+	args := make([]any, 0, 3+1+6+1)
 	args = append(args, evalSHA, t.plan.script.sha, small[1], t.key, t.plan.header, t.plan.params, cost(c))
-	if c.Op != quota.OpTake { // as arguments of their own: most numbers are boxed already
-		args = append(args, small[c.Op], text(c.Request().At))
+	if c.Op != quota.OpTake || c.Floor != 0 { // as arguments of their own: most numbers are boxed already
+		r := c.Request()
+		if args = append(args, small[c.Op], text(r.At)); r.Floor > 0 {
+			args = append(args, text(min(r.Floor, maxCost)))
+		}
 	}
 	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1)
 	if isForeign(err) {

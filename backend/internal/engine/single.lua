@@ -1,9 +1,15 @@
--- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take, op and at.
+-- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take without a floor, op, at
+-- and, if it is not 0, the floor.
 -- The reply is the time, negative if no state changed, and the state as it was. A state without tail, in the
 -- unit of the limit, is read and written in line: to build the functions costs as much as the arithmetic.
 local A = ARGV
 local h = A[1]
-local unit, p1, p2, p3, p4, p5, p6 = unpack(NUMBERS, A[2])
+local unit, p1, p2, p3, p4, p5, p6, p7, p8
+if #A[2] == FEW then
+  p7, p8, unit, p1, p2, p3, p4, p5, p6 = 0, 0, unpack(NUMBERS, A[2])
+else
+  unit, p1, p2, p3, p4, p5, p6, p7, p8 = unpack(MORE, A[2])
+end
 local n = #h
 local v = unit > 0 and call('GET', KEYS[1]) -- a rule of unit 0 keeps no state: that of another rule stays
 local u, a, b, c, tail = 0, 0, 0, 0
@@ -25,7 +31,7 @@ if v then
 end
 local allowed, changed, reset
 allowed, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, (A[4] or 0) + 0, A[3] + 0, (A[5] or 0) + 0, now,
-  unit, p1, p2, p3, p4, p5, p6)
+  unit, p1, p2, p3, p4, p5, p6, p7, p8, (A[6] or 0) + 0)
 if not changed then return {-now, v} end
 if u == 0 then
   call('DEL', KEYS[1])

@@ -254,16 +254,16 @@ func (s *Store) peekParts(ctx context.Context, q *list, parts []part) error {
 	_, errs := s.decideParts(ctx, &list{charges: peeks, targets: q.targets, decisions: q.decisions}, parts)
 	for _, p := range parts {
 		for _, i := range p.indexes {
-			q.decisions[i].Allowed, q.decisions[i].RetryAfter = true, 0
+			q.decisions[i].Allowed, q.decisions[i].RetryAfter, q.decisions[i].Shadow = true, 0, q.charges[i].Shadow
 		}
 	}
 	return worst(errs)
 }
 
-// granted reports whether all decisions of the part are allowed.
+// granted reports whether all decisions of the part are allowed, but those of shadows.
 func (p part) granted(decisions []quota.Decision) bool {
 	for _, i := range p.indexes {
-		if !decisions[i].Allowed {
+		if !decisions[i].Allowed && !decisions[i].Shadow {
 			return false
 		}
 	}

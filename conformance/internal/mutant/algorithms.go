@@ -328,7 +328,9 @@ func Algorithms() []Algorithm {
 				panic("negative deficit")
 			}
 		})},
-		{"panics on an unknown operation", "A8", "no input panics", "index out of range", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { _ = [...]string{"", "", "", "", "", ""}[r.Op] })},
+		{"panics on an unknown operation", "A8", "no input panics", "index out of range", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			_ = [...]string{"", "", "", "", "", "", ""}[r.Op]
+		})},
 		{"the spec changes", "A9", "never changes", "and then {Rule:tb1", func(fault bool) []quota.Algorithm { return []quota.Algorithm{restless{bucket(10), fault, new(int64)}} }},
 		{"two of one spec decide differently", "A9", "equal specs decide equally", "by another algorithm with the same spec", func(fault bool) []quota.Algorithm {
 			return []quota.Algorithm{bucket(10), answered(func(_ quota.Request, v *quota.Verdict) { v.ResetAfter++ })(fault)[0]}
@@ -372,7 +374,7 @@ func Algorithms() []Algorithm {
 		})},
 		{"a full list denies, whatever remains", "A11", "Remaining is the most that can be taken", "however many charges that is", bend(log(), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)
-			if fault && len(s.Tail) >= quota.MaxTail && (r.Op == quota.OpTake || r.Op == quota.OpPeek) && r.Cost > 0 {
+			if fault && len(s.Tail) >= 2*algorithm.MaxLogEntries && (r.Op == quota.OpTake || r.Op == quota.OpPeek) && r.Cost > 0 {
 				return s, quota.Verdict{RetryAfter: max(quota.Micros(s.Tail[0])+second-now, 1), ResetAfter: v.ResetAfter}
 			}
 			return next, v
@@ -487,6 +489,46 @@ func Algorithms() []Algorithm {
 				return s, quota.Verdict{Outcome: quota.Outcome{Allowed: v.Allowed}, Remaining: v.Remaining, RetryAfter: v.RetryAfter, ResetAfter: v.ResetAfter}
 			}
 			return next, v
+		})},
+		{"a floor is ignored", "A20", "a take with a floor is admitted where a peek of both is", "above a floor of", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.Floor = 0 })},
+		{"a floor is charged", "A20", "charges its cost", "above a floor of", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.Cost, r.Floor = r.Need(), 0 })},
+		{"a peek ignores the floor", "A20", "a take with a floor is admitted where a peek of both is", "above a floor of", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpPeek {
+				r.Floor = 0
+			}
+		})},
+		{"a cost and floor beyond 2^63 are small", "A20", "a take with a floor is admitted where a peek of both is", "above a floor of", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Cost+r.Floor < 0 {
+				r.Floor = 0
+			}
+		})},
+		{"RetryAfter does not count the floor", "A20", "waits as that peek says", "above a floor of", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			next, v := a.Decide(s, r, now)
+			if fault && r.Floor > 0 && !v.Allowed && v.RetryAfter < quota.Forever {
+				_, w := a.Decide(s, quota.Request{Op: quota.OpPeek, Cost: r.Cost}, now)
+				v.RetryAfter = max(w.RetryAfter, 1)
+			}
+			return next, v
+		})},
+		{"a take of up to so many takes all or none", "A21", "OpUpTo takes the tokens that are left above the floor", "got: up to", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo {
+				r.Op = quota.OpTake
+			}
+		})},
+		{"a take of up to so many takes one more", "A21", "at most its cost", "got: up to", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo && r.Cost < 10 {
+				r.Cost++
+			}
+		})},
+		{"a take of up to so many takes fewer than the least", "A21", "waits for the least", "got: up to", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo {
+				r.At = 0
+			}
+		})},
+		{"a take of up to so many ignores the floor", "A21", "OpUpTo takes the tokens that are left above the floor", "got: up to", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
+			if r.Op == quota.OpUpTo {
+				r.Floor = 0
+			}
 		})},
 		{"the forecast is a millisecond late", "A17", "a quota.Forecaster promises nothing later than a queue gets it", "which a queue of takes", func(fault bool) []quota.Algorithm {
 			late := time.Duration(0)

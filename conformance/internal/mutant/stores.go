@@ -189,7 +189,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 			}
 			fits := true
 			for _, i := range indexes {
-				fits = fits && out[i].Allowed
+				fits = fits && (out[i].Allowed || out[i].Shadow)
 			}
 			if granted = granted && fits; fits {
 				made = append(made, indexes)
@@ -281,6 +281,38 @@ func usual() []*Store {
 		{Name: "a take ahead is sent as a debit", Rule: "S1", Clause: "verdicts are those of Apply", Case: "TokenBucket", Says: "take-ahead", alter: charging(func(c *quota.Charge) {
 			if c.Op == quota.OpAhead {
 				c.Op, c.Within = quota.OpDebit, 0
+			}
+		})},
+		{Name: "a floor is not sent", Rule: "S1", Clause: "verdicts are those of Apply", Case: "floors", Says: "differing in", alter: charging(func(c *quota.Charge) { c.Floor, c.FloorOf = 0, 0 })},
+		{Name: "a floor is charged", Rule: "S1", Clause: "verdicts are those of Apply", Case: "floors", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			r := c.Request()
+			c.Cost, c.Floor, c.FloorOf = r.Need(), 0, 0
+		})},
+		{Name: "a floor that is a part is sent as tokens", Rule: "S1", Clause: "verdicts are those of Apply", Case: "floors", Says: "differing in", alter: charging(func(c *quota.Charge) { c.FloorOf = 0 })},
+		{Name: "a part of the capacity is rounded down", Rule: "S1", Clause: "verdicts are those of Apply", Case: "floors", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			if capacity := c.Limit.Spec().Capacity; c.FloorOf > 0 && capacity < 1<<31 {
+				c.Floor, c.FloorOf = capacity*c.Floor/int64(c.FloorOf), 0
+			}
+		})},
+		{Name: "the floors of a list are lost", Rule: "S1", Clause: "verdicts are those of Apply", Case: "floors", Says: "differing in", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				if cs = slices.Clone(cs); p.fault && len(cs) > 1 {
+					for i := range cs {
+						cs[i].Floor, cs[i].FloorOf = 0, 0
+					}
+				}
+				return driver.Apply(cs, items, now, out)
+			}
+		}},
+		{Name: "a take of up to so many is sent as a take", Rule: "S1", Clause: "verdicts are those of Apply", Case: "up to", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpUpTo {
+				c.Op, c.Least = quota.OpTake, 0
+			}
+		})},
+		{Name: "the least is not sent", Rule: "S1", Clause: "verdicts are those of Apply", Case: "up to", Says: "differing in", alter: charging(func(c *quota.Charge) { c.Least = 0 })},
+		{Name: "the most is told as Charged", Rule: "S1", Clause: "verdicts are those of Apply", Case: "up to", Says: "differing in", alter: telling(func(c *quota.Charge, d *quota.Decision) {
+			if c.Op == quota.OpUpTo && d.Allowed {
+				d.Charged = c.Cost
 			}
 		})},
 		{Name: "ResetAfter is in seconds", Rule: "S1", Clause: "verdicts are those of Apply", Case: "TokenBucket", Says: "differing in ResetAfter", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.ResetAfter = d.ResetAfter.Truncate(time.Second) })},
@@ -453,6 +485,43 @@ func usual() []*Store {
 			}
 		}},
 		{Name: "each charge of a list is made that fits", Rule: "S2", Clause: "not at all", Case: "lists", Says: "Charged", alter: apart},
+		{Name: "a shadow denies its list", Rule: "S2", Clause: "a list is charged whole", Case: "shadows", Says: "differing in", alter: func(p *parts) {
+			charging(func(c *quota.Charge) { c.Shadow = false })(p)
+			telling(func(c *quota.Charge, d *quota.Decision) { d.Shadow = c.Shadow })(p)
+		}},
+		{Name: "a shadow is not charged", Rule: "S2", Clause: "a list is charged whole", Case: "shadows", Says: "differing in", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					items[i].Write = items[i].Write && !(p.fault && cs[i].Shadow)
+				}
+				return err
+			}
+		}},
+		{Name: "a shadow that does not fit is charged", Rule: "S2", Clause: "a list is charged whole", Case: "shadows", Says: "differing in", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if c := cs[i]; p.fault && err == nil && c.Op == quota.OpTake && !out[i].Allowed && quota.Granted(out) {
+						c.Op = quota.OpDebit
+						driver.ApplyOne(&c, &items[i], now, new(quota.Decision))
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a denied list charges its shadows", Rule: "S2", Clause: "not at all", Case: "shadows", Says: "differing in", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				for i := range cs {
+					if p.fault && cs[i].Shadow && err == nil && out[i].Allowed && !quota.Granted(out) {
+						driver.ApplyOne(&cs[i], &items[i], now, new(quota.Decision))
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a decision does not say that it is of a shadow", Rule: "S2", Clause: "a list is charged whole", Case: "shadows", Says: "differing in", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Shadow = false })},
 		{Name: "the ninth charge of a list is not made", Rule: "S2", Clause: "a list is charged whole", Case: "longest list", Says: "Remaining", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				err := driver.Apply(cs, items, now, out)
@@ -760,6 +829,28 @@ func usual() []*Store {
 			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
 				g, keep := sound().record(cs, out)
 				return g, keep && !p.fault
+			}
+		}},
+		{Name: "a repeat of a take of up to so many tells the most", Rule: "C3", Clause: "repeated faithfully", Case: "up to", Says: "differing in Charged", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range cs {
+					if p.fault && cs[i].Op == quota.OpUpTo && err == nil {
+						out[i].Charged = cs[i].Cost
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a repeat tells that a shadow fitted", Rule: "C3", Clause: "repeated faithfully", Case: "shadows", Says: "differing in", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range out {
+					if p.fault && out[i].Shadow {
+						out[i].Allowed, out[i].RetryAfter = true, 0
+					}
+				}
+				return err
 			}
 		}},
 		{Name: "a denial is repeated", Rule: "C3", Clause: "denials", Case: "repeats", Says: "with id", alter: func(p *parts) {
