@@ -67,7 +67,7 @@ func ExampleFaultyKV() {
 func ExampleFaultyStore() {
 	store, set := conformance.FaultyStore(local.New(nil))
 	defer store.Close()
-	charge := quota.Charge{Limit: quota.Must(quota.NewLimit("calls", quota.Must(algorithm.FixedWindow(10, time.Hour)))), Key: "agent-1", Cost: 4}
+	charge := quota.Charge{Limit: quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(10, 10, time.Hour)))), Key: "agent-1", Cost: 4}
 
 	set(conformance.LostReply)
 	_, err := store.Take(context.Background(), charge)

@@ -17,7 +17,6 @@ var faultCases = []testCase{
 	{rule: s4, name: "faults", run: func(t *trial) { faults(t, false) }},
 	{rule: s4, name: "ids and faults", needs: []Feature{IDs}, run: func(t *trial) { faults(t, true) }},
 	{rule: s4, name: "calls and faults", needs: []Feature{Exact}, provisional: "1.1", run: callsAndFaults},
-	{rule: c5, name: "faults", provisional: "1.1", run: admittedUnderFaults},
 	{rule: c7, name: "frozen", run: frozen},
 }
 
@@ -152,58 +151,6 @@ func callsAndFaults(t *trial) {
 	if a.lost == 0 {
 		t.skipf("%s: of %d calls that failed while replies were lost, none had been charged. Harness.Fault must let the server execute the request that charges, and lose the reply to that, as FaultyKV and Proxy do",
 			noPower, a.failed)
-	}
-}
-
-// admittedUnderFaults takes all tokens of a limit while the connection breaks now and then, and then the rest. A store that
-// keeps tokens in its process, or makes several calls for a decision, admits no more for that, and loses none.
-func admittedUnderFaults(t *trial) {
-	const capacity = 120
-	h, _, set := t.breakable()
-	w := &wire{t: t, set: set}
-	l := t.named("tokens", fromFirst, numbers{limit: capacity, period: year})
-	c := quota.Charge{Limit: l, Key: "k", Cost: 1}
-	var granted, unknown atomic.Int64
-	book := func(ctx context.Context, d quota.Decision, err error) (denied bool) {
-		switch {
-		case indeterminate(err), err == nil && substituted([]quota.Decision{d}):
-			unknown.Add(1)
-		case err != nil:
-			t.wantKnown(ctx, c, err)
-		case d.Allowed:
-			granted.Add(1)
-		default:
-			return true
-		}
-		return false
-	}
-	for _, f := range []Fault{LostReply, Refused, Frozen} {
-		stop := w.blink(f, t.suite.random(fmt.Sprint(t.of.path(), f)))
-		defer stop()
-		t.together(4, func(int) {
-			for range 12 {
-				ctx, cancel := context.WithTimeout(bg, 100*time.Millisecond)
-				d, err := h.take(ctx, c)
-				book(ctx, d, err)
-				cancel()
-			}
-		})
-		stop()
-		w.to(NoFault)
-		t.ask(h, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek})
-	}
-	for denied, tries := false, 0; !denied && tries < 3*capacity; tries++ {
-		ds, unsure := t.persist(h, false, c)
-		if unsure {
-			unknown.Add(1)
-		} else {
-			denied = book(bg, ds[0], nil)
-		}
-	}
-	got, most := granted.Load(), granted.Load()+unknown.Load()
-	if got > capacity || most < capacity && !t.lacks(Exact) {
-		t.fatalf("got: %d single takes of %s were granted while the connection broke now and then, and the outcome of %d was unknown; want: no more than %d granted, and no fewer with those of unknown outcome",
-			got, t.describe(l), unknown.Load(), capacity)
 	}
 }
 

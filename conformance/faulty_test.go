@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -267,36 +266,6 @@ func TestProcesses(t *testing.T) {
 	})
 }
 
-// leasing is a wrapper that takes tokens from the store below some at a time, and grants takes of one from those. With the
-// fault it keeps tokens that it was not granted.
-type leasing struct {
-	quota.Store
-	fault bool
-	mu    sync.Mutex
-	held  map[string]int64
-}
-
-func (s *leasing) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if c.Op != quota.OpTake || c.Cost != 1 {
-		return s.Store.Take(ctx, c)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.held[c.Key] == 0 {
-		some := c
-		some.Cost = 5
-		d, err := s.Store.Take(ctx, some)
-		if err == nil && d.Allowed || s.fault && errors.Is(err, quota.ErrUnavailable) {
-			s.held[c.Key] = some.Cost
-		}
-		if err != nil || !d.Allowed {
-			return d, err
-		}
-	}
-	s.held[c.Key]--
-	return quota.Decision{Allowed: true, Source: quota.FromLease, Limit: c.Limit.Spec().Capacity, Charged: 1, At: 1}, nil
-}
-
 // asking is a wrapper that asks a second time for a decision that comes late: with an id, or with the fault always.
 type asking struct {
 	quota.Store
@@ -326,10 +295,6 @@ func TestWrappersOfTwoCalls(t *testing.T) {
 		lacks    []conformance.Lack
 		wrap     func(s quota.Store, fault bool) quota.Store
 	}{
-		{"a lease that keeps tokens that it did not get", "C5_Bounds/faults", []conformance.Lack{{Feature: conformance.Exact, Reason: "it leases"}},
-			func(s quota.Store, fault bool) quota.Store {
-				return &leasing{Store: s, fault: fault, held: map[string]int64{}}
-			}},
 		{"a second call for a decision that is late", "S4_AtMostOnce/calls_and_faults", nil,
 			func(s quota.Store, fault bool) quota.Store { return asking{s, fault} }},
 	} {

@@ -3,9 +3,6 @@ package lease
 import (
 	"context"
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
 	"sync"
 	"testing"
 
@@ -77,35 +74,19 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// addrVariable names the server to the process that the suite starts.
-const addrVariable = "LEASE_TEST_ADDR"
-
 func TestConformanceOnRedis(t *testing.T) {
-	addr := os.Getenv(addrVariable)
-	if addr == "" {
-		addr = redisserver.Start(t).Addr()
-	}
-	dial := func(t testing.TB, d func(context.Context, string, string) (net.Conn, error)) *redis.Client {
-		client := redis.NewClient(&redis.Options{Addr: addr, Dialer: d, ContextTimeoutEnabled: true})
-		t.Cleanup(func() { client.Close() })
-		return client
-	}
-	open := func(t testing.TB, client *redis.Client, o conformance.Opening) quota.Store {
-		below, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return leased(t, below, o)
-	}
-	shared := dial(t, nil)
+	server := redisserver.Start(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
+	t.Cleanup(func() { client.Close() })
 	conformance.Run(t, conformance.Harness{
-		Name:  "lease over goredis",
-		Open:  func(t testing.TB, o conformance.Opening) quota.Store { return open(t, shared, o) },
-		Lacks: inexact,
-		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
-			d, set := redisserver.Breakable(t, addr)
-			return open(t, dial(t, d), o), set
+		Name: "lease over goredis",
+		Open: func(t testing.TB, o conformance.Opening) quota.Store {
+			below, err := goredis.New(client, &goredis.Options{Prefix: o.Data + ":", Clock: o.Clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return leased(t, below, o)
 		},
-		Process: func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, addrVariable+"="+addr) },
+		Lacks: inexact,
 	})
 }
