@@ -152,7 +152,9 @@ func (s *file) Transact(ctx context.Context, a *driver.Access, decide driver.Dec
 		return err
 	case s.closed.Open() != nil:
 		return s.closed.Open()
-	case bounded.Err() != nil && ctx.Err() == nil:
+	case ctx.Err() != nil: // database/sql rolled back, and may have told a statement that the transaction was over
+		return fmt.Errorf("sqlitestore: %w: %w: %w", quota.ErrUnavailable, ctx.Err(), err)
+	case bounded.Err() != nil:
 		return fmt.Errorf("sqlitestore: %w: no decision within %v", quota.ErrUnavailable, s.timeout)
 	}
 	return err
@@ -200,9 +202,7 @@ func committed(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
-		return refused(fmt.Errorf("%w: %w", ctx.Err(), err)) // the context ended before the commit, and database/sql rolled back
-	case errors.Is(err, sql.ErrTxDone), ctx.Err() != nil && errors.Is(err, ctx.Err()):
+	case errors.Is(err, sql.ErrTxDone), ctx.Err() != nil && errors.Is(err, ctx.Err()): // before the commit
 		return refused(err)
 	}
 	return fmt.Errorf("sqlitestore: %w: %w", quota.ErrIndeterminate, err)
