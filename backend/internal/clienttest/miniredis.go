@@ -44,9 +44,13 @@ func (l library) only(t *testing.T, name string) {
 }
 
 // miniConformance runs the suite that every store passes. How the charges of several keys are batched is tested by the
-// whole suite only where the tests run at full size, and else by miniBatches.
+// whole suite only where the tests run at full size, and else by miniBatches. The race detector makes miniredis ten times as
+// slow, and ./test runs this without it.
 func miniConformance(t *testing.T, l library) {
 	l.only(t, "rueidis")
+	if testenv.Race && !testenv.Full() {
+		t.Skip("this test runs without the race detector, and with it at full size")
+	}
 	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
 	ways := map[string]engine.Batching{"auto": engine.BatchAuto}
 	if testenv.Full() {

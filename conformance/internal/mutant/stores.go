@@ -878,7 +878,7 @@ func usual() []*Store {
 				p.window = 4 * time.Minute
 			}
 		}},
-		{Name: "an id is remembered by one handle alone", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "Replayed", alter: func(p *parts) {
+		{Name: "an id is remembered by one handle alone", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "by another handle", alter: func(p *parts) {
 			p.id = func(s *Handle, c *quota.Charge) string {
 				if p.fault {
 					return fmt.Sprint(s.serial, "\n", quota.Group(c.Key), "\n", c.ID)
