@@ -53,13 +53,19 @@ func miniConformance(t *testing.T, l library) {
 	}
 	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
 	ways := map[string]engine.Batching{"auto": engine.BatchAuto}
+	var exempt []conformance.Exemption
 	if testenv.Full() {
 		ways["all"] = engine.BatchAll
+	} else {
+		for _, long := range []string{"S2/every length", "C1/thousands", "C1/largest keys", "C1/ids that meet", "C3/thousands", "C3/handles"} {
+			exempt = append(exempt, conformance.Exemption{Rule: long, Reason: "it takes minutes on miniredis, and runs at full size"})
+		}
 	}
 	for name, batching := range ways {
 		t.Run(name, func(t *testing.T) {
 			conformance.Run(t, conformance.Harness{
-				Name: l.name + " on miniredis",
+				Name:   l.name + " on miniredis",
+				Exempt: exempt,
 				Open: func(t testing.TB, o conformance.Opening) quota.Store {
 					s, err := c.open(engine.Options{Prefix: o.Data + ":", Batching: batching, Clock: o.Clock})
 					ok(t, err)
