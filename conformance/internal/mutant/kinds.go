@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -500,6 +501,12 @@ func panicking() []*Store {
 			return s.once(ctx, cs, out)
 		})
 	}
+	// afterPanic returns a mark that is set when a call panics.
+	afterPanic := func(p *parts) *atomic.Bool {
+		var set atomic.Bool
+		caught(func(*Handle, context.Context, []quota.Charge, []quota.Decision) { set.Store(true) })(p)
+		return &set
+	}
 	good := func(c quota.Charge) bool { return c.Limit.Name() == "good" }
 	return []*Store{
 		{Name: "a panic leaves the charges before it", Rule: "S4", Clause: "one that returns an error charged nothing", Case: "panics at each point", Says: "tokens charged", alter: caught(
@@ -614,21 +621,10 @@ func panicking() []*Store {
 				return err
 			})},
 		{Name: "a call beside one that panics is lost", Rule: "S4", Clause: "a call that returns nil charged once", Case: "panics beside others", Says: "tokens charged", alter: func(p *parts) {
-			var mu sync.Mutex
-			poisoned := false
-			caught(func(*Handle, context.Context, []quota.Charge, []quota.Decision) {
-				mu.Lock()
-				defer mu.Unlock()
-				poisoned = true
-			})(p)
+			poisoned := afterPanic(p)
 			send := p.send
 			p.send = func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-				mu.Lock()
-				bad := poisoned && cs[0].Op == quota.OpTake && len(cs) == 1
-				if bad {
-					poisoned = false
-				}
-				mu.Unlock()
+				bad := cs[0].Op == quota.OpTake && len(cs) == 1 && poisoned.Swap(false)
 				err := send(s, ctx, cs, out)
 				if bad && err == nil && quota.Granted(out) {
 					refund := cs[0]
@@ -639,20 +635,10 @@ func panicking() []*Store {
 			}
 		}},
 		{Name: "a panic ends the call of another one too", Rule: "S4", Clause: "a call that returns nil charged once", Case: "panics beside others", Says: "another caller's panic", alter: func(p *parts) {
-			var mu sync.Mutex
-			poisoned := false
-			caught(func(*Handle, context.Context, []quota.Charge, []quota.Decision) {
-				mu.Lock()
-				defer mu.Unlock()
-				poisoned = true
-			})(p)
+			poisoned := afterPanic(p)
 			send := p.send
 			p.send = func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-				mu.Lock()
-				bad := poisoned
-				poisoned = false
-				mu.Unlock()
-				if bad {
+				if poisoned.Swap(false) {
 					panic("another caller's panic")
 				}
 				return send(s, ctx, cs, out)
