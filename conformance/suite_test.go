@@ -13,7 +13,7 @@ import (
 func (m *memory) graded(a driver.Atomicity, split bool) Harness {
 	h := m.harness()
 	h.Name += ", " + atomicityNames[a]
-	h.Fault = m.broken(&driver.CASOptions{Atomicity: a, Split: split})
+	h.Fault = m.broken(&driver.Options{Atomicity: a, Split: split})
 	h.Open = func(t testing.TB, o Opening) quota.Store {
 		s, _ := h.Fault(t, o)
 		return s

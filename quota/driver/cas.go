@@ -64,7 +64,7 @@ const ExpirySlack = time.Second
 // NewCAS returns a Store over a KV, with the properties of [NewTransactional]: it loads, decides, and swaps. Where the swap did
 // not apply because an entry changed, it tries again. An error of Swap is ErrIndeterminate and is not tried again. Denials and
 // peeks do not swap.
-func NewCAS(kv KV, o *CASOptions) (quota.Store, error) {
+func NewCAS(kv KV, o *Options) (quota.Store, error) {
 	if kv == nil {
 		return nil, fmt.Errorf("quota: %w: kv is nil; accepted: a KV", quota.ErrInvalid)
 	}

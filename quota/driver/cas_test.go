@@ -17,7 +17,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-func newCAS(t testing.TB, kv driver.KV, o *driver.CASOptions) quota.Store {
+func newCAS(t testing.TB, kv driver.KV, o *driver.Options) quota.Store {
 	t.Helper()
 	return must[quota.Store](t)(driver.NewCAS(kv, o))
 }
@@ -158,7 +158,7 @@ func TestCASRetries(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			kv := newKV(testkit.NewClock().Micros)
 			kv.deny = func([]driver.Change) bool { return true }
-			s := newCAS(t, kv, &driver.CASOptions{Attempts: attempts})
+			s := newCAS(t, kv, &driver.Options{Attempts: attempts})
 			start := time.Now()
 			d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 			if !errors.Is(err, quota.ErrConflict) || d != (quota.Decision{}) {
@@ -269,9 +269,9 @@ func TestNewCASRefuses(t *testing.T) {
 	kv := newKV(nil)
 	_, err := driver.NewCAS(nil, nil)
 	testkit.WantInvalid(t, err, "kv", "nil")
-	_, err = driver.NewCAS(kv, &driver.CASOptions{Attempts: -1})
+	_, err = driver.NewCAS(kv, &driver.Options{Attempts: -1})
 	testkit.WantInvalid(t, err, "Options.Attempts", "-1", "0 or more")
-	_, err = driver.NewCAS(kv, &driver.CASOptions{Atomicity: 3})
+	_, err = driver.NewCAS(kv, &driver.Options{Atomicity: 3})
 	testkit.WantInvalid(t, err, "Options.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
 }
 
@@ -289,7 +289,7 @@ func TestCASAtomicity(t *testing.T) {
 		driver.AnyKeys: "", driver.OneGroup: "two groups", driver.OneKey: "one group|one key|two groups|one, id|group, id",
 	} {
 		kv := newKV(testkit.NewClock().Micros)
-		s := newCAS(t, kv, &driver.CASOptions{Atomicity: grade})
+		s := newCAS(t, kv, &driver.Options{Atomicity: grade})
 		if got := s.(driver.Graded).Atomicity(); got != grade {
 			t.Errorf("Atomicity: got %v, want %v", got, grade)
 		}

@@ -58,9 +58,6 @@ type Options struct {
 	Attempts int
 }
 
-// CASOptions are the options of NewCAS.
-type CASOptions = Options
-
 // NewTransactional returns a Store over a Transactor. It has every algorithm, lists of charges, request ids, and the
 // classes of errors; it decides with [Apply].
 //
