@@ -53,7 +53,7 @@ func TestWaitAllInOrder(t *testing.T) {
 			if rule != "bucket" {
 				calls = quota.Must(algorithm.ParseLimit("calls: 5/100ms " + rule))
 			}
-			store := &counting{Store: local.New(nil)}
+			store := &counting{Store: newSlow(local.New(nil), time.Microsecond)} // so that grants differ in time
 			w := newWaits(newLimiter(t, store, tokens, nil))
 			var want []string
 			for i := range 20 {
