@@ -66,6 +66,10 @@
 // [FaultyStore] and [Proxy] are connections that break. Without Fault, or where it never loses the reply to a charge, the
 // last line of the test says so.
 //
+// A wrapper may decide in the store's place and say so by Decision.Source. The suite tests the calls that the store answered. Of
+// a call that is [quota.FromFallback] it demands that the store is charged once for the tokens that it tells, by the end of
+// Close, and at most once more, where the call reached the store and the reply was lost; a request id does not make these one.
+//
 // # Processes, and the race detector
 //
 // Harness.Process has the suite charge by two processes. Run the test with -race too: a store that writes to the caller's
