@@ -12,7 +12,7 @@ import (
 // The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
 // bytes of the state it was decided on. From these the same decisions are made again. Where it does not follow from the
 // charges how much was charged, as of OpUpTo and of shadows, a number for each charge comes last: 0 if it was not made, and
-// else 1, and more by the tokens of an OpUpTo.
+// else 1, and more by the tokens of an OpUpTo. A script knows of no more than maxCost tokens: see replay.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
@@ -81,7 +81,12 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
 			}
 		case quota.OpUpTo:
-			out[i].Charged = mark - 1
+			switch taken := mark - 1; {
+			case taken < maxCost:
+				out[i].Charged = taken
+			case out[i].Charged < maxCost: // the limit was one without end, which keeps no state, and is no longer
+				out[i].Charged = cs[i].Cost
+			}
 		}
 	}
 	return nil

@@ -842,6 +842,17 @@ func usual() []*Store {
 				return err
 			}
 		}},
+		{Name: "a record keeps no more than 2^52 tokens", Rule: "C3", Clause: "repeated faithfully", Case: "large", Says: "differing in Charged", alter: func(p *parts) {
+			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+				g, keep := sound().record(cs, out)
+				for i := range g.decisions {
+					if p.fault {
+						g.decisions[i].Charged = min(g.decisions[i].Charged, 1<<52)
+					}
+				}
+				return g, keep
+			}
+		}},
 		{Name: "a repeat tells that a shadow fitted", Rule: "C3", Clause: "repeated faithfully", Case: "shadows", Says: "differing in", alter: func(p *parts) {
 			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 				err := sound().recall(s, g, cs, out)
