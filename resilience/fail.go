@@ -159,7 +159,7 @@ func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 }
 
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
-	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Limit: c.Limit.Spec().Capacity}
+	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Alternative: c.Alternative, Limit: c.Limit.Spec().Capacity}
 	switch {
 	case need(c) > d.Limit:
 		d.RetryAfter = quota.Never

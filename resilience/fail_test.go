@@ -17,6 +17,7 @@ func TestFail(t *testing.T) {
 	closed := quota.Decision{Source: quota.FromClosed, Limit: 100, RetryAfter: time.Second, ResetAfter: time.Second}
 	never := quota.Decision{Limit: 100, RetryAfter: quota.Never, ResetAfter: quota.Never}
 	charged := func(d quota.Decision, n int64) quota.Decision { d.Charged = n; return d }
+	listed := func(d quota.Decision) quota.Decision { d.Alternative = 1; return d }
 	shadow := func(d quota.Decision) quota.Decision { d.Shadow = true; return d }
 	from := func(d quota.Decision, s quota.Source) quota.Decision { d.Source = s; return d }
 	for _, c := range []struct {
@@ -38,6 +39,7 @@ func TestFail(t *testing.T) {
 		{name: "more than the floor leaves", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 81, Floor: 20}, open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
 		{name: "up to more than all", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Op: quota.OpUpTo, Cost: 200, Least: 80, Floor: 20}, open: charged(open, 80), closed: closed},
 		{name: "a least above the floor", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Op: quota.OpUpTo, Cost: 200, Least: 81, Floor: 20}, open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
+		{name: "an alternative", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 1, Alternative: 1}, open: listed(open), closed: listed(closed)},
 		{name: "a shadow", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 1, Shadow: true}, open: shadow(open), closed: shadow(closed)},
 		{name: "overloaded", err: quota.ErrOverloaded, charge: charge(1), passes: true},
 		{name: "overloaded, set", err: quota.ErrOverloaded, charge: charge(1), overloaded: true, open: open, closed: closed},

@@ -126,6 +126,7 @@ func (s *store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	}
 	t := &transaction{cs: cs, out: out, access: Access{Keys: slices.Clone(keys), Peek: OnlyPeeks(cs)}}
 	slices.Sort(t.access.Keys)
+	t.access.Keys = slices.Compact(t.access.Keys) // alternatives may have keys in common
 	t.places = make([]int, len(keys))
 	for i, key := range keys {
 		t.places[i], _ = slices.BinarySearch(t.access.Keys, key)
@@ -216,6 +217,12 @@ func (t *transaction) decide(entries []Entry, now quota.Micros) ([]Change, error
 	changes := make([]Change, 0, len(entries))
 	written := false
 	for i := range items {
+		if again(t.cs, i) {
+			if !items[i].Write {
+				continue
+			}
+			changes = slices.DeleteFunc(changes, func(c Change) bool { return c.Old.Key == entries[t.places[i]].Key })
+		}
 		old := entries[t.places[i]]
 		c := Change{Old: old, Value: old.Value, TTL: ttl(t.out[i].ResetAfter)}
 		if items[i].Write {

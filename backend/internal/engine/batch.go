@@ -322,6 +322,9 @@ func (k *callKey) asked() any {
 func (q *list) asked() string {
 	dst := make([]byte, 0, 32*len(q.charges))
 	for i := range q.charges {
+		if i > 0 && q.charges[i].Alternative != q.charges[i-1].Alternative {
+			dst = append(dst, ';')
+		}
 		dst = append(strconv.AppendInt(dst, int64(q.indexes[i]+1), 10), ' ')
 		flags := quota.Op(0)
 		if q.charges[i].Shadow {
@@ -433,7 +436,9 @@ func (q *list) conclude(items []driver.Item, broken []error, now quota.Micros) b
 		return false
 	}
 	for i, k := range q.indexes {
-		items[k] = its[i]
+		if its[i].Write {
+			items[k] = its[i]
+		}
 	}
 	return quota.Granted(q.decisions)
 }

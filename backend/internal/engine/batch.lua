@@ -5,7 +5,7 @@
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
--- its charges, with op 8 higher of a shadow. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
+-- its charges, with op 8 higher of a shadow, and ';' between alternatives, of which the first that fits is charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
 -- the record of a grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number
 -- for each charge, see grant.go.
 --
@@ -107,29 +107,35 @@ if lists > 0 then
   end
   local changed = {}
   for i = j, j + lists - 1 do
-    local charges, new, all, sound = {}, {}, true, true
-    for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
-      local c = {k + 0, op + 0, cost + 0, at + 0}
-      local shadow = c[2] >= 8
-      if shadow then c[2] = c[2] - 8 end
-      local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
-      charges[#charges + 1], new[#new + 1] = c, d or false
-      sound = sound and d
-      all = all and d and (d[1] or shadow)
+    local charges, new, sound, from, to = {}, {}, true
+    for part in gmatch(A[i], '[^;]+') do
+      local first, all = #charges + 1, true
+      for k, op, cost, at, keep in gmatch(part, '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
+        local c = {k + 0, op + 0, cost + 0, at + 0}
+        local shadow = c[2] >= 8
+        if shadow then c[2] = c[2] - 8 end
+        local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
+        charges[#charges + 1], new[#new + 1] = c, d or false
+        sound = sound and d
+        all = all and d and (d[1] or shadow)
+      end
+      if all and not from then from, to = first, #charges end
     end
     if sound then
-      if all then
-        granted = granted + 1
-        taken = {}
-        for l, c in ipairs(charges) do taken[l] = new[l][1] and 1 + (c[2] == 6 and new[l][9] or 0) or 0 end
+      if from then
+        granted, taken = granted + 1, {}
+        for l, c in ipairs(charges) do
+          taken[l] = 0
+          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] == 6 and new[l][9] or 0) or 1 end
+        end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
         for l, c in ipairs(charges) do
           new[l] = decide(c[1], 1, c[2] <= 1 and c[3] or 0, c[4], 0)
         end
       end
-      for l, c in ipairs(charges) do
-        local d = new[l]
+      for l = from or 1, to or #charges do
+        local c, d = charges[l], new[l]
         if d[2] then
           if not (d[3] >= 0 and d[3] < BIG) then error('FLEETQUOTA the kernel returned no time') end
           states[c[1]], lifetimes[c[1]] = {d[4], d[5], d[6], d[7], d[8]}, ceil(d[3] / 1000) + SLACK

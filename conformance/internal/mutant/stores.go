@@ -380,6 +380,43 @@ func Stores() []*Store {
 			}
 		}},
 		{Name: "a decision does not say that it is of a shadow", Rule: "S2", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Shadow = false })},
+		{Name: "the last list that fits is taken", Rule: "S2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				n := len(cs)
+				if cs[n-1].Alternative < 2 {
+					return driver.Apply(cs, items, now, out)
+				}
+				turned := slices.Clone(cs)
+				slices.Reverse(turned)
+				for i := range turned {
+					turned[i].Alternative = cs[n-1].Alternative + 1 - turned[i].Alternative
+				}
+				slices.Reverse(items)
+				err := driver.Apply(turned, items, now, out[:n])
+				slices.Reverse(items)
+				slices.Reverse(out[:n])
+				for i := range cs {
+					out[i].Alternative = cs[i].Alternative
+				}
+				return err
+			}
+		}},
+		{Name: "all lists that fit are charged", Rule: "S2", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				_, to := driver.Made(out)
+				for i := to; err == nil && to > 0 && i < len(cs); i++ {
+					if driver.ApplyOne(&cs[i], &items[i], now, &out[i]) != nil {
+						break
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "alternatives are one list", Rule: "S2", alter: func(p *parts) {
+			charging(func(c *quota.Charge) { c.Alternative = 0 })(p)
+			telling(func(c *quota.Charge, d *quota.Decision) { d.Alternative = c.Alternative })(p)
+		}},
 		{Name: "the ninth charge of a list is not made", Rule: "S2", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				err := driver.Apply(cs, items, now, out)
@@ -674,6 +711,17 @@ func Stores() []*Store {
 				err := sound().recall(s, g, cs, out)
 				for i := range out {
 					if out[i].Shadow {
+						out[i].Allowed, out[i].RetryAfter = true, 0
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "a repeat grants the first list, whichever was", Rule: "C3", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range out {
+					if out[i].Alternative == 1 {
 						out[i].Allowed, out[i].RetryAfter = true, 0
 					}
 				}
