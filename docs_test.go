@@ -89,7 +89,8 @@ func command(t *testing.T, name string, args ...string) string {
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	for _, v := range os.Environ() {
 		switch key, _, _ := strings.Cut(v, "="); key {
-		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE", "FLEET_SIZE", "FALLBACK_MAX_KEYS":
+		case "REDIS_URL", "TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE", "FLEET_SIZE", "FALLBACK_MAX_KEYS",
+			"QUOTA_URL", "QUOTA_LIMIT", "QUOTA_OUTAGE", "QUOTA_TIMEOUT", "QUOTA_IN_FLIGHT", "QUOTA_MAX_WAITERS":
 		default:
 			cmd.Env = append(cmd.Env, v)
 		}

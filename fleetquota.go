@@ -27,25 +27,11 @@ package fleetquota
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
-	"os"
-	"strconv"
-	"time"
 
-	"github.com/fleetquota/fleetquota/algorithm"
-	"github.com/fleetquota/fleetquota/backend"
 	_ "github.com/fleetquota/fleetquota/backend/goredis" // opens redis:// in REDIS_URL
-	"github.com/fleetquota/fleetquota/backend/local"
 	_ "github.com/fleetquota/fleetquota/backend/rueidis"
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quota/driver"
-	"github.com/fleetquota/fleetquota/resilience"
 )
-
-// timeout bounds a decision. It is long enough for the first one, which also connects, with TLS and to a
-// cluster.
-const timeout = 500 * time.Millisecond
 
 // maxFleet and maxKeys are the largest FLEET_SIZE and FALLBACK_MAX_KEYS.
 const (
@@ -53,14 +39,17 @@ const (
 	maxKeys  = 1 << 30
 )
 
-// FromEnv returns a limiter that the environment configures: a token bucket for each key, under a limit
-// called "tokens".
+// FromEnv returns a limiter that the environment configures: without other variables, a token bucket for each key, under a
+// limit called "tokens".
 //
 //	REDIS_URL          the store, such as redis://:password@host:6379/0; default: the memory of this process
 //	TOKEN_BUCKET_SIZE  capacity in tokens; default 1000
 //	TOKEN_REFILL_RATE  tokens a second, such as 10.5; default 10.0
 //	FLEET_SIZE         how many processes share the store, 1 to 1000000; default: not known
 //	FALLBACK_MAX_KEYS  how many keys the fallback of FLEET_SIZE keeps account of, 1 to 2^30; default 131072
+//
+// [ConfigFromEnv] has all variables, and FromEnv is [New] of its result. A program that sets more than the environment says,
+// such as observers, calls the two.
 //
 // FromEnv sends no request: it makes a limiter also while Redis is down, and the limiter works once Redis is up.
 //
@@ -85,88 +74,13 @@ const (
 // [quota.ErrInvalid]; the error names the variable and the accepted values, and holds no credentials. See
 // backend.FromEnv for the ranges.
 func FromEnv(ctx context.Context) (*quota.Limiter, error) {
-	fleet, err := number("FLEET_SIZE", "the number of processes", maxFleet)
+	c, err := ConfigFromEnv()
 	if err != nil {
 		return nil, err
 	}
-	keys, err := number("FALLBACK_MAX_KEYS", "the number of keys", maxKeys)
+	limiter, err := New(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	env, err := backend.FromEnv(ctx)
-	if err != nil {
-		return nil, err
-	}
-	limiter, err := newLimiter(env, fleet, int(keys))
-	if err != nil {
-		env.Store.Close()
-		return nil, err
-	}
-	return limiter, nil
-}
-
-// number reads a variable, and returns 0 where it is absent.
-func number(name, meaning string, most int64) (int64, error) {
-	s := os.Getenv(name)
-	if s == "" {
-		return 0, nil
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 1 || n > most {
-		return 0, fmt.Errorf("fleetquota: %w: %s is %.40q; accepted: %s, 1 to %d", quota.ErrInvalid, name, s, meaning, most)
-	}
-	return n, nil
-}
-
-func newLimiter(env backend.Env, fleet int64, keys int) (*quota.Limiter, error) {
-	bucket, err := algorithm.TokenBucket(env.Capacity, env.Refill, env.Per)
-	if err != nil {
-		return nil, fmt.Errorf("fleetquota: %w", err)
-	}
-	limit, err := quota.NewLimit("tokens", bucket)
-	if err != nil {
-		return nil, fmt.Errorf("fleetquota: %w", err)
-	}
-	store := env.Store
-	if _, ok := store.(*local.Store); !ok {
-		if store, err = guard(store, bucket, fleet, keys); err != nil {
-			return nil, err
-		}
-	}
-	return quota.NewLimiter(store, limit, nil)
-}
-
-// guard puts policies around a store that fleet processes share; 0 is an unknown number. The fallback keeps account of so
-// many keys; 0 is its default.
-func guard(store quota.Store, a quota.Algorithm, fleet int64, keys int) (quota.Store, error) {
-	fallback := resilience.FailWithError()
-	if fleet > 0 {
-		tell := warn
-		if s, ok := a.(driver.Sharer); ok {
-			share, err := s.Share(fleet)
-			if err != nil {
-				return nil, fmt.Errorf("fleetquota: FLEET_SIZE is %d: %w", fleet, err)
-			}
-			if share.Spec().Capacity == 0 {
-				warn(quota.Notice{Name: "share", Text: fmt.Sprintf("FLEET_SIZE is %d and TOKEN_BUCKET_SIZE is %d, which is less than one token for each process: "+
-					"while Redis cannot decide, this process denies", fleet, a.Spec().Capacity)})
-				tell = func(n quota.Notice) {
-					if n.Name != "share" { // the only limit there is
-						warn(n)
-					}
-				}
-			}
-		}
-		here := local.New(&local.Options{MaxKeys: max(keys, local.DefaultMaxKeys)})
-		fallback = resilience.Fallback(here, resilience.Instances(fleet), &resilience.FallbackOptions{MaxKeys: keys, Notice: tell})
-	}
-	return resilience.Standard(store, fallback, &resilience.StandardOptions{Timeout: timeout, Notice: warn})
-}
-
-func warn(n quota.Notice) {
-	if n.Err != nil {
-		slog.Warn("fleetquota: "+n.Text, "err", n.Err)
-		return
-	}
-	slog.Warn("fleetquota: " + n.Text)
+	return limiter.Limiter, nil
 }

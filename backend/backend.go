@@ -24,6 +24,7 @@
 //	redis, rediss, redis+sentinel, redis+cluster        backend/goredis or backend/rueidis
 //	valkey, valkeys, valkey+sentinel, valkey+cluster    the same
 //	unix                                                the same: a server's Unix socket
+//	postgres, postgresql                                backend/postgres, a module of its own
 //
 // Where several linked drivers have registered a scheme, the parameter client names one of them, as in
 // "redis://host:6379?client=rueidis". Without that parameter Open prefers goredis, and for a cluster
@@ -76,6 +77,8 @@ var known = map[string][]string{
 	"valkey+sentinel": {"goredis", "rueidis"},
 	"valkey+cluster":  {"rueidis", "goredis"},
 	"unix":            {"goredis", "rueidis"},
+	"postgres":        {"postgres"},
+	"postgresql":      {"postgres"},
 }
 
 var (
@@ -210,7 +213,7 @@ func takeClient(u *url.URL) (string, error) {
 		return "", invalid("parameter client comes %d times; accepted: once", len(values))
 	}
 	q.Del("client")
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // which all drivers read as a space
 	return values[0], nil
 }
 

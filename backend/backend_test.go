@@ -162,8 +162,8 @@ func TestOpenChoosesTheDriver(t *testing.T) {
 	defer store.Close()
 	lastURL.Lock()
 	defer lastURL.Unlock()
-	if got := lastURL.u.String(); got != "shared://h/p?a=+&b=2" {
-		t.Errorf("URL of the driver: got %s, want shared://h/p?a=+&b=2", got)
+	if got, want := lastURL.u.String(), "shared://h/p?a=%20&b=2"; got != want {
+		t.Errorf("URL of the driver: got %s, want %s", got, want)
 	}
 	if _, err := backend.Open(t.Context(), "shared://h?client=other"); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("driver that returns neither store nor error: got %v, want ErrMisconfigured", err)

@@ -40,20 +40,34 @@ const (
 func FromEnv(ctx context.Context) (Env, error) {
 	var e Env
 	var err error
-	size, rate := env("TOKEN_BUCKET_SIZE", "1000"), env("TOKEN_REFILL_RATE", "10.0")
-	if e.Capacity, err = parseSize(size); err != nil {
+	if e.Capacity, e.Refill, e.Per, _, err = bucket(); err != nil {
 		return Env{}, err
-	}
-	if e.Refill, e.Per, err = parseRate(rate); err != nil {
-		return Env{}, err
-	}
-	if _, err := algorithm.TokenBucket(e.Capacity, e.Refill, e.Per); err != nil {
-		return Env{}, fmt.Errorf("backend: TOKEN_BUCKET_SIZE %s with TOKEN_REFILL_RATE %s: %w", size, rate, err)
 	}
 	if e.Store, err = Open(ctx, env("REDIS_URL", "memory://")); err != nil {
 		return Env{}, fmt.Errorf("backend: REDIS_URL: %w", err)
 	}
 	return e, nil
+}
+
+// BucketFromEnv returns the token bucket of TOKEN_BUCKET_SIZE and TOKEN_REFILL_RATE alone, which it reads as [FromEnv] does.
+func BucketFromEnv() (quota.Algorithm, error) {
+	_, _, _, b, err := bucket()
+	return b, err
+}
+
+// bucket reads the variables of the bucket.
+func bucket() (capacity, refill int64, per time.Duration, b quota.Algorithm, err error) {
+	size, rate := env("TOKEN_BUCKET_SIZE", "1000"), env("TOKEN_REFILL_RATE", "10.0")
+	if capacity, err = parseSize(size); err != nil {
+		return 0, 0, 0, nil, err
+	}
+	if refill, per, err = parseRate(rate); err != nil {
+		return 0, 0, 0, nil, err
+	}
+	if b, err = algorithm.TokenBucket(capacity, refill, per); err != nil {
+		return 0, 0, 0, nil, fmt.Errorf("backend: TOKEN_BUCKET_SIZE %s with TOKEN_REFILL_RATE %s: %w", size, rate, err)
+	}
+	return capacity, refill, per, b, nil
 }
 
 func env(name, otherwise string) string {

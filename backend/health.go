@@ -23,7 +23,7 @@ func Health(ctx context.Context, s quota.Store) (driver.Health, error) {
 	reporter, ok := driver.Find[driver.HealthReporter](s)
 	if !ok {
 		return driver.Health{}, fmt.Errorf("backend: %w: the store has no servers to ask; accepted: a store whose driver reports health, "+
-			"such as goredis or rueidis", errors.ErrUnsupported)
+			"such as goredis, rueidis or postgres", errors.ErrUnsupported)
 	}
 	return reporter.Health(ctx)
 }

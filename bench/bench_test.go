@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/pgserver"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 )
 
@@ -55,13 +56,14 @@ func read(t *testing.T, path ...string) string {
 
 func TestQuick(t *testing.T) {
 	redisserver.Require(t)
+	pgserver.Require(t)
 	page := filepath.Join(t.TempDir(), "performance.md")
 	if err := os.WriteFile(page, []byte("before\n"+figuresBegin+"old\n"+figuresEnd+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir, log := quick(t, "", "-docs", page)
 	results := read(t, dir, "RESULTS.md")
-	for _, subjects := range [][]subject{localSubjects, redisSubjects} {
+	for _, subjects := range [][]subject{localSubjects, redisSubjects, postgresSubjects} {
 		for _, s := range subjects {
 			if !strings.Contains(results, s.name) {
 				t.Errorf("no figures of %s", s.name)
@@ -144,6 +146,7 @@ func TestSameWork(t *testing.T) {
 	}
 	check(localSubjects, nil)
 	check(redisSubjects, &target{masters: []*redisserver.Server{redisserver.Start(t)}})
+	check(postgresSubjects, &target{postgres: pgserver.Start(t).URL("postgres")})
 }
 
 func newRunner(t *testing.T) *runner {

@@ -5,7 +5,7 @@
 //	go -C bench run . -quick   # every measurement once and briefly: it shows that bench works, the figures are useless
 //
 // It needs Go, and for the comparison on Redis redis-server 7.0 or newer in the PATH; it starts its own servers on
-// free loopback ports. -only local,redis,cluster,latency,growth chooses sections, and the files then have no
+// free loopback ports; for the comparison on PostgreSQL it needs that. -only local,redis,cluster,latency,growth,postgres chooses sections, and the files then have no
 // others. -out is the directory to write to. -docs names a page between whose markers the headlines go.
 //
 // Every subject comes once in every count, in a new random order, so that other load on the machine affects all
@@ -26,6 +26,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/pgserver"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 )
 
@@ -39,7 +40,7 @@ func main() {
 }
 
 // sectionNames are the sections that -only chooses from, in their order in the report.
-var sectionNames = []string{"local", "redis", "cluster", "latency", "growth"}
+var sectionNames = []string{"local", "redis", "cluster", "latency", "growth", "postgres"}
 
 func run(ctx context.Context, args []string, log io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -79,7 +80,14 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	if slices.Contains(chosen, "local") {
 		r.local()
 	}
-	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" }); len(chosen) > 0 {
+	if slices.Contains(chosen, "postgres") {
+		if err := pgserver.Available(); err != nil {
+			r.miss("PostgreSQL: " + err.Error())
+		} else if err := r.onPostgres(dir, &machine); err != nil {
+			return err
+		}
+	}
+	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" || s == "postgres" }); len(chosen) > 0 {
 		if err := redisserver.Available(); err != nil {
 			r.miss("Redis: there is no redis-server: " + err.Error())
 		} else if err := r.onServers(dir, chosen, &machine); err != nil {
@@ -91,6 +99,26 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	}
 	machine.took, machine.counts, machine.size = time.Since(started), r.counts, r.size
 	return write(*out, *docs, &report{machine, &r.results, r.missed})
+}
+
+// onPostgres runs the section that needs PostgreSQL.
+func (r *runner) onPostgres(dir string, m *machine) error {
+	at, version, stop, err := launchPostgres()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	m.postgres = version
+	var beside *target
+	if redisserver.Available() == nil {
+		var stop func()
+		if beside, stop, err = launchServer(dir); err != nil {
+			return err
+		}
+		defer stop()
+	}
+	r.postgres(at, beside)
+	return nil
 }
 
 // onServers runs the sections that need Redis.

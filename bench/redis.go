@@ -186,10 +186,11 @@ func rueidisScript(text string) func(numbers, *target) (take, func(), error) {
 	}
 }
 
-// target is where Redis subjects do their work: one server, or the masters of a cluster.
+// target is where subjects do their work: one Redis server, the masters of a cluster, or PostgreSQL.
 type target struct {
-	masters []*redisserver.Server
-	cluster bool
+	masters  []*redisserver.Server
+	cluster  bool
+	postgres string // the URL
 }
 
 // launchServer starts a server for the time of the measurements.

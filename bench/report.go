@@ -25,11 +25,11 @@ type report struct {
 
 // machine describes the run that the figures come from.
 type machine struct {
-	date, cpu, system, goVersion, redis string
-	modules                             []string
-	took                                time.Duration
-	counts                              int
-	size                                size
+	date, cpu, system, goVersion, redis, postgres string
+	modules                                       []string
+	took                                          time.Duration
+	counts                                        int
+	size                                          size
 }
 
 func thisMachine(now time.Time) machine {
@@ -48,7 +48,7 @@ func thisMachine(now time.Time) machine {
 			}
 		}
 	}
-	peers := []string{"go-redis/", "redis/", "ulule/", "throttled/", "sethvargo/", "go-chi/", "x/time"}
+	peers := []string{"go-redis/", "redis/", "ulule/", "throttled/", "jackc/pgx/", "sethvargo/", "go-chi/", "x/time"}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, d := range info.Deps {
 			if slices.ContainsFunc(peers, func(p string) bool { return strings.Contains(d.Path, p) }) {
@@ -63,6 +63,9 @@ func (m *machine) String() string {
 	text := fmt.Sprintf("%s; %s, %s; %s", m.date, m.cpu, m.system, m.goVersion)
 	if m.redis != "" {
 		text += "; Redis " + m.redis
+	}
+	if m.postgres != "" {
+		text += "; PostgreSQL " + m.postgres
 	}
 	return text
 }
@@ -91,6 +94,8 @@ var views = []view{
 		p99, []metric{p50, p999, offered, decisions}},
 	{"growth", "Growth", "",
 		decisions, []metric{serverCPU, usedBytes, keyBytes}},
+	{"postgres", "PostgreSQL", "Client and server share the processors, and a commit waits for the disk unless synchronous_commit is off. UPDATE … WHERE counts and gives nothing back. A pool has 16 connections.",
+		decisions, []metric{p50, p99, p999, allocs}},
 }
 
 func viewOf(section string) *view {

@@ -13,7 +13,7 @@ import (
 
 // work is the task of all subjects of a table. Its section says how it is done.
 type work struct {
-	section    string // "local", "memory", "redis", "redis memory", "benchmark", "cluster", "latency" or "growth"
+	section    string // "local", "memory", "redis", "redis memory", "benchmark", "cluster", "latency", "growth" or "postgres"
 	keys       int
 	denied     bool
 	goroutines int
@@ -21,10 +21,10 @@ type work struct {
 
 // size says how much there is to do.
 type size struct {
-	local, redis int // keys
-	growth       []int
-	goroutines   [4]int
-	benchmark    int // commands of redis-benchmark
+	local, redis, postgres int // keys
+	growth                 []int
+	goroutines             [4]int
+	benchmark              int // commands of redis-benchmark
 }
 
 // many and most are the numbers of goroutines of tables that come with fewer than all.
@@ -32,9 +32,9 @@ func (s *size) many() int { return s.goroutines[2] }
 func (s *size) most() int { return s.goroutines[3] }
 
 var (
-	full = size{local: 1_000_000, redis: 100_000, growth: []int{1000, 10_000, 100_000, 1_000_000},
+	full = size{local: 1_000_000, redis: 100_000, postgres: 10_000, growth: []int{1000, 10_000, 100_000, 1_000_000},
 		goroutines: [...]int{1, 2, 64, 256}, benchmark: 300_000}
-	small = size{local: 1000, redis: 500, growth: []int{100, 1000}, goroutines: [...]int{1, 2, 8, 32}, benchmark: 1000}
+	small = size{local: 1000, redis: 500, postgres: 100, growth: []int{100, 1000}, goroutines: [...]int{1, 2, 8, 32}, benchmark: 1000}
 )
 
 // runner does the measurements.
@@ -128,6 +128,26 @@ func (r *runner) cluster(at *target) {
 	r.eachCount("cluster", floorOnce, func(s subject) {
 		r.visit(s, at, one, false, r.closed("cluster", one, false, []int{r.size.most()}))
 		r.visit(s, at, all, false, r.closed("cluster", all, false, []int{1, r.size.many(), r.size.most()}))
+	})
+}
+
+// postgres measures few keys: what is compared is the work of a decision. Beside it comes this library on Redis, if
+// that is there.
+func (r *runner) postgres(at, redis *target) {
+	one, all := newKeyset(1), newKeyset(r.size.postgres)
+	subjects := slices.Clone(postgresSubjects)
+	if redis != nil {
+		subjects = append(subjects, redisSubjects[0])
+	}
+	goroutines := []int{1, r.size.many()}
+	r.eachCount("postgres", subjects, func(s subject) {
+		to := at
+		if s.name == redisSubjects[0].name {
+			to = redis
+		}
+		r.visit(s, to, one, false, r.closed("postgres", one, false, goroutines))
+		r.visit(s, to, all, false, r.closed("postgres", all, false, goroutines))
+		r.visit(s, to, one, true, r.closed("postgres", one, true, goroutines))
 	})
 }
 

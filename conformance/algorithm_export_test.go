@@ -2,10 +2,11 @@ package conformance
 
 import "testing"
 
-// ExamineAlgorithm returns the results of Algorithm for the first of the harness's algorithms, which may be broken.
-func ExamineAlgorithm(t *testing.T, seed uint64, h AlgorithmHarness) (found []Result) {
+// ExamineAlgorithm returns the results of Algorithm for the first of the harness's algorithms, which may be broken. It makes
+// one of so many parts of the random walks.
+func ExamineAlgorithm(t *testing.T, seed uint64, h AlgorithmHarness, part int) (found []Result) {
 	p := newProber(h.Algorithms, 0, seed)
-	p.walks /= 3
+	p.walks /= part
 	p.search()
 	for _, r := range algorithmRules {
 		if r == a15 {

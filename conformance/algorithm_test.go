@@ -16,7 +16,7 @@ import (
 func luaResult(t *testing.T, eval func(context.Context, string, []any) (any, error)) Result {
 	t.Helper()
 	h := AlgorithmHarness{Algorithms: []quota.Algorithm{quota.Must(algorithm.TokenBucket(10, 7, time.Second))}, Eval: eval}
-	for _, r := range ExamineAlgorithm(t, 1, h) {
+	for _, r := range ExamineAlgorithm(t, 1, h, 3) {
 		if r.Rule == "A15" {
 			return r
 		}

@@ -122,7 +122,31 @@ func differ(got []quota.Decision, err error, want []quota.Decision, failed error
 	case err == nil && slices.Equal(got, want):
 		return ""
 	}
-	return fmt.Sprintf("%s\n%s", answer(got, err), expectation(want))
+	return fmt.Sprintf("%s\n%s%s", answer(got, err), expectation(want), differing(got, err, want))
+}
+
+// differing names the fields in which decisions differ.
+func differing(got []quota.Decision, err error, want []quota.Decision) string {
+	if err != nil || len(got) != len(want) {
+		return ""
+	}
+	var names []string
+	for i := range got {
+		g, w := &got[i], &want[i]
+		for _, f := range []struct {
+			name string
+			same bool
+		}{
+			{"Allowed", g.Allowed == w.Allowed}, {"Source", g.Source == w.Source}, {"Split", g.Split == w.Split}, {"Replayed", g.Replayed == w.Replayed},
+			{"Limit", g.Limit == w.Limit}, {"Remaining", g.Remaining == w.Remaining}, {"Charged", g.Charged == w.Charged}, {"RetryAfter", g.RetryAfter == w.RetryAfter},
+			{"ResetAfter", g.ResetAfter == w.ResetAfter}, {"Delay", g.Delay == w.Delay}, {"At", g.At == w.At}, {"Shadow", g.Shadow == w.Shadow},
+		} {
+			if !f.same && !slices.Contains(names, f.name) {
+				names = append(names, f.name)
+			}
+		}
+	}
+	return "\n\tdiffering in " + strings.Join(names, ", ")
 }
 
 func sameState(a, b quota.State) bool {

@@ -44,7 +44,7 @@ type sum struct{ charged, not, other int }
 // asked is a call on keys of its own.
 type asked struct {
 	*form
-	event string // what it met, such as "lost reply"
+	event string // that it met, such as "lost reply"
 	cs    []quota.Charge
 	ds    []quota.Decision
 	err   error
@@ -77,7 +77,7 @@ func (a *auditor) prepare(f *form, n int, then func()) *asked {
 	}
 	limit := a.limit
 	if then != nil {
-		limit = quota.Must(quota.NewLimit(limit.Name(), &tripwire{Algorithm: quota.Must(tokenBucket.make(numbers{1 << 10, 1 << 10, year})), at: int64(n), then: then}))
+		limit = quota.Must(quota.NewLimit(limit.Name(), &midway{Algorithm: quota.Must(tokenBucket.make(numbers{1 << 10, 1 << 10, year})), at: int64(n), then: then}))
 	}
 	cs := make([]quota.Charge, len(f.ops))
 	for i := range cs {
@@ -110,19 +110,19 @@ func (a *auditor) charge(cs []quota.Charge) []quota.Decision {
 
 func (a *auditor) ask(cs []quota.Charge) []quota.Decision { return a.t.askAll(a.looks, cs) }
 
-// tripwire is a rule in Go only that calls a function at one of its decisions: a store that decides in its own process is
+// midway is a rule in Go only that calls a function at one of its decisions: a store that decides in its own process is
 // then between reading and writing.
-type tripwire struct {
+type midway struct {
 	quota.Algorithm
 	at, made int64
 	then     func()
 }
 
-func (w *tripwire) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
-	if atomic.AddInt64(&w.made, 1) == w.at {
-		w.then()
+func (m *midway) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+	if atomic.AddInt64(&m.made, 1) == m.at {
+		m.then()
 	}
-	return w.Algorithm.Decide(s, r, now)
+	return m.Algorithm.Decide(s, r, now)
 }
 
 // make makes a call.
@@ -195,7 +195,7 @@ func (a *auditor) look(calls []*asked) {
 			}
 		}
 		if wrong := a.wrong(k, added, charged, not); wrong != "" && a.first == "" {
-			a.first = fmt.Sprintf("%s, which met this: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), count(k, added), wrong)
+			a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), count(k, added), wrong)
 		}
 		if k.id && !driver.OnlyPeeks(k.cs) && a.first == "" {
 			a.repeat(k)
@@ -216,7 +216,7 @@ func (a *auditor) added(k *asked) []int64 {
 	return added
 }
 
-// wrong returns what is right instead of the charges of a call, or "" if they fit its answer.
+// wrong returns the charges that would fit the answer to a call, or "" if those that were made do.
 func (a *auditor) wrong(k *asked, added []int64, charged, not bool) string {
 	switch {
 	case k.err == nil && substituted(k.ds), indeterminate(k.err):
@@ -246,7 +246,7 @@ func (a *auditor) repeat(k *asked) {
 	added := a.added(k)
 	for i, o := range k.ops {
 		if !quota.Granted(ds) || added[i] != o.once {
-			a.first = fmt.Sprintf("%s, which met this: %s\n%s\n\tand which was repeated:\n%s\n\tthen %s\n\twant each key charged once, however often the id is repeated",
+			a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tand which was repeated:\n%s\n\tthen %s\n\twant each key charged once, however often the id is repeated",
 				strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), answer(ds[:min(len(ds), 4)], nil), count(k, added))
 			return
 		}
@@ -277,7 +277,7 @@ func (a *auditor) end() {
 			fmt.Fprintf(&b, ", %d in part or more than once", s.other)
 		}
 	}
-	a.t.fatalf("%s\nAll calls, by what they met and how they ended:%s", a.first, b.String())
+	a.t.fatalf("%s\nAll calls, by the event that they met and by their end:%s", a.first, b.String())
 }
 
 // numbersOf are numbers in the texts of errors, such as ports, in which errors of one kind differ.

@@ -19,6 +19,9 @@ var closeCases = []testCase{
 	{rule: s8, name: "another handle", needs: []Feature{Shared}, run: anotherHandle},
 	{rule: s8, name: "while in use", run: closedInUse},
 	{rule: s8, name: "goroutines", run: goroutines},
+	{rule: s4, name: "calls in flight at Close", needs: []Feature{Exact, Shared}, provisional: "1.1", run: func(t *trial) { closedInFlight(t, true) }},
+	{rule: s8, name: "several callers of Close", provisional: "1.1", run: func(t *trial) { closedInFlight(t, false) }},
+	{rule: s8, name: "lasting contexts", provisional: "1.1", run: lastingContexts},
 }
 
 // closed closes a store twice, and calls it after each Close.
@@ -112,46 +115,67 @@ func closedInUse(t *trial) {
 	})
 }
 
-// goroutines opens, uses and closes stores, and counts the goroutines that their calls started; a label marks those. A
-// goroutine that stays for good, such as that of a client that all handles share, is there once, however many stores
-// were opened.
-func goroutines(t *trial) {
+// goroutines opens, uses and closes stores, and counts the goroutines that their calls started.
+func goroutines(t *trial) { t.leftBehind(bg) }
+
+// leftBehind opens stores, uses them with contexts, closes them, and counts the goroutines that their calls started; a label
+// marks those. A goroutine that stays for good, such as that of a client that all handles share, is there once, however many
+// stores were opened.
+func (t *trial) leftBehind(contexts ...context.Context) {
 	const rounds = 16
-	mine := pprof.Labels("fleetquota-conformance", t.suite.run)
+	label := t.suite.run
 	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 1 << 30, period: year}), Key: "k", Cost: 1}
+	denied, named := c, c
+	denied.Cost, named.ID = 1<<30+1, "r"
+	ended, cancel := context.WithCancel(bg)
+	cancel()
 	use := func() {
 		t.within(func(in *recorder) {
 			h := t.openIn(in, Opening{})
-			for range 3 {
-				t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
-				h.take(bg, c)
-			}
-			if driver.AtomicityOf(h.store) != driver.OneKey {
-				h.takeAll(bg, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
+			for _, ctx := range contexts {
+				for range 3 {
+					t.ask(h, quota.Charge{Limit: c.Limit, Key: "k", Op: quota.OpPeek})
+					h.take(ctx, c)
+				}
+				h.take(ctx, denied)
+				h.take(ended, c)
+				if driver.AtomicityOf(h.store) != driver.OneKey {
+					h.takeAll(ctx, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
+					h.takeAll(ctx, denied, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
+				}
+				if !t.lacks(IDs) {
+					h.take(ctx, named)
+					h.take(ctx, named)
+				}
 			}
 			h.close()
 		})
 	}
-	pprof.Do(bg, mine, func(context.Context) {
+	pprof.Do(bg, pprof.Labels("fleetquota-conformance", label), func(context.Context) {
 		for range rounds {
 			use()
 		}
-		before, _ := labelled(t.suite.run)
+		before, _ := labelled(label)
 		for range rounds {
 			use()
 		}
-		const looks = 200
-		var after int
-		var stacks string
-		for range looks {
-			if after, stacks = labelled(t.suite.run); after < before+rounds {
-				return
-			}
-			t.progress.Add(1)
-			time.Sleep(t.suite.patience / looks)
-		}
-		t.fatalf("got: %d goroutines more, after %d stores were opened, used and closed; want: none\n%s", after-before, rounds, stacks)
+		t.quiet(label, before, rounds, fmt.Sprintf("%d stores were opened, used and closed", rounds))
 	})
+}
+
+// quiet waits until fewer than n goroutines more than before have a label.
+func (t *trial) quiet(label string, before, n int, when string) {
+	const looks = 20
+	var now int
+	var stacks string
+	for range looks {
+		if now, stacks = labelled(label); now < before+n {
+			return
+		}
+		t.progress.Add(1)
+		time.Sleep(t.suite.patience / looks)
+	}
+	t.fatalf("got: %d goroutines more, after %s; want: none\n%s", now-before, when, stacks)
 }
 
 // labelled returns the number of goroutines that were started under a label, and their stacks.
@@ -172,4 +196,127 @@ func labelled(label string) (n int, stacks string) {
 		stacks += group + "\n\n"
 	}
 	return n, stacks
+}
+
+// closedInFlight closes a store from several goroutines while others charge single keys and lists. Close never fails, and as
+// soon as one Close has returned every call is ErrClosed. An audit by another handle shows that a call which returned nil
+// charged once, and one that returned an error charged nothing, unless that was ErrIndeterminate.
+func closedInFlight(t *trial, audit bool) {
+	const closers, callers = 3, 5
+	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
+	t.rounds(10, func(round int) {
+		t.within(func(in *recorder) {
+			o := Opening{Data: t.data()}
+			h := t.openIn(in, o)
+			watch := h
+			if audit {
+				watch = t.openIn(in, o)
+			}
+			lists := driver.AtomicityOf(h.store) != driver.OneKey
+			var single, pair ledger
+			var begun atomic.Int64
+			var closed atomic.Bool
+			t.together(closers+callers, func(i int) {
+				if i < closers {
+					for begun.Load() < int64(10+10*round) && !t.hasFailed() {
+						time.Sleep(20 * time.Microsecond)
+					}
+					if err := h.close(); err != nil && !audit {
+						t.fatalf("Close from %d goroutines while calls are in flight:\n\tgot  error: %v\n\twant nil", closers, err)
+					}
+					closed.Store(true)
+					return
+				}
+				for n := 0; !t.hasFailed(); n++ {
+					over := closed.Load()
+					begun.Add(1)
+					cs := []quota.Charge{{Limit: l, Key: "g/single", Cost: 1}}
+					book := &single
+					if lists && n%2 == 1 {
+						cs = []quota.Charge{{Limit: l, Key: "g/a", Cost: 1}, {Limit: l, Key: "g/b", Cost: 1}}
+						book = &pair
+					}
+					ds, err := h.takeAll(bg, cs...)
+					switch {
+					case errors.Is(err, quota.ErrClosed):
+						return
+					case over && !audit:
+						t.wantClosed("TakeAll", cs[0], ds, err)
+					case over:
+						return
+					}
+					book.book(t, bg, cs[0], ds[0], err)
+				}
+			})
+			if !audit {
+				return
+			}
+			time.Sleep(time.Millisecond) // a request that was sent, of a call that did not await it
+			single.audit(t, watch, l, "g/single")
+			pair.audit(t, watch, l, "g/a")
+			pair.audit(t, watch, l, "g/b")
+		})
+	})
+}
+
+// lasting is a context that ends with the test. The standard library does not know its type, so that a context derived from
+// it and never ended keeps a goroutine.
+type lasting struct {
+	context.Context
+	done chan struct{}
+}
+
+func (l lasting) Done() <-chan struct{} { return l.done }
+
+func (l lasting) Err() error {
+	select {
+	case <-l.done:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+// lastingContexts makes calls with contexts that go on after Close. No goroutine may wait for their end: not when the calls
+// have returned while the store is in use, and not after Close.
+func lastingContexts(t *trial) {
+	const calls = 64
+	label := t.suite.run
+	l := t.named("tokens", fromFirst, numbers{limit: 1 << 40, period: year})
+	ctx := lasting{bg, make(chan struct{})}
+	defer close(ctx.done)
+	plain, cancel := context.WithCancel(bg)
+	defer cancel()
+	pprof.Do(bg, pprof.Labels("fleetquota-conformance", label), func(context.Context) {
+		h := t.open(Opening{})
+		lists := driver.AtomicityOf(h.store) != driver.OneKey
+		call := func(n int) {
+			with := context.Context(ctx)
+			if n%2 == 0 {
+				with = plain
+			}
+			c := quota.Charge{Limit: l, Key: "g/k", Cost: 1, Op: quota.Op(n / 2 % 2)}
+			h.take(with, c)
+			if c.Cost = 1 << 41; !t.lacks(IDs) {
+				c.ID = fmt.Sprint(n / 4)
+			}
+			h.take(with, c) // denied
+			if lists {
+				h.takeAll(with, quota.Charge{Limit: l, Key: "g/k", Cost: 1}, quota.Charge{Limit: l, Key: "g/l", Cost: 1})
+			}
+		}
+		// A call that is answered from memory may leave less behind, so each has a key that others charge too.
+		for n := range 4 {
+			call(n)
+		}
+		before, _ := labelled(label)
+		for n := range calls {
+			call(n)
+		}
+		t.quiet(label, before, calls/2, fmt.Sprintf("%d calls had returned, whose contexts have not ended", calls))
+		if err := h.close(); err != nil {
+			t.fatalf("Close: %v", err)
+		}
+	})
+	t.leftBehind(ctx, plain)
 }

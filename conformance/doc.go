@@ -22,7 +22,7 @@
 // S1 to S8 are the rules of [quota.Store], with its numbers:
 //
 //	S1 Meaning       verdicts are those of driver.Apply on the stored states at one time, the store's
-//	S2 AllOrNothing  a list is charged whole or not at all
+//	S2 AllOrNothing  a list is charged whole or not at all, and of alternatives the first that fits alone
 //	S3 Traceless     a denied list and a peek change nothing
 //	S4 AtMostOnce    a call that returns nil charged once; one that returns an error charged nothing, unless the error is ErrIndeterminate
 //	S5 Forgetting    state is kept at least until its ResetAfter has passed
@@ -38,7 +38,7 @@
 //	C4 Atomic   calls at the same time are decided as in some order, one after the other
 //	C5 Bounds   never more is admitted than the limit allows, and never less
 //	C6 Graded   a list beyond Atomicity is ErrCrossSlot, decided in one step all the same, or taken in parts
-//	            that are given back and marked Split
+//	            that are given back and marked Split; alternatives beyond it are never taken in parts
 //	C7 Prompt   a store that says it is prompt returns by its context's deadline
 //	C8 Misfit   state of another rule under a limit's name is ErrMisconfigured, and stays as it is
 //
@@ -52,12 +52,24 @@
 //
 // A failure names the rule and its meaning, the answer and the right answer, the shortest sequence of charges found
 // that shows the fault, and the seed: FLEETQUOTA_SEED in the environment repeats the random choices.
-// FLEETQUOTA_FULL=1 makes the suite search ten times as long.
+// FLEETQUOTA_FULL=1 makes the suite search ten times as long. The last line names the failure to begin with. A store that
+// answers none of the simplest calls fails the case answers, within seconds, and the run ends.
 //
 // # Algorithms
 //
 // [Algorithm] tests algorithms in the same way: A1 to A7 and A18 are the rules of [quota.Algorithm], A8 to A17 and A19 the
 // promises of the types around it. Where the harness evaluates Lua, the Lua text of an algorithm is compared with its Go code.
+//
+// # Faults
+//
+// The test of a store must be able to break its connection: Harness.Fault does. [FaultyKV],
+// [FaultyStore] and [Proxy] are connections that break. Without Fault, or where it never loses the reply to a charge, the
+// last line of the test says so.
+//
+// # Processes, and the race detector
+//
+// Harness.Process has the suite charge by two processes. Run the test with -race too: a store that writes to the caller's
+// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers.
 //
 // # Reports
 //

@@ -1,9 +1,12 @@
 package conformance_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -13,6 +16,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // The test of a backend opens stores for the suite, and declares the features that the backend lacks.
@@ -41,6 +45,92 @@ func ExampleAlgorithm() {
 			return client.Eval(ctx, script, nil, args...).Result()
 		},
 	})
+}
+
+// A backend of a KV is tested with a KV that misbehaves. The set function breaks its connection.
+func ExampleFaultyKV() {
+	var t *testing.T                                           // the argument of func TestConformance(t *testing.T)
+	open := func(conformance.Opening) driver.KV { return nil } // yours
+
+	conformance.Run(t, conformance.Harness{
+		Open: func(t testing.TB, o conformance.Opening) quota.Store {
+			return quota.Must(driver.NewCAS(open(o), nil))
+		},
+		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+			kv, set := conformance.FaultyKV(open(o), nil)
+			return quota.Must(driver.NewCAS(kv, nil)), set
+		},
+	})
+}
+
+// A wrapper meets a store below it that executes a charge, and does not say so.
+func ExampleFaultyStore() {
+	store, set := conformance.FaultyStore(local.New(nil))
+	defer store.Close()
+	charge := quota.Charge{Limit: quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(10, 10, time.Hour)))), Key: "agent-1", Cost: 4}
+
+	set(conformance.LostReply)
+	_, err := store.Take(context.Background(), charge)
+	fmt.Println("charged:", quota.Charged(err))
+
+	set(conformance.Refused)
+	_, err = store.Take(context.Background(), charge)
+	fmt.Println("charged:", quota.Charged(err))
+
+	set(conformance.NoFault)
+	charge.Op = quota.OpPeek
+	d, err := store.Take(context.Background(), charge)
+	fmt.Println(d.Remaining, "remain", err)
+	// Output:
+	// charged: unknown
+	// charged: no
+	// 6 remain <nil>
+}
+
+// The proxy stands before a server that answers "ok" to a line. It loses the reply to commits alone.
+func ExampleProxy() {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer server.Close()
+	go func() {
+		for {
+			c, err := server.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				for lines := bufio.NewScanner(c); lines.Scan(); fmt.Fprintln(c, "ok") {
+				}
+			}()
+		}
+	}()
+
+	proxy, err := conformance.NewProxy(server.Addr().String(), func(request, reply []byte) bool {
+		return bytes.Contains(request, []byte("COMMIT"))
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer proxy.Close()
+	client, err := net.Dial("tcp", proxy.Addr())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer client.Close()
+	replies := bufio.NewScanner(client)
+	proxy.Set(conformance.LostReply)
+	for _, line := range []string{"BEGIN", "COMMIT"} {
+		fmt.Fprintln(client, line)
+		fmt.Println(line, "answered:", replies.Scan())
+	}
+	// Output:
+	// BEGIN answered: true
+	// COMMIT answered: false
 }
 
 // A program reads the reports that Run leaves in the directory FLEETQUOTA_CONFORMANCE_REPORT.

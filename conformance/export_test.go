@@ -16,4 +16,26 @@ func Examine(tb testing.TB, h Harness, patience time.Duration, only ...string) *
 	return r
 }
 
+// ExamineBriefly is Examine with random searches that end after a time.
+func ExamineBriefly(tb testing.TB, h Harness, search time.Duration, only ...string) *Report {
+	tb.Helper()
+	r, err := examine(tb, h, options{only: only, search: search})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}
+
+// RuleTexts returns the meaning of each rule, by its id.
+func RuleTexts() map[string]string {
+	all := map[string]string{}
+	for _, c := range cases() {
+		all[c.rule.id] = c.rule.text
+	}
+	for _, r := range algorithmRules {
+		all[r.id] = r.text
+	}
+	return all
+}
+
 const RaceEnabled = raceEnabled

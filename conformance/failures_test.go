@@ -489,7 +489,7 @@ func TestImports(t *testing.T) {
 	}
 	const module = "github.com/fleetquota/fleetquota/"
 	accepted := []string{
-		module + "quota", module + "quota/driver", module + "algorithm", module + "conformance", "github.com/anishathalye/porcupine",
+		module + "quota", module + "quota/driver", module + "internal/panics", module + "algorithm", module + "conformance", "github.com/anishathalye/porcupine",
 	}
 	for name := range strings.FieldsSeq(string(out)) {
 		if !slices.Contains(accepted, name) {

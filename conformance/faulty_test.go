@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -246,7 +247,7 @@ func TestProcesses(t *testing.T) {
 		}
 	})
 	t.Run("in one process", func(t *testing.T) {
-		h := harness(mutant.Sound)
+		h := harness(mutant.Sound, false)
 		h.Process = func(*exec.Cmd) {}
 		for _, c := range conformance.Examine(t, h, 0, cases...).Results {
 			if c.Outcome != conformance.Provisional {
@@ -255,7 +256,7 @@ func TestProcesses(t *testing.T) {
 		}
 	})
 	t.Run("that does not start", func(t *testing.T) {
-		h := harness(mutant.Sound)
+		h := harness(mutant.Sound, false)
 		h.Process = func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "-no-such-flag") }
 		for _, c := range conformance.Examine(t, h, 0, cases[0]).Results {
 			if c.Outcome != conformance.Provisional || !strings.Contains(c.Text, "no-such-flag") {
@@ -263,4 +264,66 @@ func TestProcesses(t *testing.T) {
 			}
 		}
 	})
+}
+
+// asking is a wrapper that asks a second time for a decision that comes late: with an id, or with the fault always.
+type asking struct {
+	quota.Store
+	fault bool
+}
+
+func (s asking) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	brief, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	err := s.Store.TakeAll(brief, cs, out)
+	if brief.Err() != nil && ctx.Err() == nil && (s.fault || cs[0].ID != "") && quota.Charged(err) == quota.ChargeUnknown {
+		err = s.Store.TakeAll(ctx, cs, out)
+	}
+	return err
+}
+
+func (s asking) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	var out [1]quota.Decision
+	err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+	return out[0], err
+}
+
+// Wrappers that make two calls for a decision are failed where the second comes after a fault, and their twins pass.
+func TestWrappersOfTwoCalls(t *testing.T) {
+	for _, m := range []struct {
+		name, of string
+		lacks    []conformance.Lack
+		wrap     func(s quota.Store, fault bool) quota.Store
+	}{
+		{"a second call for a decision that is late", "S4_AtMostOnce/calls_and_faults", nil,
+			func(s quota.Store, fault bool) quota.Store { return asking{s, fault} }},
+	} {
+		for _, fault := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, %t", m.name, fault), func(t *testing.T) {
+				t.Parallel()
+				sound := harness(mutant.Sound, false)
+				h := conformance.Harness{
+					Lacks: m.lacks,
+					Open:  func(t testing.TB, o conformance.Opening) quota.Store { return m.wrap(sound.Open(t, o), fault) },
+					Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+						s, set := conformance.FaultyStore(sound.Open(t, o))
+						return m.wrap(s, fault), set
+					},
+				}
+				want := conformance.Passed
+				if fault {
+					want = conformance.Provisional
+				}
+				var r conformance.Result
+				for range 5 { // a late answer must come between two calls
+					if r = conformance.Examine(t, h, 0, m.of).Results[0]; r.Outcome == want && fault {
+						break
+					}
+				}
+				if r.Outcome != want {
+					t.Errorf("%s: got %s, want %s\n%s", m.of, r.Outcome, want, r.Text)
+				}
+			})
+		}
+	}
 }

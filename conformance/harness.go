@@ -29,12 +29,15 @@ type Harness struct {
 	// Exempt lists rules and cases that the backend is not tested for.
 	Exempt []Exemption
 	// Fault opens a handle as Open does, through a connection that can be broken, and returns the function that breaks
-	// it: after set(f) every call to the server must meet the fault f, until the next call of set. The suite calls set
-	// while calls to the store are under way. If Fault is nil, faults are not tested.
+	// it: after set(f) every request to the server must meet the fault f, until the next call of set. Under LostReply
+	// requests that charge nothing may be answered, and the one that charges must be executed: a store of several round
+	// trips that never gets to its commit shows nothing. The suite calls set while calls to the store are under way, and
+	// while the store asks a limit's algorithm. FaultyKV, FaultyStore and Proxy have such functions. If Fault is nil, faults
+	// are not tested, and the last line of the test says so.
 	Fault func(t testing.TB, o Opening) (s quota.Store, set func(Fault))
 	// Process, unless it is nil, has the suite open second handles in another process. It gets the command that runs the
 	// test binary again, with this test alone: Run finds there that it is not to test but to open stores, with Open, and to
-	// decide for the suite. Process adds to the command's environment what the test needs to reach the same server, such as
+	// decide for the suite. Process adds settings to the command's environment by which the test reaches the same server, such as
 	// the address of one that it started; it may replace the command by another that runs the test, on another machine too.
 	// If Process is nil, charges by several processes are not tested.
 	Process func(cmd *exec.Cmd)
@@ -63,7 +66,7 @@ const (
 	// IDs: request ids are remembered. A store without this feature must refuse ids with quota.ErrCrossSlot.
 	IDs Feature = "ids"
 	// ServerClock: the time of decisions is the server's. A store that goes by the clocks of its clients lacks it; the suite
-	// then tests what it admits where these differ.
+	// then bounds the tokens that it admits where these differ.
 	ServerClock Feature = "server clock"
 )
 
@@ -152,9 +155,10 @@ func (h *Harness) exempt(c *testCase) string {
 	return ""
 }
 
-// named reports whether name stands for the case: the id of its rule, the rule's id and name, or the path of the case.
+// named reports whether name stands for the case: the id of its rule, the rule's id and name, or the path of the case, with
+// or without the rule's name.
 func (c *testCase) named(name string) bool {
-	return name == c.rule.id || name == c.rule.id+"_"+c.rule.name || name == c.path()
+	return name == c.rule.id || name == c.rule.id+"_"+c.rule.name || name == c.path() || name == c.rule.id+"/"+c.name
 }
 
 func (c *testCase) path() string {

@@ -4,11 +4,13 @@ import (
 	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 var keyCases = []testCase{
 	{rule: c1, name: "keys", needs: []Feature{Exact}, run: distinctKeys},
 	{rule: c1, name: "limits", needs: []Feature{Exact}, run: distinctLimits},
+	{rule: c1, name: "two handles", needs: []Feature{Exact, Shared}, provisional: "1.1", run: keysByTwoHandles},
 }
 
 // texts are keys that some stores mistook for one another, for patterns, or for part of their own syntax.
@@ -46,9 +48,8 @@ func distinctKeys(t *trial) {
 
 // distinctLimits does the same with similar names of limits, and keys that look like names.
 func distinctLimits(t *trial) {
-	names := []string{"a", "A", "b", "ab", "a.b", "a-b", "a_b", "a.", "a-", ".a", ".", "-", "_", "0", "00", "1", "-1", "limit", "Limit", strings.Repeat("n", 64), strings.Repeat("n", 63), strings.Repeat("n", 63) + "m", "m" + strings.Repeat("n", 63)}
 	var all []quota.Charge
-	for i, name := range names {
+	for i, name := range limitNames {
 		l := t.named(name, goOnly, numbers{limit: 1000})
 		for j, key := range []string{"a", "b", "A", "ab", "a/b", "b/a", "a:b", "b:a", "{a}:b", "{a}/b:a"} {
 			all = append(all, quota.Charge{Limit: l, Key: key, Cost: int64(1 + (7*i+j)%97)})
@@ -56,6 +57,9 @@ func distinctLimits(t *trial) {
 	}
 	t.eachItsOwn(all)
 }
+
+// limitNames are similar names of limits.
+var limitNames = []string{"a", "A", "b", "ab", "a.b", "a-b", "a_b", "a.", "a-", ".a", ".", "-", "_", "0", "00", "1", "-1", "limit", "Limit", strings.Repeat("n", 64), strings.Repeat("n", 63), strings.Repeat("n", 63) + "m", "m" + strings.Repeat("n", 63)}
 
 // eachItsOwn makes charges to different limits and keys, and peeks at each afterwards.
 func (t *trial) eachItsOwn(all []quota.Charge) {
@@ -70,6 +74,67 @@ func (t *trial) eachItsOwn(all []quota.Charge) {
 		c := all[i]
 		c.Op, c.Cost = quota.OpPeek, 0
 		add(c)
+	}
+	t.perform(trace)
+}
+
+// keysByTwoHandles charges each special key, and each limit of a special name, by one handle and looks at it by the other,
+// in both directions. The handles have limits of their own, as two processes have.
+func keysByTwoHandles(t *trial) {
+	type spot struct {
+		limits [2]*quota.Limit
+		key    string
+	}
+	var all []spot
+	limits := func(name string) (ls [2]*quota.Limit) {
+		for i := range ls {
+			ls[i] = t.named(name, goOnly, numbers{limit: 1000})
+		}
+		return ls
+	}
+	for ls, i := limits("limit"), 0; i < len(texts); i++ {
+		all = append(all, spot{ls, texts[i]})
+	}
+	for _, name := range limitNames {
+		ls := limits(name)
+		for _, key := range []string{"a", "{a}:b"} {
+			all = append(all, spot{ls, key})
+		}
+	}
+	var trace []step
+	lists := driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey
+	for i, ls := 0, limits("listed"); lists && i+8 <= len(texts); i += 8 { // each in a list, and looked at by itself
+		s := step{id: 1 + len(trace), other: i%16 == 0}
+		for j, text := range texts[i : i+8] {
+			if key := "g/" + text; quota.CheckKey(key) == nil {
+				s.charges = append(s.charges, charge{Charge: quota.Charge{Limit: ls[i/8%2], Key: key, Cost: int64(1 + j)}})
+			}
+		}
+		if len(s.charges) == 0 { // all are too long to have a group before them
+			continue
+		}
+		trace = append(trace, s)
+		for _, c := range s.charges {
+			c.Limit, c.Op, c.Cost = ls[1-i/8%2], quota.OpPeek, 0
+			trace = append(trace, step{id: 1 + len(trace), other: !s.other, charges: []charge{c}})
+		}
+	}
+	add := func(s *spot, other bool, op quota.Op, cost int64) {
+		n := 0
+		if other {
+			n = 1
+		}
+		trace = append(trace, step{id: 1 + len(trace), other: other, list: t.rng.IntN(2) == 0, charges: []charge{{Charge: quota.Charge{Limit: s.limits[n], Key: s.key, Op: op, Cost: cost}}}})
+	}
+	for i, n := range t.rng.Perm(len(all))[:t.suite.part(len(all))] {
+		s := &all[n]
+		by := i%2 == 0
+		add(s, by, quota.OpTake, int64(1+i%97))
+		add(s, !by, quota.OpPeek, 0)
+		add(s, !by, quota.OpTake, int64(1+i%89))
+		add(s, by, quota.OpPeek, 0)
+		add(s, by, quota.OpReset, 0)
+		add(s, !by, quota.OpPeek, 0)
 	}
 	t.perform(trace)
 }

@@ -102,7 +102,7 @@ func (c *clocked) Swap(_ context.Context, changes []driver.Change) (bool, error)
 }
 
 // broken is a Harness.Fault: a connection that can be broken before a KV.
-func (m *memory) broken(o *driver.CASOptions) func(t testing.TB, o Opening) (quota.Store, func(Fault)) {
+func (m *memory) broken(o *driver.Options) func(t testing.TB, o Opening) (quota.Store, func(Fault)) {
 	return func(t testing.TB, opening Opening) (quota.Store, func(Fault)) {
 		kv, set := FaultyKV(m.kv(opening), nil)
 		s, err := driver.NewCAS(kv, o)

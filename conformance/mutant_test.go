@@ -19,56 +19,176 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Each mutant is failed by the rule that it breaks. With -v it prints the table.
-func TestMutants(t *testing.T) {
-	algorithms, stores := mutant.Algorithms(), mutant.Stores()
-	rows := make([]string, len(algorithms)+len(stores))
-	try := func(t *testing.T, row int, name, rule string, examine func(t *testing.T) []conformance.Result) {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			start := time.Now()
-			rules, caught := failed(examine(t), rule)
-			for tries := 1; !caught && tries < 3; tries++ { // a search at random may miss it once
-				rules, caught = failed(examine(t), rule)
-			}
-			rows[row] = fmt.Sprintf("| %s | %s | %.2f |\n", name, strings.Join(rules, ", "), time.Since(start).Seconds())
-			if !caught {
-				t.Errorf("failed by: got %v, want %s", rules, rule)
-			}
-		})
-	}
-	t.Run("of", func(t *testing.T) {
-		for i, m := range algorithms {
-			try(t, i, m.Name, m.Rule, func(t *testing.T) []conformance.Result {
-				h := conformance.AlgorithmHarness{Algorithms: m.Make()}
-				if m.Rule == "A15" {
-					h.Eval = redisEval(t)
-				}
-				return conformance.ExamineAlgorithm(t, seed(t), h)
-			})
-		}
-		for i, m := range stores {
-			if m.Races && conformance.RaceEnabled {
-				rows[len(algorithms)+i] = fmt.Sprintf("| %s | (the race detector's) | |\n", m.Name)
-				continue
-			}
-			try(t, len(algorithms)+i, m.Name, m.Rule, func(t *testing.T) []conformance.Result {
-				return conformance.Examine(t, harness(m), 3*time.Second, m.Rule).Results
-			})
-		}
-	})
-	t.Logf("%d mutants\n\n| mutant | failed by | seconds |\n|---|---|---|\n%s", len(rows), strings.Join(rows, ""))
+// pair is a mutant and its repaired twin: one source, in which the fault is switched on or off.
+type pair struct {
+	name, rule, clause, of, says string
+	// examine tests the mutant, or the twin: by the case that finds the fault, the rule, or the whole suite.
+	examine func(t *testing.T, fault bool, how scope) []conformance.Result
 }
 
-// failed returns the rules that failed, provisionally or not, each once, and whether a rule is among them.
-func failed(results []conformance.Result, want string) (rules []string, found bool) {
+type scope int
+
+const (
+	findingCase scope = iota
+	brokenRule
+	wholeSuite
+)
+
+// pairs returns all mutants. eval evaluates scripts.
+func pairs(eval func(context.Context, string, []any) (any, error)) (all []pair) {
+	for _, m := range mutant.Stores() {
+		all = append(all, pair{m.Name, m.Rule, m.Clause, m.Case, m.Says, func(t *testing.T, fault bool, how scope) []conformance.Result {
+			h := harness(m, fault)
+			switch {
+			case fault && m.Races && conformance.RaceEnabled: // the race detector finds it
+				return []conformance.Result{{Rule: m.Rule, Case: m.Case, Outcome: conformance.Failed, Text: m.Says}}
+			case how == findingCase:
+				return conformance.Examine(t, h, patience, m.Rule+"/"+m.Case).Results
+			case how == brokenRule:
+				return conformance.ExamineBriefly(t, h, 30*time.Millisecond, m.Rule).Results
+			case fault:
+				return conformance.Examine(t, h, patience).Results
+			}
+			return conformance.ExamineBriefly(t, h, 200*time.Millisecond).Results
+		}})
+	}
+	for _, m := range mutant.Algorithms() {
+		all = append(all, pair{m.Name, m.Rule, m.Clause, "", m.Says, func(t *testing.T, fault bool, how scope) []conformance.Result {
+			h := conformance.AlgorithmHarness{Algorithms: m.Make(fault)}
+			if m.Rule == "A15" {
+				h.Eval = eval
+			}
+			part := 3
+			if how == brokenRule {
+				part = 20
+			}
+			return conformance.ExamineAlgorithm(t, seed(t), h, part)
+		}})
+	}
+	return all
+}
+
+// patience is the time that the suite waits for a mutant that hangs.
+const patience = 3 * time.Second
+
+// failures returns the results that tell a fault of a store.
+func failures(results []conformance.Result) (all []conformance.Result) {
 	for _, r := range results {
-		if (r.Outcome == conformance.Failed || r.Outcome == conformance.Provisional) && (len(rules) == 0 || rules[len(rules)-1] != r.Rule) {
-			rules = append(rules, r.Rule)
-			found = found || r.Rule == want
+		if r.Outcome == conformance.Failed || r.Outcome == conformance.Provisional {
+			all = append(all, r)
 		}
 	}
-	return rules, found
+	return all
+}
+
+// check tests a pair: the case of the broken rule must fail the mutant, with a text that names the fault, and no case of
+// the rule the twin. In a full run the whole suite is asked, and must find no other fault in the twin.
+func (p *pair) check(t *testing.T, full bool) {
+	one, all := findingCase, brokenRule
+	if full {
+		one, all = wholeSuite, wholeSuite
+	}
+	var found []conformance.Result
+	caught := func() bool {
+		found = failures(p.examine(t, true, one))
+		return slices.ContainsFunc(found, func(r conformance.Result) bool {
+			return r.Rule == p.rule && (p.of == "" || r.Case == p.of) && strings.Contains(r.Text, p.says)
+		})
+	}
+	seen := caught()
+	for tries := 1; !seen && tries < 3; tries++ { // a search at random may miss it once
+		seen = caught()
+	}
+	if !seen {
+		t.Errorf("the mutant: got %s, want a failure of %s, %s, that says %q", texts(found), p.rule, p.of, p.says)
+	}
+	for _, r := range failures(p.examine(t, false, all)) {
+		if full || r.Rule == p.rule {
+			t.Errorf("the twin without the fault: got %s, want it passed", texts([]conformance.Result{r}))
+		}
+	}
+}
+
+func texts(results []conformance.Result) string {
+	if len(results) == 0 {
+		return "no failure"
+	}
+	var b strings.Builder
+	for _, r := range results {
+		fmt.Fprintf(&b, "\n%s, %s: %s\n", r.Rule, r.Case, r.Text)
+	}
+	return b.String()
+}
+
+// Each mutant is failed by the rule that it breaks, and its twin, which lacks the fault alone, passes that rule. With
+// FLEETQUOTA_FULL=1 the whole suite tests each three times. With -v it prints the table. The race detector makes cases three
+// times as slow: it sees a quarter of the pairs, and ./test runs all of them without it.
+func TestMutants(t *testing.T) {
+	times, full := 1, os.Getenv("FLEETQUOTA_FULL") == "1"
+	if full {
+		times = 3
+		t.Setenv("FLEETQUOTA_FULL", "") // runs of the usual length
+	}
+	all := pairs(redisEval(t))
+	if conformance.RaceEnabled && !full {
+		n := 0
+		all = slices.DeleteFunc(all, func(pair) bool { n++; return n%4 != 0 })
+	}
+	rows := make([]string, len(all))
+	t.Run("of", func(t *testing.T) {
+		var wg sync.WaitGroup
+		some := make(chan struct{}, 16) // many cases only wait
+		for i, p := range all {
+			some <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-some }()
+				t.Run(p.name, func(t *testing.T) {
+					start := time.Now()
+					for range times {
+						p.check(t, full)
+					}
+					rows[i] = fmt.Sprintf("| %s | %s | %s | %.2f |\n", p.name, p.rule, p.of, time.Since(start).Seconds())
+				})
+			})
+		}
+		wg.Wait()
+	})
+	t.Logf("%d mutants\n\n| mutant | rule | case | seconds |\n|---|---|---|---|\n%s", len(all), strings.Join(rows, ""))
+}
+
+// Each clause of a rule has a mutant that breaks it.
+func TestClauses(t *testing.T) {
+	broken := map[string]bool{}
+	for _, p := range pairs(nil) {
+		if !slices.Contains(mutant.Clauses[p.rule], p.clause) {
+			t.Errorf("mutant %q: got clause %q of %s, want one of %q", p.name, p.clause, p.rule, mutant.Clauses[p.rule])
+		}
+		broken[p.rule+p.clause] = true
+	}
+	rules := conformance.RuleTexts()
+	for id, text := range rules {
+		rest := text
+		for _, clause := range mutant.Clauses[id] {
+			if !broken[id+clause] {
+				t.Errorf("clause %q of %s: got no mutant, want one", clause, id)
+			}
+			before, after, found := strings.Cut(rest, clause)
+			if !found {
+				t.Errorf("%s %q: got no clause %q, want all in their order", id, rest, clause)
+			}
+			rest = before + "|" + after
+		}
+		for word := range strings.FieldsFuncSeq(rest, func(r rune) bool { return strings.ContainsRune(" |,;:", r) }) {
+			if word != "and" && word != "or" && word != "unless" {
+				t.Errorf("%s: got %q in no clause of %q, want each word in one", id, word, text)
+			}
+		}
+	}
+	for id := range mutant.Clauses {
+		if rules[id] == "" {
+			t.Errorf("clauses of %s: got no such rule", id)
+		}
+	}
 }
 
 // seed returns the seed of searches: the same every time, unless FLEETQUOTA_SEED says another.
@@ -84,48 +204,15 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
-// A store without a fault passes every time.
+// A store without a fault passes every time. The script "sound" asks more stores, more often.
 func TestSound(t *testing.T) {
-	runs := 2
-	if os.Getenv("FLEETQUOTA_FULL") == "1" {
-		runs = 100
-		t.Setenv("FLEETQUOTA_FULL", "") // many runs of the usual length
-	}
-	together := make(chan struct{}, 4)
-	var wg sync.WaitGroup
-	for range runs {
-		together <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-together }()
-			for _, r := range conformance.Examine(t, harness(mutant.Sound), 0).Results {
-				if r.Outcome == conformance.Failed || r.Outcome == conformance.Provisional {
-					t.Errorf("%s %s of a store without a fault: got %s, want %s\n%s", r.Rule, r.Case, r.Outcome, conformance.Passed, r.Text)
-				}
+	t.Setenv("FLEETQUOTA_FULL", "") // a run of the usual length
+	for _, m := range []*mutant.Store{mutant.Sound, mutant.Splitting} {
+		t.Run(m.Name, func(t *testing.T) {
+			for _, r := range failures(conformance.Examine(t, harness(m, false), 0).Results) {
+				t.Errorf("%s %s of a store without a fault: got %s, want %s\n%s", r.Rule, r.Case, r.Outcome, conformance.Passed, r.Text)
 			}
 		})
-	}
-	wg.Wait()
-}
-
-// A store that takes a list in parts and marks it passes; the same store without the mark is failed for that alone.
-func TestSplitting(t *testing.T) {
-	unmarked := mutant.Stores()[slices.IndexFunc(mutant.Stores(), func(m *mutant.Store) bool { return strings.HasSuffix(m.Name, "splits without a mark") })]
-	for _, c := range []struct {
-		store *mutant.Store
-		want  map[string]conformance.Outcome
-	}{
-		{mutant.Splitting, map[string]conformance.Outcome{"beyond": conformance.Passed, "marked": conformance.Passed}},
-		{unmarked, map[string]conformance.Outcome{"beyond": conformance.Passed, "marked": conformance.Failed}},
-	} {
-		for _, r := range conformance.Examine(t, harness(c.store), 0).Results {
-			want := conformance.Passed
-			if r.Rule == "C6" {
-				want = c.want[r.Case]
-			}
-			if r.Outcome != want && r.Outcome != conformance.NotApplicable && r.Outcome != conformance.Skipped {
-				t.Errorf("%s, %s %s: got %s, want %s\n%s", c.store.Name, r.Rule, r.Case, r.Outcome, want, r.Text)
-			}
-		}
 	}
 }
 
@@ -139,8 +226,8 @@ func redisEval(t *testing.T) func(context.Context, string, []any) (any, error) {
 	}
 }
 
-// harness opens stores with a mutation.
-func harness(m *mutant.Store) conformance.Harness {
+// harness opens stores with a fault, or twins without it.
+func harness(m *mutant.Store, fault bool) conformance.Harness {
 	var mu sync.Mutex
 	all := map[string]*mutant.Data{}
 	open := func(o conformance.Opening) *mutant.Handle {
@@ -149,9 +236,9 @@ func harness(m *mutant.Store) conformance.Harness {
 		if all[o.Data] == nil {
 			all[o.Data] = mutant.NewData()
 		}
-		return m.Open(all[o.Data], o.Clock)
+		return m.Open(all[o.Data], o.Clock, fault)
 	}
-	return conformance.Harness{
+	h := conformance.Harness{
 		Name: m.Name,
 		Open: func(_ testing.TB, o conformance.Opening) quota.Store { return open(o) },
 		Fault: func(_ testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
@@ -159,4 +246,11 @@ func harness(m *mutant.Store) conformance.Harness {
 			return s, s.Break
 		},
 	}
+	if m.ClientClock {
+		h.Lacks = []conformance.Lack{{Feature: conformance.ServerClock, Reason: "it goes by the clocks of its handles"}}
+	}
+	if m.OwnClock {
+		h.Lacks = []conformance.Lack{{Feature: conformance.Clock, Reason: "it goes by a clock of its own"}}
+	}
+	return h
 }

@@ -407,7 +407,7 @@ func (s *server) limit(r recipe) *quota.Limit {
 	return s.limits[r]
 }
 
-// lastBytes keeps the end of what is written to it.
+// lastBytes keeps the last bytes that are written to it.
 type lastBytes struct {
 	mu   sync.Mutex
 	text bytes.Buffer

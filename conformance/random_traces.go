@@ -44,7 +44,7 @@ var anyOps = []quota.Op{
 func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 	switch {
 	case c.Op == quota.OpUpTo:
-		c.Least = min(c.Cost, oneOf(rng, []int64{0, 1, c.Cost, max(last.Remaining, 0), max(last.Remaining, 0) + 1}))
+		c.Least = min(c.Cost, oneOf(rng, []int64{0, 1, c.Cost, max(last.Remaining, 0), min(max(last.Remaining, 0), quota.MaxNumber) + 1}))
 	case c.Op != quota.OpAhead:
 	case !c.Limit.Spec().Ahead:
 		c.Op = quota.OpTake

@@ -14,6 +14,8 @@ import (
 
 var realtimeCases = []testCase{
 	{rule: s5, name: "own clock", needs: []Feature{Exact}, run: remembered},
+	{rule: s5, name: "long lives", needs: []Feature{Exact}, provisional: "1.1", run: longLives},
+	{rule: c3, name: "own clock", needs: []Feature{IDs}, provisional: "1.1", run: longIDs},
 	{rule: c5, name: "rate", needs: []Feature{Exact}, run: rate},
 	{rule: c5, name: "retry after", needs: []Feature{Exact}, run: retryAfter},
 	{rule: c5, name: "refunds", needs: []Feature{Exact}, run: refunds},
@@ -239,4 +241,127 @@ func retryAfter(t *trial) {
 			time.Sleep(time.Duration(t.rng.IntN(5)) * time.Millisecond)
 		}
 	})
+}
+
+// span is how long states and ids are looked at in real time: six seconds, and less in a run that searches for less time.
+func (s *suite) span() time.Duration { return 6 * time.Second * s.search / enough }
+
+// longLives uses limits up that recover within seconds, and looks at each again and again until just before it has recovered:
+// a store that keeps states for half of their time, or by a wrong unit, has lost some by then. The waits are those of all
+// limits together. ExpirySlack hides a lifetime that is too short by less than a second, so the longest recover in six.
+func longLives(t *trial) {
+	span := t.suite.span()
+	var periods []time.Duration
+	for _, part := range []time.Duration{10, 20, 35, 60} {
+		periods = append(periods, (span * part / 60).Truncate(time.Millisecond))
+	}
+	t.together(len(kinds), func(i int) {
+		rng := t.suite.random(fmt.Sprint(t.of.path(), i))
+		t.within(func(in *recorder) {
+			p := t.player(in, false)
+			var trace []step
+			play := func(wait time.Duration, l *quota.Limit, op quota.Op, cost int64) bool {
+				s := step{id: 1 + len(trace), wait: wait, other: rng.IntN(2) == 0, list: rng.IntN(2) == 0,
+					charges: []charge{{Charge: quota.Charge{Limit: l, Key: "k", Op: op, Cost: cost}}}}
+				trace = append(trace, s)
+				if wrong := p.play(&s); wrong != "" {
+					t.refute(trace, wrong, false)
+					return false
+				}
+				return p.unsure == nil && !t.hasFailed()
+			}
+			type life struct {
+				l     *quota.Limit
+				looks []time.Duration // since the start
+			}
+			var all []life
+			start := time.Now()
+			for n, period := range periods {
+				// One token is left, so that the state is not at its limit; a debt makes the longest life longer than a period.
+				l := t.named(fmt.Sprint("every", period), kinds[i], numbers{5, 5, period})
+				if !play(0, l, quota.OpTake, 4) {
+					return
+				}
+				if n == 0 && !play(0, l, quota.OpDebit, 3) {
+					return
+				}
+				reset := period
+				if kinds[i].name == goOnly.name {
+					reset = span
+				} else if len(p.last) > 0 {
+					reset = p.last[0].ResetAfter
+				}
+				at := life{l: l}
+				for _, part := range []int64{40, 60, 80, 90, 97} {
+					at.looks = append(at.looks, time.Since(start)+time.Duration(int64(min(reset, span))*part/100))
+				}
+				all = append(all, at)
+			}
+			for {
+				next := -1
+				for n := range all {
+					if len(all[n].looks) > 0 && (next < 0 || all[n].looks[0] < all[next].looks[0]) {
+						next = n
+					}
+				}
+				if next < 0 {
+					return
+				}
+				at := all[next].looks[0]
+				all[next].looks = all[next].looks[1:]
+				if !play(max(at-time.Since(start), 0), all[next].l, quota.OpPeek, 1) {
+					return
+				}
+			}
+		})
+	})
+}
+
+// longIDs grants ids and repeats them for some seconds. States under the keys end meanwhile, and other ids are granted.
+func longIDs(t *trial) {
+	o := Opening{Data: t.data()}
+	h := t.open(o)
+	other := h
+	if !t.lacks(Shared) {
+		other = t.open(o)
+	}
+	short, long := t.named("short", tokenBucket, numbers{1000, 1000, 500 * time.Millisecond}), t.named("long", fromFirst, numbers{limit: 1 << 40, period: year})
+	type grant struct {
+		c quota.Charge
+		d quota.Decision
+	}
+	var grants []grant
+	add := func(n int) {
+		for i, l := range []*quota.Limit{short, long} {
+			for _, key := range []string{"g", fmt.Sprintf("u%d.%d", n, i)} {
+				c := quota.Charge{Limit: l, Key: key, Cost: int64(1 + n%3), ID: fmt.Sprintf("%s.%d.%d", key, n, i)}
+				if ds, unknown := t.persist(h, n%2 == 0, c); !unknown && ds[0].Allowed {
+					grants = append(grants, grant{c, ds[0]})
+				}
+			}
+		}
+	}
+	start := time.Now()
+	for n := 0; ; n++ {
+		add(n)
+		over := time.Since(start) > t.suite.span()
+		for i, g := range grants {
+			if !over && i > 64 && t.rng.IntN(4) > 0 {
+				continue
+			}
+			by := h
+			if (i+n)%2 == 0 {
+				by = other
+			}
+			want := g.d
+			want.Replayed = true
+			if ds, unknown := t.persist(by, i%2 == 0, g.c); !unknown && ds[0] != want {
+				t.fatalf("Take%s, up to %v after it was granted:\n%s\n%s", show([]quota.Charge{g.c}), time.Since(start).Round(time.Millisecond), answer(ds, nil), expectation([]quota.Decision{want}))
+			}
+		}
+		if over {
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
 }

@@ -68,6 +68,7 @@ type options struct {
 	seed     uint64        // 0 stands for the environment's seed, or a random one
 	only     []string      // rules and cases, as an Exemption names them; nil stands for all
 	patience time.Duration // 0 stands for the constant patience
+	search   time.Duration // of each random search; 0 stands for enough
 }
 
 // patience is the time that the suite waits for a call or the end of a goroutine: longer than the slowest machine that
@@ -118,6 +119,9 @@ func newSuite(h Harness, o options) (*suite, error) {
 	s := &suite{options: o, h: h, full: full(), run: fmt.Sprintf("q%013x", rand.Uint64()>>12)}
 	if s.patience == 0 {
 		s.patience = patience
+	}
+	if s.search == 0 {
+		s.search = enough
 	}
 	if s.seed == 0 {
 		var err error

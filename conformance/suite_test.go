@@ -10,10 +10,10 @@ import (
 )
 
 // graded makes stores that decide fewer keys than any in one step.
-func (m *memory) graded(a driver.Atomicity) Harness {
+func (m *memory) graded(a driver.Atomicity, split bool) Harness {
 	h := m.harness()
 	h.Name += ", " + atomicityNames[a]
-	h.Fault = m.broken(&driver.CASOptions{Atomicity: a})
+	h.Fault = m.broken(&driver.Options{Atomicity: a, Split: split})
 	h.Open = func(t testing.TB, o Opening) quota.Store {
 		s, _ := h.Fault(t, o)
 		return s
@@ -48,11 +48,11 @@ func TestRun(t *testing.T) {
 	})
 	t.Run("one group", func(t *testing.T) {
 		t.Parallel()
-		Run(t, newMemory().graded(driver.OneGroup))
+		Run(t, newMemory().graded(driver.OneGroup, false))
 	})
-	t.Run("one key", func(t *testing.T) {
+	t.Run("one key, lists in parts", func(t *testing.T) {
 		t.Parallel()
-		h := newMemory().graded(driver.OneKey)
+		h := newMemory().graded(driver.OneKey, true)
 		h.Lacks = []Lack{{IDs, "an id needs two keys in one step"}}
 		Run(t, h)
 	})

@@ -44,7 +44,7 @@ const enough = 700 * time.Millisecond
 func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
 	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}, recipes: map[*quota.Limit]recipe{}}
 	t.root = newRecorder(t)
-	t.until = time.Now().Add(time.Duration(s.sized(1)) * enough)
+	t.until = time.Now().Add(time.Duration(s.sized(1)) * s.search)
 	return t
 }
 
@@ -59,6 +59,14 @@ func (s *suite) random(name string) *rand.Rand {
 func (s *suite) sized(n int) int {
 	if s.full {
 		return 10 * n
+	}
+	return n
+}
+
+// part returns n, or a part of it, at least 1, in a run that searches for less than the usual time.
+func (s *suite) part(n int) int {
+	if s.search < enough {
+		n = max(int(time.Duration(n)*s.search/enough), 1)
 	}
 	return n
 }

@@ -17,7 +17,8 @@ import (
 //
 // Where the store cannot decide all lists in one step, because their keys are in several groups, the lists are asked for in
 // their order until one is granted. Their decisions are marked Split then, those on lists behind the granted one are empty,
-// and an error ends the call: a list whose outcome is unknown may have been charged, and no other is tried.
+// and an error ends the call: a list whose outcome is unknown may have been charged, and no other is tried. With a request id
+// the call is ErrCrossSlot there, for an id covers one group.
 func (l *Limiter) TakeFirst(ctx context.Context, lists ...[]Charge) (Result, error) {
 	var cs []Charge
 	for i, list := range lists {
@@ -57,7 +58,7 @@ func (l *Limiter) takeFirst(ctx context.Context, cs []Charge, ds []Decision, o *
 		return err
 	}
 	err := l.takeAll(ctx, cs, ds, o)
-	if !errors.Is(err, ErrCrossSlot) || Charged(err) != NotCharged || cs[len(cs)-1].Alternative == 1 {
+	if !errors.Is(err, ErrCrossSlot) || Charged(err) != NotCharged || cs[0].ID != "" {
 		return err
 	}
 	for i := range ds {

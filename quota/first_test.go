@@ -139,6 +139,17 @@ func TestTakeFirstRepeats(t *testing.T) {
 	}
 }
 
+// An id does not cover lists that are tried one after the other: the list that a repeat would try first may fit by then.
+func TestTakeFirstWithIDOverGroups(t *testing.T) {
+	l := testkit.Bucket("n", 10, time.Hour)
+	store := &oneGroup{Store: local.New(nil)}
+	lim := newLimiter(t, store, l, nil)
+	_, err := lim.TakeFirst(bg, []quota.Charge{{Key: "a", Cost: 11, ID: "x"}}, []quota.Charge{{Key: "b", Cost: 1, ID: "x"}})
+	if !errors.Is(err, quota.ErrCrossSlot) || store.lists != 0 {
+		t.Errorf("got %v after %d lists, want ErrCrossSlot after none", err, store.lists)
+	}
+}
+
 // An error ends the call: no other list is tried.
 func TestTakeFirstEndsAtAnError(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)

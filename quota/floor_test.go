@@ -158,7 +158,7 @@ func TestFloorIsChecked(t *testing.T) {
 func TestWaitAllByFloor(t *testing.T) {
 	testkit.EachRule(t, 4, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			lim := newLimiter(t, local.New(nil), l, nil)
+			lim := newLimiter(t, newSlow(local.New(nil), time.Microsecond), l, nil) // so that grants differ in time
 			must[quota.Decision](t)(lim.Take(bg, "k", 4))
 			w := newWaits(lim)
 			for _, c := range []struct {

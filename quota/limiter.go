@@ -35,6 +35,7 @@ type Limiter struct {
 	limitFor   func(string) *Limit
 	observer   func(context.Context, *Call) // nil for none
 	maxWaiters int
+	clock      clocked // nil for the time of the process
 
 	corrections corrections
 
@@ -62,7 +63,7 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 			return nil, invalid(fmt.Sprintf("Options.Observers[%d]", i), "nil", "a function")
 		}
 	}
-	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters}
+	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters, clock: clockOf(store)}
 	if l.maxWaiters == 0 {
 		l.maxWaiters = 1024
 	}
@@ -316,8 +317,12 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 	}
 	if corrects {
 		begun, earlier := l.corrections.begin(cs)
-		if earlier != nil {
-			return repeated(ctx, cs, earlier, ds)
+		for earlier != nil {
+			again, err := repeated(ctx, cs, earlier, ds)
+			if !again {
+				return err
+			}
+			begun, earlier = l.corrections.begin(cs)
 		}
 		err = errPanicked
 		defer func() { l.corrections.end(cs, begun, ds, err) }()

@@ -277,3 +277,58 @@ func TestReceiptsAreForgotten(t *testing.T) {
 		t.Errorf("refund of the first receipt: got %v, want it made, for it is forgotten", d)
 	}
 }
+
+// A correction in a list that was denied was not made: the receipt is still good.
+func TestACorrectionInADeniedList(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
+		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
+		for range 2 {
+			r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 11}, quota.Charge{Key: "k"}.Settle(d, 2)))
+			if r.Granted {
+				t.Fatalf("list with a cost above the capacity: got %v, want it denied", r)
+			}
+		}
+		if n := lim.Corrections(); n != 0 {
+			t.Errorf("corrections that are remembered: got %d, want 0", n)
+		}
+		got, err := doors[door].settle(lim, bg, "k", d, 2)
+		if err != nil || got.Replayed || got.Charged != -3 || got.Remaining != 8 {
+			t.Errorf("settle after a denied list with it: got %v, %v, want 3 given back, 8 left", got, err)
+		}
+	})
+}
+
+// denyingLists is a store that denies lists once they were held up.
+type denyingLists struct {
+	quota.Store
+	held, free chan struct{}
+}
+
+func (s denyingLists) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
+	close(s.held)
+	<-s.free
+	clear(out)
+	return nil
+}
+
+// A settle that comes while a list with the same correction is under way is made once the list was denied.
+func TestACorrectionWhileItsListIsDenied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := denyingLists{local.New(nil), make(chan struct{}), make(chan struct{})}
+		lim := newLimiter(t, store, testkit.Bucket("n", 10, time.Hour), nil)
+		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
+		go lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(d, 2))
+		<-store.held
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			if got, err := lim.Settle(bg, "k", d, 2); err != nil || got.Replayed || got.Charged != -3 {
+				t.Errorf("settle: got %v, %v, want 3 given back", got, err)
+			}
+		}()
+		synctest.Wait()
+		close(store.free)
+		<-over
+	})
+}

@@ -3,13 +3,13 @@ package quota
 import "context"
 
 // A Store keeps the state of limits and applies charges atomically. Programs make one and hand it to a [Limiter], which
-// calls it; authors of backends implement it, or the two methods of a driver.KV, of which driver.NewCAS makes a Store.
+// calls it; authors of backends implement it, or the methods of a driver.Transactor or driver.KV.
 //
 // Any method may be called concurrently with itself and with the others. The charges that a store gets have passed
 // [Check]. It must keep these rules, which package conformance checks:
 //
 //  1. Meaning: verdicts are those of driver.Apply on the stored states at one time, the store's.
-//  2. All-or-nothing: a list is charged whole or not at all.
+//  2. All-or-nothing: a list is charged whole or not at all, and of alternatives the first that fits alone.
 //  3. Traceless: a denied list and a peek change nothing.
 //  4. At most once: a call that returns nil charged once; one that returns an error charged nothing,
 //     unless the error is ErrIndeterminate.

@@ -330,7 +330,7 @@ func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 			}
 			after = w.decisions[Decider(w.decisions)].RetryAfter
 		}
-		if !w.pause(ctx, after, longest) {
+		if !l.pause(ctx, w, l.timeOf(&w.decisions[0]), after, longest) {
 			return ctx.Err()
 		}
 	}
@@ -397,12 +397,13 @@ func (l *Limiter) waitAhead(ctx context.Context, w *waiting, longest time.Durati
 	for i := range ds {
 		left = max(left, ds[i].Delay)
 	}
-	for left > 0 {
-		start := time.Now()
-		if err = inTime(ctx, left); err != nil || !w.pause(ctx, left, longest) {
+	for from := l.timeOf(&ds[0]); left > 0; {
+		if err = inTime(ctx, left); err != nil || !l.pause(ctx, w, from, left, longest) {
 			break
 		}
-		if left -= time.Since(start); left <= 0 {
+		at := l.time()
+		left -= at.Sub(from)
+		if from = at; left <= 0 {
 			break
 		}
 		if err = l.chooseAnew(w); err != nil {
@@ -449,23 +450,69 @@ func (l *Limiter) untilRepaid(ctx context.Context, w *waiting, taken []Charge) (
 	return left
 }
 
-// pause waits for a time, at most longest and with some jitter, or until the waiter must ask again. It reports false if
-// the context ended.
-func (w *waiting) pause(ctx context.Context, after, longest time.Duration) bool {
+// pause waits for a time after from, at most longest and with some jitter, or until the waiter must ask again. It reports
+// false if the context ended.
+func (l *Limiter) pause(ctx context.Context, w *waiting, from time.Time, after, longest time.Duration) bool {
 	defer w.observed.waits()()
 	if after <= 0 {
 		after = leastPause
 	}
 	longest -= rand.N(longest / 2).Truncate(time.Microsecond) // the store counts whole ones
-	timer := time.NewTimer(min(after, longest))
-	defer timer.Stop()
+	after = min(after, longest)
+	var due <-chan time.Time
+	if l.clock != nil {
+		timer, stop := l.clock.After(from, after)
+		defer stop()
+		due = timer
+	} else {
+		timer := time.NewTimer(after)
+		defer timer.Stop()
+		due = timer.C
+	}
 	select {
-	case <-timer.C:
+	case <-due:
 	case <-w.turn:
 	case <-ctx.Done():
 		return false
 	}
 	return true
+}
+
+// clocked is driver.Clocked: a store of tests, whose time waiting callers follow.
+type clocked interface {
+	Now() time.Time
+	After(from time.Time, d time.Duration) (due <-chan time.Time, stop func())
+}
+
+// clockOf returns the clock of a store or of one inside it, or nil.
+func clockOf(s Store) clocked {
+	for s != nil {
+		if c, ok := s.(clocked); ok {
+			return c
+		}
+		w, wraps := s.(interface{ Unwrap() Store })
+		if !wraps {
+			break
+		}
+		s = w.Unwrap()
+	}
+	return nil
+}
+
+// time returns the time that waiting callers go by.
+func (l *Limiter) time() time.Time {
+	if l.clock != nil {
+		return l.clock.Now()
+	}
+	return time.Now()
+}
+
+// timeOf returns the time of a decision that came just now.
+func (l *Limiter) timeOf(d *Decision) time.Time {
+	if l.clock != nil && d.At != 0 {
+		return d.At.Time()
+	}
+	return l.time()
 }
 
 // forecast fails if the deadline comes before the tokens ahead in the queues and the list's own are admitted.

@@ -117,6 +117,12 @@ func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	for i := range cs {
 		out[i] = s.decide(&cs[i], err)
 	}
+	from, to := driver.Made(out[:len(cs)])
+	for i := range cs {
+		if i < from || i >= to {
+			out[i].Charged = 0
+		}
+	}
 	return nil
 }
 

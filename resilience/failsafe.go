@@ -302,7 +302,8 @@ func (s *failsafeStore) call(caller, ctx context.Context, x *execution, a *attem
 	} else {
 		a.err = s.inner.TakeAll(ctx, x.cs, a.ds)
 	}
-	a.hidden = judge(caller, a.err) == unrelated
+	// A conflict is no sign of the store's health, but a repeat may win.
+	a.hidden = judge(caller, a.err) == unrelated && !(s.of == kindRetry && errors.Is(a.err, quota.ErrConflict))
 }
 
 // result returns the result of an attempt as the policy sees it.

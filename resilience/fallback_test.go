@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -1093,13 +1092,26 @@ func TestFallbackLargest(t *testing.T) {
 			t.Errorf("remaining in the store: got %d, want %d", d.Remaining, most-4-left-most/3)
 		}
 	})
+	// A fleet of 300 million on one token a second: a share gains one in nine and a half years. After a
+	// debt it begins empty.
 	synctest.Test(t, func(t *testing.T) {
 		one := quota.Must(quota.NewLimit("one", quota.Must(algorithm.TokenBucket(1, 1, time.Second))))
-		s := wrap(t, &remote{Store: local.New(nil)}, resilience.Fallback(local.New(nil), resilience.Instances(math.MaxInt64), &resilience.FallbackOptions{AtLeastOne: true}))
+		o := &outage{t: t, r: &remote{Store: local.New(nil)}}
+		o.s = wrap(t, o.r, resilience.Fallback(local.New(nil), resilience.Instances(300_000_000), &resilience.FallbackOptions{AtLeastOne: true}))
 		for range 3 { // into debt
-			s.Take(bg, quota.Charge{Limit: one, Key: "k", Op: quota.OpDebit, Cost: 1})
+			o.do(quota.Charge{Limit: one, Key: "k", Op: quota.OpDebit, Cost: 1})
 		}
-		s.Close()
+		o.down()
+		time.Sleep(10 * time.Second) // the whole limit is full again
+		if d := o.do(quota.Charge{Limit: one, Key: "k", Cost: 1}); d.Allowed || d.Remaining != 0 || d.RetryAfter < 9*365*24*time.Hour {
+			t.Errorf("a share of a key that was in debt: got %v, want a denial for more than nine years", d)
+		}
+		if d := o.do(quota.Charge{Limit: one, Key: "unseen", Cost: 1}); !d.Allowed || d.Remaining != 0 {
+			t.Errorf("a share at least one: got %v, want it allowed", d)
+		}
+		if err := o.s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

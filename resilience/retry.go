@@ -30,7 +30,7 @@ type RetryOptions struct {
 }
 
 // Retry returns the policy that a peek, or a charge with a request id, is tried again where the store was
-// unavailable or the outcome is unknown. Every other charge is sent once: without an id the store cannot tell
+// unavailable, other processes changed the key too often, or the outcome is unknown. Every other charge is sent once: without an id the store cannot tell
 // a repeat from a second charge. Charges that may be repeated must carry one.
 //
 // If one attempt had an unknown outcome and the last one failed, the error is quota.ErrIndeterminate,
@@ -124,7 +124,7 @@ func (s *retry) do(ctx context.Context, peeks bool, attempt func(context.Context
 
 // pause waits before the attempt after the nth, and reports whether that attempt may be made.
 func (s *retry) pause(d *deadline, n int, err error) bool {
-	if !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrIndeterminate) {
+	if !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrIndeterminate) && !errors.Is(err, quota.ErrConflict) {
 		return false
 	}
 	most := s.o.Backoff << min(n-1, 10)

@@ -39,7 +39,7 @@ func TestRepeats(t *testing.T) {
 		{"a peek, first unknown", peek(1), []error{unknown, unavailable, unavailable}, 3, quota.ErrUnavailable},
 		{"misconfigured", withID(take, "i"), []error{as(quota.ErrMisconfigured)}, 1, quota.ErrMisconfigured},
 		{"invalid", withID(take, "i"), []error{as(quota.ErrInvalid)}, 1, quota.ErrInvalid},
-		{"conflict", withID(take, "i"), []error{as(quota.ErrConflict)}, 1, quota.ErrConflict},
+		{"conflict", withID(take, "i"), []error{as(quota.ErrConflict)}, 2, nil},
 		{"closed", withID(take, "i"), []error{as(quota.ErrClosed)}, 1, quota.ErrClosed},
 		{"rejected", withID(take, "i"), []error{fmt.Errorf("%w: %w", quota.ErrOverloaded, resilience.ErrRejected)}, 1, quota.ErrOverloaded},
 	} {

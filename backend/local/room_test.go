@@ -12,7 +12,7 @@ import (
 
 // Groups that flood the store with keys, or with request ids, leave room to the others: one takes half, two a third each.
 func TestGroupsLeaveRoom(t *testing.T) {
-	const most = 1000
+	const most = 400
 	l := bucket("n", 1<<40, 1000*time.Hour)
 	for what, charge := range map[string]func(group string, n int) quota.Charge{
 		"keys":        func(group string, n int) quota.Charge { return quota.Charge{Key: fmt.Sprintf("%s/%d", group, n)} },

@@ -16,7 +16,10 @@ type progress struct {
 	place int
 }
 
-// work returns the places of indexes that were looked at or left since the last call, over all shards.
+// work returns the places of indexes that were looked at or left since the last call, over all shards. It looks at all
+// shards after each of many calls, on the caller's goroutine: the race detector would take most of the test's time.
+//
+//go:norace
 func (s *Store) work(last *[shardCount]progress) (places int) {
 	for i := range s.shards {
 		sh, was := &s.shards[i], &last[i]

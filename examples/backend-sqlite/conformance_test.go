@@ -1,6 +1,8 @@
 package sqlitestore
 
 import (
+	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -8,9 +10,15 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// TestConformance runs the suite. Two handles are two databases of package sql on one file, as in two processes.
+// filesVariable names the folder of the files to the process that the suite starts.
+const filesVariable = "SQLITESTORE_TEST_FILES"
+
+// TestConformance runs the suite. Two handles are two databases of package sql on one file, in one process or in two.
 func TestConformance(t *testing.T) {
-	dir := t.TempDir()
+	dir := os.Getenv(filesVariable)
+	if dir == "" {
+		dir = t.TempDir()
+	}
 	conformance.Run(t, conformance.Harness{
 		Name: "SQLite",
 		Open: func(t testing.TB, o conformance.Opening) quota.Store {
@@ -20,5 +28,6 @@ func TestConformance(t *testing.T) {
 			}
 			return store
 		},
+		Process: func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, filesVariable+"="+dir) },
 	})
 }

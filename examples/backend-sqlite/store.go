@@ -22,6 +22,9 @@
 // If the call's context or Options.Timeout ends before the commit, the transaction is rolled back: the error is the
 // context's own, or ErrUnavailable. Only a commit that fails is ErrIndeterminate. ErrConflict does not occur. A file
 // that this program may not write, or that is no database, is ErrMisconfigured.
+//
+// Calls of one process that charge the same key while the file is busy go together in one transaction, see
+// driver.NewTransactional.
 package sqlitestore
 
 import (
@@ -48,18 +51,26 @@ type Options struct {
 	Timeout time.Duration
 }
 
-// Store is a quota.Store in a SQLite file. Its methods may be called concurrently.
-type Store struct {
+// file is a driver.Transactor, of which the package makes a Store.
+type file struct {
 	db      *sql.DB
 	sql     statements
 	clock   func() time.Time
 	timeout time.Duration
-	gate    driver.Gate
+	closed  driver.Gate
 }
 
 // Open opens the file, or creates it. Stores on one file share its quotas, in one process or in several. An empty path
 // and a negative timeout are ErrInvalid.
-func Open(ctx context.Context, path string, o *Options) (*Store, error) {
+func Open(ctx context.Context, path string, o *Options) (quota.Store, error) {
+	f, err := open(ctx, path, o)
+	if err != nil {
+		return nil, err
+	}
+	return driver.NewTransactional(f, nil)
+}
+
+func open(ctx context.Context, path string, o *Options) (*file, error) {
 	if o == nil {
 		o = &Options{}
 	}
@@ -69,7 +80,7 @@ func Open(ctx context.Context, path string, o *Options) (*Store, error) {
 	case o.Timeout < 0:
 		return nil, fmt.Errorf("sqlitestore: %w: Options.Timeout is %v; accepted: 0 or more", quota.ErrInvalid, o.Timeout)
 	}
-	s := &Store{clock: o.Clock, timeout: o.Timeout}
+	s := &file{clock: o.Clock, timeout: o.Timeout}
 	if s.clock == nil {
 		s.clock = time.Now
 	}
@@ -96,7 +107,7 @@ func dsn(path string) string {
 }
 
 // create creates the table if it does not exist, and compiles the statements.
-func (s *Store) create(ctx context.Context) error {
+func (s *file) create(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	err := s.untilFree(ctx, func() error {
@@ -114,10 +125,10 @@ func (s *Store) create(ctx context.Context) error {
 // untilFree repeats f while the file is busy, until the context ends or the store is closed. SQLite has no queue: the
 // first process that asks after the lock is free gets it. So untilFree asks every millisecond; SQLite's own wait
 // (busy_timeout) soon asks only ten times a second, and may miss the lock for seconds.
-func (s *Store) untilFree(ctx context.Context, f func() error) error {
+func (s *file) untilFree(ctx context.Context, f func() error) error {
 	for {
 		err := f()
-		if code(err) != sqlitecodes.SQLITE_BUSY || s.gate.Open() != nil {
+		if code(err) != sqlitecodes.SQLITE_BUSY || s.closed.Open() != nil {
 			return err
 		}
 		select {
@@ -128,62 +139,62 @@ func (s *Store) untilFree(ctx context.Context, f func() error) error {
 	}
 }
 
-// Take decides one charge.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	var out [1]quota.Decision
-	if err := s.TakeAll(ctx, []quota.Charge{c}, out[:]); err != nil {
-		return quota.Decision{}, err
-	}
-	return out[0], nil
-}
-
-// TakeAll decides a list of charges in one transaction.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.gate.Ready(ctx); err != nil {
-		return err
-	}
+// Transact decides a list of charges, or several, in one transaction of the file.
+func (s *file) Transact(ctx context.Context, a *driver.Access, decide driver.Decide) error {
 	bounded, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err := s.takeAll(bounded, cs, out)
+	complete, err := s.transact(bounded, a, decide, a.Peek)
+	if err == nil && !complete { // the clock stepped back, and states are moved to it
+		_, err = s.transact(bounded, a, decide, false)
+	}
 	switch {
 	case err == nil, errors.Is(err, quota.ErrIndeterminate):
 		return err
-	case s.gate.Open() != nil:
-		return s.gate.Open()
-	case ctx.Err() != nil:
-		return ctx.Err()
+	case s.closed.Open() != nil:
+		return s.closed.Open()
+	case ctx.Err() != nil: // database/sql rolled back, and may have told a statement that the transaction was over
+		return fmt.Errorf("sqlitestore: %w: %w: %w", quota.ErrUnavailable, ctx.Err(), err)
 	case bounded.Err() != nil:
 		return fmt.Errorf("sqlitestore: %w: no decision within %v", quota.ErrUnavailable, s.timeout)
 	}
 	return err
 }
 
-// takeAll decides the list. Unless its error is ErrIndeterminate, the transaction was rolled back.
-func (s *Store) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+// transact makes a transaction, and reports whether it is complete: one that only reads is not if there is something to write.
+// Unless its error is ErrIndeterminate, an error means that the transaction was rolled back.
+func (s *file) transact(ctx context.Context, a *driver.Access, decide driver.Decide, reads bool) (complete bool, err error) {
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
-		return refused(err)
+		return false, refused(err)
 	}
 	defer conn.Close() // returns it to the pool
 	var tx *sql.Tx
 	err = s.untilFree(ctx, func() (err error) {
-		tx, err = conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: driver.OnlyPeeks(cs)})
+		tx, err = conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: reads})
 		return err
 	})
 	if err != nil {
-		return refused(err)
+		return false, refused(err)
 	}
 	defer tx.Rollback() // does nothing after Commit
-	cas, err := driver.NewCAS(&table{tx, s.sql, s.clock}, nil)
-	if err != nil {
-		return err
-	}
 	// To interrupt a statement, the driver starts a goroutine that waits for the context, which takes longer than the
 	// statement itself. It is enough that Commit checks the context.
-	if err := cas.TakeAll(context.WithoutCancel(ctx), cs, out); err != nil {
-		return err
+	t := table{tx, s.sql, s.clock, context.WithoutCancel(ctx)}
+	entries, now, err := t.load(a.Keys)
+	if err != nil {
+		return false, err
 	}
-	return committed(ctx, tx.Commit())
+	changes, err := decide(entries, now)
+	switch {
+	case err != nil, len(changes) == 0:
+		return true, err
+	case reads:
+		return false, nil
+	}
+	if err := t.store(changes, now); err != nil {
+		return false, err
+	}
+	return true, committed(ctx, tx.Commit())
 }
 
 // committed returns the caller's error for the result of Commit.
@@ -191,15 +202,15 @@ func committed(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, sql.ErrTxDone), ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return refused(err) // the context ended before the commit, and database/sql rolled back
+	case errors.Is(err, sql.ErrTxDone), ctx.Err() != nil && errors.Is(err, ctx.Err()): // before the commit
+		return refused(err)
 	}
 	return fmt.Errorf("sqlitestore: %w: %w", quota.ErrIndeterminate, err)
 }
 
 // Close waits for the decisions in progress and closes the file. Calls that still wait for the lock get ErrClosed.
-func (s *Store) Close() error {
-	s.gate.Close()
+func (s *file) Close() error {
+	s.closed.Close()
 	return s.db.Close()
 }
 

@@ -21,14 +21,22 @@ func take(key string, n int64) quota.Charge {
 	return quota.Charge{Limit: tenAnHour, Key: key, Cost: n}
 }
 
-func openStore(t *testing.T, file string, o *Options) *Store {
+func openStore(t *testing.T, path string, o *Options) quota.Store {
 	t.Helper()
-	s, err := Open(t.Context(), file, o)
+	s, _ := openFile(t, path, o)
+	return s
+}
+
+// openFile returns a store, and what it is made of.
+func openFile(t *testing.T, path string, o *Options) (quota.Store, *file) {
+	t.Helper()
+	f, err := open(t.Context(), path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := quota.Must(driver.NewTransactional(f, nil))
 	t.Cleanup(func() { s.Close() })
-	return s
+	return s, f
 }
 
 func newFile(t *testing.T) string { return filepath.Join(t.TempDir(), "quota ?%23.db") }
@@ -52,7 +60,7 @@ func lock(t *testing.T, file string) (free func()) {
 	}
 }
 
-func remaining(t *testing.T, s *Store, key string) int64 {
+func remaining(t *testing.T, s quota.Store, key string) int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -68,8 +76,8 @@ func remaining(t *testing.T, s *Store, key string) int64 {
 func TestLocked(t *testing.T) {
 	file := newFile(t)
 	patient := openStore(t, file, &Options{Timeout: time.Hour})
-	hasty := openStore(t, file, nil)
-	hasty.timeout = 20 * time.Millisecond // for the calls, not for Open
+	hasty, opened := openFile(t, file, nil)
+	opened.timeout = 20 * time.Millisecond // for the calls, not for Open
 	free := lock(t, file)
 	if n := remaining(t, patient, "agent-1"); n != 10 {
 		t.Errorf("remaining: got %d, want 10", n)
@@ -104,7 +112,7 @@ func TestGoneBeforeCommit(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	times := 0
 	s := openStore(t, file, &Options{Clock: func() time.Time {
-		if times++; times == 2 { // asked by Load, then by Swap
+		if times++; times == 1 {
 			cancel()
 		}
 		return time.Now()
@@ -112,8 +120,8 @@ func TestGoneBeforeCommit(t *testing.T) {
 	if d, err := s.Take(ctx, take("agent-1", 4)); err != context.Canceled || d.Allowed {
 		t.Errorf("Take: got %+v, error %v, want the context's error alone", d, err)
 	}
-	if times != 2 {
-		t.Errorf("calls of the clock: got %d, want 2, of which the second ends the context", times)
+	if times != 1 {
+		t.Errorf("calls of the clock: got %d, want one, which ends the context", times)
 	}
 	if n := remaining(t, s, "agent-1"); n != 10 {
 		t.Errorf("remaining: got %d, want 10", n)
@@ -145,16 +153,16 @@ func TestCommitted(t *testing.T) {
 // TestClosed closes a store while one call waits for the lock, and another call for the first.
 func TestClosed(t *testing.T) {
 	file := newFile(t)
-	s := openStore(t, file, &Options{Timeout: time.Hour})
+	s, opened := openFile(t, file, &Options{Timeout: time.Hour})
 	defer lock(t, file)()
 	answers := make(chan error, 2)
-	for range 2 {
+	for i := range 2 {
 		go func() {
-			_, err := s.Take(t.Context(), take("agent-1", 4))
+			_, err := s.Take(t.Context(), take(fmt.Sprint("agent-", i), 4))
 			answers <- err
 		}()
 	}
-	for i := 0; s.db.Stats().WaitCount == 0; i++ { // until one waits for the lock and one for its turn
+	for i := 0; opened.db.Stats().WaitCount == 0; i++ { // until one waits for the lock and one for its turn
 		if i == 30_000 {
 			t.Fatal("calls that wait for the connection: got 0, want 1")
 		}
@@ -193,9 +201,9 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-func count(t *testing.T, s *Store) (n int) {
+func count(t *testing.T, f *file) (n int) {
 	t.Helper()
-	if err := s.db.QueryRowContext(t.Context(), "SELECT count(*) FROM quota").Scan(&n); err != nil {
+	if err := f.db.QueryRowContext(t.Context(), "SELECT count(*) FROM quota").Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -205,7 +213,7 @@ func count(t *testing.T, s *Store) (n int) {
 // expired.
 func TestExpiredRowsGo(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	s := openStore(t, newFile(t), &Options{Clock: func() time.Time { return now }})
+	s, opened := openFile(t, newFile(t), &Options{Clock: func() time.Time { return now }})
 	const backlog = 50
 	for i := range backlog {
 		if _, err := s.Take(t.Context(), take(fmt.Sprintf("old-%d", i), 10)); err != nil {
@@ -213,20 +221,20 @@ func TestExpiredRowsGo(t *testing.T) {
 		}
 	}
 	now = now.Add(time.Hour + time.Second - time.Microsecond) // whole again, but kept for driver.ExpirySlack
-	if _, err := s.Take(t.Context(), take("new-0", 10)); err != nil || count(t, s) != backlog+1 {
-		t.Fatalf("rows before the others expire: got %d, error %v, want %d", count(t, s), err, backlog+1)
+	if _, err := s.Take(t.Context(), take("new-0", 10)); err != nil || count(t, opened) != backlog+1 {
+		t.Fatalf("rows before the others expire: got %d, error %v, want %d", count(t, opened), err, backlog+1)
 	}
 	now = now.Add(time.Microsecond)
 	for i := 1; i <= backlog; i++ {
 		if _, err := s.Take(t.Context(), take(fmt.Sprintf("new-%d", i), 10)); err != nil {
 			t.Fatal(err)
 		}
-		if n, want := count(t, s), max(backlog+1-i, i+1); n != want {
+		if n, want := count(t, opened), max(backlog+1-i, i+1); n != want {
 			t.Fatalf("rows after %d charges: got %d, want %d", i, n, want)
 		}
 	}
-	if err := quota.Must(quota.NewLimiter(s, tenAnHour, nil)).Reset(t.Context(), "new-1"); err != nil || count(t, s) != backlog {
-		t.Errorf("rows after Reset: got %d, error %v, want %d", count(t, s), err, backlog)
+	if err := quota.Must(quota.NewLimiter(s, tenAnHour, nil)).Reset(t.Context(), "new-1"); err != nil || count(t, opened) != backlog {
+		t.Errorf("rows after Reset: got %d, error %v, want %d", count(t, opened), err, backlog)
 	}
 }
 
@@ -306,8 +314,8 @@ func TestErrors(t *testing.T) {
 		t.Errorf("Open with a context that is done: got %v, want context.Canceled", err)
 	}
 
-	s := openStore(t, newFile(t), nil)
-	if _, err := s.db.ExecContext(ctx, "DROP TABLE quota"); err != nil {
+	s, opened := openFile(t, newFile(t), nil)
+	if _, err := opened.db.ExecContext(ctx, "DROP TABLE quota"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Take(ctx, take("agent-1", 1)); !errors.Is(err, quota.ErrMisconfigured) {

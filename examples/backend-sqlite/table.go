@@ -43,28 +43,28 @@ func (s *statements) prepare(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// table is a driver.KV inside a transaction. The transaction has held the write lock since before Load, so Swap need not
-// compare.
+// table is the rows in a transaction.
 type table struct {
 	tx    *sql.Tx
 	sql   statements
 	clock func() time.Time
+	ctx   context.Context // of the statements
 }
 
-// Load reads the keys. It reads the clock after the first row, which fixes the snapshot of a transaction that only reads,
+// load reads the keys. It reads the clock after the first row, which fixes the snapshot of a transaction that only reads,
 // so that no row is newer than the time.
-func (t *table) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Micros, error) {
+func (t *table) load(keys []string) ([]driver.Entry, quota.Micros, error) {
 	entries := make([]driver.Entry, len(keys))
 	expires := make([]quota.Micros, len(keys))
-	get := t.tx.StmtContext(ctx, t.sql.get)
+	get := t.tx.StmtContext(t.ctx, t.sql.get)
 	for i, key := range keys {
 		entries[i].Key = key
-		row := get.QueryRowContext(ctx, key)
+		row := get.QueryRowContext(t.ctx, key)
 		if err := row.Scan(&entries[i].Value, &expires[i]); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return nil, 0, refused(err)
 		}
 	}
-	now := t.now()
+	now := quota.Micros(t.clock().UnixMicro())
 	for i := range entries {
 		if expires[i] <= now {
 			entries[i].Value = "" // an expired row counts as deleted
@@ -73,29 +73,26 @@ func (t *table) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.
 	return entries, now, nil
 }
 
-// Swap writes. Its errors are never indeterminate, because the transaction is rolled back.
-func (t *table) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
-	now := t.now()
-	put, drop := t.tx.StmtContext(ctx, t.sql.put), t.tx.StmtContext(ctx, t.sql.drop)
+// store makes the changes, which were decided at a time. The transaction has held the write lock since before load, so store
+// need not compare.
+func (t *table) store(changes []driver.Change, now quota.Micros) error {
+	put, drop := t.tx.StmtContext(t.ctx, t.sql.put), t.tx.StmtContext(t.ctx, t.sql.drop)
 	for _, c := range changes {
 		var err error
 		switch c.Value {
 		case c.Old.Value:
 		case "":
-			_, err = drop.ExecContext(ctx, c.Old.Key)
+			_, err = drop.ExecContext(t.ctx, c.Old.Key)
 		default:
-			_, err = put.ExecContext(ctx, c.Old.Key, c.Value, now+quota.Micros(c.TTL/time.Microsecond))
+			_, err = put.ExecContext(t.ctx, c.Old.Key, c.Value, now+quota.Micros(c.TTL/time.Microsecond))
 		}
 		if err != nil {
-			return false, refused(err)
+			return refused(err)
 		}
 	}
 	// Delete two rows for each row that this may have added: a backlog shrinks, and no call pays for all of it.
-	if _, err := t.tx.StmtContext(ctx, t.sql.sweep).ExecContext(ctx, now, 2*len(changes)); err != nil {
-		return false, refused(err)
+	if _, err := t.tx.StmtContext(t.ctx, t.sql.sweep).ExecContext(t.ctx, now, 2*len(changes)); err != nil {
+		return refused(err)
 	}
-	return true, nil
+	return nil
 }
-
-// now is the store's time.
-func (t *table) now() quota.Micros { return quota.Micros(t.clock().UnixMicro()) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"time"
@@ -12,26 +11,39 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// A KV is a database that can load some keys and compare-and-swap them: a SQL database, etcd, DynamoDB, bbolt. Authors
-// of stores implement it; [NewCAS] makes a Store of it and is its only caller. Methods may be called concurrently.
+// A KV is a database that can load some keys and compare-and-swap them: etcd, DynamoDB, bbolt. Authors of stores implement
+// it; [NewCAS] makes a Store of it and is its only caller. Methods may be called concurrently. A database with transactions
+// is better served by a [Transactor], and so is a store that needs to know more of a call than its keys.
 type KV interface {
 	// Load returns the entries of the keys, in their order, as one consistent snapshot, and the store's time, read when
-	// the snapshot was taken or later. An absent entry has an empty Value, and so has one whose TTL has passed, even if
-	// the database still has it. There are 1 to MaxEntries keys, sorted, each once: UTF-8 without ASCII spaces and control
-	// bytes, of MaxStoredKey bytes at most.
+	// the snapshot was taken or later; see Entry.At for a database without a clock. An absent entry has an empty Value, and
+	// so has one whose TTL has passed, even if the database still has it. There are 1 to MaxEntries keys, sorted, each once:
+	// UTF-8 without ASCII spaces and control bytes, of MaxStoredKey bytes at most.
 	Load(ctx context.Context, keys []string) ([]Entry, quota.Micros, error)
 	// Swap makes all changes in one step if every Old is still as Load returned it, and reports whether it did. An error
 	// means that the outcome is unknown, unless it carries an error of package quota: where the context ended and the
-	// database wrote nothing, wrap quota.ErrUnavailable around the context's error.
+	// database wrote nothing, wrap quota.ErrUnavailable around the context's error, which the caller then gets.
+	//
+	// A client library must not repeat a swap whose reply was lost: the repeat finds the new values and reports false, and the
+	// adapter then charges a second time. Turn its retries off, or store Change.Attempt with the value, and report true
+	// where the database has it already.
 	Swap(ctx context.Context, changes []Change) (swapped bool, err error)
 }
 
-// Entry is a KV's content under a key.
+// Entry is a database's content under a key.
 type Entry struct {
 	Key, Value string
-	// Revision is for the KV's own use, such as a version: it comes back in Change.Old.
+	// Revision is for the author's own use, such as a version: it comes back in Change.Old.
 	Revision string
+	// At is the Change.At that the value was stored with, in a database that has no clock of its own; else 0. Then the time of
+	// Load is that of a process, and processes differ. The decision is made at the latest of Load's time and the entries', so
+	// that a key's time never goes back. An entry that is more than [MaxSkew] ahead of Load's time is ErrMisconfigured.
+	At quota.Micros
 }
+
+// MaxSkew is the most by which the clocks of processes may differ that share a database without a clock, see Entry.At. A
+// limit admits as much more as it gains in the time by which they do.
+const MaxSkew = 5 * time.Second
 
 // Change is one compare-and-swap. Where Value equals Old.Value the comparison still counts, and nothing is
 // written: the entry keeps the TTL that it has.
@@ -39,6 +51,11 @@ type Change struct {
 	Old   Entry
 	Value string        // the new value; "" deletes
 	TTL   time.Duration // the value must be kept for this time, and may be dropped after it; positive
+	// At is the time of the decision, for databases without a clock, see Entry.At.
+	At quota.Micros
+	// Attempt is a text that all changes of a call of Swap, or of a transaction, have in common and no other ones have: up to 36
+	// letters, digits and '-'. A database that is handed a write twice can tell by it, such as a ClientRequestToken.
+	Attempt string
 }
 
 // ExpirySlack is how much longer than Decision.ResetAfter a store keeps a state.
@@ -47,7 +64,7 @@ const ExpirySlack = time.Second
 // NewCAS returns a Store over a KV, with the properties of [NewTransactional]: it loads, decides, and swaps. Where the swap did
 // not apply because an entry changed, it tries again. An error of Swap is ErrIndeterminate and is not tried again. Denials and
 // peeks do not swap.
-func NewCAS(kv KV, o *CASOptions) (quota.Store, error) {
+func NewCAS(kv KV, o *Options) (quota.Store, error) {
 	if kv == nil {
 		return nil, fmt.Errorf("quota: %w: kv is nil; accepted: a KV", quota.ErrInvalid)
 	}
@@ -81,18 +98,6 @@ var errSwapLost = fmt.Errorf("quota: %w: an entry changed between Load and Swap"
 // ttl returns how long to keep a state that is as fresh after reset.
 func ttl(reset time.Duration) time.Duration {
 	return min(reset, quota.Never-ExpirySlack) + ExpirySlack
-}
-
-// pause waits before another attempt: longer and more spread out each time, up to some 64 ms.
-func pause(ctx context.Context, attempt int) error {
-	timer := time.NewTimer(rand.N(time.Millisecond << min(attempt, 6)))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // appendGrant appends the record of a grant: a fingerprint of the charges, then the numbers of each decision. Only where a

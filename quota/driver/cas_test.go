@@ -17,7 +17,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-func newCAS(t testing.TB, kv driver.KV, o *driver.CASOptions) quota.Store {
+func newCAS(t testing.TB, kv driver.KV, o *driver.Options) quota.Store {
 	t.Helper()
 	return must[quota.Store](t)(driver.NewCAS(kv, o))
 }
@@ -158,7 +158,7 @@ func TestCASRetries(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			kv := newKV(testkit.NewClock().Micros)
 			kv.deny = func([]driver.Change) bool { return true }
-			s := newCAS(t, kv, &driver.CASOptions{Attempts: attempts})
+			s := newCAS(t, kv, &driver.Options{Attempts: attempts})
 			start := time.Now()
 			d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 			if !errors.Is(err, quota.ErrConflict) || d != (quota.Decision{}) {
@@ -174,11 +174,17 @@ func TestCASRetries(t *testing.T) {
 			if took := time.Since(start); took > time.Duration(want)*64*time.Millisecond || want > 1 && took == 0 {
 				t.Errorf("time of %d attempts: got %v, want up to 64ms each, and a pause between two", want, took)
 			}
-			// The pause between attempts ends with the context.
-			ctx, cancel := context.WithTimeout(bg, time.Microsecond)
+			// The pause between attempts ends with the context, and is not begun if the deadline would end it.
+			ctx, cancel := context.WithCancel(bg)
+			time.AfterFunc(time.Nanosecond, cancel)
+			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && (!errors.Is(err, context.Canceled) || !errors.Is(err, quota.ErrConflict)) {
+				t.Errorf("Attempts %d, context ends in the pause: got %v, want ErrConflict and context.Canceled", attempts, err)
+			}
+			ctx, cancel = context.WithTimeout(bg, time.Nanosecond)
 			defer cancel()
-			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Attempts %d, context ends in the pause: got %v, want context.DeadlineExceeded", attempts, err)
+			start = time.Now()
+			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrConflict) || time.Since(start) > 0 {
+				t.Errorf("Attempts %d, no time for a pause: got %v after %v, want ErrConflict at once", attempts, err, time.Since(start))
 			}
 		})
 	}
@@ -263,9 +269,9 @@ func TestNewCASRefuses(t *testing.T) {
 	kv := newKV(nil)
 	_, err := driver.NewCAS(nil, nil)
 	testkit.WantInvalid(t, err, "kv", "nil")
-	_, err = driver.NewCAS(kv, &driver.CASOptions{Attempts: -1})
+	_, err = driver.NewCAS(kv, &driver.Options{Attempts: -1})
 	testkit.WantInvalid(t, err, "Options.Attempts", "-1", "0 or more")
-	_, err = driver.NewCAS(kv, &driver.CASOptions{Atomicity: 3})
+	_, err = driver.NewCAS(kv, &driver.Options{Atomicity: 3})
 	testkit.WantInvalid(t, err, "Options.Atomicity", "3", "AnyKeys, OneGroup or OneKey")
 }
 
@@ -283,7 +289,7 @@ func TestCASAtomicity(t *testing.T) {
 		driver.AnyKeys: "", driver.OneGroup: "two groups", driver.OneKey: "one group|one key|two groups|one, id|group, id",
 	} {
 		kv := newKV(testkit.NewClock().Micros)
-		s := newCAS(t, kv, &driver.CASOptions{Atomicity: grade})
+		s := newCAS(t, kv, &driver.Options{Atomicity: grade})
 		if got := s.(driver.Graded).Atomicity(); got != grade {
 			t.Errorf("Atomicity: got %v, want %v", got, grade)
 		}

@@ -10,8 +10,9 @@
 //
 //	store, err := driver.NewCAS(&table{}, nil)
 //
-// It has every algorithm, lists of charges, request ids and retries. A store that can run Go beside its data, under a
-// lock or in a transaction, implements [quota.Store] itself: it reads an [Item] for each charge, calls [Apply], and
+// It has every algorithm, lists of charges, request ids and retries. A database with transactions is a [Transactor], of one
+// method, of which [NewTransactional] makes a store with the same properties. A store that can run Go beside its data
+// implements [quota.Store] itself: it reads an [Item] for each charge, calls [Apply], and
 // writes the items that Apply marked, under the key that [AppendKey] gives, for at least Decision.ResetAfter and
 // [ExpirySlack]. Package conformance checks either kind.
 //

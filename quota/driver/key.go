@@ -1,6 +1,10 @@
 package driver
 
-import "github.com/fleetquota/fleetquota/quota"
+import (
+	"strings"
+
+	"github.com/fleetquota/fleetquota/quota"
+)
 
 // AppendKey appends the text under which stores keep a limit and key, and returns the extended slice:
 // "{group}/rest:limit", or "{group}:limit" where the key is one segment. Braces, '%', ':', spaces and control bytes of
@@ -20,6 +24,16 @@ func AppendGroup(dst []byte, group string) []byte {
 	dst = append(dst, '{')
 	dst = AppendEscaped(dst, group)
 	return append(dst, '}')
+}
+
+// KeyGroup returns the group of a key that [AppendKey] or [AppendIDKey] made, escaped as in it: keys of one group have one
+// text, which a database can use as a partition key. It is "" for any other text.
+func KeyGroup(key string) string {
+	end := strings.IndexByte(key, '}')
+	if end < 1 || key[0] != '{' {
+		return ""
+	}
+	return key[1:end]
 }
 
 func special(c byte) bool {

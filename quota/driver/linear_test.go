@@ -105,7 +105,7 @@ func TestLinearizable(t *testing.T) {
 						if kind == "cas" {
 							kv := newKV(c.Micros)
 							kv.beforeSwap = runtime.Gosched
-							s = newCAS(t, kv, &driver.CASOptions{Attempts: 1000})
+							s = newCAS(t, kv, &driver.Options{Attempts: 1000})
 						}
 						history := make([][]porcupine.Operation, clients)
 						var tick atomic.Int64
@@ -159,7 +159,7 @@ func TestExactBudget(t *testing.T) {
 	testkit.EachRule(t, capacity, 1000*time.Hour, func(t *testing.T, l *quota.Limit) {
 		eachStore(t, func(t *testing.T, s quota.Store, _ *testkit.Clock) {
 			if _, graded := s.(driver.Graded); graded {
-				s = newCAS(t, newKV(testkit.NewClock().Micros), &driver.CASOptions{Attempts: 100_000})
+				s = newCAS(t, newKV(testkit.NewClock().Micros), &driver.Options{Attempts: 100_000})
 			}
 			var admitted atomic.Int64
 			synctest.Test(t, func(t *testing.T) {

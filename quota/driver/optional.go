@@ -32,6 +32,16 @@ type Prompt interface {
 	Prompt() bool
 }
 
+// A Clocked store has a time of its own, which a test moves, and callers that wait follow it: quotatest.Store is one. Stores
+// of programs have no such methods, for their callers wait by the time of the process.
+type Clocked interface {
+	// Now returns the store's time, at which it decides.
+	Now() time.Time
+	// After returns a channel that gets an element, or is closed, once the store's time is d after from, or later. The
+	// caller calls stop when it does not read the channel any more.
+	After(from time.Time, d time.Duration) (due <-chan time.Time, stop func())
+}
+
 // A Placed store keeps its keys on several nodes, and says which of them will decide a charge. Nodes fail one by one, so
 // policies may keep what they know of failures by node. A store without these methods is one node.
 type Placed interface {

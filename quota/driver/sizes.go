@@ -6,7 +6,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// What a store must bear. The texts of [AppendKey], [AppendIDKey] and [Item.AppendText], and those that [NewCAS] and
+// The sizes that a store must bear. The texts of [AppendKey], [AppendIDKey] and [Item.AppendText], and those that [NewCAS] and
 // [NewTransactional] give a database, are no larger.
 const (
 	// MaxStoredKey is the longest key, in bytes. Keys are UTF-8 without spaces and control characters of ASCII. Most have

@@ -2,11 +2,7 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"slices"
-	"strings"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -40,7 +36,7 @@ type Transactor interface {
 // [Transactor]. A change has the Revision of the entry that it was given.
 type Decide = func(entries []Entry, now quota.Micros) ([]Change, error)
 
-// Access says what a transaction is about. It must not be modified, nor used after Transact returned.
+// Access describes a transaction. It must not be modified, nor used after Transact returned.
 type Access struct {
 	// Keys are the keys that are read and may be written: 1 to MaxEntries, sorted by their bytes, each once. A store that
 	// locks them in this order has no deadlocks of its own making.
@@ -52,196 +48,37 @@ type Access struct {
 
 // Options are the options of NewTransactional and NewCAS. The zero value, and nil, take the defaults.
 type Options struct {
-	// Atomicity says how many keys the database reaches in one step; a longer list is ErrCrossSlot.
+	// Atomicity says how many keys the database reaches in one step; a longer list is ErrCrossSlot, unless it is split.
 	Atomicity Atomicity
+	// Split has a list that the database does not decide in one step decided in several, as the stores on Redis Cluster do: by
+	// groups with OneGroup, by keys with OneKey. If one part denies, the charges of the others are given back, so a
+	// denied list may have held tokens for a moment, see Decision.Split. A list with a request id is not split, nor are
+	// alternatives: a [quota.Limiter] asks for them one after the other, each as a list.
+	Split bool
 	// Attempts bounds the attempts that are made for one decision; 0 is 16. Then the decision is ErrConflict.
 	Attempts int
 }
 
-// CASOptions are the options of NewCAS.
-type CASOptions = Options
-
 // NewTransactional returns a Store over a Transactor. It has every algorithm, lists of charges, request ids, and the
-// classes of errors; it decides with [Apply]. A transaction that another one overtook is tried again after a short
-// random pause. Close closes t if it is an [io.Closer].
+// classes of errors; it decides with [Apply].
+//
+// A key has one transaction at a time. Calls that come meanwhile wait, and go together in the next transaction: they are decided
+// on one reading, in the order in which they came, and written at once. A caller waits no longer than its context: one that
+// leaves before its charge was decided is not charged, and after that its outcome is unknown. A call that finds its keys
+// free waits for none, and its Transact has its own context; the transaction of calls that waited has one of its own, which
+// ends at the latest of their deadlines. The same holds for Load and Swap of a KV.
+//
+// A transaction that another process overtook is tried again after a short random pause, until it has been tried
+// Options.Attempts times, or the deadline leaves no time for another attempt. Then the error is [quota.ErrConflict].
+//
+// A panic of an algorithm is the error of the call that it decided; the other calls of the transaction are decided. One of t
+// is the error of all calls of the transaction.
+//
+// The Store is a [Graded], and a [StatsReporter]; it is [Prompt] if t says so, and a [HealthReporter] if t is one. Close
+// refuses the calls that wait, closes t if it is an [io.Closer], and waits for the transactions of calls that waited.
 func NewTransactional(t Transactor, o *Options) (quota.Store, error) {
 	if t == nil {
 		return nil, fmt.Errorf("quota: %w: t is nil; accepted: a Transactor", quota.ErrInvalid)
 	}
 	return newStore(t, t, o)
-}
-
-func newStore(t Transactor, given any, o *Options) (*store, error) {
-	if o == nil {
-		o = &Options{}
-	}
-	switch {
-	case o.Attempts < 0:
-		return nil, fmt.Errorf("quota: %w: Options.Attempts is %d; accepted: 0 or more", quota.ErrInvalid, o.Attempts)
-	case o.Atomicity > OneKey:
-		return nil, fmt.Errorf("quota: %w: Options.Atomicity is %d; accepted: AnyKeys, OneGroup or OneKey", quota.ErrInvalid, o.Atomicity)
-	}
-	s := &store{transactor: t, atomicity: o.Atomicity, attempts: o.Attempts}
-	if s.attempts == 0 {
-		s.attempts = 16
-	}
-	s.closer, _ = given.(io.Closer)
-	return s, nil
-}
-
-// store is the Store of both adapters.
-type store struct {
-	transactor Transactor
-	closer     io.Closer
-	atomicity  Atomicity
-	attempts   int
-	gate       Gate
-}
-
-func (s *store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	var out [1]quota.Decision
-	if err := s.TakeAll(ctx, []quota.Charge{c}, out[:]); err != nil {
-		return quota.Decision{}, err
-	}
-	return out[0], nil
-}
-
-func (s *store) Close() error {
-	if s.gate.Close() && s.closer != nil {
-		return s.closer.Close()
-	}
-	return nil
-}
-
-// Atomicity says how far the store decides several keys in one step.
-func (s *store) Atomicity() Atomicity { return s.atomicity }
-
-func (s *store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.gate.Ready(ctx); err != nil {
-		return err
-	}
-	keys, err := s.keys(cs)
-	if err != nil {
-		return err
-	}
-	t := &transaction{cs: cs, out: out, access: Access{Keys: slices.Clone(keys), Peek: OnlyPeeks(cs)}}
-	slices.Sort(t.access.Keys)
-	t.access.Keys = slices.Compact(t.access.Keys) // alternatives may have keys in common
-	t.places = make([]int, len(keys))
-	for i, key := range keys {
-		t.places[i], _ = slices.BinarySearch(t.access.Keys, key)
-	}
-	for attempt := 0; attempt < s.attempts; attempt++ {
-		if attempt > 0 {
-			if err := pause(ctx, attempt); err != nil {
-				return err
-			}
-		}
-		if err = t.run(ctx, s.transactor); !errors.Is(err, quota.ErrConflict) || errors.Is(err, quota.ErrIndeterminate) {
-			return err
-		}
-	}
-	return fmt.Errorf("quota: %w: %d attempts at %s lost, the last one with: %w", quota.ErrConflict, s.attempts, cs[0].Limit.Name(), err)
-}
-
-// keys returns the keys of the charges, and as the last one the key of their request id if they carry one.
-func (s *store) keys(cs []quota.Charge) ([]string, error) {
-	keys := make([]string, 0, len(cs)+1)
-	for i := range cs {
-		if i > 0 && (s.atomicity == OneKey || s.atomicity == OneGroup && quota.Group(cs[i].Key) != quota.Group(cs[0].Key)) {
-			return nil, fmt.Errorf("quota: %w: this store decides fewer keys in one step", quota.ErrCrossSlot)
-		}
-		keys = append(keys, string(AppendKey(nil, cs[i].Limit.Name(), cs[i].Key)))
-	}
-	if id := cs[0].ID; id != "" {
-		if s.atomicity == OneKey {
-			return nil, fmt.Errorf("quota: %w: a request id needs a store that decides two keys in one step", quota.ErrCrossSlot)
-		}
-		keys = append(keys, string(AppendIDKey(nil, quota.Group(cs[0].Key), id)))
-	}
-	return keys, nil
-}
-
-// transaction is one transaction of a store.
-type transaction struct {
-	access  Access
-	cs      []quota.Charge
-	out     []quota.Decision
-	places  []int // of the charges' keys in access.Keys, then of the request id's
-	decided bool
-	writes  bool // decide returned changes
-}
-
-// run makes one attempt.
-func (t *transaction) run(ctx context.Context, by Transactor) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	t.decided, t.writes = false, false
-	err := by.Transact(ctx, &t.access, t.decide)
-	switch {
-	case err == nil && !t.decided:
-		return fmt.Errorf("quota: %w: Transact returned nil and did not call decide", quota.ErrMisconfigured)
-	case err == nil:
-		return nil
-	case t.writes:
-		return Classify(err, quota.ErrIndeterminate)
-	case ctx.Err() != nil:
-		return ctx.Err()
-	}
-	return Classify(err, quota.ErrUnavailable)
-}
-
-// decide is the Decide of the transaction.
-func (t *transaction) decide(entries []Entry, now quota.Micros) ([]Change, error) {
-	t.decided, t.writes = true, false
-	if len(entries) != len(t.access.Keys) {
-		return nil, fmt.Errorf("quota: %w: decide got %d entries for %d keys", quota.ErrMisconfigured, len(entries), len(t.access.Keys))
-	}
-	withID := len(t.places) > len(t.cs)
-	if withID {
-		if record := entries[t.places[len(t.cs)]].Value; record != "" {
-			return nil, parseGrant(record, t.cs, t.out)
-		}
-	}
-	items := make([]Item, len(t.cs))
-	for i := range items {
-		var err error
-		if items[i], err = ParseItem(entries[t.places[i]].Value); err != nil {
-			return nil, err
-		}
-	}
-	if err := Apply(t.cs, items, now, t.out); err != nil {
-		return nil, err
-	}
-	changes := make([]Change, 0, len(entries))
-	written := false
-	for i := range items {
-		if again(t.cs, i) {
-			if !items[i].Write {
-				continue
-			}
-			changes = slices.DeleteFunc(changes, func(c Change) bool { return c.Old.Key == entries[t.places[i]].Key })
-		}
-		old := entries[t.places[i]]
-		c := Change{Old: old, Value: old.Value, TTL: ttl(t.out[i].ResetAfter)}
-		if items[i].Write {
-			written = true
-			c.Value = ""
-			if !items[i].State.IsZero() {
-				c.Value = string(items[i].AppendText(nil))
-			}
-		}
-		changes = append(changes, c)
-	}
-	if withID && quota.Granted(t.out) && !t.access.Peek {
-		written = true
-		changes = append(changes, Change{Old: entries[t.places[len(t.cs)]], Value: string(appendGrant(nil, t.cs, t.out)), TTL: quota.IDWindow})
-	}
-	if !written {
-		return nil, nil
-	}
-	slices.SortFunc(changes, func(a, b Change) int { return strings.Compare(a.Old.Key, b.Old.Key) })
-	t.writes = true
-	return changes, nil
 }

@@ -184,7 +184,9 @@ func Conformance(t *testing.T, name string) {
 			})
 		})
 	}
-	server := func(t *testing.T) target { return reach(target{}, func() target { return single(redisserver.Start(t)) }) }
+	server := func(t *testing.T) target {
+		return reach(target{}, func() target { return single(redisserver.Start(t)) })
+	}
 	run("on a server", engine.BatchAuto, server) // which learns that there is one server, and promises one group
 	run("in any batches", engine.BatchAll, server)
 	run("on a cluster", engine.BatchAuto, func(t *testing.T) target {

@@ -34,18 +34,38 @@ func (l library) mini(t testing.TB) (*miniredis.Miniredis, *data, func(engine.Op
 	return m, s, open
 }
 
-// miniConformance runs the suite that every store passes. Its Lua is slow: how the charges of several keys are batched
-// there is tested by the whole suite only where the tests run at full size, and else by miniBatches.
+// Miniredis is slow, for its Lua is, and a client has little to do with it. So tests that only compute there run with one
+// client, but where the tests run at full size.
+func (l library) only(t *testing.T, name string) {
+	t.Helper()
+	if l.name != name && !testenv.Full() {
+		t.Skipf("this test runs with %s, and with %s at full size", name, l.name)
+	}
+}
+
+// miniConformance runs the suite that every store passes. How the charges of several keys are batched is tested by the
+// whole suite only where the tests run at full size, and else by miniBatches. The race detector makes miniredis ten times as
+// slow, and ./test runs this without it.
 func miniConformance(t *testing.T, l library) {
+	l.only(t, "rueidis")
+	if testenv.Race && !testenv.Full() {
+		t.Skip("this test runs without the race detector, and with it at full size")
+	}
 	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
 	ways := map[string]engine.Batching{"auto": engine.BatchAuto}
+	var exempt []conformance.Exemption
 	if testenv.Full() {
 		ways["all"] = engine.BatchAll
+	} else {
+		for _, long := range []string{"S2/every length", "C1/thousands", "C1/largest keys", "C1/ids that meet", "C3/thousands", "C3/handles"} {
+			exempt = append(exempt, conformance.Exemption{Rule: long, Reason: "it takes minutes on miniredis, and runs at full size"})
+		}
 	}
 	for name, batching := range ways {
 		t.Run(name, func(t *testing.T) {
 			conformance.Run(t, conformance.Harness{
-				Name: l.name + " on miniredis",
+				Name:   l.name + " on miniredis",
+				Exempt: exempt,
 				Open: func(t testing.TB, o conformance.Opening) quota.Store {
 					s, err := c.open(engine.Options{Prefix: o.Data + ":", Batching: batching, Clock: o.Clock})
 					ok(t, err)
@@ -73,6 +93,7 @@ func miniDifferential(t *testing.T, l library) {
 
 // miniBatches does the same with charges that go together.
 func miniBatches(t *testing.T, l library) {
+	l.only(t, "goredis")
 	_, server, open := l.mini(t)
 	replayBatches(t, l, server, open, volume(4_000, 80_000))
 }

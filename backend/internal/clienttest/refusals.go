@@ -342,7 +342,7 @@ func anotherRule(t *testing.T, l library) {
 	} {
 		err := call()
 		is(t, name, err, quota.ErrMisconfigured)
-		for _, part := range []string{before.Spec().Rule.String(), after.Spec().Rule.String(), `limit "same"`, "another name"} {
+		for _, part := range []string{before.Spec().Rule.String(), after.Spec().Rule.String(), `limit "same`, "another name"} {
 			if err == nil || !strings.Contains(err.Error(), part) {
 				t.Errorf("%s: got error %v, want one that says %s", name, err, part)
 			}

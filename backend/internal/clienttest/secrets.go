@@ -163,12 +163,7 @@ func userIsNotNamed(t *testing.T, l library) {
 
 // masterNamedSo: a master may have the name that is its password. Errors do not show that name; go-redis logs it.
 func masterNamedSo(t *testing.T, l library) {
-	ignorant := answering(t, func(args []string) string {
-		if strings.EqualFold(args[0], "sentinel") {
-			return "*-1\r\n"
-		}
-		return "+OK\r\n"
-	})
+	ignorant := startSentinel(t, redisserver.Start(t).Port(), "port PORT") // of that name
 	for _, addr := range []string{"127.0.0.1:1", ignorant} {
 		_, err := one(l.open(t, "redis+sentinel://:hunter2@"+addr+"?master=hunter2"), "k")
 		if logged.take(); err == nil {

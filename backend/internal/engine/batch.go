@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/fleetquota/fleetquota/internal/panics"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -202,7 +203,7 @@ func (s *Store) decideCall(ctx context.Context, c *call) (err error) {
 	sent := false
 	defer func() {
 		if v := recover(); v != nil {
-			err = panicked(v, "a function", sent)
+			err = panics.Error("redis", "a function", v, sent)
 		}
 	}()
 	script, args, keys := s.encode(c)
@@ -381,7 +382,7 @@ func (c *call) conclude(r Reply) error {
 				q.err = applyOne(&q.charge, &it, now, &q.decision)
 			}
 			switch {
-			case isPanic(q.err):
+			case panics.Is(q.err):
 				misfit = q.err
 				undecided = append(undecided, &q.err)
 			case q.err == nil && it.Write:
@@ -397,7 +398,7 @@ func (c *call) conclude(r Reply) error {
 		if granted {
 			changes--
 		}
-		if isPanic(q.err) {
+		if panics.Is(q.err) {
 			undecided = append(undecided, &q.err)
 			for _, k := range q.indexes {
 				if broken[k] == nil {

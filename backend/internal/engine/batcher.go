@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/panics"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -219,7 +220,7 @@ func (b *Batcher[T]) send(w *batch[T]) (timeout error) {
 	w.err = errEnded
 	defer func() {
 		if v := recover(); v != nil {
-			w.err = panicked(v, "a function", true)
+			w.err = panics.Error("redis", "a function", v, true)
 		}
 		if w.err != nil {
 			w.err = driver.Share(w.err, w)

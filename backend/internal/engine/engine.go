@@ -173,7 +173,7 @@ func (s *Store) Close() error {
 	s.all.Close()
 	s.slots.close()
 	s.end()
-	err := s.client.Close()
+	err := s.cas.Close() // and the client
 	s.batcher.Wait()
 	s.attempts.Wait()
 	s.backs.Wait()

@@ -105,6 +105,9 @@ func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 	return swapped == 1, nil
 }
 
+// Close closes the client, between the end of the calls that wait and that of the ones in flight.
+func (k *kv) Close() error { return k.s.client.Close() }
+
 // oneStep refuses keys that may be on several servers.
 func (s *Store) oneStep(n int, key func(int) string) error {
 	if s.cluster || s.anyList() {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/panics"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -150,7 +151,7 @@ var errNoRunID = fmt.Errorf("redis: %w: the server does not tell its run_id and 
 // moment.
 func final(err error) bool {
 	_, noReply := errors.AsType[*connectionError](err)
-	return !noReply && !isPanic(err) && !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrOverloaded) &&
+	return !noReply && !panics.Is(err) && !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrOverloaded) &&
 		!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 

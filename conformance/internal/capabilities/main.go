@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,15 +20,16 @@ import (
 
 func main() {
 	out := flag.String("o", "", "the file to write; without it, the standard output")
+	race := flag.Bool("race", false, "have the race detector watch")
 	flag.Parse()
-	if err := run(*out, flag.Args()); err != nil {
+	if err := run(*out, *race, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "capabilities:", err)
 		os.Exit(1)
 	}
 }
 
 // run tests the modules and writes the table, even if a test fails.
-func run(out string, modules []string) error {
+func run(out string, race bool, modules []string) error {
 	dir, err := os.MkdirTemp("", "capabilities")
 	if err != nil {
 		return err
@@ -35,9 +37,17 @@ func run(out string, modules []string) error {
 	defer os.RemoveAll(dir)
 	var failed error
 	for _, module := range modules {
-		cmd := exec.Command("go", "test", "-count", "1", "-run", "^(TestConformance|TestRun)$", "./...")
+		packages, err := tested(module)
+		if err != nil {
+			return err
+		}
+		args := []string{"test", "-count", "1", "-run", tests}
+		if race {
+			args = append(args, "-race")
+		}
+		cmd := exec.Command("go", append(args, packages...)...)
 		cmd.Dir = module
-		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1")
+		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1", "FLEETQUOTA_REQUIRE_POSTGRES=1")
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
 			failed = fmt.Errorf("go test in %s: %w", module, err)
@@ -60,6 +70,45 @@ func run(out string, modules []string) error {
 		return err
 	}
 	return failed
+}
+
+// tests are the tests that run the suite.
+const tests = "^(TestConformance|TestRun)$"
+
+// tested returns the packages of a module that have such tests. Those of nested modules are not among them.
+func tested(module string) (packages []string, err error) {
+	err = filepath.WalkDir(module, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if _, err := os.Stat(filepath.Join(path, "go.mod")); err == nil && path != module {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(text), "\nfunc TestConformance(") || strings.Contains(string(text), "\nfunc TestRun(") {
+			relative, err := filepath.Rel(module, filepath.Dir(path))
+			if err != nil {
+				return err
+			}
+			if name := "./" + filepath.ToSlash(relative); !slices.Contains(packages, name) {
+				packages = append(packages, name)
+			}
+		}
+		return nil
+	})
+	if err == nil && len(packages) == 0 {
+		err = fmt.Errorf("no package of %s has a test called TestConformance", module)
+	}
+	return packages, err
 }
 
 // read returns the reports in a directory, by name of the backend.
@@ -92,7 +141,7 @@ func read(dir string) ([]conformance.Report, error) {
 func write(w io.Writer, reports []conformance.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Capabilities of the backends\n\nFound by the conformance suite, version %s; `go generate ./conformance` writes this file.\n\n", reports[0].Suite)
-	b.WriteString("| backend | keys in one step | shared | request ids | verdicts | clock can be set | prompt | faults injected |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| backend | keys in one step | shared | request ids | verdicts | clock | clock can be set | prompt | faults injected | processes | race detector |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range reports {
 		has := func(f conformance.Feature) string {
 			return yes(!slices.ContainsFunc(r.Lacks, func(l conformance.Lack) bool { return l.Feature == f }))
@@ -101,7 +150,19 @@ func write(w io.Writer, reports []conformance.Report) error {
 		if has(conformance.Exact) == no {
 			verdicts = "bounds"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Backend, r.Atomicity, has(conformance.Shared), has(conformance.IDs), verdicts, has(conformance.Clock), yes(r.Prompt), yes(r.Faults))
+		clock := "the server's"
+		switch {
+		case has(conformance.Shared) == no:
+			clock = "its own"
+		case has(conformance.ServerClock) == no:
+			clock = "each client's"
+		}
+		processes := "one"
+		if r.Processes {
+			processes = "two"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Backend, r.Atomicity, has(conformance.Shared), has(conformance.IDs), verdicts,
+			clock, has(conformance.Clock), yes(r.Prompt), yes(r.Faults), processes, yes(r.Race))
 	}
 	b.WriteString("\nRules, as the package documentation numbers them: passed, passed in part (some cases were not tested), not tested, **failed**, or – where a rule does not concern a backend.\n\n")
 	var rules []string

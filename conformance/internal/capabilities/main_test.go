@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,11 +14,11 @@ import (
 func TestTable(t *testing.T) {
 	dir := t.TempDir()
 	for name, r := range map[string]conformance.Report{
-		"one": {Suite: "9.9", Backend: "b", Atomicity: "any keys", Prompt: true, Results: []conformance.Result{
+		"one": {Suite: "9.9", Backend: "b", Atomicity: "any keys", Prompt: true, Processes: true, Race: true, Results: []conformance.Result{
 			{Rule: "S1", Name: "Meaning", Case: "x", Outcome: conformance.Passed},
 			{Rule: "S2", Name: "AllOrNothing", Case: "y", Outcome: conformance.Failed, Text: "wrong"},
 		}},
-		"two": {Suite: "9.9", Backend: "a", Atomicity: "one key", Lacks: []conformance.Lack{{Feature: conformance.Exact, Reason: "leases"}}, Results: []conformance.Result{
+		"two": {Suite: "9.9", Backend: "a", Atomicity: "one key", Lacks: []conformance.Lack{{Feature: conformance.Exact, Reason: "leases"}, {Feature: conformance.ServerClock, Reason: "a file"}}, Results: []conformance.Result{
 			{Rule: "S1", Name: "Meaning", Case: "x", Outcome: conformance.Skipped, Text: "leases"},
 			{Rule: "S2", Name: "AllOrNothing", Case: "y", Outcome: conformance.Passed},
 			{Rule: "S2", Name: "AllOrNothing", Case: "z", Outcome: conformance.Skipped, Text: "nothing to freeze"},
@@ -43,7 +44,7 @@ func TestTable(t *testing.T) {
 	}
 	for _, want := range []string{
 		"version 9.9",
-		"| a | one key | yes | yes | bounds | yes | no | no |\n| b | any keys | yes | yes | exact | yes | yes | no |\n",
+		"| a | one key | yes | yes | bounds | each client's | yes | no | no | one | no |\n| b | any keys | yes | yes | exact | the server's | yes | yes | no | two | yes |\n",
 		"| backend | S1 | S2 | C7 |\n|---|---|---|---|\n| a | not tested | in part | – |\n| b | passed | **failed** | – |\n",
 		"- nothing to freeze: S2 (z), S2 (w)\n",
 	} {
@@ -53,5 +54,33 @@ func TestTable(t *testing.T) {
 	}
 	if _, err := read(t.TempDir()); err == nil {
 		t.Error("read of an empty directory: got no error, want one")
+	}
+}
+
+// The packages are those of the module that run the suite.
+func TestTested(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"go.mod":                "module m",
+		"a/a_test.go":           "package a\n\nfunc TestConformance(t *testing.T) {}\n",
+		"b/b_test.go":           "package b\n\nfunc TestOther(t *testing.T) {}\n",
+		"c/c_test.go":           "package c\n\nfunc TestRun(t *testing.T) {}\n",
+		"nested/go.mod":         "module n",
+		"nested/nested_test.go": "package nested\n\nfunc TestConformance(t *testing.T) {}\n",
+	} {
+		path := filepath.Join(dir, name)
+		err := os.MkdirAll(filepath.Dir(path), 0o700)
+		if err == nil {
+			err = os.WriteFile(path, []byte(text), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := tested(dir); err != nil || !slices.Equal(got, []string{"./a", "./c"}) {
+		t.Errorf("packages: got %v, error %v, want ./a and ./c", got, err)
+	}
+	if _, err := tested(filepath.Join(dir, "b")); err == nil {
+		t.Error("packages of a module without such a test: got no error, want one")
 	}
 }

@@ -15,9 +15,12 @@ import (
 
 // Data is the data of one name, which its handles share: the server.
 type Data struct {
+	latest quota.Micros // of a store that goes by its clients\' clocks, and never back
 	mu     sync.Mutex
 	items  map[string]item
 	grants map[string]grant
+	opened atomic.Int64 // handles
+	order  []string     // of items or grants, for mutants that forget the oldest
 }
 
 type item struct {
@@ -36,6 +39,7 @@ func NewData() *Data { return &Data{items: map[string]item{}, grants: map[string
 
 // parts are the parts of a store. A mutant is a sound store with one part replaced.
 type parts struct {
+	fault bool // whether the mutant has its fault, or is the repaired twin
 	// In the client: the check before a call, the answer, and the transport.
 	ready func(s *Handle, ctx context.Context) error
 	reply func(cs []quota.Charge, out []quota.Decision, err error) error
@@ -47,7 +51,9 @@ type parts struct {
 	load   func(s *Handle, it item, now quota.Micros) driver.Item
 	apply  func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error
 	life   func(reset time.Duration) time.Duration
-	gap    func(d *Data) // between reading and writing
+	gap    func(d *Data)                      // between reading and writing
+	begin  func(cs []quota.Charge)            // when a call begins, under the lock
+	done   func(s *Handle, cs []quota.Charge) // when a call was decided, under the lock
 	recall func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error
 	record func(cs []quota.Charge, out []quota.Decision) (grant, bool)
 	window time.Duration
@@ -75,7 +81,9 @@ func sound() parts {
 		life: func(reset time.Duration) time.Duration {
 			return min(reset, quota.Never-driver.ExpirySlack) + driver.ExpirySlack
 		},
-		gap: func(*Data) {},
+		gap:   func(*Data) {},
+		begin: func([]quota.Charge) {},
+		done:  func(*Handle, []quota.Charge) {},
 		recall: func(_ *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 			if !slices.EqualFunc(g.charges, cs, driver.SameCharge) {
 				return fmt.Errorf("mutant: %w: the id was granted to other charges", quota.ErrInvalid)
@@ -100,19 +108,18 @@ type Handle struct {
 	data   *Data
 	clock  func() time.Time
 	grade  driver.Atomicity
-	serial int64
+	serial int64 // of the handles on the data, from 1
 	gate   driver.Gate
 	link   link
 }
 
-var serial atomic.Int64
-
-// Open returns a handle that uses a clock; nil stands for the machine's.
-func (m *Store) Open(d *Data, clock func() time.Time) *Handle {
+// Open returns a handle, with the fault or of the repaired twin. It uses a clock; nil stands for the machine's.
+func (m *Store) Open(d *Data, clock func() time.Time, fault bool) *Handle {
 	if clock == nil {
 		clock = time.Now
 	}
-	s := &Handle{parts: sound(), grade: m.Grade, data: d, clock: clock, serial: serial.Add(1)}
+	s := &Handle{parts: sound(), grade: m.Grade, data: d, clock: clock, serial: d.opened.Add(1)}
+	s.fault = fault
 	if m.alter != nil {
 		m.alter(&s.parts)
 	}
@@ -160,6 +167,7 @@ func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
 	d := s.data
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.begin(cs)
 	now := s.now(s)
 	if g, ok := d.grants[s.id(s, &cs[0])]; ok && cs[0].ID != "" && now <= g.until {
 		return s.recall(s, g, cs, out)
@@ -188,6 +196,7 @@ func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
 			d.grants[s.id(s, &cs[0])] = g
 		}
 	}
+	s.done(s, cs)
 	return nil
 }
 
