@@ -4,10 +4,11 @@
 -- KEYS: the keys of the charges, each once; and last the key of a request id, if the only list has one.
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
--- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
--- its charges, with op 8 higher of a shadow, and ';' between alternatives, of which the first that fits is charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
--- the record of a grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number
--- for each charge, see grant.go.
+-- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges,
+-- with op 8 higher of a shadow, and 16 higher of the first charge of a further alternative, of which the first that fits is
+-- charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of the record of a
+-- grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number for each charge, see
+-- grant.go.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
@@ -107,20 +108,25 @@ if lists > 0 then
   end
   local changed = {}
   for i = j, j + lists - 1 do
-    local charges, new, sound, from, to = {}, {}, true
-    for part in gmatch(A[i], '[^;]+') do
-      local first, all = #charges + 1, true
-      for k, op, cost, at, keep in gmatch(part, '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
-        local c = {k + 0, op + 0, cost + 0, at + 0}
-        local shadow = c[2] >= 8
+    local charges, new, all, sound = {}, {}, true, true
+    local first, from, to = 1 -- of the charges of an alternative; of those that are made
+    for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
+      local c = {k + 0, op + 0, cost + 0, at + 0}
+      local shadow = c[2] >= 8
+      if shadow then
+        if c[2] >= 16 then
+          if all and not from then from, to = first, #charges end
+          first, all, c[2] = #charges + 1, true, c[2] - 16
+          shadow = c[2] >= 8
+        end
         if shadow then c[2] = c[2] - 8 end
-        local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
-        charges[#charges + 1], new[#new + 1] = c, d or false
-        sound = sound and d
-        all = all and d and (d[1] or shadow)
       end
-      if all and not from then from, to = first, #charges end
+      local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
+      charges[#charges + 1], new[#new + 1] = c, d or false
+      sound = sound and d
+      all = all and d and (d[1] or shadow)
     end
+    if all and not from then from, to = first, #charges end
     if sound then
       if from then
         granted, taken = granted + 1, {}
