@@ -13,9 +13,10 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// oneGroup is a store that decides no more than one group in a step.
+// oneGroup is a store that decides no more than one group in a step, or one key.
 type oneGroup struct {
 	quota.Store
+	key   bool
 	fail  error // of the nth list of one group, counted from 1
 	nth   int
 	lists int
@@ -25,7 +26,7 @@ func (s *oneGroup) Atomicity() driver.Atomicity { return driver.OneGroup }
 
 func (s *oneGroup) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	for _, c := range cs {
-		if quota.Group(c.Key) != quota.Group(cs[0].Key) {
+		if quota.Group(c.Key) != quota.Group(cs[0].Key) || s.key && c.Key != cs[0].Key {
 			return fmt.Errorf("a test: %w", quota.ErrCrossSlot)
 		}
 	}
@@ -140,13 +141,15 @@ func TestTakeFirstRepeats(t *testing.T) {
 }
 
 // An id does not cover lists that are tried one after the other: the list that a repeat would try first may fit by then.
-func TestTakeFirstWithIDOverGroups(t *testing.T) {
+func TestTakeFirstWithIDInOrder(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	store := &oneGroup{Store: local.New(nil)}
+	store := &oneGroup{Store: local.New(nil), key: true}
 	lim := newLimiter(t, store, l, nil)
-	_, err := lim.TakeFirst(bg, []quota.Charge{{Key: "a", Cost: 11, ID: "x"}}, []quota.Charge{{Key: "b", Cost: 1, ID: "x"}})
-	if !errors.Is(err, quota.ErrCrossSlot) || store.lists != 0 {
-		t.Errorf("got %v after %d lists, want ErrCrossSlot after none", err, store.lists)
+	for _, keys := range [][2]string{{"a", "b"}, {"g/a", "g/b"}} {
+		_, err := lim.TakeFirst(bg, []quota.Charge{{Key: keys[0], Cost: 11, ID: "x"}}, []quota.Charge{{Key: keys[1], Cost: 1, ID: "x"}})
+		if !errors.Is(err, quota.ErrCrossSlot) || store.lists != 0 {
+			t.Errorf("%q: got %v after %d lists, want ErrCrossSlot after none", keys, err, store.lists)
+		}
 	}
 }
 

@@ -87,6 +87,20 @@ func TestFail(t *testing.T) {
 	if err := s.TakeAll(bg, cs, out); err != nil || out[0] != open || out[1] != from(never, quota.FromOpen) || quota.Granted(out) {
 		t.Errorf("a list: got %+v, %v; want %+v and a denial for ever", out, err, open)
 	}
+	// Of alternatives, and of a denied list, no tokens are said to be charged that were not.
+	for name, c := range map[string]struct {
+		costs   [2]int64
+		charged [2]int64
+		lists   [2]uint8
+	}{"the first fits": {[2]int64{5, 5}, [2]int64{5, 0}, [2]uint8{1, 2}}, "the second fits": {[2]int64{101, 5}, [2]int64{0, 5}, [2]uint8{1, 2}}, "a list": {[2]int64{5, 101}, [2]int64{0, 0}, [2]uint8{}}} {
+		cs := []quota.Charge{charge(0), {Limit: limit, Key: "b"}}
+		for i := range cs {
+			cs[i].Op, cs[i].Cost, cs[i].Least, cs[i].Alternative = quota.OpUpTo, c.costs[i], c.costs[i], c.lists[i]
+		}
+		if err := s.TakeAll(bg, cs, out); err != nil || out[0].Charged != c.charged[0] || out[1].Charged != c.charged[1] {
+			t.Errorf("up to, %s: got %+v, %v; want charged %v", name, out, err, c.charged)
+		}
+	}
 	cs[1].Op = quota.OpRefund
 	wantErr(t, s.TakeAll(bg, cs, out), quota.ErrUnavailable)
 	// The receipt of an open decision gives nothing back.
