@@ -63,5 +63,5 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 // Hash returns a hash of a charge's limit and key, for tables in the memory of a process. Hashes of one seed, within one
 // process, compare.
 func Hash(seed maphash.Seed, c *quota.Charge) uint64 {
-	return maphash.String(seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
+	return maphash.Comparable(seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
 }
