@@ -28,8 +28,8 @@ type Options struct {
 	// or wrong charges, and of a settle or refund that failed. nil logs with slog.Error, one a second at most, with the number
 	// of those left out. It may be called concurrently, must not keep the request, and is not told of clients that left.
 	Error func(r *http.Request, err error)
-	// Refund gives back all that a request was charged if it reports true for the status of the answer, unless the handler or Settle
-	// said what was used. A panic counts as 500. nil gives nothing back.
+	// Refund gives a request's charges back if it reports true for the status of the answer, unless the handler or Settle said the
+	// cost. A panic counts as 500. nil gives nothing back.
 	Refund func(status int) bool
 	// Settle settles the charges to limits of these names to the tokens that the answer says were used, such as
 	// {"tokens": Usage.Tokens}, unless the handler did. The answer is JSON, or a stream of events, as OpenAI and Anthropic write
