@@ -1,5 +1,5 @@
 // Package quotahttp puts limits on net/http: a middleware that charges each request before its handler runs, and answers 429
-// where a limit denies it.
+// where a limit denies it, and a transport for clients that behave.
 //
 //	minute, err := algorithm.ParseLimit("minute: 100/1m sliding")
 //	if err != nil {
@@ -42,6 +42,11 @@
 // A charge may be an estimate. The handler says the actual cost by [From] and [Receipt.Settle], or Options.Settle reads it in the
 // answer. When the handler is over, also by a panic or because its client left, all corrections are made in one call, which
 // outlives the request's context. A handler that said nothing keeps the estimate charged.
+//
+// # Clients
+//
+// [NewTransport] is the other side: it waits for quota before it sends a request, and holds off a whole fleet as long as a server
+// says.
 //
 // # Concurrency
 //

@@ -149,7 +149,7 @@ func (m *middleware) over(r *http.Request, receipt *Receipt, answer *writer, ret
 	if len(corrections) == 0 {
 		return
 	}
-	if _, err := m.limiter.TakeAll(context.WithoutCancel(r.Context()), corrections...); err != nil {
+	if _, err := m.limiter.TakeAll(r.Context(), corrections...); err != nil { // corrections outlive the context
 		m.o.Error(r, err)
 	}
 }
