@@ -22,7 +22,7 @@
 // S1 to S8 are the rules of [quota.Store], with its numbers:
 //
 //	S1 Meaning       verdicts are those of driver.Apply on the stored states at one time, the store's
-//	S2 AllOrNothing  a list is charged whole or not at all
+//	S2 AllOrNothing  a list is charged whole or not at all, and of alternatives the first that fits alone
 //	S3 Traceless     a denied list and a peek change nothing
 //	S4 AtMostOnce    a call that returns nil charged once; one that returns an error charged nothing, unless the error is ErrIndeterminate
 //	S5 Forgetting    state is kept at least until its ResetAfter has passed
@@ -38,7 +38,7 @@
 //	C4 Atomic   calls at the same time are decided as in some order, one after the other
 //	C5 Bounds   never more is admitted than the limit allows, and never less
 //	C6 Graded   a list beyond Atomicity is ErrCrossSlot, decided in one step all the same, or taken in parts
-//	            that are given back and marked Split
+//	            that are given back and marked Split; alternatives beyond it are never taken in parts
 //	C7 Prompt   a store that says it is prompt returns by its context's deadline
 //	C8 Misfit   state of another rule under a limit's name is ErrMisconfigured, and stays as it is
 //	C9 Listing  every key that stays is listed, under its limit, in pages of the size, and no key that the listing does

@@ -55,7 +55,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	case err == errNoRoom:
 		for i := range here {
 			out[i] = quota.Decision{
-				Source: quota.FromFallback, Shadow: here[i].Shadow, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
+				Source: quota.FromFallback, Shadow: here[i].Shadow, Alternative: here[i].Alternative, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
 		return nil

@@ -135,7 +135,7 @@ func (s *store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
-	if s.split && s.crosses(cs) {
+	if s.split && cs[0].Alternative == 0 && s.crosses(cs) {
 		return (&splitter{store: s, cs: cs, out: out}).take(ctx)
 	}
 	k := &call{cs: cs, out: out}

@@ -228,6 +228,11 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 			return err
 		}
 		s.counts(cs[i].Key)
+		for j := 0; cs[i].Alternative > 1 && j < i; j++ { // a key has one plan in a call
+			if cs[j].Key == cs[i].Key && cs[j].Limit.Handle() == cs[i].Limit.Handle() {
+				q.targets[i].plan = q.targets[j].plan
+			}
+		}
 	}
 	if s.o.Strict {
 		if n := len(s.partsOf(q, s.sameSlot)); n > 1 {
@@ -247,6 +252,9 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		// Nothing ran: the server is one of several after all.
 	}
 	if parts := s.partsOf(q, s.together); len(parts) > 1 {
+		if cs[0].Alternative > 0 {
+			return fmt.Errorf("redis: %w: the keys of the alternatives may be on several servers", quota.ErrCrossSlot)
+		}
 		return s.takeSplit(ctx, q, parts)
 	}
 	return s.decide(ctx, q)
