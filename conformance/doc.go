@@ -75,7 +75,8 @@
 // # Processes, and the race detector
 //
 // Harness.Process has the suite charge by two processes. Run the test with -race too: a store that writes to the caller's
-// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers.
+// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers. Random
+// searches are shorter then.
 //
 // # Reports
 //
