@@ -8,10 +8,9 @@ import (
 )
 
 // A Rule makes the charges of a request. No charges and no error skip the rule; an error refuses the request
-// with status
-// 500. A charge without a limit goes to the limiter's own, or to that of [quota.Options.LimitFor], by the
-//      plan of the key for
-// example. A program's own function is a rule as well; it must return charges of its own at each call.
+// with the status 500. A charge without a limit goes to the limiter's own, or to that of
+// [quota.Options.LimitFor], by the plan of the key for example. A program's own function is a rule as well; it
+// must return charges of its own at each call.
 type Rule func(*http.Request) ([]quota.Charge, error)
 
 // By is the rule that takes one token of each limit for the key. Without limits it is one of the limiter's
