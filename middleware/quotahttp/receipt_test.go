@@ -16,7 +16,8 @@ func hundred(*http.Request) int64 { return 100 }
 
 func serverErrors(status int) bool { return status >= 500 }
 
-// TestReceipt: the tokens that stay charged after a handler that settles, refunds, fails, panics or says nothing.
+// TestReceipt: the tokens that stay charged after a handler that settles, refunds, fails, panics or says
+// nothing.
 func TestReceipt(t *testing.T) {
 	from := func(r *http.Request) *quotahttp.Receipt { return quotahttp.From(r.Context()) }
 	must := func(err error) {
