@@ -245,6 +245,14 @@ func (l *Limiter) fillAll(cs []Charge) (own uint64, err error) {
 	return own, Check(cs)
 }
 
+// LimitOf returns the limit of a key: that of Options.LimitFor, or the limiter's own. It fails as Take does, with ErrInvalid.
+func (l *Limiter) LimitOf(key string) (*Limit, error) {
+	if err := CheckKey(key); err != nil {
+		return nil, err
+	}
+	return l.limitOf(key)
+}
+
 // Store returns the limiter's store, with the policies around it. backend.Health asks the servers behind it for their
 // health.
 func (l *Limiter) Store() Store { return l.store }

@@ -13,7 +13,7 @@ import (
 // bytes of the state it was decided on. From these the same decisions are made again. Where it does not follow from the
 // charges how much was charged, as of OpUpTo, of shadows and of alternatives, a number for each charge comes last: 0 if it is
 // of an alternative that was not taken, 1 if it is a shadow that was not made, and else 2, and more by the tokens of an OpUpTo.
-// A key that several alternatives have has one state.
+// A script knows of no more than maxCost tokens: see replay. A key that several alternatives have has one state.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
@@ -90,7 +90,12 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
 			}
 		case quota.OpUpTo:
-			out[i].Charged = mark - 2
+			switch taken := mark - 2; {
+			case taken < maxCost:
+				out[i].Charged = taken
+			case out[i].Charged < maxCost: // the limit was one without end, which keeps no state, and is no longer
+				out[i].Charged = cs[i].Cost
+			}
 		}
 	}
 	if cs[0].Alternative > 0 {

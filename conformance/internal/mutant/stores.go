@@ -260,7 +260,7 @@ var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: dr
 
 // Stores returns the broken stores.
 func Stores() []*Store {
-	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted())
+	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted(), listings())
 }
 
 // usual are the mutants of all kinds.
@@ -883,6 +883,17 @@ func usual() []*Store {
 				return err
 			}
 		}},
+		{Name: "a record keeps no more than 2^52 tokens", Rule: "C3", Clause: "repeated faithfully", Case: "large", Says: "differing in Charged", alter: func(p *parts) {
+			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+				g, keep := sound().record(cs, out)
+				for i := range g.decisions {
+					if p.fault {
+						g.decisions[i].Charged = min(g.decisions[i].Charged, 1<<52)
+					}
+				}
+				return g, keep
+			}
+		}},
 		{Name: "a repeat tells that a shadow fitted", Rule: "C3", Clause: "repeated faithfully", Case: "shadows", Says: "differing in", alter: func(p *parts) {
 			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 				err := sound().recall(s, g, cs, out)
@@ -940,6 +951,16 @@ func usual() []*Store {
 		{Name: "an id is forgotten after four minutes", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "Replayed", alter: func(p *parts) {
 			if p.fault {
 				p.window = 4 * time.Minute
+			}
+		}},
+		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "Replayed", alter: func(p *parts) {
+			p.now = func(s *Handle) quota.Micros {
+				now := sound().now(s)
+				if p.fault && now < s.data.latest {
+					clear(s.data.grants)
+				}
+				s.data.latest = max(s.data.latest, now)
+				return now
 			}
 		}},
 		{Name: "an id is remembered by one handle alone", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "by another handle", alter: func(p *parts) {
