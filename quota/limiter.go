@@ -337,7 +337,14 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 	}
 	o.ask()
 	if err = l.askStore(ctx, cs, ds); err == nil && Granted(ds) {
+		list := uint8(0) // the alternative that was taken
+		if len(cs) > 0 && cs[0].Alternative > 0 {
+			list = ds[Decider(ds)].Alternative
+		}
 		for i := range ds {
+			if ds[i].Alternative != list {
+				continue
+			}
 			ds[i].receipt = receiptFor(&cs[i])
 			if ds[i].Charged < 0 {
 				l.gaveBack(&cs[i])
