@@ -265,7 +265,7 @@ func TestZeroDenies(t *testing.T) {
 func TestUnlimited(t *testing.T) {
 	for op := quota.OpTake; op <= quota.OpAhead; op++ {
 		for _, cost := range []int64{0, 1, 1 << 52, math.MaxInt64} {
-			s, v := algorithm.Unlimited.Decide(quota.State{}, quota.Request{Op: op, Cost: cost, At: base}, base)
+			s, v := algorithm.Unlimited.Decide(quota.State{}, quota.Request{Op: op, Cost: cost, Arg: base}, base)
 			if want := (quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: math.MaxInt64}); v != want || !s.IsZero() {
 				t.Errorf("%v of %d: got %+v %+v, want %+v and no state", op, cost, v, s, want)
 			}

@@ -53,7 +53,7 @@ func openLocalStore(n numbers, _ *target) (take, func(), error) {
 	}
 	store := local.New(nil)
 	return func(ctx context.Context, key string) (bool, error) {
-		d, err := store.Take(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1})
+		d, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1})
 		return d.Allowed, err
 	}, func() {}, nil
 }

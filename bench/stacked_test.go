@@ -34,7 +34,7 @@ func TestStacked(t *testing.T) {
 		limiter := quota.Must(quota.NewLimiter(local.New(nil), day, nil))
 		defer limiter.Close()
 		for range requests {
-			if _, err := limiter.TakeAll(ctx, quota.Charge{Limit: day, Key: "user", Cost: 1}, quota.Charge{Limit: minute, Key: "user", Cost: 1}); err != nil {
+			if _, err := limiter.ChargeAll(ctx, quota.Charge{Limit: day, Key: "user", Cost: 1}, quota.Charge{Limit: minute, Key: "user", Cost: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}

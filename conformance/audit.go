@@ -133,7 +133,7 @@ func (a *auditor) make(ctx context.Context, k *asked, event string) {
 		d, k.err = a.breaks.take(ctx, k.cs[0])
 		k.ds = []quota.Decision{d}
 	} else {
-		k.ds, k.err = a.breaks.takeAll(ctx, k.cs...)
+		k.ds, k.err = a.breaks.chargeAll(ctx, k.cs...)
 	}
 	k.known = known(ctx, k.err) || k.spread && driver.Sentinel(k.err) == quota.ErrCrossSlot
 }
@@ -150,7 +150,7 @@ func (a *auditor) pairOf(op quota.Op) []quota.Charge {
 // contend charges the pair.
 func (a *auditor) contend(ctx context.Context) {
 	cs := a.pairOf(quota.OpDebit)
-	ds, err := a.breaks.takeAll(ctx, cs...)
+	ds, err := a.breaks.chargeAll(ctx, cs...)
 	a.pair.book(a.t, ctx, cs[0], ds[0], err)
 }
 
@@ -211,7 +211,7 @@ func (a *auditor) added(k *asked) []int64 {
 	}
 	added := make([]int64, len(peeks))
 	for i, d := range a.inSteps(k.form, peeks, a.ask) {
-		added[i] = d.Limit - d.Remaining - inUse
+		added[i] = d.Capacity - d.Remaining - inUse
 	}
 	return added
 }
@@ -257,7 +257,7 @@ func (a *auditor) repeat(k *asked) {
 func (a *auditor) end() {
 	if a.first == "" {
 		got := a.ask(a.pairOf(quota.OpPeek))
-		used, least, unknown := got[0].Limit-got[0].Remaining, a.pair.charged.Load(), a.pair.unknown.Load()
+		used, least, unknown := got[0].Capacity-got[0].Remaining, a.pair.charged.Load(), a.pair.unknown.Load()
 		switch {
 		case used < least || used > least+unknown:
 			a.first = fmt.Sprintf("got: %d tokens are charged to %q; want: %d, for which calls returned nil, and up to %d more, whose outcome is unknown", used, "pair/a", least, unknown)

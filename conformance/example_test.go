@@ -70,16 +70,16 @@ func ExampleFaultyStore() {
 	charge := quota.Charge{Limit: quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(10, 10, time.Hour)))), Key: "agent-1", Cost: 4}
 
 	set(conformance.LostReply)
-	_, err := store.Take(context.Background(), charge)
+	_, err := store.Charge(context.Background(), charge)
 	fmt.Println("charged:", quota.Charged(err))
 
 	set(conformance.Refused)
-	_, err = store.Take(context.Background(), charge)
+	_, err = store.Charge(context.Background(), charge)
 	fmt.Println("charged:", quota.Charged(err))
 
 	set(conformance.NoFault)
 	charge.Op = quota.OpPeek
-	d, err := store.Take(context.Background(), charge)
+	d, err := store.Charge(context.Background(), charge)
 	fmt.Println(d.Remaining, "remain", err)
 	// Output:
 	// charged: unknown

@@ -53,7 +53,7 @@ func panics(t *trial) {
 		if driver.AtomicityOf(h.store) == driver.OneKey {
 			continue
 		}
-		if ds, err := h.takeAll(bg, quota.Charge{Limit: l, Key: "g/b", Cost: 1}, quota.Charge{Limit: bad, Key: "g/a", Cost: 1}); err == nil {
+		if ds, err := h.chargeAll(bg, quota.Charge{Limit: l, Key: "g/b", Cost: 1}, quota.Charge{Limit: bad, Key: "g/a", Cost: 1}); err == nil {
 			t.fatalf("list in which the algorithm panics: got %v, want the panic or an error", ds)
 		}
 		take("g/b")
@@ -97,7 +97,7 @@ type scene struct {
 
 func (t *trial) scenes(lists bool, good, bad *quota.Limit) (all []scene) {
 	for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
-		all = append(all, scene{op.String(), []quota.Charge{{Limit: bad, Key: "g/a", Op: op, Cost: 1, At: 0}}})
+		all = append(all, scene{op.String(), []quota.Charge{{Limit: bad, Key: "g/a", Op: op, Cost: 1, MadeAt: 0}}})
 	}
 	all = append(all, scene{"a denied take", []quota.Charge{{Limit: bad, Key: "g/a", Cost: 1 << 20}}})
 	if lists {
@@ -170,7 +170,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 			d, err = h.take(bg, cs[0])
 			ds = []quota.Decision{d}
 		} else {
-			ds, err = h.takeAll(bg, cs...)
+			ds, err = h.chargeAll(bg, cs...)
 		}
 		fell := wire.left.Load() <= 0
 		wire.set(0, nil)
@@ -179,15 +179,15 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 				t.skipf("not judged, because the store does not answer: %v", err)
 			}
 			if err != nil {
-				t.fatalf("%s, in which %s works, after %d in which it panicked: TakeAll%s:\n%s\n\twant decisions", s.name, user, call-1, show(cs), answer(ds, err))
+				t.fatalf("%s, in which %s works, after %d in which it panicked: ChargeAll%s:\n%s\n\twant decisions", s.name, user, call-1, show(cs), answer(ds, err))
 			}
 			if ds[0].Replayed {
-				t.fatalf("%s, in which %s works: TakeAll%s, an id that is new:\n%s\n\twant it not replayed", s.name, user, show(cs), answer(ds, nil))
+				t.fatalf("%s, in which %s works: ChargeAll%s, an id that is new:\n%s\n\twant it not replayed", s.name, user, show(cs), answer(ds, nil))
 			}
 			return
 		}
 		if err == nil && !whole {
-			t.fatalf("%s, in which %s panics in its use %d: TakeAll%s:\n%s\n\twant the panic or an error", s.name, user, call, show(cs), answer(ds, nil))
+			t.fatalf("%s, in which %s panics in its use %d: ChargeAll%s:\n%s\n\twant the panic or an error", s.name, user, call, show(cs), answer(ds, nil))
 		}
 		var none, all bool
 		got := make([]int64, len(cs))
@@ -195,7 +195,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 		for i := range cs {
 			got[i] = look(h, i)
 			if by := look(other, i); by != got[i] {
-				t.fatalf("%s, after %s panicked in its use %d in TakeAll%s: %q:\n\tgot  %d tokens charged by the one handle, %d by the other\n\twant the same", s.name, user, call, show(cs), cs[i].Key, got[i], by)
+				t.fatalf("%s, after %s panicked in its use %d in ChargeAll%s: %q:\n\tgot  %d tokens charged by the one handle, %d by the other\n\twant the same", s.name, user, call, show(cs), cs[i].Key, got[i], by)
 			}
 			then := used[i]
 			switch c := &cs[i]; c.Op {
@@ -214,7 +214,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 			all = all && got[i] == then
 		}
 		if !none && !all {
-			t.fatalf("%s, after %s panicked in its use %d in TakeAll%s:\n\tgot  %v tokens charged\n\twant %v, as before", s.name, user, call, show(cs), got, used)
+			t.fatalf("%s, after %s panicked in its use %d in ChargeAll%s:\n\tgot  %v tokens charged\n\twant %v, as before", s.name, user, call, show(cs), got, used)
 		}
 		copy(used, got)
 		// Each key still decides, and so do all together.
@@ -289,8 +289,8 @@ func panicsBesideOthers(t *trial) {
 			}
 			if i/2%2 == 0 { // the last charge panics, when the first is decided
 				cs[len(cs)-1].Limit = bad
-				if ds, err := hs[i].takeAll(bg, cs...); err == nil {
-					t.fatalf("TakeAll%s, in which the algorithm panics:\n%s\n\twant the panic or an error", show(cs), answer(ds, nil))
+				if ds, err := hs[i].chargeAll(bg, cs...); err == nil {
+					t.fatalf("ChargeAll%s, in which the algorithm panics:\n%s\n\twant the panic or an error", show(cs), answer(ds, nil))
 				}
 				continue
 			}
@@ -302,7 +302,7 @@ func panicsBesideOthers(t *trial) {
 					unknownLists.Add(1)
 				}
 			case !quota.Granted(ds):
-				t.fatalf("TakeAll%s, beside calls in which the algorithm panics:\n%s\n\twant a grant", show(cs), answer(ds, nil))
+				t.fatalf("ChargeAll%s, beside calls in which the algorithm panics:\n%s\n\twant a grant", show(cs), answer(ds, nil))
 			default:
 				granted.Add(1)
 				if len(cs) > 1 {

@@ -128,7 +128,7 @@ func everyLength(t *trial) {
 			for j := range cs {
 				c := &cs[j]
 				c.Limit, c.ID = l, id
-				d := quota.Decision{Allowed: true, Limit: capacity}
+				d := quota.Decision{Allowed: true, Capacity: capacity}
 				switch {
 				case c.Cost > capacity-used[c.Key]:
 					d.Allowed, d.RetryAfter = false, quota.Never

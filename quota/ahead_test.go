@@ -96,11 +96,11 @@ type noting struct {
 	asked []quota.Charge
 }
 
-func (s *noting) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *noting) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	s.mu.Lock()
 	s.asked = append(s.asked, c)
 	s.mu.Unlock()
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 func (s *noting) charges() []quota.Charge {
@@ -189,8 +189,8 @@ type slowAhead struct {
 	takes time.Duration
 }
 
-func (s *slowAhead) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
+func (s *slowAhead) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)
 	if c.Op == quota.OpAhead {
 		time.Sleep(s.takes)
 	}
@@ -265,7 +265,7 @@ func TestTakeAhead(t *testing.T) {
 			{10, time.Minute, quota.Decision{Allowed: true, Charged: 10, Remaining: -13, Delay: 13 * time.Second}},
 		} {
 			got := must[quota.Decision](t)(lim.TakeAhead(bg, "k", c.n, c.within)).Bare()
-			c.want.Limit, c.want.At, c.want.ResetAfter = 10, got.At, time.Duration(10-c.want.Remaining)*time.Second
+			c.want.Capacity, c.want.At, c.want.ResetAfter = 10, got.At, time.Duration(10-c.want.Remaining)*time.Second
 			if got != c.want {
 				t.Errorf("%d within %v: got %v, want %v", c.n, c.within, got, c.want)
 			}
@@ -287,14 +287,14 @@ func TestTakeAheadRefusals(t *testing.T) {
 		if l.Name() != "tb1" {
 			_, err := lim.TakeAhead(bg, "k", 1, time.Second)
 			testkit.WantInvalid(t, err, "operation", "take-ahead", l.Name(), "OpTake")
-			_, err = lim.TakeAll(bg, quota.Charge{Key: "k", Op: quota.OpAhead, Cost: 1})
+			_, err = lim.ChargeAll(bg, quota.Charge{Key: "k", Op: quota.OpAhead, Cost: 1})
 			testkit.WantInvalid(t, err, "operation", "take-ahead", l.Name(), "OpTake")
 		}
 		_, err := lim.TakeAhead(bg, "k", 1, -1)
 		testkit.WantInvalid(t, err, "Within", "-1ns")
 		_, err = lim.TakeAhead(bg, "k", -1, 0)
 		testkit.WantInvalid(t, err, "cost", "-1")
-		_, err = lim.TakeAll(bg, quota.Charge{Key: "k", Cost: 1, Within: time.Second})
+		_, err = lim.ChargeAll(bg, quota.Charge{Key: "k", Cost: 1, Within: time.Second})
 		testkit.WantInvalid(t, err, "Within of a take", "1s", "OpAhead")
 		if len(r.calls) > 0 {
 			t.Errorf("calls of the store: got %v, want none", r.calls)

@@ -22,7 +22,7 @@
 //
 // A denial is a [Decision], never an error; an error is never a denial. Only [Limiter.Allow], for callers who check an error
 // and nothing else, returns a denial as an error, which is [ErrDenied]. A denied charge and a peek change nothing.
-// [Limiter.TakeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Limiter.WaitAll] wait for their
+// [Limiter.ChargeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Limiter.WaitAll] wait for their
 // turn.
 //
 // # Keys

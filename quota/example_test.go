@@ -23,7 +23,7 @@ func ExampleLimiter_Take() {
 		case err != nil:
 			fmt.Println("no decision:", err)
 		case d.Allowed:
-			fmt.Println("allowed,", d.Remaining, "of", d.Limit, "left")
+			fmt.Println("allowed,", d.Remaining, "of", d.Capacity, "left")
 		default:
 			fmt.Println("denied, retry in", d.RetryAfter.Round(time.Minute))
 		}
@@ -34,7 +34,7 @@ func ExampleLimiter_Take() {
 }
 
 // An agent, its team and the fleet are charged together or not at all, in tokens and in requests.
-func ExampleLimiter_TakeAll() {
+func ExampleLimiter_ChargeAll() {
 	ctx := context.Background()
 	limit := func(name string, capacity int64) *quota.Limit {
 		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
@@ -45,7 +45,7 @@ func ExampleLimiter_TakeAll() {
 
 	for _, name := range []string{"agent-1", "agent-2"} {
 		key := quota.Key("team-7", name)
-		r, err := limiter.TakeAll(ctx,
+		r, err := limiter.ChargeAll(ctx,
 			quota.Charge{Key: key, Cost: 900},
 			quota.Charge{Limit: requests, Key: key, Cost: 1},
 			quota.Charge{Limit: team, Key: "team-7", Cost: 900},
@@ -158,7 +158,7 @@ func ExampleCharge_shadow() {
 	defer limiter.Close()
 
 	for range 2 {
-		r, err := limiter.TakeAll(context.Background(),
+		r, err := limiter.ChargeAll(context.Background(),
 			quota.Charge{Key: "agent-1", Cost: 400},
 			quota.Charge{Limit: stricter, Key: "agent-1", Cost: 400, Shadow: true})
 		if err != nil {
@@ -181,7 +181,7 @@ func ExampleCharge_floor() {
 	free := quota.Charge{Key: "fleet", Cost: 50, Floor: 20, FloorOf: 100}
 	paid := quota.Charge{Key: "fleet", Cost: 50}
 	for _, c := range []quota.Charge{free, free, paid} {
-		r, err := limiter.TakeAll(ctx, c)
+		r, err := limiter.ChargeAll(ctx, c)
 		if err != nil {
 			return
 		}
@@ -209,7 +209,7 @@ func ExampleCall() {
 	defer limiter.Close()
 
 	for _, name := range []string{"agent-1", "agent-2", "agent-3"} {
-		limiter.TakeAll(context.Background(),
+		limiter.ChargeAll(context.Background(),
 			quota.Charge{Key: quota.Key("team-7", name), Cost: 60},
 			quota.Charge{Limit: team, Key: "team-7", Cost: 60})
 	}

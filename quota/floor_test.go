@@ -65,7 +65,7 @@ func TestFloor(t *testing.T) {
 		lim := newLimiter(t, local.New(&local.Options{Clock: clock.Time}), l, nil)
 		ask := func(c quota.Charge) quota.Decision {
 			t.Helper()
-			return must[quota.Result](t)(lim.TakeAll(bg, c)).Decisions[0]
+			return must[quota.Result](t)(lim.ChargeAll(bg, c)).Decisions[0]
 		}
 		free := func(op quota.Op, n int64) quota.Charge {
 			return quota.Charge{Key: "k", Cost: n, Op: op, Floor: 2, FloorOf: 10}
@@ -118,7 +118,7 @@ func TestFloor(t *testing.T) {
 	// A list is denied by a floor, and charges nothing.
 	l := testkit.Bucket("n", 10, time.Hour)
 	lim := newLimiter(t, local.New(nil), l, nil)
-	r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "a", Cost: 1}, quota.Charge{Key: "b", Cost: 5, Floor: 6}))
+	r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "a", Cost: 1}, quota.Charge{Key: "b", Cost: 5, Floor: 6}))
 	if r.Granted || r.Decider != 1 || r.RetryAfter() != quota.Never || r.Decisions[0].Remaining != 10 {
 		t.Errorf("a list with 5 above 6 of 10: got %v, want it denied for ever, and 10 left of the other key", r)
 	}

@@ -21,10 +21,10 @@ var doors = map[string]struct {
 	"method": {(*quota.Limiter).Refund, (*quota.Limiter).Settle},
 	"list": {
 		func(lim *quota.Limiter, ctx context.Context, key string, d quota.Decision, n int64) (quota.Decision, error) {
-			return one(lim.TakeAll(ctx, quota.Charge{Key: key}.Refund(d, n)))
+			return one(lim.ChargeAll(ctx, quota.Charge{Key: key}.Refund(d, n)))
 		},
 		func(lim *quota.Limiter, ctx context.Context, key string, d quota.Decision, n int64) (quota.Decision, error) {
-			return one(lim.TakeAll(ctx, quota.Charge{Key: key}.Settle(d, n)))
+			return one(lim.ChargeAll(ctx, quota.Charge{Key: key}.Settle(d, n)))
 		},
 	},
 }
@@ -69,7 +69,7 @@ func TestReceiptChecks(t *testing.T) {
 	})
 	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
 	d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
-	_, err := lim.TakeAll(bg, quota.Charge{Limit: testkit.Bucket("m", 10, time.Hour), Key: "k"}.Settle(d, 3))
+	_, err := lim.ChargeAll(bg, quota.Charge{Limit: testkit.Bucket("m", 10, time.Hour), Key: "k"}.Settle(d, 3))
 	testkit.WantInvalid(t, err, "receipt", "another limit or key", `"m: `)
 }
 
@@ -106,9 +106,9 @@ func TestReceiptIsGoodOnce(t *testing.T) {
 			"a debit":         func() (quota.Decision, error) { return settle(lim, bg, "k", first, 9) },
 			"refund":          func() (quota.Decision, error) { return refund(lim, bg, "k", first, 4) },
 			"the other door":  func() (quota.Decision, error) { return lim.Refund(bg, "k", first, 4) },
-			"the other door2": func() (quota.Decision, error) { return one(lim.TakeAll(bg, quota.Charge{Key: "k"}.Refund(first, 4))) },
+			"the other door2": func() (quota.Decision, error) { return one(lim.ChargeAll(bg, quota.Charge{Key: "k"}.Refund(first, 4))) },
 			"in a list": func() (quota.Decision, error) {
-				return one(lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(first, 1)))
+				return one(lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(first, 1)))
 			},
 		} {
 			_, err := call()
@@ -134,9 +134,9 @@ type failing struct {
 	wait  chan struct{}
 }
 
-func (f *failing) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (f *failing) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op != quota.OpRefund {
-		return f.Store.Take(ctx, c)
+		return f.Store.Charge(ctx, c)
 	}
 	f.asked++
 	if f.wait != nil {
@@ -153,7 +153,7 @@ func (f *failing) Take(ctx context.Context, c quota.Charge) (quota.Decision, err
 		}
 		return quota.Decision{}, err
 	}
-	return f.Store.Take(ctx, c)
+	return f.Store.Charge(ctx, c)
 }
 
 var errBoom = errors.New("boom")
@@ -224,10 +224,10 @@ func TestReceiptConcurrently(t *testing.T) {
 		}
 		// Lists too: of refunds alone.
 		d = must[quota.Decision](t)(lim.Take(bg, "k", 5))
-		if _, err := lim.TakeAll(ctx, quota.Charge{Key: "k"}.Settle(d, 1)); err != nil {
+		if _, err := lim.ChargeAll(ctx, quota.Charge{Key: "k"}.Settle(d, 1)); err != nil {
 			t.Errorf("list of a settle, with a context that ended: got %v, want nil", err)
 		}
-		if _, err := lim.TakeAll(ctx, quota.Charge{Key: "k", Cost: 1}); !errors.Is(err, context.Canceled) {
+		if _, err := lim.ChargeAll(ctx, quota.Charge{Key: "k", Cost: 1}); !errors.Is(err, context.Canceled) {
 			t.Errorf("list of a take, with a context that ended: got %v, want %v", err, context.Canceled)
 		}
 	})
@@ -242,13 +242,13 @@ func TestReceiptWithID(t *testing.T) {
 		var left int64
 		for process := range 2 {
 			lim := newLimiter(t, store, limit, nil)
-			r := must[quota.Result](t)(lim.TakeAll(bg, charge))
-			r = must[quota.Result](t)(lim.TakeAll(bg, charge.Settle(r.Decisions[0], 2)))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, charge))
+			r = must[quota.Result](t)(lim.ChargeAll(bg, charge.Settle(r.Decisions[0], 2)))
 			if d := r.Decisions[0]; d.Replayed != (process == 1) || d.Charged != -3 {
 				t.Errorf("settle by process %d: got %v, want 3 back, made once", process, d)
 			}
 			left = must[quota.Decision](t)(lim.Peek(bg, charge.Key, 0)).Remaining
-			_, err := lim.TakeAll(bg, charge.Refund(r.Decisions[0], 0))
+			_, err := lim.ChargeAll(bg, charge.Refund(r.Decisions[0], 0))
 			testkit.WantInvalid(t, err, "receipt") // a refund is no receipt
 		}
 		if left != 8 {
@@ -284,7 +284,7 @@ func TestACorrectionInADeniedList(t *testing.T) {
 		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		for range 2 {
-			r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 11}, quota.Charge{Key: "k"}.Settle(d, 2)))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 11}, quota.Charge{Key: "k"}.Settle(d, 2)))
 			if r.Granted {
 				t.Fatalf("list with a cost above the capacity: got %v, want it denied", r)
 			}
@@ -305,7 +305,7 @@ type denyingLists struct {
 	held, free chan struct{}
 }
 
-func (s denyingLists) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
+func (s denyingLists) ChargeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
 	close(s.held)
 	<-s.free
 	clear(out)
@@ -318,7 +318,7 @@ func TestACorrectionWhileItsListIsDenied(t *testing.T) {
 		store := denyingLists{local.New(nil), make(chan struct{}), make(chan struct{})}
 		lim := newLimiter(t, store, testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
-		go lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(d, 2))
+		go lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(d, 2))
 		<-store.held
 		over := make(chan struct{})
 		go func() {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Result is the answer to a list of charges, see [Limiter.TakeAll].
+// Result is the answer to a list of charges, see [Limiter.ChargeAll].
 type Result struct {
 	// Granted says that all charges were made, but shadows that do not fit; otherwise none was.
 	Granted bool
@@ -52,7 +52,7 @@ func Granted(ds []Decision) bool {
 }
 
 // Decider returns the index of the decision that decided a list: of a denied list the denial that lasts longest, of
-// a granted one the decision that leaves the smallest share of its limit. A limit of 0 counts as 1: nothing of it is left,
+// a granted one the decision that leaves the smallest share of its limit. A capacity of 0 counts as 1: nothing of it is left,
 // or its debt. It passes over shadows. Decider is 0 for no decisions, and for shadows alone.
 func Decider(ds []Decision) int {
 	best := 0
@@ -65,7 +65,7 @@ func Decider(ds []Decision) int {
 			best = i
 		case granted:
 			// Shares are compared as 128-bit products.
-			if less(a.Remaining, max(b.Limit, 1), b.Remaining, max(a.Limit, 1)) {
+			if less(a.Remaining, max(b.Capacity, 1), b.Remaining, max(a.Capacity, 1)) {
 				best = i
 			}
 		case !a.Allowed && (b.Allowed || a.RetryAfter > b.RetryAfter):

@@ -266,8 +266,8 @@ type lateReply struct {
 	takes time.Duration
 }
 
-func (s *lateReply) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	d, err = s.Store.Take(ctx, c)
+func (s *lateReply) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	d, err = s.Store.Charge(ctx, c)
 	if c.Op == quota.OpTake && d.Allowed {
 		s.once.Do(func() { time.Sleep(s.takes) })
 	}
@@ -364,11 +364,11 @@ type tooLate struct {
 	end func()
 }
 
-func (s tooLate) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s tooLate) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op != quota.OpTake {
-		return s.Store.Take(ctx, c)
+		return s.Store.Charge(ctx, c)
 	}
-	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
+	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)
 	if d.Allowed {
 		s.end()
 	}
@@ -469,11 +469,11 @@ type denier struct {
 	until time.Time
 }
 
-func (s *denier) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *denier) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.calls++; time.Now().Before(s.until) {
-		return quota.Decision{Limit: 1, Source: quota.FromClosed}, nil
+		return quota.Decision{Capacity: 1, Source: quota.FromClosed}, nil
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 func TestWaitDoesNotSpin(t *testing.T) {
@@ -534,13 +534,13 @@ type noPeek struct {
 	nth, peeks int
 }
 
-func (s *noPeek) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *noPeek) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op == quota.OpPeek {
 		if s.peeks++; s.peeks >= s.nth {
 			return quota.Decision{}, quota.ErrUnavailable
 		}
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 // A caller whose place in the queue cannot be forecast gets the store's error at once.

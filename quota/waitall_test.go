@@ -34,17 +34,17 @@ type counting struct {
 	calls atomic.Int64
 }
 
-func (s *counting) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *counting) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	s.calls.Add(1)
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
-func (s *counting) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *counting) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	s.calls.Add(1)
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
-// 20 callers of a list, which took 159 tries out of order by TakeAll and sleeping, are granted in order, with few calls of
+// 20 callers of a list, which took 159 tries out of order by ChargeAll and sleeping, are granted in order, with few calls of
 // the store, and as soon as both rules admit them.
 func TestWaitAllInOrder(t *testing.T) {
 	for _, rule := range []string{"bucket", "fixed-from-first"} {
@@ -203,7 +203,7 @@ func TestCancelledWaitAllGivesBack(t *testing.T) {
 		if e := w.ended["next"]; e.err != nil || e.at != 10*time.Second {
 			t.Errorf("next list: got %v, want a grant at 10s, when its token is gained", e)
 		}
-		r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "k", Op: quota.OpPeek}, quota.Charge{Limit: hourly, Key: "k", Op: quota.OpPeek}))
+		r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "k", Op: quota.OpPeek}, quota.Charge{Limit: hourly, Key: "k", Op: quota.OpPeek}))
 		if r.Decisions[0].Remaining != 0 || r.Decisions[1].Remaining != 4 {
 			t.Errorf("remaining: got %v, want 0 and 4: the gone list gave all back", r)
 		}
@@ -217,13 +217,13 @@ func TestWaitAllWakes(t *testing.T) {
 			other := testkit.LimitOf("other", own.Name(), 10, time.Hour)
 			lim := newLimiter(t, local.New(nil), own, nil)
 			list := []quota.Charge{{Key: "k", Cost: 10}, {Limit: other, Key: "j", Cost: 10}}
-			r := must[quota.Result](t)(lim.TakeAll(bg, list...))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, list...))
 			w := newWaits(lim)
 			w.callAll(bg, "w", list...)
 			time.Sleep(time.Millisecond)
 			must[quota.Decision](t)(lim.Refund(bg, "k", r.Decisions[0], 10))
 			time.Sleep(time.Millisecond)
-			must[quota.Result](t)(lim.TakeAll(bg, list[1].Refund(r.Decisions[1], 10)))
+			must[quota.Result](t)(lim.ChargeAll(bg, list[1].Refund(r.Decisions[1], 10)))
 			w.end(t)
 			if e := w.ended["w"]; e.err != nil || e.at != 2*time.Millisecond {
 				t.Errorf("list: got %v, want a grant at 2ms, when all came back", e)
@@ -258,7 +258,7 @@ func TestWaitAllResult(t *testing.T) {
 			}
 			// The decisions are receipts.
 			if i == 1 {
-				settled := must[quota.Result](t)(lim.TakeAll(bg, list[1].Settle(r.Decisions[1], 4)))
+				settled := must[quota.Result](t)(lim.ChargeAll(bg, list[1].Settle(r.Decisions[1], 4)))
 				if d := settled.Decisions[0]; d.Charged != -6 || d.Remaining != 6 {
 					t.Errorf("settle to 4: got %v, want 6 given back, 6 left", d)
 				}

@@ -28,11 +28,11 @@ func TestWaitWakes(t *testing.T) {
 		},
 		"reset": func(t *testing.T, lim *quota.Limiter, receipt quota.Decision) error { return lim.Reset(bg, "k") },
 		"list with a settle": func(t *testing.T, lim *quota.Limiter, receipt quota.Decision) error {
-			_, err := lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(receipt, 10))
+			_, err := lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(receipt, 10))
 			return err
 		},
 		"list with a reset": func(t *testing.T, lim *quota.Limiter, receipt quota.Decision) error {
-			_, err := lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k", Op: quota.OpReset})
+			_, err := lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k", Op: quota.OpReset})
 			return err
 		},
 	}
@@ -70,8 +70,8 @@ type meanwhile struct {
 	happens func()
 }
 
-func (s *meanwhile) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
+func (s *meanwhile) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
 	if c.Op == quota.OpTake && !d.Allowed && s.denials.Add(1) == s.nth {
 		s.happens()
 	}
@@ -164,7 +164,7 @@ func TestWaitSeesARaisedLimit(t *testing.T) {
 						t.Errorf("%s waiter: got %v, want a grant within %v of 100ms, when the limit was raised", name, e, lateness)
 					}
 				}
-				if d := must[quota.Decision](t)(lim.Peek(bg, "k", 0)); d.Limit != 1000 || name == "other" && d.Remaining != 850 {
+				if d := must[quota.Decision](t)(lim.Peek(bg, "k", 0)); d.Capacity != 1000 || name == "other" && d.Remaining != 850 {
 					t.Errorf("the limit after the grants: got %v, want all three charged to the one of 1000", d)
 				}
 			})

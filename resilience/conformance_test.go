@@ -139,18 +139,18 @@ type session struct {
 
 func (s *session) Unwrap() quota.Store { return s.Store }
 
-func (s *session) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *session) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return quota.Decision{}, err
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
-func (s *session) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *session) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
 func (s *session) Close() error {

@@ -20,11 +20,11 @@ type server struct {
 
 func newServer() *server { return &server{Store: local.New(nil)} }
 
-func (s *server) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *server) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.down {
 		return quota.Decision{}, fmt.Errorf("redis: %w: connection refused", quota.ErrUnavailable)
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 func show(d quota.Decision, err error) {
@@ -32,7 +32,7 @@ func show(d quota.Decision, err error) {
 		fmt.Println("no decision:", err)
 		return
 	}
-	fmt.Printf("allowed %v by %v, %d of %d left\n", d.Allowed, d.Source, d.Remaining, d.Limit)
+	fmt.Printf("allowed %v by %v, %d of %d left\n", d.Allowed, d.Source, d.Remaining, d.Capacity)
 }
 
 // An outage denies every request, because the program chose FailClosed.
@@ -68,7 +68,7 @@ func ExampleStandard() {
 		redis := newServer()
 		redis.down = true
 		store := quota.Must(resilience.Standard(redis, outage, nil))
-		show(store.Take(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 50}))
+		show(store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 50}))
 		store.Close()
 	}
 	_, err := resilience.Standard(newServer(), nil, nil)
@@ -106,7 +106,7 @@ func ExampleFallback() {
 	store := quota.Must(resilience.Wrap(redis, resilience.Fallback(local.New(nil), resilience.Instances(4), nil)))
 	defer store.Close()
 	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 1, time.Hour))))
-	take := func(n int64) { show(store.Take(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: n})) }
+	take := func(n int64) { show(store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: n})) }
 
 	take(200)
 	redis.down = true
@@ -131,7 +131,7 @@ func ExampleBreaker() {
 	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
 
 	for range 3 {
-		_, err := store.Take(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 1})
+		_, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 1})
 		fmt.Println(quota.Charged(err), errors.Is(err, resilience.ErrOpen), resilience.BreakerState(store))
 	}
 	// Output:

@@ -30,7 +30,7 @@ func (l *ledger) set(fault string) {
 	l.fault = fault
 }
 
-func (l *ledger) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (l *ledger) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	l.mu.Lock()
 	l.calls++
 	fault := l.fault
@@ -45,20 +45,20 @@ func (l *ledger) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 		<-ctx.Done()
 		return quota.Decision{}, as(quota.ErrIndeterminate)
 	case "lost", "lost once":
-		l.Store.Take(ctx, c)
+		l.Store.Charge(ctx, c)
 		return quota.Decision{}, as(quota.ErrIndeterminate)
 	}
-	return l.Store.Take(ctx, c)
+	return l.Store.Charge(ctx, c)
 }
 
-func (l *ledger) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (l *ledger) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	l.mu.Lock()
 	down := l.fault != ""
 	l.mu.Unlock()
 	if down {
 		return as(quota.ErrUnavailable)
 	}
-	return l.Store.TakeAll(ctx, cs, out)
+	return l.Store.ChargeAll(ctx, cs, out)
 }
 
 var owedLimit = bucket("owed", 1000, 1, time.Hour)
@@ -70,7 +70,7 @@ func owedCharge(key string, n int64) quota.Charge {
 // charged returns how much the ledger was charged for a key.
 func (l *ledger) charged(t *testing.T, key string) int64 {
 	t.Helper()
-	d, err := l.Store.Take(bg, quota.Charge{Limit: owedLimit, Key: key, Op: quota.OpPeek})
+	d, err := l.Store.Charge(bg, quota.Charge{Limit: owedLimit, Key: key, Op: quota.OpPeek})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func (l *ledger) charged(t *testing.T, key string) int64 {
 // take takes n tokens, which must be admitted by source.
 func (l *ledger) take(t *testing.T, s quota.Store, key string, n int64, by quota.Source) {
 	t.Helper()
-	if d, err := s.Take(bg, owedCharge(key, n)); err != nil || !d.Allowed || d.Source != by {
+	if d, err := s.Charge(bg, owedCharge(key, n)); err != nil || !d.Allowed || d.Source != by {
 		t.Errorf("a take of %d: got %+v, %v; want a grant by the %v", n, d, err, by)
 	}
 }
@@ -108,7 +108,7 @@ func TestOwedInFront(t *testing.T) {
 				admitted := 10 + 251*(round+1) + 2*round
 				if list {
 					out := make([]quota.Decision, 2)
-					if err := s.TakeAll(bg, []quota.Charge{owedCharge("other", 1), owedCharge("k", 1)}, out); err != nil {
+					if err := s.ChargeAll(bg, []quota.Charge{owedCharge("other", 1), owedCharge("k", 1)}, out); err != nil {
 						t.Error(err)
 					}
 				} else {
@@ -235,7 +235,7 @@ func TestCloseBounded(t *testing.T) {
 					t.Errorf("notices of 40 dropped tokens: got %d, want %d", told, want)
 				}
 				l.set("down")
-				_, err := s.Take(bg, owedCharge("k", 1))
+				_, err := s.Charge(bg, owedCharge("k", 1))
 				wantErr(t, err, quota.ErrClosed)
 			})
 		})
@@ -252,7 +252,7 @@ func TestCloseWhileOthersTake(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for i := range 60 {
-				if d, err := s.Take(bg, owedCharge("k", 1)); err == nil && d.Allowed {
+				if d, err := s.Charge(bg, owedCharge("k", 1)); err == nil && d.Allowed {
 					mu.Lock()
 					admitted++
 					mu.Unlock()

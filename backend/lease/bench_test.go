@@ -33,7 +33,7 @@ func redisStore(b testing.TB) quota.Store {
 func run(b *testing.B, s quota.Store, goroutines int, choice func() func() string) {
 	b.ReportAllocs()
 	one := func(key string) bool {
-		d, err := s.Take(bg, quota.Charge{Limit: plenty, Key: key, Cost: 1})
+		d, err := s.Charge(bg, quota.Charge{Limit: plenty, Key: key, Cost: 1})
 		if err != nil || !d.Allowed {
 			b.Errorf("take: got %+v, %v; want it allowed", d, err)
 		}

@@ -49,7 +49,7 @@ func open(t testing.TB, below quota.Store, o Options) *Store {
 
 func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
 	t.Helper()
-	d, err := s.Take(bg, c)
+	d, err := s.Charge(bg, c)
 	if err != nil {
 		t.Fatal(err)
 	}

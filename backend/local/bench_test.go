@@ -27,7 +27,7 @@ func BenchmarkHot(b *testing.B) {
 		c := quota.Charge{Limit: limit("tokens", 1<<30), Key: "agent-0000042", Cost: cost}
 		ctx := context.Background()
 		take := func(b *testing.B) {
-			d, err := s.Take(ctx, c)
+			d, err := s.Charge(ctx, c)
 			if err != nil || d.Allowed != (name == "granted") {
 				b.Error(d, err)
 			}
@@ -61,7 +61,7 @@ func BenchmarkNewKeys(b *testing.B) {
 			var key []byte
 			for i := 0; b.Loop(); i++ {
 				key = strconv.AppendInt(append(key[:0], "agent-"...), int64(i), 10)
-				s.Take(context.Background(), quota.Charge{Limit: limits[i%names], Key: string(key), Cost: 1})
+				s.Charge(context.Background(), quota.Charge{Limit: limits[i%names], Key: string(key), Cost: 1})
 			}
 		})
 	}
@@ -81,7 +81,7 @@ func BenchmarkIDs(b *testing.B) {
 			take := func(id []byte) []byte {
 				n := ids.Add(1)
 				id = strconv.AppendInt(append(id[:0], "0190163d-8694-739b-aea5-966c26f8"...), n, 16)
-				d, err := s.Take(context.Background(), quota.Charge{Limit: l, Key: keys[n%1024], Cost: 1, ID: string(id)})
+				d, err := s.Charge(context.Background(), quota.Charge{Limit: l, Key: keys[n%1024], Cost: 1, ID: string(id)})
 				if err != nil || !d.Allowed || d.Replayed {
 					b.Error(d, err)
 				}
@@ -125,7 +125,7 @@ func BenchmarkSlowest(b *testing.B) {
 			runtime.GC()
 			for i := range took {
 				start := time.Now()
-				s.Take(ctx, quota.Charge{Limit: l, Key: key(i), Cost: 1})
+				s.Charge(ctx, quota.Charge{Limit: l, Key: key(i), Cost: 1})
 				took[i] = time.Since(start)
 			}
 			slices.Sort(took)

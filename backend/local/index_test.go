@@ -358,9 +358,9 @@ func same(t *testing.T, s *Store, m model, c *clock, cs []quota.Charge) {
 	got := make([]quota.Decision, len(cs))
 	var err error
 	if len(cs) == 1 {
-		got[0], err = s.Take(bg, cs[0])
+		got[0], err = s.Charge(bg, cs[0])
 	} else {
-		err = s.TakeAll(bg, cs, got)
+		err = s.ChargeAll(bg, cs, got)
 	}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("%v: got %+v, %v; want %+v, nil", cs, got, err, want)

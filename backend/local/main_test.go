@@ -63,7 +63,7 @@ func everyRule(tokens int64, per time.Duration) (ls []*quota.Limit) {
 
 func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
 	t.Helper()
-	d, err := s.Take(bg, c)
+	d, err := s.Charge(bg, c)
 	if err != nil {
 		t.Fatal(err)
 	}

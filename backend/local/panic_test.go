@@ -72,9 +72,9 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 								ended <- r
 							}()
 							if length == 1 {
-								s.Take(bg, cs[0])
+								s.Charge(bg, cs[0])
 							} else {
-								s.TakeAll(bg, cs, make([]quota.Decision, length))
+								s.ChargeAll(bg, cs, make([]quota.Decision, length))
 							}
 							returned = true
 						}()
@@ -97,7 +97,7 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 						}
 						last.Limit, last.Cost = good, 1
 						out := make([]quota.Decision, length)
-						if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) || out[length-1].Remaining != 9 || out[0].Replayed {
+						if err := s.ChargeAll(bg, cs, out); err != nil || !quota.Granted(out) || out[length-1].Remaining != 9 || out[0].Replayed {
 							t.Errorf("the same call without the fault: got %+v, %v; want it granted, 9 remaining", out, err)
 						}
 						s.checkAll(t)

@@ -154,7 +154,7 @@ func remaining(t testing.TB, s quota.Store, l *quota.Limit, key string) int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	d, err := s.Take(ctx, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})
+	d, err := s.Charge(ctx, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -100,18 +100,18 @@ type broken struct {
 	twice  bool // sends each list of refunds twice
 }
 
-func (b *broken) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (b *broken) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	cs = append([]quota.Charge(nil), cs...)
 	if b.before != nil {
 		for i := range cs {
 			b.before(&cs[i])
 		}
 	}
-	if err := b.Store.TakeAll(ctx, cs, out); err != nil {
+	if err := b.Store.ChargeAll(ctx, cs, out); err != nil {
 		return err
 	}
 	if b.twice && cs[0].Op == quota.OpRefund {
-		return b.Store.TakeAll(ctx, cs, out)
+		return b.Store.ChargeAll(ctx, cs, out)
 	}
 	if b.after != nil {
 		for i := range cs {
@@ -257,12 +257,12 @@ type flaky struct {
 	calls int
 }
 
-func (f *flaky) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (f *flaky) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	f.mu.Lock()
 	f.calls++
 	lose := f.calls%4 == 0
 	f.mu.Unlock()
-	err := f.Store.TakeAll(ctx, cs, out)
+	err := f.Store.ChargeAll(ctx, cs, out)
 	if lose {
 		return fmt.Errorf("reply lost: %w", quota.ErrIndeterminate)
 	}
@@ -271,10 +271,10 @@ func (f *flaky) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 
 type down struct{}
 
-func (down) Take(context.Context, quota.Charge) (quota.Decision, error) {
+func (down) Charge(context.Context, quota.Charge) (quota.Decision, error) {
 	return quota.Decision{}, quota.ErrUnavailable
 }
-func (down) TakeAll(context.Context, []quota.Charge, []quota.Decision) error {
+func (down) ChargeAll(context.Context, []quota.Charge, []quota.Decision) error {
 	return quota.ErrUnavailable
 }
 func (down) Close() error { return nil }

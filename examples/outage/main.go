@@ -136,7 +136,7 @@ func (f *fleet) join(ctx context.Context, url string, fallback resilience.Policy
 		return err
 	}
 	f.instances = append(f.instances, &instance{store: safe})
-	_, err = store.Take(ctx, quota.Charge{Limit: limit, Key: "hello", Op: quota.OpPeek})
+	_, err = store.Charge(ctx, quota.Charge{Limit: limit, Key: "hello", Op: quota.OpPeek})
 	return err
 }
 
@@ -173,7 +173,7 @@ func (f *fleet) ask(ctx context.Context, i *instance, fail func(error)) {
 	for pause(ctx, time.Duration(rand.Int64N(int64(20*time.Millisecond)))) {
 		const cost = 1
 		asked := time.Now()
-		d, err := i.store.Take(context.WithoutCancel(ctx), quota.Charge{Limit: limit, Key: "everyone", Cost: cost})
+		d, err := i.store.Charge(context.WithoutCancel(ctx), quota.Charge{Limit: limit, Key: "everyone", Cost: cost})
 		took := int64(time.Since(asked))
 		if err != nil {
 			fail(err)

@@ -85,7 +85,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	}
 	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
 	d.Allowed, d.Source, d.Split, d.Replayed, d.Shadow = v.Allowed, quota.FromStore, false, false, c.Shadow
-	d.Limit = c.Limit.Spec().Capacity
+	d.Capacity = c.Limit.Spec().Capacity
 	d.Remaining = v.Remaining
 	d.Charged = 0
 	d.RetryAfter = v.RetryAfter.Duration()

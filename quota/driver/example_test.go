@@ -49,7 +49,7 @@ func ExampleNewCAS() {
 	defer store.Close()
 	limit := quota.Must(quota.NewLimit("jobs", quota.Must(algorithm.FixedWindow(10, 24*time.Hour))))
 	for range 2 {
-		d, err := store.Take(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
+		d, err := store.Charge(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
 		fmt.Println(d.Allowed, d.Remaining, err)
 	}
 	// Output:
@@ -88,12 +88,12 @@ func ExampleFind() {
 }
 
 // One lost reply to a batch is one failure, for all callers whose charges it held.
-func ExampleShare() {
+func ExampleWithRoundTrip() {
 	batch := new(struct{ charges int })
 	lost := driver.Classify(errors.New("connection reset"), quota.ErrIndeterminate)
-	a, b := driver.Share(lost, batch), driver.Share(lost, batch)
-	first, _ := errors.AsType[driver.Shared](a)
-	second, _ := errors.AsType[driver.Shared](b)
+	a, b := driver.WithRoundTrip(lost, batch), driver.WithRoundTrip(lost, batch)
+	first, _ := errors.AsType[driver.RoundTripError](a)
+	second, _ := errors.AsType[driver.RoundTripError](b)
 	fmt.Println(quota.Charged(a), first.RoundTrip() == second.RoundTrip())
 	// Output: unknown true
 }

@@ -50,7 +50,7 @@ func BenchmarkDecision(b *testing.B) {
 
 	decide := func(s quota.Store, l *quota.Limit, allowed bool) func(string) error {
 		return func(key string) error {
-			d, err := s.Take(ctx, quota.Charge{Limit: l, Key: key, Cost: 1})
+			d, err := s.Charge(ctx, quota.Charge{Limit: l, Key: key, Cost: 1})
 			if err == nil && d.Allowed != allowed {
 				err = fmt.Errorf("allowed is %v", d.Allowed)
 			}
@@ -79,7 +79,7 @@ func BenchmarkDecision(b *testing.B) {
 	}
 	drained := make([]quota.Decision, 1)
 	for _, name := range names {
-		if err := overRueidis.TakeAll(ctx, []quota.Charge{{Limit: denials, Key: name, Cost: 10, Op: quota.OpDebit}}, drained); err != nil {
+		if err := overRueidis.ChargeAll(ctx, []quota.Charge{{Limit: denials, Key: name, Cost: 10, Op: quota.OpDebit}}, drained); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -156,7 +156,7 @@ func BenchmarkStandard(b *testing.B) {
 					for range g {
 						all.Go(func() {
 							for next.Add(1) <= int64(b.N) {
-								if _, err := s.Take(context.Background(), quota.Charge{Limit: limit, Key: names[rand.IntN(keys)], Cost: 1}); err != nil {
+								if _, err := s.Charge(context.Background(), quota.Charge{Limit: limit, Key: names[rand.IntN(keys)], Cost: 1}); err != nil {
 									failed.Store(&err)
 								}
 							}

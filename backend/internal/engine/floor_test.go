@@ -37,9 +37,9 @@ func TestFloorCostsOthersNothing(t *testing.T) {
 		}
 		return sent[n]
 	}
-	alone := func(c quota.Charge) func() { return func() { s.Take(bg, c) } }
+	alone := func(c quota.Charge) func() { return func() { s.Charge(bg, c) } }
 	list := func(cs ...quota.Charge) func() {
-		return func() { s.TakeAll(bg, cs, make([]quota.Decision, len(cs))) }
+		return func() { s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))) }
 	}
 	for _, c := range []struct {
 		name string
@@ -121,7 +121,7 @@ func TestEightParameters(t *testing.T) {
 			_, errs := Together(bg, s, calls)
 			if name == "alone" {
 				client.FlushAll(bg)
-				_, errs[0] = s.Take(bg, c)
+				_, errs[0] = s.Charge(bg, c)
 			}
 			for i, err := range errs {
 				if err != nil {

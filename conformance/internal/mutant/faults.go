@@ -71,7 +71,7 @@ func interrupted() []*Store {
 			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 				err := s.once(ctx, cs, out)
 				if s.fault && errors.Is(err, quota.ErrIndeterminate) && len(cs) > 1 && cs[0].Op == quota.OpDebit && out[0].Charged > 0 {
-					s.serve([]quota.Charge{{Limit: cs[0].Limit, Key: cs[0].Key, Op: quota.OpRefund, Cost: out[0].Charged, At: out[0].At}}, make([]quota.Decision, 1))
+					s.serve([]quota.Charge{{Limit: cs[0].Limit, Key: cs[0].Key, Op: quota.OpRefund, Cost: out[0].Charged, MadeAt: out[0].At}}, make([]quota.Decision, 1))
 				}
 				return err
 			})},
