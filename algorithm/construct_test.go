@@ -150,10 +150,7 @@ func checkSpec(t *testing.T, r rule) {
 }
 
 func TestGCRAIsTokenBucket(t *testing.T) {
-	a, err := algorithm.GCRA(50, 21, 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := algorithm.GCRA(50, 21, 2*time.Second)
 	b := mustRule(t, bucket, 50, 21, 2*time.Second)
 	if a.Spec() != b.Spec() {
 		t.Errorf("spec of GCRA: got %+v, want %+v", a.Spec(), b.Spec())
@@ -239,7 +236,7 @@ func TestLargeCapacities(t *testing.T) {
 
 // A capacity of 0, whatever the rule, denies every cost above 0, and so does DenyAll.
 func TestZeroDenies(t *testing.T) {
-	all := map[string]quota.Algorithm{"DenyAll": algorithm.DenyAll, "GCRA": quota.Must(algorithm.GCRA(0, 1, time.Second))}
+	all := map[string]quota.Algorithm{"DenyAll": algorithm.DenyAll, "GCRA": algorithm.GCRA(0, 1, time.Second)}
 	for _, k := range kinds {
 		all[k.String()] = mustRule(t, k, 0, 1, time.Minute).Algorithm
 	}

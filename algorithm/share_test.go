@@ -300,4 +300,4 @@ func TestShareCarriesStateOver(t *testing.T) {
 	})
 }
 
-var _ driver.Sharer = quota.Must(algorithm.GCRA(1, 1, time.Second)).(driver.Sharer)
+var _ driver.Sharer = algorithm.GCRA(1, 1, time.Second).(driver.Sharer)

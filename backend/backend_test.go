@@ -23,7 +23,7 @@ func init() {
 		lastURL.Lock()
 		defer lastURL.Unlock()
 		lastURL.u = *u
-		return local.New(nil), nil
+		return local.New(), nil
 	})
 	backend.Register("other", []string{"shared"}, func(context.Context, *url.URL) (quota.Store, error) { return nil, nil })
 	// A driver that quotes its URL, as careless ones do.
@@ -51,8 +51,8 @@ var lastURL struct {
 }
 
 func TestOpenMemory(t *testing.T) {
-	bucket := quota.Must(algorithm.TokenBucket(10, 1, time.Hour))
-	limit := quota.Must(quota.NewLimit("tokens", bucket))
+	bucket := algorithm.TokenBucket(10, 1, time.Hour)
+	limit := quota.NewLimit("tokens", bucket)
 	for _, test := range []struct {
 		url  string
 		keys int // how many fit; 0 is not tried

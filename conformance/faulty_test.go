@@ -186,10 +186,10 @@ func TestFaultyKV(t *testing.T) {
 
 func TestFaultyStore(t *testing.T) {
 	ctx := t.Context()
-	below := local.New(nil)
+	below := local.New()
 	defer below.Close()
 	s, set := conformance.FaultyStore(below)
-	c := quota.Charge{Limit: quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 1, time.Hour)))), Key: "k", Cost: 1}
+	c := quota.Charge{Limit: quota.NewLimit("tokens", algorithm.TokenBucket(100, 1, time.Hour)), Key: "k", Cost: 1}
 	want := func(f conformance.Fault, charged quota.ChargeState, n int64) {
 		t.Helper()
 		peek := c

@@ -34,7 +34,7 @@ func (p panicky) Decide(s quota.State, r quota.Request, now quota.Micros) (quota
 func panics(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tally", goOnly, numbers{limit: 10})
-	bad := quota.Must(quota.NewLimit(l.Name(), panicky{tally{10}}))
+	bad := quota.NewLimit(l.Name(), panicky{tally{10}})
 	used := map[string]int64{}
 	take := func(key string) {
 		ds, _ := t.persist(h, false, quota.Charge{Limit: l, Key: key, Cost: 1})
@@ -234,7 +234,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 func panicsAtEachPoint(t *trial) {
 	wire := &trap{}
 	good := t.named("good", goOnly, numbers{limit: 1000})
-	bad := quota.Must(quota.NewLimit("bad", tripping{tally{1000}, wire}))
+	bad := quota.NewLimit("bad", tripping{tally{1000}, wire})
 	o := Opening{Data: t.data()}
 	h := t.open(o)
 	other := h
@@ -278,7 +278,7 @@ func panicsBesideOthers(t *trial) {
 	hs := t.handles(t.root, callers)
 	lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 	l := t.named("tally", goOnly, numbers{limit: 1 << 30})
-	bad := quota.Must(quota.NewLimit(l.Name(), panicky{tally{1 << 30}}))
+	bad := quota.NewLimit(l.Name(), panicky{tally{1 << 30}})
 	var granted, unknown, listed, unknownLists atomic.Int64
 	t.together(callers, func(i int) {
 		for n := range calls {

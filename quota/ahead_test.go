@@ -41,7 +41,7 @@ func TestStarvation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				store := local.New(nil)
+				store := local.New()
 				lim := newLimiter(t, store, l, nil)
 				must[quota.Decision](t)(lim.Take(bg, "k", 100))
 				stop := beside(store, l, 4, take)
@@ -65,7 +65,7 @@ func TestStarvation(t *testing.T) {
 func TestWaitersOfProcessesTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := testkit.Bucket("n", 10, 10*time.Second)
-		store := local.New(nil)
+		store := local.New()
 		must[quota.Decision](t)(newLimiter(t, store, l, nil).Take(bg, "k", 10))
 		var all [3]*waits
 		for i := range all {
@@ -119,7 +119,7 @@ func (s *noting) ops() (ops []string) {
 func TestOnlyTheFirstWaiterTakesAhead(t *testing.T) {
 	testkit.EachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &noting{Store: local.New(nil)}
+			s := &noting{Store: local.New()}
 			w := newWaits(newLimiter(t, s, l, nil))
 			for i := range 3 {
 				w.call(bg, fmt.Sprint(i), "k", 1)
@@ -139,7 +139,7 @@ func TestOnlyTheFirstWaiterTakesAhead(t *testing.T) {
 
 func TestADeadlineBoundsTakingAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &noting{Store: local.New(nil)}
+		s := &noting{Store: local.New()}
 		lim := newLimiter(t, s, testkit.Bucket("n", 10, 10*time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		must[quota.Decision](t)(lim.Wait(within(t, 5*time.Second), "k", 3))
@@ -159,7 +159,7 @@ func TestADeadlineBoundsTakingAhead(t *testing.T) {
 // What was taken ahead comes back when the context ends, and the next caller has it.
 func TestCancelledWaitGivesBackWhatItTookAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, 10*time.Second), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, 10*time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		ctx, cancel := context.WithCancel(bg)
 		w := newWaits(lim)
@@ -201,7 +201,7 @@ func (s *slowAhead) Charge(ctx context.Context, c quota.Charge) (quota.Decision,
 func TestALateTakeAheadIsGivenBack(t *testing.T) {
 	for _, takes := range []time.Duration{2 * time.Second, 10 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			s := &slowAhead{local.New(nil), takes}
+			s := &slowAhead{local.New(), takes}
 			lim := newLimiter(t, s, testkit.Bucket("n", 10, 10*time.Second), nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", 10))
 			from := time.Now()
@@ -219,7 +219,7 @@ func TestALateTakeAheadIsGivenBack(t *testing.T) {
 // A waiter that took ahead and cannot see the store any more goes at its time.
 func TestWaitAheadGoesWithoutTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWaits(newLimiter(t, &noPeek{Store: local.New(nil), nth: 1}, testkit.Bucket("n", 10, 10*time.Second), nil))
+		w := newWaits(newLimiter(t, &noPeek{Store: local.New(), nth: 1}, testkit.Bucket("n", 10, 10*time.Second), nil))
 		w.call(bg, "taken", "k", 10)
 		w.call(bg, "w", "k", 5)
 		w.end(t)
@@ -233,7 +233,7 @@ func TestWaitAheadGoesWithoutTheStore(t *testing.T) {
 func TestWaitWithoutRoomForDebt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := testkit.Bucket("n", 10, 10*365*24*time.Hour) // fills in ten years, the longest there is: no debt
-		lim := newLimiter(t, local.New(nil), l, nil)
+		lim := newLimiter(t, local.New(), l, nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		w := newWaits(lim)
 		ctx, cancel := context.WithCancel(bg)
@@ -249,7 +249,7 @@ func TestWaitWithoutRoomForDebt(t *testing.T) {
 
 func TestTakeAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, 10*time.Second), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, 10*time.Second), nil)
 		for _, c := range []struct {
 			n      int64
 			within time.Duration

@@ -26,7 +26,7 @@ func TestObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []quota.Call
 		const takes = 30 * time.Millisecond
-		store := newSlow(local.New(nil), takes)
+		store := newSlow(local.New(), takes)
 		n, m := testkit.Bucket("n", 5, time.Hour), testkit.Bucket("m", 9, time.Hour)
 		lim := newLimiter(t, store, n, watch(&calls))
 		ok := must[quota.Decision](t)
@@ -82,7 +82,7 @@ func TestObserver(t *testing.T) {
 // Of two lists of four charges that are granted, and two that are denied, an observer counts two and two.
 func TestObserverCountsLists(t *testing.T) {
 	var calls []quota.Call
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 2, time.Hour), watch(&calls))
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 2, time.Hour), watch(&calls))
 	for range 4 {
 		var list []quota.Charge
 		for i := range 4 {
@@ -110,7 +110,7 @@ func TestObserverOfWait(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var calls []quota.Call
 			const takes = time.Millisecond
-			lim := newLimiter(t, newSlow(local.New(nil), takes), testkit.LimitOf("n", rule, 1, time.Minute), watch(&calls))
+			lim := newLimiter(t, newSlow(local.New(), takes), testkit.LimitOf("n", rule, 1, time.Minute), watch(&calls))
 			must[quota.Decision](t)(lim.Take(bg, "k", 1))
 			start := time.Now()
 			d := must[quota.Decision](t)(lim.Wait(bg, "k", 1))
@@ -191,7 +191,7 @@ func TestObserversCompose(t *testing.T) {
 			told, seen = append(told, fmt.Sprint(id, ctx.Value(name{}), ctx.Err())), append(seen, c)
 		}
 	}
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 5, time.Hour), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), observer("b")}})
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 5, time.Hour), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), observer("b")}})
 	d := must[quota.Decision](t)(lim.Take(bg, "k", 1))
 	told, seen = nil, nil
 	ctx, cancel := context.WithCancel(context.WithValue(bg, name{}, "-caller-"))
@@ -203,7 +203,7 @@ func TestObserversCompose(t *testing.T) {
 	if len(seen) == 2 && seen[0] != seen[1] {
 		t.Error("calls of two observers: got two, want one")
 	}
-	_, err := quota.NewLimiter(local.New(nil), lim.Limit(), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), nil}})
+	_, err := quota.NewLimiter(local.New(), lim.Limit(), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), nil}})
 	testkit.WantInvalid(t, err, "Options.Observers[1]", "nil")
 }
 
@@ -221,7 +221,7 @@ func (s failingRefunds) Charge(ctx context.Context, c quota.Charge) (quota.Decis
 func TestCancelledWaitThatCannotGiveBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []quota.Call
-		lim := newLimiter(t, failingRefunds{local.New(nil)}, testkit.Bucket("n", 5, time.Hour), watch(&calls))
+		lim := newLimiter(t, failingRefunds{local.New()}, testkit.Bucket("n", 5, time.Hour), watch(&calls))
 		must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		ctx, cancel := context.WithCancel(bg)
 		time.AfterFunc(time.Second, cancel)

@@ -203,8 +203,8 @@ func Check(cs []Charge) error {
 
 func (c *Charge) check() error {
 	switch {
-	case c.Limit == nil || c.Limit.algorithm == nil:
-		return invalid("limit", "nil", "a limit that NewLimit made")
+	case c.Limit == nil || c.Limit.algorithm == nil || c.Limit.err != nil:
+		return c.Limit.Err()
 	case !validKey(c.Key):
 		return invalid("key", c.Key, keyForm)
 	case c.Op >= opOfDenial && c.Op <= opExcessive:

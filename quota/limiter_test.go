@@ -14,7 +14,7 @@ import (
 
 func TestLimiterOperations(t *testing.T) {
 	c := testkit.NewClock()
-	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), testkit.Bucket("n", 10, 10*time.Second), nil)
+	lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), testkit.Bucket("n", 10, 10*time.Second), nil)
 	ok := must[quota.Decision](t)
 	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
 		t.Helper()
@@ -135,7 +135,7 @@ func TestReceiptTravels(t *testing.T) {
 func TestLimiterChargeAll(t *testing.T) {
 	c := testkit.NewClock()
 	agent, team := testkit.Bucket("agent", 5, 5*time.Second), testkit.Bucket("team", 8, 8*time.Second)
-	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), agent, nil)
+	lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), agent, nil)
 	list := func(key string, n int64) []quota.Charge {
 		return []quota.Charge{{Key: "team-1/" + key, Cost: n}, {Limit: team, Key: "team-1", Cost: n}}
 	}
@@ -166,7 +166,7 @@ func TestLimiterChargeAll(t *testing.T) {
 
 func TestLimitFor(t *testing.T) {
 	plans := map[string]*quota.Limit{"gold": testkit.Bucket("n", 100, time.Second)}
-	lim := newLimiter(t, local.New(&local.Options{Clock: testkit.NewClock().Time}), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
+	lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: testkit.NewClock().Time})), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
 	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
 		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Capacity != want {
 			t.Errorf("Take on %s: got limit %d, want %d", key, d.Capacity, want)
@@ -290,7 +290,7 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 		"both of these": {&quota.Options{LimitFor: func(string) *quota.Limit { return nil }, Observers: []func(context.Context, *quota.Call){observe}}, 0},
 	} {
 		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
-			lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", rule, 500, time.Hour), c.o)
+			lim := newLimiter(t, local.New(), testkit.LimitOf("n", rule, 500, time.Hour), c.o)
 			for name, call := range map[string]func(){
 				"Take":   func() { lim.Take(bg, "team/agent", 1) }, // granted, then denied
 				"Peek":   func() { lim.Peek(bg, "team/agent", 1) },
@@ -311,7 +311,7 @@ func TestAnObservedListDoesNotAllocate(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	allocations := func(o *quota.Options) float64 {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 500, time.Hour), o)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 500, time.Hour), o)
 		list := []quota.Charge{{Key: "team/a", Cost: 1}, {Key: "team/b", Cost: 1}, {Key: "team/c", Cost: 1}}
 		return testing.AllocsPerRun(1000, func() { lim.ChargeAll(bg, list...) })
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Result is the answer to a list of charges, see [Limiter.ChargeAll].
+// Result is the answer to a list of charges, see [Charger.ChargeAll].
 type Result struct {
 	// Granted says that all charges were made, but shadows that do not fit; otherwise none was.
 	Granted bool

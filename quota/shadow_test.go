@@ -13,7 +13,7 @@ import (
 // A shadow is charged where it fits, charges nothing where it does not, and never denies: with every rule.
 func TestShadow(t *testing.T) {
 	testkit.EachRule(t, 10, time.Hour, func(t *testing.T, l *quota.Limit) {
-		lim := newLimiter(t, local.New(nil), l, nil)
+		lim := newLimiter(t, local.New(), l, nil)
 		real := quota.Charge{Key: "real", Cost: 2}
 		shadow := quota.Charge{Key: "shadow", Cost: 6, Shadow: true}
 		ask := func(cs ...quota.Charge) quota.Result {
@@ -82,7 +82,7 @@ func TestGrantedPassesOverShadows(t *testing.T) {
 // A repeat tells the same of a shadow: also after the numbers of its limit changed.
 func TestShadowRepeats(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	store := local.New(nil)
+	store := local.New()
 	list := []quota.Charge{{Limit: l, Key: "g/a", Cost: 1, ID: "x"}, {Limit: l, Key: "g/b", Cost: 11, Shadow: true, ID: "x"}}
 	first, again := make([]quota.Decision, 2), make([]quota.Decision, 2)
 	for _, out := range [][]quota.Decision{first, again} {

@@ -19,7 +19,7 @@ func TestStrings(t *testing.T) {
 		want  string
 	}{
 		{tokens, "tokens: 1000 burst 1000/m bucket"},
-		{quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 7})), "n: ct1, capacity 7"},
+		{quota.NewLimit("n", testkit.Counter{Capacity: 7}), "n: ct1, capacity 7"},
 		{(*quota.Limit)(nil), "no limit"},
 		{&quota.Limit{}, "no limit"},
 		{quota.Charge{Limit: tokens, Key: "team-7/a", Cost: 250}, `take 250 of tokens for "team-7/a"`},

@@ -15,7 +15,7 @@ import (
 func TestTakeUpTo(t *testing.T) {
 	testkit.EachRule(t, 10, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		clock := testkit.NewClock()
-		lim := newLimiter(t, local.New(&local.Options{Clock: clock.Time}), l, nil)
+		lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: clock.Time})), l, nil)
 		want := func(n, least, charged, left int64) quota.Decision {
 			t.Helper()
 			d := must[quota.Decision](t)(lim.TakeUpTo(bg, "k", n, least))
@@ -49,7 +49,7 @@ func TestTakeUpTo(t *testing.T) {
 
 func TestTakeUpToInLists(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	lim := newLimiter(t, local.New(nil), l, nil)
+	lim := newLimiter(t, local.New(), l, nil)
 	upTo := func(key string, least int64) quota.Charge {
 		return quota.Charge{Key: key, Op: quota.OpUpTo, Cost: 20, Least: least}
 	}
@@ -71,7 +71,7 @@ func TestTakeUpToInLists(t *testing.T) {
 		charged int64
 	}{"unlimited": {algorithm.Unlimited, 3, 20}, "none": {algorithm.DenyAll, 0, 0}, "none of one": {algorithm.DenyAll, 1, -1}} {
 		c0 := upTo("k", c.least)
-		c0.Limit = quota.Must(quota.NewLimit("none", c.rule))
+		c0.Limit = quota.NewLimit("none", c.rule)
 		d := must[quota.Result](t)(lim.ChargeAll(bg, c0)).Decisions[0]
 		if d.Allowed != (c.charged >= 0) || d.Charged != max(c.charged, 0) {
 			t.Errorf("%s: got %v, want %d charged (below 0: denied)", name, d, c.charged)
@@ -82,7 +82,7 @@ func TestTakeUpToInLists(t *testing.T) {
 // An id repeats how much was taken, whatever remains now.
 func TestTakeUpToRepeats(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	store := local.New(nil)
+	store := local.New()
 	c := quota.Charge{Limit: l, Key: "k", Op: quota.OpUpTo, Cost: 20, Least: 1, ID: "x"}
 	first := must[quota.Decision](t)(store.Charge(bg, c))
 	again := must[quota.Decision](t)(store.Charge(bg, c))

@@ -85,7 +85,7 @@ func New(t testing.TB, o *Options) *Store {
 		o = &Options{}
 	}
 	s := &Store{t: t, clock: o.Clock, changed: make(chan struct{}), charged: map[owner]int64{}}
-	s.store = local.New(&local.Options{Clock: s.Now})
+	s.store = quota.Must(local.NewWithOptions(local.Options{Clock: s.Now}))
 	t.Cleanup(func() { s.Close() })
 	return s
 }

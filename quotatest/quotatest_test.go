@@ -288,7 +288,7 @@ func TestWantCharged(t *testing.T) {
 // A store is what a program's policies wrap: an outage goes through a fallback, and is charged afterwards.
 func TestUnderAFallback(t *testing.T) {
 	store := quotatest.New(t, nil)
-	fallback := resilience.Fallback(local.New(&local.Options{Clock: store.Now}), resilience.Instances(2), nil)
+	fallback := resilience.Fallback(quota.Must(local.NewWithOptions(local.Options{Clock: store.Now})), resilience.Instances(2), nil)
 	lim := limiter(quota.Must(resilience.Wrap(store, fallback)))
 	quota.Must(lim.Take(bg, "k", 1))
 	store.Fail(quota.ErrUnavailable)

@@ -41,7 +41,7 @@ func stacks(tb testing.TB) []stack {
 		return s
 	}
 	preset := func(s quota.Store) quota.Store { return standard(s, resilience.FailClosed(nil)) }
-	share := func() resilience.Policy { return resilience.Fallback(local.New(nil), resilience.Instances(4), nil) }
+	share := func() resilience.Policy { return resilience.Fallback(local.New(), resilience.Instances(4), nil) }
 	return []stack{
 		{"bare", nothing{true}, 0},
 		{"preset", preset(nothing{true}), 1},
@@ -55,9 +55,9 @@ func stacks(tb testing.TB) []stack {
 		{"memory", wrap(tb, nothing{true}, resilience.DenialMemory(nil)), 0},
 		{"handoff", wrap(tb, nothing{false}, resilience.Timeout(time.Second, nil)), -1},
 		{"preset-handoff", preset(nothing{false}), -1},
-		{"local", local.New(nil), 0},
-		{"preset-local", preset(local.New(nil)), 1},
-		{"preset+fallback-local", standard(local.New(nil), share()), 1},
+		{"local", local.New(), 0},
+		{"preset-local", preset(local.New()), 1},
+		{"preset+fallback-local", standard(local.New(), share()), 1},
 	}
 }
 
@@ -85,7 +85,7 @@ func BenchmarkPolicies(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	for name, fallback := range map[string]resilience.Policy{
 		"failclosed": resilience.FailClosed(nil),
-		"fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+		"fallback":   resilience.Fallback(local.New(), resilience.Instances(4), nil),
 	} {
 		b.Run(name, func(b *testing.B) {
 			s := wrap(b, &stub{answer: script(as(quota.ErrUnavailable))}, fallback, resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}))

@@ -117,7 +117,7 @@ func inMemory(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		if stores[o.Data] == nil {
-			stores[o.Data] = local.New(&local.Options{Clock: o.Clock})
+			stores[o.Data] = quota.Must(local.NewWithOptions(local.Options{Clock: o.Clock}))
 		}
 		return &session{Store: stores[o.Data]}
 	}

@@ -26,7 +26,7 @@ var stacked = []struct {
 	make  func() resilience.Policy
 }{
 	{"Fallback", 0, func() resilience.Policy {
-		return resilience.Fallback(local.New(nil), resilience.Instances(1), nil)
+		return resilience.Fallback(local.New(), resilience.Instances(1), nil)
 	}},
 	{"FailClosed", 0, func() resilience.Policy { return resilience.FailClosed(nil) }},
 	{"FailWithError", 0, func() resilience.Policy { return resilience.FailWithError() }},
@@ -142,7 +142,7 @@ func TestBreakerUnderFallback(t *testing.T) {
 				<-ctx.Done()
 				return quota.Decision{}, fmt.Errorf("%w: %w", quota.ErrIndeterminate, ctx.Err())
 			}}
-			s, err := resilience.Standard(store, resilience.Fallback(local.New(nil), resilience.Instances(2), nil), nil)
+			s, err := resilience.Standard(store, resilience.Fallback(local.New(), resilience.Instances(2), nil), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -198,7 +198,7 @@ func TestNodeMoved(t *testing.T) {
 func TestNodeList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := newCluster("b")
-		s := standard(t, inner, resilience.Fallback(local.New(nil), resilience.Instances(1), nil), nil)
+		s := standard(t, inner, resilience.Fallback(local.New(), resilience.Instances(1), nil), nil)
 		defer s.Close()
 		out := make([]quota.Decision, 2)
 		for range 20 {
@@ -281,7 +281,7 @@ func TestNoNodes(t *testing.T) {
 	if got, want := resilience.BreakerStates(s), (map[string]string{"": "closed"}); !maps.Equal(got, want) {
 		t.Errorf("states: got %v, want %v", got, want)
 	}
-	if got := resilience.BreakerStates(local.New(nil)); got != nil {
+	if got := resilience.BreakerStates(local.New()); got != nil {
 		t.Errorf("states of a store without a breaker: got %v, want none", got)
 	}
 }

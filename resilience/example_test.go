@@ -18,7 +18,7 @@ type server struct {
 	down bool
 }
 
-func newServer() *server { return &server{Store: local.New(nil)} }
+func newServer() *server { return &server{Store: local.New()} }
 
 func (s *server) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.down {
@@ -40,7 +40,7 @@ func Example() {
 	ctx := context.Background()
 	redis := newServer() // or quota.Must(backend.Open(ctx, "redis://127.0.0.1:6379"))
 	store := quota.Must(resilience.Standard(redis, resilience.FailClosed(nil), nil))
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Hour))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 	defer limiter.Close()
 
@@ -58,11 +58,11 @@ func Example() {
 // The policy that decides in an outage has no default.
 func ExampleStandard() {
 	ctx := context.Background()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Hour))
 	for _, outage := range []resilience.Policy{
 		resilience.FailOpen(nil),
 		resilience.FailClosed(nil),
-		resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+		resilience.Fallback(local.New(), resilience.Instances(4), nil),
 		resilience.FailWithError(),
 	} {
 		redis := newServer()
@@ -103,9 +103,9 @@ func ExampleWrap() {
 func ExampleFallback() {
 	ctx := context.Background()
 	redis := newServer()
-	store := quota.Must(resilience.Wrap(redis, resilience.Fallback(local.New(nil), resilience.Instances(4), nil)))
+	store := quota.Must(resilience.Wrap(redis, resilience.Fallback(local.New(), resilience.Instances(4), nil)))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 1, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 1, time.Hour))
 	take := func(n int64) { show(store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: n})) }
 
 	take(200)
@@ -128,7 +128,7 @@ func ExampleBreaker() {
 	redis.down = true
 	store := quota.Must(resilience.Wrap(redis, resilience.Breaker(&resilience.BreakerOptions{Failures: 2, FailingFor: -1})))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Hour))
 
 	for range 3 {
 		_, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 1})

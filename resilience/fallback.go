@@ -53,7 +53,7 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 
 // Fallback returns the policy that, where the store and the policies inside (the primary) cannot decide,
 // another store decides on this instance's share of the limit: one n-th, rounded down, where instances
-// reports n, the number of instances now. A share of 0 denies. The other store is usually a local.New(nil)
+// reports n, the number of instances now. A share of 0 denies. The other store is usually a local.New()
 // and must serve this policy alone.
 //
 // A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
@@ -98,7 +98,7 @@ func (p fallbackPolicy) reports() bool { return p.o.Notice != nil }
 func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	switch {
 	case p.store == nil:
-		return nil, invalid("the fallback's store is nil", "a store, such as local.New(nil)")
+		return nil, invalid("the fallback's store is nil", "a store, such as local.New()")
 	case p.instances == nil:
 		return nil, invalid("the number of instances is nil", "a function that reports it, such as Instances(n)")
 	case p.o.MaxKeys < 0 || p.o.MaxKeys > maxFallbackKeys:

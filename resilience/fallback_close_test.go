@@ -86,8 +86,8 @@ func (l *ledger) take(t *testing.T, s quota.Store, key string, n int64, by quota
 }
 
 func owing(t *testing.T, o *resilience.FallbackOptions, ps ...resilience.Policy) (*ledger, quota.Store) {
-	l := &ledger{Store: local.New(nil)}
-	return l, wrap(t, l, append([]resilience.Policy{resilience.Fallback(local.New(nil), resilience.Instances(1), o)}, ps...)...)
+	l := &ledger{Store: local.New()}
+	return l, wrap(t, l, append([]resilience.Policy{resilience.Fallback(local.New(), resilience.Instances(1), o)}, ps...)...)
 }
 
 // TestOwedInFront: the primary decides no call of a key before all that the key owes was charged to it, also

@@ -113,7 +113,7 @@ func inOutage(t *testing.T, test func(o *outage)) {
 func withFallback(t *testing.T, n func() int64, maxKeys int, test func(o *outage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		o := &outage{t: t, r: &remote{Store: local.New(nil)}, here: local.New(nil)}
+		o := &outage{t: t, r: &remote{Store: local.New()}, here: local.New()}
 		o.s = wrap(t, o.r, resilience.Fallback(o.here, n, &resilience.FallbackOptions{MaxKeys: maxKeys, Notice: o.notes.add}))
 		test(o)
 		if err := o.s.Close(); err != nil {
@@ -479,7 +479,7 @@ func TestFallbackForgottenReceipt(t *testing.T) {
 
 func TestFallbackRefundGoesToItsWindow(t *testing.T) {
 	// 8 calls a minute, of which a share is 2. What a window had is not given back to a later one.
-	calls := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.FixedWindow(8, time.Minute))))
+	calls := quota.NewLimit("calls", algorithm.FixedWindow(8, time.Minute))
 	c := quota.Charge{Limit: calls, Key: "k", Cost: 1}
 	inOutage(t, func(o *outage) {
 		o.down()
@@ -689,8 +689,8 @@ func TestFallbackBothFail(t *testing.T) {
 		{quota.ErrIndeterminate, quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrUnavailable},
 		{quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrIndeterminate, quota.ErrUnavailable},
 	} {
-		bad := &remote{Store: local.New(nil)}
-		s := wrap(t, &remote{Store: local.New(nil), before: as(test.cause)}, resilience.Fallback(bad, resilience.Instances(4), nil))
+		bad := &remote{Store: local.New()}
+		s := wrap(t, &remote{Store: local.New(), before: as(test.cause)}, resilience.Fallback(bad, resilience.Instances(4), nil))
 		for _, at := range []string{"while the share is made", "later"} {
 			bad.set(as(test.here), nil)
 			_, err := s.Charge(bg, charge(1))
@@ -719,7 +719,7 @@ func TestFallbackCostAboveTheShare(t *testing.T) {
 
 func TestFallbackNeedsSharer(t *testing.T) {
 	type plain struct{ quota.Algorithm }
-	whole := quota.Must(quota.NewLimit("whole", plain{limit.Algorithm()}))
+	whole := quota.NewLimit("whole", plain{limit.Algorithm()})
 	slow := bucket("slow", 8, 7, 3*365*24*time.Hour) // a share gains 7 in twelve years
 	inOutage(t, func(o *outage) {
 		for _, l := range []*quota.Limit{whole, slow} {
@@ -738,17 +738,17 @@ func TestFallbackNeedsSharer(t *testing.T) {
 // TestFallbackShareOfZero: the shares of a limit never add up to more than the limit. An instance whose share is 0 denies,
 // says so once, and does not say that this is for ever.
 func TestFallbackShareOfZero(t *testing.T) {
-	rules := map[string]func(int64) (quota.Algorithm, error){
-		"TokenBucket":          func(n int64) (quota.Algorithm, error) { return algorithm.TokenBucket(n, 1, time.Hour) },
-		"FixedWindow":          func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindow(n, time.Hour) },
-		"FixedWindowFromFirst": func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(n, time.Hour) },
-		"SlidingWindow":        func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindow(n, time.Hour) },
-		"SlidingWindowLog":     func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindowLog(n, time.Hour) },
+	rules := map[string]func(int64) quota.Algorithm{
+		"TokenBucket":          func(n int64) quota.Algorithm { return algorithm.TokenBucket(n, 1, time.Hour) },
+		"FixedWindow":          func(n int64) quota.Algorithm { return algorithm.FixedWindow(n, time.Hour) },
+		"FixedWindowFromFirst": func(n int64) quota.Algorithm { return algorithm.FixedWindowFromFirst(n, time.Hour) },
+		"SlidingWindow":        func(n int64) quota.Algorithm { return algorithm.SlidingWindow(n, time.Hour) },
+		"SlidingWindowLog":     func(n int64) quota.Algorithm { return algorithm.SlidingWindowLog(n, time.Hour) },
 	}
 	for name, of := range rules {
 		for _, capacity := range []int64{1, 2, 3, 4, 7, 100} {
 			t.Run(fmt.Sprintf("%s of %d", name, capacity), func(t *testing.T) {
-				few := quota.Must(quota.NewLimit("few", quota.Must(of(capacity))))
+				few := quota.NewLimit("few", of(capacity))
 				const n = 4
 				admitted := int64(0)
 				for range n {
@@ -829,7 +829,7 @@ func TestFallbackShareOfZeroInUse(t *testing.T) {
 func TestFallbackAtLeastOne(t *testing.T) {
 	few := quota.Charge{Limit: bucket("few", 2, 2, time.Minute), Key: "k", Cost: 1}
 	synctest.Test(t, func(t *testing.T) {
-		o := &outage{t: t, r: &remote{Store: local.New(nil)}, here: local.New(nil)}
+		o := &outage{t: t, r: &remote{Store: local.New()}, here: local.New()}
 		o.s = wrap(t, o.r, resilience.Fallback(o.here, resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true, Notice: o.notes.add}))
 		o.down()
 		if d := o.want(few, fall, true, 0); d.Capacity != 1 {
@@ -867,8 +867,8 @@ func TestFallbackAtLeastOne(t *testing.T) {
 		driver.Sharer
 	}
 	a := bucket("few", 2, 1, time.Minute).Algorithm()
-	plain := quota.Must(quota.NewLimit("plain", sharer{a, a.(driver.Sharer)}))
-	s := wrap(t, &stub{}, resilience.Fallback(local.New(nil), resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true}))
+	plain := quota.NewLimit("plain", sharer{a, a.(driver.Sharer)})
+	s := wrap(t, &stub{}, resilience.Fallback(local.New(), resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true}))
 	_, err := s.Charge(bg, quota.Charge{Limit: plain, Key: "k", Cost: 1})
 	wantErr(t, err, quota.ErrInvalid)
 	if !strings.Contains(err.Error(), "plain") || !strings.Contains(err.Error(), "OneSharer") {
@@ -900,9 +900,9 @@ func TestFallbackInstancesChange(t *testing.T) {
 func TestFallbackRefuses(t *testing.T) {
 	for name, p := range map[string]resilience.Policy{
 		"no store":      resilience.Fallback(nil, resilience.Instances(1), nil),
-		"no instances":  resilience.Fallback(local.New(nil), nil, nil),
-		"0 instances":   resilience.Fallback(local.New(nil), resilience.Instances(0), nil),
-		"negative keys": resilience.Fallback(local.New(nil), resilience.Instances(1), &resilience.FallbackOptions{MaxKeys: -1}),
+		"no instances":  resilience.Fallback(local.New(), nil, nil),
+		"0 instances":   resilience.Fallback(local.New(), resilience.Instances(0), nil),
+		"negative keys": resilience.Fallback(local.New(), resilience.Instances(1), &resilience.FallbackOptions{MaxKeys: -1}),
 	} {
 		if _, err := resilience.Wrap(&stub{}, p); !errors.Is(err, quota.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", name, err)
@@ -989,7 +989,7 @@ func TestFallbackLeftOutKeys(t *testing.T) {
 // TestFallbackFlood has many more keys in use than there is room for. Those that used little are forgotten, so new keys
 // have a share in an outage, and exhausted ones stay exhausted. Where there is no room at all, that is told.
 func TestFallbackFlood(t *testing.T) {
-	day := quota.Must(quota.NewLimit("day", quota.Must(algorithm.FixedWindow(8, 24*time.Hour))))
+	day := quota.NewLimit("day", algorithm.FixedWindow(8, 24*time.Hour))
 	const room, flood = 1280, 10_000
 	var keys []string
 	told := func(o *outage) int {
@@ -1060,7 +1060,7 @@ func TestFallbackFlood(t *testing.T) {
 // TestFallbackLargest computes with the largest capacity and the largest number of instances.
 func TestFallbackLargest(t *testing.T) {
 	const most = 1<<52 - 1
-	large := quota.Must(quota.NewLimit("large", quota.Must(algorithm.TokenBucket(most, 20_000_000, time.Second))))
+	large := quota.NewLimit("large", algorithm.TokenBucket(most, 20_000_000, time.Second))
 	withFallback(t, resilience.Instances(3), 0, func(o *outage) {
 		at := func(op quota.Op, n int64) quota.Charge { return quota.Charge{Limit: large, Key: "k", Op: op, Cost: n} }
 		o.do(at(quota.OpTake, 4))
@@ -1078,9 +1078,9 @@ func TestFallbackLargest(t *testing.T) {
 	// A fleet of 300 million on one token a second: a share gains one in nine and a half years. After a
 	// debt it begins empty.
 	synctest.Test(t, func(t *testing.T) {
-		one := quota.Must(quota.NewLimit("one", quota.Must(algorithm.TokenBucket(1, 1, time.Second))))
-		o := &outage{t: t, r: &remote{Store: local.New(nil)}}
-		o.s = wrap(t, o.r, resilience.Fallback(local.New(nil), resilience.Instances(300_000_000), &resilience.FallbackOptions{AtLeastOne: true}))
+		one := quota.NewLimit("one", algorithm.TokenBucket(1, 1, time.Second))
+		o := &outage{t: t, r: &remote{Store: local.New()}}
+		o.s = wrap(t, o.r, resilience.Fallback(local.New(), resilience.Instances(300_000_000), &resilience.FallbackOptions{AtLeastOne: true}))
 		for range 3 { // into debt
 			o.do(quota.Charge{Limit: one, Key: "k", Op: quota.OpDebit, Cost: 1})
 		}
@@ -1110,7 +1110,7 @@ func TestFallbackStaleAnswer(t *testing.T) {
 			}
 			return d, err
 		}}
-		f := wrap(t, s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil))
+		f := wrap(t, s, resilience.Fallback(local.New(), resilience.Instances(4), nil))
 		take := func(c quota.Charge, source quota.Source, remaining int64) {
 			t.Helper()
 			if d, err := f.Charge(bg, c); err != nil || d.Source != source || d.Remaining != remaining {
@@ -1141,8 +1141,8 @@ func TestFallbackStaleAnswer(t *testing.T) {
 func TestFallbackWithinOneTimeout(t *testing.T) {
 	// A call with a reconciliation in front of it makes two requests within one timeout.
 	synctest.Test(t, func(t *testing.T) {
-		r := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}
-		s := wrap(t, r, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), resilience.Timeout(100*time.Millisecond, nil))
+		r := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}
+		s := wrap(t, r, resilience.Fallback(local.New(), resilience.Instances(4), nil), resilience.Timeout(100*time.Millisecond, nil))
 		s.Charge(bg, charge(1))
 		r.set(nil, nil)
 		r.hooked(func([]quota.Charge) { time.Sleep(80 * time.Millisecond) })
@@ -1223,7 +1223,7 @@ func TestFallbackAtomicity(t *testing.T) {
 
 func TestFallbackPanics(t *testing.T) {
 	// Neither a primary nor a fallback that panics leaves the key stuck.
-	r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+	r, here := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}, &remote{Store: local.New()}
 	s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 	panics := func(c quota.Charge) {
 		t.Helper()
@@ -1261,7 +1261,7 @@ func TestFallbackPanics(t *testing.T) {
 func TestFallbackPanicInAList(t *testing.T) {
 	// The fallback panics while the share of a list's second key is filled. The first key is usable afterwards.
 	synctest.Test(t, func(t *testing.T) {
-		r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+		r, here := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}, &remote{Store: local.New()}
 		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 		a, b := quota.Charge{Limit: limit, Key: "team/a", Cost: 1}, quota.Charge{Limit: limit, Key: "team/b", Cost: 1}
 		here.hooked(func(cs []quota.Charge) {
@@ -1296,7 +1296,7 @@ func TestFallbackPanicInAList(t *testing.T) {
 func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 	// Between its two steps the bucket is whole, though the key is exhausted: nobody may take from it.
 	synctest.Test(t, func(t *testing.T) {
-		r, here := &remote{Store: local.New(nil)}, &remote{Store: local.New(nil)}
+		r, here := &remote{Store: local.New()}, &remote{Store: local.New()}
 		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 		s.Charge(bg, op(quota.OpDebit, 200))
 		r.set(as(quota.ErrUnavailable), nil)
@@ -1329,7 +1329,7 @@ func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
 	// What was taken is known only when the store has answered. Until then the share is not made anew.
 	synctest.Test(t, func(t *testing.T) {
-		r, buckets := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, local.New(nil)
+		r, buckets := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}, local.New()
 		here := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 			d, err := buckets.Charge(ctx, c)
 			if c.Op == quota.OpTake && c.Cost == 20 {
@@ -1359,7 +1359,7 @@ func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
 
 // TestFallbackRace has many goroutines on few keys while the primary flaps: run it with the race detector.
 func TestFallbackRace(t *testing.T) {
-	r, here := &remote{Store: local.New(nil)}, local.New(nil)
+	r, here := &remote{Store: local.New()}, local.New()
 	s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 	big := bucket("big", 1<<20, 100, time.Hour)
 	var wg sync.WaitGroup
@@ -1414,7 +1414,7 @@ func TestFallbackRace(t *testing.T) {
 // primary's word on the key, nor its share, nor its debt changes by that.
 func TestFallbackBesideLimitsWithoutState(t *testing.T) {
 	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
-		plan := quota.Must(quota.NewLimit(limit.Name(), rule))
+		plan := quota.NewLimit(limit.Name(), rule)
 		left := plan.Spec().Capacity
 		other := func(op quota.Op, n int64) quota.Charge {
 			c := charge(n)

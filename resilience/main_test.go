@@ -40,7 +40,7 @@ var sized = testenv.Sized
 var random = testenv.Random
 
 func bucket(name string, tokens, refill int64, per time.Duration) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, refill, per))))
+	return quota.NewLimit(name, algorithm.TokenBucket(tokens, refill, per))
 }
 
 var limit = bucket("tokens", 100, 10, time.Second)

@@ -47,13 +47,13 @@ func TestMemoryNeverWrong(t *testing.T) {
 	rules := []func(n int64) *quota.Limit{
 		func(n int64) *quota.Limit { return bucket("tb", n, n, per) },
 		func(n int64) *quota.Limit {
-			return quota.Must(quota.NewLimit("sw", quota.Must(algorithm.SlidingWindow(n, per))))
+			return quota.NewLimit("sw", algorithm.SlidingWindow(n, per))
 		},
 		func(n int64) *quota.Limit {
-			return quota.Must(quota.NewLimit("sl", quota.Must(algorithm.SlidingWindowLog(n, per))))
+			return quota.NewLimit("sl", algorithm.SlidingWindowLog(n, per))
 		},
 		func(n int64) *quota.Limit {
-			return quota.Must(quota.NewLimit("fw", quota.Must(algorithm.FixedWindow(n, per))))
+			return quota.NewLimit("fw", algorithm.FixedWindow(n, per))
 		},
 	}
 	answered, stored := 0, 0
@@ -62,7 +62,7 @@ func TestMemoryNeverWrong(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := 1 + r.Int64N(8)
 				limits := []*quota.Limit{rule(n), rule(n)} // one limit, made twice
-				truth := local.New(nil)
+				truth := local.New()
 				lag := func() time.Duration { return time.Duration(r.Int64N(int64(ms / 3))) }
 				store := &far{Store: truth, there: lag, back: lag}
 				keys := []string{"a", "b", "c"}[:1+r.IntN(3)]
@@ -149,7 +149,7 @@ func TestMemoryNeverWrong(t *testing.T) {
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := bucket("l", 10, 1, time.Second)
-		truth := local.New(nil)
+		truth := local.New()
 		store := &far{Store: truth, there: func() time.Duration { return 100 * ms }, back: func() time.Duration { return 200 * ms }}
 		s := wrap(t, store, resilience.DenialMemory(nil))
 		take := func(n int64) quota.Charge { return quota.Charge{Limit: l, Key: "k", Cost: n} }

@@ -45,7 +45,7 @@ func fallbacks() map[string]resilience.Policy {
 	return map[string]resilience.Policy{
 		"FailOpen":   resilience.FailOpen(nil),
 		"FailClosed": resilience.FailClosed(nil),
-		"Fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+		"Fallback":   resilience.Fallback(local.New(), resilience.Instances(4), nil),
 	}
 }
 
@@ -172,7 +172,7 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 	if b := wrap(t, inner, resilience.Breaker(nil)); b.(driver.Prompt).Prompt() {
 		t.Error("a breaker around a store that is not prompt is prompt, want it not to be")
 	}
-	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
+	if b := wrap(t, local.New(), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
 		t.Error("a breaker around a local store: want it prompt, and AnyKeys")
 	}
 	for range 2 {
@@ -242,7 +242,7 @@ func TestHealthThroughPolicies(t *testing.T) {
 
 // TestClosed holds that the answers of a policy itself are ErrClosed after Close.
 func TestClosed(t *testing.T) {
-	store := local.New(nil)
+	store := local.New()
 	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
 	if _, err := s.Charge(bg, charge(100)); err != nil {
 		t.Fatal(err)
@@ -276,7 +276,7 @@ func TestStandard(t *testing.T) {
 	all := fallbacks()
 	all["FailWithError"] = resilience.FailWithError()
 	for _, p := range all {
-		s, err := resilience.Standard(local.New(nil), p, nil)
+		s, err := resilience.Standard(local.New(), p, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

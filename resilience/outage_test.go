@@ -304,7 +304,7 @@ func outageMember(url string) error {
 	}
 	spy := &outageSpy{Store: safe}
 	m := &member{errors: map[string]int{}}
-	m.store, err = resilience.Wrap(spy, resilience.Fallback(local.New(nil), resilience.Instances(outageProcesses), nil))
+	m.store, err = resilience.Wrap(spy, resilience.Fallback(local.New(), resilience.Instances(outageProcesses), nil))
 	if err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func TestPanics(t *testing.T) {
 	}
 	fallback := func(b *bomb, tell func(quota.Notice)) resilience.Policy {
 		here := &stub{prompt: true}
-		inner := local.New(nil)
+		inner := local.New()
 		here.answer = func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 			b.pass("the fallback's store")
 			return inner.Charge(ctx, c)
@@ -200,12 +200,12 @@ func testPanics(t *testing.T, make func(*explosive, func(quota.Notice)) (quota.S
 			}
 		}
 	}
-	s, err := make(&explosive{Store: local.New(nil), bomb: b}, tell)
+	s, err := make(&explosive{Store: local.New(), bomb: b}, tell)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rule := explosiveRule{quota.Must(algorithm.TokenBucket(1000, 1000, time.Second)), b}
-	limit := quota.Must(quota.NewLimit("tokens", rule))
+	rule := explosiveRule{algorithm.TokenBucket(1000, 1000, time.Second), b}
+	limit := quota.NewLimit("tokens", rule)
 	charge := func(key string, op quota.Op) quota.Charge {
 		return quota.Charge{Limit: limit, Key: key, Cost: 1, Op: op}
 	}
@@ -223,7 +223,7 @@ func testPanics(t *testing.T, make func(*explosive, func(quota.Notice)) (quota.S
 			func() { s.Charge(bg, charge("a", quota.OpPeek)) },
 			func() { s.ChargeAll(bg, list, []quota.Decision{{}, {}}) },
 			func() {
-				s.Charge(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("other", rule)), Key: "a", Cost: 1})
+				s.Charge(bg, quota.Charge{Limit: quota.NewLimit("other", rule), Key: "a", Cost: 1})
 			},
 		} {
 			wg.Go(func() {

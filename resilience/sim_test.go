@@ -199,7 +199,7 @@ func newSim(t *testing.T, seed uint64) *sim {
 	s := &sim{
 		t: t, seed: seed, start: time.Now(), n: 2 + rng.Int64N(3), prompt: rng.IntN(2) == 0,
 		t0: 50 * time.Millisecond, delay: 300 * time.Millisecond, refill: 5 + rng.Int64N(60), per: time.Second,
-		primary: local.New(nil), executed: map[simKey]int64{},
+		primary: local.New(), executed: map[simKey]int64{},
 	}
 	if rng.IntN(2) == 0 {
 		s.per = time.Hour
@@ -278,7 +278,7 @@ func (s *sim) run() {
 				time.Sleep(at)
 				s.mu.Lock()
 				s.losses++
-				s.primary = local.New(nil)
+				s.primary = local.New()
 				s.mu.Unlock()
 			})
 		}
@@ -340,7 +340,7 @@ func (s *sim) newInstance(id, generation int) *simInstance {
 	if s.crowded {
 		maxKeys = 64
 	}
-	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(nil), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least, MaxKeys: maxKeys, Notice: i.notice})); err != nil {
+	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least, MaxKeys: maxKeys, Notice: i.notice})); err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()

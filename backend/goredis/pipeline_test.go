@@ -51,7 +51,7 @@ func (c losing) Read(b []byte) (int, error) {
 func TestPipelines(t *testing.T) {
 	addrs := redisserver.StartCluster(t).Addrs()
 	const keys, takes = 128, 20
-	limit := quota.Must(quota.NewLimit("n", quota.Must(algorithm.FixedWindow(1000, 24*time.Hour))))
+	limit := quota.NewLimit("n", algorithm.FixedWindow(1000, 24*time.Hour))
 	for _, test := range []struct {
 		name     string
 		lossy    bool

@@ -60,8 +60,8 @@ func BenchmarkHotKey(b *testing.B) {
 		name string
 		s    quota.Store
 	}{
-		{"local", local.New(nil)},
-		{"lease-local", open(b, local.New(nil), Options{MaxKeys: DefaultMaxKeys})},
+		{"local", local.New()},
+		{"lease-local", open(b, local.New(), Options{MaxKeys: DefaultMaxKeys})},
 		{"lease-redis", open(b, redisStore(b), Options{MaxKeys: DefaultMaxKeys})},
 	}
 	for _, g := range []int{1, 2, 64, 256} {

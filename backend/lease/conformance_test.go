@@ -28,7 +28,7 @@ func (s *shared) below(t testing.TB, o conformance.Opening) *remote {
 	defer s.mu.Unlock()
 	store := s.stores[o.Data]
 	if store == nil {
-		store = local.New(&local.Options{Clock: o.Clock})
+		store = quota.Must(local.NewWithOptions(local.Options{Clock: o.Clock}))
 		s.stores[o.Data] = store
 		t.Cleanup(func() { store.Close() })
 	}

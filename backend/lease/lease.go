@@ -104,8 +104,8 @@ func New(store quota.Store, o *Options) (*Store, error) {
 	}
 	for i, l := range o.Limits {
 		switch {
-		case l == nil:
-			return nil, invalid(fmt.Sprintf("Options.Limits[%d] is nil", i), "limits that NewLimit made")
+		case l.Err() != nil:
+			return nil, fmt.Errorf("lease: Options.Limits[%d]: %w", i, l.Err())
 		case l.Spec().Rule != bucketRule && l.Spec().Unit != 0:
 			return nil, invalid(fmt.Sprintf("limit %q has the rule %q", l.Name(), l.Spec().Rule),
 				"token buckets and GCRA, because tokens of a window are worthless in the next: a chunk would be spent twice or lost")

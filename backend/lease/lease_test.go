@@ -87,9 +87,9 @@ func wantErr(t testing.TB, err, want error, parts ...string) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	s := local.New(nil)
+	s := local.New()
 	two := instances(2)
-	window := quota.Must(quota.NewLimit("daily", quota.Must(algorithm.FixedWindow(10, time.Hour))))
+	window := quota.NewLimit("daily", algorithm.FixedWindow(10, time.Hour))
 	for name, bad := range map[string]struct {
 		store quota.Store
 		o     *Options
@@ -721,8 +721,8 @@ func TestLists(t *testing.T) {
 
 // TestOtherLimits leases the limits of Options, and passes charges to other limits on.
 func TestOtherLimits(t *testing.T) {
-	window := quota.Must(quota.NewLimit("window", quota.Must(algorithm.FixedWindow(6400, time.Hour))))
-	other := quota.Must(quota.NewLimit("other", slow.Algorithm()))
+	window := quota.NewLimit("window", algorithm.FixedWindow(6400, time.Hour))
+	other := quota.NewLimit("other", slow.Algorithm())
 	for name, test := range map[string]struct {
 		limits []*quota.Limit
 		charge *quota.Limit
@@ -891,7 +891,7 @@ func (graded) Atomicity() driver.Atomicity { return driver.OneGroup }
 type plain struct{ quota.Store }
 
 func TestNoAllocation(t *testing.T) {
-	s := open(t, local.New(nil), Options{})
+	s := open(t, local.New(), Options{})
 	c := quota.Charge{Limit: plenty, Key: "k", Cost: 1}
 	for range 200_000 {
 		take(t, s, c)
@@ -999,7 +999,7 @@ func (s *stuck) Charge(ctx context.Context, c quota.Charge) (quota.Decision, err
 func TestBesideLimitsWithoutState(t *testing.T) {
 	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
 		synctest.Test(t, func(t *testing.T) {
-			plan := quota.Must(quota.NewLimit(slow.Name(), rule))
+			plan := quota.NewLimit(slow.Name(), rule)
 			s := open(t, newRemote(t), Options{Instances: instances(1), Limits: []*quota.Limit{slow, plan}})
 			warm(t, s, one(1), 100)
 			held := s.left(one(1))

@@ -143,7 +143,7 @@ func TestPanics(t *testing.T) {
 		}, 3},
 		"a rule": {func(p *panicky) {
 			c := one(2000)
-			c.Limit = quota.Must(quota.NewLimit("tokens", panickyRule{slow.Algorithm(), &p.failing}))
+			c.Limit = quota.NewLimit("tokens", panickyRule{slow.Algorithm(), &p.failing})
 			p.failing.Store(true)
 			p.takes(3, c)
 		}, 3},

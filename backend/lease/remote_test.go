@@ -38,7 +38,7 @@ type fault struct {
 }
 
 func newRemote(t testing.TB) *remote {
-	s := local.New(nil)
+	s := local.New()
 	t.Cleanup(func() { s.Close() })
 	return &remote{Store: s}
 }

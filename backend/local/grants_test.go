@@ -67,7 +67,7 @@ func TestManyIDsFromManyGoroutines(t *testing.T) {
 func TestIDsAreBoundedAndForgotten(t *testing.T) {
 	const maxIDs = 100
 	c := newClock()
-	s := New(&Options{MaxKeys: 2 * maxIDs, MaxIDs: maxIDs, Clock: c.time})
+	s := quota.Must(NewWithOptions(Options{MaxKeys: 2 * maxIDs, MaxIDs: maxIDs, Clock: c.time}))
 	l := bucket("n", 1000, 10_000*time.Hour)
 	charge := func(id int) quota.Charge { // each id in a group of its own
 		return quota.Charge{Limit: l, Key: fmt.Sprint("k", id), Cost: 1, ID: fmt.Sprint(id)}

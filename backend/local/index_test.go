@@ -166,7 +166,7 @@ func TestIndex(t *testing.T) {
 	}
 	type name struct{ key, limit string }
 	shrinks, busy := 0, 0
-	s := New(nil)
+	s := New()
 	for range sized(60, 1500) {
 		spread := uint64(1) << r.IntN(12)
 		near := r.Uint64() // the tags' common part: where in the index the runs are
@@ -370,7 +370,7 @@ func same(t *testing.T, s *Store, m model, c *clock, cs []quota.Charge) {
 func TestTailsGoWithTheirKeys(t *testing.T) {
 	s, c := withClock(0)
 	log := everyRule(3, time.Second)[2]
-	slow := quota.Must(quota.NewLimit("slow", everyRule(3, time.Hour)[2].Algorithm()))
+	slow := quota.NewLimit("slow", everyRule(3, time.Hour)[2].Algorithm())
 	tails := func() (n int) {
 		for i := range s.shards {
 			sh := &s.shards[i]

@@ -1,7 +1,7 @@
 // Package local keeps limits in the memory of one process. It is the backend without a server.
 //
-//	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 10, time.Second))))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 10, time.Second))
+//	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 //	d, err := limiter.Take(ctx, "agent-123", 1)
 //
 // The store is sharded, starts no goroutine, and reads the monotonic clock, so steps of the wall clock do not
@@ -46,7 +46,7 @@ const (
 	DefaultMaxIDs  = 1 << 22 // some 14 000 a second
 )
 
-// Options configure a Store. The zero value, and nil, take the defaults.
+// Options configure a Store. The zero value takes the defaults, as New does.
 type Options struct {
 	// MaxKeys bounds the keys that the store holds; 0 is DefaultMaxKeys. It must not be negative. One group of keys
 	// takes half of them at most, see the package documentation.
@@ -60,7 +60,7 @@ type Options struct {
 	Clock func() time.Time
 }
 
-// Store is a quota.Store in memory. Use New to make one. Methods may be called concurrently.
+// Store is a quota.Store in memory. Use New or NewWithOptions to make one. Methods may be called concurrently.
 type Store struct {
 	shards [shardCount]shard // the first field, because cache lines begin there
 
@@ -84,16 +84,21 @@ var (
 	_ driver.Prompt = (*Store)(nil)
 )
 
-// New returns an empty store. It panics where MaxKeys or MaxIDs is negative.
-func New(o *Options) *Store {
-	if o == nil {
-		o = &Options{}
+// New returns an empty store with the default options.
+func New() *Store { return newStore(&Options{}) }
+
+// NewWithOptions returns an empty store. It fails with quota.ErrInvalid where MaxKeys or MaxIDs is negative.
+func NewWithOptions(o Options) (*Store, error) {
+	switch {
+	case o.MaxKeys < 0:
+		return nil, fmt.Errorf("local: %w: Options.MaxKeys is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxKeys)
+	case o.MaxIDs < 0:
+		return nil, fmt.Errorf("local: %w: Options.MaxIDs is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxIDs)
 	}
-	for name, n := range map[string]int{"MaxKeys": o.MaxKeys, "MaxIDs": o.MaxIDs} {
-		if n < 0 {
-			panic(fmt.Sprintf("local: Options.%s is %d; accepted: 0 or more", name, n))
-		}
-	}
+	return newStore(&o), nil
+}
+
+func newStore(o *Options) *Store {
 	now := time.Now()
 	s := &Store{
 		clock: o.Clock,

@@ -270,7 +270,7 @@ func TestBytesPerKey(t *testing.T) {
 			total += len(keys[i])
 		}
 		before := heap()
-		s := New(nil)
+		s := New()
 		for _, k := range keys {
 			take(t, s, quota.Charge{Limit: l, Key: k, Cost: 1})
 		}

@@ -20,7 +20,7 @@ func TestGroupsLeaveRoom(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			for _, flooding := range []int{1, 2, 9} {
-				s := New(&Options{MaxKeys: most, MaxIDs: most, Clock: newClock().time})
+				s := quota.Must(NewWithOptions(Options{MaxKeys: most, MaxIDs: most, Clock: newClock().time}))
 				r := &s.keys
 				if what == "request ids" {
 					r = &s.ids

@@ -535,7 +535,7 @@ func TestOutage(t *testing.T) {
 	s := openURL(t, address(server.Addr()))
 	const budget, instances = 100, 4
 	l := bucket("l", budget)
-	store := quota.Must(resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(instances), nil),
+	store := quota.Must(resilience.Standard(s, resilience.Fallback(local.New(), resilience.Instances(instances), nil),
 		&resilience.StandardOptions{Timeout: 5 * time.Second, Breaker: &resilience.BreakerOptions{Delay: 50 * time.Millisecond}}))
 	defer store.Close()
 	admitted := map[quota.Source]int{}

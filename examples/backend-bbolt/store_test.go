@@ -18,7 +18,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var tenAnHour = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Hour))))
+var tenAnHour = quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Hour))
 
 func openDB(t *testing.T) *bbolt.DB {
 	t.Helper()
@@ -115,7 +115,7 @@ func TestExpiredRowIsGone(t *testing.T) {
 	if _, err := limiter.Take(ctx, "agent-1", 10); err != nil {
 		t.Fatal(err)
 	}
-	window := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(5, time.Hour))))
+	window := quota.NewLimit("tokens", algorithm.FixedWindow(5, time.Hour))
 	other := quota.Charge{Limit: window, Key: "agent-1", Cost: 1}
 	if _, err := limiter.ChargeAll(ctx, other); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("another rule by the same name: got %v, want ErrMisconfigured", err)
@@ -135,7 +135,7 @@ func TestPeekLeavesExpiry(t *testing.T) {
 	if _, err := limiter.Take(ctx, "agent-1", 10); err != nil {
 		t.Fatal(err)
 	}
-	faster := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Minute))))
+	faster := quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Minute))
 	r, err := limiter.ChargeAll(ctx, quota.Charge{Key: "agent-2", Cost: 1}, quota.Charge{Limit: faster, Key: "agent-1", Op: quota.OpPeek})
 	if err != nil || !r.Granted {
 		t.Fatalf("ChargeAll: got %+v, error %v, want a grant", r, err)

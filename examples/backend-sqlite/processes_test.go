@@ -38,7 +38,7 @@ const (
 	spenders = 4 // goroutines in each process
 )
 
-var sharedLimit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(budget, 1, 24*time.Hour))))
+var sharedLimit = quota.NewLimit("tokens", algorithm.TokenBucket(budget, 1, 24*time.Hour))
 
 // spend opens the file, prints that it is ready, waits for a line, and takes one token at a time until none is left. It
 // prints a line for each token.

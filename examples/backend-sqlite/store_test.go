@@ -15,7 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var tenAnHour = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Hour))))
+var tenAnHour = quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Hour))
 
 func take(key string, n int64) quota.Charge {
 	return quota.Charge{Limit: tenAnHour, Key: key, Cost: n}
@@ -247,7 +247,7 @@ func TestExpiredRowIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := take("agent-1", 1)
-	other.Limit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(5, time.Hour))))
+	other.Limit = quota.NewLimit("tokens", algorithm.FixedWindow(5, time.Hour))
 	if _, err := s.Charge(t.Context(), other); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("another rule by the same name: got %v, want ErrMisconfigured", err)
 	}
@@ -265,7 +265,7 @@ func TestPeekLeavesExpiry(t *testing.T) {
 	if _, err := s.Charge(t.Context(), take("agent-1", 10)); err != nil {
 		t.Fatal(err)
 	}
-	faster := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Minute))))
+	faster := quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Minute))
 	list := []quota.Charge{take("agent-2", 1), {Limit: faster, Key: "agent-1", Op: quota.OpPeek}}
 	if err := s.ChargeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
 		t.Fatal(err)

@@ -35,7 +35,7 @@ import (
 
 var (
 	rule  = bound.Rule{Capacity: 200, Refill: 100, Instances: 4}
-	limit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(rule.Capacity, rule.Refill, time.Second))))
+	limit = quota.NewLimit("tokens", algorithm.TokenBucket(rule.Capacity, rule.Refill, time.Second))
 )
 
 const (
@@ -66,7 +66,7 @@ func main() {
 // ownShare returns the policy by which an instance decides while Redis cannot: on its share of the limit, in
 // its own memory.
 func ownShare() resilience.Policy {
-	return resilience.Fallback(local.New(nil), resilience.Instances(rule.Instances), nil)
+	return resilience.Fallback(local.New(), resilience.Instances(rule.Instances), nil)
 }
 
 // run is the program; it returns the exit status.

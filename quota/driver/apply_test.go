@@ -222,7 +222,7 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 func TestApplyBesideAnotherRule(t *testing.T) {
 	own := testkit.LimitOf("same", "tb1", 10, time.Minute)
 	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll, scribbler{}} {
-		none := quota.Must(quota.NewLimit("same", rule))
+		none := quota.NewLimit("same", rule)
 		it := driver.Item{}
 		mustDecide(t, quota.Charge{Limit: own, Key: "k", Cost: 4}, &it, 1e15)
 		it.Write = false

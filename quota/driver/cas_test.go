@@ -30,7 +30,7 @@ func TestStoresDecideAlike(t *testing.T) {
 	for i := range sized(40, 1500) {
 		c := testkit.NewClock()
 		kv := newKV(c.Micros)
-		stores := map[string]quota.Store{"local": local.New(&local.Options{Clock: c.Time}), "cas": newCAS(t, kv, nil)}
+		stores := map[string]quota.Store{"local": quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), "cas": newCAS(t, kv, nil)}
 		flaps := i%4 == 0
 		if flaps {
 			// An expired entry is gone, also when the clock is set back; only a store that keeps every entry still decides as
@@ -97,7 +97,7 @@ func TestCASKeepsUntilReset(t *testing.T) {
 	// A quota that never comes back is kept for good.
 	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
-	if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 3})), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
+	if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: quota.NewLimit("n", testkit.Counter{Capacity: 3}), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
 		t.Fatalf("Charge of a quota that never comes back: got %v, want ResetAfter Never", d)
 	}
 	if ttl := kv.swaps[0][0].TTL; ttl != quota.Never {

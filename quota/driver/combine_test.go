@@ -357,7 +357,7 @@ func (m moody) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.S
 // TestPanics has code of others panic, or end its goroutine, in a call alone and in a batch: no key stays held, calls that did
 // not panic are decided, and the store works on. TestMain sees goroutines that stay.
 func TestPanics(t *testing.T) {
-	l := must[*quota.Limit](t)(quota.NewLimit("n", moody{testkit.Bucket("n", 100, time.Hour).Algorithm()}))
+	l := quota.NewLimit("n", moody{testkit.Bucket("n", 100, time.Hour).Algorithm()})
 	take := func(cost int64) quota.Charge { return quota.Charge{Limit: l, Key: "k", Cost: cost} }
 	synctest.Test(t, func(t *testing.T) { // the algorithm
 		g := newGate()

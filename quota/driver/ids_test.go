@@ -15,7 +15,7 @@ import (
 func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *testkit.Clock)) {
 	t.Run("local", func(t *testing.T) {
 		c := testkit.NewClock()
-		test(t, local.New(&local.Options{Clock: c.Time}), c)
+		test(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), c)
 	})
 	t.Run("cas", func(t *testing.T) {
 		c := testkit.NewClock()

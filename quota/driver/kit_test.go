@@ -45,7 +45,7 @@ func (u unclocked) Swap(ctx context.Context, changes []driver.Change) (bool, err
 // the limit gains in the skew too much; one that does not admits many times the limit.
 func TestSkew(t *testing.T) {
 	const burst, rate = 100, 10
-	l := must[*quota.Limit](t)(quota.NewLimit("n", must[quota.Algorithm](t)(algorithm.TokenBucket(burst, rate, time.Second))))
+	l := quota.NewLimit("n", algorithm.TokenBucket(burst, rate, time.Second))
 	for _, c := range []struct {
 		skew     time.Duration
 		forgets  bool

@@ -101,7 +101,7 @@ func TestLinearizable(t *testing.T) {
 				for range sized(15, 300) {
 					synctest.Test(t, func(t *testing.T) { // so that the pauses of compare-and-swap take no time
 						c := testkit.NewClock()
-						var s quota.Store = local.New(&local.Options{Clock: c.Time})
+						var s quota.Store = quota.Must(local.NewWithOptions(local.Options{Clock: c.Time}))
 						if kind == "cas" {
 							kv := newKV(c.Micros)
 							kv.beforeSwap = runtime.Gosched

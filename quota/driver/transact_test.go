@@ -190,7 +190,7 @@ func (a *account) Transact(_ context.Context, access *driver.Access, decide driv
 func ExampleNewTransactional() {
 	store := quota.Must(driver.NewTransactional(&account{rows: map[string]string{}}, nil))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("jobs", quota.Must(algorithm.FixedWindow(10, 24*time.Hour))))
+	limit := quota.NewLimit("jobs", algorithm.FixedWindow(10, 24*time.Hour))
 	for range 2 {
 		d, err := store.Charge(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
 		fmt.Println(d.Allowed, d.Remaining, err)

@@ -245,7 +245,7 @@ func batchingWork(t *testing.T, l library) {
 	server, open := l.single(t)
 	s := open(engine.Options{})
 	for _, entries := range []int64{4000, 10} {
-		limit := limitOf(fmt.Sprint("log", entries), quota.Must(algorithm.SlidingWindowLog(entries+100, year)))
+		limit := limitOf(fmt.Sprint("log", entries), algorithm.SlidingWindowLog(entries+100, year))
 		var it driver.Item
 		var d quota.Decision
 		now := take(t, s, quota.Charge{Limit: limit, Key: "now", Op: quota.OpPeek}).At

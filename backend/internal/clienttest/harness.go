@@ -310,12 +310,12 @@ func sentinelURL(s *redisserver.Sentinel) string {
 
 // Limits, charges and errors.
 
-func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.Must(quota.NewLimit(name, a)) }
+func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.NewLimit(name, a) }
 
 // yearly returns a limit whose counts stay while a test runs; counted returns the one that tests of faults
 // count with.
 func yearly(name string, n int64) *quota.Limit {
-	return limitOf(name, quota.Must(algorithm.FixedWindow(n, year)))
+	return limitOf(name, algorithm.FixedWindow(n, year))
 }
 
 func counted(n int64) *quota.Limit { return yearly("yearly", n) }

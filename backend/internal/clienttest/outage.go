@@ -52,7 +52,7 @@ var policies = []struct {
 	{"FailOpen", standard(resilience.FailOpen(nil))},
 	{"FailClosed", standard(resilience.FailClosed(nil))},
 	{"Fallback", func(t *testing.T, l library, url string, tell func(quota.Notice)) quota.Store {
-		return standard(resilience.Fallback(local.New(nil), resilience.Instances(4), nil))(t, l, url, tell)
+		return standard(resilience.Fallback(local.New(), resilience.Instances(4), nil))(t, l, url, tell)
 	}},
 	{"FromEnv", fromEnvironment("")},
 	{"FromEnv, a fleet of 4", fromEnvironment("4")},

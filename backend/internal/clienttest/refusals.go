@@ -309,7 +309,7 @@ func proxyReplies(t *testing.T, l library) {
 		if got, want := quota.Charged(err), quota.ChargeUnknown; got != want && reply != "-no upstream host" {
 			t.Errorf("%s: Charged(%v): got %v, want %v", reply, err, got, want)
 		}
-		stack, err := resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), nil)
+		stack, err := resilience.Standard(s, resilience.Fallback(local.New(), resilience.Instances(4), nil), nil)
 		ok(t, err)
 		before := asked.Load()
 		for range 20 {
@@ -331,7 +331,7 @@ func proxyReplies(t *testing.T, l library) {
 func anotherRule(t *testing.T, l library) {
 	t.Parallel()
 	s := l.dial(t, single(redisserver.Start(t)))
-	before, after := yearly("same", 10), limitOf("same", quota.Must(newRule(bucket, 10, 1, year)))
+	before, after := yearly("same", 10), limitOf("same", newRule(bucket, 10, 1, year))
 	take(t, s, quota.Charge{Limit: before, Key: "k", Cost: 1})
 	c := quota.Charge{Limit: after, Key: "k", Cost: 1}
 	for name, call := range map[string]func() error{

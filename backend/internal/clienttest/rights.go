@@ -58,8 +58,8 @@ func rightsOn(t *testing.T, client string, cluster bool, user app) []string {
 
 // use makes each kind of call that a store has, and returns the first error.
 func use(s quota.Store, group string) error {
-	bucket := quota.Must(algorithm.TokenBucket(10, 1, time.Hour))
-	log := quota.Must(algorithm.SlidingWindowLog(10, time.Hour))
+	bucket := algorithm.TokenBucket(10, 1, time.Hour)
+	log := algorithm.SlidingWindowLog(10, time.Hour)
 	for i := range 4 {
 		key := fmt.Sprint(group, i)
 		list := []quota.Charge{{Limit: limitOf("bucket", bucket), Key: key, Cost: 1}, {Limit: limitOf("log", log), Key: key, Cost: 1}, {Limit: limitOf("cas", hidden{bucket}), Key: key, Cost: 1}}

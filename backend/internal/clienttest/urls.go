@@ -22,7 +22,7 @@ import (
 )
 
 // ten is the limit that tests of URLs charge.
-var ten = limitOf("tokens", quota.Must(algorithm.TokenBucket(10, 1, time.Hour)))
+var ten = limitOf("tokens", algorithm.TokenBucket(10, 1, time.Hour))
 
 // one charges one of ten.
 func one(s quota.Store, key string) (quota.Decision, error) {

@@ -45,8 +45,8 @@ func BenchmarkDecision(b *testing.B) {
 
 	overGoRedis := quota.Must[quota.Store](goredis.New(plain, nil))
 	overRueidis := quota.Must[quota.Store](rueidis.New(piped, nil))
-	grants := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1<<30, 1_000_000, time.Second))))
-	denials := quota.Must(quota.NewLimit("daily", quota.Must(algorithm.TokenBucket(10, 10, 365*24*time.Hour))))
+	grants := quota.NewLimit("tokens", algorithm.TokenBucket(1<<30, 1_000_000, time.Second))
+	denials := quota.NewLimit("daily", algorithm.TokenBucket(10, 10, 365*24*time.Hour))
 
 	decide := func(s quota.Store, l *quota.Limit, allowed bool) func(string) error {
 		return func(key string) error {
@@ -131,7 +131,7 @@ func (late) Prompt() bool          { return false }
 // with the same stores where each call is handed over.
 func BenchmarkStandard(b *testing.B) {
 	server := redisserver.Start(b)
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1<<30, 1_000_000, time.Second))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1<<30, 1_000_000, time.Second))
 	stores := map[string]quota.Store{}
 	for _, client := range []string{"goredis", "rueidis"} {
 		s := quota.Must(backend.Open(b.Context(), "redis://"+server.Addr()+"?client="+client))

@@ -91,7 +91,7 @@ func TestNothingIsSent(t *testing.T) {
 // been.
 func TestSwapErrors(t *testing.T) {
 	lost := errors.Join(quota.ErrIndeterminate, context.DeadlineExceeded)
-	c := quota.Charge{Limit: limitOf("a", hidden{quota.Must(algorithm.FixedWindow(10, time.Hour))}), Key: "k", Cost: 1}
+	c := quota.Charge{Limit: limitOf("a", hidden{algorithm.FixedWindow(10, time.Hour)}), Key: "k", Cost: 1}
 	for failing, want := range []error{quota.ErrUnavailable, quota.ErrIndeterminate} {
 		call := 0
 		s := newStore(t, false, func([]any, int) (Reply, error) {

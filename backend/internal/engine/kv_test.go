@@ -18,7 +18,7 @@ func TestSwapKeepsLifetimes(t *testing.T) {
 	defer client.Close()
 	s := newStore(t, false, sender(client, new(int)))
 	log := func(window time.Duration) *quota.Limit {
-		return limitOf("log", hidden{quota.Must(algorithm.SlidingWindowLog(10, window))})
+		return limitOf("log", hidden{algorithm.SlidingWindowLog(10, window)})
 	}
 	take := quota.Charge{Limit: log(time.Hour), Key: "k", Cost: 1}
 	if _, err := s.Charge(bg, take); err != nil {

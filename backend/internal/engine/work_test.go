@@ -66,7 +66,7 @@ func TestBatchOfLargeStates(t *testing.T) {
 			return pack(&it)
 		}
 		for _, entries := range []int64{4000, 1000, 100, 3} {
-			rule := quota.Must(algorithm.SlidingWindowLog(entries, time.Hour))
+			rule := algorithm.SlidingWindowLog(entries, time.Hour)
 			limit := limitOf("n", rule)
 			client := &logs{state: stateOf(rule, int(entries)), now: now}
 			s := quota.Must(New(client, false, Options{Batching: BatchAll}))

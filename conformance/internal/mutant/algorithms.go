@@ -44,10 +44,10 @@ func (a altered) Decide(s quota.State, r quota.Request, now quota.Micros) (quota
 }
 
 func bucket(capacity int64) quota.Algorithm {
-	return quota.Must(algorithm.TokenBucket(capacity, 7, time.Second))
+	return algorithm.TokenBucket(capacity, 7, time.Second)
 }
 
-func log() quota.Algorithm { return quota.Must(algorithm.SlidingWindowLog(1<<20, time.Second)) }
+func log() quota.Algorithm { return algorithm.SlidingWindowLog(1<<20, time.Second) }
 
 // bend replaces the Decide of an algorithm.
 func bend(a quota.Algorithm, d decide) func(bool) []quota.Algorithm {
@@ -78,7 +78,7 @@ func answered(f func(r quota.Request, v *quota.Verdict)) func(bool) []quota.Algo
 // converting alters states of another unit.
 func converting(f func(s *quota.State)) func(bool) []quota.Algorithm {
 	return func(fault bool) []quota.Algorithm {
-		other := quota.Must(algorithm.TokenBucket(20, 11, time.Minute))
+		other := algorithm.TokenBucket(20, 11, time.Minute)
 		return []quota.Algorithm{altered{bucket(10), fault, func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			if fault && s.Unit != 0 && s.Unit != a.Spec().Unit {
 				f(&s)
@@ -152,7 +152,7 @@ type dividing struct {
 
 func (a dividing) Share(n int64) (quota.Algorithm, error) {
 	if a.fault && n > 1 {
-		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour)
+		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour), nil
 	}
 	return a.Algorithm.(driver.Sharer).Share(n)
 }
@@ -169,7 +169,7 @@ func (s sharing) Share(n int64) (quota.Algorithm, error) {
 	if !s.fault {
 		return s.Algorithm.(driver.Sharer).Share(n)
 	}
-	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second)
+	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second), nil
 }
 
 type hopeful struct {

@@ -205,7 +205,7 @@ func ids() []*Store {
 	}
 }
 
-var another = quota.Must(quota.NewLimit("another", bucket(1)))
+var another = quota.NewLimit("another", bucket(1))
 
 // handles are mutants in which two handles on the same data disagree.
 func handles() []*Store {
