@@ -30,7 +30,7 @@ func (h *handle) chargeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.
 	defer h.called(&err, "ChargeAll", cs...)()
 	ds = make([]quota.Decision, len(cs))
 	for i := range ds { // with wrong values, so that a field that the store does not write is seen
-		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Shadow: true, Capacity: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, Delay: -1, At: -1}
+		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Shadow: true, Alternative: 99, Capacity: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, Delay: -1, At: -1}
 	}
 	return ds, h.store.ChargeAll(ctx, cs, ds)
 }

@@ -291,6 +291,14 @@ func (ch *Charger) fillAll(own *Limit, cs []Charge) (unnamed uint64, err error) 
 	return unnamed, Check(cs)
 }
 
+// LimitOf returns the limit of a key: that of Options.LimitFor, or the limiter's own. It fails as Take does, with ErrInvalid.
+func (l *Limiter) LimitOf(key string) (*Limit, error) {
+	if err := CheckKey(key); err != nil {
+		return nil, err
+	}
+	return l.limitOf(l.limit, key)
+}
+
 // Store returns the store, with the policies around it. backend.Health asks the servers behind it for their
 // health.
 func (ch *Charger) Store() Store { return ch.store }
@@ -376,7 +384,14 @@ func (ch *Charger) chargeAll(ctx context.Context, cs []Charge, ds []Decision, o 
 	}
 	o.ask()
 	if err = ch.askStore(ctx, cs, ds); err == nil && Granted(ds) {
+		list := uint8(0) // the alternative that was taken
+		if len(cs) > 0 && cs[0].Alternative > 0 {
+			list = ds[Decider(ds)].Alternative
+		}
 		for i := range ds {
+			if ds[i].Alternative != list {
+				continue
+			}
 			ds[i].receipt = receiptFor(&cs[i])
 			if ds[i].Charged < 0 {
 				ch.gaveBack(&cs[i])

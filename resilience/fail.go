@@ -123,6 +123,12 @@ func (s *fail) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 		}
 		out[i] = s.decide(&cs[i], err)
 	}
+	from, to := driver.Made(out[:len(cs)])
+	for i := range cs {
+		if i < from || i >= to {
+			out[i].Charged = 0
+		}
+	}
 	return nil
 }
 
@@ -165,7 +171,7 @@ func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 }
 
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
-	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Capacity: c.Limit.Spec().Capacity}
+	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Alternative: c.Alternative, Capacity: c.Limit.Spec().Capacity}
 	switch {
 	case need(c) > d.Capacity:
 		d.RetryAfter = quota.Never

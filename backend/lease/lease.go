@@ -146,7 +146,7 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, e
 	h := driver.Hash(s.seed, &c)
 	e := s.table.find(h, &c)
 	// A charge with a floor asks the store: only that knows how much is left of the whole. So does a shadow.
-	own := c.ID == "" && c.Cost > 0 && c.Floor == 0 && !c.Shadow
+	own := c.ID == "" && c.Cost > 0 && c.Floor == 0 && !c.Shadow && c.Alternative == 0
 	if e != nil && own {
 		if l := e.lease.Load(); l != nil && l.decide(&c, s.now(), &d) {
 			return d, nil

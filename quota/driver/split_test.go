@@ -62,6 +62,37 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// TestSplitAlternatives takes the first of several lists that fits, each of several parts: no other has a token charged.
+func TestSplitAlternatives(t *testing.T) {
+	l := testkit.Bucket("n", 10, time.Hour)
+	take := func(key string, cost int64) quota.Charge { return quota.Charge{Key: key, Cost: cost} }
+	for _, grade := range []driver.Atomicity{driver.OneGroup, driver.OneKey} {
+		s := newCAS(t, newKV(testkit.NewClock().Micros), &driver.Options{Atomicity: grade, Split: true})
+		lim := quota.Must(quota.NewLimiter(s, l, nil))
+		lists := [][]quota.Charge{{take("a/1", 4), take("b/1", 11)}, {take("b/1", 4), take("c/1", 3)}, {take("a/1", 1), take("c/1", 1)}}
+		for i, c := range []struct {
+			taken int
+			left  string
+		}{{1, "10 6 7"}, {1, "10 2 4"}, {2, "9 2 3"}} {
+			r, err := lim.TakeFirst(bg, lists...)
+			left := fmt.Sprint(remaining(t, s, l, "a/1"), remaining(t, s, l, "b/1"), remaining(t, s, l, "c/1"))
+			if err != nil || !r.Granted || r.Taken != c.taken || left != c.left {
+				t.Errorf("atomicity %d, call %d: got list %d of %v, %v, and %s left; want list %d, and %s left", grade, i, r.Taken, r, err, left, c.taken, c.left)
+			}
+			for n, list := range r.Lists {
+				for _, d := range list {
+					if !d.Split || (d.Charged > 0) != (n == c.taken) {
+						t.Errorf("atomicity %d, call %d, list %d: got %v, want it marked Split, and charged only of list %d", grade, i, n, d, c.taken)
+					}
+				}
+			}
+		}
+		if r, err := lim.TakeFirst(bg, lists[2]); err != nil || !r.Granted || !r.Decisions[0].Split {
+			t.Errorf("atomicity %d, one list of two parts: got %v, %v, want it granted and marked Split", grade, r, err)
+		}
+	}
+}
+
 // TestSplitFails has the database fail for one part of a list: the others are given back, repeatedly if need be, or else the error
 // says that a part may be charged.
 func TestSplitFails(t *testing.T) {
