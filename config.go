@@ -283,7 +283,7 @@ func (c *Config) guard(store quota.Store) (quota.Store, error) {
 				}
 			}
 		}
-		here := local.New(&local.Options{MaxKeys: max(c.FallbackKeys, local.DefaultMaxKeys)})
+		here := quota.Must(local.NewWithOptions(local.Options{MaxKeys: max(c.FallbackKeys, local.DefaultMaxKeys)}))
 		policy = resilience.Fallback(here, resilience.Instances(c.Fleet), &resilience.FallbackOptions{MaxKeys: c.FallbackKeys, Notice: notice})
 	case OutageOpen:
 		policy = resilience.FailOpen(&resilience.FailOptions{Notice: c.warn})

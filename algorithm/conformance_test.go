@@ -87,17 +87,17 @@ func TestConformance(t *testing.T) {
 	}
 	t.Run(bucket.String(), func(t *testing.T) {
 		test(t,
-			quota.Must(algorithm.TokenBucket(10, 3, 2*time.Second)),
-			quota.Must(algorithm.TokenBucket(1, 1, time.Microsecond)),
-			quota.Must(algorithm.TokenBucket(0, 10, time.Second)),
-			quota.Must(algorithm.TokenBucket(0, 1, 10*year)),
-			quota.Must(share(t, quota.Must(algorithm.TokenBucket(2, 1, time.Minute)), 4)),
-			quota.Must(algorithm.TokenBucket(1_000_000_000, 1_000_000_007, time.Hour)),
-			quota.Must(algorithm.TokenBucket(10, 1, year)),
+			algorithm.TokenBucket(10, 3, 2*time.Second),
+			algorithm.TokenBucket(1, 1, time.Microsecond),
+			algorithm.TokenBucket(0, 10, time.Second),
+			algorithm.TokenBucket(0, 1, 10*year),
+			quota.Must(share(t, algorithm.TokenBucket(2, 1, time.Minute), 4)),
+			algorithm.TokenBucket(1_000_000_000, 1_000_000_007, time.Hour),
+			algorithm.TokenBucket(10, 1, year),
 		)
-		test(t, quota.Must(algorithm.TokenBucket(1<<40, 1<<40, 10*year)))
-		test(t, quota.Must(algorithm.TokenBucket(1<<52-1, 1_000_000, time.Microsecond)))
-		test(t, quota.Must(algorithm.TokenBucket(5<<40, 5<<40, 30*24*time.Hour)))
+		test(t, algorithm.TokenBucket(1<<40, 1<<40, 10*year))
+		test(t, algorithm.TokenBucket(1<<52-1, 1_000_000, time.Microsecond))
+		test(t, algorithm.TokenBucket(5<<40, 5<<40, 30*24*time.Hour))
 	})
 	t.Run("stateless", func(t *testing.T) { test(t, algorithm.DenyAll, algorithm.Unlimited) })
 }

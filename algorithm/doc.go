@@ -2,9 +2,9 @@
 // and fixed window, and the rules without quota and without limit. Each is a pure function over integers, see
 // [quota.Algorithm].
 //
-//	bucket := quota.Must(algorithm.TokenBucket(1000, 21, 2*time.Second)) // 10.5 tokens a second, exactly
-//	limit := quota.Must(quota.NewLimit("tokens", bucket))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	bucket := algorithm.TokenBucket(1000, 21, 2*time.Second) // 10.5 tokens a second, exactly
+//	limit := quota.NewLimit("tokens", bucket)
+//	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 //	d, err := limiter.Take(ctx, "agent-123", 250)
 //
 // A limit never changes, and may be used concurrently; so may the algorithms here.

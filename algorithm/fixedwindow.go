@@ -91,7 +91,7 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, f.most), f.most)
 	case quota.OpRefund:
-		if int64(r.At) >= start {
+		if int64(r.Arg) >= start {
 			kept = max(kept-r.Cost, 0)
 		}
 	case quota.OpReset:

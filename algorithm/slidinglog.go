@@ -95,7 +95,7 @@ func (l *slidingLog) Decide(s quota.State, r quota.Request, now quota.Micros) (q
 			total = sum + n
 		}
 	case quota.OpRefund:
-		next, total = l.take(log, joined, sum, int64(r.At), r.Cost)
+		next, total = l.take(log, joined, sum, int64(r.Arg), r.Cost)
 	case quota.OpReset:
 		next, total = nil, 0
 		v.Write = !s.IsZero()

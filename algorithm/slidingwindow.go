@@ -107,9 +107,9 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 	case quota.OpDebit:
 		next = w.add(c, used, max(min(r.Cost, w.most-used), 0), t)
 	case quota.OpRefund:
-		if int64(r.At) >= c.start {
+		if int64(r.Arg) >= c.start {
 			next.cur = max(c.cur-r.Cost, 0)
-		} else if int64(r.At) >= c.start-c.unit {
+		} else if int64(r.Arg) >= c.start-c.unit {
 			next.prev = max(c.prev-r.Cost, 0)
 			next = w.faded(next, t)
 		}

@@ -162,7 +162,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
 	case quota.OpRefund:
-		if since > 0 && int64(r.At) >= since || since <= 0 && int64(r.At) > b.emptyAt(now) {
+		if since > 0 && int64(r.Arg) >= since || since <= 0 && int64(r.Arg) > b.emptyAt(now) {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
 	case quota.OpReset:
@@ -176,7 +176,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		if kept += r.Cost * b.unit; kept > b.capacity {
 			retryAfter = quota.Micros(at+ceil(kept-b.capacity, b.perTick)*b.tick) - now
 		}
-		late := retryAfter - max(r.At, 0)
+		late := retryAfter - max(r.Arg, 0)
 		if kept > b.most {
 			late = max(late, quota.Micros(at+ceil(kept-b.most, b.perTick)*b.tick)-now)
 		}

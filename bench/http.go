@@ -50,7 +50,7 @@ func openMiddleware(headers quotahttp.Headers) func(numbers, *target) (take, fun
 		if err != nil {
 			return nil, nil, err
 		}
-		limiter, err := quota.NewLimiter(local.New(nil), limit, nil)
+		limiter, err := quota.NewLimiter(local.New(), limit, nil)
 		if err != nil {
 			return nil, nil, err
 		}

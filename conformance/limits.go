@@ -55,7 +55,7 @@ var (
 
 // limit returns the limit called name of a kind.
 func (k kind) limit(name string, limit, refill int64, period time.Duration) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(k.make(numbers{limit, refill, period}))))
+	return quota.NewLimit(name, quota.Must(k.make(numbers{limit, refill, period})))
 }
 
 // tally is an algorithm whose tokens never come back. Its states hold the largest and smallest numbers that are

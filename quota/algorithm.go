@@ -124,7 +124,7 @@ const (
 	OpPeek
 	// OpDebit charges Cost whether it fits or not, into debt if need be, down to Spec.Debt. It is always allowed.
 	OpDebit
-	// OpRefund gives back up to Cost of a charge made at Request.At, at least as much as if the charge had never been
+	// OpRefund gives back up to Cost of a charge made at Request.Arg, at least as much as if the charge had never been
 	// made. A refund to a quota that was whole since, or to a window that has passed, has no effect, and no refund
 	// lifts a quota above its capacity. It is always allowed.
 	OpRefund
@@ -158,7 +158,7 @@ func (o Op) Deniable() bool { return o <= OpPeek || o == OpAhead || o == OpUpTo 
 type Request struct {
 	Op   Op
 	Cost int64  // in tokens, 0 or more, without upper bound
-	At   Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within; OpUpTo: Charge.Least
+	Arg  Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within; OpUpTo: Charge.Least
 	// Floor is how many tokens must be left after an OpTake, OpPeek or OpUpTo, 0 or more, without upper bound: a take fits
 	// where Cost and Floor together fit, see Need, and charges Cost. It is 0 for other operations.
 	Floor int64
@@ -179,7 +179,7 @@ func (r Request) Need() int64 {
 // Taking returns the OpTake for which an OpUpTo stands where so many tokens remain, below 0 in debt. An Algorithm decides
 // that in its place.
 func (r Request) Taking(remaining int64) Request {
-	r.Op, r.Cost, r.At = OpTake, max(min(r.Cost, remaining-min(r.Floor, 1<<62)), int64(r.At)), 0
+	r.Op, r.Cost, r.Arg = OpTake, max(min(r.Cost, remaining-min(r.Floor, 1<<62)), int64(r.Arg)), 0
 	return r
 }
 

@@ -23,7 +23,7 @@ type Call struct {
 	Granted bool
 	// Decider is the index of the charge that decided the call, as in a Result; 0 where Err is not nil.
 	Decider int
-	// Err is the error that the caller got, or nil; of Allow and AllowAll it is the error of Take and TakeAll.
+	// Err is the error that the caller got, or nil; of Allow and AllowAll it is the error of Take and ChargeAll.
 	Err error
 	// Refused says that the limiter asked the store nothing: Err is about the call itself, such as an invalid key or a
 	// context that had ended, or about a bound of this process.

@@ -35,7 +35,7 @@ type Charge struct {
 	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
 	receipt receipt
 	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
-	At Micros
+	MadeAt Micros
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
 	Within time.Duration
@@ -75,7 +75,7 @@ const (
 // for one Refund or Settle, see [Limiter.Refund]. If c has an ID, so has the refund, one of its own: then the receipt is
 // good for one correction across processes, for [IDWindow]. The checks are those of [Check].
 func (c Charge) Refund(d Decision, n int64) Charge {
-	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: corrects(OpRefund, &d, n), From: d.Source, receipt: d.receipt, At: d.At, ID: correctionID(c.ID)}
+	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: corrects(OpRefund, &d, n), From: d.Source, receipt: d.receipt, MadeAt: d.At, ID: correctionID(c.ID)}
 }
 
 // Settle returns the charge that corrects the receipt d to the actual cost, as [Charge.Refund] does: a refund of the
@@ -100,13 +100,13 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 // Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within and OpUpTo's Least go
 // where OpRefund has At, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
-	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
+	r := Request{Op: c.Op, Cost: c.Cost, Arg: c.MadeAt}
 	switch c.Op {
 	case OpAhead:
-		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+		r.Arg = min(Micros(c.Within/time.Microsecond), MaxNumber)
 		return r
 	case OpUpTo:
-		r.At = Micros(min(c.Least, MaxNumber))
+		r.Arg = Micros(min(c.Least, MaxNumber))
 	case OpTake, OpPeek:
 	default:
 		return r
@@ -232,8 +232,8 @@ func (c *Charge) check() error {
 		return c.checkCorrection()
 	case c.Cost < 0:
 		return invalid("cost", c.Cost, "0 or more")
-	case c.At < 0 || c.At > MaxNumber:
-		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
+	case c.MadeAt < 0 || c.MadeAt > MaxNumber:
+		return invalid("time of the refunded charge", int64(c.MadeAt), "Decision.At")
 	case c.Op >= opEnd:
 		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset, OpAhead or OpUpTo")
 	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):

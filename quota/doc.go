@@ -2,8 +2,8 @@
 // Charge and Decision are all that such programs need; authors of stores and of rules read [Store] and [Algorithm]
 // as well, and package quota/driver.
 //
-//	perAgent := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), perAgent, nil))
+//	perAgent := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Second))
+//	limiter := quota.Must(quota.NewLimiter(local.New(), perAgent, nil))
 //	defer limiter.Close()
 //
 //	d, err := limiter.Take(ctx, "team-7/agent-123", 250)
@@ -22,7 +22,7 @@
 //
 // A denial is a [Decision], never an error; an error is never a denial. Only [Limiter.Allow], for callers who check an error
 // and nothing else, returns a denial as an error, which is [ErrDenied]. A denied charge and a peek change nothing.
-// [Limiter.TakeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Limiter.WaitAll] wait for their
+// [Limiter.ChargeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Limiter.WaitAll] wait for their
 // turn.
 //
 // # Keys

@@ -87,7 +87,7 @@ type Denial struct {
 
 // Error returns a text such as `quota: denied by limit "tokens: 1000 burst 10/s bucket": 50 of 1000 left, retry after 20s`.
 func (d *Denial) Error() string {
-	text := fmt.Sprintf("quota: denied by limit %q: %d of %d left", d.Limit, d.Decision.Remaining, d.Decision.Limit)
+	text := fmt.Sprintf("quota: denied by limit %q: %d of %d left", d.Limit, d.Decision.Remaining, d.Decision.Capacity)
 	if wait, ever := d.RetryAfter(); ever {
 		return fmt.Sprintf("%s, retry after %v", text, wait)
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // TakeFirst charges the first of several lists that fits, and none of the others: a guaranteed share or else the common pool,
-// the rate limit or else purchased credits. Each list is decided all-or-nothing, as by [Limiter.TakeAll], and all of them in
+// the rate limit or else purchased credits. Each list is decided all-or-nothing, as by [Limiter.ChargeAll], and all of them in
 // one step where the store can; a limit and key may be in several lists, once in each, under one limit. There are
 // [MaxCharges] charges at most, all of which may be denied: takes, peeks, takes ahead and takes of up to so many.
 //
@@ -57,7 +57,7 @@ func (l *Limiter) takeFirst(ctx context.Context, cs []Charge, ds []Decision, o *
 	if _, err := l.fillAll(cs); err != nil {
 		return err
 	}
-	err := l.takeAll(ctx, cs, ds, o)
+	err := l.chargeAll(ctx, cs, ds, o)
 	if !errors.Is(err, ErrCrossSlot) || Charged(err) != NotCharged || cs[0].ID != "" {
 		return err
 	}
@@ -71,7 +71,7 @@ func (l *Limiter) takeFirst(ctx context.Context, cs []Charge, ds []Decision, o *
 		for i := range list {
 			list[i].Alternative = 0
 		}
-		if err := l.takeAll(ctx, list, ds[from:to], o); err != nil {
+		if err := l.chargeAll(ctx, list, ds[from:to], o); err != nil {
 			return err
 		}
 		granted := Granted(ds[from:to])

@@ -44,7 +44,7 @@ func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
 
 // Must returns v, and panics if err is not nil. Use it for limits that are constants of a program:
 //
-//	var perAgent = quota.Must(quota.NewLimit("agent", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
+//	var perAgent = quota.NewLimit("agent", algorithm.TokenBucket(1000, 10, time.Second))
 func Must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

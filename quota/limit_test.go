@@ -79,14 +79,14 @@ func (w windowed) Spec() quota.Spec {
 
 // A rule that does not tell its window, as rules of other authors may, makes limits as good as any.
 func TestALimitWithoutAWindow(t *testing.T) {
-	l := quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 7}))
+	l := quota.NewLimit("n", testkit.Counter{Capacity: 7})
 	if got := l.Window(); got != 0 || !math.IsNaN(l.Rate()) || l.Capacity() != 7 {
 		t.Errorf("a rule without a window: got %v, %v a second, capacity %d; want 0, NaN and 7", got, l.Rate(), l.Capacity())
 	}
 	if b, err := l.MarshalText(); err != nil || string(b) != "n: ct1, capacity 7" {
 		t.Errorf("MarshalText: got %q, %v; want the name, rule and capacity", b, err)
 	}
-	lim := newLimiter(t, local.New(nil), l, nil)
+	lim := newLimiter(t, local.New(), l, nil)
 	if d := must[quota.Decision](t)(lim.Take(bg, "k", 7)); !d.Allowed {
 		t.Errorf("Take: got %v, want it allowed", d)
 	}
@@ -118,7 +118,7 @@ func TestMust(t *testing.T) {
 			t.Errorf("Must of ErrInvalid: got the panic %v, want one with that error", got)
 		}
 	}()
-	quota.Must(algorithm.TokenBucket(-1, 1, time.Second))
+	algorithm.TokenBucket(-1, 1, time.Second)
 }
 
 func TestNames(t *testing.T) {

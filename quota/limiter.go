@@ -52,7 +52,7 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 	}
 	switch {
 	case store == nil:
-		return nil, invalid("store", "nil", "a Store, such as local.New(nil)")
+		return nil, invalid("store", "nil", "a Store, such as local.New()")
 	case limit == nil || limit.algorithm == nil:
 		return nil, invalid("limit", "nil", "a limit that NewLimit made")
 	case o.MaxWaiters < 0:
@@ -79,7 +79,7 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 	if l.limitFor == nil && l.observer == nil && n >= 0 && validKey(key) {
 		c := Charge{Limit: l.limit, Key: key, Cost: n}
 		r := receiptFor(&c)
-		d, err = l.store.Take(ctx, c)
+		d, err = l.store.Charge(ctx, c)
 		if err == nil && d.Allowed {
 			d.receipt = r
 		}
@@ -106,7 +106,7 @@ func (l *Limiter) Allow(ctx context.Context, key string, n int64) error {
 	return denied(&c, d, err)
 }
 
-// AllowAll is [Limiter.TakeAll] for the same callers: nil where the list was granted, and where it was denied a [*Denial] of
+// AllowAll is [Limiter.ChargeAll] for the same callers: nil where the list was granted, and where it was denied a [*Denial] of
 // the charge that decided.
 func (l *Limiter) AllowAll(ctx context.Context, charges ...Charge) error {
 	r, cs, err := l.list(ctx, charges)
@@ -189,11 +189,11 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	return err
 }
 
-// TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different costs and
+// ChargeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different costs and
 // operations. A charge without a limit goes to the limiter's own. The same limit and key twice is ErrInvalid, and so
 // are the other lists that [Check] refuses. Of refunds and settles in a list the same holds as of [Limiter.Refund]; a
 // list outlives the context if it has nothing else.
-func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
+func (l *Limiter) ChargeAll(ctx context.Context, charges ...Charge) (Result, error) {
 	r, _, err := l.list(ctx, charges)
 	return r, err
 }
@@ -222,7 +222,7 @@ func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *obse
 		ctx, cancel = outlive(ctx)
 		defer cancel()
 	}
-	if err := l.takeAll(ctx, cs, ds, o); err != nil {
+	if err := l.chargeAll(ctx, cs, ds, o); err != nil {
 		return Result{}, err
 	}
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
@@ -302,12 +302,12 @@ func (l *Limiter) fill(c *Charge) error {
 func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, error) {
 	if c.remembered() {
 		var ds [1]Decision
-		err := l.takeAll(ctx, []Charge{c}, ds[:], o)
+		err := l.chargeAll(ctx, []Charge{c}, ds[:], o)
 		return ds[0], err
 	}
 	r := receiptFor(&c)
 	o.ask()
-	d, err := l.store.Take(ctx, c)
+	d, err := l.store.Charge(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = r
 		if d.Charged < 0 {
@@ -317,8 +317,8 @@ func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, 
 	return d, err
 }
 
-// takeAll has the store decide a list, unless it corrects receipts that were corrected before.
-func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (err error) {
+// chargeAll has the store decide a list, unless it corrects receipts that were corrected before.
+func (l *Limiter) chargeAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (err error) {
 	corrects := false
 	for i := range cs {
 		corrects = corrects || cs[i].remembered()
@@ -357,10 +357,10 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 // askStore has the store decide charges.
 func (l *Limiter) askStore(ctx context.Context, cs []Charge, ds []Decision) (err error) {
 	if len(cs) == 1 {
-		ds[0], err = l.store.Take(ctx, cs[0])
+		ds[0], err = l.store.Charge(ctx, cs[0])
 		return err
 	}
-	return l.store.TakeAll(ctx, cs, ds)
+	return l.store.ChargeAll(ctx, cs, ds)
 }
 
 // errPanicked is the error of a correction in which the store panicked.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Result is the answer to a list of charges, see [Limiter.TakeAll].
+// Result is the answer to a list of charges, see [Limiter.ChargeAll].
 type Result struct {
 	// Granted says that all charges were made, but shadows that do not fit; otherwise none was.
 	Granted bool
@@ -111,7 +111,7 @@ func Decider(ds []Decision) int {
 			best = i
 		case granted:
 			// Shares are compared as 128-bit products.
-			if less(a.Remaining, max(b.Limit, 1), b.Remaining, max(a.Limit, 1)) {
+			if less(a.Remaining, max(b.Capacity, 1), b.Remaining, max(a.Capacity, 1)) {
 				best = i
 			}
 		case !a.Allowed && (b.Allowed || a.RetryAfter > b.RetryAfter):

@@ -195,8 +195,8 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 }
 
 // WaitAll takes a list of charges all-or-nothing, waiting until it fits. A nil error means that all charges were made, as by
-// [Limiter.TakeAll], and the result is granted. Charges take or peek, and have no request id: any other list is ErrInvalid,
-// and so are those that TakeAll refuses.
+// [Limiter.ChargeAll], and the result is granted. Charges take or peek, and have no request id: any other list is ErrInvalid,
+// and so are those that ChargeAll refuses.
 //
 // For each limit and key, waiting lists and callers of Wait are served in the order in which they came, but those with a
 // lower floor go before all with a higher one; of a list the highest counts, as a part of its limit. A list asks the store
@@ -303,7 +303,7 @@ func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 		if err := l.chooseAnew(w); err != nil {
 			return err
 		}
-		if err := l.takeAll(ctx, w.charges, w.decisions, w.observed); err != nil {
+		if err := l.chargeAll(ctx, w.charges, w.decisions, w.observed); err != nil {
 			return err
 		}
 		i := Decider(w.decisions)
@@ -386,7 +386,7 @@ func (l *Limiter) waitAhead(ctx context.Context, w *waiting, longest time.Durati
 		}
 	}
 	l.ask(w.waiter)
-	if err := l.takeAll(ctx, cs, ds, w.observed); err != nil {
+	if err := l.chargeAll(ctx, cs, ds, w.observed); err != nil {
 		return false, err
 	}
 	if !Granted(ds) {
@@ -616,7 +616,7 @@ func (l *Limiter) giveBack(ctx context.Context, cs []Charge, ds []Decision, why 
 	if len(refunds) == 0 {
 		return why
 	}
-	err := l.takeAll(ctx, refunds, make([]Decision, len(refunds)), nil)
+	err := l.chargeAll(ctx, refunds, make([]Decision, len(refunds)), nil)
 	if err == nil {
 		return why
 	}

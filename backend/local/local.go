@@ -1,7 +1,7 @@
 // Package local keeps limits in the memory of one process. It is the backend without a server.
 //
-//	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 10, time.Second))))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 10, time.Second))
+//	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 //	d, err := limiter.Take(ctx, "agent-123", 1)
 //
 // The store is sharded, starts no goroutine, and reads the monotonic clock, so steps of the wall clock do not
@@ -106,7 +106,7 @@ func New(o *Options) *Store {
 	return s
 }
 
-// Close ends the store: later calls of Take and TakeAll are quota.ErrClosed. It returns nil, also when called
+// Close ends the store: later calls of Charge and ChargeAll are quota.ErrClosed. It returns nil, also when called
 // again.
 func (s *Store) Close() error {
 	s.gate.Close()
@@ -121,18 +121,18 @@ func (s *Store) Prompt() bool { return true }
 // removed.
 func (s *Store) Len() int { return int(s.keys.used.Load()) }
 
-// Take decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
+// Charge decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
 // where there is no room for a new key or request id; with quota.ErrMisconfigured where the key holds another rule's
 // state; and with quota.ErrInvalid where the charge's request id was granted to other charges. A call that
 // fails is not charged. Nor is one in which the limit's algorithm or the clock panics: the panic goes to the caller, and
 // no other call notices.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
 	}
 	if c.ID != "" {
 		var out [1]quota.Decision
-		err = s.takeAll([]quota.Charge{c}, out[:])
+		err = s.chargeAll([]quota.Charge{c}, out[:])
 		return out[0], err
 	}
 	h := driver.Hash(s.seed, &c)
@@ -168,17 +168,17 @@ func (s *Store) try(h uint64, c *quota.Charge, d *quota.Decision) (now quota.Mic
 	return now, nil, err
 }
 
-// TakeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
+// ChargeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
 // decisions to out, which must be as long as cs. It fails as Take does; then no charge of the list is
 // charged.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
-	return s.takeAll(cs, out)
+	return s.chargeAll(cs, out)
 }
 
-func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
+func (s *Store) chargeAll(cs []quota.Charge, out []quota.Decision) error {
 	var fewHashes [8]uint64
 	hashes := fewHashes[:0]
 	var set shardSet

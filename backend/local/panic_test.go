@@ -38,14 +38,14 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%d%s", why, length, id), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) { // which ends if a call waits for a lock without end
 						c, broken := newClock(), false
-						s := New(&Options{MaxKeys: 1000, Clock: func() time.Time {
+						s := quota.Must(NewWithOptions(Options{MaxKeys: 1000, Clock: func() time.Time {
 							if broken {
 								panic("a fault in a clock")
 							}
 							return c.time()
-						}})
+						}}))
 						good := bucket("n", 10, time.Hour)
-						bad := quota.Must(quota.NewLimit("n", faulty{good.Algorithm()}))
+						bad := quota.NewLimit("n", faulty{good.Algorithm()})
 						cs := make([]quota.Charge, length)
 						for i := range cs {
 							cs[i] = quota.Charge{Limit: good, Key: fmt.Sprint("g/k", i), Cost: 1, ID: id}
@@ -72,9 +72,9 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 								ended <- r
 							}()
 							if length == 1 {
-								s.Take(bg, cs[0])
+								s.Charge(bg, cs[0])
 							} else {
-								s.TakeAll(bg, cs, make([]quota.Decision, length))
+								s.ChargeAll(bg, cs, make([]quota.Decision, length))
 							}
 							returned = true
 						}()
@@ -97,7 +97,7 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 						}
 						last.Limit, last.Cost = good, 1
 						out := make([]quota.Decision, length)
-						if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) || out[length-1].Remaining != 9 || out[0].Replayed {
+						if err := s.ChargeAll(bg, cs, out); err != nil || !quota.Granted(out) || out[length-1].Remaining != 9 || out[0].Replayed {
 							t.Errorf("the same call without the fault: got %+v, %v; want it granted, 9 remaining", out, err)
 						}
 						s.checkAll(t)

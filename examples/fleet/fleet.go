@@ -20,8 +20,8 @@ type rule struct {
 }
 
 func newRule(name string, capacity, refill int64) *rule {
-	bucket := quota.Must(algorithm.TokenBucket(capacity, refill, time.Second))
-	return &rule{name, capacity, refill, quota.Must(quota.NewLimit(name, bucket))}
+	bucket := algorithm.TokenBucket(capacity, refill, time.Second)
+	return &rule{name, capacity, refill, quota.NewLimit(name, bucket)}
 }
 
 var (
@@ -93,7 +93,7 @@ func (a *agent) take(ctx context.Context, charges []quota.Charge) (quota.Result,
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	start := time.Now()
-	result, err := a.fleet.limiter.TakeAll(ctx, charges...)
+	result, err := a.fleet.limiter.ChargeAll(ctx, charges...)
 	a.fleet.record(entriesOf(charges, result, err, time.Since(start)))
 	return result, err
 }

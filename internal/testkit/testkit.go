@@ -81,7 +81,7 @@ func EachRule(t *testing.T, tokens int64, per time.Duration, test func(t *testin
 func LimitOf(name, rule string, tokens int64, per time.Duration) *quota.Limit {
 	for _, r := range Rules {
 		if r.Name == rule {
-			return quota.Must(quota.NewLimit(name, quota.Must(r.Make(tokens, per))))
+			return quota.NewLimit(name, quota.Must(r.Make(tokens, per)))
 		}
 	}
 	panic("no rule " + rule)

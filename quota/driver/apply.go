@@ -107,7 +107,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	if gives || op == quota.OpUpTo {
 		before = remaining(c, held, now)
 	}
-	r := quota.Request{Op: op, Cost: c.Cost, At: c.At}
+	r := quota.Request{Op: op, Cost: c.Cost, Arg: c.MadeAt}
 	if c.Op >= quota.OpAhead || c.Floor != 0 { // else the same, without a call on the hottest path there is
 		r = c.Request()
 		r.Op = op
@@ -120,7 +120,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	}
 	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
 	d.Allowed, d.Source, d.Split, d.Replayed, d.Shadow, d.Alternative = v.Allowed, quota.FromStore, false, false, c.Shadow, c.Alternative
-	d.Limit = c.Limit.Spec().Capacity
+	d.Capacity = c.Limit.Spec().Capacity
 	d.Remaining = v.Remaining
 	d.Charged = 0
 	d.RetryAfter = v.RetryAfter.Duration()

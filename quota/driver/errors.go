@@ -35,7 +35,7 @@ func Classify(err, sentinel error) error {
 
 // Shared is an error that several calls got from one round trip, such as the lost reply to a batch: a breaker counts
 // it once. [Share] makes one.
-type Shared interface {
+type RoundTripError interface {
 	error
 	// RoundTrip identifies the round trip: a comparable value, such as a pointer to the batch. nil stands for a
 	// round trip of its own.
@@ -43,7 +43,7 @@ type Shared interface {
 }
 
 // Share returns err as the error of a round trip, see [Shared].
-func Share(err error, roundTrip any) error { return &sharedError{err, roundTrip} }
+func WithRoundTrip(err error, roundTrip any) error { return &sharedError{err, roundTrip} }
 
 type sharedError struct {
 	error

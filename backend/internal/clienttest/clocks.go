@@ -34,7 +34,7 @@ func (s *stepped) to(offset time.Duration) {
 func (s *stepped) drain() (n int64) {
 	s.t.Helper()
 	for {
-		d, err := s.s.Take(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
+		d, err := s.s.Charge(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
 		ok(s.t, err)
 		if now := time.Now().Add(s.offset); d.At.Time().Sub(now).Abs() > 10*time.Second {
 			s.t.Fatalf("time of a decision: got %v, want about %v, which the server's clock shows", d.At.Time(), now)
@@ -49,7 +49,7 @@ func (s *stepped) drain() (n int64) {
 // starved waits for the next grant.
 func (s *stepped) starved() time.Duration {
 	return until(s.t, "a grant", func() bool {
-		d, err := s.s.Take(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
+		d, err := s.s.Charge(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
 		ok(s.t, err)
 		return d.Allowed
 	})
@@ -59,7 +59,7 @@ func (s *stepped) starved() time.Duration {
 func clockStepsBucket(t *testing.T, l library) {
 	t.Parallel()
 	const burst, rate = 100, 10
-	s := startStepped(t, l, quota.Must(algorithm.TokenBucket(burst, rate, time.Second)))
+	s := startStepped(t, l, algorithm.TokenBucket(burst, rate, time.Second))
 	start := time.Now()
 	refill := func() int64 { return int64(time.Since(start).Seconds()*rate) + 1 }
 	total := s.drain()

@@ -42,7 +42,7 @@ func releases(t *testing.T, l library) {
 				if rng.IntN(2) == 0 { // a list has a script of its own
 					out, cs = append(out, quota.Decision{}), append(cs, quota.Charge{Limit: limitOf("other", rules[0]), Key: "key", Op: quota.OpPeek})
 				}
-				ok(t, stores[release].TakeAll(bg, cs, out))
+				ok(t, stores[release].ChargeAll(bg, cs, out))
 				var d quota.Decision
 				ok(t, driver.ApplyOne(&c, &want, out[0].At, &d))
 				if out[0] != d {

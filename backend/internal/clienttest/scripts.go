@@ -82,7 +82,7 @@ func noScript(t *testing.T, l library) {
 	calls := map[string]func(){
 		"single": func() { take(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}) },
 		"list": func() {
-			takeAll(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}, quota.Charge{Limit: b, Key: "k", Cost: 1})
+			chargeAll(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}, quota.Charge{Limit: b, Key: "k", Cost: 1})
 		},
 		"id": func() {
 			id++
@@ -186,7 +186,7 @@ func cachedScripts(t *testing.T, l library) {
 				for j := range cs {
 					cs[j] = quota.Charge{Limit: limits[order[(i+j*(1+i%3))%len(limits)]], Key: "k", Cost: 1}
 				}
-				if err := store.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+				if err := store.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
 					t.Error(err)
 				}
 			}
@@ -241,7 +241,7 @@ func kernels(t *testing.T, l library) {
 			case "no time", "no end", "in the past":
 				list = quota.ErrMisconfigured
 			}
-			_, err := store.Take(bg, c)
+			_, err := store.Charge(bg, c)
 			is(t, "alone", err, alone)
 			if held := server.held(t, c); held != "" && !test.writes {
 				t.Errorf("state: got %x, want none", held)
@@ -250,7 +250,7 @@ func kernels(t *testing.T, l library) {
 			if name == "is fresh" {
 				return // in a list only the grant counts
 			}
-			is(t, "in a list", store.TakeAll(bg, []quota.Charge{good, c}, make([]quota.Decision, 2)), list)
+			is(t, "in a list", store.ChargeAll(bg, []quota.Charge{good, c}, make([]quota.Decision, 2)), list)
 			if held := server.held(t, good); held != "" && !test.writes {
 				t.Errorf("state after the list: got %x, want none", held)
 			}
@@ -280,7 +280,7 @@ func replies(t *testing.T, l library) {
 			{one}, {one, {Limit: scripted, Key: "l", Cost: 1}}, {{Limit: scripted, Key: "k", Cost: 1, ID: "r"}}, {{Limit: unscripted, Key: "k", Cost: 1}},
 		} {
 			out := make([]quota.Decision, len(cs))
-			err := store.TakeAll(bg, cs, out)
+			err := store.ChargeAll(bg, cs, out)
 			if !errors.Is(err, quota.ErrMisconfigured) && !(cs[0].ID != "" && errors.Is(err, quota.ErrInvalid)) {
 				t.Errorf("reply %d, %.40q, to%s:\n got  %+v, %v\n want ErrMisconfigured", i, reply, show(cs...), out, err)
 			}
@@ -304,7 +304,7 @@ func replies(t *testing.T, l library) {
 		"CROSSSLOT Keys in request don't hash to the same slot":                                                            quota.ErrCrossSlot,
 	} {
 		answer.Store("-" + reply + "\r\n")
-		_, err := store.Take(bg, one)
+		_, err := store.Charge(bg, one)
 		is(t, reply, err, want)
 	}
 	// The answer of a script is a decision here too, or the test would prove little.
@@ -374,14 +374,14 @@ func noClientClock(t *testing.T, l library) {
 	sent := func() [][]string {
 		s := l.dial(t, target{addrs: []string{addr}, options: engine.Options{Batching: engine.BatchAll}}) // no questions between
 		for _, a := range []quota.Algorithm{
-			quota.Must(algorithm.TokenBucket(100, 10, time.Second)), quota.Must(algorithm.FixedWindow(5, time.Minute)),
-			quota.Must(algorithm.SlidingWindow(5, time.Minute)), quota.Must(algorithm.SlidingWindowLog(5, time.Minute)),
-			hidden{quota.Must(algorithm.FixedWindow(5, time.Minute))},
+			algorithm.TokenBucket(100, 10, time.Second), algorithm.FixedWindow(5, time.Minute),
+			algorithm.SlidingWindow(5, time.Minute), algorithm.SlidingWindowLog(5, time.Minute),
+			hidden{algorithm.FixedWindow(5, time.Minute)},
 		} {
 			limit := limitOf("l", a)
 			for op := quota.OpTake; op <= quota.OpReset; op++ {
-				s.Take(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op})
-				s.Take(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op, ID: "id"})
+				s.Charge(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op})
+				s.Charge(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op, ID: "id"})
 			}
 		}
 		mu.Lock()

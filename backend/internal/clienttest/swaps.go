@@ -62,7 +62,7 @@ func swaps(t *testing.T, l library) {
 				wg.Go(func() {
 					conflicts := 0
 					for out := make([]quota.Decision, len(cs)); ; {
-						switch err := store.TakeAll(bg, cs, out); {
+						switch err := store.ChargeAll(bg, cs, out); {
 						case errors.Is(err, quota.ErrConflict) && conflicts < budget: // not charged
 							conflicts++
 						case err != nil:
