@@ -121,6 +121,7 @@ func TestAddress(t *testing.T) {
 		{quotahttp.IP(quotahttp.AddressHeader("CF-Connecting-IP")), request("10.0.0.1:1", "Cf-Connecting-Ip: 203.0.113.9, 203.0.113.10"), ""},
 		{quotahttp.IP(func(*http.Request) (netip.Addr, error) { return addr("::ffff:203.0.113.9"), nil }), request(""), "203.0.113.9/ip"},
 		{quotahttp.IP(func(*http.Request) (netip.Addr, error) { return netip.Addr{}, nil }), request(""), ""},
+		{quotahttp.Network(func(*http.Request) (netip.Addr, error) { return addr("fe80::1%eth0"), nil }, 32, 128), request(""), "fe80::1/net-32-128"},
 	} {
 		wantKey(t, test.key, test.r, test.want)
 	}
