@@ -54,8 +54,9 @@
 //
 // A failure names the rule and its meaning, the answer and the right answer, the shortest sequence of charges found
 // that shows the fault, and the seed: FLEETQUOTA_SEED in the environment repeats the random choices.
-// FLEETQUOTA_FULL=1 makes the suite search ten times as long. The last line names the failure to begin with. A store that
-// answers none of the simplest calls fails the case answers, within seconds, and the run ends.
+// FLEETQUOTA_FULL=1 makes the suite search ten times as long, and FLEETQUOTA_STRICT=1 has provisional cases fail the test. The
+// last line names the failure to begin with. A store that answers none of the simplest calls fails the case answers, within
+// seconds, and the run ends.
 //
 // # Algorithms
 //
@@ -68,10 +69,15 @@
 // [FaultyStore] and [Proxy] are connections that break. Without Fault, or where it never loses the reply to a charge, the
 // last line of the test says so.
 //
+// A wrapper may decide in the store's place and say so by Decision.Source. The suite tests the calls that the store answered. Of
+// a call that is [quota.FromFallback] it demands that the store is charged once for the tokens that it tells, by the end of
+// Close, and at most once more, where the call reached the store and the reply was lost; a request id does not make these one.
+//
 // # Processes, and the race detector
 //
 // Harness.Process has the suite charge by two processes. Run the test with -race too: a store that writes to the caller's
-// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers.
+// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers. Random
+// searches are shorter then.
 //
 // # Reports
 //

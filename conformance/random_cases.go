@@ -58,6 +58,9 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: c3, name: "repeats", needs: []Feature{Exact, IDs}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
 		}},
+		testCase{rule: c3, name: "clock steps back", needs: []Feature{Exact, IDs, Clock}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 128, ids: true, back: true})
+		}},
 		testCase{rule: c3, name: "shadows", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, shadow: true})
 		}},

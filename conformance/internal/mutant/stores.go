@@ -953,6 +953,16 @@ func usual() []*Store {
 				p.window = 4 * time.Minute
 			}
 		}},
+		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "Replayed", alter: func(p *parts) {
+			p.now = func(s *Handle) quota.Micros {
+				now := sound().now(s)
+				if p.fault && now < s.data.latest {
+					clear(s.data.grants)
+				}
+				s.data.latest = max(s.data.latest, now)
+				return now
+			}
+		}},
 		{Name: "an id is remembered by one handle alone", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "by another handle", alter: func(p *parts) {
 			p.id = func(s *Handle, c *quota.Charge) string {
 				if p.fault {
