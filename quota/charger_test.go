@@ -16,10 +16,10 @@ var wrong = map[string]struct {
 	limit *quota.Limit
 	parts []string
 }{
-	"nil":              {nil, []string{"limit is nil", "a limit that NewLimit made"}},
+	"nil":              {nil, []string{`limit is "nil"`, "a limit that NewLimit made"}},
 	"the zero limit":   {&quota.Limit{}, []string{"limit is", "the zero Limit", "a limit that NewLimit made"}},
 	"a name":           {quota.NewLimit("a b", algorithm.DenyAll), []string{`limit name is "a b"`, "1 to 64"}},
-	"no algorithm":     {quota.NewLimit("n", nil), []string{"algorithm of limit n is nil"}},
+	"no algorithm":     {quota.NewLimit("n", nil), []string{`algorithm of limit n is "nil"`}},
 	"a capacity":       {quota.NewLimit("n", algorithm.TokenBucket(-1, 1, time.Second)), []string{"capacity is -1", "0 to 2^52-1"}},
 	"a window":         {quota.NewLimit("n", algorithm.SlidingWindow(1, 0)), []string{"window is 0s", "whole microseconds"}},
 	"another's errors": {quota.NewLimit("n", fussy{errors.New("odd; accepted: even")}), []string{"algorithm of limit n", "odd"}},
@@ -90,7 +90,7 @@ func TestChargerNamesLimits(t *testing.T) {
 	s := local.New()
 	ch := must[*quota.Charger](t)(quota.NewCharger(s, nil))
 	_, err := ch.ChargeAll(bg, nameless)
-	testkit.WantInvalid(t, err, "limit is nil")
+	testkit.WantInvalid(t, err, `limit is "nil"`)
 
 	ten := testkit.Bucket("n", 10, time.Hour)
 	ch = must[*quota.Charger](t)(quota.NewCharger(s, &quota.Options{LimitFor: func(string) *quota.Limit { return ten }}))
