@@ -347,6 +347,9 @@ func (x *situation) checkAhead() {
 		for _, within := range []quota.Micros{0, owed / 2, owed - 1, quota.MaxNumber} {
 			s, v := ahead(x.state, cost, within, x.now)
 			after := v.RetryAfter
+			if v.Allowed && within >= 0 && v.Remaining != prior.Remaining-cost { // such as beyond Spec.Debt
+				x.fail(a19, "got: %d ahead, within %d µs, with %d remaining, are %s; want: denied, or all of them charged", cost, within, prior.Remaining, showVerdict(v))
+			}
 			if v.Allowed || within < 0 {
 				continue
 			}

@@ -62,6 +62,9 @@ func show(cs []quota.Charge) string {
 				fmt.Fprintf(&b, " of %d parts", c.FloorOf)
 			}
 		}
+		if c.Alternative > 0 {
+			fmt.Fprintf(&b, " of list %d", c.Alternative)
+		}
 		if c.ID != "" {
 			fmt.Fprintf(&b, " with id %+q", c.ID)
 		}
@@ -95,6 +98,9 @@ func decisions(ds []quota.Decision) string {
 		}
 		if d.Shadow {
 			flags += " shadow"
+		}
+		if d.Alternative > 0 {
+			flags += fmt.Sprintf(" of list %d", d.Alternative)
 		}
 		if d.Source != quota.FromStore {
 			flags += " by " + d.Source.String()

@@ -18,6 +18,7 @@ var atomicityCases = []testCase{
 	{rule: c6, name: "verdicts of parts, own clock", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) { verdictsOfParts(t, false) }},
 	{rule: c6, name: "one part", needs: []Feature{Exact}, provisional: "1.1", run: onePart},
 	{rule: c6, name: "marked when denied", needs: []Feature{Exact}, provisional: "1.1", run: markedWhenDenied},
+	{rule: c6, name: "alternatives", needs: []Feature{Exact}, provisional: "1.1", run: alternativesBeyond},
 }
 
 // longestList charges as many keys as a list can have. Their groups differ if the store decides several groups in one
@@ -185,6 +186,48 @@ func markedWhenDenied(t *trial) {
 			if d.Split != ds[0].Split || !d.Split && d.At != ds[0].At {
 				t.fatalf("TakeAll of %d keys of as many groups, one of which does not fit, decisions 1 and %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step, at one time",
 					len(cs), i+1, answer([]quota.Decision{ds[0], d}, nil))
+			}
+		}
+	})
+}
+
+// alternativesBeyond makes alternatives whose keys the store does not decide in one step by its Atomicity: of one key each, and
+// of several groups each. It must refuse them, and charge nothing, or decide them in one step.
+func alternativesBeyond(t *trial) {
+	h := t.open(Opening{})
+	needParts(t, h)
+	l := t.named("tokens", goOnly, numbers{limit: 12})
+	t.rounds(16, func(round int) {
+		var cs []quota.Charge
+		for n := range 6 {
+			c := quota.Charge{Limit: l, Key: fmt.Sprintf("g%d-%d", n, round), Cost: 1 + t.rng.Int64N(3), Alternative: uint8(n + 1)}
+			if round%2 == 0 {
+				c.Alternative = uint8(n/2 + 1)
+			}
+			if t.rng.IntN(3) == 0 {
+				c.Cost = 13
+			}
+			cs = append(cs, c)
+		}
+		items, want := make([]driver.Item, len(cs)), make([]quota.Decision, len(cs))
+		got, err := h.takeAll(bg, cs...)
+		switch {
+		case errors.Is(err, quota.ErrCrossSlot): // and no token is charged
+		case transient(err), indeterminate(err), err == nil && substituted(got):
+			t.skipf("not judged, because the store does not answer: %v", err)
+		case err != nil:
+			t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
+		default:
+			if err := driver.Apply(cs, items, got[0].At, want); err != nil {
+				t.fatalf("Apply%s: %v", show(cs), err)
+			}
+			if !slices.Equal(got, want) {
+				t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or one step, of which the right answer is\n%s%s", show(cs), answer(got, nil), expectation(want), differing(got, nil, want))
+			}
+		}
+		for i := range cs {
+			if used := t.used(h, l, cs[i].Key); used != want[i].Charged {
+				t.fatalf("TakeAll%s:\n%s\nafterwards:\n\tgot  %d tokens charged to %q\n\twant %d", show(cs), answer(got, err), used, cs[i].Key, want[i].Charged)
 			}
 		}
 	})

@@ -33,6 +33,8 @@ type auditor struct {
 	first  string        // the first fault that was found
 	lines  map[line]*sum // all calls
 	pair   ledger        // of the shared limit
+
+	substituted []*asked // that a fallback granted in the store's place
 }
 
 // line is a line of an audit: an event, and how the calls that met it ended.
@@ -125,6 +127,11 @@ func (m *midway) Decide(s quota.State, r quota.Request, now quota.Micros) (quota
 	return m.Algorithm.Decide(s, r, now)
 }
 
+// Share returns the share of the rule without the call of the function: that is in the store.
+func (m *midway) Share(n int64) (quota.Algorithm, error) {
+	return m.Algorithm.(driver.Sharer).Share(n)
+}
+
 // make makes a call.
 func (a *auditor) make(ctx context.Context, k *asked, event string) {
 	k.event = event
@@ -194,6 +201,9 @@ func (a *auditor) look(calls []*asked) {
 				a.lost++
 			}
 		}
+		if k.err == nil && !answered && quota.Granted(k.ds) && k.ds[0].Source == quota.FromFallback {
+			a.substituted = append(a.substituted, k)
+		}
 		if wrong := a.wrong(k, added, charged, not); wrong != "" && a.first == "" {
 			a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], k.err), count(k, added), wrong)
 		}
@@ -257,14 +267,17 @@ func (a *auditor) repeat(k *asked) {
 func (a *auditor) end() {
 	if a.first == "" {
 		got := a.ask(a.pairOf(quota.OpPeek))
-		used, least, unknown := got[0].Limit-got[0].Remaining, a.pair.charged.Load(), a.pair.unknown.Load()
+		used := got[0].Limit - got[0].Remaining
+		least, unknown := a.pair.bounds()
 		switch {
 		case used < least || used > least+unknown:
 			a.first = fmt.Sprintf("got: %d tokens are charged to %q; want: %d, for which calls returned nil, and up to %d more, whose outcome is unknown", used, "pair/a", least, unknown)
 		case got[0].Remaining != got[len(got)-1].Remaining:
 			a.first = fmt.Sprintf("two keys that are charged in lists only:\n%s\n\twant the same remaining for both", answer(got, nil))
 		default:
-			return
+			if a.settled(); a.first == "" {
+				return
+			}
 		}
 	}
 	var b strings.Builder
@@ -278,6 +291,32 @@ func (a *auditor) end() {
 		}
 	}
 	a.t.fatalf("%s\nAll calls, by the event that they met and by their end:%s", a.first, b.String())
+}
+
+// settled closes the handle of the calls, where a fallback answered some of them in the store's place, and looks whether the
+// store has been charged for them: once, and once more where the call reached it and its reply was lost.
+func (a *auditor) settled() {
+	admitted := a.pair.admitted.Load()
+	if len(a.substituted) == 0 && admitted == 0 {
+		return
+	}
+	const want = "all that was admitted in the store's place charged to it when the handle is closed: once, and once more where the reply of the store was lost"
+	if err := a.breaks.close(); err != nil {
+		a.first = fmt.Sprintf("Close:\n\tgot  error: %v\n\twant nil", err)
+		return
+	}
+	for _, k := range a.substituted {
+		added := a.added(k)
+		for i, o := range k.ops {
+			if added[i] != o.once && added[i] != o.twice && a.first == "" {
+				a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], nil), count(k, added), want)
+			}
+		}
+	}
+	d := a.ask(a.pairOf(quota.OpPeek))[0]
+	if least, more := a.pair.bounds(); a.first == "" && (d.Limit-d.Remaining < least+admitted || d.Limit-d.Remaining > least+more) {
+		a.first = fmt.Sprintf("got: %d tokens are charged to %q; want: %d, for which calls returned nil, and up to %d more, whose outcome is unknown: %s", d.Limit-d.Remaining, "pair/a", least+admitted, more-admitted, want)
+	}
 }
 
 // numbersOf are numbers in the texts of errors, such as ports, in which errors of one kind differ.

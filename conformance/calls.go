@@ -30,7 +30,7 @@ func (h *handle) takeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.De
 	defer h.called(&err, "TakeAll", cs...)()
 	ds = make([]quota.Decision, len(cs))
 	for i := range ds { // with wrong values, so that a field that the store does not write is seen
-		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Shadow: true, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, Delay: -1, At: -1}
+		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Shadow: true, Alternative: 99, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, Delay: -1, At: -1}
 	}
 	return ds, h.store.TakeAll(ctx, cs, ds)
 }

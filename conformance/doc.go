@@ -22,7 +22,7 @@
 // S1 to S8 are the rules of [quota.Store], with its numbers:
 //
 //	S1 Meaning       verdicts are those of driver.Apply on the stored states at one time, the store's
-//	S2 AllOrNothing  a list is charged whole or not at all
+//	S2 AllOrNothing  a list is charged whole or not at all, and of alternatives the first that fits alone
 //	S3 Traceless     a denied list and a peek change nothing
 //	S4 AtMostOnce    a call that returns nil charged once; one that returns an error charged nothing, unless the error is ErrIndeterminate
 //	S5 Forgetting    state is kept at least until its ResetAfter has passed
@@ -30,7 +30,7 @@
 //	S7 HandsOff      after it returned, a store neither reads the charges nor writes the decisions
 //	S8 Close         afterwards every call is ErrClosed, and no goroutine is left
 //
-// C1 to C8 are the promises that the rest of package quota and package driver make for stores:
+// C1 to C9 are the promises that the rest of package quota and package driver make for stores:
 //
 //	C1 Keys     every limit and key has a quota of its own, whatever bytes the key has
 //	C2 Change   limits with one name and different numbers share their consumption; a rule that keeps no state leaves it
@@ -38,9 +38,11 @@
 //	C4 Atomic   calls at the same time are decided as in some order, one after the other
 //	C5 Bounds   never more is admitted than the limit allows, and never less
 //	C6 Graded   a list beyond Atomicity is ErrCrossSlot, decided in one step all the same, or taken in parts
-//	            that are given back and marked Split
+//	            that are given back and marked Split; alternatives beyond it are never taken in parts
 //	C7 Prompt   a store that says it is prompt returns by its context's deadline
 //	C8 Misfit   state of another rule under a limit's name is ErrMisconfigured, and stays as it is
+//	C9 Listing  every key that stays is listed, under its limit, in pages of the size, and no key that the listing does
+//	            not name
 //
 // # No false positives
 //
@@ -52,8 +54,9 @@
 //
 // A failure names the rule and its meaning, the answer and the right answer, the shortest sequence of charges found
 // that shows the fault, and the seed: FLEETQUOTA_SEED in the environment repeats the random choices.
-// FLEETQUOTA_FULL=1 makes the suite search ten times as long. The last line names the failure to begin with. A store that
-// answers none of the simplest calls fails the case answers, within seconds, and the run ends.
+// FLEETQUOTA_FULL=1 makes the suite search ten times as long, and FLEETQUOTA_STRICT=1 has provisional cases fail the test. The
+// last line names the failure to begin with. A store that answers none of the simplest calls fails the case answers, within
+// seconds, and the run ends.
 //
 // # Algorithms
 //
@@ -65,6 +68,10 @@
 // The test of a store must be able to break its connection: Harness.Fault does. [FaultyKV],
 // [FaultyStore] and [Proxy] are connections that break. Without Fault, or where it never loses the reply to a charge, the
 // last line of the test says so.
+//
+// A wrapper may decide in the store's place and say so by Decision.Source. The suite tests the calls that the store answered. Of
+// a call that is [quota.FromFallback] it demands that the store is charged once for the tokens that it tells, by the end of
+// Close, and at most once more, where the call reached the store and the reply was lost; a request id does not make these one.
 //
 // # Processes, and the race detector
 //

@@ -21,6 +21,7 @@ var idCases = []testCase{
 	{rule: c3, name: "refused", run: refusedIDs},
 	{rule: c1, name: "ids that meet", needs: []Feature{Exact, IDs}, provisional: "1.1", run: meetingIDs},
 	{rule: c3, name: "one field", needs: []Feature{Exact, IDs}, provisional: "1.1", run: otherField},
+	{rule: c3, name: "large", needs: []Feature{Exact, IDs}, provisional: "1.1", run: largeGrants},
 	{rule: c3, name: "thousands", needs: []Feature{IDs}, provisional: "1.1", run: thousandsOfIDs},
 	{rule: c3, name: "handles", needs: []Feature{IDs, Shared}, provisional: "1.1", run: idsByHandles},
 }
@@ -257,6 +258,38 @@ func otherField(t *trial) {
 		if t.hasFailed() {
 			return
 		}
+	}
+}
+
+// largeGrants grants ids to charges of amounts that no double, and none of seven bytes, holds, and repeats them: also after the
+// limit has become another.
+func largeGrants(t *trial) {
+	whole := numbers{limit: 1<<52 - 1, refill: 1 << 50, period: 365 * 24 * time.Hour}
+	lists := 2
+	if driver.AtomicityOf(t.open(Opening{}).store) == driver.OneKey {
+		lists = 1
+	}
+	for _, of := range []kind{keepNone[1], fromFirst, goOnly} {
+		l, was := t.named("tokens", of, whole), t.named("tokens", of, whole)
+		if of.name == keepNone[1].name {
+			l = t.named("tokens", fromFirst, numbers{limit: 10, period: year})
+		}
+		var trace []step
+		for _, op := range []quota.Op{quota.OpUpTo, quota.OpTake, quota.OpDebit} {
+			for _, cost := range []int64{1<<52 - 2, 1<<52 - 1, 1 << 52, 1<<52 + 1, 1<<53 - 1, 1 << 53, 1<<53 + 1, 1<<55 - 1, 1 << 55, 1<<56 + 1, math.MaxInt64 - 1, math.MaxInt64} {
+				for n := 1; n <= lists; n++ {
+					serial := len(trace)
+					for _, limit := range []*quota.Limit{was, was, l} {
+						s := step{id: 1 + len(trace), other: t.rng.IntN(2) == 0, list: n > 1}
+						for i := range n {
+							s.charges = append(s.charges, charge{Charge: quota.Charge{Limit: limit, Key: fmt.Sprintf("g%d/%d", serial, i), Op: op, Cost: cost, ID: "r"}})
+						}
+						trace = append(trace, s)
+					}
+				}
+			}
+		}
+		t.perform(trace)
 	}
 }
 

@@ -108,6 +108,11 @@ func (t tally) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.Sta
 	return s, v
 }
 
+// Share is for fallbacks, as of every rule of the suite.
+func (t tally) Share(n int64) (quota.Algorithm, error) {
+	return tally{t.capacity / max(n, 1)}, nil
+}
+
 const year = 365 * 24 * time.Hour
 
 // extremes are the largest and smallest numbers that algorithms accept, and numbers that need a coarse tick.

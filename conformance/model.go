@@ -75,8 +75,11 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 		from := make([]held, len(cs))
 		for i, rest := 0, pick; i < len(cs); i++ {
 			from[i] = options[i][rest%len(options[i])]
-			items[i] = from[i].Item
 			rest /= len(options[i])
+			if j := sameKey(cs[:i], &cs[i]); j >= 0 {
+				from[i] = from[j]
+			}
+			items[i] = from[i].Item
 		}
 		want := make([]quota.Decision, len(cs))
 		failed := driver.Apply(cs, items, now, want)
@@ -90,7 +93,14 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 		for i := range items {
 			if failed == nil && items[i].Write {
 				from[i] = held{items[i], after(now, want[i].ResetAfter)}
+				if j := sameKey(cs[:i], &cs[i]); j >= 0 {
+					from[j] = from[i]
+				}
+			} else if j := sameKey(cs[:i], &cs[i]); j >= 0 {
+				from[i] = from[j]
 			}
+		}
+		for i := range items {
 			next[i] = append(next[i], from[i])
 		}
 	}
@@ -104,6 +114,11 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, quota.IDWindow)}
 	}
 	return ""
+}
+
+// sameKey returns the index of the first charge to the limit and key of another, which is of another alternative, or -1.
+func sameKey(cs []quota.Charge, c *quota.Charge) int {
+	return slices.IndexFunc(cs, func(o quota.Charge) bool { return placeOf(&o) == placeOf(c) })
 }
 
 // options returns the states that the store may decide on: those that it may hold, and a fresh one where it may have

@@ -29,6 +29,10 @@ func (p panicky) Decide(s quota.State, r quota.Request, now quota.Micros) (quota
 	return p.tally.Decide(s, r, now)
 }
 
+func (p panicky) Share(n int64) (quota.Algorithm, error) {
+	return panicky{tally{p.capacity / max(n, 1)}}, nil
+}
+
 // panics makes calls in which an algorithm panics. The panic may reach the caller or become an error, and nothing is charged
 // by the call; later calls, on the same keys too, are answered as if it had never been made.
 func panics(t *trial) {
@@ -86,6 +90,10 @@ type tripping struct {
 func (a tripping) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 	a.wire.step()
 	return a.tally.Decide(s, r, now)
+}
+
+func (a tripping) Share(n int64) (quota.Algorithm, error) {
+	return tripping{tally{a.capacity / max(n, 1)}, a.wire}, nil
 }
 
 // scenes are calls that panic at some point: operations, positions in a list, denials, ids. Limit i of a charge is said by its

@@ -38,6 +38,10 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: s2, name: "shadows", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 4, steps: 30, traces: 192, shadow: true, cost: edgeCost})
 		}},
+		testCase{rule: s2, name: "alternatives", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			needLists(t)
+			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 2, steps: 30, traces: 192, first: true, shadow: true, cost: edgeCost, ops: mayDeny})
+		}},
 		testCase{rule: s3, name: "single charges", needs: []Feature{Exact}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 1, keys: 1, steps: 24, traces: 192, ops: asking, cost: edgeCost})
 		}},
@@ -54,8 +58,15 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: c3, name: "repeats", needs: []Feature{Exact, IDs}, run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
 		}},
+		testCase{rule: c3, name: "clock steps back", needs: []Feature{Exact, IDs, Clock}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 128, ids: true, back: true})
+		}},
 		testCase{rule: c3, name: "shadows", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, shadow: true})
+		}},
+		testCase{rule: c3, name: "alternatives", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
+			needLists(t)
+			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 2, steps: 40, traces: 128, ids: true, first: true, cost: edgeCost, ops: mayDeny})
 		}},
 		testCase{rule: c3, name: "up to", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: upTo})
@@ -68,6 +79,9 @@ var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, 
 
 // upTo are operations of which many take up to a number of tokens.
 var upTo = []quota.Op{quota.OpUpTo, quota.OpUpTo, quota.OpUpTo, quota.OpTake, quota.OpDebit, quota.OpPeek, quota.OpRefund}
+
+// mayDeny are the operations that alternatives may have.
+var mayDeny = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpAhead, quota.OpUpTo}
 
 // edgeCost returns a cost close to the remaining tokens: about every second cost does not fit.
 func edgeCost(rng *rand.Rand, capacity, remaining int64) int64 {

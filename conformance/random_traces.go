@@ -30,6 +30,7 @@ type shape struct {
 	own    bool // by the store's own clock
 	floors bool // takes and peeks have floors
 	shadow bool // some charges are shadows
+	first  bool // lists are alternatives
 }
 
 var anyOps = []quota.Op{
@@ -170,6 +171,9 @@ func (g *generator) step(id int, before []step) step {
 			s.charges = append(s.charges, c)
 		}
 	}
+	if g.first && g.grade != driver.OneKey {
+		s.charges = g.alternatives(id)
+	}
 	for i := range s.charges {
 		s.charges[i].Shadow = g.shadow && g.rng.IntN(3) == 0
 	}
@@ -180,6 +184,22 @@ func (g *generator) step(id int, before []step) step {
 		}
 	}
 	return s
+}
+
+// alternatives returns the charges of several lists, which may have keys in common.
+func (g *generator) alternatives(id int) (all []charge) {
+	for a := range 1 + g.rng.IntN(3) {
+		taken := map[place]bool{}
+		for range 1 + g.rng.IntN(g.list) {
+			c := g.charge(id)
+			if at := placeOf(&c.Charge); !taken[at] {
+				taken[at] = true
+				c.Alternative = uint8(a + 1)
+				all = append(all, c)
+			}
+		}
+	}
+	return all
 }
 
 // Keys of one group, and of several.

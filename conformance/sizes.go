@@ -68,6 +68,9 @@ func (b bulky) Decide(s quota.State, r quota.Request, _ quota.Micros) (quota.Sta
 	return s, v
 }
 
+// Share returns the rule itself: no fallback decides on it in the store's place.
+func (b bulky) Share(int64) (quota.Algorithm, error) { return b, nil }
+
 func (bulky) number(i int, used int64) int64 { return -(quota.MaxNumber - int64(i) - used) }
 
 // longestName is the longest name of a limit.

@@ -3,6 +3,7 @@ package quota
 import (
 	"fmt"
 	"math/bits"
+	"strconv"
 	"time"
 	"unicode/utf8"
 )
@@ -25,6 +26,9 @@ type Charge struct {
 	// else charges nothing. Its decision says Shadow, and whether it fits. So a limit can be tried on real traffic before it
 	// denies anything. A denied list charges its shadows as little as its other charges; a shadow alone is always granted.
 	Shadow bool
+	// Alternative is set by [Limiter.TakeFirst]: the number of the list that the charge belongs to, from 1. Of such lists the
+	// first that fits is charged. 0 says that all charges are one list.
+	Alternative uint8
 	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
 	// rounded up. 0 makes it a number of tokens. It must be at least Floor otherwise.
 	FloorOf uint32
@@ -97,29 +101,20 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 // where OpRefund has At, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
 	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
-	if c.Op >= OpAhead || c.Floor != 0 {
-		c.complete(&r)
-	}
-	return r
-}
-
-// complete fills in the numbers of a request that most charges do not have.
-func (c *Charge) complete(r *Request) {
-	switch {
-	case c.Op == OpAhead:
+	switch c.Op {
+	case OpAhead:
 		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
-		return
-	case c.Op == OpUpTo:
+		return r
+	case OpUpTo:
 		r.At = Micros(min(c.Least, MaxNumber))
-	case c.Op > OpPeek:
-		return
-	}
-	switch c.FloorOf {
-	case 0:
-		r.Floor = c.Floor
+	case OpTake, OpPeek:
 	default:
+		return r
+	}
+	if r.Floor = c.Floor; c.FloorOf != 0 {
 		r.Floor = partOf(c.Limit.spec.Capacity, c.Floor, int64(c.FloorOf))
 	}
+	return r
 }
 
 // OnShare returns the charge on a share of its limit, or on the same limit with other numbers: a floor in tokens becomes
@@ -174,7 +169,8 @@ func (c Charge) String() string {
 
 // Check returns an ErrInvalid unless the charges are valid for a [Store]: 1 to [MaxCharges] of them, valid keys, costs
 // of 0 or more, known operations, no limit and key twice, and one ID for all. An ID over several groups is
-// ErrCrossSlot. A [Limiter] checks its charges before the store sees them.
+// ErrCrossSlot. Alternatives are numbered in order, have only charges that may be denied, and each limit and key once in
+// each, with the same numbers of the limit. A [Limiter] checks its charges before the store sees them.
 func Check(cs []Charge) error {
 	if len(cs) == 0 || len(cs) > MaxCharges {
 		return invalid("number of charges", len(cs), fmt.Sprintf("1 to %d", MaxCharges))
@@ -186,9 +182,18 @@ func Check(cs []Charge) error {
 		if err := cs[i].checkLimit(); err != nil {
 			return err
 		}
+		if err := checkAlternative(cs, i); err != nil {
+			return err
+		}
 		for j := range i {
-			if cs[j].Key == cs[i].Key && cs[j].Limit.handle == cs[i].Limit.handle {
+			if cs[j].Key != cs[i].Key || cs[j].Limit.handle != cs[i].Limit.handle {
+				continue
+			}
+			if cs[j].Alternative == cs[i].Alternative {
 				return invalid("key of a second charge to limit "+cs[i].Limit.name, cs[i].Key, "each limit and key once in a call")
+			}
+			if cs[j].Limit.spec != cs[i].Limit.spec {
+				return invalid("limit "+cs[i].Limit.name+" of an alternative", cs[i].Limit.spec.Capacity, "one limit of a name for a key in all alternatives")
 			}
 		}
 		if cs[i].ID != cs[0].ID {
@@ -197,6 +202,22 @@ func Check(cs []Charge) error {
 		if cs[i].ID != "" && Group(cs[i].Key) != Group(cs[0].Key) {
 			return fmt.Errorf("quota: %w: a request id holds within one group", ErrCrossSlot)
 		}
+	}
+	return nil
+}
+
+// checkAlternative checks the number of charge i, and that it may be an alternative.
+func checkAlternative(cs []Charge, i int) error {
+	a, before := cs[i].Alternative, uint8(0)
+	if i > 0 {
+		before = cs[i-1].Alternative
+	}
+	switch {
+	case a == 0 && before == 0:
+	case a == 0, i > 0 && (before == 0 || a != before && a != before+1), i == 0 && a != 1:
+		return invalid("alternative of charge "+strconv.Itoa(i), a, "0 for all charges, or numbers from 1 in order")
+	case !cs[i].Op.Deniable():
+		return invalid("operation of an alternative", cs[i].Op, "OpTake, OpPeek, OpAhead or OpUpTo, which may be denied")
 	}
 	return nil
 }

@@ -49,7 +49,9 @@ type Decision struct {
 	Replayed bool
 	// Shadow says that the charge was a shadow, see Charge.Shadow: it denied no list, and was made only if it is Allowed.
 	Shadow bool
-	_      [3]byte
+	// Alternative is that of the charge. The charges of the first alternative that fits were made, and no others.
+	Alternative uint8
+	_           [2]byte
 	// Limit is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
 	Limit int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.

@@ -171,6 +171,31 @@ func ExampleCharge_shadow() {
 	// granted: true the stricter limit would grant: false
 }
 
+// A tenant has a guaranteed share, and beyond it what is left of a common pool.
+func ExampleLimiter_TakeFirst() {
+	limit := func(name string, capacity int64) *quota.Limit {
+		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+	}
+	share, pool := limit("share", 100), limit("pool", 150)
+	limiter := quota.Must(quota.NewLimiter(local.New(nil), share, nil))
+	defer limiter.Close()
+
+	for range 4 {
+		r, err := limiter.TakeFirst(context.Background(),
+			[]quota.Charge{{Limit: share, Key: "team-7", Cost: 80}},
+			[]quota.Charge{{Limit: pool, Key: "common", Cost: 80}})
+		if err != nil {
+			return
+		}
+		fmt.Println(r.Granted, r.Taken, r.RetryAfter().Round(time.Minute))
+	}
+	// Output:
+	// true 0 0s
+	// true 1 0s
+	// false 1 4m0s
+	// false 1 4m0s
+}
+
 // Free callers leave a fifth of the limit to paid ones, who may take the last token.
 func ExampleCharge_floor() {
 	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))

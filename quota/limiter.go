@@ -245,6 +245,14 @@ func (l *Limiter) fillAll(cs []Charge) (own uint64, err error) {
 	return own, Check(cs)
 }
 
+// LimitOf returns the limit of a key: that of Options.LimitFor, or the limiter's own. It fails as Take does, with ErrInvalid.
+func (l *Limiter) LimitOf(key string) (*Limit, error) {
+	if err := CheckKey(key); err != nil {
+		return nil, err
+	}
+	return l.limitOf(key)
+}
+
 // Store returns the limiter's store, with the policies around it. backend.Health asks the servers behind it for their
 // health.
 func (l *Limiter) Store() Store { return l.store }
@@ -329,7 +337,14 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 	}
 	o.ask()
 	if err = l.askStore(ctx, cs, ds); err == nil && Granted(ds) {
+		list := uint8(0) // the alternative that was taken
+		if len(cs) > 0 && cs[0].Alternative > 0 {
+			list = ds[Decider(ds)].Alternative
+		}
 		for i := range ds {
+			if ds[i].Alternative != list {
+				continue
+			}
 			ds[i].receipt = receiptFor(&cs[i])
 			if ds[i].Charged < 0 {
 				l.gaveBack(&cs[i])

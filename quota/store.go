@@ -9,7 +9,7 @@ import "context"
 // [Check]. It must keep these rules, which package conformance checks:
 //
 //  1. Meaning: verdicts are those of driver.Apply on the stored states at one time, the store's.
-//  2. All-or-nothing: a list is charged whole or not at all.
+//  2. All-or-nothing: a list is charged whole or not at all, and of alternatives the first that fits alone.
 //  3. Traceless: a denied list and a peek change nothing.
 //  4. At most once: a call that returns nil charged once; one that returns an error charged nothing,
 //     unless the error is ErrIndeterminate.

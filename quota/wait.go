@@ -228,6 +228,8 @@ func (l *Limiter) wait(ctx context.Context, w *waiting) error {
 		switch most := c.Limit.spec.Capacity; {
 		case c.Op != OpTake && c.Op != OpPeek:
 			return invalid("operation of a charge that waits", c.Op, "OpTake or OpPeek")
+		case c.Alternative != 0:
+			return invalid("alternative of a charge that waits", c.Alternative, "0: a wait is for one list")
 		case c.ID != "":
 			return invalid("request id of a charge that waits", c.ID, "none, for a wait that ends early gives its tokens back")
 		case c.Shadow:

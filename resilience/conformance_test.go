@@ -3,6 +3,7 @@ package resilience_test
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -25,13 +26,13 @@ import (
 	"github.com/fleetquota/fleetquota/resilience"
 )
 
+var presetOptions = &resilience.StandardOptions{Timeout: 10 * time.Second, Breaker: &resilience.BreakerOptions{Delay: 50 * time.Millisecond}}
+
 // inPreset puts a store inside the preset, whose policies are not to be noticed while it works. Where the breaker
 // opens all the same, it is not for long.
 func inPreset(t testing.TB, s quota.Store, err error) quota.Store {
 	if err == nil {
-		s, err = resilience.Standard(s, resilience.FailClosed(nil), &resilience.StandardOptions{
-			Timeout: 10 * time.Second, Breaker: &resilience.BreakerOptions{Delay: 50 * time.Millisecond},
-		})
+		s, err = resilience.Standard(s, resilience.FailClosed(nil), presetOptions)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -104,8 +105,29 @@ func overRueidis(addrs []string, cluster bool) func(testing.TB, dialer) func(con
 	}
 }
 
+// inMemoryWithFallback runs the suite on the preset with a fallback of n instances, whose store fails under it. It promises
+// for the calls that the store answered whatever the store promises. Those that it admitted in the store's place are charged to
+// the store when the fallback is closed at the latest, and once more only where a call had reached the store and its reply was
+// lost. Limits of which one of several instances has no share are refused, so that cases that draw limits at random are
+// for one instance.
+func inMemoryWithFallback(t *testing.T, n int64) {
+	var exempt []conformance.Exemption
+	if n > 1 {
+		for _, rule := range []string{"S1", "S2", "S3", "S5", "C2", "C3/repeats", "C3/shadows", "C3/up to"} {
+			exempt = append(exempt, conformance.Exemption{Rule: rule, Reason: "of some limits one of several instances has no share"})
+		}
+	}
+	inMemory(t, fmt.Sprintf("local in resilience.Standard with a fallback, instances: %d", n), exempt, func(t testing.TB, s quota.Store) quota.Store {
+		s, err := resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(n), &resilience.FallbackOptions{CloseWithin: time.Minute}), presetOptions)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+}
+
 // inMemory runs the suite on the preset around stores in memory, which fail under it. Handles of one name share their data.
-func inMemory(t *testing.T) {
+func inMemory(t *testing.T, name string, exempt []conformance.Exemption, preset func(testing.TB, quota.Store) quota.Store) {
 	var mu sync.Mutex
 	stores := map[string]*local.Store{}
 	t.Cleanup(func() {
@@ -122,11 +144,12 @@ func inMemory(t *testing.T) {
 		return &session{Store: stores[o.Data]}
 	}
 	conformance.Run(t, conformance.Harness{
-		Name: "local in resilience.Standard",
-		Open: func(t testing.TB, o conformance.Opening) quota.Store { return inPreset(t, below(o), nil) },
+		Name:   name,
+		Exempt: exempt,
+		Open:   func(t testing.TB, o conformance.Opening) quota.Store { return preset(t, below(o)) },
 		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
 			s, set := conformance.FaultyStore(below(o))
-			return inPreset(t, s, nil), set
+			return preset(t, s), set
 		},
 	})
 }
@@ -162,8 +185,14 @@ func (s *session) Close() error {
 func TestConformance(t *testing.T) {
 	t.Run("local", func(t *testing.T) {
 		t.Parallel()
-		inMemory(t)
+		inMemory(t, "local in resilience.Standard", nil, func(t testing.TB, s quota.Store) quota.Store { return inPreset(t, s, nil) })
 	})
+	for _, n := range []int64{1, 4} {
+		t.Run(fmt.Sprintf("fallback of %d", n), func(t *testing.T) {
+			t.Parallel()
+			inMemoryWithFallback(t, n)
+		})
+	}
 	t.Run("standalone", func(t *testing.T) {
 		t.Parallel()
 		at := addrs(func() []string { return []string{redisserver.Start(t).Addr()} })

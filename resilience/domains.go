@@ -221,6 +221,9 @@ func (d *domains) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.De
 	s := d.stack(d.placed.Node(cs[0]))
 	for i := 1; i < len(cs); i++ {
 		if other := d.stack(d.placed.Node(cs[i])); other != s {
+			if cs[0].Alternative > 0 { // so that each is asked of its own nodes, and no other's breaker is
+				return fmt.Errorf("resilience: %w: the keys of the alternatives are on several nodes", quota.ErrCrossSlot)
+			}
 			return d.takeSeveral(ctx, append(append(make([]*stack, 0, 4), s), other), cs, i+1, out)
 		}
 	}

@@ -221,6 +221,30 @@ func TestNodeList(t *testing.T) {
 	})
 }
 
+// TestNodeAlternatives takes the first of two lists, on two nodes, of which that of the second is down: as long as the first fits,
+// the other node is not asked, and its breaker refuses nothing.
+func TestNodeAlternatives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := newCluster("b")
+		s := standard(t, inner, resilience.FailWithError(), nil)
+		defer s.Close()
+		for range 5 {
+			s.Take(bg, on("b/x")[0])
+			time.Sleep(50 * time.Millisecond)
+		}
+		lim := quota.Must(quota.NewLimiter(s, limit, nil))
+		before := inner.called()
+		r, err := lim.TakeFirst(bg, on("a/x"), on("b/x"))
+		if n := inner.called() - before; err != nil || !r.Granted || r.Taken != 0 || !r.Decisions[0].Split || n != 1 {
+			t.Errorf("the node of the first list is up: got %+v, %v after %d calls, want it taken in order after 1", r, err, n)
+		}
+		before = inner.called()
+		if _, err := lim.TakeFirst(bg, on("b/x"), on("a/x")); !errors.Is(err, resilience.ErrOpen) || inner.called() != before {
+			t.Errorf("the node of the first list is down: got %v after %d calls, want an ErrOpen after none", err, inner.called()-before)
+		}
+	})
+}
+
 // TestNodesForgotten calls many nodes: those without calls are forgotten, and the number is bounded.
 func TestNodesForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -117,6 +117,12 @@ func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	for i := range cs {
 		out[i] = s.decide(&cs[i], err)
 	}
+	from, to := driver.Made(out[:len(cs)])
+	for i := range cs {
+		if i < from || i >= to {
+			out[i].Charged = 0
+		}
+	}
 	return nil
 }
 
@@ -159,7 +165,7 @@ func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 }
 
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
-	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Limit: c.Limit.Spec().Capacity}
+	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Alternative: c.Alternative, Limit: c.Limit.Spec().Capacity}
 	switch {
 	case need(c) > d.Limit:
 		d.RetryAfter = quota.Never

@@ -17,6 +17,7 @@ func TestFail(t *testing.T) {
 	closed := quota.Decision{Source: quota.FromClosed, Limit: 100, RetryAfter: time.Second, ResetAfter: time.Second}
 	never := quota.Decision{Limit: 100, RetryAfter: quota.Never, ResetAfter: quota.Never}
 	charged := func(d quota.Decision, n int64) quota.Decision { d.Charged = n; return d }
+	listed := func(d quota.Decision) quota.Decision { d.Alternative = 1; return d }
 	shadow := func(d quota.Decision) quota.Decision { d.Shadow = true; return d }
 	from := func(d quota.Decision, s quota.Source) quota.Decision { d.Source = s; return d }
 	for _, c := range []struct {
@@ -38,6 +39,7 @@ func TestFail(t *testing.T) {
 		{name: "more than the floor leaves", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 81, Floor: 20}, open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
 		{name: "up to more than all", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Op: quota.OpUpTo, Cost: 200, Least: 80, Floor: 20}, open: charged(open, 80), closed: closed},
 		{name: "a least above the floor", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Op: quota.OpUpTo, Cost: 200, Least: 81, Floor: 20}, open: from(never, quota.FromOpen), closed: from(never, quota.FromClosed)},
+		{name: "an alternative", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 1, Alternative: 1}, open: listed(open), closed: listed(closed)},
 		{name: "a shadow", err: quota.ErrUnavailable, charge: quota.Charge{Limit: limit, Key: "k", Cost: 1, Shadow: true}, open: shadow(open), closed: shadow(closed)},
 		{name: "overloaded", err: quota.ErrOverloaded, charge: charge(1), passes: true},
 		{name: "overloaded, set", err: quota.ErrOverloaded, charge: charge(1), overloaded: true, open: open, closed: closed},
@@ -84,6 +86,20 @@ func TestFail(t *testing.T) {
 	cs := []quota.Charge{charge(1), {Limit: limit, Key: "b", Cost: 101}}
 	if err := s.TakeAll(bg, cs, out); err != nil || out[0] != open || out[1] != from(never, quota.FromOpen) || quota.Granted(out) {
 		t.Errorf("a list: got %+v, %v; want %+v and a denial for ever", out, err, open)
+	}
+	// Of alternatives, and of a denied list, no tokens are said to be charged that were not.
+	for name, c := range map[string]struct {
+		costs   [2]int64
+		charged [2]int64
+		lists   [2]uint8
+	}{"the first fits": {[2]int64{5, 5}, [2]int64{5, 0}, [2]uint8{1, 2}}, "the second fits": {[2]int64{101, 5}, [2]int64{0, 5}, [2]uint8{1, 2}}, "a list": {[2]int64{5, 101}, [2]int64{0, 0}, [2]uint8{}}} {
+		cs := []quota.Charge{charge(0), {Limit: limit, Key: "b"}}
+		for i := range cs {
+			cs[i].Op, cs[i].Cost, cs[i].Least, cs[i].Alternative = quota.OpUpTo, c.costs[i], c.costs[i], c.lists[i]
+		}
+		if err := s.TakeAll(bg, cs, out); err != nil || out[0].Charged != c.charged[0] || out[1].Charged != c.charged[1] {
+			t.Errorf("up to, %s: got %+v, %v; want charged %v", name, out, err, c.charged)
+		}
 	}
 	cs[1].Op = quota.OpRefund
 	wantErr(t, s.TakeAll(bg, cs, out), quota.ErrUnavailable)

@@ -22,7 +22,7 @@ var errNoRoom = errors.New("no room for the key's state")
 // decide makes the decisions that the primary failed to make, because of cause.
 func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision, cause error) error {
 	if err := f.gate.Open(); err != nil {
-		return err // Close is charging the debts: no more may be made
+		return definite(cause, err) // Close is charging the debts: no more may be made
 	}
 	l := &localCall{charges: cs, limits: make([]*quota.Limit, len(cs)), keys: make([]*keyState, len(cs)), n: f.instances()}
 	here := append([]quota.Charge(nil), cs...)
@@ -37,7 +37,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		}
 		share, err := f.limits.of(cs[i].Limit, l.n)
 		if err != nil {
-			return err
+			return definite(cause, err)
 		}
 		l.limits[i], here[i] = share, here[i].OnShare(share)
 	}
@@ -55,7 +55,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	case err == errNoRoom:
 		for i := range here {
 			out[i] = quota.Decision{
-				Source: quota.FromFallback, Shadow: here[i].Shadow, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
+				Source: quota.FromFallback, Shadow: here[i].Shadow, Alternative: here[i].Alternative, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
 		return nil
@@ -221,6 +221,15 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	case quota.OpRefund:
 		k.debt.refund(c.Cost)
 	}
+}
+
+// definite returns the error of a call that is not decided here either, with the cause only where that says that the primary
+// may have charged the call.
+func definite(cause, err error) error {
+	if quota.Charged(cause) == quota.ChargeUnknown {
+		return failedBoth(cause, err)
+	}
+	return err
 }
 
 // failedBoth returns the error of a call that neither store decided. It must not be taken for one that says

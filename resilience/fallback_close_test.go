@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/resilience"
@@ -269,5 +271,35 @@ func TestCloseWhileOthersTake(t *testing.T) {
 	wg.Wait()
 	if got := l.charged(t, "k"); got > admitted {
 		t.Errorf("the primary was charged %d, want at most the %d that were admitted", got, admitted)
+	}
+}
+
+// A call of unknown outcome that is not decided here either, because the fallback is closed meanwhile or because there is no
+// share any more, is not told as one that charged nothing.
+func TestFallbackKeepsUnknown(t *testing.T) {
+	slow := quota.Must(quota.NewLimit("slow", quota.Must(algorithm.TokenBucket(50, 53, 87600*time.Hour)))) // one of four has no share
+	for name, during := range map[string]func(s quota.Store, n *atomic.Int64){
+		"closed":   func(s quota.Store, _ *atomic.Int64) { s.Close() },
+		"no share": func(_ quota.Store, n *atomic.Int64) { n.Store(4) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			both(t, func(t *testing.T, take func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error)) {
+				for _, cause := range []error{quota.ErrIndeterminate, quota.ErrUnavailable} {
+					var n atomic.Int64
+					n.Store(1)
+					var s quota.Store
+					s = wrap(t, &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
+						during(s, &n)
+						return quota.Decision{}, as(cause)
+					}}, resilience.Fallback(local.New(nil), n.Load, nil))
+					defer s.Close()
+					_, err := take(s, bg, quota.Charge{Limit: slow, Key: "k", Cost: 1})
+					want := map[error]quota.ChargeState{quota.ErrIndeterminate: quota.ChargeUnknown, quota.ErrUnavailable: quota.NotCharged}[cause]
+					if got := quota.Charged(err); got != want {
+						t.Errorf("charged, where the store said %v: got %q, by the error %v, want %q", cause, got, err, want)
+					}
+				}
+			})
+		})
 	}
 }

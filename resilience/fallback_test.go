@@ -574,6 +574,23 @@ func TestFallbackUpTo(t *testing.T) {
 	})
 }
 
+// The first list that fits a share is taken, and that alone is charged to the store when it returns.
+func TestFallbackAlternatives(t *testing.T) {
+	inOutage(t, func(o *outage) {
+		o.want(charge(20), store, true, 80)
+		o.down() // the share is 25, of which 20 are left
+		lim := quota.Must(quota.NewLimiter(o.s, limit, nil))
+		r, err := lim.TakeFirst(bg, []quota.Charge{charge(21)}, []quota.Charge{charge(15)}, []quota.Charge{charge(1)})
+		if err != nil || !r.Granted || r.Taken != 1 || r.Decisions[0].Source != quota.FromFallback || r.Decisions[0].Remaining != 5 {
+			o.t.Errorf("21, 15 or 1 of a share with 20 left: got %+v, %v; want the second list, 5 left", r, err)
+		}
+		o.up()
+		o.r.calls()
+		o.want(peek(0), store, true, 65)
+		o.asked("debit 15; peek 0")
+	})
+}
+
 // A floor is the same part of the share as of the whole, in tokens and as a part.
 func TestFallbackFloor(t *testing.T) {
 	for name, floor := range map[string]func(c *quota.Charge){

@@ -193,7 +193,7 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 		return sent, s.giveBacks, false
 	}
 	*d = n.decision
-	d.Source, d.Charged, d.Shadow = quota.FromMemory, 0, c.Shadow
+	d.Source, d.Charged, d.Shadow, d.Alternative = quota.FromMemory, 0, c.Shadow, c.Alternative
 	d.RetryAfter -= passed
 	if d.ResetAfter != quota.Never {
 		d.ResetAfter = max(d.ResetAfter-passed, d.RetryAfter)

@@ -146,7 +146,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 	h := driver.Hash(s.seed, &c)
 	e := s.table.find(h, &c)
 	// A charge with a floor asks the store: only that knows how much is left of the whole. So does a shadow.
-	own := c.ID == "" && c.Cost > 0 && c.Floor == 0 && !c.Shadow
+	own := c.ID == "" && c.Cost > 0 && c.Floor == 0 && !c.Shadow && c.Alternative == 0
 	if e != nil && own {
 		if l := e.lease.Load(); l != nil && l.decide(&c, s.now(), &d) {
 			return d, nil
@@ -166,7 +166,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 }
 
 // TakeAll has the store below decide a list. If the store denies it, TakeAll gives back the leases of the
-// denied keys and asks once more. The errors are those of the store below; a list of one charge is a Take.
+// denied keys and asks once more; of alternatives it does so if none fits. The errors are those of the store below; a list of one charge is a Take.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err

@@ -47,7 +47,7 @@ func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []qu
 	text = text[sl.a:]
 	for i := range out {
 		d := &out[i]
-		*d = quota.Decision{Replayed: true, Shadow: cs[i].Shadow, At: quota.Micros(sl.c)}
+		*d = quota.Decision{Replayed: true, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, At: quota.Micros(sl.c)}
 		for _, n := range [...]*int64{&d.Limit, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter)} {
 			var size int
 			*n, size = binary.Varint(text)
@@ -87,7 +87,7 @@ func appendCharges(dst []byte, cs []quota.Charge) []byte {
 		if c.Shadow {
 			dst[len(dst)-1] |= 1 << 7
 		}
-		for _, n := range [...]int64{c.Cost, int64(c.At), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least} {
+		for _, n := range [...]int64{c.Cost, int64(c.At), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, int64(c.Alternative)} {
 			dst = binary.AppendVarint(dst, n)
 		}
 	}

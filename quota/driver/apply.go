@@ -27,8 +27,11 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 
 // Apply decides a list of charges on the store's items for them, at one time, all-or-nothing. It updates the items and
 // marks those that must be written, and writes a decision for each charge to out; items and out must be as long as
-// cs. The list is granted if all decisions are allowed, but those of shadows. A store must call it under its lock, or write the marked items
-// only if no item changed in between.
+// cs. The list is granted if all decisions are allowed, but those of shadows. A store must call it under its lock, or write
+// the marked items only if no item changed in between.
+//
+// Of alternatives, see [quota.Charge], only the charges of the first that fits are made; a limit and key that is in several
+// of them has an item for each charge, of which at most one is marked.
 //
 // It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
 // state leaves items of any rule as they are.
@@ -40,26 +43,55 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 	}
 	var few [8]Item
 	next := few[:0]
-	granted := true
 	for i := range cs {
 		next = append(next, items[i])
 		decide(&cs[i], &next[i], cs[i].Op, now, &out[i])
-		granted = granted && (out[i].Allowed || cs[i].Shadow)
 	}
-	if granted {
-		copy(items, next)
-		return nil
-	}
+	from, to := Made(out[:len(cs)])
+	copy(items[from:to], next[from:to])
 	for i := range cs {
+		if from <= i && i < to {
+			continue
+		}
 		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
 		if peek.Op > quota.OpPeek {
 			peek.Op, peek.Cost, peek.Floor = quota.OpPeek, 0, 0
 		}
-		decide(&peek, &items[i], quota.OpPeek, now, &out[i])
+		// A state ahead of the clock is moved to it where nothing is charged.
+		next[i] = items[i]
+		decide(&peek, &next[i], quota.OpPeek, now, &out[i])
 		out[i].Allowed, out[i].RetryAfter = allowed, retryAfter
+		if items[i].Write = false; to == 0 && !again(cs, i) {
+			items[i] = next[i]
+		}
 	}
 	return nil
+}
+
+// again reports whether charge i is to a limit and key of an alternative before.
+func again(cs []quota.Charge, i int) bool {
+	for j := 0; cs[i].Alternative > 1 && cs[j].Alternative < cs[i].Alternative; j++ {
+		if cs[j].Key == cs[i].Key && cs[j].Limit.Handle() == cs[i].Limit.Handle() {
+			return true
+		}
+	}
+	return false
+}
+
+// Made returns which charges were made, by the decisions on them: those from one index up to another. They are all charges of
+// a granted list, those of the first alternative that fits, or none, where both indexes are 0. Shadows that do not fit were not
+// made all the same.
+func Made(ds []quota.Decision) (from, to int) {
+	for from < len(ds) {
+		for to = from + 1; to < len(ds) && ds[to].Alternative == ds[from].Alternative; to++ {
+		}
+		if quota.Granted(ds[from:to]) {
+			return from, to
+		}
+		from = to
+	}
+	return 0, 0
 }
 
 // decide decides one charge as the operation op, and fills in its decision.
@@ -75,8 +107,11 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	if gives || op == quota.OpUpTo {
 		before = remaining(c, held, now)
 	}
-	r := c.Request()
-	r.Op = op
+	r := quota.Request{Op: op, Cost: c.Cost, At: c.At}
+	if c.Op >= quota.OpAhead || c.Floor != 0 { // else the same, without a call on the hottest path there is
+		r = c.Request()
+		r.Op = op
+	}
 	s, v := c.Limit.Algorithm().Decide(quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail}, r, now)
 	it.Write = v.Write
 	if v.Write {
@@ -84,7 +119,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 		it.Rule = c.Limit.Spec().Rule
 	}
 	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
-	d.Allowed, d.Source, d.Split, d.Replayed, d.Shadow = v.Allowed, quota.FromStore, false, false, c.Shadow
+	d.Allowed, d.Source, d.Split, d.Replayed, d.Shadow, d.Alternative = v.Allowed, quota.FromStore, false, false, c.Shadow, c.Alternative
 	d.Limit = c.Limit.Spec().Capacity
 	d.Remaining = v.Remaining
 	d.Charged = 0

@@ -147,7 +147,7 @@ func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 				return notState(text)
 			}
 		}
-		out[i] = quota.Decision{Allowed: n[6] == 0, Shadow: cs[i].Shadow, RetryAfter: time.Duration(n[6]), Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
+		out[i] = quota.Decision{Allowed: n[6] == 0, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, RetryAfter: time.Duration(n[6]), Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
 			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4]), Delay: time.Duration(n[5])}
 	}
 	return nil

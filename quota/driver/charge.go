@@ -9,11 +9,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt, accepted delay, floor and least, and both
-// are shadows or neither: whether one may repeat the other under its request id.
+// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt, accepted delay, floor and least, and
+// alternative, and both are shadows or neither: whether one may repeat the other under its request id.
 func SameCharge(a, b quota.Charge) bool {
 	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At && a.Within == b.Within &&
-		a.Floor == b.Floor && a.FloorOf == b.FloorOf && a.Least == b.Least && a.Shadow == b.Shadow
+		a.Floor == b.Floor && a.FloorOf == b.FloorOf && a.Least == b.Least && a.Shadow == b.Shadow && a.Alternative == b.Alternative
 }
 
 // OnlyPeeks reports whether a list has no effect even where it is granted: all of its charges are peeks. Stores do not
@@ -51,6 +51,9 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 		if c.Shadow {
 			text = append(text, " shadow"...)
 		}
+		if c.Alternative != 0 {
+			text = strconv.AppendInt(append(text, " alternative "...), int64(c.Alternative), 10)
+		}
 		text = append(text, '\n')
 	}
 	sum := sha256.Sum256(text)
@@ -60,5 +63,5 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 // Hash returns a hash of a charge's limit and key, for tables in the memory of a process. Hashes of one seed, within one
 // process, compare.
 func Hash(seed maphash.Seed, c *quota.Charge) uint64 {
-	return maphash.String(seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
+	return maphash.Comparable(seed, c.Key) ^ bits.RotateLeft64(c.Limit.Hash(), 17)
 }

@@ -26,7 +26,7 @@ func TestSameCharge(t *testing.T) {
 	for name, change := range map[string]func(*quota.Charge){
 		"limit": func(c *quota.Charge) { c.Limit = b }, "key": func(c *quota.Charge) { c.Key = "l" }, "cost": func(c *quota.Charge) { c.Cost++ },
 		"op": func(c *quota.Charge) { c.Op = quota.OpDebit }, "time": func(c *quota.Charge) { c.At++ },
-		"delay": func(c *quota.Charge) { c.Within++ }, "floor": func(c *quota.Charge) { c.Floor++ }, "part": func(c *quota.Charge) { c.FloorOf++ }, "least": func(c *quota.Charge) { c.Least++ }, "shadow": func(c *quota.Charge) { c.Shadow = true },
+		"delay": func(c *quota.Charge) { c.Within++ }, "floor": func(c *quota.Charge) { c.Floor++ }, "part": func(c *quota.Charge) { c.FloorOf++ }, "least": func(c *quota.Charge) { c.Least++ }, "shadow": func(c *quota.Charge) { c.Shadow = true }, "list": func(c *quota.Charge) { c.Alternative++ },
 	} {
 		d := c
 		if change(&d); driver.SameCharge(c, d) {
@@ -56,6 +56,7 @@ func TestFingerprint(t *testing.T) {
 		"part":        {with(func(c *quota.Charge) { c.Floor, c.FloorOf = 1, 2 })},
 		"least":       {with(func(c *quota.Charge) { c.Least = 1 })},
 		"shadow":      {with(func(c *quota.Charge) { c.Shadow = true })},
+		"list":        {with(func(c *quota.Charge) { c.Alternative = 1 })},
 		"order":       {c, with(func(c *quota.Charge) { c.Key = "g/j" })},
 		"other order": {with(func(c *quota.Charge) { c.Key = "g/j" }), c},
 		"digits":      {with(func(c *quota.Charge) { c.Cost, c.At = 1, 11 })},

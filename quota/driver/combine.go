@@ -372,8 +372,8 @@ func (b *batch) prepare() {
 	b.access.Peek = true
 	b.cells = b.cell[:]
 	if n := len(b.access.Keys); n > 1 {
-		b.access.Keys = slices.Sorted(slices.Values(b.access.Keys))
-		b.cells = make([]cell, n)
+		b.access.Keys = slices.Compact(slices.Sorted(slices.Values(b.access.Keys))) // alternatives may have keys in common
+		b.cells = make([]cell, len(b.access.Keys))
 	}
 	for _, k := range b.calls {
 		b.access.Peek = b.access.Peek && OnlyPeeks(k.cs)

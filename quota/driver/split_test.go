@@ -62,6 +62,37 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// TestSplitAlternatives takes the first of several lists that fits, each of several parts: no other has a token charged.
+func TestSplitAlternatives(t *testing.T) {
+	l := testkit.Bucket("n", 10, time.Hour)
+	take := func(key string, cost int64) quota.Charge { return quota.Charge{Key: key, Cost: cost} }
+	for _, grade := range []driver.Atomicity{driver.OneGroup, driver.OneKey} {
+		s := newCAS(t, newKV(testkit.NewClock().Micros), &driver.Options{Atomicity: grade, Split: true})
+		lim := quota.Must(quota.NewLimiter(s, l, nil))
+		lists := [][]quota.Charge{{take("a/1", 4), take("b/1", 11)}, {take("b/1", 4), take("c/1", 3)}, {take("a/1", 1), take("c/1", 1)}}
+		for i, c := range []struct {
+			taken int
+			left  string
+		}{{1, "10 6 7"}, {1, "10 2 4"}, {2, "9 2 3"}} {
+			r, err := lim.TakeFirst(bg, lists...)
+			left := fmt.Sprint(remaining(t, s, l, "a/1"), remaining(t, s, l, "b/1"), remaining(t, s, l, "c/1"))
+			if err != nil || !r.Granted || r.Taken != c.taken || left != c.left {
+				t.Errorf("atomicity %d, call %d: got list %d of %v, %v, and %s left; want list %d, and %s left", grade, i, r.Taken, r, err, left, c.taken, c.left)
+			}
+			for n, list := range r.Lists {
+				for _, d := range list {
+					if !d.Split || (d.Charged > 0) != (n == c.taken) {
+						t.Errorf("atomicity %d, call %d, list %d: got %v, want it marked Split, and charged only of list %d", grade, i, n, d, c.taken)
+					}
+				}
+			}
+		}
+		if r, err := lim.TakeFirst(bg, lists[2]); err != nil || !r.Granted || !r.Decisions[0].Split {
+			t.Errorf("atomicity %d, one list of two parts: got %v, %v, want it granted and marked Split", grade, r, err)
+		}
+	}
+}
+
 // TestSplitFails has the database fail for one part of a list: the others are given back, repeatedly if need be, or else the error
 // says that a part may be charged.
 func TestSplitFails(t *testing.T) {
@@ -114,30 +145,38 @@ func TestSplitFails(t *testing.T) {
 	}
 }
 
-// TestSplitCallerLeaves ends the context while a grant is given back: the refund goes on, and Close waits for it.
+// TestSplitCallerLeaves ends the context while a grant is given back, or just before: the refund is made all the same, and
+// Close waits for it.
 func TestSplitCallerLeaves(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	synctest.Test(t, func(t *testing.T) {
-		tx := &memTx{memKV: newKV(testkit.NewClock().Micros)}
-		ctx, cancel := context.WithCancel(bg)
-		calls := 0
-		tx.around = func(transact func() error, a *driver.Access) error {
-			if strings.HasPrefix(a.Keys[0], "{a}") {
-				if calls++; calls == 2 {
-					cancel()
-					time.Sleep(time.Second / 2)
+	for name, leaves := range map[string]func(a *driver.Access) bool{
+		"during the refund": func(a *driver.Access) bool { return strings.HasPrefix(a.Keys[0], "{a}") },
+		"at the denial":     func(a *driver.Access) bool { return strings.HasPrefix(a.Keys[0], "{b}") },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			tx := &memTx{memKV: newKV(testkit.NewClock().Micros)}
+			ctx, cancel := context.WithCancel(bg)
+			calls := 0
+			tx.around = func(transact func() error, a *driver.Access) error {
+				if strings.HasPrefix(a.Keys[0], "{a}") {
+					calls++
 				}
+				if leaves(a) && (calls == 2 || strings.HasPrefix(a.Keys[0], "{b}")) {
+					time.Sleep(time.Second / 4) // until the part of a is granted
+					cancel()
+					time.Sleep(time.Second / 4)
+				}
+				return transact()
 			}
-			return transact()
-		}
-		s := newTx(t, tx, &driver.Options{Atomicity: driver.OneGroup, Split: true})
-		err := s.TakeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 11}}, make([]quota.Decision, 2))
-		if !errors.Is(err, quota.ErrIndeterminate) || !errors.Is(err, context.Canceled) {
-			t.Errorf("caller that leaves during the refund: got %v, want ErrIndeterminate and context.Canceled", err)
-		}
-		s.Close()
-		if got := newTx(t, tx, nil); remaining(t, got, l, "a") != 10 {
-			t.Errorf("after Close: got %d left of a, want 10", remaining(t, got, l, "a"))
-		}
-	})
+			s := newTx(t, tx, &driver.Options{Atomicity: driver.OneGroup, Split: true})
+			err := s.TakeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 11}}, make([]quota.Decision, 2))
+			if !errors.Is(err, quota.ErrIndeterminate) || !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: got %v, want ErrIndeterminate and context.Canceled", name, err)
+			}
+			s.Close()
+			if got := newTx(t, tx, nil); remaining(t, got, l, "a") != 10 {
+				t.Errorf("%s, after Close: got %d left of a, want 10", name, remaining(t, got, l, "a"))
+			}
+		})
+	}
 }

@@ -32,6 +32,7 @@ type StatsReporter interface {
 type store struct {
 	transactor Transactor
 	closer     io.Closer // of what the author gave; may be nil
+	lister     KeyLister // the same
 	prompt     bool
 	atomicity  Atomicity
 	split      bool
@@ -78,6 +79,7 @@ func newStore(t Transactor, given any, o *Options) (quota.Store, error) {
 	}
 	s.origin = strconv.FormatUint(rand.Uint64(), 36) + "-"
 	s.closer, _ = given.(io.Closer)
+	s.lister, _ = given.(KeyLister)
 	if p, ok := given.(Prompt); ok {
 		s.prompt = p.Prompt()
 	}
@@ -133,7 +135,7 @@ func (s *store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
-	if s.split && s.crosses(cs) {
+	if s.split && cs[0].Alternative == 0 && s.crosses(cs) {
 		return (&splitter{store: s, cs: cs, out: out}).take(ctx)
 	}
 	k := &call{cs: cs, out: out}

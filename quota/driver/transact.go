@@ -52,7 +52,8 @@ type Options struct {
 	Atomicity Atomicity
 	// Split has a list that the database does not decide in one step decided in several, as the stores on Redis Cluster do: by
 	// groups with OneGroup, by keys with OneKey. If one part denies, the charges of the others are given back, so a
-	// denied list may have held tokens for a moment, see Decision.Split. A list with a request id is not split.
+	// denied list may have held tokens for a moment, see Decision.Split. A list with a request id is not split, nor are
+	// alternatives: a [quota.Limiter] asks for them one after the other, each as a list.
 	Split bool
 	// Attempts bounds the attempts that are made for one decision; 0 is 16. Then the decision is ErrConflict.
 	Attempts int

@@ -382,7 +382,7 @@ func show(cs ...quota.Charge) string {
 	var b strings.Builder
 	for i := range cs {
 		c := &cs[i]
-		fmt.Fprintf(&b, "\n  %s %d (at %d, within %v, least %d, above %d of %d, shadow %v) of %s %+v for %q", c.Op, c.Cost, c.At, c.Within, c.Least, c.Floor, c.FloorOf, c.Shadow, c.Limit.Name(), *c.Limit.Spec(), c.Key)
+		fmt.Fprintf(&b, "\n  %s %d (at %d, within %v, least %d, above %d of %d, shadow %v, list %d) of %s %+v for %q", c.Op, c.Cost, c.At, c.Within, c.Least, c.Floor, c.FloorOf, c.Shadow, c.Alternative, c.Limit.Name(), *c.Limit.Spec(), c.Key)
 	}
 	return b.String()
 }

@@ -367,6 +367,10 @@ func outageStall(t *testing.T, l library) {
 				t.Errorf("FLEET_SIZE=%s: calls %v after the end of a stall without a decision by the store in time: got %d, want at most %d as in the control; %s",
 					fleet, again, len(missed), len(usual), list(end, missed))
 			}
+			// However slow the machine is, and however much that explains.
+			if !y.decidedSince(after.from) && control[fleet].decidedSince(after.from) {
+				t.Errorf("FLEET_SIZE=%s: calls that the store decided from %v to %v after the end of a stall: got none, want some, as in the control", fleet, again, after.until.Sub(end))
+			}
 			missed[fleet] += len(y.missed(span{began, end}))
 		}
 	}
@@ -477,6 +481,7 @@ type outageCalls struct {
 	stalls  []outageCall // that took a quarter of the timeout
 	slowest time.Duration
 	tally   tally
+	decided time.Time // when the latest call began that the store decided in time
 }
 
 type outageCall struct {
@@ -524,7 +529,16 @@ func (y *outageCalls) do(s quota.Store, c quota.Charge) {
 		y.misses = append(y.misses, outageCall{at, took, c.Key, err.Error()})
 	} else if d.Source != quota.FromStore || took > resilience.DefaultTimeout {
 		y.misses = append(y.misses, outageCall{at, took, c.Key, "decided by the " + d.Source.String()})
+	} else if at.After(y.decided) {
+		y.decided = at
 	}
+}
+
+// decidedSince reports whether the store decided a call in time that began after a time.
+func (y *outageCalls) decidedSince(t time.Time) bool {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.decided.After(t)
 }
 
 func (y *outageCalls) count() int {

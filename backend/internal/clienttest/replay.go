@@ -309,6 +309,15 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 		}
 		cs, items = append(cs, c), append(items, it)
 	}
+	deniable := true
+	for i := range cs {
+		deniable = deniable && cs[i].Op.Deniable()
+	}
+	if deniable && w.rng.IntN(2) == 0 {
+		for i := range cs {
+			cs[i].Alternative = uint8(1 + 2*i/len(cs))
+		}
+	}
 	return cs, items
 }
 

@@ -23,6 +23,7 @@ func split(t *testing.T, l library) {
 	t.Run("lists", func(t *testing.T) { splitLists(t, server, store) })
 	t.Run("granted", func(t *testing.T) { splitMixed(t, server, store, true) })
 	t.Run("denied", func(t *testing.T) { splitMixed(t, server, store, false) })
+	t.Run("alternatives", func(t *testing.T) { splitAlternatives(t, store) })
 	t.Run("one slot", func(t *testing.T) { oneSlot(t, store) })
 	t.Run("strict", func(t *testing.T) { strict(t, server, open(engine.Options{Strict: true})) })
 	t.Run("race", func(t *testing.T) { splitRace(t, store) })
@@ -80,6 +81,41 @@ func splitLists(t *testing.T, server *data, store store) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// splitAlternatives: of lists over several slots each, the first that fits is taken in its order, and no other has a token
+// charged.
+func splitAlternatives(t *testing.T, store store) {
+	l := yearly("first", 10)
+	lim := quota.Must(quota.NewLimiter(store, l, nil))
+	cs := spread(l, "f", 6)
+	cs[2].Cost, cs[4].Cost = 11, 6
+	lists := [][]quota.Charge{cs[0:3], cs[3:6], {cs[0], cs[4]}}
+	used := make([]int64, 6)
+	for i, want := range []struct {
+		taken   int
+		granted bool
+	}{{1, true}, {0, false}} { // of the second list 6 and no more than 4 are left
+		r, err := lim.TakeFirst(bg, lists...)
+		if err != nil || r.Granted != want.granted || r.Granted && r.Taken != want.taken {
+			t.Fatalf("call %d: got %+v, %v; want list %d, granted %v", i, r, err, want.taken, want.granted)
+		}
+		for n, list := range r.Lists {
+			for k, d := range list {
+				if charged := want.granted && n == want.taken; !d.Split || (d.Charged > 0) != charged {
+					t.Errorf("call %d, list %d, charge %d: got %+v; want it split, charged %v", i, n, k, d, charged)
+				}
+			}
+		}
+		for k := 3; k < 6 && want.granted; k++ {
+			used[k] += cs[k].Cost
+		}
+		for k, c := range cs {
+			if got := left(t, store, l, c.Key); got != 10-used[k] {
+				t.Errorf("call %d, key %d: got %d left on the server, want %d", i, k, got, 10-used[k])
+			}
 		}
 	}
 }

@@ -328,13 +328,20 @@ func (q *list) asked() string {
 		if q.charges[i].Shadow {
 			flags = shadowFlag
 		}
+		if i > 0 && q.charges[i].Alternative != q.charges[i-1].Alternative {
+			flags += alternativeFlag
+		}
 		dst = append(appendCharge(dst, &q.charges[i], flags), ' ')
 	}
 	return string(dst)
 }
 
-// shadowFlag is added to the operation of a shadow in a list, which it must not deny. A shadow alone has none to deny.
-const shadowFlag = 8
+// Flags are added to the operation of a charge in a list: of a shadow, which must not deny it, and of the first charge of an
+// alternative but the first. A shadow alone has no list to deny.
+const (
+	shadowFlag      = 8
+	alternativeFlag = 16
+)
 
 // appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor", with flags added to op.
 func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
@@ -434,7 +441,9 @@ func (q *list) conclude(items []driver.Item, broken []error, now quota.Micros) b
 		return false
 	}
 	for i, k := range q.indexes {
-		items[k] = its[i]
+		if its[i].Write {
+			items[k] = its[i]
+		}
 	}
 	return quota.Granted(q.decisions)
 }

@@ -4,10 +4,11 @@
 -- KEYS: the keys of the charges, each once; and last the key of a request id, if the only list has one.
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
--- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of
--- its charges, with op 8 higher of a shadow. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of
--- the record of a grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number
--- for each charge, see grant.go.
+-- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges,
+-- with op 8 higher of a shadow, and 16 higher of the first charge of a further alternative, of which the first that fits is
+-- charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of the record of a
+-- grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number for each charge, see
+-- grant.go.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
@@ -108,28 +109,39 @@ if lists > 0 then
   local changed = {}
   for i = j, j + lists - 1 do
     local charges, new, all, sound = {}, {}, true, true
+    local first, from, to = 1 -- of the charges of an alternative; of those that are made
     for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
       local c = {k + 0, op + 0, cost + 0, at + 0}
       local shadow = c[2] >= 8
-      if shadow then c[2] = c[2] - 8 end
+      if shadow then
+        if c[2] >= 16 then
+          if all and not from then from, to = first, #charges end
+          first, all, c[2] = #charges + 1, true, c[2] - 16
+          shadow = c[2] >= 8
+        end
+        if shadow then c[2] = c[2] - 8 end
+      end
       local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
       charges[#charges + 1], new[#new + 1] = c, d or false
       sound = sound and d
       all = all and d and (d[1] or shadow)
     end
+    if all and not from then from, to = first, #charges end
     if sound then
-      if all then
-        granted = granted + 1
-        taken = {}
-        for l, c in ipairs(charges) do taken[l] = new[l][1] and 1 + (c[2] == 6 and new[l][9] or 0) or 0 end
+      if from then
+        granted, taken = granted + 1, {}
+        for l, c in ipairs(charges) do
+          taken[l] = 0
+          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] == 6 and new[l][9] or 0) or 1 end
+        end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
         for l, c in ipairs(charges) do
           new[l] = decide(c[1], 1, c[2] <= 1 and c[3] or 0, c[4], 0)
         end
       end
-      for l, c in ipairs(charges) do
-        local d = new[l]
+      for l = from or 1, to or #charges do
+        local c, d = charges[l], new[l]
         if d[2] then
           if not (d[3] >= 0 and d[3] < BIG) then error('FLEETQUOTA the kernel returned no time') end
           states[c[1]], lifetimes[c[1]] = {d[4], d[5], d[6], d[7], d[8]}, ceil(d[3] / 1000) + SLACK

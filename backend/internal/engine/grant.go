@@ -11,8 +11,9 @@ import (
 
 // The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
 // bytes of the state it was decided on. From these the same decisions are made again. Where it does not follow from the
-// charges how much was charged, as of OpUpTo and of shadows, a number for each charge comes last: 0 if it was not made, and
-// else 1, and more by the tokens of an OpUpTo.
+// charges how much was charged, as of OpUpTo, of shadows and of alternatives, a number for each charge comes last: 0 if it is
+// of an alternative that was not taken, 1 if it is a shadow that was not made, and else 2, and more by the tokens of an OpUpTo.
+// A script knows of no more than maxCost tokens: see replay. A key that several alternatives have has one state.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
 
@@ -40,6 +41,12 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	rest = rest[numberSize:]
 	items := make([]driver.Item, len(cs))
 	for i := range items {
+		if j := slices.IndexFunc(cs[:i], func(c quota.Charge) bool {
+			return c.Alternative != cs[i].Alternative && c.Key == cs[i].Key && c.Limit.Handle() == cs[i].Limit.Handle()
+		}); j >= 0 {
+			items[i] = items[j]
+			continue
+		}
 		if len(rest) < numberSize {
 			return errState
 		}
@@ -64,12 +71,14 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 	for i := range out {
 		// The limit's numbers may have changed since, and deny; the charge was granted all the same.
 		out[i].Replayed = true
-		mark := int64(1)
+		mark := int64(2)
 		if marked(cs) {
 			mark = number(rest[numberSize*i:])
 		}
-		if mark == 0 {
-			out[i].Allowed, out[i].Charged, out[i].Delay = false, 0, 0
+		if mark < 2 {
+			if out[i].Charged, out[i].Delay = 0, 0; mark == 1 {
+				out[i].Allowed = false // also where the limit's numbers admit it now
+			}
 			continue
 		}
 		out[i].Allowed, out[i].RetryAfter = true, 0
@@ -81,13 +90,34 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
 			}
 		case quota.OpUpTo:
-			out[i].Charged = mark - 1
+			switch taken := mark - 2; {
+			case taken < maxCost:
+				out[i].Charged = taken
+			case out[i].Charged < maxCost: // the limit was one without end, which keeps no state, and is no longer
+				out[i].Charged = cs[i].Cost
+			}
 		}
+	}
+	if cs[0].Alternative > 0 {
+		denyBefore(rest, out)
 	}
 	return nil
 }
 
+// denyBefore has the alternatives before the one that was taken be denied, as they were: the limits' numbers may have changed.
+func denyBefore(marks string, out []quota.Decision) {
+	for range out {
+		from, to := driver.Made(out)
+		for i := from; i < to; i++ {
+			if number(marks[numberSize*i:]) > 0 {
+				return
+			}
+			out[i].Allowed = false
+		}
+	}
+}
+
 // marked reports whether the record of a grant to some charges ends with a number for each.
 func marked(cs []quota.Charge) bool {
-	return slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op == quota.OpUpTo || c.Shadow })
+	return slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op == quota.OpUpTo || c.Shadow || c.Alternative > 0 })
 }

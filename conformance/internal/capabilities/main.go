@@ -136,8 +136,32 @@ func read(dir string) ([]conformance.Report, error) {
 	return all, nil
 }
 
-// write writes the tables: the capabilities of the backends, the rules that they passed, and the cases that were not
-// tested.
+// operations are the ways to ask that have cases of their own, and those cases.
+var operations = []struct {
+	name string
+	is   func(r *conformance.Result) bool
+}{
+	{"floor", named("floors")},
+	{"up to", named("up to")},
+	{"ahead", named("TokenBucket")}, // whose random operations are of all kinds
+	{"shadow", named("shadows")},
+	{"first that fits", named("alternatives")},
+	{"request id", ofRule("C3")},
+	{"listing", ofRule("C9")},
+}
+
+// named returns the filter of the cases of a name, in any rule.
+func named(name string) func(*conformance.Result) bool {
+	return func(r *conformance.Result) bool { return r.Case == name }
+}
+
+// ofRule returns the filter of the cases of a rule.
+func ofRule(rule string) func(*conformance.Result) bool {
+	return func(r *conformance.Result) bool { return r.Rule == rule }
+}
+
+// write writes the tables: the capabilities of the backends, the operations and rules that they passed, and the cases that were
+// not tested.
 func write(w io.Writer, reports []conformance.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Capabilities of the backends\n\nFound by the conformance suite, version %s; `go generate ./conformance` writes this file.\n\n", reports[0].Suite)
@@ -164,7 +188,20 @@ func write(w io.Writer, reports []conformance.Report) error {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Backend, r.Atomicity, has(conformance.Shared), has(conformance.IDs), verdicts,
 			clock, has(conformance.Clock), yes(r.Prompt), yes(r.Faults), processes, yes(r.Race))
 	}
-	b.WriteString("\nRules, as the package documentation numbers them: passed, passed in part (some cases were not tested), not tested, **failed**, or – where a rule does not concern a backend.\n\n")
+	const outcomes = "passed, passed in part (some cases were not tested), not tested, **failed**, or – where the cases do not concern a backend"
+	fmt.Fprintf(&b, "\nOperations, by the cases of their own: %s.\n\n| backend |", outcomes)
+	for _, op := range operations {
+		fmt.Fprintf(&b, " %s |", op.name)
+	}
+	fmt.Fprintf(&b, "\n|---|%s\n", strings.Repeat("---|", len(operations)))
+	for _, r := range reports {
+		fmt.Fprintf(&b, "| %s |", r.Backend)
+		for _, op := range operations {
+			fmt.Fprintf(&b, " %s |", verdict(r.Results, op.is))
+		}
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "\nRules, as the package documentation numbers them: %s.\n\n", outcomes)
 	var rules []string
 	for _, r := range reports[0].Results {
 		if !slices.Contains(rules, r.Rule) {
@@ -175,7 +212,7 @@ func write(w io.Writer, reports []conformance.Report) error {
 	for _, r := range reports {
 		fmt.Fprintf(&b, "| %s |", r.Backend)
 		for _, rule := range rules {
-			fmt.Fprintf(&b, " %s |", verdict(r.Results, rule))
+			fmt.Fprintf(&b, " %s |", verdict(r.Results, ofRule(rule)))
 		}
 		b.WriteByte('\n')
 	}
@@ -211,12 +248,12 @@ func yes(is bool) string {
 	return no
 }
 
-// verdict sums up the cases of a rule.
-func verdict(results []conformance.Result, rule string) string {
+// verdict sums up cases.
+func verdict(results []conformance.Result, of func(*conformance.Result) bool) string {
 	count := map[conformance.Outcome]int{}
-	for _, r := range results {
-		if r.Rule == rule {
-			count[r.Outcome]++
+	for i := range results {
+		if of(&results[i]) {
+			count[results[i].Outcome]++
 		}
 	}
 	switch {

@@ -23,6 +23,9 @@ func TestTable(t *testing.T) {
 			{Rule: "S2", Name: "AllOrNothing", Case: "y", Outcome: conformance.Passed},
 			{Rule: "S2", Name: "AllOrNothing", Case: "z", Outcome: conformance.Skipped, Text: "nothing to freeze"},
 			{Rule: "S2", Name: "AllOrNothing", Case: "w", Outcome: conformance.Skipped, Text: "nothing to freeze"},
+			{Rule: "S1", Name: "Meaning", Case: "floors", Outcome: conformance.Failed},
+			{Rule: "S2", Name: "AllOrNothing", Case: "alternatives", Outcome: conformance.Passed},
+			{Rule: "C3", Name: "IDs", Case: "alternatives", Outcome: conformance.Skipped, Text: "no ids"},
 			{Rule: "C7", Name: "Prompt", Case: "frozen", Outcome: conformance.NotApplicable, Text: "not prompt"},
 		}},
 	} {
@@ -45,7 +48,8 @@ func TestTable(t *testing.T) {
 	for _, want := range []string{
 		"version 9.9",
 		"| a | one key | yes | yes | bounds | each client's | yes | no | no | one | no |\n| b | any keys | yes | yes | exact | the server's | yes | yes | no | two | yes |\n",
-		"| backend | S1 | S2 | C7 |\n|---|---|---|---|\n| a | not tested | in part | – |\n| b | passed | **failed** | – |\n",
+		"| backend | S1 | S2 | C3 | C7 |\n|---|---|---|---|---|\n| a | **failed** | in part | not tested | – |\n| b | passed | **failed** | – | – |\n",
+		"| backend | floor | up to | ahead | shadow | first that fits | request id | listing |\n|---|---|---|---|---|---|---|---|\n| a | **failed** | – | – | – | in part | not tested | – |\n| b | – | – | – | – | – | – | – |\n",
 		"- nothing to freeze: S2 (z), S2 (w)\n",
 	} {
 		if !strings.Contains(b.String(), want) {

@@ -483,6 +483,13 @@ func Algorithms() []Algorithm {
 			}
 			return next, v
 		})},
+		{"a take ahead beyond the largest debt is granted and charged in part", "A19", "OpAhead charges as a debit does what refill repays in time", "or all of them charged", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
+			_, before := a.Decide(s, quota.Request{Op: quota.OpPeek}, now)
+			if spec := a.Spec(); fault && r.Op == quota.OpAhead && r.At > 0 && r.Cost <= spec.Capacity && before.Remaining-r.Cost < -spec.Debt {
+				r.Op = quota.OpDebit
+			}
+			return a.Decide(s, r, now)
+		})},
 		{"a take ahead is not charged", "A19", "OpAhead charges as a debit does what refill repays in time", "want: as for a debit", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)
 			if fault && r.Op == quota.OpAhead && v.RetryAfter > 0 {

@@ -3,7 +3,7 @@ package mutant
 // Clauses are the parts of each rule's text that a store or an algorithm can break by themselves. Each has a mutant.
 var Clauses = map[string][]string{
 	"S1": {"verdicts are those of Apply", "on the stored states", "at one time", "the store's"},
-	"S2": {"a list is charged whole", "not at all"},
+	"S2": {"a list is charged whole", "not at all", "of alternatives the first that fits alone"},
 	"S3": {"a denied list", "a peek change nothing"},
 	"S4": {"a call that returns nil charged once", "one that returns an error charged nothing", "the error is ErrIndeterminate"},
 	"S5": {"state is kept at least until its ResetAfter has passed"},
@@ -15,9 +15,10 @@ var Clauses = map[string][]string{
 	"C3": {"a request id is granted once", "repeated faithfully", "denials", "peeks are not remembered"},
 	"C4": {"calls at the same time are decided as in some order, one after the other"},
 	"C5": {"never more is admitted than the limit allows", "never less"},
-	"C6": {"a list beyond Atomicity is ErrCrossSlot", "decided in one step all the same", "taken in parts that are given back", "marked Split"},
+	"C6": {"a list beyond Atomicity is ErrCrossSlot", "decided in one step all the same", "taken in parts that are given back", "marked Split", "alternatives beyond it are never taken in parts"},
 	"C7": {"a store that says it is prompt returns by its context's deadline"},
 	"C8": {"state of another rule under a limit's name is ErrMisconfigured", "stays as it is"},
+	"C9": {"every key that stays is listed", "under its limit", "in pages of the size", "no key that the listing does not name"},
 
 	"A1":  {"a state kept until ResetAfter has passed", "not one before", "decides as the zero State"},
 	"A2":  {"a denied request is denied again before RetryAfter has passed", "admitted when it has"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -22,6 +23,53 @@ func twoTrips(end func(s *Handle, ctx context.Context, cs []quota.Charge, out []
 		}
 		return end(s, ctx, cs, out, s.once(ctx, cs, out))
 	})
+}
+
+// fallsBack admits takes and debits in the store's place where it does not answer, and charges it for them when the handle is
+// closed: as many times as the fault says for the n-th call.
+func fallsBack(times func(n int) int64) func(*parts) {
+	return func(p *parts) {
+		var mu sync.Mutex
+		var owed []quota.Charge
+		calls := 0
+		p.send = func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			err := s.once(ctx, cs, out)
+			if !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrIndeterminate) || ctx.Err() != nil {
+				return err
+			}
+			for i := range cs {
+				if op := cs[i].Op; op != quota.OpTake && op != quota.OpDebit {
+					return err
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if calls++; !s.fault || times(calls) > 0 {
+				for _, c := range cs {
+					c.Op, c.ID, c.At, c.Floor, c.FloorOf, c.Shadow = quota.OpDebit, "", 0, 0, 0, false
+					if s.fault {
+						c.Cost *= times(calls)
+					}
+					owed = append(owed, c)
+				}
+			}
+			for i := range cs {
+				out[i] = quota.Decision{Allowed: true, Source: quota.FromFallback, Shadow: cs[i].Shadow, Limit: cs[i].Limit.Capacity(), Charged: cs[i].Cost}
+			}
+			return nil
+		}
+		p.close = func(s *Handle) error {
+			mu.Lock()
+			defer mu.Unlock()
+			for i := range owed {
+				if err := s.serve(owed[i:i+1], make([]quota.Decision, 1)); err != nil {
+					return err
+				}
+			}
+			owed = nil
+			return sound().close(s)
+		}
+	}
 }
 
 // interrupted are mutants whose fault shows where the connection breaks, or the context ends, in some calls alone.
@@ -113,6 +161,20 @@ func interrupted() []*Store {
 					return ctx.Err()
 				}
 				return err
+			})},
+		{Name: "a fallback forgets one in seven of the calls that it admitted", Rule: "S4", Clause: atMost, Case: "calls and faults", Says: "in the store's place", alter: fallsBack(
+			func(n int) int64 {
+				if n%7 == 0 {
+					return 0
+				}
+				return 1
+			})},
+		{Name: "a fallback charges the store twice for one in seven of the calls that it admitted", Rule: "S4", Clause: atMost, Case: "calls and faults", Says: "in the store's place", alter: fallsBack(
+			func(n int) int64 {
+				if n%7 == 0 {
+					return 2
+				}
+				return 1
 			})},
 		{Name: "clocks that differ bring tokens back at each turn", Rule: "C5", Clause: "never more is admitted than the limit allows", Case: "clocks that differ", Says: "by two handles in turn", ClientClock: true, alter: func(p *parts) {
 			p.now = func(s *Handle) quota.Micros {

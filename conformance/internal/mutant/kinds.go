@@ -448,6 +448,8 @@ func splits() []*Store {
 		{Name: "says one group, and does not mark lists that are denied", Rule: "C6", Clause: "marked Split", Case: "marked when denied", Says: "want quota.ErrCrossSlot, or Split set", Grade: driver.OneGroup, alter: parting(manner{unmarked: func(groups int, granted bool) bool { return groups > 1 && !granted }})},
 		{Name: "says one group, and does not mark lists that are granted", Rule: "C6", Clause: "marked Split", Case: "marked", Says: "want quota.ErrCrossSlot, or Split set", Grade: driver.OneGroup, alter: parting(manner{unmarked: func(groups int, granted bool) bool { return groups > 1 && granted }})},
 		{Name: "says one group, and gives nothing back", Rule: "C6", Clause: "taken in parts that are given back", Case: "beyond", Says: "where the right answer, but for times and the mark", Grade: driver.OneGroup, alter: parting(manner{keep: true})},
+		{Name: "says one group, and takes alternatives in parts, as a list", Rule: "C6", Clause: "alternatives beyond it are never taken in parts", Case: "alternatives", Says: "want quota.ErrCrossSlot, or one step", Grade: driver.OneGroup, alter: parting(manner{first: true})},
+		{Name: "says one key, and charges each alternative that fits", Rule: "C6", Clause: "alternatives beyond it are never taken in parts", Case: "alternatives", Says: "want quota.ErrCrossSlot, or one step", Grade: driver.OneKey, alter: apart},
 		said("RetryAfter is not told", verdicts, "differing in RetryAfter", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.RetryAfter = 0 }),
 		said("RetryAfter is told in whole seconds", verdicts, "differing in RetryAfter", func(_ *quota.Charge, d *quota.Decision, _ bool) {
 			if d.RetryAfter < quota.Never {

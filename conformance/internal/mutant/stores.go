@@ -133,6 +133,7 @@ type manner struct {
 	tell     func(c *quota.Charge, d *quota.Decision, granted bool)
 	one      bool // all decisions tell the time of the first
 	keep     bool // the grants of a denied list are not given back
+	first    bool // alternatives are taken in parts too
 }
 
 // splitting takes a list over several groups group by group: first the charges that may be denied. If one is denied, the
@@ -151,6 +152,9 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 		} else {
 			firm[n] = append(firm[n], i)
 		}
+	}
+	if cs[0].Alternative > 0 && len(groups) > 1 && !how.first {
+		return fmt.Errorf("mutant: %w: alternatives of several groups", quota.ErrCrossSlot)
 	}
 	begun := false
 	part := func(indexes []int, alter func(c *quota.Charge, d *quota.Decision), told func(d *quota.Decision, is quota.Decision)) error {
@@ -256,7 +260,7 @@ var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: dr
 
 // Stores returns the broken stores.
 func Stores() []*Store {
-	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted())
+	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted(), listings())
 }
 
 // usual are the mutants of all kinds.
@@ -522,6 +526,43 @@ func usual() []*Store {
 			}
 		}},
 		{Name: "a decision does not say that it is of a shadow", Rule: "S2", Clause: "a list is charged whole", Case: "shadows", Says: "differing in", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Shadow = false })},
+		{Name: "the last list that fits is taken", Rule: "S2", Clause: "of alternatives the first that fits alone", Case: "alternatives", Says: "differing in", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				n := len(cs)
+				if !p.fault || cs[n-1].Alternative < 2 {
+					return driver.Apply(cs, items, now, out)
+				}
+				turned := slices.Clone(cs)
+				slices.Reverse(turned)
+				for i := range turned {
+					turned[i].Alternative = cs[n-1].Alternative + 1 - turned[i].Alternative
+				}
+				slices.Reverse(items)
+				err := driver.Apply(turned, items, now, out[:n])
+				slices.Reverse(items)
+				slices.Reverse(out[:n])
+				for i := range cs {
+					out[i].Alternative = cs[i].Alternative
+				}
+				return err
+			}
+		}},
+		{Name: "all lists that fit are charged", Rule: "S2", Clause: "of alternatives the first that fits alone", Case: "alternatives", Says: "differing in", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				err := driver.Apply(cs, items, now, out)
+				_, to := driver.Made(out)
+				for i := to; p.fault && err == nil && to > 0 && i < len(cs); i++ {
+					if driver.ApplyOne(&cs[i], &items[i], now, &out[i]) != nil {
+						break
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "alternatives are one list", Rule: "S2", Clause: "of alternatives the first that fits alone", Case: "alternatives", Says: "differing in", alter: func(p *parts) {
+			charging(func(c *quota.Charge) { c.Alternative = 0 })(p)
+			telling(func(c *quota.Charge, d *quota.Decision) { d.Alternative = c.Alternative })(p)
+		}},
 		{Name: "the ninth charge of a list is not made", Rule: "S2", Clause: "a list is charged whole", Case: "longest list", Says: "Remaining", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				err := driver.Apply(cs, items, now, out)
@@ -842,6 +883,17 @@ func usual() []*Store {
 				return err
 			}
 		}},
+		{Name: "a record keeps no more than 2^52 tokens", Rule: "C3", Clause: "repeated faithfully", Case: "large", Says: "differing in Charged", alter: func(p *parts) {
+			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+				g, keep := sound().record(cs, out)
+				for i := range g.decisions {
+					if p.fault {
+						g.decisions[i].Charged = min(g.decisions[i].Charged, 1<<52)
+					}
+				}
+				return g, keep
+			}
+		}},
 		{Name: "a repeat tells that a shadow fitted", Rule: "C3", Clause: "repeated faithfully", Case: "shadows", Says: "differing in", alter: func(p *parts) {
 			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
 				err := sound().recall(s, g, cs, out)
@@ -851,6 +903,29 @@ func usual() []*Store {
 					}
 				}
 				return err
+			}
+		}},
+		{Name: "a repeat grants the first list, whichever was", Rule: "C3", Clause: "repeated faithfully", Case: "alternatives", Says: "differing in", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range out {
+					if p.fault && out[i].Alternative == 1 {
+						out[i].Allowed, out[i].RetryAfter = true, 0
+					}
+				}
+				return err
+			}
+		}},
+		{Name: "an id covers the list that was granted alone", Rule: "C3", Clause: "a request id is granted once", Case: "alternatives", Says: "want quota.ErrInvalid", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				if p.fault && len(cs) == len(g.charges) {
+					granted := slices.Clone(cs)
+					from, to := driver.Made(g.decisions)
+					copy(granted[:from], g.charges[:from])
+					copy(granted[to:], g.charges[to:])
+					cs = granted
+				}
+				return sound().recall(s, g, cs, out)
 			}
 		}},
 		{Name: "a denial is repeated", Rule: "C3", Clause: "denials", Case: "repeats", Says: "with id", alter: func(p *parts) {
@@ -876,6 +951,16 @@ func usual() []*Store {
 		{Name: "an id is forgotten after four minutes", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "Replayed", alter: func(p *parts) {
 			if p.fault {
 				p.window = 4 * time.Minute
+			}
+		}},
+		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "Replayed", alter: func(p *parts) {
+			p.now = func(s *Handle) quota.Micros {
+				now := sound().now(s)
+				if p.fault && now < s.data.latest {
+					clear(s.data.grants)
+				}
+				s.data.latest = max(s.data.latest, now)
+				return now
 			}
 		}},
 		{Name: "an id is remembered by one handle alone", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "by another handle", alter: func(p *parts) {

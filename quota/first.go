@@ -1,0 +1,86 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"math"
+)
+
+// TakeFirst charges the first of several lists that fits, and none of the others: a guaranteed share or else the common pool,
+// the rate limit or else purchased credits. Each list is decided all-or-nothing, as by [Limiter.TakeAll], and all of them in
+// one step where the store can; a limit and key may be in several lists, once in each, under one limit. There are
+// [MaxCharges] charges at most, all of which may be denied: takes, peeks, takes ahead and takes of up to so many.
+//
+// The result says which list was taken, has its decisions, and the verdicts on the others, which charged nothing. If none fits,
+// it is denied by the list that fits first, so that RetryAfter is the least of all. A request id, the same on all charges,
+// covers all lists: a repeat gets the one that was granted.
+//
+// Where the store cannot decide all lists in one step, because their keys are in several groups, the lists are asked for in
+// their order until one is granted. Their decisions are marked Split then, those on lists behind the granted one are empty,
+// and an error ends the call: a list whose outcome is unknown may have been charged, and no other is tried. With a request id
+// the call is ErrCrossSlot there, for an id covers one group.
+func (l *Limiter) TakeFirst(ctx context.Context, lists ...[]Charge) (Result, error) {
+	var cs []Charge
+	for i, list := range lists {
+		if len(list) == 0 {
+			return Result{}, invalid("number of charges of a list", 0, "1 or more")
+		}
+		for _, c := range list {
+			c.Alternative = uint8(min(i+1, math.MaxUint8))
+			cs = append(cs, c)
+		}
+		if len(cs) > MaxCharges { // also so that the numbers suffice
+			break
+		}
+	}
+	ds := make([]Decision, len(cs))
+	var o *observed
+	if l.observer != nil {
+		o = begin(cs, ds)
+	}
+	err := l.takeFirst(ctx, cs, ds, o)
+	if o != nil {
+		l.over(ctx, o, err)
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Granted: Granted(ds), Lists: alternatives(ds)}
+	r.Taken = taken(r.Lists)
+	r.Decisions = r.Lists[r.Taken]
+	r.Decider = Decider(r.Decisions)
+	return r, nil
+}
+
+// takeFirst fills in the limits, checks, and asks the store for all lists at once or, if it cannot, for one after the other.
+func (l *Limiter) takeFirst(ctx context.Context, cs []Charge, ds []Decision, o *observed) error {
+	if _, err := l.fillAll(cs); err != nil {
+		return err
+	}
+	err := l.takeAll(ctx, cs, ds, o)
+	if !errors.Is(err, ErrCrossSlot) || Charged(err) != NotCharged || cs[0].ID != "" {
+		return err
+	}
+	for i := range ds {
+		ds[i] = Decision{Alternative: cs[i].Alternative, Split: true}
+	}
+	for from, to := 0, 0; from < len(cs); from = to {
+		for to = from; to < len(cs) && cs[to].Alternative == cs[from].Alternative; to++ {
+		}
+		list := append([]Charge(nil), cs[from:to]...)
+		for i := range list {
+			list[i].Alternative = 0
+		}
+		if err := l.takeAll(ctx, list, ds[from:to], o); err != nil {
+			return err
+		}
+		granted := Granted(ds[from:to])
+		for i := from; i < to; i++ {
+			ds[i].Alternative, ds[i].Split = cs[i].Alternative, true
+		}
+		if granted {
+			break
+		}
+	}
+	return nil
+}
