@@ -166,7 +166,7 @@ func TestOwnWorkIsNoHang(t *testing.T) {
 func TestHangIsAFailure(t *testing.T) {
 	t.Parallel()
 	r := only(t, hanging(t), "S8_Close/closed", 300*time.Millisecond)
-	for _, part := range []string{"no call has returned for 300ms: under way are\n\tTake [peek", "conformance.waitFor"} {
+	for _, part := range []string{"no call has returned for 300ms: under way are\n\tCharge [peek", "conformance.waitFor"} {
 		if r.Outcome != Failed || !strings.Contains(r.Text, part) {
 			t.Errorf("a call that hangs: got %+v, want %s, with %q", r, Failed, part)
 		}
