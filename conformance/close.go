@@ -155,7 +155,7 @@ func (t *trial) leftBehind(contexts ...context.Context) {
 		for range rounds {
 			use()
 		}
-		before, _ := labelled(label)
+		before, _ := t.labelled(label)
 		for range rounds {
 			use()
 		}
@@ -169,13 +169,20 @@ func (t *trial) quiet(label string, before, n int, when string) {
 	var now int
 	var stacks string
 	for range looks {
-		if now, stacks = labelled(label); now < before+n {
+		if now, stacks = t.labelled(label); now < before+n {
 			return
 		}
 		t.progress.Add(1)
 		time.Sleep(t.suite.patience / looks)
 	}
 	t.fatalf("got: %d goroutines more, after %s; want: none\n%s", now-before, when, stacks)
+}
+
+// labelled is labelled as the suite's own work.
+func (t *trial) labelled(label string) (int, string) {
+	t.own.Add(1)
+	defer t.own.Add(-1)
+	return labelled(label)
 }
 
 // labelled returns the number of goroutines that were started under a label, and their stacks.
@@ -309,7 +316,7 @@ func lastingContexts(t *trial) {
 		for n := range 4 {
 			call(n)
 		}
-		before, _ := labelled(label)
+		before, _ := t.labelled(label)
 		for n := range calls {
 			call(n)
 		}

@@ -145,10 +145,28 @@ func hanging(t *testing.T) Harness {
 
 func waitFor(stuck chan struct{}) { <-stuck }
 
+// While the suite looks at goroutines, no call returns, however long that takes.
+func TestOwnWorkIsNoHang(t *testing.T) {
+	s, err := newSuite(wrong(), options{patience: 30 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := newTrial(s, t, cases()[1])
+	busy.own.Add(1)
+	done := make(chan struct{})
+	time.AfterFunc(200*time.Millisecond, func() { close(done) })
+	if !busy.watch(done) {
+		t.Error("200 ms of the suite's own work, with a patience of 30 ms: got a store that hangs, want none")
+	}
+	if newTrial(s, t, cases()[1]).watch(make(chan struct{})) {
+		t.Error("a case without an end: got no store that hangs, want one")
+	}
+}
+
 func TestHangIsAFailure(t *testing.T) {
 	t.Parallel()
 	r := only(t, hanging(t), "S8_Close/closed", 300*time.Millisecond)
-	for _, part := range []string{"no call has returned for 300ms: under way are\n\tTake [peek", "conformance.waitFor"} {
+	for _, part := range []string{"no call has returned for 300ms: under way are\n\tCharge [peek", "conformance.waitFor"} {
 		if r.Outcome != Failed || !strings.Contains(r.Text, part) {
 			t.Errorf("a call that hangs: got %+v, want %s, with %q", r, Failed, part)
 		}

@@ -244,7 +244,7 @@ func (t *trial) watch(done <-chan struct{}) bool {
 			return true
 		case <-ticker.C:
 		}
-		if now := t.progress.Load(); now != last {
+		if now := t.progress.Load(); now != last || t.own.Load() > 0 {
 			last, idle = now, 0
 		} else if idle++; idle > ticks {
 			stacks := "their stacks are those of the first case that hung"

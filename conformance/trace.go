@@ -189,6 +189,7 @@ func (t *trial) shorten(trace []step, injected bool) ([]step, string) {
 	tries := 500
 	best, how := trace, ""
 	try := func(trace []step) bool {
+		t.progress.Add(1)
 		if tries--; tries < 0 || time.Now().After(end) {
 			return false
 		}

@@ -24,6 +24,7 @@ type trial struct {
 	root     *recorder
 	until    time.Time // the end of random searches, if they did enough
 	progress atomic.Int64
+	own      atomic.Int64 // above 0 while the suite works without the store, which a busy machine may make take long
 	finished atomic.Bool
 
 	mu       sync.Mutex
