@@ -20,5 +20,8 @@ func seed() (uint64, error) {
 	return n, nil
 }
 
+// strict reports whether the environment has provisional cases fail the test.
+func strict() bool { return os.Getenv("FLEETQUOTA_STRICT") == "1" }
+
 // full reports whether the environment asks for searches that are ten times as long.
 func full() bool { return os.Getenv("FLEETQUOTA_FULL") == "1" }

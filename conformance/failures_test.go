@@ -411,6 +411,27 @@ func TestProvisional(t *testing.T) {
 	}
 }
 
+// With FLEETQUOTA_STRICT=1 it fails tests at once.
+func TestStrict(t *testing.T) {
+	for setting, want := range map[string]string{"": "log", "0": "log", "1": "error"} {
+		t.Setenv("FLEETQUOTA_STRICT", setting)
+		got := &told{TB: t}
+		(&Result{Outcome: Provisional}).tell(got)
+		if got.by != want {
+			t.Errorf("FLEETQUOTA_STRICT=%s: got a provisional failure told as %s, want %s", setting, got.by, want)
+		}
+	}
+}
+
+// told is a test that keeps how it was told of a result.
+type told struct {
+	testing.TB
+	by string
+}
+
+func (t *told) Error(...any) { t.by = "error" }
+func (t *told) Log(...any)   { t.by = "log" }
+
 func TestReport(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv(reportVariable, dir)

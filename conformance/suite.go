@@ -46,14 +46,7 @@ func Run(t *testing.T, h Harness) {
 				t.Run(c.name, func(t *testing.T) {
 					result := s.try(t, c)
 					report.Results = append(report.Results, result)
-					switch result.Outcome {
-					case Failed:
-						t.Error(result.Text)
-					case Provisional:
-						t.Log("provisional: " + result.Text)
-					case Skipped, NotApplicable:
-						t.Skip(result.Text)
-					}
+					result.tell(t)
 				})
 			}
 		})
@@ -61,6 +54,22 @@ func Run(t *testing.T, h Harness) {
 	s.about(report)
 	report.write(t)
 	s.sayLast(t, report)
+}
+
+// tell tells the author's test of a result.
+func (r *Result) tell(t testing.TB) {
+	switch r.Outcome {
+	case Failed:
+		t.Error(r.Text)
+	case Provisional:
+		if text := "provisional: " + r.Text; strict() {
+			t.Error(text)
+		} else {
+			t.Log(text)
+		}
+	case Skipped, NotApplicable:
+		t.Skip(r.Text)
+	}
 }
 
 // options are settings of a run beside the harness. Only tests of the suite itself set them.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -68,8 +69,9 @@ charges:
 	if len(list) == 0 {
 		return
 	}
-	var text [384]byte
-	f := fields{header: h, expose: expose, text: text[:0]}
+	f := fieldsPool.Get().(*fields)
+	defer fieldsPool.Put(f)
+	f.header, f.expose = h, expose
 	if hs&IETF != 0 {
 		f.begin(policyField)
 		for i, t := range list {
@@ -103,6 +105,7 @@ charges:
 		}
 	}
 	f.set()
+	f.header = nil
 }
 
 // tighter reports whether a is tighter than b, as quota.Result.Decider has it.
@@ -179,6 +182,8 @@ type fields struct {
 	begins [24]int
 	n      int
 }
+
+var fieldsPool = sync.Pool{New: func() any { return new(fields) }}
 
 // begin begins the value of a field.
 func (f *fields) begin(key string) {

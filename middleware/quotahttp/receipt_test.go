@@ -68,6 +68,11 @@ func TestReceipt(t *testing.T) {
 				send(h)
 			}()
 			store.WantCharged(tokens, peerKey, test.want)
+			requests := int64(1)
+			if name == "refund" || test.want == 0 && test.refund != nil {
+				requests = 0
+			}
+			store.WantCharged(minute, peerKey, requests)
 			if got := errs.take(); len(got) != 0 {
 				t.Errorf("errors told: got %v, want none", got)
 			}

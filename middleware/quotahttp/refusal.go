@@ -36,13 +36,15 @@ func (f *Refusal) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	case http.StatusServiceUnavailable:
 		kind, title = typeReducedCapacity, "Temporarily reduced capacity"
 	}
-	b := fmt.Appendf(make([]byte, 0, 256), `{"type":%q,"title":%q,"status":%d`, kind, title, f.Status)
+	b := append(append(make([]byte, 0, 256), `{"type":"`...), kind...) // no text here needs an escape
+	b = append(append(append(b, `","title":"`...), title...), `","status":`...)
+	b = strconv.AppendInt(b, int64(f.Status), 10)
 	for i, name := range f.Limits {
 		b = append(b, `","`...)
 		if i == 0 {
 			b = append(b[:len(b)-3], `,"violated-policies":["`...)
 		}
-		b = append(b, name...) // letters, digits, '.', '_' and '-'
+		b = append(b, name...)
 	}
 	if len(f.Limits) > 0 {
 		b = append(b, `"]`...)

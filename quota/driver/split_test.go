@@ -145,30 +145,38 @@ func TestSplitFails(t *testing.T) {
 	}
 }
 
-// TestSplitCallerLeaves ends the context while a grant is given back: the refund goes on, and Close waits for it.
+// TestSplitCallerLeaves ends the context while a grant is given back, or just before: the refund is made all the same, and
+// Close waits for it.
 func TestSplitCallerLeaves(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	synctest.Test(t, func(t *testing.T) {
-		tx := &memTx{memKV: newKV(testkit.NewClock().Micros)}
-		ctx, cancel := context.WithCancel(bg)
-		calls := 0
-		tx.around = func(transact func() error, a *driver.Access) error {
-			if strings.HasPrefix(a.Keys[0], "{a}") {
-				if calls++; calls == 2 {
-					cancel()
-					time.Sleep(time.Second / 2)
+	for name, leaves := range map[string]func(a *driver.Access) bool{
+		"during the refund": func(a *driver.Access) bool { return strings.HasPrefix(a.Keys[0], "{a}") },
+		"at the denial":     func(a *driver.Access) bool { return strings.HasPrefix(a.Keys[0], "{b}") },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			tx := &memTx{memKV: newKV(testkit.NewClock().Micros)}
+			ctx, cancel := context.WithCancel(bg)
+			calls := 0
+			tx.around = func(transact func() error, a *driver.Access) error {
+				if strings.HasPrefix(a.Keys[0], "{a}") {
+					calls++
 				}
+				if leaves(a) && (calls == 2 || strings.HasPrefix(a.Keys[0], "{b}")) {
+					time.Sleep(time.Second / 4) // until the part of a is granted
+					cancel()
+					time.Sleep(time.Second / 4)
+				}
+				return transact()
 			}
-			return transact()
-		}
-		s := newTx(t, tx, &driver.Options{Atomicity: driver.OneGroup, Split: true})
-		err := s.TakeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 11}}, make([]quota.Decision, 2))
-		if !errors.Is(err, quota.ErrIndeterminate) || !errors.Is(err, context.Canceled) {
-			t.Errorf("caller that leaves during the refund: got %v, want ErrIndeterminate and context.Canceled", err)
-		}
-		s.Close()
-		if got := newTx(t, tx, nil); remaining(t, got, l, "a") != 10 {
-			t.Errorf("after Close: got %d left of a, want 10", remaining(t, got, l, "a"))
-		}
-	})
+			s := newTx(t, tx, &driver.Options{Atomicity: driver.OneGroup, Split: true})
+			err := s.TakeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 11}}, make([]quota.Decision, 2))
+			if !errors.Is(err, quota.ErrIndeterminate) || !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: got %v, want ErrIndeterminate and context.Canceled", name, err)
+			}
+			s.Close()
+			if got := newTx(t, tx, nil); remaining(t, got, l, "a") != 10 {
+				t.Errorf("%s, after Close: got %d left of a, want 10", name, remaining(t, got, l, "a"))
+			}
+		})
+	}
 }
