@@ -165,8 +165,8 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, e
 	return s.inner.Charge(ctx, c)
 }
 
-// ChargeAll has the store below decide a list. If the store denies it, ChargeAll gives back the leases of the
-// denied keys and asks once more; of alternatives it does so if none fits. The errors are those of the store below; a list of one charge is a Take.
+// ChargeAll has the store below decide a list. If the store denies it, and of alternatives if none fits, ChargeAll gives back the
+// leases of the denied keys and asks once more. The errors are those of the store below; a list of one charge is a Take.
 func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err
