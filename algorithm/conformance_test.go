@@ -64,7 +64,7 @@ func TestConformance(t *testing.T) {
 		}
 		conformance.Algorithm(t, conformance.AlgorithmHarness{Algorithms: algorithms, Eval: eval})
 	}
-	type window = func(int64, time.Duration) (quota.Algorithm, error)
+	type window = func(int64, time.Duration) quota.Algorithm
 	windows := map[kind]window{
 		fixed: algorithm.FixedWindow, first: algorithm.FixedWindowFromFirst, sliding: algorithm.SlidingWindow, slidingLog: algorithm.SlidingWindowLog,
 	}
@@ -75,13 +75,13 @@ func TestConformance(t *testing.T) {
 				most = 70_000_000_000 // in ten years, in the coarsest tick
 			}
 			test(t,
-				quota.Must(of(10, time.Minute)),
-				quota.Must(of(1, time.Microsecond)),
-				quota.Must(of(100_000, 24*time.Hour)),
-				quota.Must(of(1<<40, time.Hour)),
-				quota.Must(of(most, 10*year)),
-				quota.Must(of(0, time.Second)),
-				quota.Must(of(10, 10*year)),
+				of(10, time.Minute),
+				of(1, time.Microsecond),
+				of(100_000, 24*time.Hour),
+				of(1<<40, time.Hour),
+				of(most, 10*year),
+				of(0, time.Second),
+				of(10, 10*year),
 			)
 		})
 	}

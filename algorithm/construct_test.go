@@ -150,10 +150,7 @@ func checkSpec(t *testing.T, r rule) {
 }
 
 func TestGCRAIsTokenBucket(t *testing.T) {
-	a, err := algorithm.GCRA(50, 21, 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := algorithm.GCRA(50, 21, 2*time.Second)
 	b := mustRule(t, bucket, 50, 21, 2*time.Second)
 	if a.Spec() != b.Spec() {
 		t.Errorf("spec of GCRA: got %+v, want %+v", a.Spec(), b.Spec())

@@ -38,7 +38,11 @@ type slidingWindow struct {
 // [DenyAll] does. Accepted: limits of 0 to 2^51-1, windows of whole microseconds up to ten years, at most 10^13 tokens a
 // second, and limit × window below 2^51 in some tick; else [quota.ErrInvalid], and the error says how much is
 // accepted.
-func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
+func SlidingWindow(limit int64, window time.Duration) quota.Algorithm {
+	return carry(makeSlidingWindow(limit, window))
+}
+
+func makeSlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
 		return nil, err

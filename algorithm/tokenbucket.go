@@ -43,7 +43,11 @@ type tokenBucket struct {
 // does. Accepted: capacities of 0 to 2^52-1, rates up to 10^13 tokens a second, periods of whole microseconds
 // up to ten years, and a bucket that fills within ten years; else [quota.ErrInvalid]. A rate that is no simple
 // fraction may allow less than 2^52-1; the error says how much.
-func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
+func TokenBucket(capacity, refill int64, period time.Duration) quota.Algorithm {
+	return carry(makeTokenBucket(capacity, refill, period))
+}
+
+func makeTokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
 	per, err := micros("capacity", capacity, "refill", refill, "period", period)
 	if err != nil {
 		return nil, err
@@ -100,7 +104,7 @@ func newTokenBucket(capacity, held, refill, per int64) (quota.Algorithm, error) 
 // GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function as
 // [TokenBucket], with the same arguments, under its name in telecommunications (ITU-T I.371): GCRA's
 // theoretical arrival time is the time at which the bucket is full again.
-func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
+func GCRA(burst, rate int64, period time.Duration) quota.Algorithm {
 	return TokenBucket(burst, rate, period)
 }
 

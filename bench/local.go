@@ -47,11 +47,7 @@ var localSubjects = []subject{
 }
 
 func openLocalStore(n numbers, _ *target) (take, func(), error) {
-	limit, err := bucket(n)
-	if err != nil {
-		return nil, nil, err
-	}
-	store := local.New()
+	limit, store := bucket(n), local.New()
 	return func(ctx context.Context, key string) (bool, error) {
 		d, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1})
 		return d.Allowed, err

@@ -17,7 +17,7 @@ import (
 func (p *prober) spec() bool {
 	a, spec := p.family[0], p.specs[0]
 	p.guard(a9, func() {
-		if _, err := quota.NewLimit("limit", a); err != nil {
+		if err := quota.NewLimit("limit", a).Err(); err != nil {
 			p.fail(a9, "got: %v; want: a spec that quota.NewLimit takes", err)
 		}
 		if again := a.Spec(); again != spec {

@@ -79,7 +79,7 @@ func (a *auditor) prepare(f *form, n int, then func()) *asked {
 	}
 	limit := a.limit
 	if then != nil {
-		limit = quota.NewLimit(limit.Name(), &midway{Algorithm: quota.Must(tokenBucket.make(numbers{1 << 10, 1 << 10, year})), at: int64(n), then: then})
+		limit = quota.NewLimit(limit.Name(), &midway{Algorithm: tokenBucket.make(numbers{1 << 10, 1 << 10, year}), at: int64(n), then: then})
 	}
 	cs := make([]quota.Charge, len(f.ops))
 	for i := range cs {

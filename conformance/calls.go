@@ -19,9 +19,9 @@ type handle struct {
 	opening Opening
 }
 
-// take decides one charge by Take.
+// take decides one charge by Charge.
 func (h *handle) take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	defer h.called(&err, "Take", c)()
+	defer h.called(&err, "Charge", c)()
 	return h.store.Charge(ctx, c)
 }
 
@@ -101,7 +101,7 @@ func (t *trial) ask(h *handle, c quota.Charge) quota.Decision {
 	return t.askAll(h, []quota.Charge{c})[0]
 }
 
-// askAll does the same with a list; a list of one is a Take.
+// askAll does the same with a list; a list of one is a Charge.
 func (t *trial) askAll(h *handle, cs []quota.Charge) (ds []quota.Decision) {
 	for r := t.retry(); ; {
 		var err error

@@ -40,7 +40,7 @@ func closed(t *trial) {
 				}
 				c := operations[i].on(l, "key", id, 1)
 				d, err := h.take(bg, c)
-				t.wantClosed("Take", c, []quota.Decision{d}, err)
+				t.wantClosed("Charge", c, []quota.Decision{d}, err)
 				ds, err := h.chargeAll(bg, c)
 				t.wantClosed("ChargeAll", c, ds, err)
 			}

@@ -71,7 +71,7 @@ func doneContexts(t *trial) {
 				if err != nil {
 					d = quota.Decision{}
 				}
-				t.wantContext(ctx, name, "Take", []quota.Charge{c}, []quota.Decision{d}, err)
+				t.wantContext(ctx, name, "Charge", []quota.Charge{c}, []quota.Decision{d}, err)
 				list := []quota.Charge{c}
 				if driver.AtomicityOf(h.store) != driver.OneKey {
 					list = append(list, quota.Charge{Limit: l, Key: "g/other", Cost: 1, ID: id})

@@ -74,7 +74,7 @@ func TestFailureText(t *testing.T) {
 	for _, part := range []string{
 		"S1 Meaning: verdicts are those of Apply", // the rule, and its meaning
 		"\n\tgot  allowed, limit ", "\n\twant allowed, limit ",
-		"\n\t1. Take [", " is TokenBucket(",
+		"\n\t1. Charge [", " is TokenBucket(",
 		"\nreplay with FLEETQUOTA_SEED=",
 	} {
 		if !strings.Contains(r.Text, part) {
@@ -124,7 +124,7 @@ func TestPanicIsAFailure(t *testing.T) {
 		}
 		return decide()
 	})
-	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "the store panicked on Take") || !strings.Contains(r.Text, "braces") || !strings.Contains(r.Text, "failures_test.go:") {
+	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "the store panicked on Charge") || !strings.Contains(r.Text, "braces") || !strings.Contains(r.Text, "failures_test.go:") {
 		t.Errorf("a panic of Charge: got %+v, want %s, with the text of the panic and its stack", r, Failed)
 	}
 	h.Open = func(testing.TB, Opening) quota.Store { panic("no server") }

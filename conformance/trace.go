@@ -283,7 +283,7 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 	names := map[*quota.Limit]string{}
 	for i := range short {
 		s := &short[i]
-		method := "Take"
+		method := "Charge"
 		if s.list || len(s.charges) > 1 {
 			method = "ChargeAll"
 		}

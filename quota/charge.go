@@ -26,7 +26,7 @@ type Charge struct {
 	// else charges nothing. Its decision says Shadow, and whether it fits. So a limit can be tried on real traffic before it
 	// denies anything. A denied list charges its shadows as little as its other charges; a shadow alone is always granted.
 	Shadow bool
-	// Alternative is set by [Limiter.TakeFirst]: the number of the list that the charge belongs to, from 1. Of such lists the
+	// Alternative is set by [Charger.TakeFirst]: the number of the list that the charge belongs to, from 1. Of such lists the
 	// first that fits is charged. 0 says that all charges are one list.
 	Alternative uint8
 	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
@@ -34,7 +34,7 @@ type Charge struct {
 	FloorOf uint32
 	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
 	receipt receipt
-	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
+	// MadeAt is, for OpRefund, the time at which the refunded charge was made: Decision.At. Settle sets it for a debit too.
 	MadeAt Micros
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
@@ -98,7 +98,7 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 }
 
 // Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within and OpUpTo's Least go
-// where OpRefund has At, and the floor is in tokens. A store sends these numbers on.
+// where OpRefund has MadeAt, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
 	r := Request{Op: c.Op, Cost: c.Cost, Arg: c.MadeAt}
 	switch c.Op {
@@ -224,8 +224,8 @@ func checkAlternative(cs []Charge, i int) error {
 
 func (c *Charge) check() error {
 	switch {
-	case c.Limit == nil || c.Limit.algorithm == nil:
-		return invalid("limit", "nil", "a limit that NewLimit made")
+	case c.Limit == nil || c.Limit.algorithm == nil || c.Limit.err != nil:
+		return c.Limit.Err()
 	case !validKey(c.Key):
 		return invalid("key", c.Key, keyForm)
 	case c.Op >= opOfDenial && c.Op <= opExcessive:

@@ -52,7 +52,7 @@ type Decision struct {
 	// Alternative is that of the charge. The charges of the first alternative that fits were made, and no others.
 	Alternative uint8
 	_           [2]byte
-	// Limit is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
+	// Capacity is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
 	Capacity int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64

@@ -12,7 +12,7 @@ import (
 var (
 	// ErrInvalid: a key, cost, limit or option was refused before any I/O. Not charged.
 	ErrInvalid = errors.New("invalid request")
-	// ErrDenied: [Limiter.Allow] and [Limiter.AllowAll] say so of a call that a limit denied, by a [*Denial]. Other methods,
+	// ErrDenied: [Limiter.Allow] and [Charger.AllowAll] say so of a call that a limit denied, by a [*Denial]. Other methods,
 	// and stores, answer with a decision that is not Allowed. Not charged.
 	ErrDenied = errors.New("denied")
 	// ErrUnavailable: the store refused or could not be reached. Not charged.
@@ -74,7 +74,7 @@ func Charged(err error) ChargeState {
 	return ChargeUnknown
 }
 
-// A Denial is the error of [Limiter.Allow] and [Limiter.AllowAll] where a limit denied the call; it is ErrDenied.
+// A Denial is the error of [Limiter.Allow] and [Charger.AllowAll] where a limit denied the call; it is ErrDenied.
 //
 //	var denial *quota.Denial
 //	if errors.As(err, &denial) {

@@ -312,3 +312,34 @@ func ExampleLimiter_WaitAll() {
 	// true false
 	// false true
 }
+
+// A program whose charges all name their limits needs no limiter of one of them.
+func ExampleCharger() {
+	tokens := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Minute))
+	calls := quota.NewLimit("calls", algorithm.FixedWindowFromFirst(2, 24*time.Hour))
+	charger := quota.Must(quota.NewCharger(local.New(), nil))
+	defer charger.Close()
+
+	for range 3 {
+		r, err := charger.ChargeAll(context.Background(),
+			quota.Charge{Limit: tokens, Key: "agent-123", Cost: 250},
+			quota.Charge{Limit: calls, Key: "agent-123", Cost: 1})
+		fmt.Println(r.Granted, err)
+	}
+	perAgent := quota.Must(charger.For(tokens)) // on the same store
+	d, err := perAgent.Take(context.Background(), "agent-123", 1000)
+	fmt.Println(d.Allowed, d.Remaining, err)
+	// Output:
+	// true <nil>
+	// true <nil>
+	// false <nil>
+	// false 500 <nil>
+}
+
+// A limit whose numbers are refused carries the error to the limiter.
+func ExampleNewLimit() {
+	_, err := quota.NewLimiter(local.New(), quota.NewLimit("tokens", algorithm.TokenBucket(1000, 0, time.Second)), nil)
+	fmt.Println(err)
+	// Output:
+	// algorithm: invalid request: refill is 0; accepted: at least 1
+}

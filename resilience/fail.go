@@ -102,6 +102,9 @@ func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, erro
 	if !c.Op.Deniable() || !s.answers(ctx, err) {
 		return d, err
 	}
+	if wrong := c.Limit.Err(); wrong != nil {
+		return d, wrong
+	}
 	return s.decide(&c, err), nil
 }
 
@@ -115,6 +118,9 @@ func (s *fail) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 		return err
 	}
 	for i := range cs {
+		if wrong := cs[i].Limit.Err(); wrong != nil {
+			return wrong
+		}
 		out[i] = s.decide(&cs[i], err)
 	}
 	from, to := driver.Made(out[:len(cs)])

@@ -71,7 +71,7 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 //
 // It decides where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded
 // or an error that the contract does not know, while the caller's own context has not ended. All other errors
-// pass. Its decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share. A
+// pass. Its decisions are [quota.FromFallback]; their Capacity, Remaining and times are those of the share. A
 // cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
 //
 // Close waits for the debits of all keys that owe quota, for FallbackOptions.CloseWithin at most, and then

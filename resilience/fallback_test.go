@@ -755,17 +755,17 @@ func TestFallbackNeedsSharer(t *testing.T) {
 // TestFallbackShareOfZero: the shares of a limit never add up to more than the limit. An instance whose share is 0 denies,
 // says so once, and does not say that this is for ever.
 func TestFallbackShareOfZero(t *testing.T) {
-	rules := map[string]func(int64) (quota.Algorithm, error){
-		"TokenBucket":          func(n int64) (quota.Algorithm, error) { return algorithm.TokenBucket(n, 1, time.Hour) },
-		"FixedWindow":          func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindow(n, time.Hour) },
-		"FixedWindowFromFirst": func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(n, time.Hour) },
-		"SlidingWindow":        func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindow(n, time.Hour) },
-		"SlidingWindowLog":     func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindowLog(n, time.Hour) },
+	rules := map[string]func(int64) quota.Algorithm{
+		"TokenBucket":          func(n int64) quota.Algorithm { return algorithm.TokenBucket(n, 1, time.Hour) },
+		"FixedWindow":          func(n int64) quota.Algorithm { return algorithm.FixedWindow(n, time.Hour) },
+		"FixedWindowFromFirst": func(n int64) quota.Algorithm { return algorithm.FixedWindowFromFirst(n, time.Hour) },
+		"SlidingWindow":        func(n int64) quota.Algorithm { return algorithm.SlidingWindow(n, time.Hour) },
+		"SlidingWindowLog":     func(n int64) quota.Algorithm { return algorithm.SlidingWindowLog(n, time.Hour) },
 	}
 	for name, of := range rules {
 		for _, capacity := range []int64{1, 2, 3, 4, 7, 100} {
 			t.Run(fmt.Sprintf("%s of %d", name, capacity), func(t *testing.T) {
-				few := quota.NewLimit("few", quota.Must(of(capacity)))
+				few := quota.NewLimit("few", of(capacity))
 				const n = 4
 				admitted := int64(0)
 				for range n {

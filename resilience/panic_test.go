@@ -222,7 +222,9 @@ func testPanics(t *testing.T, make func(*explosive, func(quota.Notice)) (quota.S
 			func() { s.Charge(bg, list[0]) },
 			func() { s.Charge(bg, charge("a", quota.OpPeek)) },
 			func() { s.ChargeAll(bg, list, []quota.Decision{{}, {}}) },
-			func() { s.Charge(bg, quota.Charge{Limit: quota.NewLimit("other", rule), Key: "a", Cost: 1}) },
+			func() {
+				s.Charge(bg, quota.Charge{Limit: quota.NewLimit("other", rule), Key: "a", Cost: 1})
+			},
 		} {
 			wg.Go(func() {
 				defer func() { recover() }()

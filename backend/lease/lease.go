@@ -104,8 +104,8 @@ func New(store quota.Store, o *Options) (*Store, error) {
 	}
 	for i, l := range o.Limits {
 		switch {
-		case l == nil:
-			return nil, invalid(fmt.Sprintf("Options.Limits[%d] is nil", i), "limits that NewLimit made")
+		case l.Err() != nil:
+			return nil, fmt.Errorf("lease: Options.Limits[%d]: %w", i, l.Err())
 		case l.Spec().Rule != bucketRule && l.Spec().Unit != 0:
 			return nil, invalid(fmt.Sprintf("limit %q has the rule %q", l.Name(), l.Spec().Rule),
 				"token buckets and GCRA, because tokens of a window are worthless in the next: a chunk would be spent twice or lost")
@@ -165,8 +165,9 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, e
 	return s.inner.Charge(ctx, c)
 }
 
-// ChargeAll has the store below decide a list. If the store denies it, and of alternatives if none fits, ChargeAll gives back the
-// leases of the denied keys and asks once more. The errors are those of the store below; a list of one charge is a Take.
+// ChargeAll has the store below decide a list. If the store denies it, ChargeAll gives back the leases of the
+// denied keys and asks once more; of alternatives it does so if none fits. The errors are those of the store below; a list of
+// one charge is a Charge.
 func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err
@@ -238,7 +239,7 @@ func (s *Store) reset(ctx context.Context, cs []quota.Charge, ask func() (grante
 	return err
 }
 
-// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take
+// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Charge
 // and ChargeAll are quota.ErrClosed. Close reports an error where requests have not ended within half a
 // lifetime, and the error of closing the store below. A second call returns nil.
 func (s *Store) Close() error {

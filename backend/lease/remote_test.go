@@ -91,7 +91,7 @@ func (r *remote) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 	return err
 }
 
-// taker is a caller of Take, as the remote sees it through the context; remote.mu guards the fields of its calls.
+// taker is a caller of Charge, as the remote sees it through the context; remote.mu guards the fields of its calls.
 type taker struct {
 	sent   int64 // tokens that the latest call for it asked for
 	asked  time.Time

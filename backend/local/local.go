@@ -46,7 +46,7 @@ const (
 	DefaultMaxIDs  = 1 << 22 // some 14 000 a second
 )
 
-// Options configure a Store. The zero value, and nil, take the defaults.
+// Options configure a Store. The zero value takes the defaults, as New does.
 type Options struct {
 	// MaxKeys bounds the keys that the store holds; 0 is DefaultMaxKeys. It must not be negative. One group of keys
 	// takes half of them at most, see the package documentation.
@@ -60,7 +60,7 @@ type Options struct {
 	Clock func() time.Time
 }
 
-// Store is a quota.Store in memory. Use New to make one. Methods may be called concurrently.
+// Store is a quota.Store in memory. Use New or NewWithOptions to make one. Methods may be called concurrently.
 type Store struct {
 	shards [shardCount]shard // the first field, because cache lines begin there
 
@@ -84,16 +84,21 @@ var (
 	_ driver.Prompt = (*Store)(nil)
 )
 
-// New returns an empty store. It panics where MaxKeys or MaxIDs is negative.
-func New(o *Options) *Store {
-	if o == nil {
-		o = &Options{}
+// New returns an empty store with the default options.
+func New() *Store { return newStore(&Options{}) }
+
+// NewWithOptions returns an empty store. It fails with quota.ErrInvalid where MaxKeys or MaxIDs is negative.
+func NewWithOptions(o Options) (*Store, error) {
+	switch {
+	case o.MaxKeys < 0:
+		return nil, fmt.Errorf("local: %w: Options.MaxKeys is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxKeys)
+	case o.MaxIDs < 0:
+		return nil, fmt.Errorf("local: %w: Options.MaxIDs is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxIDs)
 	}
-	for name, n := range map[string]int{"MaxKeys": o.MaxKeys, "MaxIDs": o.MaxIDs} {
-		if n < 0 {
-			panic(fmt.Sprintf("local: Options.%s is %d; accepted: 0 or more", name, n))
-		}
-	}
+	return newStore(&o), nil
+}
+
+func newStore(o *Options) *Store {
 	now := time.Now()
 	s := &Store{
 		clock: o.Clock,
@@ -169,7 +174,7 @@ func (s *Store) try(h uint64, c *quota.Charge, d *quota.Decision) (now quota.Mic
 }
 
 // ChargeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
-// decisions to out, which must be as long as cs. It fails as Take does; then no charge of the list is
+// decisions to out, which must be as long as cs. It fails as Charge does; then no charge of the list is
 // charged.
 func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {

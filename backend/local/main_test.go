@@ -48,14 +48,13 @@ func bucket(name string, tokens int64, per time.Duration) *quota.Limit {
 
 // everyRule returns a limit of each rule, named by it.
 func everyRule(tokens int64, per time.Duration) (ls []*quota.Limit) {
-	for _, make := range []func() (quota.Algorithm, error){
-		func() (quota.Algorithm, error) { return algorithm.TokenBucket(tokens, tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.SlidingWindow(tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.SlidingWindowLog(tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.FixedWindow(tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(tokens, per) },
+	for _, a := range []quota.Algorithm{
+		algorithm.TokenBucket(tokens, tokens, per),
+		algorithm.SlidingWindow(tokens, per),
+		algorithm.SlidingWindowLog(tokens, per),
+		algorithm.FixedWindow(tokens, per),
+		algorithm.FixedWindowFromFirst(tokens, per),
 	} {
-		a := quota.Must(make())
 		ls = append(ls, quota.NewLimit(a.Spec().Rule.String(), a))
 	}
 	return ls

@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -61,15 +61,12 @@ func TestDoneContextChargesNothing(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	for name, o := range map[string]*Options{"MaxKeys": {MaxKeys: -1}, "MaxIDs": {MaxIDs: -1}} {
-		func() {
-			defer func() {
-				if text := fmt.Sprint(recover()); !strings.Contains(text, name+" is -1") || !strings.Contains(text, "accepted: ") {
-					t.Errorf("panic of New: got %s, want it to say \"%s is -1\" and \"accepted: \"", text, name)
-				}
-			}()
-			New(o)
-		}()
+	for name, o := range map[string]Options{"MaxKeys": {MaxKeys: -1}, "MaxIDs": {MaxIDs: -1}} {
+		s, err := NewWithOptions(o)
+		if s != nil {
+			t.Errorf("store of a negative %s: got one, want nil", name)
+		}
+		testkit.WantInvalid(t, err, name+" is -1")
 	}
 }
 

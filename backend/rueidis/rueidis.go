@@ -444,6 +444,13 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 // Scan asks a node for some of its keys.
 func (a *adapter) Scan(ctx context.Context, name, key string, scan []string) (got engine.Scanned, err error) {
 	node := a.named(name, key)
+	if node == nil && ctx.Err() == nil { // new to the client, which a redirection has learn of it, see toAnyNode
+		a.client.Do(ctx, a.client.B().Arbitrary("GET").Args(key).Build())
+		if err := a.Refresh(ctx); err != nil {
+			return got, err
+		}
+		node = a.named(name, key)
+	}
 	if node == nil {
 		return got, fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
 	}

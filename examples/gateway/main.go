@@ -55,8 +55,8 @@ func (g *gateway) load(text string) error {
 	var wrong []error
 	for tenant, name := range config.Tenants {
 		for _, limit := range []string{"tokens", "requests", "budget"} {
-			l, err := quota.NewLimit(limit, config.Plans[name][limit].Algorithm)
-			wrong = append(wrong, err)
+			l := quota.NewLimit(limit, config.Plans[name][limit].Algorithm)
+			wrong = append(wrong, l.Err())
 			tenants[tenant] = append(tenants[tenant], l)
 		}
 	}

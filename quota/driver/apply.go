@@ -34,7 +34,7 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 // of them has an item for each charge, of which at most one is marked.
 //
 // It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
-// state leaves items of any rule as they are.
+// state leaves items of any rule as they are. It fails with ErrInvalid where a limit is not valid, see [quota.Limit.Err].
 func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
 	for i := range cs {
 		if err := fits(&cs[i], &items[i]); err != nil {
@@ -147,7 +147,11 @@ func remaining(c *quota.Charge, s *quota.State, now quota.Micros) int64 {
 }
 
 func fits(c *quota.Charge, it *Item) error {
-	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) && c.Limit.Spec().Unit != 0 {
+	spec := c.Limit.Spec()
+	switch {
+	case spec.Unit == 0: // the rule keeps no state, or the limit is not valid
+		return c.Limit.Err()
+	case it.Rule != spec.Rule && it.Rule != (quota.Rule{}):
 		return misfit(c, it)
 	}
 	return nil

@@ -229,6 +229,9 @@ func (s *store) keys(cs []quota.Charge, keys []string) ([]string, error) {
 	}
 	var text [128]byte
 	for i := range cs {
+		if err := cs[i].Limit.Err(); err != nil {
+			return nil, err
+		}
 		keys = append(keys, string(AppendKey(text[:0], cs[i].Limit.Name(), cs[i].Key)))
 	}
 	if id := cs[0].ID; id != "" {

@@ -109,13 +109,13 @@ func clockStepsBucket(t *testing.T, l library) {
 func clockStepsWindows(t *testing.T, l library) {
 	t.Parallel()
 	const limit, window = 20, time.Minute
-	for name, make := range map[string]func(int64, time.Duration) (quota.Algorithm, error){
+	for name, make := range map[string]func(int64, time.Duration) quota.Algorithm{
 		"fixed": algorithm.FixedWindow, "first": algorithm.FixedWindowFromFirst, "counter": algorithm.SlidingWindow, "log": algorithm.SlidingWindowLog,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			s := startStepped(t, l, quota.Must(make(limit, window)))
+			s := startStepped(t, l, make(limit, window))
 			total, allowed := s.drain(), int64(limit)
 			for i := range sized(8, 40) {
 				step := []time.Duration{10 * time.Second, -30 * time.Second, time.Hour, -time.Hour}[i%4]
@@ -137,7 +137,7 @@ func clockStepsWindows(t *testing.T, l library) {
 			}
 			// A clock that went back an hour starves a caller for a second and two windows at most.
 			const short = time.Second
-			s.limit = limitOf("short", quota.Must(make(limit, short)))
+			s.limit = limitOf("short", make(limit, short))
 			s.to(s.offset + time.Hour)
 			s.drain()
 			s.to(s.offset - time.Hour)

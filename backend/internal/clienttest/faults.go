@@ -305,7 +305,7 @@ func closing(t *testing.T, l library) {
 	ok(t, s.Close())
 	_, one := s.Charge(bg, c)
 	_, health := s.Health(bg)
-	is(t, "Take after Close", one, quota.ErrClosed)
+	is(t, "Charge after Close", one, quota.ErrClosed)
 	is(t, "Health after Close", health, quota.ErrClosed)
 	if n := runs(t, server); n != before {
 		t.Errorf("scripts sent by a closed store: got %d, want none", n-before)

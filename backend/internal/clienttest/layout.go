@@ -44,7 +44,7 @@ const readmeKey = "quota:{team-7}/agent-123:tokens"
 // key: the key that the documentation shows is the key.
 func key(t *testing.T, l library) {
 	server, open := l.single(t)
-	take(t, open(engine.Options{}), quota.Charge{Limit: limitOf("tokens", quota.Must(newRule(bucket, 10, 1, time.Hour))), Key: "team-7/agent-123", Cost: 1})
+	take(t, open(engine.Options{}), quota.Charge{Limit: limitOf("tokens", newRule(bucket, 10, 1, time.Hour)), Key: "team-7/agent-123", Cost: 1})
 	if got := server.Keys(bg, "*").Val(); len(got) != 1 || got[0] != readmeKey {
 		t.Errorf("keys: got %q, want %q only", got, readmeKey)
 	}
@@ -62,7 +62,7 @@ func expiry(t *testing.T, l library) {
 				name += "-cas"
 			}
 			limit := func(name string, n, refill int64, period time.Duration) *quota.Limit {
-				a := quota.Must(newRule(k, n, refill, period))
+				a := newRule(k, n, refill, period)
 				if hide {
 					a = hidden{a}
 				}
@@ -224,7 +224,7 @@ func keysOf(t *testing.T, l library) {
 		if got := store.Atomicity(); got != driver.AnyKeys {
 			t.Errorf("Atomicity: got %v, want %v", got, driver.AnyKeys)
 		}
-		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{quota.Must(newRule(first, 10, 1, year))}} {
+		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{newRule(first, 10, 1, year)}} {
 			if ds := chargeAll(t, store, spread(limitOf("any."+a.Spec().Rule.String(), a), "any", 6)...); !quota.Granted(ds) || ds[0].Split {
 				t.Errorf("a list of several groups: got %+v, want it granted and not split", ds)
 			}

@@ -167,6 +167,10 @@ func listingsBroken(t *testing.T, l library) {
 		ok(t, err)
 		ok(t, s.(driver.Placed).Refresh(bg))
 		refused(t, s, cursor)
+		until(t, "the client to know the new master", func() bool {
+			_, _, err := backend.List(bg, s, backend.Listing{Size: driver.MaxPage})
+			return class(err) != quota.ErrUnavailable
+		})
 		if got := walk(t, s, page, func() {}); len(got) != len(list) {
 			t.Errorf("keys of a listing that began anew: got %d, want %d", len(got), len(list))
 		}

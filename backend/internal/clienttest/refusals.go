@@ -331,7 +331,7 @@ func proxyReplies(t *testing.T, l library) {
 func anotherRule(t *testing.T, l library) {
 	t.Parallel()
 	s := l.dial(t, single(redisserver.Start(t)))
-	before, after := yearly("same", 10), limitOf("same", quota.Must(newRule(bucket, 10, 1, year)))
+	before, after := yearly("same", 10), limitOf("same", newRule(bucket, 10, 1, year))
 	take(t, s, quota.Charge{Limit: before, Key: "k", Cost: 1})
 	c := quota.Charge{Limit: after, Key: "k", Cost: 1}
 	for name, call := range map[string]func() error{

@@ -20,8 +20,8 @@ func releases(t *testing.T, l library) {
 	rng := rand.New(rand.NewPCG(seed(t), 0))
 	for round := range sized(20, 400) {
 		rules := []quota.Algorithm{
-			quota.Must(newRule(bucket, 1+rng.Int64N(100), 1+rng.Int64N(100), time.Second)),
-			quota.Must(newRule(sliding, 1+rng.Int64N(100), 0, 20*time.Millisecond)),
+			newRule(bucket, 1+rng.Int64N(100), 1+rng.Int64N(100), time.Second),
+			newRule(sliding, 1+rng.Int64N(100), 0, 20*time.Millisecond),
 		}
 		for k, rule := range rules {
 			name := [...]string{"bucket", "sliding"}[k] + strconv.Itoa(round)

@@ -23,7 +23,7 @@ import (
 func batchCalls(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := l.engine(open(engine.Options{}))
-	a, b := yearly("a", 40), limitOf("b", quota.Must(newRule(bucket, 1000, 1, time.Hour)))
+	a, b := yearly("a", 40), limitOf("b", newRule(bucket, 1000, 1, time.Hour))
 	charge := func(l *quota.Limit, key string) quota.Charge { return quota.Charge{Limit: l, Key: key, Cost: 1} }
 	ok(t, server.LPush(bg, place(charge(a, "list")), "x").Err())
 	ok(t, server.Set(bg, place(charge(b, "text")), "17", 0).Err())
@@ -75,8 +75,8 @@ func batchCalls(t *testing.T, l library) {
 func noScript(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := open(engine.Options{})
-	a, b := yearly("a", 1000), limitOf("b", quota.Must(newRule(bucket, 1000, 1, time.Hour)))
-	unscripted := limitOf("c", hidden{quota.Must(newRule(first, 1000, 1, year))})
+	a, b := yearly("a", 1000), limitOf("b", newRule(bucket, 1000, 1, time.Hour))
+	unscripted := limitOf("c", hidden{newRule(first, 1000, 1, year)})
 	left(t, store, unscripted, "ready") // the store asks the server for its functions
 	id := 0
 	calls := map[string]func(){
@@ -346,7 +346,7 @@ func allocs(t *testing.T, l library) {
 			t.Error(err)
 		}
 	})
-	limit := limitOf("tokens", quota.Must(newRule(bucket, 1<<30, 1<<20, 1_000_000_000)))
+	limit := limitOf("tokens", newRule(bucket, 1<<30, 1<<20, 1_000_000_000))
 	for name, c := range map[string]quota.Charge{
 		"grant": {Cost: 1}, "grant of 1500": {Cost: 1500}, "denial": {Cost: 1 << 30}, "peek": {Op: quota.OpPeek, Cost: 1},
 	} {

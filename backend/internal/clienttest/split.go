@@ -53,7 +53,7 @@ func splitLists(t *testing.T, server *data, store store) {
 		for _, hide := range []bool{false, true} {
 			name := fmt.Sprintf("%s-%v", kindNames[k], hide)
 			t.Run(name, func(t *testing.T) {
-				a := quota.Must(newRule(k, 10, 1, year)) // in any window, and of the bucket ten years to fill: no token comes back of itself
+				a := newRule(k, 10, 1, year) // in any window, and of the bucket ten years to fill: no token comes back of itself
 				if hide {
 					a = hidden{a}
 				}
@@ -168,7 +168,7 @@ func oneSlot(t *testing.T, store store) {
 		if !found {
 			continue
 		}
-		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{quota.Must(newRule(first, 10, 1, year))}} {
+		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{newRule(first, 10, 1, year)}} {
 			l := limitOf(a.Spec().Rule.String(), a)
 			for j, d := range chargeAll(t, store, quota.Charge{Limit: l, Key: key, Cost: 1}, quota.Charge{Limit: l, Key: other, Cost: 1}) {
 				if !d.Allowed || d.Split || d.Remaining != 9 {

@@ -2,7 +2,7 @@
 // thin clients of it:
 //
 //	store, err := engine.New(client, cluster, engine.Options{})
-//	decision, err := store.Take(ctx, charge)
+//	decision, err := store.Charge(ctx, charge)
 //
 // # The way of a charge
 //

@@ -336,6 +336,9 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	if p != nil {
 		return p, nil
 	}
+	if err := l.Err(); err != nil {
+		return nil, err
+	}
 	p = &plan{rule: spec.Rule}
 	if scripted, ok := l.Algorithm().(driver.Scripted); ok {
 		var err error

@@ -76,7 +76,7 @@ func TestPanicOfClient(t *testing.T) {
 			if !r.done {
 				t.Fatalf("Charge of %s: got no answer, want an error", r.key)
 			}
-			unknowing(t, "Take of "+r.key, r.err, "a bug in a hook", quota.ChargeUnknown)
+			unknowing(t, "Charge of "+r.key, r.err, "a bug in a hook", quota.ChargeUnknown)
 			if shared, is := errors.AsType[driver.RoundTripError](r.err); is {
 				trips[shared.RoundTrip()] = true
 			}
@@ -209,7 +209,7 @@ func TestPanicBeforeSending(t *testing.T) {
 		bug = true
 		g.answer(0, nil)
 		for _, r := range waiting {
-			unknowing(t, "Take in a batch while the clock panics", r.err, "a bug in Clock", quota.NotCharged)
+			unknowing(t, "Charge in a batch while the clock panics", r.err, "a bug in Clock", quota.NotCharged)
 		}
 		bug = false
 		later := g.fill("c", 1)

@@ -95,7 +95,7 @@ func TestProbe(t *testing.T) {
 				}
 				return
 			}
-			for name, err := range map[string]error{"Take": taken, "Health": asked} {
+			for name, err := range map[string]error{"Charge": taken, "Health": asked} {
 				if !errors.Is(err, quota.ErrMisconfigured) || quota.Charged(err) != quota.NotCharged {
 					t.Errorf("%s: got error %v, want ErrMisconfigured that says 'not charged'", name, err)
 					continue

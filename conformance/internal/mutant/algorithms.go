@@ -152,7 +152,7 @@ type dividing struct {
 
 func (a dividing) Share(n int64) (quota.Algorithm, error) {
 	if a.fault && n > 1 {
-		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour)
+		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour), nil
 	}
 	return a.Algorithm.(driver.Sharer).Share(n)
 }
@@ -169,7 +169,7 @@ func (s sharing) Share(n int64) (quota.Algorithm, error) {
 	if !s.fault {
 		return s.Algorithm.(driver.Sharer).Share(n)
 	}
-	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second)
+	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second), nil
 }
 
 type hopeful struct {
