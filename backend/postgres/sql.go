@@ -64,7 +64,9 @@ func newStatements(table string) statements {
 		return statement{"fleetquota_" + hex.EncodeToString(sum[:12]), text}
 	}
 	return statements{
-		find:    with(`SELECT current_setting('server_version_num'), to_regclass($1::text) IS NOT NULL, obj_description(to_regclass($1::text), 'pg_class')`),
+		// The table is looked for among the rows that the statement sees, as its comment is: to_regclass sees later ones too.
+		find: with(`SELECT current_setting('server_version_num'), c.oid IS NOT NULL, obj_description(c.oid, 'pg_class')
+FROM (VALUES (1)) o LEFT JOIN pg_catalog.pg_class c ON c.oid = to_regclass($1::text)`),
 		readOne: with(`SELECT clock_timestamp(), q.value, q.expires FROM (VALUES (1)) o LEFT JOIN {T} q ON q.key = $1`),
 		readAll: with(`SELECT clock_timestamp(), q.value, q.expires
 FROM unnest($1::bytea[]) WITH ORDINALITY k (key, place) LEFT JOIN {T} q ON q.key = k.key ORDER BY k.place`),

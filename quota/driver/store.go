@@ -51,10 +51,12 @@ type store struct {
 	//   - A batch waits while it has others before it, all of which wait or are in flight: the end of one of them sends it.
 	//   - If the store is closed, no batch waits.
 	mu      sync.Mutex
+	ending  bool // Close was called
 	closed  bool
 	last    map[string]*batch
 	queue   map[*batch]struct{} // the batches that wait
 	running sync.WaitGroup      // batches that waited
+	backs   sync.WaitGroup      // refunds of lists that were split
 }
 
 // healthy is a store whose author's type can be asked how its servers are.
@@ -135,6 +137,11 @@ func (s *store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.De
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
+	return s.list(ctx, cs, out)
+}
+
+// list decides a list, also of a call that came before Close.
+func (s *store) list(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if s.split && cs[0].Alternative == 0 && s.crosses(cs) {
 		return (&splitter{store: s, cs: cs, out: out}).take(ctx)
 	}
@@ -154,6 +161,10 @@ func (s *store) Close() (err error) {
 	if !s.gate.Close() {
 		return nil
 	}
+	s.mu.Lock()
+	s.ending = true
+	s.mu.Unlock()
+	s.backs.Wait()
 	s.refuse()
 	if s.closer != nil {
 		err = s.closer.Close()
@@ -200,14 +211,14 @@ func (s *store) crosses(cs []quota.Charge) bool {
 	return false
 }
 
-// background calls f in a goroutine for which Close waits; if the store is closed, f ends by itself.
+// background calls f in a goroutine, for which Close waits before it closes anything; if Close came first, f ends by itself.
 func (s *store) background(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.ending {
 		go f()
 	} else {
-		s.running.Go(f)
+		s.backs.Go(f)
 	}
 }
 

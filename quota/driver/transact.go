@@ -75,7 +75,8 @@ type Options struct {
 // is the error of all calls of the transaction.
 //
 // The Store is a [Graded], and a [StatsReporter]; it is [Prompt] if t says so, and a [HealthReporter] if t is one. Close
-// refuses the calls that wait, closes t if it is an [io.Closer], and waits for the transactions of calls that waited.
+// waits for the refunds of lists that were split, refuses the calls that wait, closes t if it is an [io.Closer], and waits for
+// the transactions of calls that waited.
 func NewTransactional(t Transactor, o *Options) (quota.Store, error) {
 	if t == nil {
 		return nil, fmt.Errorf("quota: %w: t is nil; accepted: a Transactor", quota.ErrInvalid)
