@@ -4,11 +4,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
 func TestDecideDoesNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector allocates")
 	}
 	for _, k := range []kind{bucket, fixed, first, sliding} {

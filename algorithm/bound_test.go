@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -195,6 +196,9 @@ func TestSlidingWindowBound(t *testing.T) {
 // A log admits all of its limit, however many charges that is, in any window no more, and a token comes back a 2047th of the
 // window late at most. The Lua agrees, see TestConformance.
 func TestSlidingWindowLogOfManyCharges(t *testing.T) {
+	if testenv.Race {
+		t.Skip("this test has one goroutine, and takes long under the race detector")
+	}
 	rng := random(t)
 	for _, limit := range []int64{5000, 9000} {
 		for _, window := range []time.Duration{time.Minute, 24 * time.Hour} {

@@ -18,12 +18,16 @@ const (
 	year   = 365 * 24 * time.Hour
 )
 
-// size returns n, or twenty times as many steps where the whole suite was asked for (./test -full).
-func size(n int) int {
-	if testenv.Full() {
-		return 20 * n
+// size returns n, or twenty times as many steps where the whole suite was asked for (./test -full), and a tenth of them under
+// the race detector: it is slow, these tests have one goroutine, and ./test runs all steps without it.
+func size(n int) int { return sized(n, 20*n) }
+
+// sized is size with a number of its own for the whole suite.
+func sized(reduced, whole int) int {
+	if testenv.Race {
+		reduced /= 10
 	}
-	return n
+	return testenv.Sized(reduced, whole)
 }
 
 // random returns a generator whose seed a failing test prints.

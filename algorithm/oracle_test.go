@@ -7,7 +7,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -53,7 +52,7 @@ func TestOracle(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		rng := random(t)
 		const steps = 100
-		for set := range testenv.Sized(60_000, 2_000_000) / steps {
+		for set := range sized(60_000, 2_000_000) / steps {
 			walk(t, rng, k, set, steps)
 			if t.Failed() {
 				return

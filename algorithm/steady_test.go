@@ -49,7 +49,10 @@ func TestSteadyPace(t *testing.T) {
 		t.Run(k.String(), func(t *testing.T) {
 			rng := random(t)
 			step := int64(97)
-			if testenv.Full() {
+			switch {
+			case testenv.Race:
+				step = 1000
+			case testenv.Full():
 				step = 1
 			}
 			for n, last := int64(1), int64(1000); n <= last; {

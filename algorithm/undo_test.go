@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -19,7 +18,7 @@ func TestRefundUndoes(t *testing.T) {
 	forEach(t, func(t *testing.T, k kind) {
 		rng := random(t)
 		exact, late := 0, 0
-		for range testenv.Sized(10_000, 400_000) {
+		for range sized(10_000, 400_000) {
 			u := undo{k: k, r: smallRule(rng, k), without: newOracle(k), now: base + rng.Int64N(second)}
 			u.walk(t, rng)
 			if t.Failed() {

@@ -63,7 +63,7 @@ func TestQuick(t *testing.T) {
 	}
 	dir, log := quick(t, "", "-docs", page)
 	results := read(t, dir, "RESULTS.md")
-	for _, subjects := range [][]subject{localSubjects, redisSubjects, postgresSubjects} {
+	for _, subjects := range [][]subject{localSubjects, httpSubjects, redisSubjects, postgresSubjects} {
 		for _, s := range subjects {
 			if !strings.Contains(results, s.name) {
 				t.Errorf("no figures of %s", s.name)

@@ -5,7 +5,7 @@
 //	go -C bench run . -quick   # every measurement once and briefly: it shows that bench works, the figures are useless
 //
 // It needs Go, and for the comparison on Redis redis-server 7.0 or newer in the PATH; it starts its own servers on
-// free loopback ports; for the comparison on PostgreSQL it needs that. -only local,redis,cluster,latency,growth,postgres chooses sections, and the files then have no
+// free loopback ports; for the comparison on PostgreSQL it needs that. -only local,http,redis,cluster,latency,growth,postgres chooses sections, and the files then have no
 // others. -out is the directory to write to. -docs names a page between whose markers the headlines go.
 //
 // Every subject comes once in every count, in a new random order, so that other load on the machine affects all
@@ -40,7 +40,7 @@ func main() {
 }
 
 // sectionNames are the sections that -only chooses from, in their order in the report.
-var sectionNames = []string{"local", "redis", "cluster", "latency", "growth", "postgres"}
+var sectionNames = []string{"local", "http", "redis", "cluster", "latency", "growth", "postgres"}
 
 func run(ctx context.Context, args []string, log io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -80,6 +80,9 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	if slices.Contains(chosen, "local") {
 		r.local()
 	}
+	if slices.Contains(chosen, "http") {
+		r.http()
+	}
 	if slices.Contains(chosen, "postgres") {
 		if err := pgserver.Available(); err != nil {
 			r.miss("PostgreSQL: " + err.Error())
@@ -87,7 +90,7 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 			return err
 		}
 	}
-	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" || s == "postgres" }); len(chosen) > 0 {
+	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" || s == "http" || s == "postgres" }); len(chosen) > 0 {
 		if err := redisserver.Available(); err != nil {
 			r.miss("Redis: there is no redis-server: " + err.Error())
 		} else if err := r.onServers(dir, chosen, &machine); err != nil {

@@ -82,6 +82,8 @@ var views = []view{
 		decisions, []metric{p50, p99, p999, allocs}},
 	{"memory", "Local, memory", "Bytes beside the key's own text; the text is an object too. The time of a collection of the whole heap, most of which goes into scanning it, and of its pauses.",
 		heapBytes, []metric{objects, collect, pause}},
+	{"http", "HTTP middleware", "A request through the handler, limited by the client's address, in memory, without a connection. Each library writes its own fields.",
+		decisions, []metric{p50, p99, p999, allocs}},
 	{"redis", "Redis, one server", "Client and server share the processors.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
 	{"redis memory", "Redis, memory", "used_memory has the server's tables in it, MEMORY USAGE has not.",

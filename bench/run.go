@@ -13,7 +13,7 @@ import (
 
 // work is the task of all subjects of a table. Its section says how it is done.
 type work struct {
-	section    string // "local", "memory", "redis", "redis memory", "benchmark", "cluster", "latency", "growth" or "postgres"
+	section    string // "local", "memory", "http", "redis", "redis memory", "benchmark", "cluster", "latency", "growth" or "postgres"
 	keys       int
 	denied     bool
 	goroutines int

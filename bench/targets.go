@@ -54,6 +54,7 @@ var targets = []goal{
 		v, _, _, ok := r.results.table(work{section: "memory", keys: r.machine.size.local}).row(localStore).of(objects)
 		return measured(number(v), v <= 1.01, ok)
 	}},
+	{"HTTP: ahead of each peer on every row, with the fields that it writes", func(r *report) (string, bool, error) { return r.worst("http", httpX, 1, "") }},
 	{"Redis, many keys, 256 goroutines: 2 × the best peer's decisions/s, reaching for 2.5", func(r *report) (string, bool, error) {
 		return r.against(r.busiest("redis", r.machine.size.redis), decisions, ours, 2)
 	}},
@@ -100,10 +101,15 @@ func measured(text string, met, ok bool) (string, bool, error) {
 
 // worstLocal compares a subject with all peers but one on the local row where it does worst.
 func (r *report) worstLocal(subject string, least float64, except string) (string, bool, error) {
+	return r.worst("local", subject, least, except)
+}
+
+// worst does the same in any section.
+func (r *report) worst(section, subject string, least float64, except string) (string, bool, error) {
 	worst, where, found := 0.0, "", false
 	for _, t := range *r.results {
 		own, _, _, ok := t.row(subject).of(decisions)
-		if t.work.section != "local" || !ok {
+		if t.work.section != section || !ok {
 			continue
 		}
 		for _, row := range t.rows {

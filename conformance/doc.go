@@ -30,7 +30,7 @@
 //	S7 HandsOff      after it returned, a store neither reads the charges nor writes the decisions
 //	S8 Close         afterwards every call is ErrClosed, and no goroutine is left
 //
-// C1 to C8 are the promises that the rest of package quota and package driver make for stores:
+// C1 to C9 are the promises that the rest of package quota and package driver make for stores:
 //
 //	C1 Keys     every limit and key has a quota of its own, whatever bytes the key has
 //	C2 Change   limits with one name and different numbers share their consumption; a rule that keeps no state leaves it
@@ -41,6 +41,8 @@
 //	            that are given back and marked Split; alternatives beyond it are never taken in parts
 //	C7 Prompt   a store that says it is prompt returns by its context's deadline
 //	C8 Misfit   state of another rule under a limit's name is ErrMisconfigured, and stays as it is
+//	C9 Listing  every key that stays is listed, under its limit, in pages of the size, and no key that the listing does
+//	            not name
 //
 // # No false positives
 //
@@ -74,7 +76,8 @@
 // # Processes, and the race detector
 //
 // Harness.Process has the suite charge by two processes. Run the test with -race too: a store that writes to the caller's
-// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers.
+// slices too late, or to a map of its own without a lock, is found by the race detector and seldom by its answers. Random
+// searches are shorter then.
 //
 // # Reports
 //

@@ -60,6 +60,18 @@ func (k *faultyKV) Swap(ctx context.Context, changes []driver.Change) (bool, err
 	return false, errLost
 }
 
+// ListKeys lists the keys, if the KV is a driver.KeyLister.
+func (k *faultyKV) ListKeys(ctx context.Context, prefix, cursor string, n int) ([]string, string, error) {
+	lister, ok := k.KV.(driver.KeyLister)
+	if !ok {
+		return nil, "", fmt.Errorf("conformance: %w: the KV has no method ListKeys", errors.ErrUnsupported)
+	}
+	if err := k.request(ctx, func(context.Context) {}); err != nil {
+		return nil, "", err
+	}
+	return lister.ListKeys(ctx, prefix, cursor, n)
+}
+
 // Close closes the KV, if it can be closed.
 func (k *faultyKV) Close() error {
 	if c, ok := k.KV.(interface{ Close() error }); ok {

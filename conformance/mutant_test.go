@@ -122,12 +122,14 @@ func texts(results []conformance.Result) string {
 
 // Each mutant is failed by the rule that it breaks, and its twin, which lacks the fault alone, passes that rule. With
 // FLEETQUOTA_FULL=1 the whole suite tests each three times. With -v it prints the table. The race detector makes cases three
-// times as slow: it sees a quarter of the pairs, and ./test runs all of them without it.
+// times as slow: it sees a quarter of the pairs, or each once, and ./test runs all of them without it.
 func TestMutants(t *testing.T) {
 	times, full := 1, os.Getenv("FLEETQUOTA_FULL") == "1"
 	if full {
-		times = 3
 		t.Setenv("FLEETQUOTA_FULL", "") // runs of the usual length
+	}
+	if full && !conformance.RaceEnabled {
+		times = 3
 	}
 	all := pairs(redisEval(t))
 	if conformance.RaceEnabled && !full {
@@ -209,6 +211,7 @@ func TestSound(t *testing.T) {
 	t.Setenv("FLEETQUOTA_FULL", "") // a run of the usual length
 	for _, m := range []*mutant.Store{mutant.Sound, mutant.Splitting} {
 		t.Run(m.Name, func(t *testing.T) {
+			t.Parallel()
 			for _, r := range failures(conformance.Examine(t, harness(m, false), 0).Results) {
 				t.Errorf("%s %s of a store without a fault: got %s, want %s\n%s", r.Rule, r.Case, r.Outcome, conformance.Passed, r.Text)
 			}

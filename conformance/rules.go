@@ -25,6 +25,7 @@ var (
 	c6 = &rule{"C6", "Graded", "a list beyond Atomicity is ErrCrossSlot, decided in one step all the same, or taken in parts that are given back and marked Split; alternatives beyond it are never taken in parts"}
 	c7 = &rule{"C7", "Prompt", "a store that says it is prompt returns by its context's deadline"}
 	c8 = &rule{"C8", "Misfit", "state of another rule under a limit's name is ErrMisconfigured, and stays as it is"}
+	c9 = &rule{"C9", "Listing", "every key that stays is listed, under its limit, in pages of the size, and no key that the listing does not name"}
 )
 
 // testCase is one way of testing a rule.
@@ -41,10 +42,10 @@ type testCase struct {
 // cases returns all cases, rule by rule.
 func cases() []*testCase {
 	var all []*testCase
-	for _, r := range []*rule{s1, s2, s3, s4, s5, s6, s7, s8, c1, c2, c3, c4, c5, c6, c7, c8} {
+	for _, r := range []*rule{s1, s2, s3, s4, s5, s6, s7, s8, c1, c2, c3, c4, c5, c6, c7, c8, c9} {
 		for _, list := range [][]testCase{
 			answerCases, randomCases, contextCases, faultCases, panicCases, ownershipCases, closeCases, keyCases, idCases, concurrencyCases,
-			processCases, realtimeCases, clockCases, atomicityCases, misfitCases, stateless, sizeCases,
+			processCases, realtimeCases, clockCases, atomicityCases, misfitCases, stateless, sizeCases, listingCases,
 		} {
 			for i := range list {
 				if list[i].rule == r {

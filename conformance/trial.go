@@ -38,9 +38,6 @@ type trial struct {
 	refuting bool // whether a trace is being shortened
 }
 
-// enough is the time of a case's random search; with FLEETQUOTA_FULL=1 it is ten times as long.
-const enough = 700 * time.Millisecond
-
 func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
 	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}, recipes: map[*quota.Limit]recipe{}}
 	t.root = newRecorder(t)

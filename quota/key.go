@@ -12,8 +12,9 @@ const keyForm = "1 to 512 bytes of UTF-8, segments separated by '/', none of the
 //
 // The first segment is the key's group, and on Redis Cluster its hash tag: all keys that share it live in one slot, on
 // one node. Put the segment that differs first: Key("203.0.113.9", "ip") and Key("42", "user") spread over the
-// cluster, Key("ip", "203.0.113.9") and Key("user", "42") do not. Keys that are charged together in one list should
-// share their group.
+// cluster, Key("ip", "203.0.113.9") and Key("user", "42") do not; a store of a cluster that gets thousands of keys of
+// one group gives the notice "group". Better still is a key of one segment, and a limit for each kind of key. Keys that are
+// charged together in one list should share their group: a tenant and its users, Key("team-7") and Key("team-7", "42").
 func Key(segments ...string) string {
 	var b strings.Builder
 	for i, s := range segments {
@@ -60,7 +61,8 @@ func validKey(key string) bool {
 	return !empty && (all < utf8.RuneSelf || utf8.ValidString(key))
 }
 
-// Group returns the key's first segment: keys of one group stay together, see [Key].
+// Group returns the key's first segment: keys of one group stay together, on one node of a cluster, and a list of charges to
+// them is decided in one step. So it should be small enough for one node, and as large as such lists need, see [Key].
 func Group(key string) string {
 	if i := strings.IndexByte(key, '/'); i >= 0 {
 		return key[:i]

@@ -137,6 +137,7 @@ var (
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
 	_ driver.Reporter       = (*Store)(nil)
+	_ driver.Lister         = (*Store)(nil)
 	_ driver.Prompt         = (*Store)(nil)
 )
 
@@ -171,6 +172,15 @@ func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx
 // Prompt reports whether every call returns by its context's deadline: of a store from a URL, and of a client with
 // ContextTimeoutEnabled. Cancellation alone does not end a call that waits for a reply. See [driver.Prompt].
 func (s *Store) Prompt() bool { return s.prompt }
+
+// List returns a page of the keys that the server holds, or the masters of a cluster one after the other, by SCAN: a page
+// walks over some of the database's keys, and a whole listing over all of them, those of other programs too. It needs the
+// right to SCAN. While slots move from node to node their keys may be missed. After a failover or a restart the listing must begin
+// anew: its cursor is quota.ErrInvalid then; without a right to INFO a restart is not noticed, and keys may be missed. Behind
+// a proxy over several servers it fails with errors.ErrUnsupported where the store knows, see Batching. See [driver.Lister].
+func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error) {
+	return s.engine.List(ctx, l)
+}
 
 // Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
 // [driver.Reporter].
@@ -379,6 +389,36 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 		return nil, a.classify(ctx, err)
 	}
 	return infos, nil
+}
+
+// Scan asks a node for some of its keys. The client may send it again, for it changes nothing.
+func (a *adapter) Scan(ctx context.Context, name, key string, scan []string) (got engine.Scanned, err error) {
+	node := a.named(ctx, name, key)
+	if node == nil {
+		return got, fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
+	}
+	pipe := node.Pipeline()
+	info := pipe.Info(ctx, "server")
+	args := make([]any, len(scan))
+	for i := range scan {
+		args[i] = scan[i]
+	}
+	answer := pipe.Do(ctx, args...)
+	pipe.Exec(ctx) // each command has the error of its own
+	elements, err := answer.Slice()
+	if err != nil {
+		return got, a.classify(ctx, err)
+	}
+	got.Info = info.Val()
+	if len(elements) == 2 {
+		got.Cursor, _ = elements[0].(string)
+		keys, _ := elements[1].([]any)
+		for _, k := range keys {
+			text, _ := k.(string)
+			got.Keys = append(got.Keys, text)
+		}
+	}
+	return got, nil
 }
 
 // Close ends the pipelines, and closes the client if it is owned.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,19 +35,6 @@ func newAdapter() *adapter {
 	return a
 }
 
-// slotTags has a key for each slot.
-var slotTags = sync.OnceValue(func() (tags *[1 << 14]string) {
-	tags = new([1 << 14]string)
-	for i, left := 0, len(tags); left > 0; i++ {
-		tag := "{" + strconv.Itoa(i) + "}"
-		if slot := engine.SlotOf(tag); tags[slot] == "" {
-			tags[slot] = tag
-			left--
-		}
-	}
-	return tags
-})
-
 // Node returns the address of the master that has a slot.
 func (a *adapter) Node(slot uint16) string {
 	if a.cluster == nil {
@@ -62,7 +48,7 @@ func (a *adapter) Node(slot uint16) string {
 		a.nodes.topology.Soon()
 		return ""
 	}
-	node, err := a.cluster.MasterForKey(context.Background(), slotTags()[slot])
+	node, err := a.cluster.MasterForKey(context.Background(), engine.SlotTags()[slot])
 	if err != nil {
 		return ""
 	}
@@ -182,4 +168,5 @@ var (
 	_ engine.Placer  = (*adapter)(nil)
 	_ engine.Warmer  = (*adapter)(nil)
 	_ engine.Bundler = (*adapter)(nil)
+	_ engine.Scanner = (*adapter)(nil)
 )

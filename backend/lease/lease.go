@@ -166,7 +166,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 }
 
 // TakeAll has the store below decide a list. If the store denies it, TakeAll gives back the leases of the
-// denied keys and asks once more. The errors are those of the store below; a list of one charge is a Take.
+// denied keys and asks once more; of alternatives it does so if none fits. The errors are those of the store below; a list of one charge is a Take.
 func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err

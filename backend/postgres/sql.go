@@ -39,6 +39,8 @@ type statements struct {
 	swap statement
 	// lock locks the rows of keys, in their order, and makes a row for each that is absent.
 	lock statement
+	// list reads some keys in their order, behind one and below another, that have not expired at a time, or by now for NULL.
+	list statement
 	// sweep deletes some expired rows of a few pages, which begin at a fraction of the table. It leaves rows alone that
 	// another transaction has locked.
 	sweep statement
@@ -85,6 +87,8 @@ FROM unnest($1::bytea[]) WITH ORDINALITY k (key, place) LEFT JOIN {T} q ON q.key
 SELECT CASE WHEN rows = cardinality($1) THEN 0 ELSE ('` + lostSwap + `, or is being changed: ' || rows || ' kept')::int END FROM kept`),
 		lock: with(`INSERT INTO {T} (key, value, expires) SELECT k, '', 0 FROM unnest($1::bytea[]) k ORDER BY k
 ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE false`),
+		list: with(`SELECT key FROM {T} WHERE key > $1 AND key < $2
+AND expires > coalesce($3::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) ORDER BY key LIMIT $4::bigint`),
 		sweep: with(fmt.Sprintf(`WITH run AS MATERIALIZED (
 	SELECT floor($2::float8 * (pg_relation_size({regclass}) / current_setting('block_size')::int))::bigint AS page
 )

@@ -315,4 +315,5 @@ var (
 	_ engine.Placer  = (*lazy)(nil)
 	_ engine.Warmer  = (*adapter)(nil)
 	_ engine.Bundler = (*adapter)(nil)
+	_ engine.Scanner = (*adapter)(nil)
 )

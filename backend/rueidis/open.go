@@ -147,6 +147,14 @@ func (l *lazy) Info(ctx context.Context) ([]string, error) {
 	return a.Info(ctx)
 }
 
+func (l *lazy) Scan(ctx context.Context, node, key string, scan []string) (engine.Scanned, error) {
+	a := l.made.Load()
+	if a == nil {
+		return engine.Scanned{}, errNoClient
+	}
+	return a.Scan(ctx, node, key, scan)
+}
+
 var errClientClosed = fmt.Errorf("redis: the client is %w", quota.ErrClosed)
 
 var errNoClient = fmt.Errorf("redis: %w: not connected yet", quota.ErrUnavailable)

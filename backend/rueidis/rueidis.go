@@ -63,6 +63,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -133,6 +134,7 @@ var (
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Placed         = (*Store)(nil)
 	_ driver.Reporter       = (*Store)(nil)
+	_ driver.Lister         = (*Store)(nil)
 	_ driver.Prompt         = (*Store)(nil)
 )
 
@@ -167,6 +169,15 @@ func (s *Store) Refresh(ctx context.Context) error { return s.engine.Refresh(ctx
 // Prompt reports whether every call returns by its context's deadline: of a store from a URL. Of another's client it is
 // not known when its connections end. See [driver.Prompt].
 func (s *Store) Prompt() bool { return s.prompt }
+
+// List returns a page of the keys that the server holds, or the masters of a cluster one after the other, by SCAN: a page
+// walks over some of the database's keys, and a whole listing over all of them, those of other programs too. It needs the
+// right to SCAN. While slots move from node to node their keys may be missed. After a failover or a restart the listing must begin
+// anew: its cursor is quota.ErrInvalid then; without a right to INFO a restart is not noticed, and keys may be missed. Behind
+// a proxy over several servers it fails with errors.ErrUnsupported where the store knows, see Batching. See [driver.Lister].
+func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error) {
+	return s.engine.List(ctx, l)
+}
 
 // Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
 // [driver.Reporter].
@@ -428,6 +439,22 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 		infos = append(infos, info)
 	}
 	return infos, nil
+}
+
+// Scan asks a node for some of its keys.
+func (a *adapter) Scan(ctx context.Context, name, key string, scan []string) (got engine.Scanned, err error) {
+	node := a.named(name, key)
+	if node == nil {
+		return got, fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
+	}
+	answers := node.DoMulti(ctx, node.B().Info().Section("server").Build(), node.B().Arbitrary(scan[0]).Args(scan[1:]...).Build())
+	entry, err := answers[1].AsScanEntry()
+	if err != nil {
+		return got, a.ofQuestion(ctx, err)
+	}
+	got.Info, _ = answers[0].ToString() // a refusal is none
+	got.Cursor, got.Keys = strconv.FormatUint(entry.Cursor, 10), entry.Elements
+	return got, nil
 }
 
 // Close closes the client if it is owned.

@@ -29,13 +29,13 @@ func newLimits(t *testing.T, store quota.Store) func(http.Handler) http.Handler 
 	return quota.Must(quotahttp.New(limiter, nil, quotahttp.By(quotahttp.Header("X-API-Key"), tokens).Cost(cost)))
 }
 
-// The one line of each framework. Each handler settles its 40 tokens to 30, and its errors stay the framework's own.
+// The one line of each framework. Each handler settles its 40 tokens to 35, and its errors stay the framework's own.
 var adapters = map[string]func(limits func(http.Handler) http.Handler) func(*http.Request) (*http.Response, error){
 	"chi": func(limits func(http.Handler) http.Handler) func(*http.Request) (*http.Response, error) {
 		r := chi.NewRouter()
 		r.Use(limits)
 		r.Get("/", func(w http.ResponseWriter, r *http.Request) {
-			_ = quotahttp.From(r.Context()).Settle("tokens", 30)
+			_ = quotahttp.From(r.Context()).Settle("tokens", 35)
 			_, _ = w.Write([]byte("ok"))
 		})
 		return record(r)
@@ -44,7 +44,7 @@ var adapters = map[string]func(limits func(http.Handler) http.Handler) func(*htt
 		gin.SetMode(gin.ReleaseMode)
 		r := gin.New()
 		r.GET("/", func(c *gin.Context) {
-			_ = quotahttp.From(c.Request.Context()).Settle("tokens", 30)
+			_ = quotahttp.From(c.Request.Context()).Settle("tokens", 35)
 			c.String(200, "ok")
 		})
 		return record(limits(r))
@@ -53,7 +53,7 @@ var adapters = map[string]func(limits func(http.Handler) http.Handler) func(*htt
 		e := echo.New()
 		e.Use(echo.WrapMiddleware(limits))
 		e.GET("/", func(c echo.Context) error {
-			_ = quotahttp.From(c.Request().Context()).Settle("tokens", 30)
+			_ = quotahttp.From(c.Request().Context()).Settle("tokens", 35)
 			return c.String(200, "ok")
 		})
 		return record(e)
@@ -79,7 +79,7 @@ func TestAdapters(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := quotatest.New(t, nil)
 			send := adapt(newLimits(t, store))
-			left := [...]int{60, 30, 30}
+			left := [...]int{60, 25, 30}
 			if name == "fiber" { // its handlers have no receipt
 				left = [...]int{60, 20, 20}
 			}

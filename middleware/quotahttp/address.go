@@ -9,19 +9,21 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// An Address finds the address of the client that sent a request. A function of the program's own may stand for it, such as one
-// that reads the context in which a router left the address. An address that is not valid is [ErrNoKey] at [IP] and [Network].
+// An Address finds the address of the client that sent a request. A function of the program's own may stand
+// for it, such as one that reads the context in which a router left the address. An address that is not valid
+// is [ErrNoKey] at [IP] and [Network].
 type Address func(*http.Request) (netip.Addr, error)
 
-// Peer is the address at the other end of the connection. Behind a proxy it is the proxy's, so that all clients share one quota.
+// Peer is the address at the other end of the connection. Behind a proxy it is the proxy's, so that all
+// clients share one quota.
 func Peer(r *http.Request) (netip.Addr, error) {
 	return parseAddress(r.RemoteAddr)
 }
 
-// Proxies trusts the proxies in some ranges of addresses, each of which must append its peer to X-Forwarded-For. The client is
-// the rightmost address, of the header and the peer behind it, in none of the ranges; where all are proxies it is the leftmost. A client that
-// connects past the proxies is its peer address, whatever its header says. A range of all addresses is [quota.ErrInvalid], at
-// each request.
+// Proxies trusts the proxies in some ranges of addresses, each of which must append its peer to
+// X-Forwarded-For. The client is the rightmost address, of the header and the peer behind it, in none of the
+// ranges; where all are proxies it is the leftmost. A client that connects past the proxies is its peer
+// address, whatever its header says. A range of all addresses is [quota.ErrInvalid], at each request.
 func Proxies(ranges ...netip.Prefix) Address {
 	trusted := func(a netip.Addr) bool {
 		for _, p := range ranges {
@@ -53,10 +55,10 @@ func Proxies(ranges ...netip.Prefix) Address {
 	}
 }
 
-// ProxyCount trusts n proxies in a row, each of which must append its peer to X-Forwarded-For: the client is the n-th address
-// from the right, and the others are not looked at. A header with fewer addresses is [ErrNoKey]. It must not be possible to
-// reach the server past the proxies, where a client writes the header itself: [Proxies] bears that. An n below 1 is
-// [quota.ErrInvalid], at each request.
+// ProxyCount trusts n proxies in a row, each of which must append its peer to X-Forwarded-For: the client is
+// the n-th address from the right, and the others are not looked at. A header with fewer addresses is
+// [ErrNoKey]. It must not be possible to reach the server past the proxies, where a client writes the header
+// itself: [Proxies] bears that. An n below 1 is [quota.ErrInvalid], at each request.
 func ProxyCount(n int) Address {
 	if n < 1 {
 		return wrongAddress("number of ProxyCount is %d; accepted: 1 or more", n)
@@ -72,9 +74,9 @@ func ProxyCount(n int) Address {
 	}
 }
 
-// AddressHeader trusts a header with one address, such as CF-Connecting-IP or X-Real-IP. The proxy must set it on every request
-// in place of the client's, and must not be possible to pass by. A header that is absent, or that has more than one value, is
-// [ErrNoKey].
+// AddressHeader trusts a header with one address, such as CF-Connecting-IP or X-Real-IP. The proxy must set
+// it on every request in place of the client's, and must not be possible to pass by. A header that is absent,
+// or that has more than one value, is [ErrNoKey].
 func AddressHeader(name string) Address {
 	name = http.CanonicalHeaderKey(name)
 	return func(r *http.Request) (netip.Addr, error) {
@@ -112,8 +114,8 @@ func hops(r *http.Request) func(yield func(string) bool) {
 	}
 }
 
-// parseAddress reads an address with or without a port, brackets and zone. IPv4 inside IPv6 becomes IPv4. The error does not
-// repeat the text, which anybody may have written.
+// parseAddress reads an address with or without a port, brackets and zone. IPv4 inside IPv6 becomes IPv4. The
+// error does not repeat the text, which any sender may have written.
 func parseAddress(text string) (netip.Addr, error) {
 	text = strings.Trim(text, " \t")
 	a, err := netip.ParseAddr(text)

@@ -72,8 +72,8 @@ func process(store string) error {
 	return nil
 }
 
-// TestFleet: four processes behind a reverse proxy, on one Redis. Clients that invent addresses get no more than one client's
-// limit, and a client that waits as long as its 429 says gets 200.
+// TestFleet: four processes behind a reverse proxy, on one Redis. Clients that invent addresses get no more
+// than one client's limit, and a client that waits as long as its 429 says gets 200.
 func TestFleet(t *testing.T) {
 	redisserver.Require(t)
 	server := redisserver.Start(t)

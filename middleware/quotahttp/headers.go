@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -12,22 +13,26 @@ import (
 // Headers is a set of dialects in which an answer tells the limits of its request. The zero value is IETF.
 type Headers uint8
 
-// The dialects. Names of fields hold the limits' names in two of them: call the limits requests and tokens there, or
-// input-tokens and output-tokens.
+// The dialects. Names of fields hold the limits' names in two of them: call the limits requests and tokens
+// there, or input-tokens and output-tokens.
 //
-// The tightest limit, of which GitHub and Draft03 tell, is the denial that lasts longest, or else the limit with the smallest
-// share left. A reset is the time at which the denied request fits, or else at which the limit is whole again.
+// The tightest limit, of which GitHub and Draft03 tell, is the denial that lasts longest, or else the limit
+// with the smallest share left. A reset is the time at which the denied request fits, or else at which the
+// limit is whole again.
 const (
 	// IETF is RateLimit-Policy and RateLimit of draft-ietf-httpapi-ratelimit-headers-11, for every limit.
 	IETF Headers = 1 << iota
-	// GitHub is X-RateLimit-Limit, -Remaining, -Used, -Resource and -Reset, in seconds since 1970, for the tightest limit.
+	// GitHub is X-RateLimit-Limit, -Remaining, -Used, -Resource and -Reset, in seconds since 1970, for the
+	// tightest limit.
 	GitHub
-	// OpenAI is x-ratelimit-limit-NAME, x-ratelimit-remaining-NAME and x-ratelimit-reset-NAME, a time such as 6m0s, for every limit.
+	// OpenAI is x-ratelimit-limit-NAME, x-ratelimit-remaining-NAME and x-ratelimit-reset-NAME, a time such as
+	// 6m0s, for every limit.
 	OpenAI
-	// Anthropic is anthropic-ratelimit-NAME-limit, -remaining and -reset, a time in RFC 3339, for every limit.
+	// Anthropic is anthropic-ratelimit-NAME-limit, -remaining and -reset, a time in RFC 3339, for every
+	// limit.
 	Anthropic
-	// Draft03 is RateLimit-Limit, RateLimit-Remaining and RateLimit-Reset, in seconds from now, for the tightest limit, as in
-	// draft-ietf-httpapi-ratelimit-headers-03 and in many proxies.
+	// Draft03 is RateLimit-Limit, RateLimit-Remaining and RateLimit-Reset, in seconds from now, for the
+	// tightest limit, as in draft-ietf-httpapi-ratelimit-headers-03 and in many proxies.
 	Draft03
 	// NoHeaders tells no limits. Retry-After stays.
 	NoHeaders
@@ -64,8 +69,9 @@ charges:
 	if len(list) == 0 {
 		return
 	}
-	var text [384]byte
-	f := fields{header: h, expose: expose, text: text[:0]}
+	f := fieldsPool.Get().(*fields)
+	defer fieldsPool.Put(f)
+	f.header, f.expose = h, expose
 	if hs&IETF != 0 {
 		f.begin(policyField)
 		for i, t := range list {
@@ -99,6 +105,7 @@ charges:
 		}
 	}
 	f.set()
+	f.header = nil
 }
 
 // tighter reports whether a is tighter than b, as quota.Result.Decider has it.
@@ -165,7 +172,8 @@ func upTo(d, unit time.Duration) time.Duration {
 	return d
 }
 
-// fields are header fields that are being written: their values lie in one text, for each would else be an allocation.
+// fields are header fields that are being written: their values lie in one text, for each would else be an
+// allocation.
 type fields struct {
 	header http.Header
 	expose bool
@@ -174,6 +182,8 @@ type fields struct {
 	begins [24]int
 	n      int
 }
+
+var fieldsPool = sync.Pool{New: func() any { return new(fields) }}
 
 // begin begins the value of a field.
 func (f *fields) begin(key string) {
@@ -197,8 +207,8 @@ func (f *fields) number(key string, n int64) {
 	f.text = strconv.AppendInt(f.text, n, 10)
 }
 
-// set puts the fields into the header. The two lists of the draft join those of another middleware around this one; the other
-// fields have one value.
+// set puts the fields into the header. The two lists of the draft join those of another middleware around
+// this one; the other fields have one value.
 func (f *fields) set() {
 	if f.n == 0 {
 		return

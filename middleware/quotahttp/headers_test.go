@@ -159,8 +159,8 @@ func dialectOf(field string) quotahttp.Headers {
 // item is an element of one of the draft's fields, as a parser of this test's own reads it.
 var item = regexp.MustCompile(`^"([A-Za-z0-9._-]{1,64})"((?:;[a-z]+=\d{1,15})*)$`)
 
-// parseBack reads the draft's fields by the library and by the test's own parser: both must find the same, and the library must
-// write what it read.
+// parseBack reads the draft's fields by the library and by the test's own parser: both must find the same,
+// and the library must write what it read.
 func parseBack(t *testing.T, h http.Header) {
 	t.Helper()
 	for _, field := range []string{"RateLimit", "RateLimit-Policy"} {

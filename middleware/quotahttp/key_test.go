@@ -35,8 +35,8 @@ func wantKey(t *testing.T, key quotahttp.Key, r *http.Request, want string) {
 	}
 }
 
-// TestSpoofing: twenty combinations of fields that a client may send. None changes the key, unless the strategy trusts the field and
-// the proxy, and then it is the address that the proxy wrote.
+// TestSpoofing: twenty combinations of fields that a client may send. None changes the key, unless the
+// strategy trusts the field and the proxy, and then it is the address that the proxy wrote.
 func TestSpoofing(t *testing.T) {
 	const client, proxy = "203.0.113.9", "10.0.0.1"
 	trusted := quotahttp.Proxies(netip.MustParsePrefix("10.0.0.0/8"))
@@ -210,7 +210,8 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// FuzzAddress: whatever stands in the fields and in the peer's address, the key is valid or there is none, it is short, and no panic.
+// FuzzAddress: whatever stands in the fields and in the peer's address, the key is valid or there is none, it
+// is short, and no panic.
 func FuzzAddress(f *testing.F) {
 	for _, s := range []string{"203.0.113.9", "10.0.0.1, 203.0.113.9:80", "[::1]:80", "::ffff:1.2.3.4", "fe80::1%eth0", ",", "", "[", "[]", "unknown", "1.2.3.4.5", strings.Repeat("1.1.1.1,", 64)} {
 		f.Add(s, "10.0.0.1:1")

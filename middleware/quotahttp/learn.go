@@ -9,9 +9,9 @@ import (
 	"github.com/dunglas/httpsfv"
 )
 
-// blockedFor returns how long a server says that it will refuse requests such as the one that it answered: by Retry-After where it
-// refused it, and else by the fields of the dialects that say that nothing is left. It is 0 where the answer says nothing, or
-// nothing that can be read, and at most maxBackoff.
+// blockedFor returns how long a server says that it will refuse requests such as the one that it answered: by
+// Retry-After where it refused it, and else by the fields of the dialects that say that nothing is left. It
+// is 0 where the answer says nothing, or nothing that can be read, and at most maxBackoff.
 func blockedFor(resp *http.Response, now time.Time) time.Duration {
 	h := resp.Header
 	if date, err := http.ParseTime(h.Get("Date")); err == nil {
@@ -65,7 +65,8 @@ func byDraft(values []string) (blocked time.Duration) {
 	return blocked
 }
 
-// resetIn reads a time: seconds from now or since 1970, milliseconds since 1970, a span such as 6m0s, or a date.
+// resetIn reads a time: seconds from now or since 1970, milliseconds since 1970, a span such as 6m0s, or a
+// date.
 func resetIn(text string, now time.Time) time.Duration {
 	text = strings.TrimSpace(text)
 	if n, err := strconv.ParseFloat(text, 64); err == nil {

@@ -18,31 +18,35 @@ import (
 type Options struct {
 	// Headers chooses the fields that tell clients of their limits; 0 is IETF.
 	Headers Headers
-	// FailOpen lets a request through, uncharged, where the store failed. It is not asked where a policy in front of the store
-	// has decided, such as resilience.FailClosed.
+	// FailOpen lets a request through, uncharged, where the store failed. It is not asked where a policy in
+	// front of the store has decided, such as resilience.FailClosed.
 	FailOpen bool
-	// Refuse writes the answer to a request whose handler does not run; nil is [Refusal.ServeHTTP]. The fields of the limits and
-	// Retry-After are set when it is called. It is not called for a client that left.
+	// Refuse writes the answer to a request whose handler does not run; nil is [Refusal.ServeHTTP]. The
+	// fields of the limits and Retry-After are set when it is called. It is not called for a client that
+	// left.
 	Refuse func(w http.ResponseWriter, r *http.Request, refusal *Refusal)
-	// Error is told each error: of a request that was refused or let through because the store failed, because it has no key
-	// or wrong charges, and of a settle or refund that failed. nil logs with slog.Error, one a second at most, with the number
-	// of those left out. It may be called concurrently, must not keep the request, and is not told of clients that left.
+	// Error is told each error: of a request that was refused or let through because the store failed,
+	// because it has no key or wrong charges, and of a settle or refund that failed. nil logs with
+	// slog.Error, one a second at most, with the number of those left out. It may be called concurrently,
+	// must not keep the request, and is not told of clients that left.
 	Error func(r *http.Request, err error)
-	// Refund gives a request's charges back if it reports true for the status of the answer, unless the handler or Settle said the
-	// cost. A panic counts as 500. nil gives nothing back.
+	// Refund gives a request's charges back if it reports true for the status of the answer, unless the
+	// handler or Settle said the cost. A panic counts as 500. nil gives nothing back.
 	Refund func(status int) bool
-	// Settle settles the charges to limits of these names to the tokens that the answer says were used, such as
-	// {"tokens": Usage.Tokens}, unless the handler did. The answer is JSON, or a stream of events, as OpenAI and Anthropic write
-	// them, or as ReadUsage reads it; it is looked at while it is written, and not kept. Where it tells no usage, as where the
-	// client left before its end, the estimate stays charged; Error is told unless the status is 300 or more.
+	// Settle settles the charges to limits of these names to the tokens that the answer says were used, such
+	// as {"tokens": Usage.Tokens}, unless the handler did. The answer is JSON, or a stream of events, as
+	// OpenAI and Anthropic write them, or as ReadUsage reads it; it is looked at while it is written, and not
+	// kept. Where it tells no usage, as where the client left before its end, the estimate stays charged;
+	// Error is told unless the status is 300 or more.
 	Settle map[string]func(Usage) int64
-	// ReadUsage finds the usage in one JSON document, the answer's body or the data of an event, of up to 1 MiB, and reports
-	// whether it is there; the last one counts. nil reads the forms of OpenAI and Anthropic, in documents of any size.
+	// ReadUsage finds the usage in one JSON document, the answer's body or the data of an event, of up to 1
+	// MiB, and reports whether it is there; the last one counts. nil reads the forms of OpenAI and Anthropic,
+	// in documents of any size.
 	ReadUsage func(document []byte) (Usage, bool)
 }
 
-// New returns middleware that charges each request by all rules in one call, and lets it through if that is granted. A nil
-// limiter, no rules, a nil rule or a nil function in Options.Settle is [quota.ErrInvalid].
+// New returns middleware that charges each request by all rules in one call, and lets it through if that is
+// granted. A nil limiter, no rules, a nil rule or a nil function in Options.Settle is [quota.ErrInvalid].
 func New(limiter *quota.Limiter, o *Options, rules ...Rule) (func(http.Handler) http.Handler, error) {
 	if o == nil {
 		o = &Options{}
@@ -160,7 +164,7 @@ func (m *middleware) refuse(w http.ResponseWriter, r *http.Request, refusal *Ref
 		h.Add(exposeField, "Retry-After")
 	}
 	if refusal.RetryAfter != quota.Never {
-		h.Set("Retry-After", retryAfter(refusal.RetryAfter))
+		h.Set("Retry-After", wholeSeconds(refusal.RetryAfter))
 	}
 	m.o.Refuse(w, r, refusal)
 }

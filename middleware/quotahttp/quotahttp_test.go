@@ -19,7 +19,8 @@ import (
 	"github.com/fleetquota/fleetquota/quotatest"
 )
 
-// All limits of a request are one call: a denied one charges none, and its answer says which denied it, and until when.
+// All limits of a request are one call: a denied one charges none, and its answer says which denied it, and
+// until when.
 func TestDenied(t *testing.T) {
 	store := quotatest.New(t, nil)
 	h := handler(t, store, nil, ok, byPeer(minute, day))
@@ -83,7 +84,8 @@ func TestProblem(t *testing.T) {
 	}
 }
 
-// The store failed: 503 or the handler, never 429, and the error is told. An invalid charge is the program's: 500.
+// The store failed: 503 or the handler, never 429, and the error is told. An invalid charge is the program's:
+// 500.
 func TestFailed(t *testing.T) {
 	for _, test := range []struct {
 		err          error
@@ -125,7 +127,8 @@ func TestFailed(t *testing.T) {
 	}
 }
 
-// A policy that denies while the store is down is an outage, not a denial, unless the request could never fit.
+// A policy that denies while the store is down is an outage, not a denial, unless the request could never
+// fit.
 func TestFailedClosed(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		for retry, want := range map[time.Duration]int{1500 * time.Millisecond: 503, quota.Never: 429} {
@@ -139,8 +142,8 @@ func TestFailedClosed(t *testing.T) {
 	}
 }
 
-// A client that left gets neither 429 nor 503, its handler does not run, and it is no error. A deadline of the server's own is
-// an outage.
+// A client that left gets neither 429 nor 503, its handler does not run, and it is no error. A deadline of
+// the server's own is an outage.
 func TestClientGone(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		store := quotatest.New(t, nil)
@@ -164,7 +167,8 @@ func TestClientGone(t *testing.T) {
 	}
 }
 
-// A request without a key is never charged to a quota of all such requests, also where the store may fail open.
+// A request without a key is never charged to a quota of all such requests, also where the store may fail
+// open.
 func TestNoKey(t *testing.T) {
 	store := quotatest.New(t, nil)
 	var errs errorList
@@ -302,7 +306,8 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// Without Options.Error one error a second is logged, with the number of those left out, and no text of the request.
+// Without Options.Error one error a second is logged, with the number of those left out, and no text of the
+// request.
 func TestLog(t *testing.T) {
 	var log bytes.Buffer
 	before := slog.Default()

@@ -11,11 +11,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// This file holds the syntax of draft-ietf-httpapi-ratelimit-headers-11, of 23 May 2026, and nothing else does: the draft may still
-// change. Both fields are lists of strings with parameters, of RFC 9651:
+// This file holds the syntax of draft-ietf-httpapi-ratelimit-headers-11, of 23 May 2026, and nothing else
+// does: the draft may still change. Both fields are lists of strings with parameters, of RFC 9651:
 //
 //	RateLimit-Policy: "minute";q=100;w=60    q: the capacity; w: the window in seconds
-//	RateLimit: "minute";r=0;t=12             r: what is left; t: the seconds within which r may be spent
+//	RateLimit: "minute";r=0;t=12             r: the tokens left; t: the seconds within which r may be spent
 const (
 	policyField = "Ratelimit-Policy" // as package http writes them
 	limitField  = "Ratelimit"
@@ -30,7 +30,8 @@ const (
 	typeReducedCapacity = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 )
 
-// policy is the text of a limit in the two fields: the string with which both begin, and its parameters in the policy.
+// policy is the text of a limit in the two fields: the string with which both begin, and its parameters in
+// the policy.
 type policy struct{ name, parameters string }
 
 var (
@@ -38,7 +39,8 @@ var (
 	policiesKept atomic.Int64
 )
 
-// maxPolicies bounds the texts that are kept. A program that makes limits as it goes pays for each text anew beyond that.
+// maxPolicies bounds the texts that are kept. A program that makes limits as it goes pays for each text anew
+// beyond that.
 const maxPolicies = 1 << 12
 
 // policyOf returns the text of a limit.
@@ -83,8 +85,8 @@ func appendLimit(b []byte, limit *quota.Limit, d *quota.Decision) []byte {
 	return b
 }
 
-// effective returns the time within which the tokens that are left may be spent: until the denied request fits, or else until
-// more is there. A bucket without a token has the next one long before it is full.
+// effective returns the time within which the tokens that are left may be spent: until the denied request
+// fits, or else until more is there. A bucket without a token has the next one long before it is full.
 func effective(limit *quota.Limit, d *quota.Decision) time.Duration {
 	switch {
 	case !d.Allowed:

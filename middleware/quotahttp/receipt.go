@@ -9,7 +9,8 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// A Receipt is the charge of a request whose handler runs. Its methods may be called concurrently, and on nil.
+// A Receipt is the charge of a request whose handler runs. Its methods may be called concurrently, and on
+// nil.
 type Receipt struct {
 	limiter   *quota.Limiter
 	outer     *Receipt // of a middleware around this one
@@ -44,13 +45,14 @@ func (v *visit) Value(key any) any {
 	return v.Context.Value(key)
 }
 
-// Settle says how many tokens of a limit the request used, in place of the estimate that was charged: fewer, or more. The
-// correction is made when the handler is over, together with all others; a second Settle before that replaces the first.
-// A handler that goes on after it returned, such as one that took over the connection, may settle once then, and the
-// correction is made at once: it outlives the context, and an error is that of [quota.Limiter.Settle].
+// Settle says how many tokens of a limit the request used, in place of the estimate that was charged: fewer,
+// or more. The correction is made when the handler is over, together with all others; a second Settle before
+// that replaces the first. A handler that goes on after it returned, such as one that took over the
+// connection, may settle once then, and the correction is made at once: it outlives the context, and an error
+// is that of [quota.Limiter.Settle].
 //
-// An actual cost below 0, and a limit of a name that the request was not charged to, is [quota.ErrInvalid]. A request that was charged
-// nothing, because a rule skipped it or the store failed, has nothing to settle.
+// An actual cost below 0, and a limit of a name that the request was not charged to, is [quota.ErrInvalid]. A
+// request that was charged nothing, because a rule skipped it or the store failed, has nothing to settle.
 func (r *Receipt) Settle(limit string, actual int64) error {
 	if actual < 0 {
 		return invalid("actual cost is %d; accepted: 0 or more", actual)
@@ -58,7 +60,8 @@ func (r *Receipt) Settle(limit string, actual int64) error {
 	return r.settle(func(c *quota.Charge) bool { return c.Limit.Name() == limit }, limit, actual)
 }
 
-// Refund says that the request used nothing: all that it was charged is given back when the handler is over. See Settle.
+// Refund says that the request used nothing: all that it was charged is given back when the handler is over.
+// See Settle.
 func (r *Receipt) Refund() error {
 	return r.settle(func(*quota.Charge) bool { return true }, "", 0)
 }

@@ -16,7 +16,8 @@ func hundred(*http.Request) int64 { return 100 }
 
 func serverErrors(status int) bool { return status >= 500 }
 
-// TestReceipt: the tokens that stay charged after a handler that settles, refunds, fails, panics or says nothing.
+// TestReceipt: the tokens that stay charged after a handler that settles, refunds, fails, panics or says
+// nothing.
 func TestReceipt(t *testing.T) {
 	from := func(r *http.Request) *quotahttp.Receipt { return quotahttp.From(r.Context()) }
 	must := func(err error) {
@@ -67,6 +68,11 @@ func TestReceipt(t *testing.T) {
 				send(h)
 			}()
 			store.WantCharged(tokens, peerKey, test.want)
+			requests := int64(1)
+			if name == "refund" || test.want == 0 && test.refund != nil {
+				requests = 0
+			}
+			store.WantCharged(minute, peerKey, requests)
 			if got := errs.take(); len(got) != 0 {
 				t.Errorf("errors told: got %v, want none", got)
 			}

@@ -12,19 +12,20 @@ import (
 
 // A Refusal is the reason why a request is answered in its handler's place.
 type Refusal struct {
-	// Status is 429 where a limit denied the request, 503 where the store failed, and 500 where the request has no key or its
-	// charges are not valid.
+	// Status is 429 where a limit denied the request, 503 where the store failed, and 500 where the request
+	// has no key or its charges are not valid.
 	Status int
 	// Limits are the names of the limits that denied the request.
 	Limits []string
-	// RetryAfter is the time after which the request fits, or for 503 a second; quota.Never where it cannot fit, and for 500.
+	// RetryAfter is the time after which the request fits, or for 503 a second; quota.Never where it cannot
+	// fit, and for 500.
 	RetryAfter time.Duration
 	// Err is nil where a limit denied the request, and the reason otherwise. It is not for the client.
 	Err error
 }
 
-// ServeHTTP writes the status and a problem of RFC 9457 as JSON: for 429 of the type quota-exceeded of the draft, with the member violated-policies,
-// and for 503 of the type temporary-reduced-capacity.
+// ServeHTTP writes the status and a problem of RFC 9457 as JSON: for 429 of the type quota-exceeded of the
+// draft, with the member violated-policies, and for 503 of the type temporary-reduced-capacity.
 //
 //	{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Quota exceeded","status":429,"violated-policies":["minute"]}
 func (f *Refusal) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
@@ -35,13 +36,15 @@ func (f *Refusal) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	case http.StatusServiceUnavailable:
 		kind, title = typeReducedCapacity, "Temporarily reduced capacity"
 	}
-	b := fmt.Appendf(make([]byte, 0, 256), `{"type":%q,"title":%q,"status":%d`, kind, title, f.Status)
+	b := append(append(make([]byte, 0, 256), `{"type":"`...), kind...) // no text here needs an escape
+	b = append(append(append(b, `","title":"`...), title...), `","status":`...)
+	b = strconv.AppendInt(b, int64(f.Status), 10)
 	for i, name := range f.Limits {
 		b = append(b, `","`...)
 		if i == 0 {
 			b = append(b[:len(b)-3], `,"violated-policies":["`...)
 		}
-		b = append(b, name...) // letters, digits, '.', '_' and '-'
+		b = append(b, name...)
 	}
 	if len(f.Limits) > 0 {
 		b = append(b, `"]`...)
@@ -68,5 +71,5 @@ func denial(charges []quota.Charge, result *quota.Result) *Refusal {
 	return f
 }
 
-// retryAfter returns the value of Retry-After: whole seconds, rounded up, 1 or more.
-func retryAfter(d time.Duration) string { return strconv.FormatInt(max(seconds(d), 1), 10) }
+// wholeSeconds returns the value of Retry-After: whole seconds, rounded up, 1 or more.
+func wholeSeconds(d time.Duration) string { return strconv.FormatInt(max(seconds(d), 1), 10) }

@@ -7,12 +7,14 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// A Rule makes the charges of a request. No charges and no error skip the rule; an error refuses the request with status
-// 500. A charge without a limit goes to the limiter's own, or to that of [quota.Options.LimitFor], by the plan of the key for
-// example. A program's own function is a rule as well; it must return charges of its own at each call.
+// A Rule makes the charges of a request. No charges and no error skip the rule; an error refuses the request
+// with the status 500. A charge without a limit goes to the limiter's own, or to that of
+// [quota.Options.LimitFor], by the plan of the key for example. A program's own function is a rule as well; it
+// must return charges of its own at each call.
 type Rule func(*http.Request) ([]quota.Charge, error)
 
-// By is the rule that takes one token of each limit for the key. Without limits it is one of the limiter's own limit.
+// By is the rule that takes one token of each limit for the key. Without limits it is one of the limiter's
+// own limit.
 func By(key Key, limits ...*quota.Limit) Rule {
 	limits = slices.Clone(limits)
 	if len(limits) == 0 {
@@ -41,8 +43,8 @@ func (rule Rule) Cost(cost func(*http.Request) int64) Rule {
 	})
 }
 
-// Floor is the rule with a floor in percent of each limit's capacity, 0 to 100, which must be left after the charge: with 20
-// for free clients and 0 for paid ones, a fifth is left to these. See [quota.Charge].
+// Floor is the rule with a floor in percent of each limit's capacity, 0 to 100, which must be left after the
+// charge: with 20 for free clients and 0 for paid ones, a fifth is left to these. See [quota.Charge].
 func (rule Rule) Floor(percent func(*http.Request) int64) Rule {
 	return rule.with(func(r *http.Request, charges []quota.Charge) {
 		n := percent(r)
@@ -52,7 +54,8 @@ func (rule Rule) Floor(percent func(*http.Request) int64) Rule {
 	})
 }
 
-// Shadow is the rule with charges that never deny a request, to try a limit on real traffic, see [quota.Charge].
+// Shadow is the rule with charges that never deny a request, to try a limit on real traffic, see
+// [quota.Charge].
 func (rule Rule) Shadow() Rule {
 	return rule.with(func(_ *http.Request, charges []quota.Charge) {
 		for i := range charges {

@@ -24,8 +24,8 @@ import (
 // loopback is the key of a client on this machine.
 const loopback = "127.0.0.1/ip"
 
-// serve starts a real server over loopback, of HTTP/1.1 or HTTP/2, and returns its URL and a client. ended gets a value as each
-// request is over, its corrections made.
+// serve starts a real server over loopback, of HTTP/1.1 or HTTP/2, and returns its URL and a client. ended
+// gets a value as each request is over, its corrections made.
 func serve(t *testing.T, two bool, h http.Handler) (url string, client *http.Client, ended <-chan bool) {
 	t.Helper()
 	over := make(chan bool, 100)
@@ -95,8 +95,8 @@ func TestServer(t *testing.T) {
 	})
 }
 
-// A stream reaches its client event by event though its usage is read, and is settled to the last event, by the writer's methods and by
-// http.ResponseController.
+// A stream reaches its client event by event though its usage is read, and is settled to the last event, by
+// the writer's methods and by http.ResponseController.
 func TestStream(t *testing.T) {
 	flushes := map[string]func(http.ResponseWriter) error{
 		"Flusher":            func(w http.ResponseWriter) error { w.(http.Flusher).Flush(); return nil },
@@ -138,8 +138,8 @@ func TestStream(t *testing.T) {
 	})
 }
 
-// A client that vanishes in the middle of a stream is settled by its handler's word, though the context has ended, and else
-// keeps the estimate charged.
+// A client that vanishes in the middle of a stream is settled by its handler's word, though the context has
+// ended, and else keeps the estimate charged.
 func TestStreamClientVanishes(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, two bool) {
 		for _, says := range []bool{true, false} {
@@ -221,8 +221,8 @@ func TestSlowClient(t *testing.T) {
 	store.WantCharged(minute, loopback, 1)
 }
 
-// A WebSocket takes over its connection through the wrapper, by the writer's method and by http.ResponseController; messages pass
-// both ways, and the handler settles at the end.
+// A WebSocket takes over its connection through the wrapper, by the writer's method and by
+// http.ResponseController; messages pass both ways, and the handler settles at the end.
 func TestWebSocket(t *testing.T) {
 	hijacks := map[string]func(http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error){
 		"Hijacker": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) { return w.(http.Hijacker).Hijack() },

@@ -12,8 +12,9 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// Backoff is the limit by which clients of one server hold off together, see [NewTransport]. Its tokens are milliseconds: a key
-// from which n tokens are missing may send again in n ms. A program may peek at a key, or reset it.
+// Backoff is the limit by which clients of one server hold off together, see [NewTransport]. Its tokens are
+// milliseconds: a key from which n tokens are missing may send again in n ms. A program may peek at a key, or
+// reset it.
 var Backoff = quota.Must(quota.NewLimit("backoff", quota.Must(algorithm.TokenBucket(int64(maxBackoff/time.Millisecond), 1, time.Millisecond))))
 
 // maxBackoff is the longest time that a server is believed.
@@ -23,13 +24,14 @@ const maxBackoff = 24 * time.Hour
 type TransportOptions struct {
 	// Next sends the requests; nil is http.DefaultTransport.
 	Next http.RoundTripper
-	// Backoff is the key of those requests that a server's refusal holds off; nil is [Host]. Where a server counts by token,
-	// Join(Host, Header("Authorization")) keeps one user's refusal from the others.
+	// Backoff is the key of those requests that a server's refusal holds off; nil is [Host]. Where a server
+	// counts by token, Join(Host, Header("Authorization")) keeps one user's refusal from the others.
 	Backoff Key
-	// FailOpen sends a request, uncharged, where the store failed. A request for which there is no quota in time is not sent.
+	// FailOpen sends a request, uncharged, where the store failed. A request for which there is no quota in
+	// time is not sent.
 	FailOpen bool
-	// Error is told each error of the store after which a request was sent all the same: with FailOpen, and where a
-	// refusal could not be noted. nil logs as [Options.Error] does.
+	// Error is told each error of the store after which a request was sent all the same: with FailOpen, and
+	// where a refusal could not be noted. nil logs as [Options.Error] does.
 	Error func(r *http.Request, err error)
 }
 
@@ -42,17 +44,21 @@ func Host(r *http.Request) (string, error) {
 	return identified(host, false, "host")
 }
 
-// NewTransport returns a transport for an http.Client that waits for quota before it sends a request, as [quota.Limiter.WaitAll] does:
-// it fails at once where the request's deadline comes before the quota. The charges are those of the rules, of which there may be none.
+// NewTransport returns a transport for an http.Client that waits for quota before it sends a request, as
+// [quota.Limiter.WaitAll] does: it fails at once where the request's deadline comes before the quota. The
+// charges are those of the rules, of which there may be none.
 //
-// It learns from each answer how long the server refuses such requests: by Retry-After of 403, 429 and 503, in seconds or
-// as a date, by RateLimit of the draft, and by the fields of GitHub, OpenAI, Anthropic and Draft03 that say that nothing is
-// left. All processes that share the store then hold off requests of that key, for up to 24 hours: until the latest time that
-// one of them was told, however many were. The key's state is that of limit [Backoff].
+// It learns from each answer how long the server refuses such requests: by Retry-After of 403, 429 and 503,
+// in seconds or as a date, by RateLimit of the draft, and by the fields of GitHub, OpenAI, Anthropic and
+// Draft03 that say that nothing is left. All processes that share the store then hold off requests of that
+// key, for up to 24 hours: until the latest time that one of them was told, however many were. The key's
+// state is that of limit [Backoff].
 //
-// It repeats no request, and returns refusals as they are. A retry policy goes around it, such as that of failsafehttp.
+// It repeats no request, and returns refusals as they are. A retry policy goes around it, such as that of
+// failsafehttp.
 //
-// A request that fails stays charged, for the server may have seen it. A nil limiter or rule is [quota.ErrInvalid].
+// A request that fails stays charged, for the server may have seen it. A nil limiter or rule is
+// [quota.ErrInvalid].
 func NewTransport(limiter *quota.Limiter, o *TransportOptions, rules ...Rule) (http.RoundTripper, error) {
 	if o == nil {
 		o = &TransportOptions{}
@@ -116,8 +122,8 @@ func (t *transport) wait(r *http.Request, key string) error {
 	return nil
 }
 
-// storeFailed tells an error of the store from those of a wait: an invalid request, a deadline that comes before the quota, and
-// too many that wait.
+// storeFailed tells an error of the store from those of a wait: an invalid request, a deadline that comes
+// before the quota, and too many that wait.
 func storeFailed(err error) bool {
 	switch {
 	case errors.Is(err, quota.ErrIndeterminate) || errors.Is(err, quota.ErrUnavailable):
@@ -128,9 +134,9 @@ func storeFailed(err error) bool {
 	return true
 }
 
-// take takes charges once the peek of the backoff is allowed as well: in one step where that is so at once. Requests that
-// wait do so for their own charges first and for the backoff then, for in one list a request without quota would hold up all
-// others of its host. While some wait, others do not try to overtake them.
+// take takes charges once the peek of the backoff is allowed as well: in one step where that is so at once.
+// Requests that wait do so for their own charges first and for the backoff then, for in one list a request
+// without quota would hold up all others of its host. While some wait, others do not try to overtake them.
 func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff quota.Charge) error {
 	limiter := t.charger.limiter
 	if t.waiting.Load() == 0 {
@@ -161,8 +167,9 @@ func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff qu
 	return err
 }
 
-// holdOff notes that a server refuses requests of a key. It takes as many of the key's milliseconds as leave no more than those
-// before d has passed, and none where fewer are left: so the times that several processes were told do not add up.
+// holdOff notes that a server refuses requests of a key. It takes as many of the key's milliseconds as leave
+// no more than those before d has passed, and none where fewer are left: so the times that several processes
+// were told do not add up.
 func (t *transport) holdOff(r *http.Request, key string, d time.Duration) {
 	n := int64((d + time.Millisecond - 1) / time.Millisecond)
 	c := quota.Charge{Limit: Backoff, Key: key, Op: quota.OpUpTo, Cost: n, Floor: Backoff.Capacity() - n}

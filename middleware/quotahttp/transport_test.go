@@ -114,7 +114,8 @@ func TestLearn(t *testing.T) {
 	}
 }
 
-// Every dialect that the middleware writes, the transport reads: the next request fits when it waits as long as it was told.
+// Every dialect that the middleware writes, the transport reads: the next request fits when it waits as long
+// as it was told.
 func TestLearnOwnDialects(t *testing.T) {
 	for _, dialect := range []quotahttp.Headers{quotahttp.IETF, quotahttp.GitHub, quotahttp.OpenAI, quotahttp.Anthropic, quotahttp.Draft03} {
 		far := quotatest.New(t, nil)
@@ -144,7 +145,8 @@ func TestLearnOwnDialects(t *testing.T) {
 	}
 }
 
-// Processes that were told times wait until the latest of them, and the times do not add up. Another host is not held off.
+// Processes that were told times wait until the latest of them, and the times do not add up. Another host is
+// not held off.
 func TestBackoffOfFleet(t *testing.T) {
 	store := quotatest.New(t, nil)
 	refuse := []string{"30", "30", "20", "41", "41", "1"}
@@ -230,8 +232,8 @@ func TestBackoffKey(t *testing.T) {
 	}
 }
 
-// A request waits for quota and charges it once; one that leaves, or whose host holds it off for longer than it may wait, has
-// its charges given back, and its body closed.
+// A request waits for quota and charges it once; one that leaves, or whose host holds it off for longer than
+// it may wait, has its charges given back, and its body closed.
 func TestTransportWaits(t *testing.T) {
 	store := quotatest.New(t, nil)
 	byHost := quotahttp.By(quotahttp.Host, minute)
@@ -320,7 +322,8 @@ func TestTransportHoldsUpNone(t *testing.T) {
 	}
 }
 
-// The store failed: the error, or the request with FailOpen; a wait that cannot end in time is no failure of the store.
+// The store failed: the error, or the request with FailOpen; a wait that cannot end in time is no failure of
+// the store.
 func TestTransportFailed(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		store := quotatest.New(t, nil)

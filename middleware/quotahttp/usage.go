@@ -108,7 +108,8 @@ func (u *usageReader) endDocument() {
 	u.doc, u.long = u.doc[:0], false
 }
 
-// event takes the next byte of a stream of events: lines that begin in "data:" hold the documents, and an empty line ends one.
+// event takes the next byte of a stream of events: lines that begin in "data:" hold the documents, and an
+// empty line ends one.
 func (u *usageReader) event(c byte) {
 	after := u.cr
 	u.cr = c == '\r'
@@ -130,8 +131,8 @@ func (u *usageReader) event(c byte) {
 	}
 }
 
-// counts are the usage in the forms of OpenAI's two APIs and Anthropic's. unknown stands where one is absent or null, so that
-// a later object adds to an earlier one.
+// counts are the usage in the forms of OpenAI's two APIs and Anthropic's. unknown stands where one is absent
+// or null, so that a later object adds to an earlier one.
 type counts struct {
 	Prompt     int64 `json:"prompt_tokens"`
 	Completion int64 `json:"completion_tokens"`
@@ -153,8 +154,8 @@ const unknown = -1
 
 var noCounts = counts{unknown, unknown, unknown, unknown, unknown, unknown, unknown, part{unknown}, part{unknown}}
 
-// scanner finds the member "usage" of a JSON document, or of its members "message" and "response", byte by byte. It checks
-// no syntax: a text that is no JSON has at worst a usage of its own.
+// scanner finds the member "usage" of a JSON document, or of its members "message" and "response", byte by
+// byte. It checks no syntax: a text that is no JSON has at worst a usage of its own.
 type scanner struct {
 	depth   int
 	nested  bool // the object at depth 2 is message or response

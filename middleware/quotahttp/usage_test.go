@@ -30,8 +30,8 @@ const (
 	anthroParts = anthroStart + "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"input_tokens\":null,\"output_tokens\":15}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"
 )
 
-// TestUsage: the tokens that stay charged of an estimate of 100, after answers in the forms of OpenAI and Anthropic, in pieces of
-// every size. none says that the answer tells no usage, and Error is told.
+// TestUsage: the tokens that stay charged of an estimate of 100, after answers in the forms of OpenAI and
+// Anthropic, in pieces of every size. none says that the answer tells no usage, and Error is told.
 func TestUsage(t *testing.T) {
 	const none = -1
 	for name, test := range map[string]struct {
@@ -132,7 +132,8 @@ func TestUsageParts(t *testing.T) {
 	}
 }
 
-// The handler's word counts more than the answer's, and no usage is missed where it was said, refused or compressed.
+// The handler's word counts more than the answer's, and no usage is missed where it was said, refused or
+// compressed.
 func TestUsageAndHandler(t *testing.T) {
 	for name, test := range map[string]struct {
 		handler http.HandlerFunc
@@ -244,8 +245,8 @@ func requestOf(t *testing.T) *http.Request {
 	return r
 }
 
-// FuzzUsage: whatever the body is and however it is cut, no panic, the same usage for every cut, the body as it was, and no
-// count below 0. A usage that encoding/json finds in a body is found.
+// FuzzUsage: whatever the body is and however it is cut, no panic, the same usage for every cut, the body as
+// it was, and no count below 0. A usage that encoding/json finds in a body is found.
 func FuzzUsage(f *testing.F) {
 	for _, s := range []string{openAI, responses, embeddings, anthropic, openAIParts, respParts, anthroParts, `{"usage":{"total_tokens":9e99}}`, `{"usage":{"usage":{}}}}}}{{{`, "data:\n\n\r\r\n", `{"a\"usage":{}}`} {
 		f.Add(s, uint8(3), strings.HasPrefix(s, "data:"))

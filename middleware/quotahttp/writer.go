@@ -7,8 +7,8 @@ import (
 	"net/http"
 )
 
-// writer notes the status of an answer, and looks at its body where the usage is wanted. It is not safe for concurrent use, as no
-// http.ResponseWriter is.
+// writer notes the status of an answer, and looks at its body where the usage is wanted. It is not safe for
+// concurrent use, as no http.ResponseWriter is.
 type writer struct {
 	http.ResponseWriter
 	status int          // 0 until the header is written
@@ -59,8 +59,8 @@ func (w *writer) WriteString(s string) (int, error) {
 	return io.WriteString(w.ResponseWriter, s)
 }
 
-// wrap returns the writer with the optional interfaces of the one inside, for handlers that assert them: those that use
-// http.ResponseController get along with Unwrap.
+// wrap returns the writer with the optional interfaces of the one inside, for handlers that assert them:
+// those that use http.ResponseController get along with Unwrap.
 func (w *writer) wrap() http.ResponseWriter {
 	_, flushes := w.ResponseWriter.(http.Flusher)
 	_, hijacks := w.ResponseWriter.(http.Hijacker)

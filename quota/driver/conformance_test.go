@@ -26,7 +26,7 @@ func TestConformance(t *testing.T) {
 			kv = newKV(func() quota.Micros { return quota.Micros(clock().UnixMicro()) })
 			data[o.Data] = kv
 		}
-		faulty, set := conformance.FaultyKV(unowned{kv}, nil)
+		faulty, set := conformance.FaultyKV(unowned{kv, kv}, nil)
 		return newCAS(t, faulty, &driver.Options{Atomicity: driver.OneGroup, Split: true}), set
 	}
 	conformance.Run(t, conformance.Harness{
@@ -40,4 +40,7 @@ func TestConformance(t *testing.T) {
 }
 
 // unowned is a KV whose data outlives its stores.
-type unowned struct{ driver.KV }
+type unowned struct {
+	driver.KV
+	driver.KeyLister
+}

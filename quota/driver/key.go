@@ -60,3 +60,51 @@ func AppendIDKey(dst []byte, group, id string) []byte {
 	dst = append(AppendGroup(dst, group), '#')
 	return AppendEscaped(dst, id)
 }
+
+// AppendPrefix appends the text with which AppendKey's text begins for every key that begins with prefix, and for no
+// other.
+func AppendPrefix(dst []byte, prefix string) []byte {
+	group := quota.Group(prefix)
+	if len(group) < len(prefix) {
+		return AppendEscaped(AppendGroup(dst, group), prefix[len(group):])
+	}
+	return AppendEscaped(append(dst, '{'), prefix)
+}
+
+// ParseKey returns the limit and key of a text that [AppendKey] made. ok is false for any other text, such as that of a
+// request id.
+func ParseKey(text string) (k ListedKey, ok bool) {
+	group := KeyGroup(text)
+	if group == "" {
+		return k, false
+	}
+	path, limit, found := strings.Cut(text[len(group)+2:], ":")
+	if !found || limit == "" || strings.Contains(limit, ":") {
+		return k, false
+	}
+	k = ListedKey{limit, unescape(group + path)}
+	var again [MaxStoredKey]byte
+	if string(AppendKey(again[:0], k.Limit, k.Key)) != text || quota.CheckKey(k.Key) != nil {
+		return ListedKey{}, false
+	}
+	return k, true
+}
+
+// unescape reverts AppendEscaped. Of a text that it did not make, the result is another one's.
+func unescape(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			b = append(b, digit(s[i+1])<<4|digit(s[i+2]))
+			i += 2
+		} else {
+			b = append(b, s[i])
+		}
+	}
+	return string(b)
+}
+
+func digit(c byte) byte { return byte(max(strings.IndexByte(hexDigits, c), 0)) }

@@ -55,6 +55,36 @@ func TestAppendKeyIsInjective(t *testing.T) {
 			text := string(driver.AppendKey(nil, limit, key))
 			testkit.Distinct(t, seen, text, fmt.Sprintf("%s of %.30q", limit, key))
 			checkText(t, text, limit, key)
+			checkParsed(t, text, limit, key)
+		}
+	}
+}
+
+// checkParsed fails unless the text of a limit and key parses to them if the key is valid, and begins with the text of a
+// prefix exactly where the key begins with the prefix.
+func checkParsed(t *testing.T, text, limit, key string) {
+	t.Helper()
+	if k, ok := driver.ParseKey(text); ok != (quota.CheckKey(key) == nil) || ok && k != (driver.ListedKey{Limit: limit, Key: key}) {
+		t.Fatalf("ParseKey(%.80q): got %.80q, %v, want %q and %.40q if it is a key", text, k, ok, limit, key)
+	}
+	for n := range min(len(key)+1, 40) {
+		if prefix := string(driver.AppendPrefix(nil, key[:n])); !strings.HasPrefix(text, prefix) {
+			t.Fatalf("AppendPrefix(%.40q): got %.80q, want the beginning of %.80q", key[:n], prefix, text)
+		}
+	}
+	for _, other := range []string{"a", "a/", "/", "%", "%2", "a%", "{", "}", ":", "\x00", "x/x", "é", "\xc3", " "} {
+		prefix := string(driver.AppendPrefix(nil, other))
+		if got, want := strings.HasPrefix(text, prefix), strings.HasPrefix(key, other); got != want {
+			t.Fatalf("text of %.40q begins with %q of prefix %q: got %v, want %v", key, prefix, other, got, want)
+		}
+	}
+}
+
+func TestParseKeyRefuses(t *testing.T) {
+	for _, text := range []string{"", "{}", "{a}", "{a}:", "a:t", "{a}#id", "{a}#id:t", "{a}b:t", "{a}/:t", "{a}/b", "{a}:t:u", "{:a}:t", "{%3a}:t", "{a%}:t", "{a%4}:t", "{a%41}:t", "{}:t", "{a{b}:t", " {a}:t", "{\xff}:t",
+		string(driver.AppendKey(nil, "t", strings.Repeat("k", quota.MaxKey+1)))} {
+		if k, ok := driver.ParseKey(text); ok {
+			t.Errorf("ParseKey(%q): got %q, want it refused", text, k)
 		}
 	}
 }
@@ -126,6 +156,10 @@ func FuzzAppendKey(f *testing.F) {
 		}
 		text1, text2 := string(driver.AppendKey(nil, limit1, key1)), string(driver.AppendKey(nil, limit2, key2))
 		checkText(t, text1, limit1, key1)
+		checkParsed(t, text1, limit1, key1)
+		if k, ok := driver.ParseKey(key2); ok && string(driver.AppendKey(nil, k.Limit, k.Key)) != key2 {
+			t.Fatalf("ParseKey(%q): got %q, of which the text is another one", key2, k)
+		}
 		checkText(t, text2, limit2, key2)
 		if same := limit1 == limit2 && key1 == key2; (text1 == text2) != same {
 			t.Fatalf("texts of %q, %q and of %q, %q: got %q and %q, want them equal: %v", limit1, key1, limit2, key2, text1, text2, same)

@@ -3,7 +3,9 @@ package driver_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -99,6 +101,24 @@ func (kv *memKV) Swap(ctx context.Context, changes []driver.Change) (bool, error
 		return false, err
 	}
 	return true, nil
+}
+
+// ListKeys lists in the order of the keys: the cursor is the last of the page before.
+func (kv *memKV) ListKeys(ctx context.Context, prefix, cursor string, n int) (keys []string, next string, err error) {
+	kv.mu.Lock()
+	defer kv.mu.Unlock()
+	if kv.loadErr != nil {
+		return nil, "", kv.loadErr
+	}
+	for key := range kv.entries {
+		if strings.HasPrefix(key, prefix) && key > cursor {
+			keys = append(keys, key)
+		}
+	}
+	if slices.Sort(keys); len(keys) > n {
+		return keys[:n], keys[n-1], nil
+	}
+	return keys, "", nil
 }
 
 // Close fails the second time, as a connection would.

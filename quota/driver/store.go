@@ -32,6 +32,7 @@ type StatsReporter interface {
 type store struct {
 	transactor Transactor
 	closer     io.Closer // of what the author gave; may be nil
+	lister     KeyLister // the same
 	prompt     bool
 	atomicity  Atomicity
 	split      bool
@@ -78,6 +79,7 @@ func newStore(t Transactor, given any, o *Options) (quota.Store, error) {
 	}
 	s.origin = strconv.FormatUint(rand.Uint64(), 36) + "-"
 	s.closer, _ = given.(io.Closer)
+	s.lister, _ = given.(KeyLister)
 	if p, ok := given.(Prompt); ok {
 		s.prompt = p.Prompt()
 	}

@@ -111,14 +111,14 @@ func batchingProxy(t *testing.T, l library) {
 // and no less.
 func exact(t testing.TB, s quota.Store, name string) {
 	t.Helper()
-	const most = 100
-	limit, list := yearly(name, most), keys(20)
+	most := sized(40, 100)
+	limit, list := yearly(name, int64(most)), keys(20)
 	y := crowd(s, limit, list, 2*most*len(list)/64)
 	ok(t, y.failure())
 	if want := int64(most * len(list)); y.ok != want {
 		t.Errorf("%s: granted to %d keys of limit %d: got %d, want %d", name, len(list), most, y.ok, want)
 	}
-	fleet := yearly(name+".fleet", most)
+	fleet := yearly(name+".fleet", int64(most))
 	granted := 0
 	for i := range 2 * most {
 		cs := []quota.Charge{{Limit: fleet, Key: list[i%2], Cost: 1}, {Limit: fleet, Key: "fleet", Cost: 1}}

@@ -50,6 +50,9 @@ var tests = []struct {
 	{"layout/Batches", batches},
 	{"layout/Releases", releases},
 
+	{"listing/Pages", listings},
+	{"listing/Broken", listingsBroken},
+
 	{"scripts/BatchCalls", batchCalls},
 	{"scripts/NoScript", noScript},
 	{"scripts/Flush", scriptFlush},

@@ -43,14 +43,19 @@ func (l library) only(t *testing.T, name string) {
 	}
 }
 
-// miniConformance runs the suite that every store passes. How the charges of several keys are batched is tested by the
-// whole suite only where the tests run at full size, and else by miniBatches. The race detector makes miniredis ten times as
-// slow, and ./test runs this without it.
-func miniConformance(t *testing.T, l library) {
-	l.only(t, "rueidis")
+// withoutRace skips a test under the race detector, which makes miniredis ten times as slow: ./test runs these without it.
+func withoutRace(t *testing.T) {
+	t.Helper()
 	if testenv.Race && !testenv.Full() {
 		t.Skip("this test runs without the race detector, and with it at full size")
 	}
+}
+
+// miniConformance runs the suite that every store passes. How the charges of several keys are batched is tested by the
+// whole suite only where the tests run at full size, and else by miniBatches.
+func miniConformance(t *testing.T, l library) {
+	l.only(t, "rueidis")
+	withoutRace(t)
 	c := l.dial(t, target{addrs: []string{startMiniredis(t).Addr()}})
 	ways := map[string]engine.Batching{"auto": engine.BatchAuto}
 	var exempt []conformance.Exemption
@@ -78,6 +83,7 @@ func miniConformance(t *testing.T, l library) {
 
 // miniDifferential: random requests make exactly the decisions and the states of the Go kernels, byte for byte.
 func miniDifferential(t *testing.T, l library) {
+	withoutRace(t)
 	for _, injected := range []bool{true, false} {
 		t.Run(fmt.Sprintf("injected=%v", injected), func(t *testing.T) {
 			_, server, open := l.mini(t)
@@ -94,6 +100,7 @@ func miniDifferential(t *testing.T, l library) {
 // miniBatches does the same with charges that go together.
 func miniBatches(t *testing.T, l library) {
 	l.only(t, "goredis")
+	withoutRace(t)
 	_, server, open := l.mini(t)
 	replayBatches(t, l, server, open, volume(4_000, 80_000))
 }

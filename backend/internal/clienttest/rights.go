@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -18,7 +19,7 @@ const secret = "s3cret-of-app"
 
 // The rights of a user must suffice, and none may be unneeded. The documentation has the same lines.
 var (
-	rights        = []string{"~quota:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del"}
+	rights        = []string{"~quota:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", scanRight}
 	serverRights  = []string{infoRight} // of a server that is no cluster's
 	rueidisRights = []string{"+ping"}
 	clusterRights = []string{"+cluster|slots"}
@@ -27,6 +28,7 @@ var (
 
 const (
 	databaseRight = "+select"
+	scanRight     = "+scan"   // for listings
 	infoRight     = "+info"   // for Health, and to know whether there is one server
 	movingRight   = "+asking" // while a slot is on its way from one node to another
 )
@@ -130,6 +132,8 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 	if log := user.refused(t); len(log) > 0 {
 		t.Errorf("with %v: got refusals %v, want none", list, log)
 	}
+	_, _, err := backend.List(bg, s, backend.Listing{})
+	ok(t, err)
 	own.user, own.password = "app", secret
 	ok(t, use(l.dial(t, own), "own")) // a client of the caller's, which may be refused commands that it can do without
 	health := func(s quota.Store) error { _, err := s.(driver.HealthReporter).Health(bg); return err }
@@ -153,13 +157,20 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 			until(t, "an INFO to be refused", func() bool { return strings.Contains(fmt.Sprint(user.refused(t)), "object info") })
 			continue
 		}
+		if right == scanRight {
+			ok(t, err)
+			if _, _, err := backend.List(bg, s, backend.Listing{}); class(err) != quota.ErrMisconfigured || !strings.Contains(err.Error(), "the user lacks +scan; accepted: ") {
+				t.Errorf("a listing without %s: got error %v, want ErrMisconfigured with the cure", right, err)
+			}
+			continue
+		}
 		is(t, "without "+right, err, quota.ErrMisconfigured)
 		if right == "+del" {
 			failedReset(t, s)
 		}
 	}
 	user.may(t, list...)
-	_, err := one(l.open(t, url+"?prefix=other:"), "k")
+	_, err = one(l.open(t, url+"?prefix=other:"), "k")
 	is(t, "keys of another prefix", err, quota.ErrMisconfigured)
 	if !cluster {
 		is(t, "a database without "+databaseRight, use(l.open(t, url+"/1"), "k"), quota.ErrMisconfigured)

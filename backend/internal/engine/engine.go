@@ -89,6 +89,7 @@ type Store struct {
 	gate    driver.Gate
 	evicted atomic.Int64
 	crowded atomic.Bool // the notice about too many rules was given
+	crowds  crowds      // of a cluster
 
 	origin    string       // begins the ids of give-backs; no other store has it
 	givenBack atomic.Int64 // numbers give-backs
@@ -141,7 +142,7 @@ func New(client Client, cluster bool, o Options) (*Store, error) {
 	case o.Batching == BatchAll && o.Strict:
 		return nil, fmt.Errorf("redis: %w: Options.Batching is BatchAll; accepted with Options.Strict: BatchAuto, BatchSlot or BatchNone", quota.ErrInvalid)
 	}
-	s := &Store{client: client, o: o, origin: "give-back-" + rand.Text() + "-", cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}}
+	s := &Store{client: client, o: o, origin: "give-back-" + rand.Text() + "-", cluster: cluster, scripts: newScripts(o.Clock != nil), plans: map[quota.Spec]*plan{}, crowds: newCrowds()}
 	if cluster {
 		s.placer, _ = client.(Placer)
 	}
@@ -197,6 +198,7 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	if err != nil {
 		return quota.Decision{}, err
 	}
+	s.counts(c.Key)
 	t := target{plan: p}
 	if p.script == nil || c.ID != "" {
 		var out [1]quota.Decision
@@ -225,6 +227,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 		if q.targets[i].plan, err = s.plan(cs[i].Limit); err != nil {
 			return err
 		}
+		s.counts(cs[i].Key)
 		for j := 0; cs[i].Alternative > 1 && j < i; j++ { // a key has one plan in a call
 			if cs[j].Key == cs[i].Key && cs[j].Limit.Handle() == cs[i].Limit.Handle() {
 				q.targets[i].plan = q.targets[j].plan

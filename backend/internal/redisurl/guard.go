@@ -90,6 +90,19 @@ func (g *guard) Refresh(ctx context.Context) error {
 	return err
 }
 
+// Scan asks a node for some of its keys, see engine.Scanner.
+func (g *guard) Scan(ctx context.Context, node, key string, scan []string) (got engine.Scanned, err error) {
+	if s, ok := g.Client.(engine.Scanner); ok {
+		got, err = s.Scan(ctx, node, key, scan)
+	} else {
+		err = fmt.Errorf("redis: %w: the client lists no keys", errors.ErrUnsupported)
+	}
+	if err != nil {
+		err = g.explain(err)
+	}
+	return got, err
+}
+
 func (g *guard) explain(err error) error {
 	text := err.Error()
 	switch {

@@ -18,6 +18,7 @@ var Clauses = map[string][]string{
 	"C6": {"a list beyond Atomicity is ErrCrossSlot", "decided in one step all the same", "taken in parts that are given back", "marked Split", "alternatives beyond it are never taken in parts"},
 	"C7": {"a store that says it is prompt returns by its context's deadline"},
 	"C8": {"state of another rule under a limit's name is ErrMisconfigured", "stays as it is"},
+	"C9": {"every key that stays is listed", "under its limit", "in pages of the size", "no key that the listing does not name"},
 
 	"A1":  {"a state kept until ResetAfter has passed", "not one before", "decides as the zero State"},
 	"A2":  {"a denied request is denied again before RetryAfter has passed", "admitted when it has"},

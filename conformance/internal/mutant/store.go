@@ -58,6 +58,9 @@ type parts struct {
 	record func(cs []quota.Charge, out []quota.Decision) (grant, bool)
 	window time.Duration
 	close  func(s *Handle) error
+	// names are the keys in their order from which a listing with a prefix takes pages, and page is the page behind a key.
+	names func(s *Handle, l *driver.Listing) []driver.ListedKey
+	page  func(names []driver.ListedKey, after string, size int) (page []driver.ListedKey, next string)
 }
 
 // sound returns the parts of a correct store.
@@ -99,6 +102,8 @@ func sound() parts {
 		},
 		window: quota.IDWindow,
 		close:  func(s *Handle) error { s.gate.Close(); return nil },
+		names:  (*Handle).named,
+		page:   pageBehind,
 	}
 }
 

@@ -260,7 +260,7 @@ var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: dr
 
 // Stores returns the broken stores.
 func Stores() []*Store {
-	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted())
+	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted(), listings())
 }
 
 // usual are the mutants of all kinds.
