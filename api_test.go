@@ -220,7 +220,7 @@ func TestSizeOfQuota(t *testing.T) {
 // TestHealthIsDocumented: go doc shows the methods of the stores on Redis.
 func TestHealthIsDocumented(t *testing.T) {
 	for _, p := range []string{"goredis", "rueidis"} {
-		for _, method := range []string{"Take", "TakeAll", "Health", "Atomicity", "Close"} {
+		for _, method := range []string{"Charge", "ChargeAll", "Health", "Atomicity", "Close"} {
 			if out := command(t, "go", "doc", "./backend/"+p, "Store."+method); !strings.Contains(out, "func (s *Store) "+method+"(") {
 				t.Errorf("go doc ./backend/%s Store.%s: got\n%s\nwant the method's signature", p, method, out)
 			}

@@ -139,7 +139,7 @@ func limitFromEnv() (*quota.Limit, error) {
 		if err != nil {
 			return nil, fmt.Errorf("fleetquota: %w", err)
 		}
-		return quota.NewLimit("tokens", bucket)
+		return quota.NewLimit("tokens", bucket), nil
 	}
 	for _, name := range []string{"TOKEN_BUCKET_SIZE", "TOKEN_REFILL_RATE"} {
 		if os.Getenv(name) != "" {
@@ -175,6 +175,8 @@ func (c *Config) check() error {
 	switch {
 	case c.URL != "" && c.Store != nil:
 		return invalid("Config has a URL and a Store; accepted: one of them")
+	case c.Limit != nil && c.Limit.Err() != nil:
+		return fmt.Errorf("fleetquota: Config.Limit: %w", c.Limit.Err())
 	case c.Fleet < 0 || c.Fleet > maxFleet:
 		return invalid("Config.Fleet is %d; accepted: 0 to %d", c.Fleet, maxFleet)
 	case c.FallbackKeys < 0 || c.FallbackKeys > maxKeys:
@@ -283,7 +285,7 @@ func (c *Config) guard(store quota.Store) (quota.Store, error) {
 				}
 			}
 		}
-		here := local.New(&local.Options{MaxKeys: max(c.FallbackKeys, local.DefaultMaxKeys)})
+		here := quota.Must(local.NewWithOptions(local.Options{MaxKeys: max(c.FallbackKeys, local.DefaultMaxKeys)}))
 		policy = resilience.Fallback(here, resilience.Instances(c.Fleet), &resilience.FallbackOptions{MaxKeys: c.FallbackKeys, Notice: notice})
 	case OutageOpen:
 		policy = resilience.FailOpen(&resilience.FailOptions{Notice: c.warn})

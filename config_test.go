@@ -179,7 +179,7 @@ func TestNew(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d, err := limiter.Take(t.Context(), "large", 1); err != nil || d.Limit != 400 || d.Source != quota.FromStore {
+		if d, err := limiter.Take(t.Context(), "large", 1); err != nil || d.Capacity != 400 || d.Source != quota.FromStore {
 			t.Errorf("outage %q: take before it: got %v, %v, want it of 400 by the store", outage, d, err)
 		}
 		store.Fail(quota.ErrUnavailable)

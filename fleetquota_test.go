@@ -49,7 +49,7 @@ func TestFromEnv(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer limiter.Close()
-	if d, err := limiter.Take(t.Context(), "a", 3); err != nil || !d.Allowed || d.Limit != 3 || d.ResetAfter != 6*time.Second {
+	if d, err := limiter.Take(t.Context(), "a", 3); err != nil || !d.Allowed || d.Capacity != 3 || d.ResetAfter != 6*time.Second {
 		t.Errorf("first take: got %+v, %v; want it allowed, limit 3, reset after 6s", d, err)
 	}
 	d, err := limiter.Take(t.Context(), "a", 2)
@@ -144,7 +144,7 @@ func TestFromEnvOutage(t *testing.T) {
 	limiter = open("4")
 	for n, allowed := range []bool{true, true, false, false} {
 		d, err := limiter.Take(t.Context(), "k", 120)
-		if err != nil || d.Allowed != allowed || d.Source != quota.FromFallback || d.Limit != 250 {
+		if err != nil || d.Allowed != allowed || d.Source != quota.FromFallback || d.Capacity != 250 {
 			t.Errorf("call %d on a share of 250: got %+v, %v; want allowed %v by the fallback", n+1, d, err, allowed)
 		}
 	}
@@ -183,7 +183,7 @@ func TestFromEnvOutage(t *testing.T) {
 
 	// A store in memory cannot fail, and FLEET_SIZE changes nothing.
 	t.Setenv("REDIS_URL", "")
-	if d, err := open("4").Take(t.Context(), "k", 1); err != nil || d.Limit != 1000 || d.Source != quota.FromStore {
+	if d, err := open("4").Take(t.Context(), "k", 1); err != nil || d.Capacity != 1000 || d.Source != quota.FromStore {
 		t.Errorf("in memory: got %+v, %v; want limit 1000, from the store", d, err)
 	}
 }

@@ -20,7 +20,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 			got := testing.AllocsPerRun(5000, func() {
 				i++
 				now += 300
-				req := quota.Request{Op: quota.Op(i % 4), Cost: int64(i % 5), At: now}
+				req := quota.Request{Op: quota.Op(i % 4), Cost: int64(i % 5), Arg: now}
 				if next, v := r.Decide(s, req, now); v.Write {
 					s = next
 				}

@@ -75,7 +75,7 @@ func TestTokenBucketAheadBound(t *testing.T) {
 		now := int64(base) + rng.Int64N(1e13)
 		for range 300 {
 			left := c.peek(r, 1, now)
-			req := quota.Request{Op: quota.OpAhead, Cost: randomCost(rng, r, left.Remaining), At: quota.Micros(rng.Int64N(within + 1))}
+			req := quota.Request{Op: quota.OpAhead, Cost: randomCost(rng, r, left.Remaining), Arg: quota.Micros(rng.Int64N(within + 1))}
 			if rng.IntN(3) == 0 {
 				req = quota.Request{Cost: req.Cost}
 			}
@@ -231,7 +231,7 @@ func TestSlidingWindowLogOfManyCharges(t *testing.T) {
 				}
 				if at := exact[rng.IntN(len(exact))].at; at > now-r.period && rng.IntN(10) == 0 {
 					back := c
-					if got := back.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, At: quota.Micros(at)}, now).Remaining; got != v.Remaining+1 {
+					if got := back.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, Arg: quota.Micros(at)}, now).Remaining; got != v.Remaining+1 {
 						t.Fatalf("limit %d in %v: remaining after a refund of a charge of %d µs ago: got %d, want %d", limit, window, now-at, got, v.Remaining+1)
 					}
 				}
@@ -264,12 +264,12 @@ func TestSlidingWindowLogRefundsJoinedCharges(t *testing.T) {
 		t.Errorf("take 5001 of 5000: got %+v, want a denial", v)
 	}
 	for i, at := range []int64{base, base + 10_000, base + 2_000_000} {
-		if v := c.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, At: quota.Micros(at)}, now); v.Remaining != int64(i)+1 {
+		if v := c.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, Arg: quota.Micros(at)}, now); v.Remaining != int64(i)+1 {
 			t.Errorf("refund of the charge at %d: got remaining %d, want %d", at, v.Remaining, i+1)
 		}
 	}
 	for _, at := range []int64{0, base - r.period, now + 1, now - 1} {
-		if v := c.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, At: quota.Micros(at)}, now); v.Remaining != 3 {
+		if v := c.do(r, quota.Request{Op: quota.OpRefund, Cost: 1, Arg: quota.Micros(at)}, now); v.Remaining != 3 {
 			t.Errorf("refund of a charge at %d that was never made: got remaining %d, want 3", at, v.Remaining)
 		}
 	}

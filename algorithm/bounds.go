@@ -20,6 +20,35 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("algorithm: %w: "+format, append([]any{quota.ErrInvalid}, args...)...)
 }
 
+// refused is the algorithm of numbers that a constructor refused: [quota.NewLimit] asks for the error. A store that meets it
+// finds a Spec without a Rule.
+type refused struct{ err error }
+
+// carry returns a constructor's rule, or one that carries its error.
+func carry(a quota.Algorithm, err error) quota.Algorithm {
+	if err != nil {
+		return &refused{err}
+	}
+	return a
+}
+
+// Err returns why the numbers were refused.
+func (r *refused) Err() error { return r.err }
+
+// Spec returns the zero Spec.
+func (r *refused) Spec() quota.Spec { return quota.Spec{} }
+
+// Decide denies, for ever.
+func (r *refused) Decide(s quota.State, _ quota.Request, _ quota.Micros) (quota.State, quota.Verdict) {
+	return s, quota.Verdict{RetryAfter: forever}
+}
+
+// String returns the error's text.
+func (r *refused) String() string { return r.err.Error() }
+
+// MarshalText fails.
+func (r *refused) MarshalText() ([]byte, error) { return nil, r.err }
+
 // micros checks the arguments that all constructors have: a capacity, and a number of tokens in a time span, under
 // their names. It returns the span in µs.
 func micros(name string, capacity int64, rate string, tokens int64, span string, per time.Duration) (int64, error) {

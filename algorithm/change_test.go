@@ -66,7 +66,7 @@ func TestChangeOfWindowMoves(t *testing.T) {
 			start := down(base, 3600*second)
 			var c cell
 			c.take(hour, 7, start)
-			v := c.do(minute, quota.Request{Op: quota.OpRefund, Cost: 2, At: quota.Micros(start)}, start+second)
+			v := c.do(minute, quota.Request{Op: quota.OpRefund, Cost: 2, Arg: quota.Micros(start)}, start+second)
 			if v.Remaining != 5 || v.ResetAfter != 3599*second {
 				t.Errorf("refund: got %+v, want remaining 5, reset after %d", v, int64(3599*second))
 			}
@@ -92,7 +92,7 @@ func TestChangeOfWindowAndOldRefund(t *testing.T) {
 	var c cell
 	c.take(minute, 3, start-60*second)
 	c.take(minute, 7, start)
-	v := c.do(hour, quota.Request{Op: quota.OpRefund, Cost: 3, At: quota.Micros(start - 60*second)}, start+second)
+	v := c.do(hour, quota.Request{Op: quota.OpRefund, Cost: 3, Arg: quota.Micros(start - 60*second)}, start+second)
 	if v.Remaining != 3 || v.Write {
 		t.Errorf("refund: got %+v, want remaining 3 and no write", v)
 	}

@@ -64,7 +64,7 @@ func TestConformance(t *testing.T) {
 		}
 		conformance.Algorithm(t, conformance.AlgorithmHarness{Algorithms: algorithms, Eval: eval})
 	}
-	type window = func(int64, time.Duration) (quota.Algorithm, error)
+	type window = func(int64, time.Duration) quota.Algorithm
 	windows := map[kind]window{
 		fixed: algorithm.FixedWindow, first: algorithm.FixedWindowFromFirst, sliding: algorithm.SlidingWindow, slidingLog: algorithm.SlidingWindowLog,
 	}
@@ -75,29 +75,29 @@ func TestConformance(t *testing.T) {
 				most = 70_000_000_000 // in ten years, in the coarsest tick
 			}
 			test(t,
-				quota.Must(of(10, time.Minute)),
-				quota.Must(of(1, time.Microsecond)),
-				quota.Must(of(100_000, 24*time.Hour)),
-				quota.Must(of(1<<40, time.Hour)),
-				quota.Must(of(most, 10*year)),
-				quota.Must(of(0, time.Second)),
-				quota.Must(of(10, 10*year)),
+				of(10, time.Minute),
+				of(1, time.Microsecond),
+				of(100_000, 24*time.Hour),
+				of(1<<40, time.Hour),
+				of(most, 10*year),
+				of(0, time.Second),
+				of(10, 10*year),
 			)
 		})
 	}
 	t.Run(bucket.String(), func(t *testing.T) {
 		test(t,
-			quota.Must(algorithm.TokenBucket(10, 3, 2*time.Second)),
-			quota.Must(algorithm.TokenBucket(1, 1, time.Microsecond)),
-			quota.Must(algorithm.TokenBucket(0, 10, time.Second)),
-			quota.Must(algorithm.TokenBucket(0, 1, 10*year)),
-			quota.Must(share(t, quota.Must(algorithm.TokenBucket(2, 1, time.Minute)), 4)),
-			quota.Must(algorithm.TokenBucket(1_000_000_000, 1_000_000_007, time.Hour)),
-			quota.Must(algorithm.TokenBucket(10, 1, year)),
+			algorithm.TokenBucket(10, 3, 2*time.Second),
+			algorithm.TokenBucket(1, 1, time.Microsecond),
+			algorithm.TokenBucket(0, 10, time.Second),
+			algorithm.TokenBucket(0, 1, 10*year),
+			quota.Must(share(t, algorithm.TokenBucket(2, 1, time.Minute), 4)),
+			algorithm.TokenBucket(1_000_000_000, 1_000_000_007, time.Hour),
+			algorithm.TokenBucket(10, 1, year),
 		)
-		test(t, quota.Must(algorithm.TokenBucket(1<<40, 1<<40, 10*year)))
-		test(t, quota.Must(algorithm.TokenBucket(1<<52-1, 1_000_000, time.Microsecond)))
-		test(t, quota.Must(algorithm.TokenBucket(5<<40, 5<<40, 30*24*time.Hour)))
+		test(t, algorithm.TokenBucket(1<<40, 1<<40, 10*year))
+		test(t, algorithm.TokenBucket(1<<52-1, 1_000_000, time.Microsecond))
+		test(t, algorithm.TokenBucket(5<<40, 5<<40, 30*24*time.Hour))
 	})
 	t.Run("stateless", func(t *testing.T) { test(t, algorithm.DenyAll, algorithm.Unlimited) })
 }

@@ -150,10 +150,7 @@ func checkSpec(t *testing.T, r rule) {
 }
 
 func TestGCRAIsTokenBucket(t *testing.T) {
-	a, err := algorithm.GCRA(50, 21, 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := algorithm.GCRA(50, 21, 2*time.Second)
 	b := mustRule(t, bucket, 50, 21, 2*time.Second)
 	if a.Spec() != b.Spec() {
 		t.Errorf("spec of GCRA: got %+v, want %+v", a.Spec(), b.Spec())
@@ -239,7 +236,7 @@ func TestLargeCapacities(t *testing.T) {
 
 // A capacity of 0, whatever the rule, denies every cost above 0, and so does DenyAll.
 func TestZeroDenies(t *testing.T) {
-	all := map[string]quota.Algorithm{"DenyAll": algorithm.DenyAll, "GCRA": quota.Must(algorithm.GCRA(0, 1, time.Second))}
+	all := map[string]quota.Algorithm{"DenyAll": algorithm.DenyAll, "GCRA": algorithm.GCRA(0, 1, time.Second)}
 	for _, k := range kinds {
 		all[k.String()] = mustRule(t, k, 0, 1, time.Minute).Algorithm
 	}
@@ -265,7 +262,7 @@ func TestZeroDenies(t *testing.T) {
 func TestUnlimited(t *testing.T) {
 	for op := quota.OpTake; op <= quota.OpAhead; op++ {
 		for _, cost := range []int64{0, 1, 1 << 52, math.MaxInt64} {
-			s, v := algorithm.Unlimited.Decide(quota.State{}, quota.Request{Op: op, Cost: cost, At: base}, base)
+			s, v := algorithm.Unlimited.Decide(quota.State{}, quota.Request{Op: op, Cost: cost, Arg: base}, base)
 			if want := (quota.Verdict{Outcome: quota.Outcome{Allowed: true}, Remaining: math.MaxInt64}); v != want || !s.IsZero() {
 				t.Errorf("%v of %d: got %+v %+v, want %+v and no state", op, cost, v, s, want)
 			}

@@ -61,7 +61,7 @@ func TestRefund(t *testing.T) {
 			at := int64(base) + rng.Int64N(1e13)
 			cost := 1 + rng.Int64N(r.limit)
 			c.take(r, cost, at)
-			refund := quota.Request{Op: quota.OpRefund, Cost: cost, At: quota.Micros(at)}
+			refund := quota.Request{Op: quota.OpRefund, Cost: cost, Arg: quota.Micros(at)}
 
 			part := c
 			refund.Cost = rng.Int64N(cost) + 1
@@ -80,7 +80,7 @@ func TestRefund(t *testing.T) {
 			}
 			c.take(r, cost, late)
 			for _, paid := range []quota.Micros{quota.Micros(at), 0, math.MinInt64} {
-				refund.At = paid
+				refund.Arg = paid
 				if v := c.do(r, refund, late); v.Write || v.Remaining != r.limit-cost {
 					t.Fatalf("limit %d: refund of %d at %d, charged at %d: got %+v, want no write, remaining %d", r.limit, cost, late, paid, v, r.limit-cost)
 				}

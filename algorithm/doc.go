@@ -2,9 +2,9 @@
 // and fixed window, and the rules without quota and without limit. Each is a pure function over integers, see
 // [quota.Algorithm].
 //
-//	bucket := quota.Must(algorithm.TokenBucket(1000, 21, 2*time.Second)) // 10.5 tokens a second, exactly
-//	limit := quota.Must(quota.NewLimit("tokens", bucket))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	bucket := algorithm.TokenBucket(1000, 21, 2*time.Second) // 10.5 tokens a second, exactly
+//	limit := quota.NewLimit("tokens", bucket)
+//	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 //	d, err := limiter.Take(ctx, "agent-123", 250)
 //
 // A limit never changes, and may be used concurrently; so may the algorithms here.
@@ -27,7 +27,8 @@
 // number of a state must be below 2^52, and a full debt must be repaid within ten years. Where microseconds are too
 // fine for that, a limit counts time in ticks of 10 µs, 100 µs, 1 ms and so on, the finest that fits and divides its
 // period; a token bucket then admits at most capacity + rate·(Δ + one tick). Where no tick fits, the constructor
-// returns [quota.ErrInvalid] and says how much it would accept.
+// refuses the numbers: its rule carries a quota.ErrInvalid, which says how much would be accepted, to quota.NewLimit and
+// the limiter.
 //
 // # Changes
 //

@@ -13,10 +13,10 @@ import (
 
 // The bucket gains 2 tokens each second, up to 10.
 func ExampleTokenBucket() {
-	rule := quota.Must(algorithm.TokenBucket(10, 2, time.Second))
+	rule := algorithm.TokenBucket(10, 2, time.Second)
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	store := local.New(&local.Options{Clock: func() time.Time { return now }})
-	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
 
 	for range 4 {
 		d := quota.Must(limiter.Take(context.Background(), "agent-123", 6))
@@ -32,10 +32,10 @@ func ExampleTokenBucket() {
 
 // Two cells may come at once, and one more each second.
 func ExampleGCRA() {
-	rule := quota.Must(algorithm.GCRA(2, 1, time.Second))
+	rule := algorithm.GCRA(2, 1, time.Second)
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	store := local.New(&local.Options{Clock: func() time.Time { return now }})
-	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
 
 	for range 4 {
 		d := quota.Must(limiter.Take(context.Background(), "agent-123", 1))
@@ -52,10 +52,10 @@ func ExampleGCRA() {
 // Charges of the minute from 12:00:00 on count in full until 12:01:00, and less and less in the minute after
 // that.
 func ExampleSlidingWindow() {
-	rule := quota.Must(algorithm.SlidingWindow(10, time.Minute))
+	rule := algorithm.SlidingWindow(10, time.Minute)
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	store := local.New(&local.Options{Clock: func() time.Time { return now }})
-	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
 
 	for range 5 {
 		d := quota.Must(limiter.Take(context.Background(), "agent-123", 5))
@@ -72,10 +72,10 @@ func ExampleSlidingWindow() {
 
 // A charge counts for a minute exactly, and then not at all.
 func ExampleSlidingWindowLog() {
-	rule := quota.Must(algorithm.SlidingWindowLog(10, time.Minute))
+	rule := algorithm.SlidingWindowLog(10, time.Minute)
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	store := local.New(&local.Options{Clock: func() time.Time { return now }})
-	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
 
 	for range 4 {
 		d := quota.Must(limiter.Take(context.Background(), "agent-123", 5))
@@ -91,10 +91,10 @@ func ExampleSlidingWindowLog() {
 
 // The windows begin at full minutes.
 func ExampleFixedWindow() {
-	rule := quota.Must(algorithm.FixedWindow(10, time.Minute))
+	rule := algorithm.FixedWindow(10, time.Minute)
 	now := time.Date(2026, 1, 1, 12, 0, 40, 0, time.UTC)
-	store := local.New(&local.Options{Clock: func() time.Time { return now }})
-	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
 
 	for range 3 {
 		d := quota.Must(limiter.Take(context.Background(), "agent-123", 10))
@@ -109,10 +109,10 @@ func ExampleFixedWindow() {
 
 // The window begins at the first charge, 40 seconds after a full minute.
 func ExampleFixedWindowFromFirst() {
-	rule := quota.Must(algorithm.FixedWindowFromFirst(10, time.Minute))
+	rule := algorithm.FixedWindowFromFirst(10, time.Minute)
 	now := time.Date(2026, 1, 1, 12, 0, 40, 0, time.UTC)
-	store := local.New(&local.Options{Clock: func() time.Time { return now }})
-	limiter := quota.Must(quota.NewLimiter(store, quota.Must(quota.NewLimit("calls", rule)), nil))
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
 
 	for range 4 {
 		d := quota.Must(limiter.Take(context.Background(), "agent-123", 10))

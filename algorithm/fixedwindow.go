@@ -22,13 +22,21 @@ type fixedWindow struct {
 // window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
 // admit twice the limit. A limit of 0 denies every cost above 0, as [DenyAll] does. Accepted: limits of 0
 // to 2^52-1, windows of whole microseconds up to ten years, at most 10^13 tokens a second; else [quota.ErrInvalid].
-func FixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
-	return newFixedWindow(limit, window, false)
+func FixedWindow(limit int64, window time.Duration) quota.Algorithm {
+	return carry(makeFixedWindow(limit, window))
 }
 
 // FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over, at
 // the next charge after that, so that different keys reset at different times. It accepts the same numbers.
-func FixedWindowFromFirst(limit int64, window time.Duration) (quota.Algorithm, error) {
+func FixedWindowFromFirst(limit int64, window time.Duration) quota.Algorithm {
+	return carry(makeFixedWindowFromFirst(limit, window))
+}
+
+func makeFixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
+	return newFixedWindow(limit, window, false)
+}
+
+func makeFixedWindowFromFirst(limit int64, window time.Duration) (quota.Algorithm, error) {
 	return newFixedWindow(limit, window, true)
 }
 
@@ -91,7 +99,7 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, f.most), f.most)
 	case quota.OpRefund:
-		if int64(r.At) >= start {
+		if int64(r.Arg) >= start {
 			kept = max(kept-r.Cost, 0)
 		}
 	case quota.OpReset:

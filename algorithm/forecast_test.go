@@ -11,7 +11,7 @@ import (
 
 func decision(r rule, v quota.Verdict, now int64) quota.Decision {
 	return quota.Decision{
-		Allowed: v.Allowed, Limit: r.limit, Remaining: v.Remaining, At: quota.Micros(now),
+		Allowed: v.Allowed, Capacity: r.limit, Remaining: v.Remaining, At: quota.Micros(now),
 		RetryAfter: v.RetryAfter.Duration(), ResetAfter: v.ResetAfter.Duration(),
 	}
 }

@@ -24,7 +24,7 @@ func TestForgettable(t *testing.T) {
 			now += int64(v.ResetAfter)
 			var dropped cell
 			for step := range 8 {
-				req := quota.Request{Op: quota.Op(rng.IntN(4)), Cost: randomCost(rng, r, v.Remaining), At: quota.Micros(receipt)}
+				req := quota.Request{Op: quota.Op(rng.IntN(4)), Cost: randomCost(rng, r, v.Remaining), Arg: quota.Micros(receipt)}
 				before := kept
 				a, b := kept.do(r, req, now), dropped.do(r, req, now)
 				if a != b || a.Write && !sameState(kept.state, dropped.state) {

@@ -27,7 +27,7 @@ func FuzzDecide(f *testing.F) {
 			s.Tail = append(s.Tail, int64(binary.BigEndian.Uint64(tail)))
 			tail = tail[8:]
 		}
-		req := quota.Request{Op: quota.Op(op), Cost: cost, At: quota.Micros(at)}
+		req := quota.Request{Op: quota.Op(op), Cost: cost, Arg: quota.Micros(at)}
 		before := slices.Clone(s.Tail)
 		r.Decide(s, req, quota.Micros(now)) // must not panic
 		if !slices.Equal(before, s.Tail) {
@@ -45,7 +45,7 @@ func FuzzDecide(f *testing.F) {
 		case quota.OpTake, quota.OpPeek: // which have no time of a charge
 			req.Floor = max(at, 0)
 		case quota.OpUpTo:
-			req.At, req.Floor = quota.Micros(max(at/2, 0)), max(at%2, 0)
+			req.Arg, req.Floor = quota.Micros(max(at/2, 0)), max(at%2, 0)
 		}
 		got, v := r.Decide(s, req, quota.Micros(now))
 		if again, w := r.Decide(s, req, quota.Micros(now)); w != v || !sameState(again, got) {
@@ -76,7 +76,7 @@ func FuzzDecide(f *testing.F) {
 		}
 		if t.Failed() {
 			t.Fatalf("limit %d refill %d in %dµs: %v of %d (at %d) at %d on %+v gives %+v %+v",
-				r.limit, r.refill, r.period, req.Op, req.Cost, req.At, now, s, v, got)
+				r.limit, r.refill, r.period, req.Op, req.Cost, req.Arg, now, s, v, got)
 		}
 	})
 }

@@ -69,20 +69,19 @@ type rule struct {
 
 func newRule(k kind, limit, refill int64, period time.Duration) (rule, error) {
 	var alg quota.Algorithm
-	var err error
 	switch k {
 	case bucket:
-		alg, err = algorithm.TokenBucket(limit, refill, period)
+		alg = algorithm.TokenBucket(limit, refill, period)
 	case fixed:
-		alg, err = algorithm.FixedWindow(limit, period)
+		alg = algorithm.FixedWindow(limit, period)
 	case first:
-		alg, err = algorithm.FixedWindowFromFirst(limit, period)
+		alg = algorithm.FixedWindowFromFirst(limit, period)
 	case sliding:
-		alg, err = algorithm.SlidingWindow(limit, period)
+		alg = algorithm.SlidingWindow(limit, period)
 	case slidingLog:
-		alg, err = algorithm.SlidingWindowLog(limit, period)
+		alg = algorithm.SlidingWindowLog(limit, period)
 	}
-	if err != nil {
+	if err := quota.NewLimit("n", alg).Err(); err != nil {
 		return rule{}, err
 	}
 	spec := alg.Spec()

@@ -95,18 +95,18 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 		case quota.OpDebit:
 			changed = req.Cost > 0 && o.charge(r, req.Cost, now)
 		case quota.OpRefund:
-			changed = req.Cost > 0 && o.refund(r, req.Cost, int64(req.At), now)
+			changed = req.Cost > 0 && o.refund(r, req.Cost, int64(req.Arg), now)
 		case quota.OpReset:
 			changed = o.reset()
 		case quota.OpAhead:
 			b := o.(*bucketOracle)
-			if delay, allowed = b.ahead(r, req.Cost, now, req.At); allowed && req.Cost > 0 {
+			if delay, allowed = b.ahead(r, req.Cost, now, req.Arg); allowed && req.Cost > 0 {
 				changed = o.charge(r, req.Cost, now)
 			}
 		}
 		fail := func(format string, args ...any) {
 			t.Errorf("set %d step %d: limit %d refill %d period %dµs tick %dµs: %v of %d (at %d) at %d on %+v gives %+v, %+v",
-				set, step, r.limit, r.refill, r.period, r.tick, req.Op, req.Cost, req.At, now, before, v, got)
+				set, step, r.limit, r.refill, r.period, r.tick, req.Op, req.Cost, req.Arg, now, before, v, got)
 			t.Errorf(format, args...)
 		}
 		if want := o.state(r); v.Write && !sameState(got, want) {
@@ -126,10 +126,10 @@ func walk(t *testing.T, rng *rand.Rand, k kind, set, steps int) {
 			fail("retry after: got %v, want %v", v.RetryAfter, delay)
 		case !allowed && req.Op == quota.OpAhead && req.Cost <= r.limit:
 			b, after := o.(*bucketOracle), v.RetryAfter
-			if _, early := b.ahead(r, req.Cost, now+int64(after)-1, req.At); early || after <= 0 {
+			if _, early := b.ahead(r, req.Cost, now+int64(after)-1, req.Arg); early || after <= 0 {
 				fail("retry after: got %v, want no time at which the request fits before", after)
 			}
-			if _, late := b.ahead(r, req.Cost, now+int64(after), req.At); !late {
+			if _, late := b.ahead(r, req.Cost, now+int64(after), req.Arg); !late {
 				fail("retry after: got %v, want a time at which the request fits", after)
 			}
 		case !allowed && req.Cost > r.limit && v.RetryAfter != quota.Forever:
@@ -183,7 +183,7 @@ func randomRequest(rng *rand.Rand, r rule, v quota.Verdict, receipts []int64) qu
 	switch n := rng.IntN(20); {
 	case n < 4 && r.kind == bucket:
 		req.Op = quota.OpAhead
-		req.At = [...]quota.Micros{0, min(v.RetryAfter, quota.MaxNumber), quota.Micros(rng.Int64N(2*r.period + 1)), quota.Micros(forward(rng, r, v)), quota.MaxNumber}[rng.IntN(5)]
+		req.Arg = [...]quota.Micros{0, min(v.RetryAfter, quota.MaxNumber), quota.Micros(rng.Int64N(2*r.period + 1)), quota.Micros(forward(rng, r, v)), quota.MaxNumber}[rng.IntN(5)]
 	case n < 11:
 	case n < 13:
 		req.Op = quota.OpPeek
@@ -193,12 +193,12 @@ func randomRequest(rng *rand.Rand, r rule, v quota.Verdict, receipts []int64) qu
 		req.Op = quota.OpRefund
 		switch rng.IntN(6) {
 		case 0:
-			req.At = [...]quota.Micros{0, math.MinInt64, math.MaxInt64}[rng.IntN(3)]
+			req.Arg = [...]quota.Micros{0, math.MinInt64, math.MaxInt64}[rng.IntN(3)]
 		case 1:
-			req.At = quota.Micros(receipts[len(receipts)-1] + rng.Int64N(7) - 3)
+			req.Arg = quota.Micros(receipts[len(receipts)-1] + rng.Int64N(7) - 3)
 		default:
 			back := min(len(receipts), 1+rng.IntN(4))
-			req.At = quota.Micros(receipts[len(receipts)-back])
+			req.Arg = quota.Micros(receipts[len(receipts)-back])
 		}
 	default:
 		req.Op = quota.OpReset

@@ -47,7 +47,7 @@ func takeInTurn(rng *rand.Rand, r rule) (grants []admitted) {
 		left := c.peek(release, 1, now)
 		if r.kind == bucket && len(receipts) > 0 && rng.IntN(4) == 0 {
 			i := rng.IntN(len(receipts))
-			v := c.do(release, quota.Request{Op: quota.OpRefund, Cost: receipts[i].n, At: quota.Micros(receipts[i].at)}, now)
+			v := c.do(release, quota.Request{Op: quota.OpRefund, Cost: receipts[i].n, Arg: quota.Micros(receipts[i].at)}, now)
 			if back := v.Remaining - left.Remaining; back > 0 {
 				grants = append(grants, admitted{now, -back})
 			}

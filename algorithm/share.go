@@ -88,7 +88,7 @@ func (w *slidingWindow) ShareAtLeastOne(n int64) (quota.Algorithm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return SlidingWindow(1, window)
+	return makeSlidingWindow(1, window)
 }
 
 // Share counts in the same window.
@@ -111,7 +111,7 @@ func (l *slidingLog) ShareAtLeastOne(n int64) (quota.Algorithm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return SlidingWindowLog(1, window)
+	return makeSlidingWindowLog(1, window)
 }
 
 // oneIn returns the shortest window, in whole microseconds, in which each of n instances may have 1 token of

@@ -261,7 +261,7 @@ func TestShareOfZeroDenies(t *testing.T) {
 							t.Errorf("take of 1 after a debit and %d µs: got %+v, want a denial", later, w)
 						}
 					}
-					if _, w := a.Decide(s, quota.Request{Op: quota.OpRefund, Cost: debt, At: base}, base+1); w.Remaining != 0 {
+					if _, w := a.Decide(s, quota.Request{Op: quota.OpRefund, Cost: debt, Arg: base}, base+1); w.Remaining != 0 {
 						t.Errorf("refund of the debit, 1 µs later: got %+v, want remaining 0", w)
 					}
 					if f := a.(quota.Forecaster).Forecast(quota.Decision{At: base}, 1); f != quota.Never {
@@ -300,4 +300,4 @@ func TestShareCarriesStateOver(t *testing.T) {
 	})
 }
 
-var _ driver.Sharer = quota.Must(algorithm.GCRA(1, 1, time.Second)).(driver.Sharer)
+var _ driver.Sharer = algorithm.GCRA(1, 1, time.Second).(driver.Sharer)

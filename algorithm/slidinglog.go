@@ -33,7 +33,11 @@ type slidingLog struct {
 // make it slow, and its state takes 64 KiB: where a limit is of thousands of charges in a window, and not of tokens that
 // fewer charges cost, take [TokenBucket] or [SlidingWindow]. It accepts the numbers that [FixedWindow] accepts; else
 // [quota.ErrInvalid].
-func SlidingWindowLog(limit int64, window time.Duration) (quota.Algorithm, error) {
+func SlidingWindowLog(limit int64, window time.Duration) quota.Algorithm {
+	return carry(makeSlidingWindowLog(limit, window))
+}
+
+func makeSlidingWindowLog(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
 		return nil, err
@@ -95,7 +99,7 @@ func (l *slidingLog) Decide(s quota.State, r quota.Request, now quota.Micros) (q
 			total = sum + n
 		}
 	case quota.OpRefund:
-		next, total = l.take(log, joined, sum, int64(r.At), r.Cost)
+		next, total = l.take(log, joined, sum, int64(r.Arg), r.Cost)
 	case quota.OpReset:
 		next, total = nil, 0
 		v.Write = !s.IsZero()

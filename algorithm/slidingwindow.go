@@ -38,7 +38,11 @@ type slidingWindow struct {
 // [DenyAll] does. Accepted: limits of 0 to 2^51-1, windows of whole microseconds up to ten years, at most 10^13 tokens a
 // second, and limit × window below 2^51 in some tick; else [quota.ErrInvalid], and the error says how much is
 // accepted.
-func SlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
+func SlidingWindow(limit int64, window time.Duration) quota.Algorithm {
+	return carry(makeSlidingWindow(limit, window))
+}
+
+func makeSlidingWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
 		return nil, err
@@ -107,9 +111,9 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 	case quota.OpDebit:
 		next = w.add(c, used, max(min(r.Cost, w.most-used), 0), t)
 	case quota.OpRefund:
-		if int64(r.At) >= c.start {
+		if int64(r.Arg) >= c.start {
 			next.cur = max(c.cur-r.Cost, 0)
-		} else if int64(r.At) >= c.start-c.unit {
+		} else if int64(r.Arg) >= c.start-c.unit {
 			next.prev = max(c.prev-r.Cost, 0)
 			next = w.faded(next, t)
 		}

@@ -18,10 +18,10 @@ type stateless struct {
 // has not repaid it. A debit is allowed, and is forgotten; a refund gives nothing back; a reset leaves another rule's
 // state as it is.
 //
-// DenyAll denies every cost above 0, for ever: RetryAfter is [quota.Never], and Limit and Remaining are 0. A capacity
+// DenyAll denies every cost above 0, for ever: RetryAfter is [quota.Never], and Capacity and Remaining are 0. A capacity
 // of 0 of any other rule denies as much, and keeps the debits of that rule.
 //
-// Unlimited admits every cost, at once also where it is taken ahead. Limit and Remaining of its decisions are
+// Unlimited admits every cost, at once also where it is taken ahead. Capacity and Remaining of its decisions are
 // math.MaxInt64, whatever was charged.
 var (
 	DenyAll   quota.Algorithm = &stateless{rule: quota.Rule{'d', 'e', 'n', 'y', 'a', 'l', 'l'}}

@@ -45,7 +45,7 @@ func Parse(text string) (quota.Algorithm, error) {
 		if err != nil {
 			return nil, err
 		}
-		return parsed(text)(TokenBucket(capacity, refill, period))
+		return parsed(text)(makeTokenBucket(capacity, refill, period))
 	} else if n == 2 {
 		if window := windows[words[1]]; window != nil {
 			limit, span, err := parseRate(text, words[0])
@@ -60,7 +60,7 @@ func Parse(text string) (quota.Algorithm, error) {
 
 // windows are the constructors of the rules with a window, by their word.
 var windows = map[string]func(limit int64, window time.Duration) (quota.Algorithm, error){
-	"sliding": SlidingWindow, "log": SlidingWindowLog, "fixed": FixedWindow, "fixed-from-first": FixedWindowFromFirst,
+	"sliding": makeSlidingWindow, "log": makeSlidingWindowLog, "fixed": makeFixedWindow, "fixed-from-first": makeFixedWindowFromFirst,
 }
 
 // parsed returns a function that names the text in a constructor's error.
@@ -139,7 +139,11 @@ func ParseLimit(text string) (*quota.Limit, error) {
 	if err != nil {
 		return nil, err
 	}
-	return quota.NewLimit(name, a)
+	l := quota.NewLimit(name, a)
+	if err := l.Err(); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // A Text is an algorithm as a field of a program's configuration: in JSON, and in other formats that use

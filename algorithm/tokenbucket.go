@@ -43,7 +43,11 @@ type tokenBucket struct {
 // does. Accepted: capacities of 0 to 2^52-1, rates up to 10^13 tokens a second, periods of whole microseconds
 // up to ten years, and a bucket that fills within ten years; else [quota.ErrInvalid]. A rate that is no simple
 // fraction may allow less than 2^52-1; the error says how much.
-func TokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
+func TokenBucket(capacity, refill int64, period time.Duration) quota.Algorithm {
+	return carry(makeTokenBucket(capacity, refill, period))
+}
+
+func makeTokenBucket(capacity, refill int64, period time.Duration) (quota.Algorithm, error) {
 	per, err := micros("capacity", capacity, "refill", refill, "period", period)
 	if err != nil {
 		return nil, err
@@ -100,7 +104,7 @@ func newTokenBucket(capacity, held, refill, per int64) (quota.Algorithm, error) 
 // GCRA returns the generic cell rate algorithm with the given burst and rate. It is the same function as
 // [TokenBucket], with the same arguments, under its name in telecommunications (ITU-T I.371): GCRA's
 // theoretical arrival time is the time at which the bucket is full again.
-func GCRA(burst, rate int64, period time.Duration) (quota.Algorithm, error) {
+func GCRA(burst, rate int64, period time.Duration) quota.Algorithm {
 	return TokenBucket(burst, rate, period)
 }
 
@@ -162,7 +166,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpDebit:
 		kept = min(kept+min(r.Cost, b.tokens+b.debt)*b.unit, b.most)
 	case quota.OpRefund:
-		if since > 0 && int64(r.At) >= since || since <= 0 && int64(r.At) > b.emptyAt(now) {
+		if since > 0 && int64(r.Arg) >= since || since <= 0 && int64(r.Arg) > b.emptyAt(now) {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
 	case quota.OpReset:
@@ -176,7 +180,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		if kept += r.Cost * b.unit; kept > b.capacity {
 			retryAfter = quota.Micros(at+ceil(kept-b.capacity, b.perTick)*b.tick) - now
 		}
-		late := retryAfter - max(r.At, 0)
+		late := retryAfter - max(r.Arg, 0)
 		if kept > b.most {
 			late = max(late, quota.Micros(at+ceil(kept-b.most, b.perTick)*b.tick)-now)
 		}

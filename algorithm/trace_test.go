@@ -18,7 +18,7 @@ func TestTraceless(t *testing.T) {
 				r = randomRule(rng, k)
 			}
 			now += forward(rng, r, quota.Verdict{}) - rng.Int64N(3*second)
-			req := quota.Request{Op: quota.Op(rng.IntN(4)), Cost: randomCost(rng, r, 1), At: quota.Micros(now)}
+			req := quota.Request{Op: quota.Op(rng.IntN(4)), Cost: randomCost(rng, r, 1), Arg: quota.Micros(now)}
 			if rng.IntN(4) == 0 {
 				req.Cost = 0
 			}

@@ -66,7 +66,7 @@ func (u *undo) walk(t *testing.T, rng *rand.Rand) {
 		u.others(rng)
 	}
 	before := u.with.peek(u.r, 0, u.now)
-	v := u.with.do(u.r, quota.Request{Op: quota.OpRefund, Cost: cost, At: quota.Micros(receipt)}, u.now)
+	v := u.with.do(u.r, quota.Request{Op: quota.OpRefund, Cost: cost, Arg: quota.Micros(receipt)}, u.now)
 	want := room(u.without, u.r, u.now).Int64()
 	fail := func(words string) {
 		t.Errorf("limit %d refill %d period %dµs: a charge of %d at %d, refunded %dµs later: remaining: got %d, before it %d, want %s %d, as if it had never been made",

@@ -23,7 +23,7 @@ func init() {
 		lastURL.Lock()
 		defer lastURL.Unlock()
 		lastURL.u = *u
-		return local.New(nil), nil
+		return local.New(), nil
 	})
 	backend.Register("other", []string{"shared"}, func(context.Context, *url.URL) (quota.Store, error) { return nil, nil })
 	// A driver that quotes its URL, as careless ones do.
@@ -51,8 +51,8 @@ var lastURL struct {
 }
 
 func TestOpenMemory(t *testing.T) {
-	bucket := quota.Must(algorithm.TokenBucket(10, 1, time.Hour))
-	limit := quota.Must(quota.NewLimit("tokens", bucket))
+	bucket := algorithm.TokenBucket(10, 1, time.Hour)
+	limit := quota.NewLimit("tokens", bucket)
 	for _, test := range []struct {
 		url  string
 		keys int // how many fit; 0 is not tried
@@ -75,13 +75,13 @@ func TestOpenMemory(t *testing.T) {
 			continue
 		}
 		for i := range test.keys + 1 {
-			_, err := store.Take(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
+			_, err := store.Charge(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i), Cost: 1})
 			if full := test.keys > 0 && i == test.keys; full != errors.Is(err, quota.ErrOverloaded) || !full && err != nil {
 				t.Errorf("Open(%q): charge to key %d: got %v, want ErrOverloaded %v", test.url, i+1, err, full)
 			}
 		}
 		for i := range test.ids + 1 { // of groups of their own, for one may have only half
-			_, err := store.Take(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i%max(test.keys, 1)), Cost: 1, ID: fmt.Sprint("id", i)})
+			_, err := store.Charge(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k", i%max(test.keys, 1)), Cost: 1, ID: fmt.Sprint("id", i)})
 			if full := test.ids > 0 && i == test.ids; full != errors.Is(err, quota.ErrOverloaded) || !full && err != nil {
 				t.Errorf("Open(%q): charge with id %d: got %v, want ErrOverloaded %v", test.url, i+1, err, full)
 			}

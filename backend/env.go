@@ -64,7 +64,8 @@ func bucket() (capacity, refill int64, per time.Duration, b quota.Algorithm, err
 	if refill, per, err = parseRate(rate); err != nil {
 		return 0, 0, 0, nil, err
 	}
-	if b, err = algorithm.TokenBucket(capacity, refill, per); err != nil {
+	b = algorithm.TokenBucket(capacity, refill, per)
+	if err = quota.NewLimit("tokens", b).Err(); err != nil {
 		return 0, 0, 0, nil, fmt.Errorf("backend: TOKEN_BUCKET_SIZE %s with TOKEN_REFILL_RATE %s: %w", size, rate, err)
 	}
 	return capacity, refill, per, b, nil

@@ -20,7 +20,7 @@ func open(_ context.Context, u *url.URL) (quota.Store, error) {
 	if u.RawQuery != "" {
 		return nil, fmt.Errorf("tiny: %w: the URL has parameters; accepted: tiny://", quota.ErrInvalid)
 	}
-	return local.New(&local.Options{MaxKeys: 10}), nil
+	return local.NewWithOptions(local.Options{MaxKeys: 10})
 }
 
 func ExampleRegister() {

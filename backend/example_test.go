@@ -18,7 +18,7 @@ func ExampleOpen() {
 		fmt.Println(err)
 		return
 	}
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Second))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 	defer limiter.Close()
 

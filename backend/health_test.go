@@ -31,11 +31,11 @@ func (r *reporter) Health(ctx context.Context) (driver.Health, error) {
 }
 
 func tokens() *quota.Limit {
-	return quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 1, time.Second))))
+	return quota.NewLimit("tokens", algorithm.TokenBucket(10, 1, time.Second))
 }
 
 func ExampleHealth() {
-	var store quota.Store = &reporter{Store: local.New(nil), health: driver.Health{Version: "7.4.1", Eviction: "allkeys-lru", Evicted: 12}}
+	var store quota.Store = &reporter{Store: local.New(), health: driver.Health{Version: "7.4.1", Eviction: "allkeys-lru", Evicted: 12}}
 	// A program has a store of backend.Open or a limiter of fleetquota.FromEnv here.
 	store = quota.Must(resilience.Standard(store, resilience.FailWithError(), nil))
 	limiter := quota.Must(quota.NewLimiter(store, tokens(), nil))
@@ -59,7 +59,7 @@ func TestHealth(t *testing.T) {
 	wraps := map[string]func(quota.Store) (quota.Store, error){
 		"nothing": func(s quota.Store) (quota.Store, error) { return s, nil },
 		"policies": func(s quota.Store) (quota.Store, error) {
-			return resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), nil)
+			return resilience.Standard(s, resilience.Fallback(local.New(), resilience.Instances(4), nil), nil)
 		},
 		"policies and leases": func(s quota.Store) (quota.Store, error) {
 			s, err := resilience.Standard(s, resilience.FailWithError(), nil)
@@ -70,7 +70,7 @@ func TestHealth(t *testing.T) {
 		},
 	}
 	for name, wrap := range wraps {
-		inner := &reporter{Store: local.New(nil), health: want}
+		inner := &reporter{Store: local.New(), health: want}
 		store, err := wrap(inner)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

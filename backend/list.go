@@ -152,5 +152,5 @@ func peek(ctx context.Context, s quota.Store, c quota.Charge) (d quota.Decision,
 			err = panics.Error("backend", "the store", v, false)
 		}
 	}()
-	return s.Take(ctx, c)
+	return s.Charge(ctx, c)
 }

@@ -20,8 +20,8 @@ import (
 // An operator looks at a tenant's quotas, a page at a time.
 func ExampleList() {
 	ctx := context.Background()
-	perAgent := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 1, time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), perAgent, nil))
+	perAgent := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 1, time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), perAgent, nil))
 	defer limiter.Close()
 	for i := range 5 {
 		limiter.Take(ctx, fmt.Sprintf("team-7/agent-%d", i), int64(100*i+1))
@@ -38,7 +38,7 @@ func ExampleList() {
 		}
 		pages++
 		for _, k := range keys { // k.Limit is "tokens", k.Key such as "team-7/agent-3"
-			spent += k.Decision.Limit - k.Decision.Remaining
+			spent += k.Decision.Capacity - k.Decision.Remaining
 		}
 		if listing.Cursor = next; next == "" {
 			break
@@ -51,7 +51,7 @@ func ExampleList() {
 // down is a store that decides nothing.
 type down struct{ quota.Store }
 
-func (down) Take(context.Context, quota.Charge) (quota.Decision, error) {
+func (down) Charge(context.Context, quota.Charge) (quota.Decision, error) {
 	return quota.Decision{}, fmt.Errorf("down: %w", quota.ErrUnavailable)
 }
 
@@ -59,28 +59,28 @@ func (d down) Unwrap() quota.Store { return d.Store }
 
 // TestList lists the keys of the store inside policies and leases, and never those of a fallback.
 func TestList(t *testing.T) {
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 1, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(10, 1, time.Hour))
 	for name, wrap := range map[string]func(quota.Store) (quota.Store, error){
 		"nothing": func(s quota.Store) (quota.Store, error) { return s, nil },
 		"policies": func(s quota.Store) (quota.Store, error) {
-			other := local.New(nil)
-			other.Take(t.Context(), quota.Charge{Limit: limit, Key: "of the fallback", Cost: 1})
+			other := local.New()
+			other.Charge(t.Context(), quota.Charge{Limit: limit, Key: "of the fallback", Cost: 1})
 			return resilience.Standard(s, resilience.Fallback(other, resilience.Instances(4), nil), nil)
 		},
 		"an outage under policies": func(s quota.Store) (quota.Store, error) {
-			return resilience.Standard(down{s}, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), nil)
+			return resilience.Standard(down{s}, resilience.Fallback(local.New(), resilience.Instances(4), nil), nil)
 		},
 		"leases": func(s quota.Store) (quota.Store, error) {
 			return lease.New(s, &lease.Options{Instances: func() int64 { return 4 }})
 		},
 		"a store of tests": func(s quota.Store) (quota.Store, error) {
 			s = quotatest.New(t, nil)
-			_, err := s.Take(t.Context(), quota.Charge{Limit: limit, Key: "k", Cost: 2})
+			_, err := s.Charge(t.Context(), quota.Charge{Limit: limit, Key: "k", Cost: 2})
 			return s, err
 		},
 	} {
-		inner := local.New(nil)
-		if _, err := inner.Take(t.Context(), quota.Charge{Limit: limit, Key: "k", Cost: 2}); err != nil {
+		inner := local.New()
+		if _, err := inner.Charge(t.Context(), quota.Charge{Limit: limit, Key: "k", Cost: 2}); err != nil {
 			t.Fatal(err)
 		}
 		store, err := wrap(inner)
@@ -105,14 +105,14 @@ func (broken) Decide(quota.State, quota.Request, quota.Micros) (quota.State, quo
 // failing is a lister that decides nothing.
 type failing struct{ *local.Store }
 
-func (failing) Take(ctx context.Context, _ quota.Charge) (quota.Decision, error) {
+func (failing) Charge(ctx context.Context, _ quota.Charge) (quota.Decision, error) {
 	return quota.Decision{}, fmt.Errorf("down: %w", quota.ErrUnavailable)
 }
 
 func TestListRefuses(t *testing.T) {
-	limit, store := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 1, time.Hour)))), local.New(nil)
+	limit, store := quota.NewLimit("tokens", algorithm.TokenBucket(10, 1, time.Hour)), local.New()
 	for i := range 100 {
-		store.Take(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k-", i), Cost: 1})
+		store.Charge(t.Context(), quota.Charge{Limit: limit, Key: fmt.Sprint("k-", i), Cost: 1})
 	}
 	_, cursor, err := backend.List(t.Context(), store, backend.Listing{Size: 2})
 	if err != nil {
@@ -129,7 +129,7 @@ func TestListRefuses(t *testing.T) {
 		"a nil limit":                {store, backend.Listing{Limits: []*quota.Limit{limit, nil}}, quota.ErrInvalid, "Limits[1]"},
 		"limits of one name":         {store, backend.Listing{Limits: []*quota.Limit{limit, limit}}, quota.ErrInvalid, "two limits called"},
 		"a size":                     {store, backend.Listing{Size: 1001}, quota.ErrInvalid, "accepted: 0 to 1000"},
-		"another store's cursor":     {local.New(nil), backend.Listing{Cursor: cursor}, quota.ErrInvalid, "of the same store"},
+		"another store's cursor":     {local.New(), backend.Listing{Cursor: cursor}, quota.ErrInvalid, "of the same store"},
 		"peeks that fail":            {failing{store}, backend.Listing{Limits: []*quota.Limit{limit}}, quota.ErrUnavailable, "down"},
 		"peeks that nobody asked of": {failing{store}, backend.Listing{}, nil, ""},
 	} {
@@ -138,7 +138,7 @@ func TestListRefuses(t *testing.T) {
 			t.Errorf("%s: got %d keys, %v, want %v with %q", name, len(keys), err, test.want, test.text)
 		}
 	}
-	bad := quota.Must(quota.NewLimit(limit.Name(), broken{limit.Algorithm()}))
+	bad := quota.NewLimit(limit.Name(), broken{limit.Algorithm()})
 	keys, _, err := backend.List(t.Context(), store, backend.Listing{Limits: []*quota.Limit{bad}, Size: 1})
 	if err != nil || len(keys) != 1 || !errors.Is(keys[0].Err, quota.ErrMisconfigured) || !strings.Contains(keys[0].Err.Error(), "broken") {
 		t.Errorf("a limit whose algorithm panics: got %+v, %v, want the panic as the key's error", keys, err)

@@ -20,7 +20,7 @@ func openMemory(_ context.Context, u *url.URL) (quota.Store, error) {
 		return nil, refused("the memory URL has a host, a path, credentials or a fragment; accepted: memory:// and memory://?max_keys=N&max_ids=N")
 	}
 	q := u.Query()
-	o := &local.Options{}
+	var o local.Options
 	for name, bound := range map[string]*int{"max_keys": &o.MaxKeys, "max_ids": &o.MaxIDs} {
 		values, there := q[name]
 		if !there {
@@ -44,7 +44,7 @@ func openMemory(_ context.Context, u *url.URL) (quota.Store, error) {
 		slices.Sort(names)
 		return nil, refused("unknown parameter of the memory URL: %s; accepted: max_keys, max_ids", strings.Join(names, ", "))
 	}
-	return local.New(o), nil
+	return local.NewWithOptions(o)
 }
 
 // refused is invalid without the name of the package, which Open adds to errors of drivers.

@@ -46,11 +46,8 @@ var httpSubjects = []subject{
 
 func openMiddleware(headers quotahttp.Headers) func(numbers, *target) (take, func(), error) {
 	return func(n numbers, _ *target) (take, func(), error) {
-		limit, err := bucket(n)
-		if err != nil {
-			return nil, nil, err
-		}
-		limiter, err := quota.NewLimiter(local.New(nil), limit, nil)
+		limit := bucket(n)
+		limiter, err := quota.NewLimiter(local.New(), limit, nil)
 		if err != nil {
 			return nil, nil, err
 		}

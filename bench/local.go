@@ -28,7 +28,7 @@ const (
 var localSubjects = []subject{
 	{localStore, ours, openLocalStore},
 	{localLimiter, ours, func(n numbers, _ *target) (take, func(), error) {
-		t, err := throughLimiter(local.New(nil), n)
+		t, err := throughLimiter(local.New(), n)
 		return t, func() {}, err
 	}},
 	{xtimeKeyed, peer, openXTime},
@@ -47,13 +47,9 @@ var localSubjects = []subject{
 }
 
 func openLocalStore(n numbers, _ *target) (take, func(), error) {
-	limit, err := bucket(n)
-	if err != nil {
-		return nil, nil, err
-	}
-	store := local.New(nil)
+	limit, store := bucket(n), local.New()
 	return func(ctx context.Context, key string) (bool, error) {
-		d, err := store.Take(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1})
+		d, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1})
 		return d.Allowed, err
 	}, func() {}, nil
 }

@@ -29,12 +29,12 @@ func TestStacked(t *testing.T) {
 	ctx := t.Context()
 
 	t.Run("fleetquota", func(t *testing.T) {
-		day := quota.Must(quota.NewLimit("day", quota.Must(algorithm.FixedWindowFromFirst(perDay, day))))
-		minute := quota.Must(quota.NewLimit("minute", quota.Must(algorithm.FixedWindowFromFirst(perMinute, time.Minute))))
-		limiter := quota.Must(quota.NewLimiter(local.New(nil), day, nil))
+		day := quota.NewLimit("day", algorithm.FixedWindowFromFirst(perDay, day))
+		minute := quota.NewLimit("minute", algorithm.FixedWindowFromFirst(perMinute, time.Minute))
+		limiter := quota.Must(quota.NewLimiter(local.New(), day, nil))
 		defer limiter.Close()
 		for range requests {
-			if _, err := limiter.TakeAll(ctx, quota.Charge{Limit: day, Key: "user", Cost: 1}, quota.Charge{Limit: minute, Key: "user", Cost: 1}); err != nil {
+			if _, err := limiter.ChargeAll(ctx, quota.Charge{Limit: day, Key: "user", Cost: 1}, quota.Charge{Limit: minute, Key: "user", Cost: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -48,21 +48,13 @@ var (
 )
 
 // bucket returns n as a limit of this library.
-func bucket(n numbers) (*quota.Limit, error) {
-	rule, err := algorithm.TokenBucket(n.capacity, 1, n.period)
-	if err != nil {
-		return nil, err
-	}
-	return quota.NewLimit("tokens", rule)
+func bucket(n numbers) *quota.Limit {
+	return quota.NewLimit("tokens", algorithm.TokenBucket(n.capacity, 1, n.period))
 }
 
 // throughLimiter is a store used as programs use it.
 func throughLimiter(store quota.Store, n numbers) (take, error) {
-	limit, err := bucket(n)
-	if err != nil {
-		return nil, err
-	}
-	limiter, err := quota.NewLimiter(store, limit, nil)
+	limiter, err := quota.NewLimiter(store, bucket(n), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -198,7 +198,7 @@ func (x *situation) checkRefund() {
 	if x.v.Remaining < prior || x.v.Remaining-prior > x.req.Cost {
 		x.fail(a13, "got: %d remained and %d were refunded, remaining %d; want: up to as many more", prior, x.req.Cost, x.v.Remaining)
 	}
-	if x.req.At == 0 && x.v.Remaining != prior {
+	if x.req.Arg == 0 && x.v.Remaining != prior {
 		x.fail(a13, "got: a refund of a charge of long ago (time 0) gives %d back; want: 0", x.v.Remaining-prior)
 	}
 	x.checkMint(x.state)
@@ -219,7 +219,7 @@ func (x *situation) checkUndo() {
 	if x.req.Op != quota.OpTake && x.req.Op != quota.OpAhead || !x.v.Allowed || x.req.Cost == 0 || x.mixed || x.back {
 		return
 	}
-	give := quota.Request{Op: quota.OpRefund, Cost: x.req.Cost, At: x.now}
+	give := quota.Request{Op: quota.OpRefund, Cost: x.req.Cost, Arg: x.now}
 	was := x.peek(x.before, 0, x.now)
 	s, v := x.algorithm().Decide(x.state, give, x.now)
 	if !v.Allowed || v.Remaining != was.Remaining || v.ResetAfter != was.ResetAfter {
@@ -300,7 +300,7 @@ func (x *situation) checkUpTo() {
 				}
 				take := quota.Request{Cost: max(min(most, left-floor), least), Floor: floor}
 				want, w := x.algorithm().Decide(x.state, take, x.now)
-				got, v := x.algorithm().Decide(x.state, quota.Request{Op: quota.OpUpTo, Cost: most, At: quota.Micros(least), Floor: floor}, x.now)
+				got, v := x.algorithm().Decide(x.state, quota.Request{Op: quota.OpUpTo, Cost: most, Arg: quota.Micros(least), Floor: floor}, x.now)
 				if v != w || v.Write && !sameState(got, want) {
 					x.fail(a21, "got: up to %d, at least %d, above a floor of %d, with %d remaining, are %s, and the state is %+v; want: as a take of %d, %s, and %+v",
 						most, least, floor, left, showVerdict(v), got, take.Cost, showVerdict(w), want)
@@ -313,7 +313,7 @@ func (x *situation) checkUpTo() {
 // checkAhead takes ahead, in place of a next move.
 func (x *situation) checkAhead() {
 	ahead := func(s quota.State, cost int64, within, now quota.Micros) (quota.State, quota.Verdict) {
-		next, v := x.algorithm().Decide(s, quota.Request{Op: quota.OpAhead, Cost: cost, At: within}, now)
+		next, v := x.algorithm().Decide(s, quota.Request{Op: quota.OpAhead, Cost: cost, Arg: within}, now)
 		if v.Write {
 			return next, v
 		}
@@ -438,10 +438,10 @@ func (x *situation) sameAsFresh(now quota.Micros) (difference string) {
 		{Op: quota.OpRefund, Cost: capacity}, {Op: quota.OpReset},
 	}
 	if x.spec().Ahead {
-		reqs = append(reqs, quota.Request{Op: quota.OpAhead, Cost: capacity, At: x.p.scale})
+		reqs = append(reqs, quota.Request{Op: quota.OpAhead, Cost: capacity, Arg: x.p.scale})
 	}
 	for _, at := range x.charged {
-		reqs = append(reqs, quota.Request{Op: quota.OpRefund, Cost: capacity, At: at})
+		reqs = append(reqs, quota.Request{Op: quota.OpRefund, Cost: capacity, Arg: at})
 	}
 	for _, r := range reqs {
 		kept, a := x.algorithm().Decide(x.state, r, now)

@@ -57,7 +57,7 @@ func (p *prober) lua(ctx context.Context, eval func(ctx context.Context, script 
 			s := &samples[i]
 			// Clients return a string or its bytes.
 			if got, want := fmt.Sprintf("%s", answers[i]), p.luaAnswer(s); got != want {
-				p.fail(a15, "got: %s\nwant: %s\nafter %v of %d (at %d, above %d) at %d on %+v by %+v", got, want, s.req.Op, s.req.Cost, s.req.At, s.req.Floor, s.now, s.state, p.specs[s.by])
+				p.fail(a15, "got: %s\nwant: %s\nafter %v of %d (at %d, above %d) at %d on %+v by %+v", got, want, s.req.Op, s.req.Cost, s.req.Arg, s.req.Floor, s.now, s.state, p.specs[s.by])
 				return
 			}
 		}
@@ -67,7 +67,7 @@ func (p *prober) lua(ctx context.Context, eval func(ctx context.Context, script 
 // luaArgs returns the input of a decision in the form that the script reads.
 func (p *prober) luaArgs(s *sample) string {
 	spec := &p.specs[s.by]
-	text := fmt.Sprint(s.state.Unit, s.state.A, s.state.B, s.state.C, int(s.req.Op), min(s.req.Cost, 1<<52), int64(s.req.At), int64(s.now), spec.Unit)
+	text := fmt.Sprint(s.state.Unit, s.state.A, s.state.B, s.state.C, int(s.req.Op), min(s.req.Cost, 1<<52), int64(s.req.Arg), int64(s.now), spec.Unit)
 	for _, n := range spec.Params {
 		text += fmt.Sprint(" ", n)
 	}

@@ -17,7 +17,7 @@ import (
 func (p *prober) spec() bool {
 	a, spec := p.family[0], p.specs[0]
 	p.guard(a9, func() {
-		if _, err := quota.NewLimit("limit", a); err != nil {
+		if err := quota.NewLimit("limit", a).Err(); err != nil {
 			p.fail(a9, "got: %v; want: a spec that quota.NewLimit takes", err)
 		}
 		if again := a.Spec(); again != spec {
@@ -57,9 +57,9 @@ func (p *prober) stateless() {
 		}
 		for i, cost := range costs {
 			for _, now := range []quota.Micros{0, 1, origin, latest} {
-				r := quota.Request{Op: op, Cost: cost, At: now / 2}
+				r := quota.Request{Op: op, Cost: cost, Arg: now / 2}
 				if op == quota.OpUpTo {
-					r.At = quota.Micros(min(cost, 1))
+					r.Arg = quota.Micros(min(cost, 1))
 				}
 				if op == quota.OpTake || op == quota.OpPeek || op == quota.OpUpTo {
 					r.Floor = []int64{0, 1, math.MaxInt64}[i%3]
@@ -193,7 +193,7 @@ func (p *prober) undo() {
 		if !v.Allowed {
 			continue
 		}
-		_, got := a.Decide(with, quota.Request{Op: quota.OpRefund, Cost: cost, At: charged}, now)
+		_, got := a.Decide(with, quota.Request{Op: quota.OpRefund, Cost: cost, Arg: charged}, now)
 		if want := peeked(a, without, 0, now).Remaining; got.Remaining != want {
 			p.fail(a13, "got: a take of %d, then one of %d, refunded %d µs later, in between takes of %v: remaining %d; want: %d, as if the second had never been made",
 				first, cost, now-charged, others, got.Remaining, want)
@@ -235,7 +235,7 @@ func (p *prober) hostile() {
 		if len(p.seen) > 0 && rng.IntN(3) == 0 {
 			s = p.seen[rng.IntN(len(p.seen))].state
 		}
-		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, At: quota.Micros(number(rng)), Floor: number(rng) & math.MaxInt64 * int64(rng.IntN(2))}
+		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, Arg: quota.Micros(number(rng)), Floor: number(rng) & math.MaxInt64 * int64(rng.IntN(2))}
 		now := quota.Micros(number(rng))
 		given := slices.Clone(s.Tail)
 		var last any
@@ -243,14 +243,14 @@ func (p *prober) hostile() {
 			defer func() { last = recover() }()
 			next, v := a.Decide(s, r, now)
 			if !slices.Equal(given, s.Tail) {
-				p.fail(a7, "got: State.Tail was %v and is %v\nafter %v of %d (charged at %d) at %d", given, s.Tail, r.Op, r.Cost, r.At, now)
+				p.fail(a7, "got: State.Tail was %v and is %v\nafter %v of %d (charged at %d) at %d", given, s.Tail, r.Op, r.Cost, r.Arg, now)
 			}
 			if again, w := a.Decide(s, r, now); v != w || v.Write && !sameState(next, again) {
 				p.fail(a8, "got: %v of %d at %d on %+v gives %s, and the second time %s", r.Op, r.Cost, now, s, showVerdict(v), showVerdict(w))
 			}
 		}()
 		if last != nil {
-			p.fail(a8, "got: panic: %v; want: an answer to any input\n%v of %d (charged at %d) at %d on %+v", last, r.Op, r.Cost, r.At, now, s)
+			p.fail(a8, "got: panic: %v; want: an answer to any input\n%v of %d (charged at %d) at %d on %+v", last, r.Op, r.Cost, r.Arg, now, s)
 		}
 	}
 }
@@ -436,7 +436,7 @@ func (p *prober) forecast() {
 		}
 		d := func(n int64) quota.Decision {
 			v := x.peek(x.state, min(n, capacity), now)
-			return quota.Decision{Allowed: v.Allowed, Limit: capacity, Remaining: v.Remaining, At: now,
+			return quota.Decision{Allowed: v.Allowed, Capacity: capacity, Remaining: v.Remaining, At: now,
 				RetryAfter: v.RetryAfter.Duration(), ResetAfter: v.ResetAfter.Duration()}
 		}
 		last := time.Duration(0)

@@ -269,7 +269,7 @@ func (p *prober) request(x *situation, by int) quota.Request {
 		rest := max(x.v.Remaining-min(r.Cost, exact), 0)
 		r.Floor = []int64{1, rest, rest + 1, p.cost(p.specs[by].Capacity, x.v.Remaining)}[p.rng.IntN(4)]
 		if r.Op = []quota.Op{quota.OpTake, quota.OpPeek, quota.OpUpTo}[p.rng.IntN(3)]; r.Op == quota.OpUpTo {
-			r.At = quota.Micros(min(r.Cost, p.rng.Int64N(4)))
+			r.Arg = quota.Micros(min(r.Cost, p.rng.Int64N(4)))
 		}
 		return r
 	}
@@ -281,18 +281,18 @@ func (p *prober) request(x *situation, by int) quota.Request {
 	case 3, 4:
 		r.Op = quota.OpRefund
 		if n := len(x.charged); n > 0 && p.rng.IntN(8) > 0 {
-			r.At = x.charged[p.rng.IntN(n)]
+			r.Arg = x.charged[p.rng.IntN(n)]
 		}
 	case 5:
 		if p.rng.IntN(4) == 0 {
 			r.Op = quota.OpReset
 		}
 	case 8:
-		r.Op, r.At = quota.OpUpTo, quota.Micros(min(r.Cost, []int64{0, 1, max(x.v.Remaining, 0) + 1}[p.rng.IntN(3)]))
+		r.Op, r.Arg = quota.OpUpTo, quota.Micros(min(r.Cost, []int64{0, 1, max(x.v.Remaining, 0) + 1}[p.rng.IntN(3)]))
 	case 6, 7:
 		if p.specs[by].Ahead {
 			r.Op = quota.OpAhead
-			r.At = []quota.Micros{0, 1, min(x.v.RetryAfter, quota.MaxNumber), quota.Micros(p.rng.Int64N(int64(p.scale) + 1)), p.scale, quota.MaxNumber}[p.rng.IntN(6)]
+			r.Arg = []quota.Micros{0, 1, min(x.v.RetryAfter, quota.MaxNumber), quota.Micros(p.rng.Int64N(int64(p.scale) + 1)), p.scale, quota.MaxNumber}[p.rng.IntN(6)]
 		}
 	}
 	return r
@@ -353,7 +353,7 @@ func (p *prober) plain() [][]move {
 	c := p.specs[0].Capacity
 	take := func(n int64, at quota.Micros) move { return move{req: quota.Request{Cost: n}, now: origin + at} }
 	op := func(o quota.Op, n int64, at quota.Micros) move {
-		return move{req: quota.Request{Op: o, Cost: n, At: origin}, now: origin + at}
+		return move{req: quota.Request{Op: o, Cost: n, Arg: origin}, now: origin + at}
 	}
 	traces := [][]move{
 		{take(1, 0), take(c, 0), take(c, p.scale)},
@@ -365,7 +365,7 @@ func (p *prober) plain() [][]move {
 	}
 	if p.specs[0].Ahead {
 		ahead := func(n int64, within, at quota.Micros) move {
-			return move{req: quota.Request{Op: quota.OpAhead, Cost: n, At: within}, now: origin + at}
+			return move{req: quota.Request{Op: quota.OpAhead, Cost: n, Arg: within}, now: origin + at}
 		}
 		traces = append(traces, []move{take(c, 0), ahead(1, 0, 1), ahead(1, p.scale, 2), ahead(c, p.scale, 3), ahead(c, quota.MaxNumber, 4), op(quota.OpRefund, c, 5), take(1, p.scale)})
 	}
@@ -418,8 +418,8 @@ func sooner(trace []move, i int, part quota.Micros) []move {
 	t := slices.Clone(trace)
 	for j := i; j < len(t); j++ {
 		t[j].now -= gap
-		if t[j].req.At >= trace[i].now {
-			t[j].req.At -= gap
+		if t[j].req.Arg >= trace[i].now {
+			t[j].req.Arg -= gap
 		}
 	}
 	return t
@@ -434,11 +434,11 @@ func (p *prober) show(trace []move) string {
 	for _, m := range trace {
 		fmt.Fprintf(&b, "\n\tat %d %v of %d", m.now-origin, m.req.Op, m.req.Cost)
 		if m.req.Op == quota.OpRefund {
-			fmt.Fprintf(&b, " charged at %d", m.req.At-origin)
+			fmt.Fprintf(&b, " charged at %d", m.req.Arg-origin)
 		} else if m.req.Op == quota.OpAhead {
-			fmt.Fprintf(&b, " within %d", m.req.At)
+			fmt.Fprintf(&b, " within %d", m.req.Arg)
 		} else if m.req.Op == quota.OpUpTo {
-			fmt.Fprintf(&b, ", at least %d,", m.req.At)
+			fmt.Fprintf(&b, ", at least %d,", m.req.Arg)
 		}
 		if m.req.Floor > 0 {
 			fmt.Fprintf(&b, " above %d", m.req.Floor)

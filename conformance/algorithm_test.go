@@ -15,7 +15,7 @@ import (
 // luaResult returns the result of rule A15 for a token bucket.
 func luaResult(t *testing.T, eval func(context.Context, string, []any) (any, error)) Result {
 	t.Helper()
-	h := AlgorithmHarness{Algorithms: []quota.Algorithm{quota.Must(algorithm.TokenBucket(10, 7, time.Second))}, Eval: eval}
+	h := AlgorithmHarness{Algorithms: []quota.Algorithm{algorithm.TokenBucket(10, 7, time.Second)}, Eval: eval}
 	for _, r := range ExamineAlgorithm(t, 1, h, 3) {
 		if r.Rule == "A15" {
 			return r
@@ -59,7 +59,7 @@ func TestEvalFails(t *testing.T) {
 		"answers as bytes": {func(args []any) (any, error) { return repeat([]byte("denied unwritten -1"), len(args)), nil }, "got: denied unwritten -1\nwant: "},
 	} {
 		r := luaResult(t, func(_ context.Context, script string, args []any) (any, error) {
-			if lua := quota.Must(algorithm.TokenBucket(1, 1, time.Second)).(driver.Scripted).Lua(); !strings.Contains(script, lua) {
+			if lua := algorithm.TokenBucket(1, 1, time.Second).(driver.Scripted).Lua(); !strings.Contains(script, lua) {
 				t.Errorf("%s: script: got %s, want one that has the algorithm's Lua text", name, script)
 			}
 			return c.eval(args)

@@ -48,7 +48,7 @@ func show(cs []quota.Charge) string {
 		}
 		fmt.Fprintf(&b, "%s %d of %+q to %+q", c.Op, c.Cost, c.Limit.Name(), c.Key)
 		if c.Op == quota.OpRefund {
-			fmt.Fprintf(&b, " charged at %d", c.At)
+			fmt.Fprintf(&b, " charged at %d", c.MadeAt)
 		}
 		if c.Op == quota.OpAhead {
 			fmt.Fprintf(&b, " within %v", c.Within)
@@ -106,7 +106,7 @@ func decisions(ds []quota.Decision) string {
 			flags += " by " + d.Source.String()
 		}
 		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, delay %v, at %d",
-			flags, d.Limit, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.Delay, d.At)
+			flags, d.Capacity, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.Delay, d.At)
 	}
 	return strings.Join(texts, "\n\t     ")
 }
@@ -138,7 +138,7 @@ func differing(got []quota.Decision, err error, want []quota.Decision) string {
 			same bool
 		}{
 			{"Allowed", g.Allowed == w.Allowed}, {"Source", g.Source == w.Source}, {"Split", g.Split == w.Split}, {"Replayed", g.Replayed == w.Replayed},
-			{"Limit", g.Limit == w.Limit}, {"Remaining", g.Remaining == w.Remaining}, {"Charged", g.Charged == w.Charged}, {"RetryAfter", g.RetryAfter == w.RetryAfter},
+			{"Limit", g.Capacity == w.Capacity}, {"Remaining", g.Remaining == w.Remaining}, {"Charged", g.Charged == w.Charged}, {"RetryAfter", g.RetryAfter == w.RetryAfter},
 			{"ResetAfter", g.ResetAfter == w.ResetAfter}, {"Delay", g.Delay == w.Delay}, {"At", g.At == w.At}, {"Shadow", g.Shadow == w.Shadow},
 		} {
 			if !f.same && !slices.Contains(names, f.name) {

@@ -66,9 +66,9 @@ func beyond(t *trial) {
 		left := 12 - used[c.Key]
 		d.Allowed = c.Op != quota.OpTake || c.Cost <= left
 		if !granted {
-			return quota.Decision{Allowed: d.Allowed, Limit: 12, Remaining: left}
+			return quota.Decision{Allowed: d.Allowed, Capacity: 12, Remaining: left}
 		}
-		d.Limit = 12
+		d.Capacity = 12
 		if c.Op != quota.OpRefund {
 			d.Charged = c.Cost
 			used[c.Key] += c.Cost
@@ -88,20 +88,20 @@ func beyond(t *trial) {
 			case 0:
 				c.Op = quota.OpDebit
 			case 1, 2:
-				c.Op, c.At = quota.OpRefund, 1<<53
+				c.Op, c.MadeAt = quota.OpRefund, 1<<53
 			case 3:
 				c.Cost = 12
 			}
 			granted = granted && (c.Op != quota.OpTake || c.Cost <= 12-used[c.Key])
 			cs = append(cs, c)
 		}
-		ds, err := h.takeAll(bg, cs...)
+		ds, err := h.chargeAll(bg, cs...)
 		switch {
 		case errors.Is(err, quota.ErrCrossSlot): // and no token is charged
 		case transient(err), indeterminate(err), err == nil && substituted(ds):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil:
-			t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
+			t.fatalf("ChargeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
 		default:
 			wants := make([]quota.Decision, len(cs))
 			for i := range cs {
@@ -112,12 +112,12 @@ func beyond(t *trial) {
 				got[i].At, got[i].RetryAfter, got[i].ResetAfter, got[i].Split = 0, 0, 0, false
 			}
 			if !slices.Equal(got, wants) {
-				t.fatalf("TakeAll%s:\n%s\nwhere the right answer, but for times and the mark, is\n%s", show(cs), answer(ds, nil), expectation(wants))
+				t.fatalf("ChargeAll%s:\n%s\nwhere the right answer, but for times and the mark, is\n%s", show(cs), answer(ds, nil), expectation(wants))
 			}
 		}
 		for _, key := range keys {
 			if got := t.used(h, l, key); got != used[key] {
-				t.fatalf("TakeAll%s:\n%s\nafterwards:\n\tgot  %d tokens charged to %q\n\twant %d", show(cs), answer(ds, err), got, key, used[key])
+				t.fatalf("ChargeAll%s:\n%s\nafterwards:\n\tgot  %d tokens charged to %q\n\twant %d", show(cs), answer(ds, err), got, key, used[key])
 			}
 		}
 	})
@@ -135,18 +135,18 @@ func marked(t *trial) {
 		for n := range quota.MaxCharges {
 			cs = append(cs, quota.Charge{Limit: l, Key: fmt.Sprintf("g%d-%d", n, round), Cost: 1})
 		}
-		ds, err := h.takeAll(bg, cs...)
+		ds, err := h.chargeAll(bg, cs...)
 		switch {
 		case errors.Is(err, quota.ErrCrossSlot): // and no parts are taken
 			return
 		case transient(err), indeterminate(err), err == nil && substituted(ds):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil || !quota.Granted(ds):
-			t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d:\n%s\n\twant quota.ErrCrossSlot, or a grant", len(cs)-1, answer(ds, err))
+			t.fatalf("ChargeAll of 1 token to each of the keys g0 to g%d:\n%s\n\twant quota.ErrCrossSlot, or a grant", len(cs)-1, answer(ds, err))
 		}
 		for i, d := range ds {
 			if d.Split != ds[0].Split || !d.Split && d.At != ds[0].At {
-				t.fatalf("TakeAll of 1 token to each of the keys g0 to g%d, decisions 0 and %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step, at one time",
+				t.fatalf("ChargeAll of 1 token to each of the keys g0 to g%d, decisions 0 and %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step, at one time",
 					len(cs)-1, i, answer([]quota.Decision{ds[0], d}, nil))
 			}
 		}
@@ -173,18 +173,18 @@ func markedWhenDenied(t *trial) {
 			}
 			cs = append(cs, c)
 		}
-		ds, err := h.takeAll(bg, cs...)
+		ds, err := h.chargeAll(bg, cs...)
 		switch {
 		case errors.Is(err, quota.ErrCrossSlot):
 			return
 		case transient(err), indeterminate(err), err == nil && substituted(ds):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil || quota.Granted(ds):
-			t.fatalf("TakeAll of %d keys of as many groups, one of which does not fit:\n%s\n\twant quota.ErrCrossSlot, or a denial", len(cs), answer(ds, err))
+			t.fatalf("ChargeAll of %d keys of as many groups, one of which does not fit:\n%s\n\twant quota.ErrCrossSlot, or a denial", len(cs), answer(ds, err))
 		}
 		for i, d := range ds {
 			if d.Split != ds[0].Split || !d.Split && d.At != ds[0].At {
-				t.fatalf("TakeAll of %d keys of as many groups, one of which does not fit, decisions 1 and %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step, at one time",
+				t.fatalf("ChargeAll of %d keys of as many groups, one of which does not fit, decisions 1 and %d:\n%s\n\twant quota.ErrCrossSlot, or Split set in every decision of a list that the store does not decide in one step, at one time",
 					len(cs), i+1, answer([]quota.Decision{ds[0], d}, nil))
 			}
 		}
@@ -210,24 +210,24 @@ func alternativesBeyond(t *trial) {
 			cs = append(cs, c)
 		}
 		items, want := make([]driver.Item, len(cs)), make([]quota.Decision, len(cs))
-		got, err := h.takeAll(bg, cs...)
+		got, err := h.chargeAll(bg, cs...)
 		switch {
 		case errors.Is(err, quota.ErrCrossSlot): // and no token is charged
 		case transient(err), indeterminate(err), err == nil && substituted(got):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil:
-			t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
+			t.fatalf("ChargeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
 		default:
 			if err := driver.Apply(cs, items, got[0].At, want); err != nil {
 				t.fatalf("Apply%s: %v", show(cs), err)
 			}
 			if !slices.Equal(got, want) {
-				t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or one step, of which the right answer is\n%s%s", show(cs), answer(got, nil), expectation(want), differing(got, nil, want))
+				t.fatalf("ChargeAll%s:\n%s\n\twant quota.ErrCrossSlot, or one step, of which the right answer is\n%s%s", show(cs), answer(got, nil), expectation(want), differing(got, nil, want))
 			}
 		}
 		for i := range cs {
 			if used := t.used(h, l, cs[i].Key); used != want[i].Charged {
-				t.fatalf("TakeAll%s:\n%s\nafterwards:\n\tgot  %d tokens charged to %q\n\twant %d", show(cs), answer(got, err), used, cs[i].Key, want[i].Charged)
+				t.fatalf("ChargeAll%s:\n%s\nafterwards:\n\tgot  %d tokens charged to %q\n\twant %d", show(cs), answer(got, err), used, cs[i].Key, want[i].Charged)
 			}
 		}
 	})
@@ -263,7 +263,7 @@ func onePart(t *trial) {
 	}
 	for round := range 12 {
 		// In parts, or refused. The case "verdicts of parts" judges them.
-		p.first.takeAll(bg, quota.Charge{Limit: l, Key: fmt.Sprint("x", round), Cost: 1}, quota.Charge{Limit: l, Key: fmt.Sprint("y", round), Cost: int64(1 + round%3*9)})
+		p.first.chargeAll(bg, quota.Charge{Limit: l, Key: fmt.Sprint("x", round), Cost: 1}, quota.Charge{Limit: l, Key: fmt.Sprint("y", round), Cost: int64(1 + round%3*9)})
 		group := fmt.Sprint("g", round%5)
 		if !play(quota.Charge{Key: group, Cost: int64(1 + round)}) || !play(quota.Charge{Key: group, Op: quota.OpPeek, Cost: 20}) {
 			return
@@ -321,14 +321,14 @@ func verdictsOfParts(t *trial, injected bool) {
 			cs = append(cs, c)
 		}
 		begun := now()
-		got, err := h.takeAll(bg, cs...)
+		got, err := h.chargeAll(bg, cs...)
 		switch {
 		case errors.Is(err, quota.ErrCrossSlot):
 			t.excusef("the store refuses lists that it does not decide in one step")
 		case transient(err), indeterminate(err), err == nil && substituted(got):
 			t.skipf("not judged, because the store does not answer: %v", err)
 		case err != nil:
-			t.fatalf("TakeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
+			t.fatalf("ChargeAll%s:\n%s\n\twant quota.ErrCrossSlot, or decisions", show(cs), answer(nil, err))
 		}
 		ended := now()
 		if begun > ended {
@@ -350,7 +350,7 @@ func verdictsOfParts(t *trial, injected bool) {
 				return all[i], ds[i], quota.Granted(ds)
 			}
 			if got[i].At < begun || got[i].At > ended {
-				t.fatalf("TakeAll%s, decision %d:\n%s\n\twant it at a time of the call, %d to %d", show(cs), i+1, answer(got, nil), begun, ended)
+				t.fatalf("ChargeAll%s, decision %d:\n%s\n\twant it at a time of the call, %d to %d", show(cs), i+1, answer(got, nil), begun, ended)
 			}
 			it, d, granted := apply(got[i].At)
 			want[i] = d
@@ -366,7 +366,7 @@ func verdictsOfParts(t *trial, injected bool) {
 			}
 		}
 		if !slices.Equal(got, want) {
-			t.fatalf("TakeAll%s:\n%s\nwhere the right answer, but for the mark, is\n%s%s", show(cs), answer(got, nil), expectation(want), differing(got, nil, want))
+			t.fatalf("ChargeAll%s:\n%s\nwhere the right answer, but for the mark, is\n%s%s", show(cs), answer(got, nil), expectation(want), differing(got, nil, want))
 		}
 	})
 }

@@ -79,7 +79,7 @@ func (a *auditor) prepare(f *form, n int, then func()) *asked {
 	}
 	limit := a.limit
 	if then != nil {
-		limit = quota.Must(quota.NewLimit(limit.Name(), &midway{Algorithm: quota.Must(tokenBucket.make(numbers{1 << 10, 1 << 10, year})), at: int64(n), then: then}))
+		limit = quota.NewLimit(limit.Name(), &midway{Algorithm: tokenBucket.make(numbers{1 << 10, 1 << 10, year}), at: int64(n), then: then})
 	}
 	cs := make([]quota.Charge, len(f.ops))
 	for i := range cs {
@@ -140,7 +140,7 @@ func (a *auditor) make(ctx context.Context, k *asked, event string) {
 		d, k.err = a.breaks.take(ctx, k.cs[0])
 		k.ds = []quota.Decision{d}
 	} else {
-		k.ds, k.err = a.breaks.takeAll(ctx, k.cs...)
+		k.ds, k.err = a.breaks.chargeAll(ctx, k.cs...)
 	}
 	k.known = known(ctx, k.err) || k.spread && driver.Sentinel(k.err) == quota.ErrCrossSlot
 }
@@ -157,7 +157,7 @@ func (a *auditor) pairOf(op quota.Op) []quota.Charge {
 // contend charges the pair.
 func (a *auditor) contend(ctx context.Context) {
 	cs := a.pairOf(quota.OpDebit)
-	ds, err := a.breaks.takeAll(ctx, cs...)
+	ds, err := a.breaks.chargeAll(ctx, cs...)
 	a.pair.book(a.t, ctx, cs[0], ds[0], err)
 }
 
@@ -221,7 +221,7 @@ func (a *auditor) added(k *asked) []int64 {
 	}
 	added := make([]int64, len(peeks))
 	for i, d := range a.inSteps(k.form, peeks, a.ask) {
-		added[i] = d.Limit - d.Remaining - inUse
+		added[i] = d.Capacity - d.Remaining - inUse
 	}
 	return added
 }
@@ -267,7 +267,7 @@ func (a *auditor) repeat(k *asked) {
 func (a *auditor) end() {
 	if a.first == "" {
 		got := a.ask(a.pairOf(quota.OpPeek))
-		used := got[0].Limit - got[0].Remaining
+		used := got[0].Capacity - got[0].Remaining
 		least, unknown := a.pair.bounds()
 		switch {
 		case used < least || used > least+unknown:
@@ -314,8 +314,8 @@ func (a *auditor) settled() {
 		}
 	}
 	d := a.ask(a.pairOf(quota.OpPeek))[0]
-	if least, more := a.pair.bounds(); a.first == "" && (d.Limit-d.Remaining < least+admitted || d.Limit-d.Remaining > least+more) {
-		a.first = fmt.Sprintf("got: %d tokens are charged to %q; want: %d, for which calls returned nil, and up to %d more, whose outcome is unknown: %s", d.Limit-d.Remaining, "pair/a", least+admitted, more-admitted, want)
+	if least, more := a.pair.bounds(); a.first == "" && (d.Capacity-d.Remaining < least+admitted || d.Capacity-d.Remaining > least+more) {
+		a.first = fmt.Sprintf("got: %d tokens are charged to %q; want: %d, for which calls returned nil, and up to %d more, whose outcome is unknown: %s", d.Capacity-d.Remaining, "pair/a", least+admitted, more-admitted, want)
 	}
 }
 

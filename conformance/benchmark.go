@@ -67,26 +67,26 @@ func Benchmark(b *testing.B, h Harness) {
 		}
 	}
 	run("one key", func(store quota.Store, _ int) error {
-		_, err := store.Take(bg, quota.Charge{Limit: plenty, Key: "agent", Cost: 1})
+		_, err := store.Charge(bg, quota.Charge{Limit: plenty, Key: "agent", Cost: 1})
 		return err
 	})
 	run("many keys", func(store quota.Store, n int) error {
-		_, err := store.Take(bg, quota.Charge{Limit: plenty, Key: many[n%len(many)], Cost: 1})
+		_, err := store.Charge(bg, quota.Charge{Limit: plenty, Key: many[n%len(many)], Cost: 1})
 		return err
 	})
 	run("denied", func(store quota.Store, _ int) error {
-		_, err := store.Take(bg, quota.Charge{Limit: none, Key: "agent", Cost: 1})
+		_, err := store.Charge(bg, quota.Charge{Limit: none, Key: "agent", Cost: 1})
 		return err
 	})
 	run("list of two", func(store quota.Store, n int) error {
 		var out [2]quota.Decision
-		err := store.TakeAll(bg, []quota.Charge{{Limit: plenty, Key: many[n%len(many)], Cost: 1}, {Limit: other, Key: many[n%len(many)], Cost: 1}}, out[:])
+		err := store.ChargeAll(bg, []quota.Charge{{Limit: plenty, Key: many[n%len(many)], Cost: 1}, {Limit: other, Key: many[n%len(many)], Cost: 1}}, out[:])
 		return err
 	})
 	if h.lacks(IDs) == "" {
 		var id atomic.Int64
 		run("request id", func(store quota.Store, n int) error {
-			_, err := store.Take(bg, quota.Charge{Limit: plenty, Key: many[n%len(many)], Cost: 1, ID: fmt.Sprint(id.Add(1))})
+			_, err := store.Charge(bg, quota.Charge{Limit: plenty, Key: many[n%len(many)], Cost: 1, ID: fmt.Sprint(id.Add(1))})
 			return err
 		})
 	}

@@ -19,20 +19,20 @@ type handle struct {
 	opening Opening
 }
 
-// take decides one charge by Take.
+// take decides one charge by Charge.
 func (h *handle) take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	defer h.called(&err, "Take", c)()
-	return h.store.Take(ctx, c)
+	defer h.called(&err, "Charge", c)()
+	return h.store.Charge(ctx, c)
 }
 
-// takeAll decides a list by TakeAll.
-func (h *handle) takeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.Decision, err error) {
-	defer h.called(&err, "TakeAll", cs...)()
+// chargeAll decides a list by ChargeAll.
+func (h *handle) chargeAll(ctx context.Context, cs ...quota.Charge) (ds []quota.Decision, err error) {
+	defer h.called(&err, "ChargeAll", cs...)()
 	ds = make([]quota.Decision, len(cs))
 	for i := range ds { // with wrong values, so that a field that the store does not write is seen
-		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Shadow: true, Alternative: 99, Limit: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, Delay: -1, At: -1}
+		ds[i] = quota.Decision{Allowed: true, Source: quota.FromLease, Split: true, Replayed: true, Shadow: true, Alternative: 99, Capacity: -1, Remaining: -1, Charged: -1, RetryAfter: -1, ResetAfter: -1, Delay: -1, At: -1}
 	}
-	return ds, h.store.TakeAll(ctx, cs, ds)
+	return ds, h.store.ChargeAll(ctx, cs, ds)
 }
 
 // close closes the store.
@@ -83,7 +83,7 @@ func (t *trial) persist(h *handle, list bool, cs ...quota.Charge) (ds []quota.De
 			d, err = h.take(bg, cs[0])
 			ds = []quota.Decision{d}
 		} else {
-			ds, err = h.takeAll(bg, cs...)
+			ds, err = h.chargeAll(bg, cs...)
 		}
 		switch {
 		case err == nil:
@@ -101,7 +101,7 @@ func (t *trial) ask(h *handle, c quota.Charge) quota.Decision {
 	return t.askAll(h, []quota.Charge{c})[0]
 }
 
-// askAll does the same with a list; a list of one is a Take.
+// askAll does the same with a list; a list of one is a Charge.
 func (t *trial) askAll(h *handle, cs []quota.Charge) (ds []quota.Decision) {
 	for r := t.retry(); ; {
 		var err error
@@ -110,7 +110,7 @@ func (t *trial) askAll(h *handle, cs []quota.Charge) (ds []quota.Decision) {
 			d, err = h.take(bg, cs[0])
 			ds = []quota.Decision{d}
 		} else {
-			ds, err = h.takeAll(bg, cs...)
+			ds, err = h.chargeAll(bg, cs...)
 		}
 		switch {
 		case err == nil && !substituted(ds):
@@ -179,7 +179,7 @@ var bg = context.Background()
 // that is done.
 func (t *trial) wantKnown(ctx context.Context, c quota.Charge, err error) {
 	if !known(ctx, err) {
-		t.fatalf("Take%s:\n%s\n\twant an error of package quota, or that of a context that is done", show([]quota.Charge{c}), answer(nil, err))
+		t.fatalf("Charge%s:\n%s\n\twant an error of package quota, or that of a context that is done", show([]quota.Charge{c}), answer(nil, err))
 	}
 }
 

@@ -40,9 +40,9 @@ func closed(t *trial) {
 				}
 				c := operations[i].on(l, "key", id, 1)
 				d, err := h.take(bg, c)
-				t.wantClosed("Take", c, []quota.Decision{d}, err)
-				ds, err := h.takeAll(bg, c)
-				t.wantClosed("TakeAll", c, ds, err)
+				t.wantClosed("Charge", c, []quota.Decision{d}, err)
+				ds, err := h.chargeAll(bg, c)
+				t.wantClosed("ChargeAll", c, ds, err)
 			}
 		}
 	}
@@ -102,10 +102,10 @@ func closedInUse(t *trial) {
 				for over := false; !over && !t.hasFailed(); {
 					over = closed.Load()
 					begun.Add(1)
-					ds, err := h.takeAll(bg, c)
+					ds, err := h.chargeAll(bg, c)
 					switch {
 					case over && !errors.Is(err, quota.ErrClosed):
-						t.wantClosed("TakeAll", c, ds, err)
+						t.wantClosed("ChargeAll", c, ds, err)
 					case err != nil:
 						t.wantKnown(bg, c, err)
 					}
@@ -140,8 +140,8 @@ func (t *trial) leftBehind(contexts ...context.Context) {
 				h.take(ctx, denied)
 				h.take(ended, c)
 				if driver.AtomicityOf(h.store) != driver.OneKey {
-					h.takeAll(ctx, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
-					h.takeAll(ctx, denied, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
+					h.chargeAll(ctx, c, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
+					h.chargeAll(ctx, denied, quota.Charge{Limit: c.Limit, Key: "k/sub", Cost: 1})
 				}
 				if !t.lacks(IDs) {
 					h.take(ctx, named)
@@ -236,12 +236,12 @@ func closedInFlight(t *trial, audit bool) {
 						cs = []quota.Charge{{Limit: l, Key: "g/a", Cost: 1}, {Limit: l, Key: "g/b", Cost: 1}}
 						book = &pair
 					}
-					ds, err := h.takeAll(bg, cs...)
+					ds, err := h.chargeAll(bg, cs...)
 					switch {
 					case errors.Is(err, quota.ErrClosed):
 						return
 					case over && !audit:
-						t.wantClosed("TakeAll", cs[0], ds, err)
+						t.wantClosed("ChargeAll", cs[0], ds, err)
 					case over:
 						return
 					}
@@ -302,7 +302,7 @@ func lastingContexts(t *trial) {
 			}
 			h.take(with, c) // denied
 			if lists {
-				h.takeAll(with, quota.Charge{Limit: l, Key: "g/k", Cost: 1}, quota.Charge{Limit: l, Key: "g/l", Cost: 1})
+				h.chargeAll(with, quota.Charge{Limit: l, Key: "g/k", Cost: 1}, quota.Charge{Limit: l, Key: "g/l", Cost: 1})
 			}
 		}
 		// A call that is answered from memory may leave less behind, so each has a key that others charge too.

@@ -165,7 +165,7 @@ func linearizable(t *trial) {
 						}
 						c := quota.Charge{Limit: l, Key: names[n], Cost: 1 + rng.Int64N(3), Op: oneOf(rng, anyOps)}
 						if c.Op == quota.OpRefund {
-							c.At = made[c.Key]
+							c.MadeAt = made[c.Key]
 						}
 						accept(rng, &c, quota.Decision{ResetAfter: 1000 * time.Hour})
 						cs = append(cs, c)

@@ -71,13 +71,13 @@ func doneContexts(t *trial) {
 				if err != nil {
 					d = quota.Decision{}
 				}
-				t.wantContext(ctx, name, "Take", []quota.Charge{c}, []quota.Decision{d}, err)
+				t.wantContext(ctx, name, "Charge", []quota.Charge{c}, []quota.Decision{d}, err)
 				list := []quota.Charge{c}
 				if driver.AtomicityOf(h.store) != driver.OneKey {
 					list = append(list, quota.Charge{Limit: l, Key: "g/other", Cost: 1, ID: id})
 				}
-				ds, err := h.takeAll(ctx, list...)
-				t.wantContext(ctx, name, "TakeAll", list, ds, err)
+				ds, err := h.chargeAll(ctx, list...)
+				t.wantContext(ctx, name, "ChargeAll", list, ds, err)
 			}
 		}
 	}
@@ -131,7 +131,7 @@ func endingContextsWithIDs(t *trial) {
 				d = t.ask(h, c)
 			}
 			if !d.Allowed {
-				t.fatalf("Take%s:\n%s\n\twant a grant: there is enough left", show([]quota.Charge{c}), answer([]quota.Decision{d}, nil))
+				t.fatalf("Charge%s:\n%s\n\twant a grant: there is enough left", show([]quota.Charge{c}), answer([]quota.Decision{d}, nil))
 			}
 			made.Add(1)
 		}

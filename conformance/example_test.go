@@ -24,7 +24,7 @@ func ExampleRun() {
 	var t *testing.T // the argument of func TestConformance(t *testing.T)
 	conformance.Run(t, conformance.Harness{
 		Open: func(t testing.TB, o conformance.Opening) quota.Store {
-			return local.New(&local.Options{Clock: o.Clock})
+			return quota.Must(local.NewWithOptions(local.Options{Clock: o.Clock}))
 		},
 		Lacks: []conformance.Lack{{Feature: conformance.Shared, Reason: "its state is the memory of one store"}},
 	})
@@ -38,8 +38,8 @@ func ExampleAlgorithm() {
 	defer client.Close()
 	conformance.Algorithm(t, conformance.AlgorithmHarness{
 		Algorithms: []quota.Algorithm{
-			quota.Must(algorithm.TokenBucket(10, 10, time.Minute)),
-			quota.Must(algorithm.TokenBucket(1<<40, 1<<30, time.Hour)),
+			algorithm.TokenBucket(10, 10, time.Minute),
+			algorithm.TokenBucket(1<<40, 1<<30, time.Hour),
 		},
 		Eval: func(ctx context.Context, script string, args []any) (any, error) {
 			return client.Eval(ctx, script, nil, args...).Result()
@@ -65,21 +65,21 @@ func ExampleFaultyKV() {
 
 // A wrapper meets a store below it that executes a charge, and does not say so.
 func ExampleFaultyStore() {
-	store, set := conformance.FaultyStore(local.New(nil))
+	store, set := conformance.FaultyStore(local.New())
 	defer store.Close()
-	charge := quota.Charge{Limit: quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(10, 10, time.Hour)))), Key: "agent-1", Cost: 4}
+	charge := quota.Charge{Limit: quota.NewLimit("calls", algorithm.TokenBucket(10, 10, time.Hour)), Key: "agent-1", Cost: 4}
 
 	set(conformance.LostReply)
-	_, err := store.Take(context.Background(), charge)
+	_, err := store.Charge(context.Background(), charge)
 	fmt.Println("charged:", quota.Charged(err))
 
 	set(conformance.Refused)
-	_, err = store.Take(context.Background(), charge)
+	_, err = store.Charge(context.Background(), charge)
 	fmt.Println("charged:", quota.Charged(err))
 
 	set(conformance.NoFault)
 	charge.Op = quota.OpPeek
-	d, err := store.Take(context.Background(), charge)
+	d, err := store.Charge(context.Background(), charge)
 	fmt.Println(d.Remaining, "remain", err)
 	// Output:
 	// charged: unknown

@@ -24,13 +24,13 @@ type altered struct {
 	call func(cs []quota.Charge, out []quota.Decision, decide func() error) error
 }
 
-func (s altered) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	return s.call(cs, out, func() error { return s.Store.TakeAll(ctx, cs, out) })
+func (s altered) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return s.call(cs, out, func() error { return s.Store.ChargeAll(ctx, cs, out) })
 }
 
-func (s altered) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s altered) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	out := make([]quota.Decision, 1)
-	err := s.TakeAll(ctx, []quota.Charge{c}, out)
+	err := s.ChargeAll(ctx, []quota.Charge{c}, out)
 	return out[0], err
 }
 
@@ -48,7 +48,7 @@ func wrong() Harness {
 	return broken(func(cs []quota.Charge, out []quota.Decision, decide func() error) error {
 		err := decide()
 		for i := range cs {
-			if d := &out[i]; d.Allowed && d.Remaining < d.Limit-1 {
+			if d := &out[i]; d.Allowed && d.Remaining < d.Capacity-1 {
 				d.Remaining++
 			}
 		}
@@ -74,7 +74,7 @@ func TestFailureText(t *testing.T) {
 	for _, part := range []string{
 		"S1 Meaning: verdicts are those of Apply", // the rule, and its meaning
 		"\n\tgot  allowed, limit ", "\n\twant allowed, limit ",
-		"\n\t1. Take [", " is TokenBucket(",
+		"\n\t1. Charge [", " is TokenBucket(",
 		"\nreplay with FLEETQUOTA_SEED=",
 	} {
 		if !strings.Contains(r.Text, part) {
@@ -124,8 +124,8 @@ func TestPanicIsAFailure(t *testing.T) {
 		}
 		return decide()
 	})
-	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "the store panicked on Take") || !strings.Contains(r.Text, "braces") || !strings.Contains(r.Text, "failures_test.go:") {
-		t.Errorf("a panic of Take: got %+v, want %s, with the text of the panic and its stack", r, Failed)
+	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "the store panicked on Charge") || !strings.Contains(r.Text, "braces") || !strings.Contains(r.Text, "failures_test.go:") {
+		t.Errorf("a panic of Charge: got %+v, want %s, with the text of the panic and its stack", r, Failed)
 	}
 	h.Open = func(testing.TB, Opening) quota.Store { panic("no server") }
 	if r := only(t, h, "C1_Keys/keys", 0); r.Outcome != Failed || !strings.Contains(r.Text, "no server") {
@@ -353,8 +353,8 @@ func TestSkipsSayWhy(t *testing.T) {
 // late is a store that checks the context after the charge, when the context has ended.
 type late struct{ quota.Store }
 
-func (s late) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
+func (s late) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)
 	if err == nil && ctx.Done() != nil {
 		<-ctx.Done()
 		return quota.Decision{}, ctx.Err()

@@ -83,7 +83,7 @@ func faults(t *trial, withIDs bool) {
 	for n := range serial.Load() {
 		c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: fmt.Sprint(n + 1)}
 		if d := t.ask(h, c); !d.Allowed || d.Charged != 1 {
-			t.fatalf("Take%s:\n%s\n\twant a grant: there is enough left", show([]quota.Charge{c}), answer([]quota.Decision{d}, nil))
+			t.fatalf("Charge%s:\n%s\n\twant a grant: there is enough left", show([]quota.Charge{c}), answer([]quota.Decision{d}, nil))
 		}
 	}
 	admitted := book.admitted.Load() // by a fallback, to which ids of the store mean nothing

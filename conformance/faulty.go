@@ -95,22 +95,22 @@ type faultyStore struct {
 // Unwrap returns the store, for its optional interfaces.
 func (s *faultyStore) Unwrap() quota.Store { return s.Store }
 
-func (s *faultyStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *faultyStore) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
-	err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+	err := s.ChargeAll(ctx, []quota.Charge{c}, out[:])
 	return out[0], err
 }
 
-func (s *faultyStore) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *faultyStore) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	later := slices.Clone(cs)
-	err := s.request(ctx, func(ctx context.Context) { s.Store.TakeAll(ctx, later, make([]quota.Decision, len(later))) })
+	err := s.request(ctx, func(ctx context.Context) { s.Store.ChargeAll(ctx, later, make([]quota.Decision, len(later))) })
 	if errors.Is(err, errLost) {
 		return fmt.Errorf("conformance: %w: %w", quota.ErrIndeterminate, err)
 	}
 	if err != nil {
 		return err
 	}
-	err = s.Store.TakeAll(ctx, cs, out)
+	err = s.Store.ChargeAll(ctx, cs, out)
 	if now, _ := s.now(); now == LostReply && driver.Sentinel(err) != quota.ErrClosed {
 		return fmt.Errorf("conformance: %w: %w", quota.ErrIndeterminate, errLost)
 	}

@@ -186,22 +186,22 @@ func TestFaultyKV(t *testing.T) {
 
 func TestFaultyStore(t *testing.T) {
 	ctx := t.Context()
-	below := local.New(nil)
+	below := local.New()
 	defer below.Close()
 	s, set := conformance.FaultyStore(below)
-	c := quota.Charge{Limit: quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 1, time.Hour)))), Key: "k", Cost: 1}
+	c := quota.Charge{Limit: quota.NewLimit("tokens", algorithm.TokenBucket(100, 1, time.Hour)), Key: "k", Cost: 1}
 	want := func(f conformance.Fault, charged quota.ChargeState, n int64) {
 		t.Helper()
 		peek := c
 		peek.Op = quota.OpPeek
-		before, _ := below.Take(ctx, peek)
+		before, _ := below.Charge(ctx, peek)
 		set(f)
 		brief, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 		defer cancel()
-		_, err := s.Take(brief, c)
-		after, _ := below.Take(ctx, peek)
+		_, err := s.Charge(brief, c)
+		after, _ := below.Charge(ctx, peek)
 		if got := before.Remaining - after.Remaining; quota.Charged(err) != charged || got != n {
-			t.Errorf("Take under %s: got error %v, %d charged, want charged %s, %d", f, err, got, charged, n)
+			t.Errorf("Charge under %s: got error %v, %d charged, want charged %s, %d", f, err, got, charged, n)
 		}
 	}
 	want(conformance.NoFault, quota.WasCharged, 1)
@@ -272,19 +272,19 @@ type asking struct {
 	fault bool
 }
 
-func (s asking) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s asking) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	brief, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
-	err := s.Store.TakeAll(brief, cs, out)
+	err := s.Store.ChargeAll(brief, cs, out)
 	if brief.Err() != nil && ctx.Err() == nil && (s.fault || cs[0].ID != "") && quota.Charged(err) == quota.ChargeUnknown {
-		err = s.Store.TakeAll(ctx, cs, out)
+		err = s.Store.ChargeAll(ctx, cs, out)
 	}
 	return err
 }
 
-func (s asking) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s asking) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
-	err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+	err := s.ChargeAll(ctx, []quota.Charge{c}, out[:])
 	return out[0], err
 }
 

@@ -59,7 +59,7 @@ func refusedIDs(t *trial) {
 	c := quota.Charge{Limit: t.named("tokens", fromFirst, numbers{limit: 10, period: year}), Key: "k", Cost: 1, ID: "r"}
 	d, err := h.take(bg, c)
 	if !errors.Is(err, quota.ErrCrossSlot) {
-		t.fatalf("Take%s:\n%s\n\twant quota.ErrCrossSlot", show([]quota.Charge{c}), answer([]quota.Decision{d}, err))
+		t.fatalf("Charge%s:\n%s\n\twant quota.ErrCrossSlot", show([]quota.Charge{c}), answer([]quota.Decision{d}, err))
 	}
 	if got := t.used(h, c.Limit, c.Key); got != 0 {
 		t.fatalf("got: %d tokens are charged by a call that was refused; want: 0", got)
@@ -166,11 +166,11 @@ func otherField(t *trial) {
 		op(quota.OpTake, 0), op(quota.OpPeek, 0), op(quota.OpDebit, 0), op(quota.OpRefund, 0), op(quota.OpReset, 0), op(quota.OpAhead, 0), op(quota.OpAhead, quota.Never),
 		at(func(c *quota.Charge) { c.Within += time.Microsecond }),
 		at(func(c *quota.Charge) { c.Within += time.Hour }),
-		at(func(c *quota.Charge) { c.At++ }),
-		at(func(c *quota.Charge) { c.At += 1 << 32 }),
-		at(func(c *quota.Charge) { c.At = 0 }),
+		at(func(c *quota.Charge) { c.MadeAt++ }),
+		at(func(c *quota.Charge) { c.MadeAt += 1 << 32 }),
+		at(func(c *quota.Charge) { c.MadeAt = 0 }),
 		func(cs list, i int) list { // a number that runs into the next one
-			cs[i].Cost, cs[i].At = cs[i].Cost*10+1, cs[i].At%1_000_000
+			cs[i].Cost, cs[i].MadeAt = cs[i].Cost*10+1, cs[i].MadeAt%1_000_000
 			return cs
 		},
 		func(cs list, i int) list { // in another order
@@ -196,7 +196,7 @@ func otherField(t *trial) {
 		},
 	}
 	ops := []quota.Charge{
-		{Op: quota.OpTake}, {Op: quota.OpDebit}, {Op: quota.OpRefund, At: 1_700_000_000_000_000}, {Op: quota.OpReset}, {Op: quota.OpAhead, Within: time.Second}, {Op: quota.OpPeek},
+		{Op: quota.OpTake}, {Op: quota.OpDebit}, {Op: quota.OpRefund, MadeAt: 1_700_000_000_000_000}, {Op: quota.OpReset}, {Op: quota.OpAhead, Within: time.Second}, {Op: quota.OpPeek},
 	}
 	var grants [][]quota.Charge
 	add := func(n int, of func(i int) quota.Charge) {
@@ -316,7 +316,7 @@ func thousandsOfIDs(t *trial) {
 			c := quota.Charge{Limit: l, Key: fmt.Sprintf("g%d/k", i/2), Cost: 1 + int64(n%7), ID: id}
 			if ds, unknown := t.persist(hs[i], n%2 == 0, c); !unknown {
 				if !ds[0].Allowed || ds[0].Replayed {
-					t.fatalf("Take%s, an id that is new:\n%s\n\twant a grant", show([]quota.Charge{c}), answer(ds, nil))
+					t.fatalf("Charge%s, an id that is new:\n%s\n\twant a grant", show([]quota.Charge{c}), answer(ds, nil))
 				}
 				mu.Lock()
 				all = append(all, granted{c, ds[0]})
@@ -331,7 +331,7 @@ func thousandsOfIDs(t *trial) {
 			want.Replayed = true
 			ds, unknown := t.persist(hs[i], n%3 == 0, g.c)
 			if !unknown && ds[0] != want {
-				t.fatalf("Take%s, which was granted before, as were %d other ids since the first:\n%s\n%s", show([]quota.Charge{g.c}), len(all)-1, answer(ds, nil), expectation([]quota.Decision{want}))
+				t.fatalf("Charge%s, which was granted before, as were %d other ids since the first:\n%s\n%s", show([]quota.Charge{g.c}), len(all)-1, answer(ds, nil), expectation([]quota.Decision{want}))
 			}
 		}
 	})
@@ -375,7 +375,7 @@ func idsByHandles(t *trial) {
 			}
 			got, unknown := t.persist(h, true, cs...)
 			if !unknown && !slices.Equal(got, want) {
-				t.fatalf("TakeAll%s by %s, which was granted before:\n%s\n%s", show(cs), by, answer(got, nil), expectation(want))
+				t.fatalf("ChargeAll%s by %s, which was granted before:\n%s\n%s", show(cs), by, answer(got, nil), expectation(want))
 			}
 		}
 	}

@@ -25,7 +25,7 @@ func (l *ledger) book(t *trial, ctx context.Context, c quota.Charge, d quota.Dec
 	case err != nil:
 		t.wantKnown(ctx, c, err)
 	case !d.Allowed || d.Charged != c.Cost || d.Replayed:
-		t.fatalf("Take%s:\n%s\n\twant a grant, or an error: there is enough left", show([]quota.Charge{c}), answer(ds, nil))
+		t.fatalf("Charge%s:\n%s\n\twant a grant, or an error: there is enough left", show([]quota.Charge{c}), answer(ds, nil))
 	default:
 		l.charged.Add(c.Cost)
 	}

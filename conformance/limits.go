@@ -14,7 +14,7 @@ import (
 // kind is a kind of algorithm that the suite tests stores with.
 type kind struct {
 	name string
-	make func(n numbers) (quota.Algorithm, error)
+	make func(n numbers) quota.Algorithm
 }
 
 type numbers struct {
@@ -23,30 +23,30 @@ type numbers struct {
 }
 
 var (
-	tokenBucket = kind{"TokenBucket", func(n numbers) (quota.Algorithm, error) {
+	tokenBucket = kind{"TokenBucket", func(n numbers) quota.Algorithm {
 		return algorithm.TokenBucket(n.limit, n.refill, n.period)
 	}}
-	fixedWindow = kind{"FixedWindow", func(n numbers) (quota.Algorithm, error) {
+	fixedWindow = kind{"FixedWindow", func(n numbers) quota.Algorithm {
 		return algorithm.FixedWindow(n.limit, n.period)
 	}}
-	fromFirst = kind{"FixedWindowFromFirst", func(n numbers) (quota.Algorithm, error) {
+	fromFirst = kind{"FixedWindowFromFirst", func(n numbers) quota.Algorithm {
 		return algorithm.FixedWindowFromFirst(n.limit, n.period)
 	}}
-	slidingWindow = kind{"SlidingWindow", func(n numbers) (quota.Algorithm, error) {
+	slidingWindow = kind{"SlidingWindow", func(n numbers) quota.Algorithm {
 		return algorithm.SlidingWindow(n.limit, n.period)
 	}}
-	slidingLog = kind{"SlidingWindowLog", func(n numbers) (quota.Algorithm, error) {
+	slidingLog = kind{"SlidingWindowLog", func(n numbers) quota.Algorithm {
 		return algorithm.SlidingWindowLog(n.limit, n.period)
 	}}
 	// goOnly stands for an algorithm of a program's own, without Lua.
-	goOnly = kind{"an algorithm in Go only", func(n numbers) (quota.Algorithm, error) {
-		return tally{n.limit}, nil
+	goOnly = kind{"an algorithm in Go only", func(n numbers) quota.Algorithm {
+		return tally{n.limit}
 	}}
 
 	// keepNone are the rules that keep no state.
 	keepNone = []kind{
-		{"DenyAll", func(numbers) (quota.Algorithm, error) { return algorithm.DenyAll, nil }},
-		{"Unlimited", func(numbers) (quota.Algorithm, error) { return algorithm.Unlimited, nil }},
+		{"DenyAll", func(numbers) quota.Algorithm { return algorithm.DenyAll }},
+		{"Unlimited", func(numbers) quota.Algorithm { return algorithm.Unlimited }},
 	}
 
 	builtIn = []kind{tokenBucket, fixedWindow, fromFirst, slidingWindow, slidingLog}
@@ -55,7 +55,7 @@ var (
 
 // limit returns the limit called name of a kind.
 func (k kind) limit(name string, limit, refill int64, period time.Duration) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(k.make(numbers{limit, refill, period}))))
+	return quota.NewLimit(name, k.make(numbers{limit, refill, period}))
 }
 
 // tally is an algorithm whose tokens never come back. Its states hold the largest and smallest numbers that are
@@ -147,7 +147,7 @@ func (k kind) randomNumbers(rng *rand.Rand, big bool) numbers {
 		case rng.IntN(4) == 0:
 			n = numbers{magnitude(rng, 20), magnitude(rng, 20), oneOf(rng, usual)}
 		}
-		if _, err := k.make(n); err == nil {
+		if quota.NewLimit("limit", k.make(n)).Err() == nil {
 			return n
 		}
 	}

@@ -182,7 +182,7 @@ func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string
 		want[i].Replayed = true
 		// The limit's numbers may have changed since; the grant has not.
 		if err == nil && *g.charges[i].Limit.Spec() != *cs[i].Limit.Spec() {
-			want[i].Limit, want[i].Remaining, want[i].ResetAfter = got[i].Limit, got[i].Remaining, got[i].ResetAfter
+			want[i].Capacity, want[i].Remaining, want[i].ResetAfter = got[i].Capacity, got[i].Remaining, got[i].ResetAfter
 		}
 	}
 	return differ(got, err, want, nil)

@@ -40,7 +40,7 @@ func (o *operation) on(l *quota.Limit, key, id string, at quota.Micros) quota.Ch
 	c := o.charge
 	c.Limit, c.Key, c.ID = l, key, id
 	if o.receipt {
-		c.At = at
+		c.MadeAt = at
 	}
 	return c
 }
@@ -49,7 +49,7 @@ func (o *operation) on(l *quota.Limit, key, id string, at quota.Micros) quota.Ch
 type form struct {
 	name   string
 	ops    []*operation
-	list   bool // by TakeAll
+	list   bool // by ChargeAll
 	id     bool // with a request id
 	spread bool // over several groups
 }

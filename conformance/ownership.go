@@ -31,12 +31,12 @@ func reusedCharges(t *trial) {
 				cs[j].ID = fmt.Sprint("r", i)
 			}
 		}
-		defer p.first.called(&err, "TakeAll", cs...)()
-		err = p.first.store.TakeAll(bg, cs, out)
+		defer p.first.called(&err, "ChargeAll", cs...)()
+		err = p.first.store.ChargeAll(bg, cs, out)
 		cs0, got = slices.Clone(cs), slices.Clone(out)
 		for j := range cs {
 			cs[j] = quota.Charge{Limit: junk, Key: "g/junk", Cost: 7, Op: quota.OpDebit}
-			out[j] = quota.Decision{Limit: -7}
+			out[j] = quota.Decision{Capacity: -7}
 		}
 		return cs0, got, err
 	}
@@ -51,12 +51,12 @@ func reusedCharges(t *trial) {
 				return
 			}
 			if wrong := p.model.check(cs0, got, err, 0); wrong != "" {
-				t.fatalf("TakeAll%s, with a slice of charges and one of decisions that were overwritten after every call before, in pass %d:\n%s", show(cs0), pass+1, wrong)
+				t.fatalf("ChargeAll%s, with a slice of charges and one of decisions that were overwritten after every call before, in pass %d:\n%s", show(cs0), pass+1, wrong)
 			}
 		}
 	}
 	if got := t.used(p.first, junk, "g/junk"); got != 0 {
-		t.fatalf("got: %d tokens were charged to a charge that was written into the slice after TakeAll had returned; want: 0", got)
+		t.fatalf("got: %d tokens were charged to a charge that was written into the slice after ChargeAll had returned; want: 0", got)
 	}
 }
 
@@ -71,7 +71,7 @@ func keptDecisions(t *trial) {
 		for i := g; i < len(calls); i += 4 {
 			cs := []quota.Charge{{Limit: l, Key: "k", Cost: 1}}
 			ctx, cancel := shortly(rng)
-			out, _ := h.takeAll(ctx, cs...)
+			out, _ := h.chargeAll(ctx, cs...)
 			calls[i] = call{out, slices.Clone(out)}
 			cancel()
 		}
@@ -81,7 +81,7 @@ func keptDecisions(t *trial) {
 	h.close()
 	for _, c := range calls {
 		if !slices.Equal(c.out, c.was) {
-			t.fatalf("decisions were written after TakeAll had returned:\n\tgot  %s\n\twant %s", decisions(c.out), decisions(c.was))
+			t.fatalf("decisions were written after ChargeAll had returned:\n\tgot  %s\n\twant %s", decisions(c.out), decisions(c.was))
 		}
 	}
 }

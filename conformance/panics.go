@@ -38,7 +38,7 @@ func (p panicky) Share(n int64) (quota.Algorithm, error) {
 func panics(t *trial) {
 	h := t.open(Opening{})
 	l := t.named("tally", goOnly, numbers{limit: 10})
-	bad := quota.Must(quota.NewLimit(l.Name(), panicky{tally{10}}))
+	bad := quota.NewLimit(l.Name(), panicky{tally{10}})
 	used := map[string]int64{}
 	take := func(key string) {
 		ds, _ := t.persist(h, false, quota.Charge{Limit: l, Key: key, Cost: 1})
@@ -57,7 +57,7 @@ func panics(t *trial) {
 		if driver.AtomicityOf(h.store) == driver.OneKey {
 			continue
 		}
-		if ds, err := h.takeAll(bg, quota.Charge{Limit: l, Key: "g/b", Cost: 1}, quota.Charge{Limit: bad, Key: "g/a", Cost: 1}); err == nil {
+		if ds, err := h.chargeAll(bg, quota.Charge{Limit: l, Key: "g/b", Cost: 1}, quota.Charge{Limit: bad, Key: "g/a", Cost: 1}); err == nil {
 			t.fatalf("list in which the algorithm panics: got %v, want the panic or an error", ds)
 		}
 		take("g/b")
@@ -105,7 +105,7 @@ type scene struct {
 
 func (t *trial) scenes(lists bool, good, bad *quota.Limit) (all []scene) {
 	for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
-		all = append(all, scene{op.String(), []quota.Charge{{Limit: bad, Key: "g/a", Op: op, Cost: 1, At: 0}}})
+		all = append(all, scene{op.String(), []quota.Charge{{Limit: bad, Key: "g/a", Op: op, Cost: 1, MadeAt: 0}}})
 	}
 	all = append(all, scene{"a denied take", []quota.Charge{{Limit: bad, Key: "g/a", Cost: 1 << 20}}})
 	if lists {
@@ -178,7 +178,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 			d, err = h.take(bg, cs[0])
 			ds = []quota.Decision{d}
 		} else {
-			ds, err = h.takeAll(bg, cs...)
+			ds, err = h.chargeAll(bg, cs...)
 		}
 		fell := wire.left.Load() <= 0
 		wire.set(0, nil)
@@ -187,15 +187,15 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 				t.skipf("not judged, because the store does not answer: %v", err)
 			}
 			if err != nil {
-				t.fatalf("%s, in which %s works, after %d in which it panicked: TakeAll%s:\n%s\n\twant decisions", s.name, user, call-1, show(cs), answer(ds, err))
+				t.fatalf("%s, in which %s works, after %d in which it panicked: ChargeAll%s:\n%s\n\twant decisions", s.name, user, call-1, show(cs), answer(ds, err))
 			}
 			if ds[0].Replayed {
-				t.fatalf("%s, in which %s works: TakeAll%s, an id that is new:\n%s\n\twant it not replayed", s.name, user, show(cs), answer(ds, nil))
+				t.fatalf("%s, in which %s works: ChargeAll%s, an id that is new:\n%s\n\twant it not replayed", s.name, user, show(cs), answer(ds, nil))
 			}
 			return
 		}
 		if err == nil && !whole {
-			t.fatalf("%s, in which %s panics in its use %d: TakeAll%s:\n%s\n\twant the panic or an error", s.name, user, call, show(cs), answer(ds, nil))
+			t.fatalf("%s, in which %s panics in its use %d: ChargeAll%s:\n%s\n\twant the panic or an error", s.name, user, call, show(cs), answer(ds, nil))
 		}
 		var none, all bool
 		got := make([]int64, len(cs))
@@ -203,7 +203,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 		for i := range cs {
 			got[i] = look(h, i)
 			if by := look(other, i); by != got[i] {
-				t.fatalf("%s, after %s panicked in its use %d in TakeAll%s: %q:\n\tgot  %d tokens charged by the one handle, %d by the other\n\twant the same", s.name, user, call, show(cs), cs[i].Key, got[i], by)
+				t.fatalf("%s, after %s panicked in its use %d in ChargeAll%s: %q:\n\tgot  %d tokens charged by the one handle, %d by the other\n\twant the same", s.name, user, call, show(cs), cs[i].Key, got[i], by)
 			}
 			then := used[i]
 			switch c := &cs[i]; c.Op {
@@ -222,7 +222,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 			all = all && got[i] == then
 		}
 		if !none && !all {
-			t.fatalf("%s, after %s panicked in its use %d in TakeAll%s:\n\tgot  %v tokens charged\n\twant %v, as before", s.name, user, call, show(cs), got, used)
+			t.fatalf("%s, after %s panicked in its use %d in ChargeAll%s:\n\tgot  %v tokens charged\n\twant %v, as before", s.name, user, call, show(cs), got, used)
 		}
 		copy(used, got)
 		// Each key still decides, and so do all together.
@@ -242,7 +242,7 @@ func (t *trial) trip(h, other *handle, s scene, n int, wire *trap, user string, 
 func panicsAtEachPoint(t *trial) {
 	wire := &trap{}
 	good := t.named("good", goOnly, numbers{limit: 1000})
-	bad := quota.Must(quota.NewLimit("bad", tripping{tally{1000}, wire}))
+	bad := quota.NewLimit("bad", tripping{tally{1000}, wire})
 	o := Opening{Data: t.data()}
 	h := t.open(o)
 	other := h
@@ -286,7 +286,7 @@ func panicsBesideOthers(t *trial) {
 	hs := t.handles(t.root, callers)
 	lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 	l := t.named("tally", goOnly, numbers{limit: 1 << 30})
-	bad := quota.Must(quota.NewLimit(l.Name(), panicky{tally{1 << 30}}))
+	bad := quota.NewLimit(l.Name(), panicky{tally{1 << 30}})
 	var granted, unknown, listed, unknownLists atomic.Int64
 	t.together(callers, func(i int) {
 		for n := range calls {
@@ -297,8 +297,8 @@ func panicsBesideOthers(t *trial) {
 			}
 			if i/2%2 == 0 { // the last charge panics, when the first is decided
 				cs[len(cs)-1].Limit = bad
-				if ds, err := hs[i].takeAll(bg, cs...); err == nil {
-					t.fatalf("TakeAll%s, in which the algorithm panics:\n%s\n\twant the panic or an error", show(cs), answer(ds, nil))
+				if ds, err := hs[i].chargeAll(bg, cs...); err == nil {
+					t.fatalf("ChargeAll%s, in which the algorithm panics:\n%s\n\twant the panic or an error", show(cs), answer(ds, nil))
 				}
 				continue
 			}
@@ -310,7 +310,7 @@ func panicsBesideOthers(t *trial) {
 					unknownLists.Add(1)
 				}
 			case !quota.Granted(ds):
-				t.fatalf("TakeAll%s, beside calls in which the algorithm panics:\n%s\n\twant a grant", show(cs), answer(ds, nil))
+				t.fatalf("ChargeAll%s, beside calls in which the algorithm panics:\n%s\n\twant a grant", show(cs), answer(ds, nil))
 			default:
 				granted.Add(1)
 				if len(cs) > 1 {

@@ -69,7 +69,7 @@ const answerPrefix = "fleetquota-conformance: "
 // question is a request to the process, as a line of JSON.
 type question struct {
 	Serial  int
-	Do      string // open, take, takeAll or close
+	Do      string // open, take, chargeAll or close
 	Data    string
 	Handle  int
 	Charges []remoteCharge
@@ -254,14 +254,14 @@ type distant struct {
 
 func (s *distant) Atomicity() driver.Atomicity { return s.grade }
 
-func (s *distant) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *distant) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
 	err := s.call(ctx, "take", []quota.Charge{c}, out[:])
 	return out[0], err
 }
 
-func (s *distant) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	return s.call(ctx, "takeAll", cs, out)
+func (s *distant) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return s.call(ctx, "chargeAll", cs, out)
 }
 
 func (s *distant) call(ctx context.Context, method string, cs []quota.Charge, out []quota.Decision) error {
@@ -389,10 +389,10 @@ func (s *server) do(q question, a *reply) error {
 		return store.Close()
 	case q.Do == "take":
 		var err error
-		a.Decisions[0], err = store.Take(bg, cs[0])
+		a.Decisions[0], err = store.Charge(bg, cs[0])
 		return err
 	}
-	return store.TakeAll(bg, cs, a.Decisions)
+	return store.ChargeAll(bg, cs, a.Decisions)
 }
 
 // limit returns the limit of a recipe.

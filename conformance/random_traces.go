@@ -240,8 +240,8 @@ func (g *generator) charge(id int) charge {
 	if c.Op == quota.OpRefund {
 		if made := g.receipts[at]; len(made) > 0 && g.rng.IntN(4) > 0 {
 			c.receipt = oneOf(g.rng, made)
-		} else if c.At = oneOf(g.rng, []quota.Micros{0, 1, 1<<53 - 1, 1 << 53}); g.p.clock != nil && g.rng.IntN(2) == 0 {
-			c.At = max(g.p.clock.micros()-quota.Micros(g.rng.Int64N(10_000_000)), 0)
+		} else if c.MadeAt = oneOf(g.rng, []quota.Micros{0, 1, 1<<53 - 1, 1 << 53}); g.p.clock != nil && g.rng.IntN(2) == 0 {
+			c.MadeAt = max(g.p.clock.micros()-quota.Micros(g.rng.Int64N(10_000_000)), 0)
 		}
 	}
 	return c

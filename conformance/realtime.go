@@ -138,7 +138,7 @@ func refunds(t *trial) {
 		c := quota.Charge{Limit: l, Key: "k", Cost: 1 + t.rng.Int64N(8)}
 		if n := len(receipts); n > 0 && t.rng.IntN(2) == 0 {
 			i := t.rng.IntN(n)
-			c.Op, c.Cost, c.At = quota.OpRefund, receipts[i].Charged, receipts[i].At
+			c.Op, c.Cost, c.MadeAt = quota.OpRefund, receipts[i].Charged, receipts[i].At
 			receipts[i] = receipts[n-1]
 			receipts = receipts[:n-1]
 		}
@@ -356,7 +356,7 @@ func longIDs(t *trial) {
 			want := g.d
 			want.Replayed = true
 			if ds, unknown := t.persist(by, i%2 == 0, g.c); !unknown && ds[0] != want {
-				t.fatalf("Take%s, up to %v after it was granted:\n%s\n%s", show([]quota.Charge{g.c}), time.Since(start).Round(time.Millisecond), answer(ds, nil), expectation([]quota.Decision{want}))
+				t.fatalf("Charge%s, up to %v after it was granted:\n%s\n%s", show([]quota.Charge{g.c}), time.Since(start).Round(time.Millisecond), answer(ds, nil), expectation([]quota.Decision{want}))
 			}
 		}
 		if over {

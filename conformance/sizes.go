@@ -78,7 +78,7 @@ var longestName = strings.Repeat("n", 64)
 
 // largestStates has states grow to the longest list of the longest numbers, under the longest name and key, and shrink again.
 func largestStates(t *trial) {
-	l := quota.Must(quota.NewLimit(longestName, bulky{}))
+	l := quota.NewLimit(longestName, bulky{})
 	key := "g/" + strings.Repeat("%", quota.MaxKey-2)
 	lists := driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey
 	var trace []step
@@ -131,7 +131,7 @@ func everyLength(t *trial) {
 			for j := range cs {
 				c := &cs[j]
 				c.Limit, c.ID = l, id
-				d := quota.Decision{Allowed: true, Limit: capacity}
+				d := quota.Decision{Allowed: true, Capacity: capacity}
 				switch {
 				case c.Cost > capacity-used[c.Key]:
 					d.Allowed, d.RetryAfter = false, quota.Never

@@ -15,7 +15,7 @@ type step struct {
 	id      int           // by which refunds find the receipt
 	wait    time.Duration // before the call: the clock moves by it, or real time passes
 	other   bool          // by the second handle
-	list    bool          // by TakeAll, though it is one charge
+	list    bool          // by ChargeAll, though it is one charge
 	charges []charge
 }
 
@@ -101,7 +101,7 @@ func (p *player) play(s *step) string {
 		cs[i] = c.Charge
 		cs[i].Key = p.prefix + c.Key
 		if c.receipt.step > 0 {
-			cs[i].At = p.at[c.receipt]
+			cs[i].MadeAt = p.at[c.receipt]
 		}
 	}
 	if p.unsure = quota.Check(cs); p.unsure != nil { // a store never gets such a list
@@ -147,7 +147,7 @@ func (p *player) call(h *handle, cs []quota.Charge, list bool) (got []quota.Deci
 			d, err = h.take(bg, cs[0])
 			got = []quota.Decision{d}
 		} else {
-			got, err = h.takeAll(bg, cs...)
+			got, err = h.chargeAll(bg, cs...)
 		}
 		switch {
 		case indeterminate(err):
@@ -283,9 +283,9 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 	names := map[*quota.Limit]string{}
 	for i := range short {
 		s := &short[i]
-		method := "Take"
+		method := "Charge"
 		if s.list || len(s.charges) > 1 {
-			method = "TakeAll"
+			method = "ChargeAll"
 		}
 		fmt.Fprintf(&b, "\n\t%d. ", i+1)
 		if s.wait != 0 {

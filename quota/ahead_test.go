@@ -41,7 +41,7 @@ func TestStarvation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				store := local.New(nil)
+				store := local.New()
 				lim := newLimiter(t, store, l, nil)
 				must[quota.Decision](t)(lim.Take(bg, "k", 100))
 				stop := beside(store, l, 4, take)
@@ -65,7 +65,7 @@ func TestStarvation(t *testing.T) {
 func TestWaitersOfProcessesTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := testkit.Bucket("n", 10, 10*time.Second)
-		store := local.New(nil)
+		store := local.New()
 		must[quota.Decision](t)(newLimiter(t, store, l, nil).Take(bg, "k", 10))
 		var all [3]*waits
 		for i := range all {
@@ -96,11 +96,11 @@ type noting struct {
 	asked []quota.Charge
 }
 
-func (s *noting) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *noting) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	s.mu.Lock()
 	s.asked = append(s.asked, c)
 	s.mu.Unlock()
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 func (s *noting) charges() []quota.Charge {
@@ -119,7 +119,7 @@ func (s *noting) ops() (ops []string) {
 func TestOnlyTheFirstWaiterTakesAhead(t *testing.T) {
 	testkit.EachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &noting{Store: local.New(nil)}
+			s := &noting{Store: local.New()}
 			w := newWaits(newLimiter(t, s, l, nil))
 			for i := range 3 {
 				w.call(bg, fmt.Sprint(i), "k", 1)
@@ -139,7 +139,7 @@ func TestOnlyTheFirstWaiterTakesAhead(t *testing.T) {
 
 func TestADeadlineBoundsTakingAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &noting{Store: local.New(nil)}
+		s := &noting{Store: local.New()}
 		lim := newLimiter(t, s, testkit.Bucket("n", 10, 10*time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		must[quota.Decision](t)(lim.Wait(within(t, 5*time.Second), "k", 3))
@@ -159,7 +159,7 @@ func TestADeadlineBoundsTakingAhead(t *testing.T) {
 // What was taken ahead comes back when the context ends, and the next caller has it.
 func TestCancelledWaitGivesBackWhatItTookAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, 10*time.Second), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, 10*time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		ctx, cancel := context.WithCancel(bg)
 		w := newWaits(lim)
@@ -189,8 +189,8 @@ type slowAhead struct {
 	takes time.Duration
 }
 
-func (s *slowAhead) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
+func (s *slowAhead) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)
 	if c.Op == quota.OpAhead {
 		time.Sleep(s.takes)
 	}
@@ -201,7 +201,7 @@ func (s *slowAhead) Take(ctx context.Context, c quota.Charge) (quota.Decision, e
 func TestALateTakeAheadIsGivenBack(t *testing.T) {
 	for _, takes := range []time.Duration{2 * time.Second, 10 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			s := &slowAhead{local.New(nil), takes}
+			s := &slowAhead{local.New(), takes}
 			lim := newLimiter(t, s, testkit.Bucket("n", 10, 10*time.Second), nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", 10))
 			from := time.Now()
@@ -219,7 +219,7 @@ func TestALateTakeAheadIsGivenBack(t *testing.T) {
 // A waiter that took ahead and cannot see the store any more goes at its time.
 func TestWaitAheadGoesWithoutTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWaits(newLimiter(t, &noPeek{Store: local.New(nil), nth: 1}, testkit.Bucket("n", 10, 10*time.Second), nil))
+		w := newWaits(newLimiter(t, &noPeek{Store: local.New(), nth: 1}, testkit.Bucket("n", 10, 10*time.Second), nil))
 		w.call(bg, "taken", "k", 10)
 		w.call(bg, "w", "k", 5)
 		w.end(t)
@@ -233,7 +233,7 @@ func TestWaitAheadGoesWithoutTheStore(t *testing.T) {
 func TestWaitWithoutRoomForDebt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := testkit.Bucket("n", 10, 10*365*24*time.Hour) // fills in ten years, the longest there is: no debt
-		lim := newLimiter(t, local.New(nil), l, nil)
+		lim := newLimiter(t, local.New(), l, nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		w := newWaits(lim)
 		ctx, cancel := context.WithCancel(bg)
@@ -249,7 +249,7 @@ func TestWaitWithoutRoomForDebt(t *testing.T) {
 
 func TestTakeAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, 10*time.Second), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, 10*time.Second), nil)
 		for _, c := range []struct {
 			n      int64
 			within time.Duration
@@ -265,7 +265,7 @@ func TestTakeAhead(t *testing.T) {
 			{10, time.Minute, quota.Decision{Allowed: true, Charged: 10, Remaining: -13, Delay: 13 * time.Second}},
 		} {
 			got := must[quota.Decision](t)(lim.TakeAhead(bg, "k", c.n, c.within)).Bare()
-			c.want.Limit, c.want.At, c.want.ResetAfter = 10, got.At, time.Duration(10-c.want.Remaining)*time.Second
+			c.want.Capacity, c.want.At, c.want.ResetAfter = 10, got.At, time.Duration(10-c.want.Remaining)*time.Second
 			if got != c.want {
 				t.Errorf("%d within %v: got %v, want %v", c.n, c.within, got, c.want)
 			}
@@ -287,14 +287,14 @@ func TestTakeAheadRefusals(t *testing.T) {
 		if l.Name() != "tb1" {
 			_, err := lim.TakeAhead(bg, "k", 1, time.Second)
 			testkit.WantInvalid(t, err, "operation", "take-ahead", l.Name(), "OpTake")
-			_, err = lim.TakeAll(bg, quota.Charge{Key: "k", Op: quota.OpAhead, Cost: 1})
+			_, err = lim.ChargeAll(bg, quota.Charge{Key: "k", Op: quota.OpAhead, Cost: 1})
 			testkit.WantInvalid(t, err, "operation", "take-ahead", l.Name(), "OpTake")
 		}
 		_, err := lim.TakeAhead(bg, "k", 1, -1)
 		testkit.WantInvalid(t, err, "Within", "-1ns")
 		_, err = lim.TakeAhead(bg, "k", -1, 0)
 		testkit.WantInvalid(t, err, "cost", "-1")
-		_, err = lim.TakeAll(bg, quota.Charge{Key: "k", Cost: 1, Within: time.Second})
+		_, err = lim.ChargeAll(bg, quota.Charge{Key: "k", Cost: 1, Within: time.Second})
 		testkit.WantInvalid(t, err, "Within of a take", "1s", "OpAhead")
 		if len(r.calls) > 0 {
 			t.Errorf("calls of the store: got %v, want none", r.calls)

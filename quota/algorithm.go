@@ -8,11 +8,13 @@ import (
 // Micros is a time in microseconds since the Unix epoch, or a span of microseconds.
 type Micros int64
 
-// Forever is the span after which nothing comes: the RetryAfter of a cost that can never fit.
-const Forever Micros = math.MaxInt64
-
-// Never is Forever as a duration: the RetryAfter of a [Decision] whose cost can never fit.
-const Never time.Duration = math.MaxInt64
+// The span after which nothing comes: the RetryAfter of a cost that can never fit.
+const (
+	// Never is the span in a [Decision].
+	Never time.Duration = math.MaxInt64
+	// Forever is the span in a [Verdict].
+	Forever Micros = math.MaxInt64
+)
 
 // Time returns m as a time, in UTC.
 func (m Micros) Time() time.Time { return time.UnixMicro(int64(m)).UTC() }
@@ -44,6 +46,9 @@ func (m Micros) Duration() time.Duration {
 //  7. Untouched: Decide does not write to State.Tail and returns a new slice where it changes.
 //  8. Stateless: a rule whose Spec has Unit 0 keeps no state. It is asked with the zero State and never writes. It
 //     decides under a limit's name beside the state of any other rule, which stays as it is.
+//
+// An Algorithm may have a method Err() error: where it returns an error, such as that of numbers which its constructor refuses,
+// [NewLimit] makes no valid limit of it, and none of its other methods is called.
 type Algorithm interface {
 	// Spec describes the algorithm. Equal specs decide equally.
 	Spec() Spec
@@ -124,7 +129,7 @@ const (
 	OpPeek
 	// OpDebit charges Cost whether it fits or not, into debt if need be, down to Spec.Debt. It is always allowed.
 	OpDebit
-	// OpRefund gives back up to Cost of a charge made at Request.At, at least as much as if the charge had never been
+	// OpRefund gives back up to Cost of a charge made at Request.Arg, at least as much as if the charge had never been
 	// made. A refund to a quota that was whole since, or to a window that has passed, has no effect, and no refund
 	// lifts a quota above its capacity. It is always allowed.
 	OpRefund
@@ -158,7 +163,7 @@ func (o Op) Deniable() bool { return o <= OpPeek || o == OpAhead || o == OpUpTo 
 type Request struct {
 	Op   Op
 	Cost int64  // in tokens, 0 or more, without upper bound
-	At   Micros // OpRefund: when the refunded charge was made, by the store's time, 0 is long ago; OpAhead: Charge.Within; OpUpTo: Charge.Least
+	Arg  Micros // the operation's own number: of OpRefund Charge.MadeAt, where 0 is long ago, of OpAhead Charge.Within, of OpUpTo Charge.Least
 	// Floor is how many tokens must be left after an OpTake, OpPeek or OpUpTo, 0 or more, without upper bound: a take fits
 	// where Cost and Floor together fit, see Need, and charges Cost. It is 0 for other operations.
 	Floor int64
@@ -179,7 +184,7 @@ func (r Request) Need() int64 {
 // Taking returns the OpTake for which an OpUpTo stands where so many tokens remain, below 0 in debt. An Algorithm decides
 // that in its place.
 func (r Request) Taking(remaining int64) Request {
-	r.Op, r.Cost, r.At = OpTake, max(min(r.Cost, remaining-min(r.Floor, 1<<62)), int64(r.At)), 0
+	r.Op, r.Cost, r.Arg = OpTake, max(min(r.Cost, remaining-min(r.Floor, 1<<62)), int64(r.Arg)), 0
 	return r
 }
 

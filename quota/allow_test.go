@@ -41,7 +41,7 @@ func TestAllow(t *testing.T) {
 					var calls []quota.Call
 					for _, observers := range [][]func(context.Context, *quota.Call){nil, watch(&calls).Observers} {
 						o.Observers = observers
-						lim := newLimiter(t, local.New(nil), own, o)
+						lim := newLimiter(t, local.New(), own, o)
 						if err := allow(lim, 3); err != nil {
 							t.Errorf("3 of %v: got %v, want nil", limit, err)
 						}
@@ -74,8 +74,8 @@ func TestAllow(t *testing.T) {
 // The wait that a denial tells is never a century.
 func TestDenialForEver(t *testing.T) {
 	eachAllow(t, func(t *testing.T, allow func(*quota.Limiter, int64) error) {
-		for _, l := range []*quota.Limit{testkit.Bucket("n", 10, time.Second), quota.Must(quota.NewLimit("n", algorithm.DenyAll))} {
-			err := allow(newLimiter(t, local.New(nil), l, nil), 11)
+		for _, l := range []*quota.Limit{testkit.Bucket("n", 10, time.Second), quota.NewLimit("n", algorithm.DenyAll)} {
+			err := allow(newLimiter(t, local.New(), l, nil), 11)
 			var denial *quota.Denial
 			if !errors.As(err, &denial) {
 				t.Fatalf("11 of %v: got %v, want a Denial", l, err)
@@ -103,7 +103,7 @@ func TestAFailedStoreIsNotADenial(t *testing.T) {
 				t.Errorf("store that fails with %v: got %v, want an error that is no denial", wrong, err)
 			}
 		}
-		closed := quota.Must(resilience.Wrap(&slow{Store: local.New(nil), err: quota.ErrUnavailable}, resilience.FailClosed(nil)))
+		closed := quota.Must(resilience.Wrap(&slow{Store: local.New(), err: quota.ErrUnavailable}, resilience.FailClosed(nil)))
 		if err := allow(newLimiter(t, closed, l, nil), 1); !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, quota.ErrDenied) {
 			t.Errorf("FailClosed, the store down: got %v, want ErrUnavailable", err)
 		}
@@ -114,7 +114,7 @@ func TestAllowDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 1<<40, time.Hour), nil)
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 1<<40, time.Hour), nil)
 	if n := testing.AllocsPerRun(1000, func() { lim.Allow(bg, "k", 1) }); n != 0 {
 		t.Errorf("allocations of an Allow that is granted: got %v, want 0", n)
 	}

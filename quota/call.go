@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// A Call is a call of a [Limiter] and its outcome, as observers get it when the call is over. Each call of a method
+// A Call is a call of a [Limiter] or [Charger] and its outcome, as observers get it when the call is over. Each call of a method
 // that asks a store is one: a list is one Call, and so is a Wait, however often it asked. Sums over calls are right
 // without more: [Decision.Charged] is the tokens of each charge.
 //
 // Observers must not modify a Call, for all of them get the same, nor keep it or its slices when they return: its memory
 // serves the next call. [Call.Clone] makes a copy to keep.
 type Call struct {
-	// Charges are the charges. Their Limit is never nil: it is the limit that the limiter chose. Of a call that was
-	// Refused they are as the caller gave them, with keys of any length and bytes.
+	// Charges are the charges, with the limits that the limiter chose. Of a call that was Refused they are as the caller gave
+	// them, with keys of any length and bytes, and of a Charger perhaps without a limit.
 	Charges []Charge
 	// Decisions are the answers to the charges, in their order; nil where Err is not nil.
 	Decisions []Decision
@@ -23,7 +23,7 @@ type Call struct {
 	Granted bool
 	// Decider is the index of the charge that decided the call, as in a Result; 0 where Err is not nil.
 	Decider int
-	// Err is the error that the caller got, or nil; of Allow and AllowAll it is the error of Take and TakeAll.
+	// Err is the error that the caller got, or nil; of Allow and AllowAll it is the error of Take and ChargeAll.
 	Err error
 	// Refused says that the limiter asked the store nothing: Err is about the call itself, such as an invalid key or a
 	// context that had ended, or about a bound of this process.
@@ -87,18 +87,18 @@ func (o *observed) waits() (end func()) {
 	return func() { o.Waited += now() - from }
 }
 
-// over tells the observers of the call's outcome. o must not be used any more.
-func (l *Limiter) over(ctx context.Context, o *observed, err error) {
-	if l.observer != nil {
-		o.end(l, err)
-		l.observer(ctx, &o.Call)
+// over tells the observers of the outcome of a call whose limiter has a limit of its own, or nil. o must not be used any more.
+func (ch *Charger) over(ctx context.Context, own *Limit, o *observed, err error) {
+	if ch.observer != nil {
+		o.end(own, err)
+		ch.observer(ctx, &o.Call)
 	}
 	*o = observed{}
 	observedPool.Put(o)
 }
 
 // end notes the call's outcome.
-func (o *observed) end(l *Limiter, err error) {
+func (o *observed) end(own *Limit, err error) {
 	o.Took = now() - o.began - o.Waited
 	if o.Err = err; err != nil {
 		o.Decisions, o.Refused = nil, !o.asked
@@ -108,7 +108,7 @@ func (o *observed) end(l *Limiter, err error) {
 	for i := range o.Charges {
 		c := &o.Charges[i]
 		if c.Limit == nil {
-			c.Limit = l.limit
+			c.Limit = own
 		}
 		if c.Op >= opOfDenial && c.Op <= opExcessive { // a correction that its receipt does not allow
 			c.Op = OpRefund

@@ -26,7 +26,7 @@ func TestObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []quota.Call
 		const takes = 30 * time.Millisecond
-		store := newSlow(local.New(nil), takes)
+		store := newSlow(local.New(), takes)
 		n, m := testkit.Bucket("n", 5, time.Hour), testkit.Bucket("m", 9, time.Hour)
 		lim := newLimiter(t, store, n, watch(&calls))
 		ok := must[quota.Decision](t)
@@ -54,7 +54,7 @@ func TestObserver(t *testing.T) {
 		}
 		note(one(quota.Charge{Key: "k", Op: quota.OpReset}, calls[len(calls)-1].Decisions[0]))
 		for i, cost := range []int64{10, 1} {
-			r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "x", Cost: 2}, quota.Charge{Limit: m, Key: "y", Cost: cost}))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "x", Cost: 2}, quota.Charge{Limit: m, Key: "y", Cost: cost}))
 			c := quota.Call{Charges: []quota.Charge{{Limit: n, Key: "x", Cost: 2}, {Limit: m, Key: "y", Cost: cost}}, Decisions: slices.Clone(r.Decisions), Granted: i == 1, Decider: 1 - i, Took: takes}
 			note(c)
 			clear(r.Decisions) // a clone's are its own
@@ -62,7 +62,7 @@ func TestObserver(t *testing.T) {
 		store.err = quota.ErrUnavailable
 		lim.Take(bg, "k", 1)
 		note(quota.Call{Charges: []quota.Charge{{Limit: n, Key: "k", Cost: 1}}, Err: store.err, Took: takes})
-		lim.TakeAll(bg, quota.Charge{Key: "x", Cost: 2}, quota.Charge{Key: "y", Cost: 2})
+		lim.ChargeAll(bg, quota.Charge{Key: "x", Cost: 2}, quota.Charge{Key: "y", Cost: 2})
 		note(quota.Call{Charges: []quota.Charge{{Limit: n, Key: "x", Cost: 2}, {Limit: n, Key: "y", Cost: 2}}, Err: store.err, Took: takes})
 
 		if len(calls) != len(want) {
@@ -82,13 +82,13 @@ func TestObserver(t *testing.T) {
 // Of two lists of four charges that are granted, and two that are denied, an observer counts two and two.
 func TestObserverCountsLists(t *testing.T) {
 	var calls []quota.Call
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 2, time.Hour), watch(&calls))
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 2, time.Hour), watch(&calls))
 	for range 4 {
 		var list []quota.Charge
 		for i := range 4 {
 			list = append(list, quota.Charge{Key: fmt.Sprint("k/", i), Cost: 1})
 		}
-		must[quota.Result](t)(lim.TakeAll(bg, list...))
+		must[quota.Result](t)(lim.ChargeAll(bg, list...))
 	}
 	granted, charged := 0, int64(0)
 	for _, c := range calls {
@@ -110,7 +110,7 @@ func TestObserverOfWait(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var calls []quota.Call
 			const takes = time.Millisecond
-			lim := newLimiter(t, newSlow(local.New(nil), takes), testkit.LimitOf("n", rule, 1, time.Minute), watch(&calls))
+			lim := newLimiter(t, newSlow(local.New(), takes), testkit.LimitOf("n", rule, 1, time.Minute), watch(&calls))
 			must[quota.Decision](t)(lim.Take(bg, "k", 1))
 			start := time.Now()
 			d := must[quota.Decision](t)(lim.Wait(bg, "k", 1))
@@ -148,17 +148,17 @@ func TestObserverOfRefusals(t *testing.T) {
 	long := strings.Repeat("\xff/", 1000)
 	denial := quota.Decision{}
 	for name, call := range map[string]func() error{
-		"Take, no key":           func() error { _, err := lim.Take(bg, "", 1); return err },
-		"Take, long key":         func() error { _, err := lim.Take(bg, long, 1); return err },
-		"Take, negative":         func() error { _, err := lim.Take(bg, "k", -1); return err },
-		"TakeAhead of a window":  func() error { _, err := lim.TakeAhead(bg, "k", 1, time.Second); return err },
-		"Refund of a denial":     func() error { _, err := lim.Refund(bg, "k", denial, 1); return err },
-		"TakeAll, empty":         func() error { _, err := lim.TakeAll(bg); return err },
-		"TakeAll, no key":        func() error { _, err := lim.TakeAll(bg, quota.Charge{}); return err },
-		"TakeAll, twice":         func() error { _, err := lim.TakeAll(bg, quota.Charge{Key: "k"}, quota.Charge{Key: "k"}); return err },
-		"Wait, too many":         func() error { _, err := lim.Wait(bg, "k", 6); return err },
-		"Wait, context ended":    func() error { _, err := lim.Wait(ended, "k", 1); return err },
-		"TakeAll, the zero rule": func() error { _, err := lim.TakeAll(bg, quota.Charge{Limit: &quota.Limit{}, Key: "k"}); return err },
+		"Take, no key":             func() error { _, err := lim.Take(bg, "", 1); return err },
+		"Take, long key":           func() error { _, err := lim.Take(bg, long, 1); return err },
+		"Take, negative":           func() error { _, err := lim.Take(bg, "k", -1); return err },
+		"TakeAhead of a window":    func() error { _, err := lim.TakeAhead(bg, "k", 1, time.Second); return err },
+		"Refund of a denial":       func() error { _, err := lim.Refund(bg, "k", denial, 1); return err },
+		"ChargeAll, empty":         func() error { _, err := lim.ChargeAll(bg); return err },
+		"ChargeAll, no key":        func() error { _, err := lim.ChargeAll(bg, quota.Charge{}); return err },
+		"ChargeAll, twice":         func() error { _, err := lim.ChargeAll(bg, quota.Charge{Key: "k"}, quota.Charge{Key: "k"}); return err },
+		"Wait, too many":           func() error { _, err := lim.Wait(bg, "k", 6); return err },
+		"Wait, context ended":      func() error { _, err := lim.Wait(ended, "k", 1); return err },
+		"ChargeAll, the zero rule": func() error { _, err := lim.ChargeAll(bg, quota.Charge{Limit: &quota.Limit{}, Key: "k"}); return err },
 	} {
 		calls = nil
 		err := call()
@@ -191,7 +191,7 @@ func TestObserversCompose(t *testing.T) {
 			told, seen = append(told, fmt.Sprint(id, ctx.Value(name{}), ctx.Err())), append(seen, c)
 		}
 	}
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 5, time.Hour), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), observer("b")}})
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 5, time.Hour), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), observer("b")}})
 	d := must[quota.Decision](t)(lim.Take(bg, "k", 1))
 	told, seen = nil, nil
 	ctx, cancel := context.WithCancel(context.WithValue(bg, name{}, "-caller-"))
@@ -203,25 +203,25 @@ func TestObserversCompose(t *testing.T) {
 	if len(seen) == 2 && seen[0] != seen[1] {
 		t.Error("calls of two observers: got two, want one")
 	}
-	_, err := quota.NewLimiter(local.New(nil), lim.Limit(), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), nil}})
+	_, err := quota.NewLimiter(local.New(), lim.Limit(), &quota.Options{Observers: []func(context.Context, *quota.Call){observer("a"), nil}})
 	testkit.WantInvalid(t, err, "Options.Observers[1]", "nil")
 }
 
 // failingRefunds is a store that fails at refunds.
 type failingRefunds struct{ quota.Store }
 
-func (s failingRefunds) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s failingRefunds) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op == quota.OpRefund {
 		return quota.Decision{}, quota.ErrUnavailable
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 // A wait whose tokens cannot be given back says that they may stay charged.
 func TestCancelledWaitThatCannotGiveBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []quota.Call
-		lim := newLimiter(t, failingRefunds{local.New(nil)}, testkit.Bucket("n", 5, time.Hour), watch(&calls))
+		lim := newLimiter(t, failingRefunds{local.New()}, testkit.Bucket("n", 5, time.Hour), watch(&calls))
 		must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		ctx, cancel := context.WithCancel(bg)
 		time.AfterFunc(time.Second, cancel)

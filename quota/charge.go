@@ -26,7 +26,7 @@ type Charge struct {
 	// else charges nothing. Its decision says Shadow, and whether it fits. So a limit can be tried on real traffic before it
 	// denies anything. A denied list charges its shadows as little as its other charges; a shadow alone is always granted.
 	Shadow bool
-	// Alternative is set by [Limiter.TakeFirst]: the number of the list that the charge belongs to, from 1. Of such lists the
+	// Alternative is set by [Charger.TakeFirst]: the number of the list that the charge belongs to, from 1. Of such lists the
 	// first that fits is charged. 0 says that all charges are one list.
 	Alternative uint8
 	// FloorOf makes Floor a part of the limit's capacity: with a Floor of 20 and a FloorOf of 100 a fifth of it must be left,
@@ -34,8 +34,8 @@ type Charge struct {
 	FloorOf uint32
 	// receipt is that of the decision that the charge corrects; zero for none, and for one that is not a Limiter's.
 	receipt receipt
-	// At is, for OpRefund, the time of the charge that is refunded: Decision.At. Settle sets it for a debit too.
-	At Micros
+	// MadeAt is, for OpRefund, the time at which the refunded charge was made: Decision.At. Settle sets it for a debit too.
+	MadeAt Micros
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
 	Within time.Duration
@@ -75,7 +75,7 @@ const (
 // for one Refund or Settle, see [Limiter.Refund]. If c has an ID, so has the refund, one of its own: then the receipt is
 // good for one correction across processes, for [IDWindow]. The checks are those of [Check].
 func (c Charge) Refund(d Decision, n int64) Charge {
-	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: corrects(OpRefund, &d, n), From: d.Source, receipt: d.receipt, At: d.At, ID: correctionID(c.ID)}
+	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: corrects(OpRefund, &d, n), From: d.Source, receipt: d.receipt, MadeAt: d.At, ID: correctionID(c.ID)}
 }
 
 // Settle returns the charge that corrects the receipt d to the actual cost, as [Charge.Refund] does: a refund of the
@@ -98,15 +98,15 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 }
 
 // Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within and OpUpTo's Least go
-// where OpRefund has At, and the floor is in tokens. A store sends these numbers on.
+// where OpRefund has MadeAt, and the floor is in tokens. A store sends these numbers on.
 func (c *Charge) Request() Request {
-	r := Request{Op: c.Op, Cost: c.Cost, At: c.At}
+	r := Request{Op: c.Op, Cost: c.Cost, Arg: c.MadeAt}
 	switch c.Op {
 	case OpAhead:
-		r.At = min(Micros(c.Within/time.Microsecond), MaxNumber)
+		r.Arg = min(Micros(c.Within/time.Microsecond), MaxNumber)
 		return r
 	case OpUpTo:
-		r.At = Micros(min(c.Least, MaxNumber))
+		r.Arg = Micros(min(c.Least, MaxNumber))
 	case OpTake, OpPeek:
 	default:
 		return r
@@ -224,16 +224,16 @@ func checkAlternative(cs []Charge, i int) error {
 
 func (c *Charge) check() error {
 	switch {
-	case c.Limit == nil || c.Limit.algorithm == nil:
-		return invalid("limit", "nil", "a limit that NewLimit made")
+	case c.Limit == nil || c.Limit.algorithm == nil || c.Limit.err != nil:
+		return c.Limit.Err()
 	case !validKey(c.Key):
 		return invalid("key", c.Key, keyForm)
 	case c.Op >= opOfDenial && c.Op <= opExcessive:
 		return c.checkCorrection()
 	case c.Cost < 0:
 		return invalid("cost", c.Cost, "0 or more")
-	case c.At < 0 || c.At > MaxNumber:
-		return invalid("time of the refunded charge", int64(c.At), "Decision.At")
+	case c.MadeAt < 0 || c.MadeAt > MaxNumber:
+		return invalid("time of the refunded charge", int64(c.MadeAt), "Decision.At")
 	case c.Op >= opEnd:
 		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset, OpAhead or OpUpTo")
 	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):

@@ -41,7 +41,7 @@ func badCharges() map[string]struct {
 		"long key":         one(quota.Charge{Limit: a, Key: strings.Repeat("x", 513)}, "key", "xxx"),
 		"key not UTF-8":    one(quota.Charge{Limit: a, Key: "a\xff"}, "key", `\xff`),
 		"negative cost":    one(quota.Charge{Limit: a, Key: "k", Cost: -1}, "cost", "-1", "0 or more"),
-		"negative time":    one(quota.Charge{Limit: a, Key: "k", Op: quota.OpRefund, At: -1}, "time", "-1", "Decision.At"),
+		"negative time":    one(quota.Charge{Limit: a, Key: "k", Op: quota.OpRefund, MadeAt: -1}, "time", "-1", "Decision.At"),
 		"unknown op":       one(quota.Charge{Limit: a, Key: "k", Op: 7}, "operation", "OpTake"),
 		"op 255":           one(quota.Charge{Limit: a, Key: "k", Op: 255}, "operation", "OpTake"),
 		"long id":          one(quota.Charge{Limit: a, Key: "k", ID: strings.Repeat("i", 129)}, "request id", "128"),
@@ -74,8 +74,8 @@ func TestCheckRefuses(t *testing.T) {
 				check("Check", quota.Check(bad.charges))
 			}
 			r := &recorder{}
-			_, err := newLimiter(t, r, testkit.Bucket("a", 10, time.Second), nil).TakeAll(bg, bad.charges...)
-			check("TakeAll", err)
+			_, err := newLimiter(t, r, testkit.Bucket("a", 10, time.Second), nil).ChargeAll(bg, bad.charges...)
+			check("ChargeAll", err)
 			if len(r.calls) > 0 {
 				t.Errorf("calls of the store: got %v, want none", r.calls)
 			}
@@ -96,7 +96,7 @@ func TestCheckAccepts(t *testing.T) {
 		"one limit, two keys":      {{Limit: a, Key: "k"}, {Limit: a, Key: "l"}},
 		"two groups without an id": {{Limit: a, Key: "g/k"}, {Limit: a, Key: "h/k"}},
 		"every operation": {{Limit: a, Key: "0"}, {Limit: a, Key: "1", Op: quota.OpPeek}, {Limit: a, Key: "2", Op: quota.OpDebit},
-			{Limit: a, Key: "3", Op: quota.OpRefund, At: 5}, {Limit: a, Key: "4", Op: quota.OpReset}},
+			{Limit: a, Key: "3", Op: quota.OpRefund, MadeAt: 5}, {Limit: a, Key: "4", Op: quota.OpReset}},
 	} {
 		if err := quota.Check(cs); err != nil {
 			t.Errorf("Check of %s: got %v, want nil", name, err)

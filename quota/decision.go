@@ -52,8 +52,8 @@ type Decision struct {
 	// Alternative is that of the charge. The charges of the first alternative that fits were made, and no others.
 	Alternative uint8
 	_           [2]byte
-	// Limit is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
-	Limit int64
+	// Capacity is the limit's capacity in tokens; 0 where the limit, or this process's share of it, admits no token.
+	Capacity int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64
 	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted, and up to that where
@@ -101,7 +101,7 @@ func (d Decision) String() string {
 	case d.Charged < 0:
 		fmt.Fprintf(&b, "gave %d back, ", -d.Charged)
 	}
-	fmt.Fprintf(&b, "%d of %d left", d.Remaining, d.Limit)
+	fmt.Fprintf(&b, "%d of %d left", d.Remaining, d.Capacity)
 	for _, span := range [...]struct {
 		name string
 		d    time.Duration

@@ -2,8 +2,10 @@
 // Charge and Decision are all that such programs need; authors of stores and of rules read [Store] and [Algorithm]
 // as well, and package quota/driver.
 //
-//	perAgent := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), perAgent, nil))
+//	limiter, err := quota.NewLimiter(local.New(), quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Second)), nil)
+//	if err != nil {
+//		return err
+//	}
 //	defer limiter.Close()
 //
 //	d, err := limiter.Take(ctx, "team-7/agent-123", 250)
@@ -16,13 +18,13 @@
 //
 // A [Limit] is a rule, an [Algorithm], under a name: here a bucket of 1000 tokens that gets 10 more each second. A
 // [Store] keeps the consumption of each limit and key, and applies charges in one step. A [Limiter] is the front of
-// both. Every algorithm runs on every store, and gives the same integers on each.
+// both, and a [Charger] that of a store and many limits. Every algorithm runs on every store, and gives the same integers on each.
 //
 // # Decisions
 //
 // A denial is a [Decision], never an error; an error is never a denial. Only [Limiter.Allow], for callers who check an error
 // and nothing else, returns a denial as an error, which is [ErrDenied]. A denied charge and a peek change nothing.
-// [Limiter.TakeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Limiter.WaitAll] wait for their
+// [Charger.ChargeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Charger.WaitAll] wait for their
 // turn.
 //
 // # Keys

@@ -12,7 +12,7 @@ import (
 var (
 	// ErrInvalid: a key, cost, limit or option was refused before any I/O. Not charged.
 	ErrInvalid = errors.New("invalid request")
-	// ErrDenied: [Limiter.Allow] and [Limiter.AllowAll] say so of a call that a limit denied, by a [*Denial]. Other methods,
+	// ErrDenied: [Limiter.Allow] and [Charger.AllowAll] say so of a call that a limit denied, by a [*Denial]. Other methods,
 	// and stores, answer with a decision that is not Allowed. Not charged.
 	ErrDenied = errors.New("denied")
 	// ErrUnavailable: the store refused or could not be reached. Not charged.
@@ -74,7 +74,7 @@ func Charged(err error) ChargeState {
 	return ChargeUnknown
 }
 
-// A Denial is the error of [Limiter.Allow] and [Limiter.AllowAll] where a limit denied the call; it is ErrDenied.
+// A Denial is the error of [Limiter.Allow] and [Charger.AllowAll] where a limit denied the call; it is ErrDenied.
 //
 //	var denial *quota.Denial
 //	if errors.As(err, &denial) {
@@ -87,7 +87,7 @@ type Denial struct {
 
 // Error returns a text such as `quota: denied by limit "tokens: 1000 burst 10/s bucket": 50 of 1000 left, retry after 20s`.
 func (d *Denial) Error() string {
-	text := fmt.Sprintf("quota: denied by limit %q: %d of %d left", d.Limit, d.Decision.Remaining, d.Decision.Limit)
+	text := fmt.Sprintf("quota: denied by limit %q: %d of %d left", d.Limit, d.Decision.Remaining, d.Decision.Capacity)
 	if wait, ever := d.RetryAfter(); ever {
 		return fmt.Sprintf("%s, retry after %v", text, wait)
 	}

@@ -16,7 +16,7 @@ import (
 // A stream is settled when it ends, also where it ends because its client went away and the request's context with it.
 func ExampleLimiter_Settle_stream() {
 	daily := quota.Must(algorithm.ParseLimit("tokens: 10000/24h fixed"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), daily, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), daily, nil))
 	defer limiter.Close()
 	settled := make(chan error)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -45,7 +45,7 @@ func ExampleLimiter_Settle_stream() {
 	response.Body.Close()
 	fmt.Println("settled:", <-settled)
 	d, _ := limiter.Peek(context.Background(), "acme", 0)
-	fmt.Println("used:", d.Limit-d.Remaining)
+	fmt.Println("used:", d.Capacity-d.Remaining)
 	// Output:
 	// settled: <nil>
 	// used: 10
@@ -57,7 +57,7 @@ func ExampleCharge_Settle() {
 	ctx := context.Background()
 	free, paid := quota.Must(algorithm.ParseLimit("free: 10000/24h fixed")), quota.Must(algorithm.ParseLimit("paid: 100000/24h fixed"))
 	plan := free
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), free, &quota.Options{LimitFor: func(string) *quota.Limit { return plan }}))
+	limiter := quota.Must(quota.NewLimiter(local.New(), free, &quota.Options{LimitFor: func(string) *quota.Limit { return plan }}))
 	defer limiter.Close()
 
 	under := plan // kept with the receipt
@@ -65,7 +65,7 @@ func ExampleCharge_Settle() {
 	plan = paid
 	_, err := limiter.Settle(ctx, "acme", receipt, 5000)
 	fmt.Println(errors.Is(err, quota.ErrInvalid))
-	r, err := limiter.TakeAll(ctx, quota.Charge{Limit: under, Key: "acme"}.Settle(receipt, 5000))
+	r, err := limiter.ChargeAll(ctx, quota.Charge{Limit: under, Key: "acme"}.Settle(receipt, 5000))
 	fmt.Println(r.Decisions[0].Remaining, "of the old plan left,", err)
 	d, _ := limiter.Peek(ctx, "acme", 0)
 	fmt.Println(d.Remaining, "of the new one")
@@ -78,15 +78,15 @@ func ExampleCharge_Settle() {
 // Another rule under a name that is in use is refused, and the list that has it is not charged: a new rule gets a new name.
 func ExampleNewLimit_anotherRule() {
 	ctx := context.Background()
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), quota.Must(algorithm.ParseLimit("calls: 10 burst 1/s bucket")), nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), quota.Must(algorithm.ParseLimit("calls: 10 burst 1/s bucket")), nil))
 	defer limiter.Close()
-	other := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.SlidingWindow(10, time.Minute))))
+	other := quota.NewLimit("calls", algorithm.SlidingWindow(10, time.Minute))
 	budget := quota.Must(algorithm.ParseLimit("budget: 1000/24h fixed"))
 
 	limiter.Take(ctx, "acme", 5)
-	_, err := limiter.TakeAll(ctx, quota.Charge{Limit: other, Key: "acme", Cost: 1}, quota.Charge{Limit: budget, Key: "acme", Cost: 1})
+	_, err := limiter.ChargeAll(ctx, quota.Charge{Limit: other, Key: "acme", Cost: 1}, quota.Charge{Limit: budget, Key: "acme", Cost: 1})
 	fmt.Println(errors.Is(err, quota.ErrMisconfigured), quota.Charged(err))
-	r, _ := limiter.TakeAll(ctx, quota.Charge{Limit: budget, Key: "acme", Op: quota.OpPeek})
+	r, _ := limiter.ChargeAll(ctx, quota.Charge{Limit: budget, Key: "acme", Op: quota.OpPeek})
 	fmt.Println("budget:", r.Decisions[0].Remaining)
 	// Output:
 	// true no

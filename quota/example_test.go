@@ -13,8 +13,8 @@ import (
 
 func ExampleLimiter_Take() {
 	ctx := context.Background()
-	perAgent := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Minute))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), perAgent, nil))
+	perAgent := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Minute))
+	limiter := quota.Must(quota.NewLimiter(local.New(), perAgent, nil))
 	defer limiter.Close()
 
 	for range 2 {
@@ -23,7 +23,7 @@ func ExampleLimiter_Take() {
 		case err != nil:
 			fmt.Println("no decision:", err)
 		case d.Allowed:
-			fmt.Println("allowed,", d.Remaining, "of", d.Limit, "left")
+			fmt.Println("allowed,", d.Remaining, "of", d.Capacity, "left")
 		default:
 			fmt.Println("denied, retry in", d.RetryAfter.Round(time.Minute))
 		}
@@ -34,18 +34,18 @@ func ExampleLimiter_Take() {
 }
 
 // An agent, its team and the fleet are charged together or not at all, in tokens and in requests.
-func ExampleLimiter_TakeAll() {
+func ExampleLimiter_ChargeAll() {
 	ctx := context.Background()
 	limit := func(name string, capacity int64) *quota.Limit {
-		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+		return quota.NewLimit(name, algorithm.TokenBucket(capacity, capacity, time.Hour))
 	}
 	agent, team, fleet, requests := limit("agent", 1000), limit("team", 1500), limit("fleet", 50_000), limit("requests", 60)
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), agent, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), agent, nil))
 	defer limiter.Close()
 
 	for _, name := range []string{"agent-1", "agent-2"} {
 		key := quota.Key("team-7", name)
-		r, err := limiter.TakeAll(ctx,
+		r, err := limiter.ChargeAll(ctx,
 			quota.Charge{Key: key, Cost: 900},
 			quota.Charge{Limit: requests, Key: key, Cost: 1},
 			quota.Charge{Limit: team, Key: "team-7", Cost: 900},
@@ -65,8 +65,8 @@ func ExampleLimiter_TakeAll() {
 // The cost of a call to a language model is known when it is over: charge an estimate, then settle.
 func ExampleLimiter_Settle() {
 	ctx := context.Background()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(10_000, 24*time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limit := quota.NewLimit("tokens", algorithm.FixedWindow(10_000, 24*time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 
 	receipt, err := limiter.Take(ctx, "agent-123", 2000)
@@ -87,8 +87,8 @@ func ExampleLimiter_Settle() {
 }
 
 func ExampleLimiter_Wait() {
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(1, 1, time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limit := quota.NewLimit("calls", algorithm.TokenBucket(1, 1, time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -109,8 +109,8 @@ func ExampleKey() {
 
 // A caller that must not be overtaken takes ahead of refill, and waits before it uses its tokens.
 func ExampleLimiter_TakeAhead() {
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(100, 10, time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 	ctx := context.Background()
 
@@ -130,8 +130,8 @@ func ExampleLimiter_TakeAhead() {
 
 // A worker takes as many tokens as there are, if they are enough for a piece of work.
 func ExampleLimiter_TakeUpTo() {
-	limit := quota.Must(quota.NewLimit("rows", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limit := quota.NewLimit("rows", algorithm.TokenBucket(1000, 10, time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 	ctx := context.Background()
 
@@ -151,14 +151,14 @@ func ExampleLimiter_TakeUpTo() {
 // A new limit is tried on real traffic before it denies anything.
 func ExampleCharge_shadow() {
 	limit := func(name string, capacity int64) *quota.Limit {
-		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+		return quota.NewLimit(name, algorithm.TokenBucket(capacity, capacity, time.Hour))
 	}
 	tokens, stricter := limit("tokens", 1000), limit("stricter", 500)
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), tokens, nil))
 	defer limiter.Close()
 
 	for range 2 {
-		r, err := limiter.TakeAll(context.Background(),
+		r, err := limiter.ChargeAll(context.Background(),
 			quota.Charge{Key: "agent-1", Cost: 400},
 			quota.Charge{Limit: stricter, Key: "agent-1", Cost: 400, Shadow: true})
 		if err != nil {
@@ -174,10 +174,10 @@ func ExampleCharge_shadow() {
 // A tenant has a guaranteed share, and beyond it what is left of a common pool.
 func ExampleLimiter_TakeFirst() {
 	limit := func(name string, capacity int64) *quota.Limit {
-		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+		return quota.NewLimit(name, algorithm.TokenBucket(capacity, capacity, time.Hour))
 	}
 	share, pool := limit("share", 100), limit("pool", 150)
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), share, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), share, nil))
 	defer limiter.Close()
 
 	for range 4 {
@@ -198,15 +198,15 @@ func ExampleLimiter_TakeFirst() {
 
 // Free callers leave a fifth of the limit to paid ones, who may take the last token.
 func ExampleCharge_floor() {
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(100, 10, time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(100, 10, time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 	ctx := context.Background()
 
 	free := quota.Charge{Key: "fleet", Cost: 50, Floor: 20, FloorOf: 100}
 	paid := quota.Charge{Key: "fleet", Cost: 50}
 	for _, c := range []quota.Charge{free, free, paid} {
-		r, err := limiter.TakeAll(ctx, c)
+		r, err := limiter.ChargeAll(ctx, c)
 		if err != nil {
 			return
 		}
@@ -225,16 +225,16 @@ func ExampleCall() {
 		fmt.Println("granted:", c.Granted, "decided by:", decider.Limit.Name(), decider.Key, "charges:", len(c.Charges))
 	}
 	limit := func(name string, capacity int64) *quota.Limit {
-		return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(capacity, capacity, time.Hour))))
+		return quota.NewLimit(name, algorithm.TokenBucket(capacity, capacity, time.Hour))
 	}
 	agent, team := limit("agent", 100), limit("team", 150)
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), agent, &quota.Options{
+	limiter := quota.Must(quota.NewLimiter(local.New(), agent, &quota.Options{
 		Observers: []func(context.Context, *quota.Call){observe},
 	}))
 	defer limiter.Close()
 
 	for _, name := range []string{"agent-1", "agent-2", "agent-3"} {
-		limiter.TakeAll(context.Background(),
+		limiter.ChargeAll(context.Background(),
 			quota.Charge{Key: quota.Key("team-7", name), Cost: 60},
 			quota.Charge{Limit: team, Key: "team-7", Cost: 60})
 	}
@@ -247,7 +247,7 @@ func ExampleCall() {
 // A caller that checks an error and nothing else does not overlook a denial.
 func ExampleLimiter_Allow() {
 	limit := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/m bucket"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 
 	for _, n := range []int64{600, 600, 1001} {
@@ -272,7 +272,7 @@ func ExampleLimiter_Allow() {
 func ExampleLimiter_AllowAll() {
 	calls := quota.Must(algorithm.ParseLimit("calls: 2/24h fixed-from-first"))
 	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/m bucket"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), calls, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), calls, nil))
 	defer limiter.Close()
 
 	for range 3 {
@@ -297,7 +297,7 @@ func ExampleLimiter_AllowAll() {
 func ExampleLimiter_WaitAll() {
 	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 1000/m bucket"))
 	requests := quota.Must(algorithm.ParseLimit("requests: 60 burst 60/m bucket"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), tokens, nil))
 	defer limiter.Close()
 
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -311,4 +311,35 @@ func ExampleLimiter_WaitAll() {
 	// Output:
 	// true false
 	// false true
+}
+
+// A program whose charges all name their limits needs no limiter of one of them.
+func ExampleCharger() {
+	tokens := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Minute))
+	calls := quota.NewLimit("calls", algorithm.FixedWindowFromFirst(2, 24*time.Hour))
+	charger := quota.Must(quota.NewCharger(local.New(), nil))
+	defer charger.Close()
+
+	for range 3 {
+		r, err := charger.ChargeAll(context.Background(),
+			quota.Charge{Limit: tokens, Key: "agent-123", Cost: 250},
+			quota.Charge{Limit: calls, Key: "agent-123", Cost: 1})
+		fmt.Println(r.Granted, err)
+	}
+	perAgent := quota.Must(charger.For(tokens)) // on the same store
+	d, err := perAgent.Take(context.Background(), "agent-123", 1000)
+	fmt.Println(d.Allowed, d.Remaining, err)
+	// Output:
+	// true <nil>
+	// true <nil>
+	// false <nil>
+	// false 500 <nil>
+}
+
+// A limit whose numbers are refused carries the error to the limiter.
+func ExampleNewLimit() {
+	_, err := quota.NewLimiter(local.New(), quota.NewLimit("tokens", algorithm.TokenBucket(1000, 0, time.Second)), nil)
+	fmt.Println(err)
+	// Output:
+	// algorithm: invalid request: refill is 0; accepted: at least 1
 }

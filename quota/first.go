@@ -7,7 +7,7 @@ import (
 )
 
 // TakeFirst charges the first of several lists that fits, and none of the others: a guaranteed share or else the common pool,
-// the rate limit or else purchased credits. Each list is decided all-or-nothing, as by [Limiter.TakeAll], and all of them in
+// the rate limit or else purchased credits. Each list is decided all-or-nothing, as by [Charger.ChargeAll], and all of them in
 // one step where the store can; a limit and key may be in several lists, once in each, under one limit. There are
 // [MaxCharges] charges at most, all of which may be denied: takes, peeks, takes ahead and takes of up to so many.
 //
@@ -19,7 +19,16 @@ import (
 // their order until one is granted. Their decisions are marked Split then, those on lists behind the granted one are empty,
 // and an error ends the call: a list whose outcome is unknown may have been charged, and no other is tried. With a request id
 // the call is ErrCrossSlot there, for an id covers one group.
+func (ch *Charger) TakeFirst(ctx context.Context, lists ...[]Charge) (Result, error) {
+	return ch.first(ctx, nil, lists)
+}
+
+// TakeFirst is [Charger.TakeFirst]; a charge without a limit goes to the limiter's own.
 func (l *Limiter) TakeFirst(ctx context.Context, lists ...[]Charge) (Result, error) {
+	return l.first(ctx, l.limit, lists)
+}
+
+func (ch *Charger) first(ctx context.Context, own *Limit, lists [][]Charge) (Result, error) {
 	var cs []Charge
 	for i, list := range lists {
 		if len(list) == 0 {
@@ -35,12 +44,12 @@ func (l *Limiter) TakeFirst(ctx context.Context, lists ...[]Charge) (Result, err
 	}
 	ds := make([]Decision, len(cs))
 	var o *observed
-	if l.observer != nil {
+	if ch.observer != nil {
 		o = begin(cs, ds)
 	}
-	err := l.takeFirst(ctx, cs, ds, o)
+	err := ch.takeFirst(ctx, own, cs, ds, o)
 	if o != nil {
-		l.over(ctx, o, err)
+		ch.over(ctx, own, o, err)
 	}
 	if err != nil {
 		return Result{}, err
@@ -53,11 +62,11 @@ func (l *Limiter) TakeFirst(ctx context.Context, lists ...[]Charge) (Result, err
 }
 
 // takeFirst fills in the limits, checks, and asks the store for all lists at once or, if it cannot, for one after the other.
-func (l *Limiter) takeFirst(ctx context.Context, cs []Charge, ds []Decision, o *observed) error {
-	if _, err := l.fillAll(cs); err != nil {
+func (ch *Charger) takeFirst(ctx context.Context, own *Limit, cs []Charge, ds []Decision, o *observed) error {
+	if _, err := ch.fillAll(own, cs); err != nil {
 		return err
 	}
-	err := l.takeAll(ctx, cs, ds, o)
+	err := ch.chargeAll(ctx, cs, ds, o)
 	if !errors.Is(err, ErrCrossSlot) || Charged(err) != NotCharged || cs[0].ID != "" {
 		return err
 	}
@@ -71,7 +80,7 @@ func (l *Limiter) takeFirst(ctx context.Context, cs []Charge, ds []Decision, o *
 		for i := range list {
 			list[i].Alternative = 0
 		}
-		if err := l.takeAll(ctx, list, ds[from:to], o); err != nil {
+		if err := ch.chargeAll(ctx, list, ds[from:to], o); err != nil {
 			return err
 		}
 		granted := Granted(ds[from:to])

@@ -24,7 +24,7 @@ type oneGroup struct {
 
 func (s *oneGroup) Atomicity() driver.Atomicity { return driver.OneGroup }
 
-func (s *oneGroup) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *oneGroup) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	for _, c := range cs {
 		if quota.Group(c.Key) != quota.Group(cs[0].Key) || s.key && c.Key != cs[0].Key {
 			return fmt.Errorf("a test: %w", quota.ErrCrossSlot)
@@ -33,12 +33,12 @@ func (s *oneGroup) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 	if s.lists++; s.lists == s.nth {
 		return s.fail
 	}
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
-func (s *oneGroup) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *oneGroup) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
-	err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+	err := s.ChargeAll(ctx, []quota.Charge{c}, out[:])
 	return out[0], err
 }
 
@@ -48,7 +48,7 @@ func TestTakeFirst(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testkit.EachRule(t, 4, time.Hour, func(t *testing.T, own *quota.Limit) {
 				pool := testkit.LimitOf("pool", own.Name(), 6, 2*time.Hour)
-				var store quota.Store = local.New(nil)
+				var store quota.Store = local.New()
 				if apart {
 					store = &oneGroup{Store: store}
 				}
@@ -72,7 +72,7 @@ func TestTakeFirst(t *testing.T) {
 					var left []int64
 					for _, c := range append(append([]quota.Charge(nil), share...), common...) {
 						c.Op = quota.OpPeek
-						left = append(left, must[quota.Result](t)(lim.TakeAll(bg, c)).Decisions[0].Remaining)
+						left = append(left, must[quota.Result](t)(lim.ChargeAll(bg, c)).Decisions[0].Remaining)
 					}
 					if fmt.Sprint(left) != fmt.Sprint(want) {
 						t.Errorf("left of the charges' keys: got %v, want %v", left, want)
@@ -91,7 +91,7 @@ func TestTakeFirst(t *testing.T) {
 				if least := min(r.Lists[0][0].RetryAfter, r.Lists[1][0].RetryAfter); r.Granted || r.RetryAfter() != least || r.Lists[r.Taken][0].RetryAfter != least {
 					t.Errorf("no list fits: got %+v, want the least of the waits", r)
 				}
-				if d := must[quota.Result](t)(lim.TakeAll(bg, share[0].Refund(first.Decisions[0], 3))).Decisions[0]; d.Charged != -3 {
+				if d := must[quota.Result](t)(lim.ChargeAll(bg, share[0].Refund(first.Decisions[0], 3))).Decisions[0]; d.Charged != -3 {
 					t.Errorf("a refund of the first list's receipt: got %v, want 3 back", d)
 				}
 			})
@@ -102,7 +102,7 @@ func TestTakeFirst(t *testing.T) {
 // Alternatives may have keys in common, and the one that is taken is charged to them.
 func TestTakeFirstOfTheSameKey(t *testing.T) {
 	testkit.EachRule(t, 10, time.Hour, func(t *testing.T, l *quota.Limit) {
-		lim := newLimiter(t, local.New(nil), l, nil)
+		lim := newLimiter(t, local.New(), l, nil)
 		other := testkit.Bucket("other", 1, time.Hour)
 		large := []quota.Charge{{Key: "k", Cost: 6}, {Limit: other, Key: "k", Cost: 1}}
 		small := []quota.Charge{{Key: "k", Cost: 2}}
@@ -124,7 +124,7 @@ func TestTakeFirstOfTheSameKey(t *testing.T) {
 // A repeat of an id gets the list that was granted, though another would fit now.
 func TestTakeFirstRepeats(t *testing.T) {
 	l, pool := testkit.Bucket("n", 10, time.Hour), testkit.Bucket("pool", 10, time.Hour)
-	lim := newLimiter(t, local.New(nil), l, nil)
+	lim := newLimiter(t, local.New(), l, nil)
 	must[quota.Decision](t)(lim.Take(bg, "g", 10))
 	lists := [][]quota.Charge{{{Key: "g", Cost: 3, ID: "x"}}, {{Limit: pool, Key: "g", Cost: 3, ID: "x"}}}
 	first := must[quota.Result](t)(lim.TakeFirst(bg, lists...))
@@ -143,7 +143,7 @@ func TestTakeFirstRepeats(t *testing.T) {
 // An id does not cover lists that are tried one after the other: the list that a repeat would try first may fit by then.
 func TestTakeFirstWithIDInOrder(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	store := &oneGroup{Store: local.New(nil), key: true}
+	store := &oneGroup{Store: local.New(), key: true}
 	lim := newLimiter(t, store, l, nil)
 	for _, keys := range [][2]string{{"a", "b"}, {"g/a", "g/b"}} {
 		_, err := lim.TakeFirst(bg, []quota.Charge{{Key: keys[0], Cost: 11, ID: "x"}}, []quota.Charge{{Key: keys[1], Cost: 1, ID: "x"}})
@@ -157,7 +157,7 @@ func TestTakeFirstWithIDInOrder(t *testing.T) {
 func TestTakeFirstEndsAtAnError(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
 	for _, fail := range []error{quota.ErrIndeterminate, quota.ErrUnavailable} {
-		store := &oneGroup{Store: local.New(nil), fail: fmt.Errorf("a test: %w", fail), nth: 2}
+		store := &oneGroup{Store: local.New(), fail: fmt.Errorf("a test: %w", fail), nth: 2}
 		lim := newLimiter(t, store, l, nil)
 		_, err := lim.TakeFirst(bg, []quota.Charge{{Key: "a", Cost: 11}}, []quota.Charge{{Key: "b", Cost: 1}}, []quota.Charge{{Key: "c", Cost: 1}})
 		if !errors.Is(err, fail) || store.lists != 2 {
@@ -168,7 +168,7 @@ func TestTakeFirstEndsAtAnError(t *testing.T) {
 
 func TestTakeFirstIsChecked(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	lim := newLimiter(t, local.New(nil), l, nil)
+	lim := newLimiter(t, local.New(), l, nil)
 	one := []quota.Charge{{Key: "k", Cost: 1}}
 	var many []quota.Charge
 	for i := range 33 {

@@ -19,7 +19,7 @@ import (
 // A floor in tokens and as a part of the capacity, in the numbers that a rule gets.
 func TestFloorOfRequest(t *testing.T) {
 	of := func(capacity int64) *quota.Limit { return testkit.Bucket("n", capacity, time.Minute) }
-	unlimited := quota.Must(quota.NewLimit("n", algorithm.Unlimited))
+	unlimited := quota.NewLimit("n", algorithm.Unlimited)
 	for _, c := range []struct {
 		charge quota.Charge
 		share  *quota.Limit // nil: the charge as it is
@@ -62,10 +62,10 @@ func TestFloorOfRequest(t *testing.T) {
 func TestFloor(t *testing.T) {
 	testkit.EachRule(t, 10, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		clock := testkit.NewClock()
-		lim := newLimiter(t, local.New(&local.Options{Clock: clock.Time}), l, nil)
+		lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: clock.Time})), l, nil)
 		ask := func(c quota.Charge) quota.Decision {
 			t.Helper()
-			return must[quota.Result](t)(lim.TakeAll(bg, c)).Decisions[0]
+			return must[quota.Result](t)(lim.ChargeAll(bg, c)).Decisions[0]
 		}
 		free := func(op quota.Op, n int64) quota.Charge {
 			return quota.Charge{Key: "k", Cost: n, Op: op, Floor: 2, FloorOf: 10}
@@ -117,8 +117,8 @@ func TestFloor(t *testing.T) {
 	})
 	// A list is denied by a floor, and charges nothing.
 	l := testkit.Bucket("n", 10, time.Hour)
-	lim := newLimiter(t, local.New(nil), l, nil)
-	r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "a", Cost: 1}, quota.Charge{Key: "b", Cost: 5, Floor: 6}))
+	lim := newLimiter(t, local.New(), l, nil)
+	r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "a", Cost: 1}, quota.Charge{Key: "b", Cost: 5, Floor: 6}))
 	if r.Granted || r.Decider != 1 || r.RetryAfter() != quota.Never || r.Decisions[0].Remaining != 10 {
 		t.Errorf("a list with 5 above 6 of 10: got %v, want it denied for ever, and 10 left of the other key", r)
 	}
@@ -158,7 +158,7 @@ func TestFloorIsChecked(t *testing.T) {
 func TestWaitAllByFloor(t *testing.T) {
 	testkit.EachRule(t, 4, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			lim := newLimiter(t, newSlow(local.New(nil), time.Microsecond), l, nil) // so that grants differ in time
+			lim := newLimiter(t, newSlow(local.New(), time.Microsecond), l, nil) // so that grants differ in time
 			must[quota.Decision](t)(lim.Take(bg, "k", 4))
 			w := newWaits(lim)
 			for _, c := range []struct {
@@ -182,7 +182,7 @@ func TestWaitAllByFloor(t *testing.T) {
 func TestWaitAllAboveFloorTakesNothingAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := testkit.Bucket("n", 10, 10*time.Second)
-		lim := newLimiter(t, local.New(nil), l, nil)
+		lim := newLimiter(t, local.New(), l, nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 7))
 		w := newWaits(lim)
 		w.callAll(bg, "free", quota.Charge{Key: "k", Cost: 2, Floor: 20, FloorOf: 100})

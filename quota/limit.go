@@ -1,6 +1,7 @@
 package quota
 
 import (
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"math"
@@ -10,41 +11,87 @@ import (
 
 // A Limit is a named rule. Stores keep consumption under the name, so limits with one name and different numbers share
 // their consumption: a limit's numbers may change while it is in use, and each tenant may have numbers of its own.
-// Limits are immutable and safe for concurrent use; [NewLimit] makes them. The zero Limit is not valid.
+// Limits are immutable and safe for concurrent use; [NewLimit] makes them. The zero Limit is not valid, see [Limit.Err].
 type Limit struct {
 	name      string
 	handle    unique.Handle[string]
 	hash      uint64
-	algorithm Algorithm
-	spec      Spec
+	algorithm Algorithm // nil in the zero Limit alone
+	spec      Spec      // zero where err is not nil
+	err       error
 }
 
 // maxLimitName is the longest name of a limit, in bytes.
 const maxLimitName = 64
 
 // NewLimit returns the limit called name, kept by the algorithm. A name must have 1 to 64 letters, digits, '.', '_'
-// and '-', in ASCII; any other name, and a nil algorithm, is ErrInvalid.
+// and '-', in ASCII. Any other name, a nil algorithm, and one whose constructor refused its numbers, make a limit that is
+// not valid: it carries its ErrInvalid, see [Limit.Err], and so do all calls that name it, before any I/O. So a limiter is
+// made in one expression, and NewLimiter returns the error:
+//
+//	limiter, err := quota.NewLimiter(store, quota.NewLimit("agent", algorithm.TokenBucket(1000, 10, time.Second)), nil)
 //
 // A limit of the same name with other numbers takes over each key's consumption, and the time since the key's last
 // charge, which counts by the new numbers. With a rate of 100 a second in place of one a second, a key that was last
 // charged ten seconds ago has gained up to 1000 tokens, and not 10.
-func NewLimit(name string, algorithm Algorithm) (*Limit, error) {
+func NewLimit(name string, algorithm Algorithm) *Limit {
+	l := &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm}
+	if l.spec, l.err = specOf(name, algorithm); l.err != nil {
+		l.algorithm = noAlgorithm{l.err}
+	}
+	return l
+}
+
+// specOf returns the spec of an algorithm, unless it or the limit's name is not valid.
+func specOf(name string, algorithm Algorithm) (Spec, error) {
 	if !validLimitName(name) {
-		return nil, invalid("limit name", name, "1 to 64 of the characters a-z A-Z 0-9 . _ -")
+		return Spec{}, invalid("limit name", name, "1 to 64 of the characters a-z A-Z 0-9 . _ -")
 	}
 	if algorithm == nil {
-		return nil, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
+		return Spec{}, invalid("algorithm of limit "+name, "nil", "an algorithm, such as algorithm.TokenBucket gives")
+	}
+	if a, ok := algorithm.(interface{ Err() error }); ok {
+		if err := a.Err(); errors.Is(err, ErrInvalid) {
+			return Spec{}, err
+		} else if err != nil {
+			return Spec{}, fmt.Errorf("quota: %w: algorithm of limit %s: %w", ErrInvalid, name, err)
+		}
 	}
 	spec := algorithm.Spec()
 	if !spec.Rule.Valid() || spec.Unit < 0 || spec.Capacity < 0 || spec.Debt < 0 || spec.Window < 0 {
-		return nil, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', and a unit, a capacity, a debt and a window of at least 0")
+		return Spec{}, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', and a unit, a capacity, a debt and a window of at least 0")
 	}
-	return &Limit{name: name, handle: unique.Make(name), hash: maphash.String(nameSeed, name), algorithm: algorithm, spec: spec}, nil
+	return spec, nil
 }
 
-// Must returns v, and panics if err is not nil. Use it for limits that are constants of a program:
+// noAlgorithm is the algorithm of a limit that is not valid.
+type noAlgorithm struct{ err error }
+
+func (n noAlgorithm) Err() error   { return n.err }
+func (noAlgorithm) Spec() Spec     { return Spec{} }
+func (noAlgorithm) String() string { return "not valid" }
+
+// Decide denies, for ever.
+func (noAlgorithm) Decide(s State, _ Request, _ Micros) (State, Verdict) {
+	return s, Verdict{RetryAfter: Forever}
+}
+
+// Err returns nil, or the ErrInvalid of a limit that is not valid: NewLimit refused its name or its algorithm, or did not make
+// it, as the zero Limit and nil. A program that makes limits of numbers from outside may ask it early; limiters, and all stores
+// and policies, do so anyway.
+func (l *Limit) Err() error {
+	switch {
+	case l == nil:
+		return invalid("limit", "nil", "a limit that NewLimit made")
+	case l.algorithm == nil:
+		return invalid("limit", "the zero Limit", "a limit that NewLimit made")
+	}
+	return l.err
+}
+
+// Must returns v, and panics if err is not nil. Use it where only the program's own constants can be wrong:
 //
-//	var perAgent = quota.Must(quota.NewLimit("agent", quota.Must(algorithm.TokenBucket(1000, 10, time.Second))))
+//	var tokens = quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/s bucket"))
 func Must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -57,7 +104,7 @@ func (l *Limit) Name() string { return l.name }
 
 // String returns the limit's name and rule, such as "tokens: 1000 burst 10/s bucket", from which algorithm.ParseLimit
 // makes the limit again. Where the algorithm has no String method the text has the rule's name and capacity, such as
-// "tokens: tally-1, capacity 1000".
+// "tokens: tally-1, capacity 1000", and "tokens: not valid" where the limit has an Err.
 func (l *Limit) String() string {
 	if l == nil || l.algorithm == nil {
 		return "no limit"
@@ -68,11 +115,10 @@ func (l *Limit) String() string {
 	return fmt.Sprintf("%s: %s, capacity %d", l.name, l.spec.Rule, l.spec.Capacity)
 }
 
-// MarshalText returns the text of String, which is how a limit stands in JSON. A limit that NewLimit did not make is
-// ErrInvalid.
+// MarshalText returns the text of String, which is how a limit stands in JSON. It fails with Err.
 func (l *Limit) MarshalText() ([]byte, error) {
-	if l == nil || l.algorithm == nil {
-		return nil, invalid("limit", "nil or the zero Limit", "a limit that NewLimit made")
+	if err := l.Err(); err != nil {
+		return nil, err
 	}
 	return []byte(l.String()), nil
 }
@@ -106,7 +152,7 @@ func (l *Limit) Hash() uint64 { return l.hash }
 
 var nameSeed = maphash.MakeSeed()
 
-// Algorithm returns the limit's algorithm.
+// Algorithm returns the limit's algorithm; of a limit that is not valid, one that denies.
 func (l *Limit) Algorithm() Algorithm { return l.algorithm }
 
 // Spec returns the algorithm's spec, which must not be modified.

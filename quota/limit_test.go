@@ -16,8 +16,8 @@ import (
 func TestNewLimit(t *testing.T) {
 	ok := testkit.Counter{Capacity: 1}
 	for _, name := range []string{"a", "tokens", "A-Z_0.9", strings.Repeat("n", 64), ".", "-"} {
-		l, err := quota.NewLimit(name, ok)
-		if err != nil {
+		l := quota.NewLimit(name, ok)
+		if err := l.Err(); err != nil {
 			t.Errorf("NewLimit(%q): got %v, want nil", name, err)
 			continue
 		}
@@ -32,11 +32,9 @@ func TestNewLimit(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", " ", "a b", "a:b", "a/b", "é", "a{", "a}", "a%", "a\x00", "a\n", strings.Repeat("n", 65), "a#"} {
-		_, err := quota.NewLimit(name, ok)
-		testkit.WantInvalid(t, err, "limit name", "1 to 64")
+		testkit.WantInvalid(t, quota.NewLimit(name, ok).Err(), "limit name", "1 to 64")
 	}
-	_, err := quota.NewLimit("n", nil)
-	testkit.WantInvalid(t, err, "algorithm of limit n", "nil")
+	testkit.WantInvalid(t, quota.NewLimit("n", nil).Err(), "algorithm of limit n", "nil")
 }
 
 func TestNewLimitChecksTheSpec(t *testing.T) {
@@ -50,18 +48,18 @@ func TestNewLimitChecksTheSpec(t *testing.T) {
 		"space in rule":  {Capacity: 1, Rule: quota.Rule{'a', ' '}},
 		"not ASCII rule": {Capacity: 1, Rule: quota.Rule{'a', 0xe9}},
 	} {
-		_, err := quota.NewLimit("n", a)
+		err := quota.NewLimit("n", a).Err()
 		if err == nil {
 			t.Errorf("NewLimit with %s: got nil, want ErrInvalid", name)
 			continue
 		}
 		testkit.WantInvalid(t, err, "spec of limit n")
 	}
-	if _, err := quota.NewLimit("n", testkit.Counter{Capacity: 1, Rule: quota.Rule{'a', 'B', '.', '_', '-', '6', '7', '8'}}); err != nil {
+	if err := quota.NewLimit("n", testkit.Counter{Capacity: 1, Rule: quota.Rule{'a', 'B', '.', '_', '-', '6', '7', '8'}}).Err(); err != nil {
 		t.Errorf("NewLimit with a rule of 8 characters: got %v, want nil", err)
 	}
-	if l, err := quota.NewLimit("n", testkit.Counter{}); err != nil || l.Spec().Capacity != 0 {
-		t.Errorf("NewLimit with a capacity of 0: got %v, %v; want a limit that denies", l, err)
+	if l := quota.NewLimit("n", testkit.Counter{}); l.Err() != nil || l.Spec().Capacity != 0 {
+		t.Errorf("NewLimit with a capacity of 0: got %v, %v; want a limit that denies", l, l.Err())
 	}
 }
 
@@ -79,19 +77,18 @@ func (w windowed) Spec() quota.Spec {
 
 // A rule that does not tell its window, as rules of other authors may, makes limits as good as any.
 func TestALimitWithoutAWindow(t *testing.T) {
-	l := quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 7}))
+	l := quota.NewLimit("n", testkit.Counter{Capacity: 7})
 	if got := l.Window(); got != 0 || !math.IsNaN(l.Rate()) || l.Capacity() != 7 {
 		t.Errorf("a rule without a window: got %v, %v a second, capacity %d; want 0, NaN and 7", got, l.Rate(), l.Capacity())
 	}
 	if b, err := l.MarshalText(); err != nil || string(b) != "n: ct1, capacity 7" {
 		t.Errorf("MarshalText: got %q, %v; want the name, rule and capacity", b, err)
 	}
-	lim := newLimiter(t, local.New(nil), l, nil)
+	lim := newLimiter(t, local.New(), l, nil)
 	if d := must[quota.Decision](t)(lim.Take(bg, "k", 7)); !d.Allowed {
 		t.Errorf("Take: got %v, want it allowed", d)
 	}
-	_, err := quota.NewLimit("n", windowed{testkit.Counter{Capacity: 1}, -1})
-	testkit.WantInvalid(t, err, "spec of limit n", "window")
+	testkit.WantInvalid(t, quota.NewLimit("n", windowed{testkit.Counter{Capacity: 1}, -1}).Err(), "spec of limit n", "window")
 	for _, l := range []*quota.Limit{nil, {}} {
 		_, err := l.MarshalText()
 		testkit.WantInvalid(t, err, "limit", "NewLimit")
@@ -118,7 +115,7 @@ func TestMust(t *testing.T) {
 			t.Errorf("Must of ErrInvalid: got the panic %v, want one with that error", got)
 		}
 	}()
-	quota.Must(algorithm.TokenBucket(-1, 1, time.Second))
+	quota.Must(algorithm.ParseLimit("n: -1 burst 1/s bucket"))
 }
 
 func TestNames(t *testing.T) {

@@ -10,11 +10,12 @@ import (
 	"time"
 )
 
-// Options are the options of NewLimiter. The zero value, and nil, take the defaults.
+// Options are the options of NewCharger and NewLimiter. The zero value, and nil, take the defaults.
 type Options struct {
-	// LimitFor chooses the limit of a key, by tenant or plan for example; nil, or a nil result, stands for the
-	// limiter's own limit. It is called for each request, concurrently, with a valid key. A result that NewLimit did not
-	// make, such as the zero Limit, is ErrInvalid, and the store is not asked.
+	// LimitFor chooses the limit of a key, by tenant or plan for example, for charges that name none: nil, or a nil result,
+	// stands for the limiter's own limit. It is called for each request, concurrently, with a valid key. All limiters of a
+	// Charger share it, and it is told the key alone, so limiters that need different ones have chargers of their own. A result that is not valid, see
+	// [Limit.Err], is ErrInvalid, and the store is not asked.
 	LimitFor func(key string) *Limit
 	// Observers are told each call when it is over, in their order, on the caller's goroutine; they may be called
 	// concurrently, and must not keep the call, see [Call]. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
@@ -24,14 +25,19 @@ type Options struct {
 	MaxWaiters int
 }
 
-// A Limiter decides requests against a limit: it checks them, picks the limit, and asks the store. [NewLimiter] makes
-// one. All methods may be called concurrently.
+// A Charger has lists of charges decided by a store: it checks them, asks the store, and tells the observers. Each charge must
+// name its limit. [NewCharger] makes one, and [Charger.For] makes limiters of single limits that share all that it has. All
+// methods may be called concurrently.
 //
-// Every method fails with ErrInvalid on an invalid key or a negative number of tokens, before the store is asked. Any
-// other error is the store's, see [Charged].
-type Limiter struct {
+//	charger, err := quota.NewCharger(store, nil)
+//	r, err := charger.ChargeAll(ctx,
+//		quota.Charge{Limit: perAgent, Key: "team-7/agent-123", Cost: 250},
+//		quota.Charge{Limit: perTeam, Key: "team-7", Cost: 250})
+//
+// Every method fails with ErrInvalid on an invalid key, an invalid limit or a negative number of tokens, before the store is
+// asked. Any other error is the store's, see [Charged].
+type Charger struct {
 	store      Store
-	limit      *Limit
 	limitFor   func(string) *Limit
 	observer   func(context.Context, *Call) // nil for none
 	maxWaiters int
@@ -45,16 +51,23 @@ type Limiter struct {
 	queued  atomic.Int32 // the length of queues, to be read without mu
 }
 
-// NewLimiter returns a limiter of one limit on a store. A nil store or limit is ErrInvalid.
-func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
+// A Limiter is a [Charger] with a limit of its own, for requests against that. [NewLimiter] makes one. All methods may be
+// called concurrently. The errors are those of a Charger.
+type Limiter struct {
+	*Charger
+	limit *Limit
+	store Store // the Charger's
+	plain bool  // there are neither observers nor LimitFor
+}
+
+// NewCharger returns a charger on a store. A nil store is ErrInvalid.
+func NewCharger(store Store, o *Options) (*Charger, error) {
 	if o == nil {
 		o = &Options{}
 	}
 	switch {
 	case store == nil:
-		return nil, invalid("store", "nil", "a Store, such as local.New(nil)")
-	case limit == nil || limit.algorithm == nil:
-		return nil, invalid("limit", "nil", "a limit that NewLimit made")
+		return nil, invalid("store", "nil", "a Store, such as local.New()")
 	case o.MaxWaiters < 0:
 		return nil, invalid("Options.MaxWaiters", o.MaxWaiters, "0 or more")
 	}
@@ -63,11 +76,30 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 			return nil, invalid(fmt.Sprintf("Options.Observers[%d]", i), "nil", "a function")
 		}
 	}
-	l := &Limiter{store: store, limit: limit, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters, clock: clockOf(store)}
-	if l.maxWaiters == 0 {
-		l.maxWaiters = 1024
+	ch := &Charger{store: store, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters, clock: clockOf(store)}
+	if ch.maxWaiters == 0 {
+		ch.maxWaiters = 1024
 	}
-	return l, nil
+	return ch, nil
+}
+
+// NewLimiter returns a limiter of one limit on a store, with a charger of its own. A nil store is ErrInvalid, and so is a limit
+// that is not valid, see [Limit.Err].
+func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
+	ch, err := NewCharger(store, o)
+	if err != nil {
+		return nil, err
+	}
+	return ch.For(limit)
+}
+
+// For returns a limiter of one limit. It shares the store, the options, the waiting callers and the memory of corrections with
+// the charger and all of its limiters; closing one of them closes the store of all. A limit that is not valid is ErrInvalid.
+func (ch *Charger) For(limit *Limit) (*Limiter, error) {
+	if err := limit.Err(); err != nil {
+		return nil, err
+	}
+	return &Limiter{Charger: ch, limit: limit, store: ch.store, plain: ch.limitFor == nil && ch.observer == nil}, nil
 }
 
 // Take charges n tokens to the key if they fit. A denial is a decision that is not Allowed; its RetryAfter says when
@@ -76,10 +108,10 @@ func NewLimiter(store Store, limit *Limit, o *Options) (*Limiter, error) {
 func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, err error) {
 	// Most limiters take this path; a charge that is built once and not twice saves them a tenth of a decision, and so does
 	// a decision that is not copied once more.
-	if l.limitFor == nil && l.observer == nil && n >= 0 && validKey(key) {
+	if l.plain && n >= 0 && validKey(key) {
 		c := Charge{Limit: l.limit, Key: key, Cost: n}
 		r := receiptFor(&c)
-		d, err = l.store.Take(ctx, c)
+		d, err = l.store.Charge(ctx, c)
 		if err == nil && d.Allowed {
 			d.receipt = r
 		}
@@ -99,17 +131,26 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 // Take is for callers who settle or refund: its decision is the receipt.
 func (l *Limiter) Allow(ctx context.Context, key string, n int64) error {
 	c := Charge{Key: key, Cost: n}
-	d, err := l.doWithin(ctx, ctx, &c)
+	d, err := l.doWithin(ctx, ctx, l.limit, &c)
 	if err == nil && d.Allowed {
 		return nil
 	}
 	return denied(&c, d, err)
 }
 
-// AllowAll is [Limiter.TakeAll] for the same callers: nil where the list was granted, and where it was denied a [*Denial] of
-// the charge that decided.
+// AllowAll is [Charger.ChargeAll] for callers who check an error and nothing else, see [Limiter.Allow]: nil where the list was
+// granted, and where it was denied a [*Denial] of the charge that decided.
+func (ch *Charger) AllowAll(ctx context.Context, charges ...Charge) error {
+	return ch.allowAll(ctx, nil, charges)
+}
+
+// AllowAll is [Charger.AllowAll]; a charge without a limit goes to the limiter's own.
 func (l *Limiter) AllowAll(ctx context.Context, charges ...Charge) error {
-	r, cs, err := l.list(ctx, charges)
+	return l.allowAll(ctx, l.limit, charges)
+}
+
+func (ch *Charger) allowAll(ctx context.Context, own *Limit, charges []Charge) error {
+	r, cs, err := ch.list(ctx, own, charges)
 	if err == nil && r.Granted {
 		return nil
 	}
@@ -180,7 +221,7 @@ func (l *Limiter) Settle(ctx context.Context, key string, d Decision, actual int
 func (l *Limiter) correct(ctx context.Context, c Charge) (Decision, error) {
 	longer, cancel := outlive(ctx)
 	defer cancel()
-	return l.doWithin(ctx, longer, &c)
+	return l.doWithin(ctx, longer, l.limit, &c)
 }
 
 // Reset makes the key's quota whole, under the limit that it has.
@@ -189,32 +230,37 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	return err
 }
 
-// TakeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different costs and
-// operations. A charge without a limit goes to the limiter's own. The same limit and key twice is ErrInvalid, and so
-// are the other lists that [Check] refuses. Of refunds and settles in a list the same holds as of [Limiter.Refund]; a
-// list outlives the context if it has nothing else.
-func (l *Limiter) TakeAll(ctx context.Context, charges ...Charge) (Result, error) {
-	r, _, err := l.list(ctx, charges)
+// ChargeAll decides a list of charges all-or-nothing: several limits on one key, several keys, different costs and
+// operations. The same limit and key twice is ErrInvalid, and so are the other lists that [Check] refuses. Of refunds and
+// settles in a list the same holds as of [Limiter.Refund]; a list outlives the context if it has nothing else.
+func (ch *Charger) ChargeAll(ctx context.Context, charges ...Charge) (Result, error) {
+	r, _, err := ch.list(ctx, nil, charges)
 	return r, err
 }
 
-// list has a list decided, tells the observers, and returns the charges with their limits too.
-func (l *Limiter) list(ctx context.Context, charges []Charge) (Result, []Charge, error) {
+// ChargeAll is [Charger.ChargeAll]; a charge without a limit goes to the limiter's own.
+func (l *Limiter) ChargeAll(ctx context.Context, charges ...Charge) (Result, error) {
+	r, _, err := l.list(ctx, l.limit, charges)
+	return r, err
+}
+
+// list has a list decided, tells the observers, and returns the charges with their limits too. Those without one go to own.
+func (ch *Charger) list(ctx context.Context, own *Limit, charges []Charge) (Result, []Charge, error) {
 	cs := slices.Clone(charges)
 	ds := make([]Decision, len(cs))
-	if l.observer == nil {
-		r, err := l.doAll(ctx, cs, ds, nil)
+	if ch.observer == nil {
+		r, err := ch.doAll(ctx, own, cs, ds, nil)
 		return r, cs, err
 	}
 	o := begin(cs, ds)
-	r, err := l.doAll(ctx, cs, ds, o)
-	l.over(ctx, o, err)
+	r, err := ch.doAll(ctx, own, cs, ds, o)
+	ch.over(ctx, own, o, err)
 	return r, cs, err
 }
 
 // doAll fills in the limits, checks, and asks the store.
-func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (Result, error) {
-	if _, err := l.fillAll(cs); err != nil {
+func (ch *Charger) doAll(ctx context.Context, own *Limit, cs []Charge, ds []Decision, o *observed) (Result, error) {
+	if _, err := ch.fillAll(own, cs); err != nil {
 		return Result{}, err
 	}
 	if correctsOnly(cs) {
@@ -222,14 +268,14 @@ func (l *Limiter) doAll(ctx context.Context, cs []Charge, ds []Decision, o *obse
 		ctx, cancel = outlive(ctx)
 		defer cancel()
 	}
-	if err := l.takeAll(ctx, cs, ds, o); err != nil {
+	if err := ch.chargeAll(ctx, cs, ds, o); err != nil {
 		return Result{}, err
 	}
 	return Result{Granted: Granted(ds), Decider: Decider(ds), Decisions: ds}, nil
 }
 
 // fillAll fills in the limits of a list and checks it. It returns the charges, by their bits, that had no limit.
-func (l *Limiter) fillAll(cs []Charge) (own uint64, err error) {
+func (ch *Charger) fillAll(own *Limit, cs []Charge) (unnamed uint64, err error) {
 	for i := range cs {
 		if cs[i].Limit != nil {
 			continue
@@ -237,12 +283,12 @@ func (l *Limiter) fillAll(cs []Charge) (own uint64, err error) {
 		if err := CheckKey(cs[i].Key); err != nil {
 			return 0, err
 		}
-		if cs[i].Limit, err = l.limitOf(cs[i].Key); err != nil {
+		if cs[i].Limit, err = ch.limitOf(own, cs[i].Key); err != nil {
 			return 0, err
 		}
-		own |= 1 << i
+		unnamed |= 1 << i
 	}
-	return own, Check(cs)
+	return unnamed, Check(cs)
 }
 
 // LimitOf returns the limit of a key: that of Options.LimitFor, or the limiter's own. It fails as Take does, with ErrInvalid.
@@ -250,46 +296,47 @@ func (l *Limiter) LimitOf(key string) (*Limit, error) {
 	if err := CheckKey(key); err != nil {
 		return nil, err
 	}
-	return l.limitOf(key)
+	return l.limitOf(l.limit, key)
 }
 
-// Store returns the limiter's store, with the policies around it. backend.Health asks the servers behind it for their
+// Store returns the store, with the policies around it. backend.Health asks the servers behind it for their
 // health.
-func (l *Limiter) Store() Store { return l.store }
+func (ch *Charger) Store() Store { return ch.store }
 
 // Close closes the store.
-func (l *Limiter) Close() error { return l.store.Close() }
+func (ch *Charger) Close() error { return ch.store.Close() }
 
 // do fills in the limit, checks, asks the store and tells the observers.
 func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
-	return l.doWithin(ctx, ctx, &c)
+	return l.doWithin(ctx, ctx, l.limit, &c)
 }
 
-// doWithin does the same with a context for the store that may differ from the caller's, and leaves the limit in c.
-func (l *Limiter) doWithin(ctx, within context.Context, c *Charge) (d Decision, err error) {
-	c.Limit = l.limit
-	if l.observer == nil {
-		if err = l.fill(c); err == nil {
-			d, err = l.decide(within, *c, nil)
+// doWithin decides a charge to own, or to the limit that LimitFor chooses. The store gets the context within; the limit is left
+// in c.
+func (ch *Charger) doWithin(ctx, within context.Context, own *Limit, c *Charge) (d Decision, err error) {
+	c.Limit = own
+	if ch.observer == nil {
+		if err = ch.fill(own, c); err == nil {
+			d, err = ch.decide(within, *c, nil)
 		}
 		return d, err
 	}
 	o := beginOne(c)
-	if err = l.fill(&o.charge[0]); err == nil {
-		o.decision[0], err = l.decide(within, o.charge[0], o)
+	if err = ch.fill(own, &o.charge[0]); err == nil {
+		o.decision[0], err = ch.decide(within, o.charge[0], o)
 	}
 	c.Limit, d = o.charge[0].Limit, o.decision[0]
-	l.over(ctx, o, err)
+	ch.over(ctx, own, o, err)
 	return d, err
 }
 
 // fill checks a charge and fills in the limit that LimitFor chooses.
-func (l *Limiter) fill(c *Charge) error {
+func (ch *Charger) fill(own *Limit, c *Charge) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	if l.limitFor != nil {
-		limit, err := l.limitOf(c.Key)
+	if ch.limitFor != nil {
+		limit, err := ch.limitOf(own, c.Key)
 		if err != nil {
 			return err
 		}
@@ -299,44 +346,44 @@ func (l *Limiter) fill(c *Charge) error {
 }
 
 // decide has the store decide a charge, unless it corrects a receipt that was corrected before.
-func (l *Limiter) decide(ctx context.Context, c Charge, o *observed) (Decision, error) {
+func (ch *Charger) decide(ctx context.Context, c Charge, o *observed) (Decision, error) {
 	if c.remembered() {
 		var ds [1]Decision
-		err := l.takeAll(ctx, []Charge{c}, ds[:], o)
+		err := ch.chargeAll(ctx, []Charge{c}, ds[:], o)
 		return ds[0], err
 	}
 	r := receiptFor(&c)
 	o.ask()
-	d, err := l.store.Take(ctx, c)
+	d, err := ch.store.Charge(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = r
 		if d.Charged < 0 {
-			l.gaveBack(&c)
+			ch.gaveBack(&c)
 		}
 	}
 	return d, err
 }
 
-// takeAll has the store decide a list, unless it corrects receipts that were corrected before.
-func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (err error) {
+// chargeAll has the store decide a list, unless it corrects receipts that were corrected before.
+func (ch *Charger) chargeAll(ctx context.Context, cs []Charge, ds []Decision, o *observed) (err error) {
 	corrects := false
 	for i := range cs {
 		corrects = corrects || cs[i].remembered()
 	}
 	if corrects {
-		begun, earlier := l.corrections.begin(cs)
+		begun, earlier := ch.corrections.begin(cs)
 		for earlier != nil {
 			again, err := repeated(ctx, cs, earlier, ds)
 			if !again {
 				return err
 			}
-			begun, earlier = l.corrections.begin(cs)
+			begun, earlier = ch.corrections.begin(cs)
 		}
 		err = errPanicked
-		defer func() { l.corrections.end(cs, begun, ds, err) }()
+		defer func() { ch.corrections.end(cs, begun, ds, err) }()
 	}
 	o.ask()
-	if err = l.askStore(ctx, cs, ds); err == nil && Granted(ds) {
+	if err = ch.askStore(ctx, cs, ds); err == nil && Granted(ds) {
 		list := uint8(0) // the alternative that was taken
 		if len(cs) > 0 && cs[0].Alternative > 0 {
 			list = ds[Decider(ds)].Alternative
@@ -347,7 +394,7 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 			}
 			ds[i].receipt = receiptFor(&cs[i])
 			if ds[i].Charged < 0 {
-				l.gaveBack(&cs[i])
+				ch.gaveBack(&cs[i])
 			}
 		}
 	}
@@ -355,26 +402,26 @@ func (l *Limiter) takeAll(ctx context.Context, cs []Charge, ds []Decision, o *ob
 }
 
 // askStore has the store decide charges.
-func (l *Limiter) askStore(ctx context.Context, cs []Charge, ds []Decision) (err error) {
+func (ch *Charger) askStore(ctx context.Context, cs []Charge, ds []Decision) (err error) {
 	if len(cs) == 1 {
-		ds[0], err = l.store.Take(ctx, cs[0])
+		ds[0], err = ch.store.Charge(ctx, cs[0])
 		return err
 	}
-	return l.store.TakeAll(ctx, cs, ds)
+	return ch.store.ChargeAll(ctx, cs, ds)
 }
 
 // errPanicked is the error of a correction in which the store panicked.
 var errPanicked = fmt.Errorf("quota: %w: the store panicked", ErrIndeterminate)
 
-// limitOf returns the limit of a valid key.
-func (l *Limiter) limitOf(key string) (*Limit, error) {
-	if l.limitFor != nil {
-		if limit := l.limitFor(key); limit != nil {
-			if limit.algorithm == nil {
-				return nil, invalid("the limit that Options.LimitFor chose", "the zero Limit", "nil, or a limit that NewLimit made")
+// limitOf returns the limit of a valid key: that of LimitFor, or else own.
+func (ch *Charger) limitOf(own *Limit, key string) (*Limit, error) {
+	if ch.limitFor != nil {
+		if limit := ch.limitFor(key); limit != nil {
+			if err := limit.Err(); err != nil {
+				return nil, fmt.Errorf("quota: Options.LimitFor chose a limit that is not valid: %w", err)
 			}
 			return limit, nil
 		}
 	}
-	return l.limit, nil
+	return own, nil
 }

@@ -14,11 +14,11 @@ import (
 
 func TestLimiterOperations(t *testing.T) {
 	c := testkit.NewClock()
-	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), testkit.Bucket("n", 10, 10*time.Second), nil)
+	lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), testkit.Bucket("n", 10, 10*time.Second), nil)
 	ok := must[quota.Decision](t)
 	want := func(d quota.Decision, allowed bool, remaining, charged int64, retry, reset time.Duration) {
 		t.Helper()
-		w := quota.Decision{Allowed: allowed, Limit: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.Micros()}
+		w := quota.Decision{Allowed: allowed, Capacity: 10, Remaining: remaining, Charged: charged, RetryAfter: retry, ResetAfter: reset, At: c.Micros()}
 		if d.Bare() != w {
 			t.Fatalf("decision: got %v, want %v", d, w)
 		}
@@ -110,8 +110,8 @@ func TestReceiptTravels(t *testing.T) {
 	must[quota.Decision](t)(lim.Settle(bg, "k", d, 1))
 	must[quota.Decision](t)(lim.Settle(bg, "k", d, 9))
 	charge := quota.Charge{Limit: testkit.Bucket("m", 1, time.Second), Key: "q", Cost: 5, ID: "id"}
-	must[quota.Result](t)(lim.TakeAll(bg, charge.Refund(d, 5)))
-	must[quota.Result](t)(lim.TakeAll(bg, charge.Settle(d, 6)))
+	must[quota.Result](t)(lim.ChargeAll(bg, charge.Refund(d, 5)))
+	must[quota.Result](t)(lim.ChargeAll(bg, charge.Settle(d, 6)))
 	var got []quota.Charge
 	for _, c := range r.calls {
 		c[0].Limit = nil
@@ -119,8 +119,8 @@ func TestReceiptTravels(t *testing.T) {
 	}
 	const f = quota.FromFallback
 	want := []quota.Charge{
-		{Key: "k", Cost: 2, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, At: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, At: 77, From: f},
-		{Key: "q", Cost: 5, Op: quota.OpRefund, At: 77, From: f, ID: "id/correction"}, {Key: "q", Cost: 1, Op: quota.OpDebit, At: 77, From: f, ID: "id/correction"},
+		{Key: "k", Cost: 2, Op: quota.OpRefund, MadeAt: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpRefund, MadeAt: 77, From: f}, {Key: "k", Cost: 4, Op: quota.OpDebit, MadeAt: 77, From: f},
+		{Key: "q", Cost: 5, Op: quota.OpRefund, MadeAt: 77, From: f, ID: "id/correction"}, {Key: "q", Cost: 1, Op: quota.OpDebit, MadeAt: 77, From: f, ID: "id/correction"},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("charges at the store: got %v, want %v", got, want)
@@ -132,32 +132,32 @@ func TestReceiptTravels(t *testing.T) {
 	}
 }
 
-func TestLimiterTakeAll(t *testing.T) {
+func TestLimiterChargeAll(t *testing.T) {
 	c := testkit.NewClock()
 	agent, team := testkit.Bucket("agent", 5, 5*time.Second), testkit.Bucket("team", 8, 8*time.Second)
-	lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), agent, nil)
+	lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), agent, nil)
 	list := func(key string, n int64) []quota.Charge {
 		return []quota.Charge{{Key: "team-1/" + key, Cost: n}, {Limit: team, Key: "team-1", Cost: n}}
 	}
 	given := list("a", 4)
-	r := must[quota.Result](t)(lim.TakeAll(bg, given...))
+	r := must[quota.Result](t)(lim.ChargeAll(bg, given...))
 	if !r.Granted || r.Decider != 0 || r.Decisions[0].Remaining != 1 || r.Decisions[1].Remaining != 4 || r.RetryAfter() != 0 {
-		t.Fatalf("TakeAll of 4: got %v, RetryAfter %v, want it granted, decided by charge 0, with 1 and 4 left, RetryAfter 0", r, r.RetryAfter())
+		t.Fatalf("ChargeAll of 4: got %v, RetryAfter %v, want it granted, decided by charge 0, with 1 and 4 left, RetryAfter 0", r, r.RetryAfter())
 	}
 	if given[0].Limit != nil {
-		t.Errorf("the caller's charge after TakeAll: got limit %v, want nil as before", given[0].Limit)
+		t.Errorf("the caller's charge after ChargeAll: got limit %v, want nil as before", given[0].Limit)
 	}
-	r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)) // the team has 4
+	r = must[quota.Result](t)(lim.ChargeAll(bg, list("b", 5)...)) // the team has 4
 	if r.Granted || r.Decider != 1 || !r.Decisions[0].Allowed || r.Decisions[0].Remaining != 5 || r.RetryAfter() != time.Second {
-		t.Fatalf("TakeAll of 5: got %v, RetryAfter %v, want it denied by charge 1, charge 0 allowed with 5 left, RetryAfter 1s", r, r.RetryAfter())
+		t.Fatalf("ChargeAll of 5: got %v, RetryAfter %v, want it denied by charge 1, charge 0 allowed with 5 left, RetryAfter 1s", r, r.RetryAfter())
 	}
 	c.Add(r.RetryAfter() - time.Microsecond)
-	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); r.Granted || r.RetryAfter() != time.Microsecond {
-		t.Fatalf("TakeAll of 5, a microsecond early: got %v, RetryAfter %v, want it denied, RetryAfter 1µs", r, r.RetryAfter())
+	if r = must[quota.Result](t)(lim.ChargeAll(bg, list("b", 5)...)); r.Granted || r.RetryAfter() != time.Microsecond {
+		t.Fatalf("ChargeAll of 5, a microsecond early: got %v, RetryAfter %v, want it denied, RetryAfter 1µs", r, r.RetryAfter())
 	}
 	c.Add(time.Microsecond)
-	if r = must[quota.Result](t)(lim.TakeAll(bg, list("b", 5)...)); !r.Granted {
-		t.Fatalf("TakeAll of 5 after RetryAfter: got %v, want it granted", r)
+	if r = must[quota.Result](t)(lim.ChargeAll(bg, list("b", 5)...)); !r.Granted {
+		t.Fatalf("ChargeAll of 5 after RetryAfter: got %v, want it granted", r)
 	}
 	if got := (quota.Result{}).RetryAfter(); got != 0 {
 		t.Errorf("RetryAfter of the zero Result: got %v, want 0", got)
@@ -166,17 +166,17 @@ func TestLimiterTakeAll(t *testing.T) {
 
 func TestLimitFor(t *testing.T) {
 	plans := map[string]*quota.Limit{"gold": testkit.Bucket("n", 100, time.Second)}
-	lim := newLimiter(t, local.New(&local.Options{Clock: testkit.NewClock().Time}), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
+	lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: testkit.NewClock().Time})), testkit.Bucket("n", 2, time.Second), &quota.Options{LimitFor: func(key string) *quota.Limit { return plans[quota.Group(key)] }})
 	for key, want := range map[string]int64{"gold/a": 100, "tin/a": 2, "gold": 100} {
-		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Limit != want {
-			t.Errorf("Take on %s: got limit %d, want %d", key, d.Limit, want)
+		if d := must[quota.Decision](t)(lim.Take(bg, key, 1)); d.Capacity != want {
+			t.Errorf("Take on %s: got limit %d, want %d", key, d.Capacity, want)
 		}
-		if d := must[quota.Decision](t)(lim.Wait(bg, key, 1)); d.Limit != want {
-			t.Errorf("Wait on %s: got limit %d, want %d", key, d.Limit, want)
+		if d := must[quota.Decision](t)(lim.Wait(bg, key, 1)); d.Capacity != want {
+			t.Errorf("Wait on %s: got limit %d, want %d", key, d.Capacity, want)
 		}
-		r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: key, Op: quota.OpPeek}))
-		if d := r.Decisions[0]; d.Limit != want || d.Remaining != want-2 {
-			t.Errorf("TakeAll on %s: got %v, want %d of %d left", key, d, want-2, want)
+		r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: key, Op: quota.OpPeek}))
+		if d := r.Decisions[0]; d.Capacity != want || d.Remaining != want-2 {
+			t.Errorf("ChargeAll on %s: got %v, want %d of %d left", key, d, want-2, want)
 		}
 	}
 	_, err := lim.Wait(bg, "tin/a", 3)
@@ -195,14 +195,14 @@ func TestLimitForIsChecked(t *testing.T) {
 	})
 	receipt := quota.Decision{Allowed: true, Charged: 5, At: 1}
 	for door, call := range map[string]func() error{
-		"Take":    func() error { _, err := lim.Take(bg, "k", 1); return err },
-		"Peek":    func() error { _, err := lim.Peek(bg, "k", 1); return err },
-		"Debit":   func() error { _, err := lim.Debit(bg, "k", 1); return err },
-		"Refund":  func() error { _, err := lim.Refund(bg, "k", receipt, 1); return err },
-		"Settle":  func() error { _, err := lim.Settle(bg, "k", receipt, 1); return err },
-		"Reset":   func() error { return lim.Reset(bg, "k") },
-		"Wait":    func() error { _, err := lim.Wait(bg, "k", 1); return err },
-		"TakeAll": func() error { _, err := lim.TakeAll(bg, quota.Charge{Key: "k", Cost: 1}); return err },
+		"Take":      func() error { _, err := lim.Take(bg, "k", 1); return err },
+		"Peek":      func() error { _, err := lim.Peek(bg, "k", 1); return err },
+		"Debit":     func() error { _, err := lim.Debit(bg, "k", 1); return err },
+		"Refund":    func() error { _, err := lim.Refund(bg, "k", receipt, 1); return err },
+		"Settle":    func() error { _, err := lim.Settle(bg, "k", receipt, 1); return err },
+		"Reset":     func() error { return lim.Reset(bg, "k") },
+		"Wait":      func() error { _, err := lim.Wait(bg, "k", 1); return err },
+		"ChargeAll": func() error { _, err := lim.ChargeAll(bg, quota.Charge{Key: "k", Cost: 1}); return err },
 	} {
 		t.Run(door, func(t *testing.T) { testkit.WantInvalid(t, call(), "LimitFor", "zero Limit", "NewLimit") })
 	}
@@ -224,22 +224,22 @@ func newSlow(s quota.Store, takes time.Duration) *slow {
 	return slow
 }
 
-func (s *slow) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *slow) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	time.Sleep(time.Duration(s.takes.Load())) // a bubble's time
 	if s.err != nil {
 		return quota.Decision{}, s.err
 	}
-	d, err := s.Store.Take(ctx, c)
+	d, err := s.Store.Charge(ctx, c)
 	d.Source = quota.FromFallback
 	return d, err
 }
 
-func (s *slow) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *slow) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	time.Sleep(time.Duration(s.takes.Load()))
 	if s.err != nil {
 		return s.err
 	}
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
 func TestErrorsPassThrough(t *testing.T) {
@@ -248,8 +248,8 @@ func TestErrorsPassThrough(t *testing.T) {
 		if d, err := lim.Take(bg, "k", 1); !errors.Is(err, cause) || d != (quota.Decision{}) {
 			t.Errorf("Take: got %+v, %v, want the zero Decision and %v", d, err, cause)
 		}
-		if r, err := lim.TakeAll(bg, quota.Charge{Key: "k"}); !errors.Is(err, cause) || r.Decisions != nil || r.Granted {
-			t.Errorf("TakeAll: got %v, %v, want no decisions and %v", r, err, cause)
+		if r, err := lim.ChargeAll(bg, quota.Charge{Key: "k"}); !errors.Is(err, cause) || r.Decisions != nil || r.Granted {
+			t.Errorf("ChargeAll: got %v, %v, want no decisions and %v", r, err, cause)
 		}
 		if _, err := lim.Wait(bg, "k", 1); !errors.Is(err, cause) {
 			t.Errorf("Wait: got %v, want %v", err, cause)
@@ -290,7 +290,7 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 		"both of these": {&quota.Options{LimitFor: func(string) *quota.Limit { return nil }, Observers: []func(context.Context, *quota.Call){observe}}, 0},
 	} {
 		for _, rule := range []string{"tb1", "sw1", "fw1", "ff1"} {
-			lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", rule, 500, time.Hour), c.o)
+			lim := newLimiter(t, local.New(), testkit.LimitOf("n", rule, 500, time.Hour), c.o)
 			for name, call := range map[string]func(){
 				"Take":   func() { lim.Take(bg, "team/agent", 1) }, // granted, then denied
 				"Peek":   func() { lim.Peek(bg, "team/agent", 1) },
@@ -311,13 +311,13 @@ func TestAnObservedListDoesNotAllocate(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	allocations := func(o *quota.Options) float64 {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 500, time.Hour), o)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 500, time.Hour), o)
 		list := []quota.Charge{{Key: "team/a", Cost: 1}, {Key: "team/b", Cost: 1}, {Key: "team/c", Cost: 1}}
-		return testing.AllocsPerRun(1000, func() { lim.TakeAll(bg, list...) })
+		return testing.AllocsPerRun(1000, func() { lim.ChargeAll(bg, list...) })
 	}
 	without := allocations(nil)
 	with := allocations(&quota.Options{Observers: []func(context.Context, *quota.Call){func(context.Context, *quota.Call) {}}})
 	if with > without {
-		t.Errorf("allocations by an observed TakeAll: got %v, want the %v without an observer", with, without)
+		t.Errorf("allocations by an observed ChargeAll: got %v, want the %v without an observer", with, without)
 	}
 }

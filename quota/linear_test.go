@@ -13,7 +13,7 @@ import (
 // All of it happens under a lock that other keys need.
 func TestAWaiterCostsTheSameInALongQueue(t *testing.T) {
 	const few, many = 1 << 10, 1 << 15
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 1, time.Second), &quota.Options{MaxWaiters: many})
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 1, time.Second), &quota.Options{MaxWaiters: many})
 	took := func(n int) (best time.Duration) {
 		for range 3 {
 			leave := make([]func(), n)

@@ -37,19 +37,19 @@ type recorder struct {
 	calls [][]quota.Charge
 }
 
-func (r *recorder) Take(_ context.Context, c quota.Charge) (quota.Decision, error) {
+func (r *recorder) Charge(_ context.Context, c quota.Charge) (quota.Decision, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls = append(r.calls, []quota.Charge{c})
-	return quota.Decision{Allowed: true, Limit: c.Limit.Spec().Capacity, Charged: c.Cost}, nil
+	return quota.Decision{Allowed: true, Capacity: c.Limit.Spec().Capacity, Charged: c.Cost}, nil
 }
 
-func (r *recorder) TakeAll(_ context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (r *recorder) ChargeAll(_ context.Context, cs []quota.Charge, out []quota.Decision) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls = append(r.calls, append([]quota.Charge(nil), cs...))
 	for i := range out {
-		out[i] = quota.Decision{Allowed: true, Limit: 1}
+		out[i] = quota.Decision{Allowed: true, Capacity: 1}
 	}
 	return nil
 }

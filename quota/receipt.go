@@ -146,7 +146,7 @@ type correction struct {
 // first to do so. With a request id the store tells.
 func (c *Charge) remembered() bool { return c.receipt != (receipt{}) && c.ID == "" }
 
-func (c *Charge) correctionKey() correctionKey { return correctionKey{c.receipt, c.At, c.hash()} }
+func (c *Charge) correctionKey() correctionKey { return correctionKey{c.receipt, c.MadeAt, c.hash()} }
 
 // begin notes the corrections among some charges, and returns them by the charges' indexes, nil for the others. If a receipt
 // was corrected before, it notes none, and returns those corrections as earlier.

@@ -21,10 +21,10 @@ var doors = map[string]struct {
 	"method": {(*quota.Limiter).Refund, (*quota.Limiter).Settle},
 	"list": {
 		func(lim *quota.Limiter, ctx context.Context, key string, d quota.Decision, n int64) (quota.Decision, error) {
-			return one(lim.TakeAll(ctx, quota.Charge{Key: key}.Refund(d, n)))
+			return one(lim.ChargeAll(ctx, quota.Charge{Key: key}.Refund(d, n)))
 		},
 		func(lim *quota.Limiter, ctx context.Context, key string, d quota.Decision, n int64) (quota.Decision, error) {
-			return one(lim.TakeAll(ctx, quota.Charge{Key: key}.Settle(d, n)))
+			return one(lim.ChargeAll(ctx, quota.Charge{Key: key}.Settle(d, n)))
 		},
 	},
 }
@@ -45,7 +45,7 @@ func eachDoor(t *testing.T, test func(t *testing.T, door string)) {
 // Both doors refuse corrections that a receipt does not allow, before the store is asked.
 func TestReceiptChecks(t *testing.T) {
 	eachDoor(t, func(t *testing.T, door string) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		denial := must[quota.Decision](t)(lim.Take(bg, "k", 6))
 		back := must[quota.Decision](t)(lim.Refund(bg, "k", must[quota.Decision](t)(lim.Take(bg, "k", 1)), 1))
@@ -67,9 +67,9 @@ func TestReceiptChecks(t *testing.T) {
 		refuse("another key", settle, "other", d, 0, "receipt", "another limit or key")
 		refuse("another key, a debit", settle, "other", d, 9, "receipt", "another limit or key")
 	})
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, time.Hour), nil)
 	d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
-	_, err := lim.TakeAll(bg, quota.Charge{Limit: testkit.Bucket("m", 10, time.Hour), Key: "k"}.Settle(d, 3))
+	_, err := lim.ChargeAll(bg, quota.Charge{Limit: testkit.Bucket("m", 10, time.Hour), Key: "k"}.Settle(d, 3))
 	testkit.WantInvalid(t, err, "receipt", "another limit or key", `"m: `)
 }
 
@@ -77,7 +77,7 @@ func TestReceiptChecks(t *testing.T) {
 func TestReceiptOfAChosenLimit(t *testing.T) {
 	eachDoor(t, func(t *testing.T, door string) {
 		plan := testkit.Bucket("plan", 20, time.Hour)
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), &quota.Options{LimitFor: func(string) *quota.Limit { return plan }})
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, time.Hour), &quota.Options{LimitFor: func(string) *quota.Limit { return plan }})
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		if got, err := doors[door].settle(lim, bg, "k", d, 2); err != nil || got.Remaining != 18 {
 			t.Errorf("settle: got %v, %v, want 18 remaining", got, err)
@@ -92,7 +92,7 @@ func TestReceiptOfAChosenLimit(t *testing.T) {
 func TestReceiptIsGoodOnce(t *testing.T) {
 	eachDoor(t, func(t *testing.T, door string) {
 		c := testkit.NewClock()
-		lim := newLimiter(t, local.New(&local.Options{Clock: c.Time}), testkit.Bucket("n", 10, time.Hour), nil)
+		lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), testkit.Bucket("n", 10, time.Hour), nil)
 		take := func() quota.Decision { return must[quota.Decision](t)(lim.Take(bg, "k", 4)) }
 		first, second := take(), take() // of one time: their serials tell them apart
 		refund, settle := doors[door].refund, doors[door].settle
@@ -106,9 +106,9 @@ func TestReceiptIsGoodOnce(t *testing.T) {
 			"a debit":         func() (quota.Decision, error) { return settle(lim, bg, "k", first, 9) },
 			"refund":          func() (quota.Decision, error) { return refund(lim, bg, "k", first, 4) },
 			"the other door":  func() (quota.Decision, error) { return lim.Refund(bg, "k", first, 4) },
-			"the other door2": func() (quota.Decision, error) { return one(lim.TakeAll(bg, quota.Charge{Key: "k"}.Refund(first, 4))) },
+			"the other door2": func() (quota.Decision, error) { return one(lim.ChargeAll(bg, quota.Charge{Key: "k"}.Refund(first, 4))) },
 			"in a list": func() (quota.Decision, error) {
-				return one(lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(first, 1)))
+				return one(lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(first, 1)))
 			},
 		} {
 			_, err := call()
@@ -134,9 +134,9 @@ type failing struct {
 	wait  chan struct{}
 }
 
-func (f *failing) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (f *failing) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op != quota.OpRefund {
-		return f.Store.Take(ctx, c)
+		return f.Store.Charge(ctx, c)
 	}
 	f.asked++
 	if f.wait != nil {
@@ -153,7 +153,7 @@ func (f *failing) Take(ctx context.Context, c quota.Charge) (quota.Decision, err
 		}
 		return quota.Decision{}, err
 	}
-	return f.Store.Take(ctx, c)
+	return f.Store.Charge(ctx, c)
 }
 
 var errBoom = errors.New("boom")
@@ -161,7 +161,7 @@ var errBoom = errors.New("boom")
 // A correction that was certainly not made may be repeated, and one of unknown outcome may not.
 func TestReceiptAfterErrors(t *testing.T) {
 	for _, err := range []error{quota.ErrUnavailable, quota.ErrOverloaded, quota.ErrMisconfigured, context.DeadlineExceeded} {
-		f := &failing{Store: local.New(nil), errs: []error{err}}
+		f := &failing{Store: local.New(), errs: []error{err}}
 		lim := newLimiter(t, f, testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		if _, got := lim.Settle(bg, "k", d, 1); !errors.Is(got, err) {
@@ -171,7 +171,7 @@ func TestReceiptAfterErrors(t *testing.T) {
 			t.Errorf("settle after %v: got %v, want it made, 10 remaining", err, got)
 		}
 	}
-	f := &failing{Store: local.New(nil), errs: []error{quota.ErrIndeterminate, errBoom}}
+	f := &failing{Store: local.New(), errs: []error{quota.ErrIndeterminate, errBoom}}
 	lim := newLimiter(t, f, testkit.Bucket("n", 10, time.Hour), nil)
 	for range 2 {
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
@@ -193,7 +193,7 @@ func TestReceiptAfterErrors(t *testing.T) {
 // Corrections of one receipt at the same time are made once, and a correction outlives its caller.
 func TestReceiptConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &failing{Store: local.New(nil), wait: make(chan struct{})}
+		f := &failing{Store: local.New(), wait: make(chan struct{})}
 		lim := newLimiter(t, f, testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		ctx, cancel := context.WithCancel(bg)
@@ -224,10 +224,10 @@ func TestReceiptConcurrently(t *testing.T) {
 		}
 		// Lists too: of refunds alone.
 		d = must[quota.Decision](t)(lim.Take(bg, "k", 5))
-		if _, err := lim.TakeAll(ctx, quota.Charge{Key: "k"}.Settle(d, 1)); err != nil {
+		if _, err := lim.ChargeAll(ctx, quota.Charge{Key: "k"}.Settle(d, 1)); err != nil {
 			t.Errorf("list of a settle, with a context that ended: got %v, want nil", err)
 		}
-		if _, err := lim.TakeAll(ctx, quota.Charge{Key: "k", Cost: 1}); !errors.Is(err, context.Canceled) {
+		if _, err := lim.ChargeAll(ctx, quota.Charge{Key: "k", Cost: 1}); !errors.Is(err, context.Canceled) {
 			t.Errorf("list of a take, with a context that ended: got %v, want %v", err, context.Canceled)
 		}
 	})
@@ -235,20 +235,20 @@ func TestReceiptConcurrently(t *testing.T) {
 
 // Where the charge had a request id, two processes correct its receipt once.
 func TestReceiptWithID(t *testing.T) {
-	store := local.New(nil)
+	store := local.New()
 	limit := testkit.Bucket("n", 10, time.Hour)
 	for _, id := range []string{"id", fmt.Sprintf("%0128d", 7)} {
 		charge := quota.Charge{Limit: limit, Key: "k" + id[:2], Cost: 5, ID: id}
 		var left int64
 		for process := range 2 {
 			lim := newLimiter(t, store, limit, nil)
-			r := must[quota.Result](t)(lim.TakeAll(bg, charge))
-			r = must[quota.Result](t)(lim.TakeAll(bg, charge.Settle(r.Decisions[0], 2)))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, charge))
+			r = must[quota.Result](t)(lim.ChargeAll(bg, charge.Settle(r.Decisions[0], 2)))
 			if d := r.Decisions[0]; d.Replayed != (process == 1) || d.Charged != -3 {
 				t.Errorf("settle by process %d: got %v, want 3 back, made once", process, d)
 			}
 			left = must[quota.Decision](t)(lim.Peek(bg, charge.Key, 0)).Remaining
-			_, err := lim.TakeAll(bg, charge.Refund(r.Decisions[0], 0))
+			_, err := lim.ChargeAll(bg, charge.Refund(r.Decisions[0], 0))
 			testkit.WantInvalid(t, err, "receipt") // a refund is no receipt
 		}
 		if left != 8 {
@@ -259,7 +259,7 @@ func TestReceiptWithID(t *testing.T) {
 
 // The memory of corrections is bounded: the oldest is forgotten.
 func TestReceiptsAreForgotten(t *testing.T) {
-	lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 1<<30, time.Hour), nil)
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 1<<30, time.Hour), nil)
 	var first quota.Decision
 	for i := range quota.MaxCorrections + 1 {
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 1))
@@ -281,10 +281,10 @@ func TestReceiptsAreForgotten(t *testing.T) {
 // A correction in a list that was denied was not made: the receipt is still good.
 func TestACorrectionInADeniedList(t *testing.T) {
 	eachDoor(t, func(t *testing.T, door string) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 10, time.Hour), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
 		for range 2 {
-			r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 11}, quota.Charge{Key: "k"}.Settle(d, 2)))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 11}, quota.Charge{Key: "k"}.Settle(d, 2)))
 			if r.Granted {
 				t.Fatalf("list with a cost above the capacity: got %v, want it denied", r)
 			}
@@ -305,7 +305,7 @@ type denyingLists struct {
 	held, free chan struct{}
 }
 
-func (s denyingLists) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
+func (s denyingLists) ChargeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
 	close(s.held)
 	<-s.free
 	clear(out)
@@ -315,10 +315,10 @@ func (s denyingLists) TakeAll(_ context.Context, _ []quota.Charge, out []quota.D
 // A settle that comes while a list with the same correction is under way is made once the list was denied.
 func TestACorrectionWhileItsListIsDenied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := denyingLists{local.New(nil), make(chan struct{}), make(chan struct{})}
+		store := denyingLists{local.New(), make(chan struct{}), make(chan struct{})}
 		lim := newLimiter(t, store, testkit.Bucket("n", 10, time.Hour), nil)
 		d := must[quota.Decision](t)(lim.Take(bg, "k", 5))
-		go lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(d, 2))
+		go lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(d, 2))
 		<-store.held
 		over := make(chan struct{})
 		go func() {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Result is the answer to a list of charges, see [Limiter.TakeAll].
+// Result is the answer to a list of charges, see [Charger.ChargeAll].
 type Result struct {
 	// Granted says that all charges were made, but shadows that do not fit; otherwise none was.
 	Granted bool
@@ -18,7 +18,7 @@ type Result struct {
 	// one that was charged or, where none was, of the one that fits first.
 	Decisions []Decision
 	// Taken is the index of that list, and Lists has the decisions on all lists: verdicts, by which nothing was charged, of
-	// the others. They are for [Limiter.TakeFirst].
+	// the others. They are for [Charger.TakeFirst].
 	Taken int
 	Lists [][]Decision
 }
@@ -89,9 +89,9 @@ func taken(lists [][]Decision) (best int) {
 }
 
 // Decider returns the index of the decision that decided a list: of a denied list the denial that lasts longest, of
-// a granted one the decision that leaves the smallest share of its limit. A limit of 0 counts as 1: nothing of it is left,
-// or its debt. It passes over shadows. Of alternatives it is
-// the decider of the one that was granted, or fits first. Decider is 0 for no decisions, and for shadows alone.
+// a granted one the decision that leaves the smallest share of its limit. A capacity of 0 counts as 1: nothing of it is left,
+// or its debt. It passes over shadows. Of alternatives it is the decider of the one that was granted, or fits first. Decider is
+// 0 for no decisions, and for shadows alone.
 func Decider(ds []Decision) int {
 	if n := len(ds); n > 0 && ds[n-1].Alternative != ds[0].Alternative {
 		lists, before := alternatives(ds), 0
@@ -111,7 +111,7 @@ func Decider(ds []Decision) int {
 			best = i
 		case granted:
 			// Shares are compared as 128-bit products.
-			if less(a.Remaining, max(b.Limit, 1), b.Remaining, max(a.Limit, 1)) {
+			if less(a.Remaining, max(b.Capacity, 1), b.Remaining, max(a.Capacity, 1)) {
 				best = i
 			}
 		case !a.Allowed && (b.Allowed || a.RetryAfter > b.RetryAfter):

@@ -40,9 +40,9 @@ func TestLess(t *testing.T) {
 
 func TestDecider(t *testing.T) {
 	ok := func(remaining, limit int64) quota.Decision {
-		return quota.Decision{Allowed: true, Remaining: remaining, Limit: limit}
+		return quota.Decision{Allowed: true, Remaining: remaining, Capacity: limit}
 	}
-	no := func(after time.Duration) quota.Decision { return quota.Decision{RetryAfter: after, Limit: 1} }
+	no := func(after time.Duration) quota.Decision { return quota.Decision{RetryAfter: after, Capacity: 1} }
 	for _, c := range []struct {
 		ds   []quota.Decision
 		want int
@@ -73,10 +73,10 @@ func TestDecider(t *testing.T) {
 		var share *big.Rat
 		for i := range ds {
 			ds[i] = ok(r.Int64N(40)-20, r.Int64N(21))
-			if ds[i].Limit == 0 {
+			if ds[i].Capacity == 0 {
 				ds[i].Remaining = min(ds[i].Remaining, 0)
 			}
-			s := big.NewRat(ds[i].Remaining, max(ds[i].Limit, 1))
+			s := big.NewRat(ds[i].Remaining, max(ds[i].Capacity, 1))
 			if share == nil || s.Cmp(share) < 0 {
 				best, share = i, s
 			}

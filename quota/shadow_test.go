@@ -13,12 +13,12 @@ import (
 // A shadow is charged where it fits, charges nothing where it does not, and never denies: with every rule.
 func TestShadow(t *testing.T) {
 	testkit.EachRule(t, 10, time.Hour, func(t *testing.T, l *quota.Limit) {
-		lim := newLimiter(t, local.New(nil), l, nil)
+		lim := newLimiter(t, local.New(), l, nil)
 		real := quota.Charge{Key: "real", Cost: 2}
 		shadow := quota.Charge{Key: "shadow", Cost: 6, Shadow: true}
 		ask := func(cs ...quota.Charge) quota.Result {
 			t.Helper()
-			return must[quota.Result](t)(lim.TakeAll(bg, cs...))
+			return must[quota.Result](t)(lim.ChargeAll(bg, cs...))
 		}
 		want := func(what string, r quota.Result, granted, fits bool, charged, left int64) quota.Decision {
 			t.Helper()
@@ -50,14 +50,14 @@ func TestShadow(t *testing.T) {
 		if d := ask(shadow.Settle(fitted, 1)).Decisions[0]; d.Charged != -5 || d.Remaining != 9 {
 			t.Errorf("settling a shadow of 6 to 1: got %v, want 5 back", d)
 		}
-		if _, err := lim.TakeAll(bg, shadow.Refund(denied, 1)); !errors.Is(err, quota.ErrInvalid) {
+		if _, err := lim.ChargeAll(bg, shadow.Refund(denied, 1)); !errors.Is(err, quota.ErrInvalid) {
 			t.Errorf("refunding 1 of a shadow that was not charged: got %v, want ErrInvalid", err)
 		}
 	})
 }
 
 func TestGrantedPassesOverShadows(t *testing.T) {
-	yes, no := quota.Decision{Allowed: true, Limit: 10, Remaining: 5}, quota.Decision{Limit: 10, RetryAfter: time.Second}
+	yes, no := quota.Decision{Allowed: true, Capacity: 10, Remaining: 5}, quota.Decision{Capacity: 10, RetryAfter: time.Second}
 	shadow := func(d quota.Decision) quota.Decision { d.Shadow = true; d.Remaining = 0; return d }
 	for name, c := range map[string]struct {
 		ds      []quota.Decision
@@ -82,11 +82,11 @@ func TestGrantedPassesOverShadows(t *testing.T) {
 // A repeat tells the same of a shadow: also after the numbers of its limit changed.
 func TestShadowRepeats(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	store := local.New(nil)
+	store := local.New()
 	list := []quota.Charge{{Limit: l, Key: "g/a", Cost: 1, ID: "x"}, {Limit: l, Key: "g/b", Cost: 11, Shadow: true, ID: "x"}}
 	first, again := make([]quota.Decision, 2), make([]quota.Decision, 2)
 	for _, out := range [][]quota.Decision{first, again} {
-		if err := store.TakeAll(bg, list, out); err != nil {
+		if err := store.ChargeAll(bg, list, out); err != nil {
 			t.Fatal(err)
 		}
 		list[1].Limit = testkit.Bucket("n", 20, time.Hour)
@@ -95,7 +95,7 @@ func TestShadowRepeats(t *testing.T) {
 		t.Errorf("a repeat: got %v, want the decisions of before: %v", again, first)
 	}
 	list[1].Shadow = false
-	if err := store.TakeAll(bg, list, again); !errors.Is(err, quota.ErrInvalid) {
+	if err := store.ChargeAll(bg, list, again); !errors.Is(err, quota.ErrInvalid) {
 		t.Errorf("the id without the shadow: got %v, want ErrInvalid", err)
 	}
 }

@@ -18,11 +18,11 @@ import "context"
 //  7. Hands off: after it returned, a store neither reads the charges nor writes the decisions.
 //  8. Close: afterwards every call is ErrClosed, and no goroutine is left.
 type Store interface {
-	// Take decides one charge.
-	Take(ctx context.Context, c Charge) (Decision, error)
-	// TakeAll decides a list of charges all-or-nothing and writes a decision for each to out, which is as long as cs.
+	// Charge decides one charge.
+	Charge(ctx context.Context, c Charge) (Decision, error)
+	// ChargeAll decides a list of charges all-or-nothing and writes a decision for each to out, which is as long as cs.
 	// The list is granted if all are allowed. After an error out has no meaning.
-	TakeAll(ctx context.Context, cs []Charge, out []Decision) error
+	ChargeAll(ctx context.Context, cs []Charge, out []Decision) error
 	// Close ends the store. It may be called twice.
 	Close() error
 }

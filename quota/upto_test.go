@@ -15,7 +15,7 @@ import (
 func TestTakeUpTo(t *testing.T) {
 	testkit.EachRule(t, 10, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		clock := testkit.NewClock()
-		lim := newLimiter(t, local.New(&local.Options{Clock: clock.Time}), l, nil)
+		lim := newLimiter(t, quota.Must(local.NewWithOptions(local.Options{Clock: clock.Time})), l, nil)
 		want := func(n, least, charged, left int64) quota.Decision {
 			t.Helper()
 			d := must[quota.Decision](t)(lim.TakeUpTo(bg, "k", n, least))
@@ -25,7 +25,7 @@ func TestTakeUpTo(t *testing.T) {
 			return d
 		}
 		want(4, 4, 4, 6)
-		above := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "k", Op: quota.OpUpTo, Cost: 9, Least: 1, Floor: 2})).Decisions[0]
+		above := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "k", Op: quota.OpUpTo, Cost: 9, Least: 1, Floor: 2})).Decisions[0]
 		if !above.Allowed || above.Charged != 4 || above.Remaining != 2 {
 			t.Errorf("up to 9 above 2: got %v, want 4 charged, 2 left", above)
 		}
@@ -49,19 +49,19 @@ func TestTakeUpTo(t *testing.T) {
 
 func TestTakeUpToInLists(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	lim := newLimiter(t, local.New(nil), l, nil)
+	lim := newLimiter(t, local.New(), l, nil)
 	upTo := func(key string, least int64) quota.Charge {
 		return quota.Charge{Key: key, Op: quota.OpUpTo, Cost: 20, Least: least}
 	}
-	r := must[quota.Result](t)(lim.TakeAll(bg, upTo("a", 1), quota.Charge{Key: "b", Cost: 11}))
+	r := must[quota.Result](t)(lim.ChargeAll(bg, upTo("a", 1), quota.Charge{Key: "b", Cost: 11}))
 	if r.Granted || r.Decisions[0].Charged != 0 || r.Decisions[0].Remaining != 10 || !r.Decisions[0].Allowed {
 		t.Errorf("a denied list: got %v, want nothing charged", r)
 	}
-	r = must[quota.Result](t)(lim.TakeAll(bg, upTo("a", 1), quota.Charge{Key: "b", Cost: 10}))
+	r = must[quota.Result](t)(lim.ChargeAll(bg, upTo("a", 1), quota.Charge{Key: "b", Cost: 10}))
 	if !r.Granted || r.Decisions[0].Charged != 10 || r.Decisions[0].Remaining != 0 {
 		t.Errorf("a granted list: got %v, want 10 charged of the first", r)
 	}
-	if r = must[quota.Result](t)(lim.TakeAll(bg, upTo("a", 1), quota.Charge{Key: "c", Cost: 1})); r.Granted || r.Decider != 0 || r.RetryAfter() <= 0 {
+	if r = must[quota.Result](t)(lim.ChargeAll(bg, upTo("a", 1), quota.Charge{Key: "c", Cost: 1})); r.Granted || r.Decider != 0 || r.RetryAfter() <= 0 {
 		t.Errorf("a list whose least is not there: got %v, want it denied by the first", r)
 	}
 	// Rules without state.
@@ -71,8 +71,8 @@ func TestTakeUpToInLists(t *testing.T) {
 		charged int64
 	}{"unlimited": {algorithm.Unlimited, 3, 20}, "none": {algorithm.DenyAll, 0, 0}, "none of one": {algorithm.DenyAll, 1, -1}} {
 		c0 := upTo("k", c.least)
-		c0.Limit = quota.Must(quota.NewLimit("none", c.rule))
-		d := must[quota.Result](t)(lim.TakeAll(bg, c0)).Decisions[0]
+		c0.Limit = quota.NewLimit("none", c.rule)
+		d := must[quota.Result](t)(lim.ChargeAll(bg, c0)).Decisions[0]
 		if d.Allowed != (c.charged >= 0) || d.Charged != max(c.charged, 0) {
 			t.Errorf("%s: got %v, want %d charged (below 0: denied)", name, d, c.charged)
 		}
@@ -82,15 +82,15 @@ func TestTakeUpToInLists(t *testing.T) {
 // An id repeats how much was taken, whatever remains now.
 func TestTakeUpToRepeats(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
-	store := local.New(nil)
+	store := local.New()
 	c := quota.Charge{Limit: l, Key: "k", Op: quota.OpUpTo, Cost: 20, Least: 1, ID: "x"}
-	first := must[quota.Decision](t)(store.Take(bg, c))
-	again := must[quota.Decision](t)(store.Take(bg, c))
+	first := must[quota.Decision](t)(store.Charge(bg, c))
+	again := must[quota.Decision](t)(store.Charge(bg, c))
 	if first.Charged != 10 || again.Charged != 10 || !again.Replayed {
 		t.Errorf("a repeat: got %v after %v, want 10 charged of both", again, first)
 	}
 	c.Least = 2
-	if _, err := store.Take(bg, c); err == nil {
+	if _, err := store.Charge(bg, c); err == nil {
 		t.Error("the id with another least: got nil, want ErrInvalid")
 	}
 }
@@ -109,7 +109,7 @@ func TestLeastIsChecked(t *testing.T) {
 	if got, want := c.String(), `take-up-to 5 of n for "k", at least 2, above 3`; got != want {
 		t.Errorf("String: got %s, want %s", got, want)
 	}
-	if r := c.Request(); r.At != 2 || r.Floor != 3 || r.Need() != 5 {
+	if r := c.Request(); r.Arg != 2 || r.Floor != 3 || r.Need() != 5 {
 		t.Errorf("Request: got %+v, want the least as At, the floor, and that 5 are needed", r)
 	}
 }

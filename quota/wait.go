@@ -22,7 +22,7 @@ const (
 	askAgainForKey = time.Millisecond
 )
 
-// queueID names a queue. Its limit is zero for charges to the limiter's own limit of the key: LimitFor may choose one of
+// queueID names a queue. Its limit is zero for charges to the limit that LimitFor chooses for the key: it may choose one of
 // another name while they wait, and they keep their places.
 type queueID struct {
 	limit unique.Handle[string]
@@ -30,7 +30,7 @@ type queueID struct {
 }
 
 // queue holds the waiting callers of one limit and key: those with the lower floor first, and of one floor first come first
-// served. The first one asks the store, the others wait for their turn. It is guarded by Limiter.mu, and every step takes
+// served. The first one asks the store, the others wait for their turn. It is guarded by Charger.mu, and every step takes
 // the same time in a queue of any length, and more with the number of different floors: other keys wait for that lock too.
 type queue struct {
 	first   *place
@@ -130,14 +130,14 @@ type place struct {
 
 // waiter is a caller that waits for a list of charges. It joins all of its queues in one step, so any two lists stand in the
 // same order in every queue that they share, and no two wait for each other. It asks the store when it is the first in all
-// of them. Its fields but turn are guarded by Limiter.mu.
+// of them. Its fields but turn are guarded by Charger.mu.
 type waiter struct {
 	places  []place
 	rank    int64         // the largest floor of its charges as a part of the capacity: waiters of lower ranks go before it
 	firsts  int           // how many of its places are the first
 	turn    chan struct{} // gets an element when the waiter becomes the first in all, and when it must ask again; of size 1
 	asking  bool          // the store may have charged the waiter, which is the first in all
-	counted bool          // the waiter is counted in Limiter.waiting
+	counted bool          // the waiter is counted in Charger.waiting
 	one     [1]place
 }
 
@@ -146,7 +146,8 @@ type waiting struct {
 	*waiter
 	charges   []Charge
 	decisions []Decision // the store's latest answers
-	own       uint64     // the charges, by their bits, of which LimitFor chooses the limit
+	limit     *Limit     // the limiter's own; nil for none
+	own       uint64     // the charges, by their bits, that named no limit
 	observed  *observed
 }
 
@@ -164,7 +165,7 @@ func (c *Charge) rank() int64 {
 
 // Wait takes n tokens, waiting until they fit. A nil error means that the tokens were taken.
 //
-// The waiting callers of this limiter and key are served in the order in which they came, and only the first of them asks
+// The waiting callers of a limit and key are served in the order in which they came, and only the first of them asks
 // the store. Where the limit's rule carries debt over (Spec.Ahead, as token buckets have it), it takes ahead, see
 // [OpAhead]: its tokens are charged at once, and it waits until refill has repaid them. So it comes in bounded time:
 // after the first callers of other processes that were charged before, and before all others; calls of Take are denied
@@ -182,12 +183,12 @@ func (c *Charge) rank() int64 {
 // error, which is an ErrIndeterminate too where the store did not take them back.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, error) {
 	o := beginOne(&Charge{Limit: l.limit, Key: key, Cost: n})
-	err := l.fill(&o.charge[0])
+	err := l.fill(l.limit, &o.charge[0])
 	if err == nil {
-		err = l.wait(ctx, &waiting{charges: o.Charges, decisions: o.Decisions, own: 1, observed: o})
+		err = l.wait(ctx, &waiting{charges: o.Charges, decisions: o.Decisions, limit: l.limit, own: 1, observed: o})
 	}
 	d := o.decision[0]
-	l.over(ctx, o, err)
+	l.over(ctx, l.limit, o, err)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -195,26 +196,35 @@ func (l *Limiter) Wait(ctx context.Context, key string, n int64) (Decision, erro
 }
 
 // WaitAll takes a list of charges all-or-nothing, waiting until it fits. A nil error means that all charges were made, as by
-// [Limiter.TakeAll], and the result is granted. Charges take or peek, and have no request id: any other list is ErrInvalid,
-// and so are those that TakeAll refuses.
+// ChargeAll, and the result is granted. Charges take or peek, and have no request id: any other list is ErrInvalid, and so are
+// those that ChargeAll refuses.
 //
 // For each limit and key, waiting lists and callers of Wait are served in the order in which they came, but those with a
 // lower floor go before all with a higher one; of a list the highest counts, as a part of its limit. A list asks the store
-// when it is the first of the limiter for all of its charges, and holds up those behind it until it is granted or leaves. Two
+// when it is the first of this charger for all of its charges, and holds up those behind it until it is granted or leaves. Two
 // lists never wait for each other. A list whose denied charges are all of rules that carry debt over takes ahead, as Wait
 // does; where another rule denies too, it asks until that one admits.
 //
 // Whatever else is said of [Limiter.Wait] holds for each charge: the errors, the deadline that is known in advance, quota that
 // comes back, MaxWaiters, of which a list is one, and the tokens of a caller that has gone.
+func (ch *Charger) WaitAll(ctx context.Context, charges ...Charge) (Result, error) {
+	return ch.waitAll(ctx, nil, charges)
+}
+
+// WaitAll is [Charger.WaitAll]; a charge without a limit goes to the limiter's own.
 func (l *Limiter) WaitAll(ctx context.Context, charges ...Charge) (Result, error) {
+	return l.waitAll(ctx, l.limit, charges)
+}
+
+func (ch *Charger) waitAll(ctx context.Context, limit *Limit, charges []Charge) (Result, error) {
 	cs := slices.Clone(charges)
 	ds := make([]Decision, len(cs))
 	o := begin(cs, ds)
-	own, err := l.fillAll(cs)
+	own, err := ch.fillAll(limit, cs)
 	if err == nil {
-		err = l.wait(ctx, &waiting{charges: cs, decisions: ds, own: own, observed: o})
+		err = ch.wait(ctx, &waiting{charges: cs, decisions: ds, limit: limit, own: own, observed: o})
 	}
-	l.over(ctx, o, err)
+	ch.over(ctx, limit, o, err)
 	if err != nil {
 		return Result{}, err
 	}
@@ -222,7 +232,7 @@ func (l *Limiter) WaitAll(ctx context.Context, charges ...Charge) (Result, error
 }
 
 // wait joins the queues of the list, and takes its tokens when its turn comes.
-func (l *Limiter) wait(ctx context.Context, w *waiting) error {
+func (ch *Charger) wait(ctx context.Context, w *waiting) error {
 	for i := range w.charges {
 		c := &w.charges[i]
 		switch most := c.Limit.spec.Capacity; {
@@ -243,23 +253,23 @@ func (l *Limiter) wait(ctx context.Context, w *waiting) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := l.join(w); err != nil {
+	if err := ch.join(w); err != nil {
 		return err
 	}
-	defer l.leave(w.waiter)
+	defer ch.leave(w.waiter)
 	select {
 	case <-w.turn:
-		return l.waitFirst(ctx, w)
+		return ch.waitFirst(ctx, w)
 	default:
 	}
-	if err := l.forecast(ctx, w); err != nil {
+	if err := ch.forecast(ctx, w); err != nil {
 		return err
 	}
 	waited := w.observed.waits()
 	select {
 	case <-w.turn:
 		waited()
-		return l.waitFirst(ctx, w)
+		return ch.waitFirst(ctx, w)
 	case <-ctx.Done():
 		waited()
 		return ctx.Err()
@@ -270,8 +280,8 @@ func (l *Limiter) wait(ctx context.Context, w *waiting) error {
 func (c *Charge) neverFits() bool { r := c.Request(); return r.Need() > c.Limit.spec.Capacity }
 
 // chooseAnew has LimitFor choose the limits of the list again.
-func (l *Limiter) chooseAnew(w *waiting) error {
-	if l.limitFor == nil {
+func (ch *Charger) chooseAnew(w *waiting) error {
+	if ch.limitFor == nil {
 		return nil
 	}
 	changed := false
@@ -280,7 +290,7 @@ func (l *Limiter) chooseAnew(w *waiting) error {
 		if w.own&(1<<i) == 0 {
 			continue
 		}
-		limit, err := l.limitOf(c.Key)
+		limit, err := ch.limitOf(w.limit, c.Key)
 		if err != nil {
 			return err
 		}
@@ -294,16 +304,16 @@ func (l *Limiter) chooseAnew(w *waiting) error {
 }
 
 // waitFirst asks the store until it grants.
-func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
+func (ch *Charger) waitFirst(ctx context.Context, w *waiting) error {
 	for {
-		if err := l.awaitTurn(ctx, w); err != nil {
+		if err := ch.awaitTurn(ctx, w); err != nil {
 			return err
 		}
-		l.ask(w.waiter)
-		if err := l.chooseAnew(w); err != nil {
+		ch.ask(w.waiter)
+		if err := ch.chooseAnew(w); err != nil {
 			return err
 		}
-		if err := l.takeAll(ctx, w.charges, w.decisions, w.observed); err != nil {
+		if err := ch.chargeAll(ctx, w.charges, w.decisions, w.observed); err != nil {
 			return err
 		}
 		i := Decider(w.decisions)
@@ -312,7 +322,7 @@ func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 		case granted && ctx.Err() == nil:
 			return nil
 		case granted:
-			return l.giveBack(ctx, w.charges, w.decisions, ctx.Err())
+			return ch.giveBack(ctx, w.charges, w.decisions, ctx.Err())
 		case after == Never:
 			c := &w.charges[i]
 			return invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit))
@@ -320,28 +330,28 @@ func (l *Limiter) waitFirst(ctx context.Context, w *waiting) error {
 		if err := inTime(ctx, after); err != nil {
 			return err
 		}
-		longest, err := l.rest(w.waiter)
+		longest, err := ch.rest(w.waiter)
 		if err != nil {
 			return err
 		}
 		if after > 0 && w.canTakeAhead() {
-			if taken, err := l.waitAhead(ctx, w, longest); err != nil || taken {
+			if taken, err := ch.waitAhead(ctx, w, longest); err != nil || taken {
 				return err
 			}
 			after = w.decisions[Decider(w.decisions)].RetryAfter
 		}
-		if !l.pause(ctx, w, l.timeOf(&w.decisions[0]), after, longest) {
+		if !ch.pause(ctx, w, ch.timeOf(&w.decisions[0]), after, longest) {
 			return ctx.Err()
 		}
 	}
 }
 
 // awaitTurn waits while a waiter is not the first in all of its queues, where others with lower floors came before it.
-func (l *Limiter) awaitTurn(ctx context.Context, w *waiting) error {
+func (ch *Charger) awaitTurn(ctx context.Context, w *waiting) error {
 	for {
-		l.mu.Lock()
+		ch.mu.Lock()
 		first := w.firsts == len(w.places)
-		l.mu.Unlock()
+		ch.mu.Unlock()
 		if first {
 			return nil
 		}
@@ -374,7 +384,7 @@ func (c *Charge) aheadOfRefill() bool {
 
 // waitAhead takes ahead for a list that is the first, and waits until it may use its tokens. It reports false where the list
 // must be asked for anew: the store denied it, or a key has another limit or rule.
-func (l *Limiter) waitAhead(ctx context.Context, w *waiting, longest time.Duration) (taken bool, err error) {
+func (ch *Charger) waitAhead(ctx context.Context, w *waiting, longest time.Duration) (taken bool, err error) {
 	within := Never
 	if deadline, ok := ctx.Deadline(); ok {
 		within = max(time.Until(deadline), 0)
@@ -385,45 +395,45 @@ func (l *Limiter) waitAhead(ctx context.Context, w *waiting, longest time.Durati
 			cs[i].Op, cs[i].Within = OpAhead, within
 		}
 	}
-	l.ask(w.waiter)
-	if err := l.takeAll(ctx, cs, ds, w.observed); err != nil {
+	ch.ask(w.waiter)
+	if err := ch.chargeAll(ctx, cs, ds, w.observed); err != nil {
 		return false, err
 	}
 	if !Granted(ds) {
-		l.rest(w.waiter)
+		ch.rest(w.waiter)
 		return false, nil
 	}
 	left := time.Duration(0)
 	for i := range ds {
 		left = max(left, ds[i].Delay)
 	}
-	for from := l.timeOf(&ds[0]); left > 0; {
-		if err = inTime(ctx, left); err != nil || !l.pause(ctx, w, from, left, longest) {
+	for from := ch.timeOf(&ds[0]); left > 0; {
+		if err = inTime(ctx, left); err != nil || !ch.pause(ctx, w, from, left, longest) {
 			break
 		}
-		at := l.time()
+		at := ch.time()
 		left -= at.Sub(from)
 		if from = at; left <= 0 {
 			break
 		}
-		if err = l.chooseAnew(w); err != nil {
+		if err = ch.chooseAnew(w); err != nil {
 			break
 		}
 		for i := range cs {
 			if was, is := cs[i].Limit, w.charges[i].Limit; was.handle != is.handle || was.spec.Rule != is.spec.Rule {
-				l.rest(w.waiter)
-				err := l.giveBack(ctx, cs, ds, nil)
+				ch.rest(w.waiter)
+				err := ch.giveBack(ctx, cs, ds, nil)
 				clear(ds)
 				return false, err
 			}
 		}
-		left = min(left, l.untilRepaid(ctx, w, cs))
+		left = min(left, ch.untilRepaid(ctx, w, cs))
 	}
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return false, l.giveBack(ctx, cs, ds, err)
+		return false, ch.giveBack(ctx, cs, ds, err)
 	}
 	for i := range ds {
 		ds[i].Delay = 0
@@ -433,7 +443,7 @@ func (l *Limiter) waitAhead(ctx context.Context, w *waiting, longest time.Durati
 
 // untilRepaid returns how long it takes until refill has repaid the debt of all charges that were taken ahead: until a cost
 // of 0 fits. Where the store fails it does not know, and the tokens are charged all the same.
-func (l *Limiter) untilRepaid(ctx context.Context, w *waiting, taken []Charge) (left time.Duration) {
+func (ch *Charger) untilRepaid(ctx context.Context, w *waiting, taken []Charge) (left time.Duration) {
 	peeks := make([]Charge, 0, len(taken))
 	for i := range taken {
 		if taken[i].Op == OpAhead {
@@ -441,7 +451,7 @@ func (l *Limiter) untilRepaid(ctx context.Context, w *waiting, taken []Charge) (
 		}
 	}
 	ds := make([]Decision, len(peeks))
-	if l.askStore(ctx, peeks, ds) != nil {
+	if ch.askStore(ctx, peeks, ds) != nil {
 		return Never
 	}
 	for i := range ds {
@@ -452,7 +462,7 @@ func (l *Limiter) untilRepaid(ctx context.Context, w *waiting, taken []Charge) (
 
 // pause waits for a time after from, at most longest and with some jitter, or until the waiter must ask again. It reports
 // false if the context ended.
-func (l *Limiter) pause(ctx context.Context, w *waiting, from time.Time, after, longest time.Duration) bool {
+func (ch *Charger) pause(ctx context.Context, w *waiting, from time.Time, after, longest time.Duration) bool {
 	defer w.observed.waits()()
 	if after <= 0 {
 		after = leastPause
@@ -460,8 +470,8 @@ func (l *Limiter) pause(ctx context.Context, w *waiting, from time.Time, after, 
 	longest -= rand.N(longest / 2).Truncate(time.Microsecond) // the store counts whole ones
 	after = min(after, longest)
 	var due <-chan time.Time
-	if l.clock != nil {
-		timer, stop := l.clock.After(from, after)
+	if ch.clock != nil {
+		timer, stop := ch.clock.After(from, after)
 		defer stop()
 		due = timer
 	} else {
@@ -500,37 +510,37 @@ func clockOf(s Store) clocked {
 }
 
 // time returns the time that waiting callers go by.
-func (l *Limiter) time() time.Time {
-	if l.clock != nil {
-		return l.clock.Now()
+func (ch *Charger) time() time.Time {
+	if ch.clock != nil {
+		return ch.clock.Now()
 	}
 	return time.Now()
 }
 
 // timeOf returns the time of a decision that came just now.
-func (l *Limiter) timeOf(d *Decision) time.Time {
-	if l.clock != nil && d.At != 0 {
+func (ch *Charger) timeOf(d *Decision) time.Time {
+	if ch.clock != nil && d.At != 0 {
 		return d.At.Time()
 	}
-	return l.time()
+	return ch.time()
 }
 
 // forecast fails if the deadline comes before the tokens ahead in the queues and the list's own are admitted.
-func (l *Limiter) forecast(ctx context.Context, w *waiting) error {
+func (ch *Charger) forecast(ctx context.Context, w *waiting) error {
 	if _, ok := ctx.Deadline(); !ok {
 		return nil
 	}
 	w.observed.ask()
 	const tries = 3
 	for range tries {
-		ahead := l.ahead(w.waiter)
-		err := l.forecastAll(ctx, w.charges, ahead)
+		ahead := ch.ahead(w.waiter)
+		err := ch.forecastAll(ctx, w.charges, ahead)
 		if err == nil {
 			return nil
 		}
 		// A waiter that left a queue in between may have been counted twice: as waiting, and as charged.
 		left := false
-		for i, tokens := range l.ahead(w.waiter) {
+		for i, tokens := range ch.ahead(w.waiter) {
 			left = left || tokens < ahead[i]
 		}
 		if !left {
@@ -541,7 +551,7 @@ func (l *Limiter) forecast(ctx context.Context, w *waiting) error {
 }
 
 // forecastAll fails if the deadline comes before the tokens ahead of each charge, and then its own, are admitted.
-func (l *Limiter) forecastAll(ctx context.Context, cs []Charge, ahead []int64) error {
+func (ch *Charger) forecastAll(ctx context.Context, cs []Charge, ahead []int64) error {
 	peeks, ds := slices.Clone(cs), make([]Decision, len(cs))
 	for i := range peeks {
 		c := &peeks[i]
@@ -551,7 +561,7 @@ func (l *Limiter) forecastAll(ctx context.Context, cs []Charge, ahead []int64) e
 			c.Cost = 0
 		}
 	}
-	if err := l.askStore(ctx, peeks, ds); err != nil {
+	if err := ch.askStore(ctx, peeks, ds); err != nil {
 		return err
 	}
 	alone := peeks[:0]
@@ -580,7 +590,7 @@ func (l *Limiter) forecastAll(ctx context.Context, cs []Charge, ahead []int64) e
 	if len(alone) == 0 {
 		return nil
 	}
-	if err := l.askStore(ctx, alone, ds[:len(alone)]); err != nil {
+	if err := ch.askStore(ctx, alone, ds[:len(alone)]); err != nil {
 		return err
 	}
 	for i := range alone {
@@ -602,7 +612,7 @@ func inTime(ctx context.Context, after time.Duration) error {
 
 // giveBack refunds a grant that came too late for its caller, who gets the error why. If the refund fails, so that the
 // tokens come back by refill, the error says so and is an ErrIndeterminate too.
-func (l *Limiter) giveBack(ctx context.Context, cs []Charge, ds []Decision, why error) error {
+func (ch *Charger) giveBack(ctx context.Context, cs []Charge, ds []Decision, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
 	defer cancel()
 	refunds := make([]Charge, 0, len(cs))
@@ -616,7 +626,7 @@ func (l *Limiter) giveBack(ctx context.Context, cs []Charge, ds []Decision, why 
 	if len(refunds) == 0 {
 		return why
 	}
-	err := l.takeAll(ctx, refunds, make([]Decision, len(refunds)), nil)
+	err := ch.chargeAll(ctx, refunds, make([]Decision, len(refunds)), nil)
 	if err == nil {
 		return why
 	}
@@ -628,7 +638,7 @@ func (l *Limiter) giveBack(ctx context.Context, cs []Charge, ds []Decision, why 
 }
 
 // join has a list join its queues.
-func (l *Limiter) join(w *waiting) error {
+func (ch *Charger) join(w *waiting) error {
 	t := &waiter{turn: make(chan struct{}, 1)}
 	if t.places = t.one[:]; len(w.charges) != 1 {
 		t.places = make([]place, len(w.charges))
@@ -636,9 +646,9 @@ func (l *Limiter) join(w *waiting) error {
 	for i := range t.places {
 		c, p := &w.charges[i], &t.places[i]
 		p.id, p.waiter = queueID{c.Limit.handle, c.Key}, t
-		if own, err := l.limitOf(c.Key); err != nil {
+		if chosen, err := ch.limitOf(nil, c.Key); err != nil {
 			return err
-		} else if w.own&(1<<i) != 0 || own.handle == c.Limit.handle {
+		} else if chosen != nil && (w.own&(1<<i) != 0 || chosen.handle == c.Limit.handle) {
 			p.id.limit = unique.Handle[string]{}
 		}
 		if slices.ContainsFunc(t.places[:i], func(q place) bool { return q.id == p.id }) { // LimitFor chose another limit just now
@@ -650,17 +660,17 @@ func (l *Limiter) join(w *waiting) error {
 		t.rank = max(t.rank, c.rank())
 	}
 	w.waiter = t
-	return l.enqueue(t)
+	return ch.enqueue(t)
 }
 
 // enqueue has a waiter join its queues, all in one step.
-func (l *Limiter) enqueue(w *waiter) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (ch *Charger) enqueue(w *waiter) error {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	ready := true
 	for i := range w.places {
 		p := &w.places[i]
-		q := l.queues[p.id]
+		q := ch.queues[p.id]
 		if q == nil {
 			continue
 		}
@@ -670,19 +680,19 @@ func (l *Limiter) enqueue(w *waiter) error {
 		}
 	}
 	if !ready {
-		if err := l.count(w); err != nil {
+		if err := ch.count(w); err != nil {
 			return err
 		}
 	}
 	for i := range w.places {
 		p := &w.places[i]
-		if p.queue = l.queues[p.id]; p.queue == nil {
-			if l.queues == nil {
-				l.queues = make(map[queueID]*queue)
+		if p.queue = ch.queues[p.id]; p.queue == nil {
+			if ch.queues == nil {
+				ch.queues = make(map[queueID]*queue)
 			}
 			p.queue = &queue{}
-			l.queues[p.id] = p.queue
-			l.queued.Add(1)
+			ch.queues[p.id] = p.queue
+			ch.queued.Add(1)
 		}
 		p.queue.insert(p)
 	}
@@ -691,9 +701,9 @@ func (l *Limiter) enqueue(w *waiter) error {
 }
 
 // ahead returns, for each charge of a list, the tokens of the waiters before it, see queue.ahead.
-func (l *Limiter) ahead(w *waiter) []int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (ch *Charger) ahead(w *waiter) []int64 {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	tokens := make([]int64, len(w.places))
 	for i := range w.places {
 		tokens[i] = w.places[i].queue.ahead(&w.places[i])
@@ -701,7 +711,7 @@ func (l *Limiter) ahead(w *waiter) []int64 {
 	return tokens
 }
 
-// wake has a waiter ask the store, or ask again, if it is the first in all of its queues. The caller must hold Limiter.mu.
+// wake has a waiter ask the store, or ask again, if it is the first in all of its queues. The caller must hold Charger.mu.
 func (w *waiter) wake() {
 	if w.firsts < len(w.places) {
 		return
@@ -713,42 +723,42 @@ func (w *waiter) wake() {
 }
 
 // gaveBack wakes the first waiting caller of a limit and key to which tokens came back.
-func (l *Limiter) gaveBack(c *Charge) {
-	if l.queued.Load() == 0 { // a caller that begins to wait now asks after this give-back
+func (ch *Charger) gaveBack(c *Charge) {
+	if ch.queued.Load() == 0 { // a caller that begins to wait now asks after this give-back
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	for _, id := range [...]queueID{{key: c.Key}, {c.Limit.handle, c.Key}} {
-		if q := l.queues[id]; q != nil {
+		if q := ch.queues[id]; q != nil {
 			q.first.waiter.wake()
 		}
 	}
 }
 
 // leave quits the queues, and lets those waiters ask the store that are the first now.
-func (l *Limiter) leave(w *waiter) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (ch *Charger) leave(w *waiter) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	for i := range w.places {
 		p := &w.places[i]
 		if p.queue.remove(p); p.queue.first == nil {
-			delete(l.queues, p.id)
-			l.queued.Add(-1)
+			delete(ch.queues, p.id)
+			ch.queued.Add(-1)
 		}
 		if !w.asking {
 			p.class.gone += p.cost
 		}
 	}
 	if w.counted {
-		l.waiting--
+		ch.waiting--
 	}
 }
 
 // ask notes that the first waiter is about to ask the store, which may charge it.
-func (l *Limiter) ask(w *waiter) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (ch *Charger) ask(w *waiter) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	if !w.asking {
 		w.asking = true
 		for i := range w.places {
@@ -763,27 +773,27 @@ func (l *Limiter) ask(w *waiter) {
 
 // rest notes that the first waiter was denied, and counts it among the waiting callers. It returns how long the waiter may
 // pause.
-func (l *Limiter) rest(w *waiter) (longest time.Duration, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (ch *Charger) rest(w *waiter) (longest time.Duration, err error) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	if w.asking {
 		w.asking = false
 		for i := range w.places {
 			w.places[i].class.gone -= w.places[i].cost
 		}
 	}
-	return askAgain + time.Duration(len(l.queues)-1)*askAgainForKey, l.count(w)
+	return askAgain + time.Duration(len(ch.queues)-1)*askAgainForKey, ch.count(w)
 }
 
-// count counts a waiter, once, if there is room for it. The caller must hold Limiter.mu.
-func (l *Limiter) count(w *waiter) error {
+// count counts a waiter, once, if there is room for it. The caller must hold Charger.mu.
+func (ch *Charger) count(w *waiter) error {
 	if w.counted {
 		return nil
 	}
-	if l.waiting >= l.maxWaiters {
-		return fmt.Errorf("quota: %w: %d calls wait already, as many as MaxWaiters allows", ErrOverloaded, l.maxWaiters)
+	if ch.waiting >= ch.maxWaiters {
+		return fmt.Errorf("quota: %w: %d calls wait already, as many as MaxWaiters allows", ErrOverloaded, ch.maxWaiters)
 	}
-	l.waiting++
+	ch.waiting++
 	w.counted = true
 	return nil
 }

@@ -100,7 +100,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 func eachRuleWaits(t *testing.T, tokens int64, test func(t *testing.T, w *waits)) {
 	testkit.EachRule(t, tokens, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			lim := newLimiter(t, local.New(nil), l, nil)
+			lim := newLimiter(t, local.New(), l, nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", tokens))
 			test(t, newWaits(lim))
 		})
@@ -191,7 +191,7 @@ func (a arrival) String() string {
 // play runs a history in a bubble.
 func play(t *testing.T, l *quota.Limit, arrivals []arrival) (w *waits) {
 	synctest.Test(t, func(t *testing.T) {
-		w = newWaits(newLimiter(t, local.New(nil), l, nil))
+		w = newWaits(newLimiter(t, local.New(), l, nil))
 		for i, a := range arrivals {
 			w.wg.Go(func() {
 				time.Sleep(a.at)
@@ -266,8 +266,8 @@ type lateReply struct {
 	takes time.Duration
 }
 
-func (s *lateReply) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
-	d, err = s.Store.Take(ctx, c)
+func (s *lateReply) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	d, err = s.Store.Charge(ctx, c)
 	if c.Op == quota.OpTake && d.Allowed {
 		s.once.Do(func() { time.Sleep(s.takes) })
 	}
@@ -278,7 +278,7 @@ func TestForecastCountsAGrantUnderWayOnce(t *testing.T) {
 	// The first waiter's token is gone from the bucket while its reply is under way: it is no longer ahead in the queue.
 	testkit.EachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWaits(newLimiter(t, &lateReply{Store: local.New(nil), takes: 500 * time.Millisecond}, l, nil))
+			w := newWaits(newLimiter(t, &lateReply{Store: local.New(), takes: 500 * time.Millisecond}, l, nil))
 			w.call(bg, "first", "k", 1)
 			time.Sleep(100 * time.Millisecond)
 			const deadline = 1700 * time.Millisecond
@@ -296,7 +296,7 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 	// passed. The second's 6 fit at once in the next window, where 4 of the 5 of this window count; had all 9 been taken
 	// at once, it would have been later.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), testkit.LimitOf("n", "sw1", 10, time.Second), nil)
+		lim := newLimiter(t, local.New(), testkit.LimitOf("n", "sw1", 10, time.Second), nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		time.Sleep(time.Second)
 		must[quota.Decision](t)(lim.Debit(bg, "k", 2))
@@ -317,7 +317,7 @@ func TestForecastOfAWindowThatForgets(t *testing.T) {
 func TestWaitWithoutAForecaster(t *testing.T) {
 	// The queue ahead cannot be counted in; the call's own cost can.
 	synctest.Test(t, func(t *testing.T) {
-		w := newWaits(newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", unforeseen{testkit.LimitOf("n", "fw1", 1, time.Second).Algorithm()})), nil))
+		w := newWaits(newLimiter(t, local.New(), quota.NewLimit("n", unforeseen{testkit.LimitOf("n", "fw1", 1, time.Second).Algorithm()}), nil))
 		w.call(bg, "taken", "k", 1)
 		w.call(bg, "first", "k", 1)
 		w.call(within(t, 500*time.Millisecond), "soon", "k", 1)
@@ -364,11 +364,11 @@ type tooLate struct {
 	end func()
 }
 
-func (s tooLate) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s tooLate) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op != quota.OpTake {
-		return s.Store.Take(ctx, c)
+		return s.Store.Charge(ctx, c)
 	}
-	d, err := s.Store.Take(context.WithoutCancel(ctx), c)
+	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)
 	if d.Allowed {
 		s.end()
 	}
@@ -378,7 +378,7 @@ func (s tooLate) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 func TestCancelledWaitGivesBack(t *testing.T) {
 	testkit.EachRule(t, 5, time.Hour, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			store := local.New(nil)
+			store := local.New()
 			ctx, cancel := context.WithCancel(bg)
 			lim := newLimiter(t, tooLate{store, cancel}, l, nil)
 			d, err := lim.Wait(ctx, "k", 3)
@@ -398,7 +398,7 @@ func TestCancelledWaitGivesBack(t *testing.T) {
 
 func TestWaitersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := newSlow(local.New(nil), 0)
+		store := newSlow(local.New(), 0)
 		lim := newLimiter(t, store, testkit.Bucket("n", 1, time.Second), &quota.Options{MaxWaiters: 3})
 		for _, key := range []string{"a", "b", "c"} {
 			must[quota.Decision](t)(lim.Take(bg, key, 1))
@@ -455,7 +455,7 @@ func TestWaitRefusesWhatNeverFits(t *testing.T) {
 	}
 	// A quota that is used up for good does not come back, so Wait refuses at once.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 2})), nil)
+		lim := newLimiter(t, local.New(), quota.NewLimit("n", testkit.Counter{Capacity: 2}), nil)
 		must[quota.Decision](t)(lim.Wait(bg, "k", 2))
 		_, err := lim.Wait(bg, "k", 1)
 		testkit.WantInvalid(t, err, "cost", "1")
@@ -469,16 +469,16 @@ type denier struct {
 	until time.Time
 }
 
-func (s *denier) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *denier) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.calls++; time.Now().Before(s.until) {
-		return quota.Decision{Limit: 1, Source: quota.FromClosed}, nil
+		return quota.Decision{Capacity: 1, Source: quota.FromClosed}, nil
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 func TestWaitDoesNotSpin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &denier{Store: local.New(nil), until: time.Now().Add(time.Second)}
+		s := &denier{Store: local.New(), until: time.Now().Add(time.Second)}
 		must[quota.Decision](t)(newLimiter(t, s, testkit.Bucket("n", 5, time.Second), nil).Wait(bg, "k", 1))
 		if s.calls > 2000 {
 			t.Errorf("calls of the store in a second of denials: got %d, want 2000 at most", s.calls)
@@ -489,7 +489,7 @@ func TestWaitDoesNotSpin(t *testing.T) {
 func TestWaitForNothing(t *testing.T) {
 	// A cost of 0 waits until the key is out of debt.
 	synctest.Test(t, func(t *testing.T) {
-		lim := newLimiter(t, local.New(nil), testkit.Bucket("n", 5, 5*time.Second), nil)
+		lim := newLimiter(t, local.New(), testkit.Bucket("n", 5, 5*time.Second), nil)
 		must[quota.Decision](t)(lim.Debit(bg, "k", 7))
 		w := newWaits(lim)
 		w.call(bg, "w", "k", 0)
@@ -505,7 +505,7 @@ func TestWaitUnderLoad(t *testing.T) {
 	testkit.EachRule(t, 5, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			r := random(t)
-			w := newWaits(newLimiter(t, local.New(nil), l, nil))
+			w := newWaits(newLimiter(t, local.New(), l, nil))
 			for i := range sized(300, 1000) {
 				key, cost, ctx := fmt.Sprint("k", i%3), 1+r.Int64N(5), bg
 				if r.IntN(3) == 0 {
@@ -534,13 +534,13 @@ type noPeek struct {
 	nth, peeks int
 }
 
-func (s *noPeek) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *noPeek) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op == quota.OpPeek {
 		if s.peeks++; s.peeks >= s.nth {
 			return quota.Decision{}, quota.ErrUnavailable
 		}
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 // A caller whose place in the queue cannot be forecast gets the store's error at once.
@@ -548,8 +548,8 @@ func TestForecastPassesErrorsOn(t *testing.T) {
 	for nth := 1; nth <= 2; nth++ {
 		synctest.Test(t, func(t *testing.T) {
 			// A window without its Forecaster: the second peek asks for the caller's own tokens.
-			limit := quota.Must(quota.NewLimit("n", unforeseen{testkit.LimitOf("n", "fw1", 10, 10*time.Second).Algorithm()}))
-			w := newWaits(newLimiter(t, &noPeek{Store: local.New(nil), nth: nth}, limit, nil))
+			limit := quota.NewLimit("n", unforeseen{testkit.LimitOf("n", "fw1", 10, 10*time.Second).Algorithm()})
+			w := newWaits(newLimiter(t, &noPeek{Store: local.New(), nth: nth}, limit, nil))
 			w.call(bg, "taken", "k", 10)
 			w.call(bg, "first", "k", 5)
 			w.call(within(t, 7*time.Second), "second", "k", 5)
@@ -565,8 +565,8 @@ func TestForecastPassesErrorsOn(t *testing.T) {
 func TestWaitBehindVeryMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const most, fit = 1<<52 - 1, 1 << 11
-		l := quota.Must(quota.NewLimit("bytes", quota.Must(algorithm.TokenBucket(most, most/1000, time.Second))))
-		lim := newLimiter(t, local.New(nil), l, &quota.Options{MaxWaiters: 2 * fit})
+		l := quota.NewLimit("bytes", algorithm.TokenBucket(most, most/1000, time.Second))
+		lim := newLimiter(t, local.New(), l, &quota.Options{MaxWaiters: 2 * fit})
 		must[quota.Decision](t)(lim.Take(bg, "k", most))
 		ctx, cancel := context.WithCancel(bg)
 		w := newWaits(lim)

@@ -34,17 +34,17 @@ type counting struct {
 	calls atomic.Int64
 }
 
-func (s *counting) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *counting) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	s.calls.Add(1)
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
-func (s *counting) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *counting) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	s.calls.Add(1)
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
-// 20 callers of a list, which took 159 tries out of order by TakeAll and sleeping, are granted in order, with few calls of
+// 20 callers of a list, which took 159 tries out of order by ChargeAll and sleeping, are granted in order, with few calls of
 // the store, and as soon as both rules admit them.
 func TestWaitAllInOrder(t *testing.T) {
 	for _, rule := range []string{"bucket", "fixed-from-first"} {
@@ -53,7 +53,7 @@ func TestWaitAllInOrder(t *testing.T) {
 			if rule != "bucket" {
 				calls = quota.Must(algorithm.ParseLimit("calls: 5/100ms " + rule))
 			}
-			store := &counting{Store: newSlow(local.New(nil), time.Microsecond)} // so that grants differ in time
+			store := &counting{Store: newSlow(local.New(), time.Microsecond)} // so that grants differ in time
 			w := newWaits(newLimiter(t, store, tokens, nil))
 			var want []string
 			for i := range 20 {
@@ -81,7 +81,7 @@ func TestWaitAllDoesNotDeadlock(t *testing.T) {
 	testkit.EachRule(t, 3, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			r := random(t)
-			lim := newLimiter(t, newSlow(local.New(nil), time.Millisecond), l, nil)
+			lim := newLimiter(t, newSlow(local.New(), time.Millisecond), l, nil)
 			w := newWaits(lim)
 			var cancelled atomic.Int64
 			const callers = 60
@@ -128,7 +128,7 @@ func TestWaitAllSharesTheQueuesOfWait(t *testing.T) {
 	testkit.EachRule(t, 2, time.Second, func(t *testing.T, own *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			other := testkit.LimitOf("other", own.Name(), 2, time.Second)
-			lim := newLimiter(t, newSlow(local.New(nil), time.Microsecond), own, nil)
+			lim := newLimiter(t, newSlow(local.New(), time.Microsecond), own, nil)
 			must[quota.Decision](t)(lim.Take(bg, "a", 2))
 			w := newWaits(lim)
 			w.call(bg, "a1", "a", 2)
@@ -153,7 +153,7 @@ func TestWaitAllSharesTheQueuesOfWait(t *testing.T) {
 func TestWaitAllRefusesAtOnce(t *testing.T) {
 	testkit.EachRule(t, 1, time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			lim := newLimiter(t, local.New(nil), l, nil)
+			lim := newLimiter(t, local.New(), l, nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", 1))
 			w := newWaits(lim)
 			list := []quota.Charge{{Key: "free", Cost: 1}, {Key: "k", Cost: 1}}
@@ -184,7 +184,7 @@ func TestWaitAllRefusesAtOnce(t *testing.T) {
 func TestCancelledWaitAllGivesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow, hourly := testkit.Bucket("slow", 10, 100*time.Second), testkit.Bucket("hourly", 10, time.Hour)
-		lim := newLimiter(t, local.New(nil), slow, nil)
+		lim := newLimiter(t, local.New(), slow, nil)
 		must[quota.Decision](t)(lim.Take(bg, "k", 10))
 		list := []quota.Charge{{Key: "k", Cost: 5}, {Limit: hourly, Key: "k", Cost: 5}}
 		ctx, cancel := context.WithCancel(bg)
@@ -203,7 +203,7 @@ func TestCancelledWaitAllGivesBack(t *testing.T) {
 		if e := w.ended["next"]; e.err != nil || e.at != 10*time.Second {
 			t.Errorf("next list: got %v, want a grant at 10s, when its token is gained", e)
 		}
-		r := must[quota.Result](t)(lim.TakeAll(bg, quota.Charge{Key: "k", Op: quota.OpPeek}, quota.Charge{Limit: hourly, Key: "k", Op: quota.OpPeek}))
+		r := must[quota.Result](t)(lim.ChargeAll(bg, quota.Charge{Key: "k", Op: quota.OpPeek}, quota.Charge{Limit: hourly, Key: "k", Op: quota.OpPeek}))
 		if r.Decisions[0].Remaining != 0 || r.Decisions[1].Remaining != 4 {
 			t.Errorf("remaining: got %v, want 0 and 4: the gone list gave all back", r)
 		}
@@ -215,15 +215,15 @@ func TestWaitAllWakes(t *testing.T) {
 	testkit.EachRule(t, 10, time.Hour, func(t *testing.T, own *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			other := testkit.LimitOf("other", own.Name(), 10, time.Hour)
-			lim := newLimiter(t, local.New(nil), own, nil)
+			lim := newLimiter(t, local.New(), own, nil)
 			list := []quota.Charge{{Key: "k", Cost: 10}, {Limit: other, Key: "j", Cost: 10}}
-			r := must[quota.Result](t)(lim.TakeAll(bg, list...))
+			r := must[quota.Result](t)(lim.ChargeAll(bg, list...))
 			w := newWaits(lim)
 			w.callAll(bg, "w", list...)
 			time.Sleep(time.Millisecond)
 			must[quota.Decision](t)(lim.Refund(bg, "k", r.Decisions[0], 10))
 			time.Sleep(time.Millisecond)
-			must[quota.Result](t)(lim.TakeAll(bg, list[1].Refund(r.Decisions[1], 10)))
+			must[quota.Result](t)(lim.ChargeAll(bg, list[1].Refund(r.Decisions[1], 10)))
 			w.end(t)
 			if e := w.ended["w"]; e.err != nil || e.at != 2*time.Millisecond {
 				t.Errorf("list: got %v, want a grant at 2ms, when all came back", e)
@@ -236,7 +236,7 @@ func TestWaitAllResult(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []quota.Call
 		a, b := testkit.Bucket("a", 10, 10*time.Second), testkit.Bucket("b", 10, 20*time.Second)
-		lim := newLimiter(t, local.New(nil), a, watch(&calls))
+		lim := newLimiter(t, local.New(), a, watch(&calls))
 		list := []quota.Charge{{Key: "k", Cost: 10}, {Limit: b, Key: "k", Cost: 10}, {Key: "peeked", Op: quota.OpPeek, Cost: 1}}
 		for i := range 2 {
 			start := time.Now()
@@ -258,7 +258,7 @@ func TestWaitAllResult(t *testing.T) {
 			}
 			// The decisions are receipts.
 			if i == 1 {
-				settled := must[quota.Result](t)(lim.TakeAll(bg, list[1].Settle(r.Decisions[1], 4)))
+				settled := must[quota.Result](t)(lim.ChargeAll(bg, list[1].Settle(r.Decisions[1], 4)))
 				if d := settled.Decisions[0]; d.Charged != -6 || d.Remaining != 6 {
 					t.Errorf("settle to 4: got %v, want 6 given back, 6 left", d)
 				}
@@ -311,7 +311,7 @@ func TestWaitAllRefusals(t *testing.T) {
 func TestWaitAllWhileLimitsChange(t *testing.T) {
 	a, b := testkit.Bucket("a", 1000, time.Second), testkit.Bucket("b", 1000, time.Second)
 	var n atomic.Int64
-	lim := newLimiter(t, local.New(nil), a, &quota.Options{LimitFor: func(string) *quota.Limit {
+	lim := newLimiter(t, local.New(), a, &quota.Options{LimitFor: func(string) *quota.Limit {
 		return []*quota.Limit{a, b}[n.Add(1)/3%2]
 	}})
 	ctx := within(t, 20*time.Second)

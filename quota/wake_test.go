@@ -28,11 +28,11 @@ func TestWaitWakes(t *testing.T) {
 		},
 		"reset": func(t *testing.T, lim *quota.Limiter, receipt quota.Decision) error { return lim.Reset(bg, "k") },
 		"list with a settle": func(t *testing.T, lim *quota.Limiter, receipt quota.Decision) error {
-			_, err := lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(receipt, 10))
+			_, err := lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k"}.Settle(receipt, 10))
 			return err
 		},
 		"list with a reset": func(t *testing.T, lim *quota.Limiter, receipt quota.Decision) error {
-			_, err := lim.TakeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k", Op: quota.OpReset})
+			_, err := lim.ChargeAll(bg, quota.Charge{Key: "other", Cost: 1}, quota.Charge{Key: "k", Op: quota.OpReset})
 			return err
 		},
 	}
@@ -40,7 +40,7 @@ func TestWaitWakes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testkit.EachRule(t, 100, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 				synctest.Test(t, func(t *testing.T) {
-					lim := newLimiter(t, local.New(nil), l, nil)
+					lim := newLimiter(t, local.New(), l, nil)
 					receipt := must[quota.Decision](t)(lim.Take(bg, "k", 100))
 					w := newWaits(lim)
 					w.call(bg, "first", "k", 50)
@@ -70,8 +70,8 @@ type meanwhile struct {
 	happens func()
 }
 
-func (s *meanwhile) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
+func (s *meanwhile) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
 	if c.Op == quota.OpTake && !d.Allowed && s.denials.Add(1) == s.nth {
 		s.happens()
 	}
@@ -82,7 +82,7 @@ func (s *meanwhile) Take(ctx context.Context, c quota.Charge) (quota.Decision, e
 func TestWaitWakesBeforeItSleeps(t *testing.T) {
 	testkit.EachRule(t, 10, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &meanwhile{Store: local.New(nil), nth: 1}
+			s := &meanwhile{Store: local.New(), nth: 1}
 			lim := newLimiter(t, s, l, nil)
 			receipt := must[quota.Decision](t)(lim.Take(bg, "k", 10))
 			s.happens = func() { must[quota.Decision](t)(lim.Refund(bg, "k", receipt, 10)) }
@@ -101,7 +101,7 @@ func TestWaitWakesAfterAGoneCaller(t *testing.T) {
 	testkit.EachRule(t, 10, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(bg)
-			lim := newLimiter(t, tooLate{local.New(nil), func() { time.Sleep(time.Second); cancel() }}, l, nil)
+			lim := newLimiter(t, tooLate{local.New(), func() { time.Sleep(time.Second); cancel() }}, l, nil)
 			w := newWaits(lim)
 			w.call(ctx, "gone", "k", 10)
 			w.wg.Go(func() { w.wait(bg, "next", "k", 10) })
@@ -122,7 +122,7 @@ const lateness = time.Second + time.Millisecond
 func TestWaitSeesOtherProcesses(t *testing.T) {
 	testkit.EachRule(t, 100, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			store := local.New(nil)
+			store := local.New()
 			other := newLimiter(t, store, l, nil)
 			receipt := must[quota.Decision](t)(other.Take(bg, "k", 100))
 			w := newWaits(newLimiter(t, store, l, nil))
@@ -145,7 +145,7 @@ func TestWaitSeesARaisedLimit(t *testing.T) {
 				small, large := testkit.LimitOf("plan", l.Name(), 100, 10*time.Second), testkit.LimitOf(name, l.Name(), 1000, 10*time.Second)
 				var plan atomic.Pointer[quota.Limit]
 				plan.Store(small)
-				store := newSlow(local.New(nil), time.Millisecond) // so that grants differ in time
+				store := newSlow(local.New(), time.Millisecond) // so that grants differ in time
 				lim := newLimiter(t, store, small, &quota.Options{LimitFor: func(string) *quota.Limit { return plan.Load() }})
 				must[quota.Decision](t)(lim.Take(bg, "k", 100))
 				w := newWaits(lim)
@@ -164,7 +164,7 @@ func TestWaitSeesARaisedLimit(t *testing.T) {
 						t.Errorf("%s waiter: got %v, want a grant within %v of 100ms, when the limit was raised", name, e, lateness)
 					}
 				}
-				if d := must[quota.Decision](t)(lim.Peek(bg, "k", 0)); d.Limit != 1000 || name == "other" && d.Remaining != 850 {
+				if d := must[quota.Decision](t)(lim.Peek(bg, "k", 0)); d.Capacity != 1000 || name == "other" && d.Remaining != 850 {
 					t.Errorf("the limit after the grants: got %v, want all three charged to the one of 1000", d)
 				}
 			})
@@ -183,13 +183,13 @@ func TestWaitSeesAnotherRule(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var plan atomic.Pointer[quota.Limit]
 					plan.Store(l)
-					store := local.New(nil)
+					store := local.New()
 					lim := newLimiter(t, store, l, &quota.Options{LimitFor: func(string) *quota.Limit { return plan.Load() }})
 					must[quota.Decision](t)(lim.Take(bg, "k", 100))
 					w := newWaits(lim)
 					w.call(bg, "w", "k", 50)
 					time.Sleep(100 * time.Millisecond)
-					plan.Store(quota.Must(quota.NewLimit(l.Name(), c.plan)))
+					plan.Store(quota.NewLimit(l.Name(), c.plan))
 					w.end(t)
 					e := w.ended["w"]
 					if (e.err == nil) != c.admits || !c.admits && !errors.Is(e.err, quota.ErrInvalid) || e.at > 100*time.Millisecond+lateness {
@@ -208,7 +208,7 @@ func TestWaitSeesAnotherRule(t *testing.T) {
 func TestCancelledWaitGivesBackToItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		before, after := testkit.Bucket("before", 10, time.Hour), testkit.Bucket("after", 10, time.Hour)
-		store := local.New(nil)
+		store := local.New()
 		ctx, cancel := context.WithCancel(bg)
 		var plan atomic.Pointer[quota.Limit]
 		plan.Store(before)
@@ -229,7 +229,7 @@ func TestCancelledWaitGivesBackToItsLimit(t *testing.T) {
 func TestWaitAsksSeldom(t *testing.T) {
 	testkit.EachRule(t, 1, time.Hour, func(t *testing.T, l *quota.Limit) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &noting{Store: local.New(nil)}
+			s := &noting{Store: local.New()}
 			lim := newLimiter(t, s, l, nil)
 			must[quota.Decision](t)(lim.Take(bg, "k", 1))
 			ctx, cancel := context.WithCancel(bg)

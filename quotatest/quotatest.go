@@ -85,7 +85,7 @@ func New(t testing.TB, o *Options) *Store {
 		o = &Options{}
 	}
 	s := &Store{t: t, clock: o.Clock, changed: make(chan struct{}), charged: map[owner]int64{}}
-	s.store = local.New(&local.Options{Clock: s.Now})
+	s.store = quota.Must(local.NewWithOptions(local.Options{Clock: s.Now}))
 	t.Cleanup(func() { s.Close() })
 	return s
 }
@@ -233,11 +233,11 @@ func (s *Store) Hang() (resume func()) {
 	})
 }
 
-// Take decides one charge.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+// Charge decides one charge.
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
 	err := s.decide(ctx, []quota.Charge{c}, out[:], func() (err error) {
-		out[0], err = s.store.Take(ctx, c)
+		out[0], err = s.store.Charge(ctx, c)
 		return err
 	})
 	if err != nil {
@@ -246,9 +246,9 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	return out[0], nil
 }
 
-// TakeAll decides a list of charges.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	return s.decide(ctx, cs, out, func() error { return s.store.TakeAll(ctx, cs, out) })
+// ChargeAll decides a list of charges.
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return s.decide(ctx, cs, out, func() error { return s.store.ChargeAll(ctx, cs, out) })
 }
 
 // decide has the store inside decide, unless the test has the call fail, and notes the call.

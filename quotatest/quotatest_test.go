@@ -125,8 +125,8 @@ type hasty struct {
 	once sync.Once
 }
 
-func (s *hasty) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
+func (s *hasty) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
 	if d.Delay > 0 || d.RetryAfter > 0 && !c.Limit.Spec().Ahead {
 		s.once.Do(func() { s.Advance(10 * time.Second) })
 	}
@@ -203,8 +203,8 @@ func TestFailures(t *testing.T) {
 		lim := limiter(store)
 		ways := map[string]func(ctx context.Context) error{
 			"Take": func(ctx context.Context) error { _, err := lim.Take(ctx, "k", 1); return err },
-			"TakeAll": func(ctx context.Context) error {
-				_, err := lim.TakeAll(ctx, quota.Charge{Key: "k", Cost: 1}, quota.Charge{Limit: requests, Key: "k", Cost: 1})
+			"ChargeAll": func(ctx context.Context) error {
+				_, err := lim.ChargeAll(ctx, quota.Charge{Key: "k", Cost: 1}, quota.Charge{Limit: requests, Key: "k", Cost: 1})
 				return err
 			},
 		}
@@ -264,7 +264,7 @@ func TestWantCharged(t *testing.T) {
 	d := quota.Must(lim.Take(bg, "k", 7))
 	quota.Must(lim.Settle(bg, "k", d, 4))
 	quota.Must(lim.Take(bg, "k", 8))
-	quota.Must(lim.TakeAll(bg, quota.Charge{Key: "k", Cost: 1}, quota.Charge{Key: "other", Cost: 11}))
+	quota.Must(lim.ChargeAll(bg, quota.Charge{Key: "k", Cost: 1}, quota.Charge{Key: "other", Cost: 11}))
 	quota.Must(lim.Debit(bg, "k", 3))
 	store.WantCharged(tokens, "k", 7)
 	store.WantCharged(tokens, "other", 0)
@@ -288,7 +288,7 @@ func TestWantCharged(t *testing.T) {
 // A store is what a program's policies wrap: an outage goes through a fallback, and is charged afterwards.
 func TestUnderAFallback(t *testing.T) {
 	store := quotatest.New(t, nil)
-	fallback := resilience.Fallback(local.New(&local.Options{Clock: store.Now}), resilience.Instances(2), nil)
+	fallback := resilience.Fallback(quota.Must(local.NewWithOptions(local.Options{Clock: store.Now})), resilience.Instances(2), nil)
 	lim := limiter(quota.Must(resilience.Wrap(store, fallback)))
 	quota.Must(lim.Take(bg, "k", 1))
 	store.Fail(quota.ErrUnavailable)

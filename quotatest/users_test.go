@@ -45,7 +45,7 @@ func TestUsersWaitInABubble(t *testing.T) {
 
 func TestUsersOutage(t *testing.T) {
 	store := quotatest.New(t, nil)
-	policies := quota.Must(resilience.Standard(store, resilience.Fallback(local.New(nil), resilience.Instances(2), nil), nil))
+	policies := quota.Must(resilience.Standard(store, resilience.Fallback(local.New(), resilience.Instances(2), nil), nil))
 	l := quota.Must(quota.NewLimiter(policies, calls, nil))
 	defer l.Close()
 	store.Fail(quota.ErrUnavailable)

@@ -17,9 +17,9 @@ type nothing struct{ prompt bool }
 func (n nothing) Prompt() bool { return n.prompt }
 func (nothing) Close() error   { return nil }
 
-func (nothing) Take(context.Context, quota.Charge) (quota.Decision, error) { return partly, nil }
+func (nothing) Charge(context.Context, quota.Charge) (quota.Decision, error) { return partly, nil }
 
-func (nothing) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
+func (nothing) ChargeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
 	for i := range out {
 		out[i] = partly
 	}
@@ -27,7 +27,7 @@ func (nothing) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision
 }
 
 // partly is granted with something used, so that a fallback keeps account of it.
-var partly = quota.Decision{Allowed: true, Limit: 100, Remaining: 99, Charged: 1, ResetAfter: time.Second, At: 1}
+var partly = quota.Decision{Allowed: true, Capacity: 100, Remaining: 99, Charged: 1, ResetAfter: time.Second, At: 1}
 
 var benchLimit = bucket("tokens", 1<<30, 1e9, time.Second)
 
@@ -41,7 +41,7 @@ func stacks(tb testing.TB) []stack {
 		return s
 	}
 	preset := func(s quota.Store) quota.Store { return standard(s, resilience.FailClosed(nil)) }
-	share := func() resilience.Policy { return resilience.Fallback(local.New(nil), resilience.Instances(4), nil) }
+	share := func() resilience.Policy { return resilience.Fallback(local.New(), resilience.Instances(4), nil) }
 	return []stack{
 		{"bare", nothing{true}, 0},
 		{"preset", preset(nothing{true}), 1},
@@ -55,9 +55,9 @@ func stacks(tb testing.TB) []stack {
 		{"memory", wrap(tb, nothing{true}, resilience.DenialMemory(nil)), 0},
 		{"handoff", wrap(tb, nothing{false}, resilience.Timeout(time.Second, nil)), -1},
 		{"preset-handoff", preset(nothing{false}), -1},
-		{"local", local.New(nil), 0},
-		{"preset-local", preset(local.New(nil)), 1},
-		{"preset+fallback-local", standard(local.New(nil), share()), 1},
+		{"local", local.New(), 0},
+		{"preset-local", preset(local.New()), 1},
+		{"preset+fallback-local", standard(local.New(), share()), 1},
 	}
 }
 
@@ -73,7 +73,7 @@ func BenchmarkPolicies(b *testing.B) {
 		b.Run(s.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if d, err := s.store.Take(bg, c); err != nil || !d.Allowed {
+				if d, err := s.store.Charge(bg, c); err != nil || !d.Allowed {
 					b.Fatal(d, err)
 				}
 			}
@@ -85,15 +85,15 @@ func BenchmarkPolicies(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	for name, fallback := range map[string]resilience.Policy{
 		"failclosed": resilience.FailClosed(nil),
-		"fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+		"fallback":   resilience.Fallback(local.New(), resilience.Instances(4), nil),
 	} {
 		b.Run(name, func(b *testing.B) {
 			s := wrap(b, &stub{answer: script(as(quota.ErrUnavailable))}, fallback, resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}))
 			c := quota.Charge{Limit: benchLimit, Key: "agent-0000042", Cost: 1}
-			s.Take(bg, c)
+			s.Charge(bg, c)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := s.Take(bg, c); err != nil {
+				if _, err := s.Charge(bg, c); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -116,14 +116,14 @@ func TestAllocations(t *testing.T) {
 			if s.allocs < 0 {
 				continue
 			}
-			if n := testing.AllocsPerRun(200, func() { s.store.Take(ctx, c) }); n > s.allocs {
+			if n := testing.AllocsPerRun(200, func() { s.store.Charge(ctx, c) }); n > s.allocs {
 				t.Errorf("%s: %v allocations a decision, want up to %v", s.name, n, s.allocs)
 			}
 			cs, out := []quota.Charge{c}, make([]quota.Decision, 1)
 			if strings.HasSuffix(s.name, "local") {
 				continue
 			}
-			if n := testing.AllocsPerRun(200, func() { s.store.TakeAll(ctx, cs, out) }); n > s.allocs {
+			if n := testing.AllocsPerRun(200, func() { s.store.ChargeAll(ctx, cs, out) }); n > s.allocs {
 				t.Errorf("%s: %v allocations a list, want up to %v", s.name, n, s.allocs)
 			}
 		}

@@ -72,7 +72,7 @@ type BreakerOptions struct {
 // does every error that is none of package quota's; but no error counts where the caller's own context has
 // ended, nor one of a call that left while its store connected, see [driver.GettingReady]. A denial is a success.
 // Every other error has no bearing on the store's health, and a probe that ends in one leaves the breaker half-open.
-// A panic is a failure. Several errors of one round trip count once, see [driver.Shared]. Results of calls that began
+// A panic is a failure. Several errors of one round trip count once, see [driver.RoundTripError]. Results of calls that began
 // before the last change of state are ignored.
 //
 // Other negative numbers, a Jitter above 1, a FirstDelay above Delay and a Slice above Window are refused by
@@ -287,24 +287,24 @@ func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
 	c.probed.Store(probed)
 }
 
-func (b *breaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (b *breaker) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	p, err := b.allow()
 	if err != nil {
 		return d, err
 	}
 	defer b.done(&p)
-	d, err = b.inner.Take(ctx, c)
+	d, err = b.inner.Charge(ctx, c)
 	b.returned(&p, ctx, err)
 	return d, err
 }
 
-func (b *breaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (b *breaker) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	p, err := b.allow()
 	if err != nil {
 		return err
 	}
 	defer b.done(&p)
-	err = b.inner.TakeAll(ctx, cs, out)
+	err = b.inner.ChargeAll(ctx, cs, out)
 	b.returned(&p, ctx, err)
 	return err
 }

@@ -131,9 +131,9 @@ func (r *rig) call(answer func(context.Context, func()) (quota.Decision, error))
 		defer close(done)
 		defer func() { r.panicked = recover() }()
 		if r.list {
-			err = r.TakeAll(ctx, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
+			err = r.ChargeAll(ctx, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
 		} else {
-			_, err = r.Take(ctx, charge(1))
+			_, err = r.Charge(ctx, charge(1))
 		}
 	}()
 	<-done
@@ -261,7 +261,7 @@ func TestBreakerOneProbe(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
-				if _, err := r.Take(bg, charge(1)); err != nil {
+				if _, err := r.Charge(bg, charge(1)); err != nil {
 					wantErr(t, err, quota.ErrUnavailable, resilience.ErrOpen)
 				}
 			})
@@ -291,7 +291,7 @@ func TestBreakerHangingProbe(t *testing.T) {
 				time.Sleep(d)
 				return granted, err
 			}
-			go r.Take(bg, charge(1))
+			go r.Charge(bg, charge(1))
 			synctest.Wait()
 		}
 		for _, late := range []error{nil, as(quota.ErrUnavailable)} {
@@ -333,7 +333,7 @@ func TestBreakerStale(t *testing.T) {
 					time.Sleep(d)
 					return granted, err
 				}
-				go r.Take(bg, charge(1))
+				go r.Charge(bg, charge(1))
 				synctest.Wait()
 			}
 			slowly(31*time.Second, late) // ends while half-open
@@ -373,7 +373,7 @@ func TestBreakerOverlap(t *testing.T) {
 				time.Sleep(time.Second)
 				return granted, nil
 			}
-			go r.Take(bg, charge(1))
+			go r.Charge(bg, charge(1))
 			synctest.Wait()
 			r.call(fail)
 			r.call(fail)
@@ -402,7 +402,7 @@ func TestBreakerStaleProbe(t *testing.T) {
 			}
 			late := make(chan error)
 			r.inner.answer = func(context.Context, quota.Charge) (quota.Decision, error) { return granted, <-late }
-			go r.Take(bg, charge(1))
+			go r.Charge(bg, charge(1))
 			synctest.Wait()
 			for range 3 {
 				r.call(fail)
@@ -441,7 +441,7 @@ func TestBreakerPanics(t *testing.T) {
 						t.Errorf("recovered: got %v, want %v", v, cause)
 					}
 				}()
-				s.Take(bg, charge(1))
+				s.Charge(bg, charge(1))
 			}()
 		}
 		store.answer = func(context.Context, quota.Charge) (quota.Decision, error) { runtime.Goexit(); return granted, nil }
@@ -450,7 +450,7 @@ func TestBreakerPanics(t *testing.T) {
 		go func() {
 			defer close(done)
 			defer func() { deferred = recover() == nil }()
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 			returned = true
 		}()
 		<-done
@@ -472,7 +472,7 @@ func TestBreakerNotices(t *testing.T) {
 				var n notices
 				var r *rig
 				r = newRig(t, b.make(func(x quota.Notice) {
-					r.Take(bg, peek(1)) // would deadlock under gobreaker's lock
+					r.Charge(bg, peek(1)) // would deadlock under gobreaker's lock
 					time.Sleep(time.Second)
 					n.add(x)
 				}))
@@ -527,7 +527,7 @@ func TestNoticesBounded(t *testing.T) {
 			if i%2 == 0 {
 				inner.answer = script(as(quota.ErrUnavailable))
 			}
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 			synctest.Wait() // the receiver has the first
 		}
 		close(release)
@@ -686,7 +686,7 @@ func TestBreakerRace(t *testing.T) {
 				for range sized(5000, 200_000) {
 					func() {
 						defer func() { recover() }()
-						s.Take(bg, charge(1))
+						s.Charge(bg, charge(1))
 					}()
 				}
 			})
@@ -696,7 +696,7 @@ func TestBreakerRace(t *testing.T) {
 		store.answer = nil
 		mu.Unlock()
 		for end := time.Now().Add(5 * time.Second); resilience.BreakerState(s) != "closed" && time.Now().Before(end); {
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 		}
 		if state := resilience.BreakerState(s); state != "closed" {
 			t.Errorf("the breaker of a store that is well: got %s, want closed", state)
@@ -716,7 +716,7 @@ func TestBreakerLateTimer(t *testing.T) {
 			return quota.Decision{}, as(quota.ErrIndeterminate)
 		}}, b)
 		for range 2 * resilience.DefaultFailures {
-			s.Take(late{bg}, charge(1))
+			s.Charge(late{bg}, charge(1))
 		}
 		if got := resilience.BreakerState(s); got != "closed" {
 			t.Errorf("the breaker: got %s, want closed", got)

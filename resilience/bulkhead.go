@@ -38,20 +38,20 @@ type bulkhead struct {
 	inFlight atomic.Int64
 }
 
-func (s *bulkhead) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *bulkhead) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if !s.acquire() {
 		return quota.Decision{}, s.orClosed(s.full)
 	}
 	defer s.inFlight.Add(-1)
-	return s.inner.Take(ctx, c)
+	return s.inner.Charge(ctx, c)
 }
 
-func (s *bulkhead) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *bulkhead) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if !s.acquire() {
 		return s.orClosed(s.full)
 	}
 	defer s.inFlight.Add(-1)
-	return s.inner.TakeAll(ctx, cs, out)
+	return s.inner.ChargeAll(ctx, cs, out)
 }
 
 // acquire takes a slot if one is free. A refused call is never counted, not even for a moment: a storm of

@@ -84,7 +84,7 @@ func TestBulkheadStorm(t *testing.T) {
 		wg.Go(func() {
 			for range sized(4000, 100_000) {
 				c := call{from: clock.Add(1)}
-				_, err := s.Take(bg, charge(1))
+				_, err := s.Charge(bg, charge(1))
 				c.to, c.refused = clock.Add(1), err != nil
 				calls[i] = append(calls[i], c)
 			}

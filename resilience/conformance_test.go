@@ -118,7 +118,7 @@ func inMemoryWithFallback(t *testing.T, n int64) {
 		}
 	}
 	inMemory(t, fmt.Sprintf("local in resilience.Standard with a fallback, instances: %d", n), exempt, func(t testing.TB, s quota.Store) quota.Store {
-		s, err := resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(n), &resilience.FallbackOptions{CloseWithin: time.Minute}), presetOptions)
+		s, err := resilience.Standard(s, resilience.Fallback(local.New(), resilience.Instances(n), &resilience.FallbackOptions{CloseWithin: time.Minute}), presetOptions)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +139,7 @@ func inMemory(t *testing.T, name string, exempt []conformance.Exemption, preset 
 		mu.Lock()
 		defer mu.Unlock()
 		if stores[o.Data] == nil {
-			stores[o.Data] = local.New(&local.Options{Clock: o.Clock})
+			stores[o.Data] = quota.Must(local.NewWithOptions(local.Options{Clock: o.Clock}))
 		}
 		return &session{Store: stores[o.Data]}
 	}
@@ -162,18 +162,18 @@ type session struct {
 
 func (s *session) Unwrap() quota.Store { return s.Store }
 
-func (s *session) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *session) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return quota.Decision{}, err
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
-func (s *session) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *session) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
 func (s *session) Close() error {

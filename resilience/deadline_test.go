@@ -26,7 +26,7 @@ var stacked = []struct {
 	make  func() resilience.Policy
 }{
 	{"Fallback", 0, func() resilience.Policy {
-		return resilience.Fallback(local.New(nil), resilience.Instances(1), nil)
+		return resilience.Fallback(local.New(), resilience.Instances(1), nil)
 	}},
 	{"FailClosed", 0, func() resilience.Policy { return resilience.FailClosed(nil) }},
 	{"FailWithError", 0, func() resilience.Policy { return resilience.FailWithError() }},
@@ -98,16 +98,16 @@ func testDeadlines(t *testing.T, prompt bool, policies func() []resilience.Polic
 		for _, own := range []time.Duration{0, time.Hour, 10 * ms} {
 			store := &stub{prompt: prompt}
 			s := wrap(t, store, policies()...)
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 			store.set(answer)
 			for n := range 6 {
 				ctx, cancel := context.WithCancel(bg)
 				if own > 0 {
 					ctx, cancel = context.WithTimeout(bg, own)
 				}
-				_, err := s.Take(ctx, withID(charge(1), fmt.Sprint(n)))
+				_, err := s.Charge(ctx, withID(charge(1), fmt.Sprint(n)))
 				// No fallback answers a reset.
-				_, reset := s.Take(ctx, quota.Charge{Limit: limit, Key: "team/agent", Op: quota.OpReset})
+				_, reset := s.Charge(ctx, quota.Charge{Limit: limit, Key: "team/agent", Op: quota.OpReset})
 				for _, err := range []error{err, reset} {
 					switch {
 					case own != 10*ms && err != nil && !errors.Is(err, quota.ErrUnavailable) && !errors.Is(err, quota.ErrIndeterminate):
@@ -142,7 +142,7 @@ func TestBreakerUnderFallback(t *testing.T) {
 				<-ctx.Done()
 				return quota.Decision{}, fmt.Errorf("%w: %w", quota.ErrIndeterminate, ctx.Err())
 			}}
-			s, err := resilience.Standard(store, resilience.Fallback(local.New(nil), resilience.Instances(2), nil), nil)
+			s, err := resilience.Standard(store, resilience.Fallback(local.New(), resilience.Instances(2), nil), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +150,7 @@ func TestBreakerUnderFallback(t *testing.T) {
 				if got := resilience.BreakerState(s); got != "closed" {
 					t.Errorf("after %d slow calls: got a breaker that is %s, want closed", n, got)
 				}
-				if d, err := s.Take(bg, charge(1)); err != nil || d.Source != quota.FromFallback {
+				if d, err := s.Charge(bg, charge(1)); err != nil || d.Source != quota.FromFallback {
 					t.Errorf("call %d: got %+v, %v; want a decision of the fallback", n+1, d, err)
 				}
 			}

@@ -73,7 +73,7 @@
 //
 // # Errors of one round trip
 //
-// Where several calls share a round trip, their errors should be [driver.Shared], which [driver.Share] makes.
+// Where several calls share a round trip, their errors should be [driver.RoundTripError], which [driver.WithRoundTrip] makes.
 // A breaker counts one failure for all errors of one round trip, provided that no more than some hundred
 // other round trips failed in between.
 //

@@ -208,16 +208,16 @@ func (d *domains) state() string {
 	return worst
 }
 
-func (d *domains) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (d *domains) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	s := d.stack(d.placed.Node(c))
-	decision, err := s.Take(ctx, c)
+	decision, err := s.Charge(ctx, c)
 	if err != nil {
 		err = d.failed(ctx, s.node, err)
 	}
 	return decision, err
 }
 
-func (d *domains) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (d *domains) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	s := d.stack(d.placed.Node(cs[0]))
 	for i := 1; i < len(cs); i++ {
 		if other := d.stack(d.placed.Node(cs[i])); other != s {
@@ -227,7 +227,7 @@ func (d *domains) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.De
 			return d.takeSeveral(ctx, append(append(make([]*stack, 0, 4), s), other), cs, i+1, out)
 		}
 	}
-	err := s.TakeAll(ctx, cs, out)
+	err := s.ChargeAll(ctx, cs, out)
 	if err != nil {
 		err = d.failed(ctx, s.node, err)
 	}
@@ -260,7 +260,7 @@ next:
 	for i, n := range nodes {
 		defer n.breaker.done(&permits[i]) // each of them, even if another panics
 	}
-	err = d.lists.TakeAll(ctx, cs, out)
+	err = d.lists.ChargeAll(ctx, cs, out)
 	at := driver.NodeOf(err)
 	for i, n := range nodes {
 		if err == nil || n.node == at {

@@ -122,17 +122,17 @@ func TestNodeFails(t *testing.T) {
 		defer s.Close()
 		for range 5 {
 			time.Sleep(50 * time.Millisecond)
-			if _, err := s.Take(bg, on("a/x")[0]); err != nil {
+			if _, err := s.Charge(bg, on("a/x")[0]); err != nil {
 				t.Errorf("a call to a node that is up: got %v, want no error", err)
 			}
-			_, err := s.Take(bg, on("b/x")[0])
+			_, err := s.Charge(bg, on("b/x")[0])
 			if got := driver.NodeOf(err); got != "b" || !errors.Is(err, quota.ErrUnavailable) {
 				t.Errorf("a call to a node that is down: got %v of node %q, want an ErrUnavailable of node b", err, got)
 			}
 		}
 		want := map[string]string{"": "closed", "a": "closed", "b": "open"}
 		time.Sleep(200 * time.Millisecond) // a rule that waits for a whole timeout without a success
-		s.Take(bg, on("b/x")[0])
+		s.Charge(bg, on("b/x")[0])
 		synctest.Wait()
 		if got := resilience.BreakerStates(s); !maps.Equal(got, want) {
 			t.Errorf("states: got %v, want %v", got, want)
@@ -143,20 +143,20 @@ func TestNodeFails(t *testing.T) {
 		if n := <-notices; !strings.HasPrefix(n.Text, "node b: the circuit breaker opened") {
 			t.Errorf("notice: got %v, want one of node b's breaker", n)
 		}
-		if _, err := s.Take(bg, on("b/x")[0]); !errors.Is(err, resilience.ErrOpen) || driver.NodeOf(err) != "b" {
+		if _, err := s.Charge(bg, on("b/x")[0]); !errors.Is(err, resilience.ErrOpen) || driver.NodeOf(err) != "b" {
 			t.Errorf("a call while the breaker is open: got %v, want an ErrOpen of node b", err)
 		}
 		before := inner.called()
 		out := make([]quota.Decision, 2)
 		for _, keys := range [][]string{{"a/x", "b/x"}, {"b/x", "a/x"}} {
-			if err := s.TakeAll(bg, on(keys...), out); !errors.Is(err, resilience.ErrOpen) || driver.NodeOf(err) != "b" {
+			if err := s.ChargeAll(bg, on(keys...), out); !errors.Is(err, resilience.ErrOpen) || driver.NodeOf(err) != "b" {
 				t.Errorf("a list over %v: got %v, want an ErrOpen of node b", keys, err)
 			}
 		}
 		if got := inner.called(); got != before {
 			t.Errorf("calls for lists with an open node: got %d, want none", got-before)
 		}
-		if err := s.TakeAll(bg, on("a/x", "c/x"), out); err != nil {
+		if err := s.ChargeAll(bg, on("a/x", "c/x"), out); err != nil {
 			t.Errorf("a list over nodes that are up: got %v, want no error", err)
 		}
 	})
@@ -169,7 +169,7 @@ func TestNodeMoved(t *testing.T) {
 		s := standard(t, inner, resilience.FailWithError(), &resilience.StandardOptions{Breaker: &resilience.BreakerOptions{Delay: time.Hour}})
 		defer s.Close()
 		for range 20 {
-			s.Take(bg, on("b/x")[0])
+			s.Charge(bg, on("b/x")[0])
 			time.Sleep(50 * time.Millisecond)
 		}
 		inner.learn(func(context.Context) {
@@ -177,9 +177,9 @@ func TestNodeMoved(t *testing.T) {
 			defer inner.mu.Unlock()
 			inner.moved["b"] = "c"
 		})
-		s.Take(bg, on("b/x")[0])
+		s.Charge(bg, on("b/x")[0])
 		time.Sleep(300 * time.Millisecond)
-		if _, err := s.Take(bg, on("b/x")[0]); err != nil {
+		if _, err := s.Charge(bg, on("b/x")[0]); err != nil {
 			t.Errorf("a key 300 ms after it moved: got %v, want no error", err)
 		}
 		if n := inner.refreshes(); n < 4 || n > 7 {
@@ -198,11 +198,11 @@ func TestNodeMoved(t *testing.T) {
 func TestNodeList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := newCluster("b")
-		s := standard(t, inner, resilience.Fallback(local.New(nil), resilience.Instances(1), nil), nil)
+		s := standard(t, inner, resilience.Fallback(local.New(), resilience.Instances(1), nil), nil)
 		defer s.Close()
 		out := make([]quota.Decision, 2)
 		for range 20 {
-			if err := s.TakeAll(bg, on("a/x", "b/x"), out); err != nil {
+			if err := s.ChargeAll(bg, on("a/x", "b/x"), out); err != nil {
 				t.Errorf("a list under a fallback: got %v, want no error", err)
 			}
 			for i := range out {
@@ -229,7 +229,7 @@ func TestNodeAlternatives(t *testing.T) {
 		s := standard(t, inner, resilience.FailWithError(), nil)
 		defer s.Close()
 		for range 5 {
-			s.Take(bg, on("b/x")[0])
+			s.Charge(bg, on("b/x")[0])
 			time.Sleep(50 * time.Millisecond)
 		}
 		lim := quota.Must(quota.NewLimiter(s, limit, nil))
@@ -251,7 +251,7 @@ func TestNodesForgotten(t *testing.T) {
 		s := standard(t, newCluster(), resilience.FailWithError(), nil)
 		defer s.Close()
 		for i := range 1500 {
-			if _, err := s.Take(bg, on(fmt.Sprintf("n%d/x", i))[0]); err != nil {
+			if _, err := s.Charge(bg, on(fmt.Sprintf("n%d/x", i))[0]); err != nil {
 				t.Fatalf("node %d: got %v, want no error", i, err)
 			}
 		}
@@ -260,7 +260,7 @@ func TestNodesForgotten(t *testing.T) {
 		}
 		for range 3 {
 			time.Sleep(time.Minute)
-			s.Take(bg, on("kept/x")[0])
+			s.Charge(bg, on("kept/x")[0])
 		}
 		want := map[string]string{"": "closed", "kept": "closed"}
 		if got := resilience.BreakerStates(s); !maps.Equal(got, want) {
@@ -276,8 +276,8 @@ func TestNodesClose(t *testing.T) {
 		ended := false
 		inner.learn(func(ctx context.Context) { <-ctx.Done(); ended = true })
 		s := standard(t, inner, resilience.FailWithError(), nil)
-		s.Take(bg, on("a/x")[0])
-		s.Take(bg, on("b/x")[0])
+		s.Charge(bg, on("a/x")[0])
+		s.Charge(bg, on("b/x")[0])
 		synctest.Wait()
 		if err := s.Close(); err != nil {
 			t.Errorf("Close: got %v, want no error", err)
@@ -299,13 +299,13 @@ func TestNoNodes(t *testing.T) {
 	inner := newCluster()
 	inner.moved["team"] = ""
 	s := standard(t, inner, resilience.FailWithError(), nil)
-	if _, err := s.Take(bg, charge(1)); err != nil {
+	if _, err := s.Charge(bg, charge(1)); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := resilience.BreakerStates(s), (map[string]string{"": "closed"}); !maps.Equal(got, want) {
 		t.Errorf("states: got %v, want %v", got, want)
 	}
-	if got := resilience.BreakerStates(local.New(nil)); got != nil {
+	if got := resilience.BreakerStates(local.New()); got != nil {
 		t.Errorf("states of a store without a breaker: got %v, want none", got)
 	}
 }

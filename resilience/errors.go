@@ -120,7 +120,7 @@ type roundTrips struct {
 
 // repeated reports whether err belongs to a round trip whose failure is remembered, and remembers it.
 func (t *roundTrips) repeated(err error) bool {
-	shared, ok := errors.AsType[driver.Shared](err)
+	shared, ok := errors.AsType[driver.RoundTripError](err)
 	if !ok {
 		return false
 	}

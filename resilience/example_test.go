@@ -18,13 +18,13 @@ type server struct {
 	down bool
 }
 
-func newServer() *server { return &server{Store: local.New(nil)} }
+func newServer() *server { return &server{Store: local.New()} }
 
-func (s *server) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *server) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.down {
 		return quota.Decision{}, fmt.Errorf("redis: %w: connection refused", quota.ErrUnavailable)
 	}
-	return s.Store.Take(ctx, c)
+	return s.Store.Charge(ctx, c)
 }
 
 func show(d quota.Decision, err error) {
@@ -32,7 +32,7 @@ func show(d quota.Decision, err error) {
 		fmt.Println("no decision:", err)
 		return
 	}
-	fmt.Printf("allowed %v by %v, %d of %d left\n", d.Allowed, d.Source, d.Remaining, d.Limit)
+	fmt.Printf("allowed %v by %v, %d of %d left\n", d.Allowed, d.Source, d.Remaining, d.Capacity)
 }
 
 // An outage denies every request, because the program chose FailClosed.
@@ -40,7 +40,7 @@ func Example() {
 	ctx := context.Background()
 	redis := newServer() // or quota.Must(backend.Open(ctx, "redis://127.0.0.1:6379"))
 	store := quota.Must(resilience.Standard(redis, resilience.FailClosed(nil), nil))
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Hour))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 	defer limiter.Close()
 
@@ -58,17 +58,17 @@ func Example() {
 // The policy that decides in an outage has no default.
 func ExampleStandard() {
 	ctx := context.Background()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Hour))
 	for _, outage := range []resilience.Policy{
 		resilience.FailOpen(nil),
 		resilience.FailClosed(nil),
-		resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+		resilience.Fallback(local.New(), resilience.Instances(4), nil),
 		resilience.FailWithError(),
 	} {
 		redis := newServer()
 		redis.down = true
 		store := quota.Must(resilience.Standard(redis, outage, nil))
-		show(store.Take(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 50}))
+		show(store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 50}))
 		store.Close()
 	}
 	_, err := resilience.Standard(newServer(), nil, nil)
@@ -103,10 +103,10 @@ func ExampleWrap() {
 func ExampleFallback() {
 	ctx := context.Background()
 	redis := newServer()
-	store := quota.Must(resilience.Wrap(redis, resilience.Fallback(local.New(nil), resilience.Instances(4), nil)))
+	store := quota.Must(resilience.Wrap(redis, resilience.Fallback(local.New(), resilience.Instances(4), nil)))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 1, time.Hour))))
-	take := func(n int64) { show(store.Take(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: n})) }
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 1, time.Hour))
+	take := func(n int64) { show(store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: n})) }
 
 	take(200)
 	redis.down = true
@@ -128,10 +128,10 @@ func ExampleBreaker() {
 	redis.down = true
 	store := quota.Must(resilience.Wrap(redis, resilience.Breaker(&resilience.BreakerOptions{Failures: 2, FailingFor: -1})))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1000, 10, time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1000, 10, time.Hour))
 
 	for range 3 {
-		_, err := store.Take(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 1})
+		_, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Cost: 1})
 		fmt.Println(quota.Charged(err), errors.Is(err, resilience.ErrOpen), resilience.BreakerState(store))
 	}
 	// Output:

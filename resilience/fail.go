@@ -93,8 +93,8 @@ type fail struct {
 	degraded atomic.Bool
 }
 
-func (s *fail) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.inner.Take(ctx, c)
+func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.inner.Charge(ctx, c)
 	if err == nil {
 		s.answered(d.Source)
 		return d, nil
@@ -102,11 +102,14 @@ func (s *fail) Take(ctx context.Context, c quota.Charge) (quota.Decision, error)
 	if !c.Op.Deniable() || !s.answers(ctx, err) {
 		return d, err
 	}
+	if wrong := c.Limit.Err(); wrong != nil {
+		return d, wrong
+	}
 	return s.decide(&c, err), nil
 }
 
-func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	err := s.inner.TakeAll(ctx, cs, out)
+func (s *fail) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	err := s.inner.ChargeAll(ctx, cs, out)
 	if err == nil {
 		s.answered(out[0].Source)
 		return nil
@@ -115,6 +118,9 @@ func (s *fail) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decis
 		return err
 	}
 	for i := range cs {
+		if wrong := cs[i].Limit.Err(); wrong != nil {
+			return wrong
+		}
 		out[i] = s.decide(&cs[i], err)
 	}
 	from, to := driver.Made(out[:len(cs)])
@@ -165,14 +171,14 @@ func cannotDecide(ctx context.Context, err error, overloaded bool) bool {
 }
 
 func (s *fail) decide(c *quota.Charge, err error) quota.Decision {
-	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Alternative: c.Alternative, Limit: c.Limit.Spec().Capacity}
+	d := quota.Decision{Source: s.source, Shadow: c.Shadow, Alternative: c.Alternative, Capacity: c.Limit.Spec().Capacity}
 	switch {
-	case need(c) > d.Limit:
+	case need(c) > d.Capacity:
 		d.RetryAfter = quota.Never
 	case s.source == quota.FromOpen:
-		if d.Allowed, d.Remaining = true, d.Limit; c.Op == quota.OpUpTo {
+		if d.Allowed, d.Remaining = true, d.Capacity; c.Op == quota.OpUpTo {
 			r := c.Request()
-			d.Charged = min(c.Cost, d.Limit-r.Floor)
+			d.Charged = min(c.Cost, d.Capacity-r.Floor)
 		}
 	default:
 		d.RetryAfter = s.o.RetryAfter

@@ -13,9 +13,9 @@ import (
 )
 
 func TestFail(t *testing.T) {
-	open := quota.Decision{Allowed: true, Source: quota.FromOpen, Limit: 100, Remaining: 100}
-	closed := quota.Decision{Source: quota.FromClosed, Limit: 100, RetryAfter: time.Second, ResetAfter: time.Second}
-	never := quota.Decision{Limit: 100, RetryAfter: quota.Never, ResetAfter: quota.Never}
+	open := quota.Decision{Allowed: true, Source: quota.FromOpen, Capacity: 100, Remaining: 100}
+	closed := quota.Decision{Source: quota.FromClosed, Capacity: 100, RetryAfter: time.Second, ResetAfter: time.Second}
+	never := quota.Decision{Capacity: 100, RetryAfter: quota.Never, ResetAfter: quota.Never}
 	charged := func(d quota.Decision, n int64) quota.Decision { d.Charged = n; return d }
 	listed := func(d quota.Decision) quota.Decision { d.Alternative = 1; return d }
 	shadow := func(d quota.Decision) quota.Decision { d.Shadow = true; return d }
@@ -84,7 +84,7 @@ func TestFail(t *testing.T) {
 	s := wrap(t, store, resilience.FailOpen(nil))
 	out := make([]quota.Decision, 2)
 	cs := []quota.Charge{charge(1), {Limit: limit, Key: "b", Cost: 101}}
-	if err := s.TakeAll(bg, cs, out); err != nil || out[0] != open || out[1] != from(never, quota.FromOpen) || quota.Granted(out) {
+	if err := s.ChargeAll(bg, cs, out); err != nil || out[0] != open || out[1] != from(never, quota.FromOpen) || quota.Granted(out) {
 		t.Errorf("a list: got %+v, %v; want %+v and a denial for ever", out, err, open)
 	}
 	// Of alternatives, and of a denied list, no tokens are said to be charged that were not.
@@ -97,19 +97,19 @@ func TestFail(t *testing.T) {
 		for i := range cs {
 			cs[i].Op, cs[i].Cost, cs[i].Least, cs[i].Alternative = quota.OpUpTo, c.costs[i], c.costs[i], c.lists[i]
 		}
-		if err := s.TakeAll(bg, cs, out); err != nil || out[0].Charged != c.charged[0] || out[1].Charged != c.charged[1] {
+		if err := s.ChargeAll(bg, cs, out); err != nil || out[0].Charged != c.charged[0] || out[1].Charged != c.charged[1] {
 			t.Errorf("up to, %s: got %+v, %v; want charged %v", name, out, err, c.charged)
 		}
 	}
 	cs[1].Op = quota.OpRefund
-	wantErr(t, s.TakeAll(bg, cs, out), quota.ErrUnavailable)
+	wantErr(t, s.ChargeAll(bg, cs, out), quota.ErrUnavailable)
 	// The receipt of an open decision gives nothing back.
 	if r := charge(5).Refund(open, open.Charged); r.Cost != 0 || r.From != quota.FromOpen {
 		t.Errorf("the refund of an open decision: got %+v, want cost 0", r)
 	}
 	// FailWithError returns errors.
 	store.answer = script(as(quota.ErrUnavailable))
-	_, err := wrap(t, store, resilience.FailWithError()).Take(bg, charge(1))
+	_, err := wrap(t, store, resilience.FailWithError()).Charge(bg, charge(1))
 	wantErr(t, err, quota.ErrUnavailable)
 }
 
@@ -123,7 +123,7 @@ func TestFailClosedRetryAfter(t *testing.T) {
 					r.call(says(as(quota.ErrUnavailable)))
 				}
 				time.Sleep(10 * time.Second)
-				if d, err := r.Take(bg, charge(1)); err != nil || d.RetryAfter != 20*time.Second {
+				if d, err := r.Charge(bg, charge(1)); err != nil || d.RetryAfter != 20*time.Second {
 					t.Errorf("while open: got %+v, %v; want RetryAfter 20s", d, err)
 				}
 				time.Sleep(20 * time.Second)
@@ -131,13 +131,13 @@ func TestFailClosedRetryAfter(t *testing.T) {
 					time.Sleep(time.Second)
 					return granted, nil
 				}
-				go r.Take(bg, charge(1))
+				go r.Charge(bg, charge(1))
 				synctest.Wait()
-				if d, err := r.Take(bg, charge(1)); err != nil || d.RetryAfter != 7*time.Second {
+				if d, err := r.Charge(bg, charge(1)); err != nil || d.RetryAfter != 7*time.Second {
 					t.Errorf("while probing: got %+v, %v; want RetryAfter 7s", d, err)
 				}
 				time.Sleep(time.Second + 1)
-				if d, err := r.Take(bg, charge(1)); err != nil || !d.Allowed {
+				if d, err := r.Charge(bg, charge(1)); err != nil || !d.Allowed {
 					t.Errorf("after the probe: got %+v, %v; want a grant", d, err)
 				}
 			})

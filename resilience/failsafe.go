@@ -161,18 +161,18 @@ type failsafeStore struct {
 	idle    chan struct{} // closed when running is 0, if Close waits for that
 }
 
-func (s *failsafeStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *failsafeStore) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.of != kindBulkhead && c.ID == "" && c.Op != quota.OpPeek {
-		return s.inner.Take(ctx, c)
+		return s.inner.Charge(ctx, c)
 	}
 	var out [1]quota.Decision
 	err := s.do(ctx, &execution{cs: []quota.Charge{c}, single: true}, out[:])
 	return out[0], err
 }
 
-func (s *failsafeStore) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *failsafeStore) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if s.of != kindBulkhead && !repeatable(cs) {
-		return s.inner.TakeAll(ctx, cs, out)
+		return s.inner.ChargeAll(ctx, cs, out)
 	}
 	// A hedge that lost may read the charges after the call has returned.
 	return s.do(ctx, &execution{cs: append([]quota.Charge(nil), cs...)}, out)
@@ -298,9 +298,9 @@ func (s *failsafeStore) attempt(caller, ctx context.Context, x *execution) (quot
 
 func (s *failsafeStore) call(caller, ctx context.Context, x *execution, a *attempt) {
 	if x.single {
-		a.ds[0], a.err = s.inner.Take(ctx, x.cs[0])
+		a.ds[0], a.err = s.inner.Charge(ctx, x.cs[0])
 	} else {
-		a.err = s.inner.TakeAll(ctx, x.cs, a.ds)
+		a.err = s.inner.ChargeAll(ctx, x.cs, a.ds)
 	}
 	// A conflict is no sign of the store's health, but a repeat may win.
 	a.hidden = judge(caller, a.err) == unrelated && !(s.of == kindRetry && errors.Is(a.err, quota.ErrConflict))
@@ -437,26 +437,26 @@ func newFailsafeBreaker(cb circuitbreaker.CircuitBreaker[quota.Result], o Failsa
 	return b
 }
 
-func (b *failsafeBreaker) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (b *failsafeBreaker) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	p, err := b.allow()
 	if err != nil {
 		return d, err
 	}
 	o := failed // where the store does not return
 	defer func() { b.done(p, o) }()
-	d, err = b.inner.Take(ctx, c)
+	d, err = b.inner.Charge(ctx, c)
 	o = b.judge(ctx, err)
 	return d, err
 }
 
-func (b *failsafeBreaker) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (b *failsafeBreaker) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	p, err := b.allow()
 	if err != nil {
 		return err
 	}
 	o := failed
 	defer func() { b.done(p, o) }()
-	err = b.inner.TakeAll(ctx, cs, out)
+	err = b.inner.ChargeAll(ctx, cs, out)
 	o = b.judge(ctx, err)
 	return err
 }

@@ -103,9 +103,9 @@ func TestFailsafeAny(t *testing.T) {
 		})
 	}
 	s := wrap(t, &stub{}, resilience.Failsafe(ratelimiter.NewBursty[result](2, time.Hour), nil))
-	s.Take(bg, charge(1))
-	s.Take(bg, charge(1))
-	_, err := s.Take(bg, charge(1))
+	s.Charge(bg, charge(1))
+	s.Charge(bg, charge(1))
+	_, err := s.Charge(bg, charge(1))
 	wantErr(t, err, quota.ErrOverloaded, resilience.ErrRejected, ratelimiter.ErrExceeded)
 }
 
@@ -122,13 +122,13 @@ func TestFailsafeRepeat(t *testing.T) {
 				return granted, as(quota.ErrUnavailable)
 			}}
 			s := wrap(t, store, resilience.Failsafe(p, &resilience.FailsafeOptions{Notice: n.add}), resilience.Timeout(time.Second, nil))
-			_, err := s.Take(bg, charge(1))
+			_, err := s.Charge(bg, charge(1))
 			wantErr(t, err, quota.ErrUnavailable)
 			synctest.Wait()
 			if all := n.take(); store.called() != 1 || len(all) == 0 || all[0].Name != "repeat" {
 				t.Errorf("without an id: got %d calls and the notices %+v, want 1 call and \"repeat\"", store.called(), all)
 			}
-			s.Take(bg, withID(charge(1), "i"))
+			s.Charge(bg, withID(charge(1), "i"))
 			time.Sleep(time.Second)
 			if store.called() < 3 {
 				t.Errorf("with an id: got %d calls, want 3 or more", store.called())
@@ -143,17 +143,17 @@ func TestRetryFailsafe(t *testing.T) {
 	p := retrypolicy.NewBuilder[result]().WithMaxRetries(5).WithDelay(1).WithBudget(budget.NewBuilder().WithMaxRate(-1).WithMinConcurrency(0).Build()).Build()
 	store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return granted, as(quota.ErrUnavailable) }}
 	s := wrap(t, store, resilience.RetryFailsafe(p, nil), resilience.Timeout(time.Minute, nil))
-	_, err := s.Take(bg, withID(charge(1), "i"))
+	_, err := s.Charge(bg, withID(charge(1), "i"))
 	wantErr(t, err, quota.ErrUnavailable)
 	if store.called() != 1 {
 		t.Errorf("calls: got %d, want 1", store.called())
 	}
 	// Conditions on results: denials can be tried again, and the last one is the answer.
-	denied := quota.Decision{Limit: 100, RetryAfter: time.Second}
+	denied := quota.Decision{Capacity: 100, RetryAfter: time.Second}
 	store = &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return denied, nil }}
 	p = retrypolicy.NewBuilder[result]().HandleIf(func(r result, err error) bool { return err == nil && !r.Granted }).WithMaxRetries(2).WithDelay(1).Build()
 	s = wrap(t, store, resilience.RetryFailsafe(p, nil), resilience.Timeout(time.Minute, nil))
-	if d, err := s.Take(bg, withID(charge(1), "i")); err != nil || d != denied || store.called() != 3 {
+	if d, err := s.Charge(bg, withID(charge(1), "i")); err != nil || d != denied || store.called() != 3 {
 		t.Errorf("got %+v, %v after %d calls; want %+v after 3", d, err, store.called(), denied)
 	}
 	// A panic ends it.
@@ -165,7 +165,7 @@ func TestRetryFailsafe(t *testing.T) {
 				t.Errorf("recovered: got %v after %d calls, want a *Panic of \"test\" after 1", p, store.called())
 			}
 		}()
-		s.Take(bg, withID(charge(1), "i"))
+		s.Charge(bg, withID(charge(1), "i"))
 	}()
 	// A caller who leaves during a pause: what was is known.
 	synctest.Test(t, func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestRetryFailsafe(t *testing.T) {
 			ctx, cancel := context.WithTimeout(bg, time.Second)
 			defer cancel()
 			start := time.Now()
-			_, err := s.Take(ctx, withID(charge(1), "i"))
+			_, err := s.Charge(ctx, withID(charge(1), "i"))
 			wantErr(t, err, c)
 			if time.Since(start) != time.Second {
 				t.Errorf("the caller left after %v, want 1s", time.Since(start))
@@ -233,7 +233,7 @@ func TestHedge(t *testing.T) {
 		} {
 			s := wrap(t, c.store, hedge(&resilience.FailsafeOptions{Notice: n.add}), resilience.Timeout(time.Second, nil))
 			start := time.Now()
-			d, err := s.Take(bg, c.charge)
+			d, err := s.Charge(bg, c.charge)
 			if took := time.Since(start); took != c.took || !errors.Is(err, c.err) || err == nil && d != c.d || c.store.called() != c.calls {
 				t.Errorf("%s: got %+v, %v after %v and %d calls; want %+v, %v after %v and %d", c.name, d, err, took, c.store.called(), c.d, c.err, c.took, c.calls)
 			}
@@ -252,14 +252,14 @@ func TestHedge(t *testing.T) {
 				if cs[i].Limit == nil {
 					t.Error("the store sees the caller's charges, want copies")
 				}
-				out[i] = quota.Decision{Allowed: true, Limit: 1, Remaining: int64(len(cs[i].Key))}
+				out[i] = quota.Decision{Allowed: true, Capacity: 1, Remaining: int64(len(cs[i].Key))}
 			}
 			return nil
 		}}
 		s := wrap(t, store, hedge(nil), resilience.Timeout(time.Second, nil))
 		cs := []quota.Charge{{Limit: limit, Key: "a", ID: "i"}, {Limit: limit, Key: "a/bc", ID: "i"}}
 		out := make([]quota.Decision, 2)
-		if err := s.TakeAll(bg, cs, out); err != nil || out[0].Remaining != 1 || out[1].Remaining != 4 {
+		if err := s.ChargeAll(bg, cs, out); err != nil || out[0].Remaining != 1 || out[1].Remaining != 4 {
 			t.Errorf("a list: got %+v, %v; want 1 and 4 remaining", out, err)
 		}
 		cs[0], cs[1], out[0], out[1] = quota.Charge{}, quota.Charge{}, granted, granted
@@ -271,7 +271,7 @@ func TestHedge(t *testing.T) {
 		store = answers(answer{100 * ms, granted, nil}, answer{5 * ms, other, nil})
 		store.prompt = true // or the timeout would do the waiting
 		s = wrap(t, store, hedge(nil), resilience.Timeout(time.Second, nil))
-		s.Take(bg, withID(charge(1), "i"))
+		s.Charge(bg, withID(charge(1), "i"))
 		start := time.Now()
 		if err := s.Close(); err != nil || time.Since(start) != 85*ms {
 			t.Errorf("Close: got %v after %v, want no error after 85ms", err, time.Since(start))
@@ -281,13 +281,13 @@ func TestHedge(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		_, err := s.Take(bg, withID(charge(1), "i"))
+		_, err := s.Charge(bg, withID(charge(1), "i"))
 		wantErr(t, err, quota.ErrClosed)
 		// But not for one that the store never lets go.
 		store = answers(answer{time.Hour, granted, nil}, answer{5 * ms, other, nil})
 		store.prompt = true
 		s = wrap(t, store, hedge(nil), resilience.Timeout(time.Second, nil))
-		s.Take(bg, withID(charge(1), "i"))
+		s.Charge(bg, withID(charge(1), "i"))
 		start = time.Now()
 		if err := s.Close(); err == nil || !strings.Contains(err.Error(), "1 attempts") || time.Since(start) != time.Second {
 			t.Errorf("Close: got %v after %v, want an error of 1 attempt after 1s", err, time.Since(start))
@@ -298,7 +298,7 @@ func TestHedge(t *testing.T) {
 		store.prompt = true
 		s = wrap(t, store, hedge(nil), resilience.Timeout(time.Minute, nil))
 		ctx, cancel := context.WithTimeout(bg, time.Second)
-		_, err = s.Take(ctx, withID(charge(1), "i"))
+		_, err = s.Charge(ctx, withID(charge(1), "i"))
 		wantErr(t, err, quota.ErrIndeterminate, context.DeadlineExceeded)
 		cancel()
 		// Panics: of an attempt that is waited for, the caller's; of one that lost, a notice.
@@ -310,13 +310,13 @@ func TestHedge(t *testing.T) {
 					t.Errorf("recovered: got %v, want a *Panic of \"test\" with the stack", p)
 				}
 			}()
-			s.Take(bg, withID(charge(1), "i"))
+			s.Charge(bg, withID(charge(1), "i"))
 		}()
 		for _, prompt := range []bool{false, true} { // it panics in the timeout's goroutine, or in the hedge's
 			store = answers(answer{100 * ms, granted, errors.New("panic")}, answer{5 * ms, other, nil})
 			store.prompt = prompt
 			s = wrap(t, store, hedge(&resilience.FailsafeOptions{Notice: n.add}), resilience.Timeout(time.Second, &resilience.TimeoutOptions{Notice: n.add}))
-			if d, err := s.Take(bg, withID(charge(1), "i")); err != nil || d != other {
+			if d, err := s.Charge(bg, withID(charge(1), "i")); err != nil || d != other {
 				t.Errorf("got %+v, %v; want %+v", d, err, other)
 			}
 			time.Sleep(time.Second)
@@ -340,11 +340,11 @@ func TestFailsafeNotSent(t *testing.T) {
 		hold := make(chan struct{})
 		store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { <-hold; return granted, nil }}
 		s := wrap(t, store, resilience.Failsafe(bulkhead.NewBuilder[result](1).WithMaxWaitTime(time.Hour).Build(), nil))
-		go s.Take(bg, charge(1))
+		go s.Charge(bg, charge(1))
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
-		if _, err := s.Take(ctx, charge(1)); err != context.DeadlineExceeded || store.called() != 1 {
+		if _, err := s.Charge(ctx, charge(1)); err != context.DeadlineExceeded || store.called() != 1 {
 			t.Errorf("got %v after %d calls, want %v after 1", err, store.called(), context.DeadlineExceeded)
 		}
 		close(hold)
@@ -352,16 +352,16 @@ func TestFailsafeNotSent(t *testing.T) {
 		cb := circuitbreaker.NewBuilder[result]().Build()
 		cb.Open()
 		s = wrap(t, &stub{}, resilience.Failsafe(custom{cb}, nil))
-		_, err := s.Take(bg, charge(1))
+		_, err := s.Charge(bg, charge(1))
 		wantErr(t, err, quota.ErrUnavailable, resilience.ErrOpen, circuitbreaker.ErrOpen)
 	})
 }
 
 func TestFailsafeForged(t *testing.T) {
 	s := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.Failsafe(forge{}, nil))
-	_, err := s.Take(bg, charge(1))
+	_, err := s.Charge(bg, charge(1))
 	wantErr(t, err, quota.ErrMisconfigured)
-	if d, err := s.Take(bg, charge(1)); err != nil || d != granted {
+	if d, err := s.Charge(bg, charge(1)); err != nil || d != granted {
 		t.Errorf("got %+v, %v; want %+v", d, err, granted)
 	}
 }

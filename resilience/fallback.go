@@ -53,7 +53,7 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 
 // Fallback returns the policy that, where the store and the policies inside (the primary) cannot decide,
 // another store decides on this instance's share of the limit: one n-th, rounded down, where instances
-// reports n, the number of instances now. A share of 0 denies. The other store is usually a local.New(nil)
+// reports n, the number of instances now. A share of 0 denies. The other store is usually a local.New()
 // and must serve this policy alone.
 //
 // A key begins with one n-th of the quota that the primary had left for it. Quota admitted here is charged to
@@ -71,7 +71,7 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 //
 // It decides where the primary fails with quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrOverloaded
 // or an error that the contract does not know, while the caller's own context has not ended. All other errors
-// pass. Its decisions are [quota.FromFallback]; their Limit, Remaining and times are those of the share. A
+// pass. Its decisions are [quota.FromFallback]; their Capacity, Remaining and times are those of the share. A
 // cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
 //
 // Close waits for the debits of all keys that owe quota, for FallbackOptions.CloseWithin at most, and then
@@ -98,7 +98,7 @@ func (p fallbackPolicy) reports() bool { return p.o.Notice != nil }
 func (p fallbackPolicy) wrap(inner quota.Store, alarms bool) (quota.Store, error) {
 	switch {
 	case p.store == nil:
-		return nil, invalid("the fallback's store is nil", "a store, such as local.New(nil)")
+		return nil, invalid("the fallback's store is nil", "a store, such as local.New()")
 	case p.instances == nil:
 		return nil, invalid("the number of instances is nil", "a function that reports it, such as Instances(n)")
 	case p.o.MaxKeys < 0 || p.o.MaxKeys > maxFallbackKeys:
@@ -181,7 +181,7 @@ func (f *fallback) Prompt() bool { return f.layer.Prompt() && driver.IsPrompt(f.
 
 func (f *fallback) now() time.Duration { return time.Since(f.base) }
 
-func (f *fallback) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (f *fallback) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if err := f.sharable(c.Limit); err != nil {
 		return quota.Decision{}, err
 	}
@@ -189,7 +189,7 @@ func (f *fallback) Take(ctx context.Context, c quota.Charge) (quota.Decision, er
 	if before.owed > 0 || corrects(&c) {
 		return f.one(c, func(cs []quota.Charge, out []quota.Decision) error { return f.reconcileAndTake(ctx, cs, out) })
 	}
-	d, err := f.inner.Take(ctx, c)
+	d, err := f.inner.Charge(ctx, c)
 	if err == nil {
 		f.record(&c, &d, before, false)
 		return d, nil
@@ -207,7 +207,7 @@ func (f *fallback) one(c quota.Charge, do func([]quota.Charge, []quota.Decision)
 	return out[0], err
 }
 
-func (f *fallback) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (f *fallback) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	var few [8]snapshot
 	before := few[:0]
 	for i := range cs {
@@ -220,7 +220,7 @@ func (f *fallback) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 		}
 		before = append(before, s)
 	}
-	if err := f.inner.TakeAll(ctx, cs, out); err != nil {
+	if err := f.inner.ChargeAll(ctx, cs, out); err != nil {
 		if f.takesOver(ctx, err) {
 			return f.decide(ctx, cs, out, err)
 		}

@@ -55,7 +55,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	case err == errNoRoom:
 		for i := range here {
 			out[i] = quota.Decision{
-				Source: quota.FromFallback, Shadow: here[i].Shadow, Alternative: here[i].Alternative, Limit: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
+				Source: quota.FromFallback, Shadow: here[i].Shadow, Alternative: here[i].Alternative, Capacity: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
 		return nil
@@ -64,9 +64,9 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	}
 	var err error
 	if len(here) == 1 {
-		out[0], err = f.store.Take(ctx, here[0])
+		out[0], err = f.store.Charge(ctx, here[0])
 	} else {
-		err = f.store.TakeAll(ctx, here, out)
+		err = f.store.ChargeAll(ctx, here, out)
 	}
 	if err != nil {
 		return failedBoth(cause, err)
@@ -136,7 +136,7 @@ func (f *fallback) admitKey(l *localCall, i int, cause error) (k *keyState, used
 			return nil, noFill, nil, errNoRoom
 		}
 	}
-	if c.Op == quota.OpRefund && k.debt.isSettled(c.At) {
+	if c.Op == quota.OpRefund && k.debt.isSettled(c.MadeAt) {
 		return nil, noFill, nil, cause // the refund belongs to the primary
 	}
 	used = noFill
@@ -181,9 +181,9 @@ func (f *fallback) fill(ctx context.Context, k *keyState, share *quota.Limit, us
 			k.share.release()
 		}
 	}()
-	d, err = f.store.Take(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpReset})
+	d, err = f.store.Charge(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpReset})
 	if err == nil && used > 0 {
-		d, err = f.store.Take(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpDebit, Cost: used})
+		d, err = f.store.Charge(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpDebit, Cost: used})
 	}
 	filled = err == nil
 	return err

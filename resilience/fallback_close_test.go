@@ -32,7 +32,7 @@ func (l *ledger) set(fault string) {
 	l.fault = fault
 }
 
-func (l *ledger) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (l *ledger) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	l.mu.Lock()
 	l.calls++
 	fault := l.fault
@@ -47,20 +47,20 @@ func (l *ledger) Take(ctx context.Context, c quota.Charge) (quota.Decision, erro
 		<-ctx.Done()
 		return quota.Decision{}, as(quota.ErrIndeterminate)
 	case "lost", "lost once":
-		l.Store.Take(ctx, c)
+		l.Store.Charge(ctx, c)
 		return quota.Decision{}, as(quota.ErrIndeterminate)
 	}
-	return l.Store.Take(ctx, c)
+	return l.Store.Charge(ctx, c)
 }
 
-func (l *ledger) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (l *ledger) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	l.mu.Lock()
 	down := l.fault != ""
 	l.mu.Unlock()
 	if down {
 		return as(quota.ErrUnavailable)
 	}
-	return l.Store.TakeAll(ctx, cs, out)
+	return l.Store.ChargeAll(ctx, cs, out)
 }
 
 var owedLimit = bucket("owed", 1000, 1, time.Hour)
@@ -72,7 +72,7 @@ func owedCharge(key string, n int64) quota.Charge {
 // charged returns how much the ledger was charged for a key.
 func (l *ledger) charged(t *testing.T, key string) int64 {
 	t.Helper()
-	d, err := l.Store.Take(bg, quota.Charge{Limit: owedLimit, Key: key, Op: quota.OpPeek})
+	d, err := l.Store.Charge(bg, quota.Charge{Limit: owedLimit, Key: key, Op: quota.OpPeek})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,14 +82,14 @@ func (l *ledger) charged(t *testing.T, key string) int64 {
 // take takes n tokens, which must be admitted by source.
 func (l *ledger) take(t *testing.T, s quota.Store, key string, n int64, by quota.Source) {
 	t.Helper()
-	if d, err := s.Take(bg, owedCharge(key, n)); err != nil || !d.Allowed || d.Source != by {
+	if d, err := s.Charge(bg, owedCharge(key, n)); err != nil || !d.Allowed || d.Source != by {
 		t.Errorf("a take of %d: got %+v, %v; want a grant by the %v", n, d, err, by)
 	}
 }
 
 func owing(t *testing.T, o *resilience.FallbackOptions, ps ...resilience.Policy) (*ledger, quota.Store) {
-	l := &ledger{Store: local.New(nil)}
-	return l, wrap(t, l, append([]resilience.Policy{resilience.Fallback(local.New(nil), resilience.Instances(1), o)}, ps...)...)
+	l := &ledger{Store: local.New()}
+	return l, wrap(t, l, append([]resilience.Policy{resilience.Fallback(local.New(), resilience.Instances(1), o)}, ps...)...)
 }
 
 // TestOwedInFront: the primary decides no call of a key before all that the key owes was charged to it, also
@@ -110,7 +110,7 @@ func TestOwedInFront(t *testing.T) {
 				admitted := 10 + 251*(round+1) + 2*round
 				if list {
 					out := make([]quota.Decision, 2)
-					if err := s.TakeAll(bg, []quota.Charge{owedCharge("other", 1), owedCharge("k", 1)}, out); err != nil {
+					if err := s.ChargeAll(bg, []quota.Charge{owedCharge("other", 1), owedCharge("k", 1)}, out); err != nil {
 						t.Error(err)
 					}
 				} else {
@@ -237,7 +237,7 @@ func TestCloseBounded(t *testing.T) {
 					t.Errorf("notices of 40 dropped tokens: got %d, want %d", told, want)
 				}
 				l.set("down")
-				_, err := s.Take(bg, owedCharge("k", 1))
+				_, err := s.Charge(bg, owedCharge("k", 1))
 				wantErr(t, err, quota.ErrClosed)
 			})
 		})
@@ -254,7 +254,7 @@ func TestCloseWhileOthersTake(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for i := range 60 {
-				if d, err := s.Take(bg, owedCharge("k", 1)); err == nil && d.Allowed {
+				if d, err := s.Charge(bg, owedCharge("k", 1)); err == nil && d.Allowed {
 					mu.Lock()
 					admitted++
 					mu.Unlock()
@@ -277,7 +277,7 @@ func TestCloseWhileOthersTake(t *testing.T) {
 // A call of unknown outcome that is not decided here either, because the fallback is closed meanwhile or because there is no
 // share any more, is not told as one that charged nothing.
 func TestFallbackKeepsUnknown(t *testing.T) {
-	slow := quota.Must(quota.NewLimit("slow", quota.Must(algorithm.TokenBucket(50, 53, 87600*time.Hour)))) // one of four has no share
+	slow := quota.NewLimit("slow", algorithm.TokenBucket(50, 53, 87600*time.Hour)) // one of four has no share
 	for name, during := range map[string]func(s quota.Store, n *atomic.Int64){
 		"closed":   func(s quota.Store, _ *atomic.Int64) { s.Close() },
 		"no share": func(_ quota.Store, n *atomic.Int64) { n.Store(4) },
@@ -291,7 +291,7 @@ func TestFallbackKeepsUnknown(t *testing.T) {
 					s = wrap(t, &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
 						during(s, &n)
 						return quota.Decision{}, as(cause)
-					}}, resilience.Fallback(local.New(nil), n.Load, nil))
+					}}, resilience.Fallback(local.New(), n.Load, nil))
 					defer s.Close()
 					_, err := take(s, bg, quota.Charge{Limit: slow, Key: "k", Cost: 1})
 					want := map[error]quota.ChargeState{quota.ErrIndeterminate: quota.ChargeUnknown, quota.ErrUnavailable: quota.NotCharged}[cause]

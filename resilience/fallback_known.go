@@ -26,13 +26,13 @@ type known struct {
 // recorded decision had arrived. Otherwise the primary's clock tells which of the two is later, and in doubt
 // the one that leaves less counts.
 func (k *known) record(d *quota.Decision, now time.Duration, inOrder bool) {
-	used, whole := d.Limit-d.Remaining, plus(now, d.ResetAfter)
+	used, whole := d.Capacity-d.Remaining, plus(now, d.ResetAfter)
 	switch {
 	case d.Replayed && k.answered && d.At <= k.at:
 	case inOrder && !d.Replayed, !k.answered, d.At > k.at:
-		k.used, k.limit, k.at, k.seen, k.whole, k.answered = used, d.Limit, d.At, now, whole, true
+		k.used, k.limit, k.at, k.seen, k.whole, k.answered = used, d.Capacity, d.At, now, whole, true
 	default:
-		k.used, k.limit, k.whole = max(k.used, used), d.Limit, max(k.whole, whole)
+		k.used, k.limit, k.whole = max(k.used, used), d.Capacity, max(k.whole, whole)
 	}
 	k.version++
 }

@@ -41,6 +41,9 @@ type shareLimit struct {
 
 // of returns the limit of the share of one of n instances.
 func (s *shareLimits) of(l *quota.Limit, n int64) (*quota.Limit, error) {
+	if err := l.Err(); err != nil {
+		return nil, err
+	}
 	k := shareLimitKey{l.Handle(), *l.Spec(), n}
 	s.mu.RLock()
 	share, ok := s.made[k]
@@ -94,7 +97,8 @@ func newShareLimit(l *quota.Limit, n int64, least bool) (*quota.Limit, error) {
 			return nil, fmt.Errorf("resilience: limit %s has no share of one token for one of %d instances: %w", l.Name(), n, err)
 		}
 	}
-	return quota.NewLimit(l.Name(), a)
+	share := quota.NewLimit(l.Name(), a)
+	return share, share.Err()
 }
 
 // sharable fails if a limit has no share, so that the program learns it before an outage.

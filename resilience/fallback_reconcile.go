@@ -57,17 +57,17 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 	for i := range sent {
 		before[i] = f.snapshot(&sent[i])
 		if c := &sent[i]; c.Op == quota.OpRefund && c.From == quota.FromFallback {
-			c.At, c.From = before[i].chargedAt(c.At), quota.FromStore
-			if c.At == 0 {
+			c.MadeAt, c.From = before[i].chargedAt(c.MadeAt), quota.FromStore
+			if c.MadeAt == 0 {
 				c.Cost = 0 // the primary has not charged it, or its time is no longer known
 			}
 		}
 	}
 	var err error
 	if len(sent) == 1 {
-		out[0], err = f.inner.Take(within, sent[0])
+		out[0], err = f.inner.Charge(within, sent[0])
 	} else {
-		err = f.inner.TakeAll(within, sent, out)
+		err = f.inner.ChargeAll(within, sent, out)
 	}
 	if err != nil {
 		err = translated(err)
@@ -173,9 +173,9 @@ func (f *fallback) send(ctx context.Context, r *reconciliation) (err error) {
 	r.unknown = true // until the outcome is known, also if the store panics
 	out := make([]quota.Decision, len(r.charges))
 	if len(out) == 1 {
-		out[0], err = f.inner.Take(ctx, r.charges[0])
+		out[0], err = f.inner.Charge(ctx, r.charges[0])
 	} else {
-		err = f.inner.TakeAll(ctx, r.charges, out)
+		err = f.inner.ChargeAll(ctx, r.charges, out)
 	}
 	if err == nil && !byStore(&out[0]) {
 		err = quota.ErrUnavailable

@@ -69,7 +69,7 @@ func (s *share) wake() {
 // clock puts them in order, unless it was set back.
 func (s *share) record(op quota.Op, d *quota.Decision, now time.Duration) {
 	const back = quota.Micros(time.Second / time.Microsecond)
-	used := d.Limit - d.Remaining
+	used := d.Capacity - d.Remaining
 	if d.At > s.at || d.At < s.at-back || d.At == s.at && used > s.used || op == quota.OpRefund {
 		s.used, s.at, s.seen = used, d.At, now
 		if !s.serving {

@@ -84,16 +84,16 @@ func (r *remote) take(cs []quota.Charge, do func() error) error {
 	return after
 }
 
-func (r *remote) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (r *remote) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	err = r.take([]quota.Charge{c}, func() (err error) {
-		d, err = r.Store.Take(ctx, c)
+		d, err = r.Store.Charge(ctx, c)
 		return err
 	})
 	return d, err
 }
 
-func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	return r.take(cs, func() error { return r.Store.TakeAll(ctx, cs, out) })
+func (r *remote) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return r.take(cs, func() error { return r.Store.ChargeAll(ctx, cs, out) })
 }
 
 // outage is one instance of four: a share of the limit "tokens", 100 and 10 a second, is 25 and 2.5 a second.
@@ -113,7 +113,7 @@ func inOutage(t *testing.T, test func(o *outage)) {
 func withFallback(t *testing.T, n func() int64, maxKeys int, test func(o *outage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		o := &outage{t: t, r: &remote{Store: local.New(nil)}, here: local.New(nil)}
+		o := &outage{t: t, r: &remote{Store: local.New()}, here: local.New()}
 		o.s = wrap(t, o.r, resilience.Fallback(o.here, n, &resilience.FallbackOptions{MaxKeys: maxKeys, Notice: o.notes.add}))
 		test(o)
 		if err := o.s.Close(); err != nil {
@@ -127,7 +127,7 @@ func (o *outage) up()   { o.r.set(nil, nil) }
 
 func (o *outage) do(c quota.Charge) quota.Decision {
 	o.t.Helper()
-	d, err := o.s.Take(bg, c)
+	d, err := o.s.Charge(bg, c)
 	if err != nil {
 		o.t.Fatalf("%v %d: got %v, want a decision", c.Op, c.Cost, err)
 	}
@@ -381,13 +381,13 @@ func TestFallbackLists(t *testing.T) {
 			o.r.atomic = test.atomic
 			out := make([]quota.Decision, 3)
 			o.down()
-			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall || out[1].Remaining != 21 {
+			if err := o.s.ChargeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall || out[1].Remaining != 21 {
 				t.Fatalf("a list: got %+v, %v; want grants of the fallback, 21 remaining of the second", out, err)
 			}
 			// A denied list is owed nowhere.
 			big := slices.Clone(list)
 			big[2].Cost = 25
-			if err := o.s.TakeAll(bg, big, out); err != nil || quota.Granted(out) || out[0].Remaining != 22 || out[2].Source != fall {
+			if err := o.s.ChargeAll(bg, big, out); err != nil || quota.Granted(out) || out[0].Remaining != 22 || out[2].Source != fall {
 				t.Fatalf("a list that is too big: got %+v, %v; want a denial of the fallback, 22 remaining of the first", out, err)
 			}
 			// The lost reply to a list is repeated as it was, by a call of any of its keys.
@@ -396,7 +396,7 @@ func TestFallbackLists(t *testing.T) {
 				o.up()
 			}
 			o.r.calls()
-			if err := o.s.TakeAll(bg, list, out); err != nil {
+			if err := o.s.ChargeAll(bg, list, out); err != nil {
 				t.Fatal(err)
 			}
 			if test.atomic == driver.OneKey {
@@ -409,7 +409,7 @@ func TestFallbackLists(t *testing.T) {
 				t.Fatalf("got %+v, want 92 remaining", d)
 			}
 			o.asked("debit 3 team/a, debit 4 team/b; debit 4; peek 0") // and then the 4 of meanwhile
-			if err := o.s.TakeAll(bg, list, out); err != nil || out[0].Source != store {
+			if err := o.s.ChargeAll(bg, list, out); err != nil || out[0].Source != store {
 				t.Fatal(err)
 			}
 			o.asked("debit 3; debit 10; take 3 team/a, take 4 team/b, take 5 other/c")
@@ -429,7 +429,7 @@ func TestFallbackRefunds(t *testing.T) {
 		o.want(charge(0).Settle(d, 4), fall, true, 18)
 		more := o.want(charge(5), fall, true, 13)
 		// A receipt of the store belongs there.
-		_, err := o.s.Take(bg, charge(0).Refund(before, 3))
+		_, err := o.s.Charge(bg, charge(0).Refund(before, 3))
 		wantErr(t, err, quota.ErrUnavailable)
 		o.want(peek(0), fall, true, 13)
 		// A debit does not wait for the store.
@@ -443,7 +443,7 @@ func TestFallbackRefunds(t *testing.T) {
 		o.asked("refund 2")
 		// And not here, where it is owed no more.
 		o.down()
-		_, err = o.s.Take(bg, charge(0).Refund(more, 3))
+		_, err = o.s.Charge(bg, charge(0).Refund(more, 3))
 		wantErr(t, err, quota.ErrUnavailable)
 		o.want(peek(0), fall, true, 20)
 		o.up()
@@ -451,7 +451,7 @@ func TestFallbackRefunds(t *testing.T) {
 		// A receipt that nobody here gave out gives nothing.
 		stranger := quota.Decision{Allowed: true, Source: fall, Charged: 50, At: more.At + 1e9}
 		o.want(charge(0).Refund(stranger, 50), store, true, 82)
-		if d, err := o.s.Take(bg, quota.Charge{Limit: limit, Key: "team/unseen"}.Refund(stranger, 50)); err != nil || d.Remaining != 100 {
+		if d, err := o.s.Charge(bg, quota.Charge{Limit: limit, Key: "team/unseen"}.Refund(stranger, 50)); err != nil || d.Remaining != 100 {
 			t.Fatalf("an unknown receipt of a key never seen: got %+v, %v; want 100 remaining", d, err)
 		}
 	})
@@ -470,7 +470,7 @@ func TestFallbackForgottenReceipt(t *testing.T) {
 		}
 		o.down()
 		o.want(charge(20), fall, true, 5)
-		_, err := o.s.Take(bg, charge(0).Refund(d, 10))
+		_, err := o.s.Charge(bg, charge(0).Refund(d, 10))
 		wantErr(t, err, quota.ErrUnavailable)
 		o.up()
 		o.want(charge(0).Refund(d, 10), store, true, 80)
@@ -479,7 +479,7 @@ func TestFallbackForgottenReceipt(t *testing.T) {
 
 func TestFallbackRefundGoesToItsWindow(t *testing.T) {
 	// 8 calls a minute, of which a share is 2. What a window had is not given back to a later one.
-	calls := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.FixedWindow(8, time.Minute))))
+	calls := quota.NewLimit("calls", algorithm.FixedWindow(8, time.Minute))
 	c := quota.Charge{Limit: calls, Key: "k", Cost: 1}
 	inOutage(t, func(o *outage) {
 		o.down()
@@ -504,7 +504,7 @@ func TestFallbackReset(t *testing.T) {
 		o.want(charge(1), fall, false, 0)
 		time.Sleep(4 * time.Second)
 		o.want(charge(10), fall, true, 0)
-		_, err := o.s.Take(bg, op(quota.OpReset, 0))
+		_, err := o.s.Charge(bg, op(quota.OpReset, 0))
 		wantErr(t, err, quota.ErrUnavailable)
 		o.want(charge(1), fall, false, 0)
 		o.up()
@@ -688,11 +688,11 @@ func TestFallbackCallersContext(t *testing.T) {
 		ctx, cancel := context.WithCancel(bg)
 		o.r.hooked(func([]quota.Charge) { cancel() })
 		o.r.set(as(quota.ErrIndeterminate), nil)
-		_, err := o.s.Take(ctx, charge(1))
+		_, err := o.s.Charge(ctx, charge(1))
 		wantErr(t, err, quota.ErrIndeterminate)
 		o.r.hooked(nil)
 		o.do(charge(1))
-		_, err = o.s.Take(ctx, charge(1)) // what was owed cannot be paid, the call was not sent
+		_, err = o.s.Charge(ctx, charge(1)) // what was owed cannot be paid, the call was not sent
 		wantErr(t, err, context.Canceled)
 		wantNot(t, err, quota.ErrIndeterminate)
 		o.up()
@@ -706,16 +706,16 @@ func TestFallbackBothFail(t *testing.T) {
 		{quota.ErrIndeterminate, quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrUnavailable},
 		{quota.ErrUnavailable, quota.ErrIndeterminate, quota.ErrIndeterminate, quota.ErrUnavailable},
 	} {
-		bad := &remote{Store: local.New(nil)}
-		s := wrap(t, &remote{Store: local.New(nil), before: as(test.cause)}, resilience.Fallback(bad, resilience.Instances(4), nil))
+		bad := &remote{Store: local.New()}
+		s := wrap(t, &remote{Store: local.New(), before: as(test.cause)}, resilience.Fallback(bad, resilience.Instances(4), nil))
 		for _, at := range []string{"while the share is made", "later"} {
 			bad.set(as(test.here), nil)
-			_, err := s.Take(bg, charge(1))
+			_, err := s.Charge(bg, charge(1))
 			if wantErr(t, err, test.is); errors.Is(err, test.not) {
 				t.Errorf("%s: got %v, want an error that is not %v", at, err, test.not)
 			}
 			bad.set(nil, nil)
-			if d, err := s.Take(bg, charge(1)); err != nil || d.Source != fall {
+			if d, err := s.Charge(bg, charge(1)); err != nil || d.Source != fall {
 				t.Errorf("%s: got %+v, %v from a fallback that is well again, want its decision", at, d, err)
 			}
 		}
@@ -725,7 +725,7 @@ func TestFallbackBothFail(t *testing.T) {
 func TestFallbackCostAboveTheShare(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		o.down()
-		if d := o.do(charge(26)); d.Allowed || d.RetryAfter != resilience.DefaultRetryAfter || d.Limit != 25 {
+		if d := o.do(charge(26)); d.Allowed || d.RetryAfter != resilience.DefaultRetryAfter || d.Capacity != 25 {
 			t.Errorf("a cost above the share: got %+v, want a denial with a guess", d)
 		}
 		if d := o.do(charge(101)); d.Allowed || d.RetryAfter != quota.Never {
@@ -736,14 +736,14 @@ func TestFallbackCostAboveTheShare(t *testing.T) {
 
 func TestFallbackNeedsSharer(t *testing.T) {
 	type plain struct{ quota.Algorithm }
-	whole := quota.Must(quota.NewLimit("whole", plain{limit.Algorithm()}))
+	whole := quota.NewLimit("whole", plain{limit.Algorithm()})
 	slow := bucket("slow", 8, 7, 3*365*24*time.Hour) // a share gains 7 in twelve years
 	inOutage(t, func(o *outage) {
 		for _, l := range []*quota.Limit{whole, slow} {
 			c := quota.Charge{Limit: l, Key: "k", Cost: 1}
-			_, err := o.s.Take(bg, c)
+			_, err := o.s.Charge(bg, c)
 			wantErr(t, err, quota.ErrInvalid)
-			wantErr(t, o.s.TakeAll(bg, []quota.Charge{c, charge(1)}, make([]quota.Decision, 2)), quota.ErrInvalid)
+			wantErr(t, o.s.ChargeAll(bg, []quota.Charge{c, charge(1)}, make([]quota.Decision, 2)), quota.ErrInvalid)
 			if !strings.Contains(err.Error(), l.Name()) {
 				t.Error(err)
 			}
@@ -755,17 +755,17 @@ func TestFallbackNeedsSharer(t *testing.T) {
 // TestFallbackShareOfZero: the shares of a limit never add up to more than the limit. An instance whose share is 0 denies,
 // says so once, and does not say that this is for ever.
 func TestFallbackShareOfZero(t *testing.T) {
-	rules := map[string]func(int64) (quota.Algorithm, error){
-		"TokenBucket":          func(n int64) (quota.Algorithm, error) { return algorithm.TokenBucket(n, 1, time.Hour) },
-		"FixedWindow":          func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindow(n, time.Hour) },
-		"FixedWindowFromFirst": func(n int64) (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(n, time.Hour) },
-		"SlidingWindow":        func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindow(n, time.Hour) },
-		"SlidingWindowLog":     func(n int64) (quota.Algorithm, error) { return algorithm.SlidingWindowLog(n, time.Hour) },
+	rules := map[string]func(int64) quota.Algorithm{
+		"TokenBucket":          func(n int64) quota.Algorithm { return algorithm.TokenBucket(n, 1, time.Hour) },
+		"FixedWindow":          func(n int64) quota.Algorithm { return algorithm.FixedWindow(n, time.Hour) },
+		"FixedWindowFromFirst": func(n int64) quota.Algorithm { return algorithm.FixedWindowFromFirst(n, time.Hour) },
+		"SlidingWindow":        func(n int64) quota.Algorithm { return algorithm.SlidingWindow(n, time.Hour) },
+		"SlidingWindowLog":     func(n int64) quota.Algorithm { return algorithm.SlidingWindowLog(n, time.Hour) },
 	}
 	for name, of := range rules {
 		for _, capacity := range []int64{1, 2, 3, 4, 7, 100} {
 			t.Run(fmt.Sprintf("%s of %d", name, capacity), func(t *testing.T) {
-				few := quota.Must(quota.NewLimit("few", quota.Must(of(capacity))))
+				few := quota.NewLimit("few", of(capacity))
 				const n = 4
 				admitted := int64(0)
 				for range n {
@@ -778,8 +778,8 @@ func TestFallbackShareOfZero(t *testing.T) {
 							} else if d.RetryAfter < resilience.DefaultRetryAfter || d.RetryAfter == quota.Never {
 								t.Fatalf("denial: got %+v, want a RetryAfter that is a guess", d)
 							}
-							if d.Limit != capacity/n {
-								t.Fatalf("limit of the share: got %d, want %d", d.Limit, capacity/n)
+							if d.Capacity != capacity/n {
+								t.Fatalf("limit of the share: got %d, want %d", d.Capacity, capacity/n)
 							}
 						}
 					})
@@ -824,7 +824,7 @@ func TestFallbackShareOfZeroInUse(t *testing.T) {
 		told("limit other has a capacity of 3")
 		// A list with such a limit is denied, and charges no other limit.
 		out := make([]quota.Decision, 2)
-		if err := o.s.TakeAll(bg, []quota.Charge{charge(1), take(few, 1)}, out); err != nil || !out[0].Allowed || out[1].Allowed {
+		if err := o.s.ChargeAll(bg, []quota.Charge{charge(1), take(few, 1)}, out); err != nil || !out[0].Allowed || out[1].Allowed {
 			t.Errorf("list: got %v, %v; want the second denied", out, err)
 		}
 		o.want(peek(0), fall, true, 25)
@@ -846,11 +846,11 @@ func TestFallbackShareOfZeroInUse(t *testing.T) {
 func TestFallbackAtLeastOne(t *testing.T) {
 	few := quota.Charge{Limit: bucket("few", 2, 2, time.Minute), Key: "k", Cost: 1}
 	synctest.Test(t, func(t *testing.T) {
-		o := &outage{t: t, r: &remote{Store: local.New(nil)}, here: local.New(nil)}
+		o := &outage{t: t, r: &remote{Store: local.New()}, here: local.New()}
 		o.s = wrap(t, o.r, resilience.Fallback(o.here, resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true, Notice: o.notes.add}))
 		o.down()
-		if d := o.want(few, fall, true, 0); d.Limit != 1 {
-			t.Errorf("limit of the share: got %d, want 1", d.Limit)
+		if d := o.want(few, fall, true, 0); d.Capacity != 1 {
+			t.Errorf("limit of the share: got %d, want 1", d.Capacity)
 		}
 		o.want(few, fall, false, 0)
 		time.Sleep(2*time.Minute - time.Microsecond)
@@ -884,9 +884,9 @@ func TestFallbackAtLeastOne(t *testing.T) {
 		driver.Sharer
 	}
 	a := bucket("few", 2, 1, time.Minute).Algorithm()
-	plain := quota.Must(quota.NewLimit("plain", sharer{a, a.(driver.Sharer)}))
-	s := wrap(t, &stub{}, resilience.Fallback(local.New(nil), resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true}))
-	_, err := s.Take(bg, quota.Charge{Limit: plain, Key: "k", Cost: 1})
+	plain := quota.NewLimit("plain", sharer{a, a.(driver.Sharer)})
+	s := wrap(t, &stub{}, resilience.Fallback(local.New(), resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: true}))
+	_, err := s.Charge(bg, quota.Charge{Limit: plain, Key: "k", Cost: 1})
 	wantErr(t, err, quota.ErrInvalid)
 	if !strings.Contains(err.Error(), "plain") || !strings.Contains(err.Error(), "OneSharer") {
 		t.Errorf("a limit without such shares: got %v, want it to name the limit and driver.OneSharer", err)
@@ -917,9 +917,9 @@ func TestFallbackInstancesChange(t *testing.T) {
 func TestFallbackRefuses(t *testing.T) {
 	for name, p := range map[string]resilience.Policy{
 		"no store":      resilience.Fallback(nil, resilience.Instances(1), nil),
-		"no instances":  resilience.Fallback(local.New(nil), nil, nil),
-		"0 instances":   resilience.Fallback(local.New(nil), resilience.Instances(0), nil),
-		"negative keys": resilience.Fallback(local.New(nil), resilience.Instances(1), &resilience.FallbackOptions{MaxKeys: -1}),
+		"no instances":  resilience.Fallback(local.New(), nil, nil),
+		"0 instances":   resilience.Fallback(local.New(), resilience.Instances(0), nil),
+		"negative keys": resilience.Fallback(local.New(), resilience.Instances(1), &resilience.FallbackOptions{MaxKeys: -1}),
 	} {
 		if _, err := resilience.Wrap(&stub{}, p); !errors.Is(err, quota.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", name, err)
@@ -935,7 +935,7 @@ func TestFallbackTableIsBounded(t *testing.T) {
 		here, denied := 0, 0
 		for i := range keys {
 			d := o.do(key(i))
-			if d.Source != fall || d.Limit != 25 || !d.Allowed && d.RetryAfter <= 0 {
+			if d.Source != fall || d.Capacity != 25 || !d.Allowed && d.RetryAfter <= 0 {
 				t.Fatalf("got %+v, want a decision of the fallback, and a RetryAfter of a denial", d)
 			}
 			if d.Allowed {
@@ -947,7 +947,7 @@ func TestFallbackTableIsBounded(t *testing.T) {
 		if here > 640 || here < 500 || denied != keys-here {
 			t.Fatalf("keys: got %d admitted and %d denied, want 500 to 640 of %d admitted", here, denied, keys)
 		}
-		_, err := o.s.Take(bg, quota.Charge{Limit: limit, Key: "k1999", Op: quota.OpDebit, Cost: 1})
+		_, err := o.s.Charge(bg, quota.Charge{Limit: limit, Key: "k1999", Op: quota.OpDebit, Cost: 1})
 		wantErr(t, err, quota.ErrOverloaded)
 		time.Sleep(time.Hour) // what is owed is not forgotten
 		if d := o.do(key(keys)); d.Allowed {
@@ -1006,7 +1006,7 @@ func TestFallbackLeftOutKeys(t *testing.T) {
 // TestFallbackFlood has many more keys in use than there is room for. Those that used little are forgotten, so new keys
 // have a share in an outage, and exhausted ones stay exhausted. Where there is no room at all, that is told.
 func TestFallbackFlood(t *testing.T) {
-	day := quota.Must(quota.NewLimit("day", quota.Must(algorithm.FixedWindow(8, 24*time.Hour))))
+	day := quota.NewLimit("day", algorithm.FixedWindow(8, 24*time.Hour))
 	const room, flood = 1280, 10_000
 	var keys []string
 	told := func(o *outage) int {
@@ -1077,13 +1077,13 @@ func TestFallbackFlood(t *testing.T) {
 // TestFallbackLargest computes with the largest capacity and the largest number of instances.
 func TestFallbackLargest(t *testing.T) {
 	const most = 1<<52 - 1
-	large := quota.Must(quota.NewLimit("large", quota.Must(algorithm.TokenBucket(most, 20_000_000, time.Second))))
+	large := quota.NewLimit("large", algorithm.TokenBucket(most, 20_000_000, time.Second))
 	withFallback(t, resilience.Instances(3), 0, func(o *outage) {
 		at := func(op quota.Op, n int64) quota.Charge { return quota.Charge{Limit: large, Key: "k", Op: op, Cost: n} }
 		o.do(at(quota.OpTake, 4))
 		o.down()
 		left := int64(most-4) / 3
-		if d := o.do(at(quota.OpTake, left)); !d.Allowed || d.Remaining != 0 || d.Limit != most/3 {
+		if d := o.do(at(quota.OpTake, left)); !d.Allowed || d.Remaining != 0 || d.Capacity != most/3 {
 			t.Errorf("take of the share: got %+v, want it allowed, 0 of %d left", d, int64(most/3))
 		}
 		o.do(at(quota.OpDebit, most/3)) // into debt
@@ -1095,9 +1095,9 @@ func TestFallbackLargest(t *testing.T) {
 	// A fleet of 300 million on one token a second: a share gains one in nine and a half years. After a
 	// debt it begins empty.
 	synctest.Test(t, func(t *testing.T) {
-		one := quota.Must(quota.NewLimit("one", quota.Must(algorithm.TokenBucket(1, 1, time.Second))))
-		o := &outage{t: t, r: &remote{Store: local.New(nil)}}
-		o.s = wrap(t, o.r, resilience.Fallback(local.New(nil), resilience.Instances(300_000_000), &resilience.FallbackOptions{AtLeastOne: true}))
+		one := quota.NewLimit("one", algorithm.TokenBucket(1, 1, time.Second))
+		o := &outage{t: t, r: &remote{Store: local.New()}}
+		o.s = wrap(t, o.r, resilience.Fallback(local.New(), resilience.Instances(300_000_000), &resilience.FallbackOptions{AtLeastOne: true}))
 		for range 3 { // into debt
 			o.do(quota.Charge{Limit: one, Key: "k", Op: quota.OpDebit, Cost: 1})
 		}
@@ -1120,17 +1120,17 @@ func TestFallbackStaleAnswer(t *testing.T) {
 	inOutage(t, func(o *outage) {
 		held, answered := make(chan struct{}), make(chan struct{})
 		s := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-			d, err := o.r.Take(ctx, c)
+			d, err := o.r.Charge(ctx, c)
 			if c.ID == "slow" {
 				close(answered)
 				<-held
 			}
 			return d, err
 		}}
-		f := wrap(t, s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil))
+		f := wrap(t, s, resilience.Fallback(local.New(), resilience.Instances(4), nil))
 		take := func(c quota.Charge, source quota.Source, remaining int64) {
 			t.Helper()
-			if d, err := f.Take(bg, c); err != nil || d.Source != source || d.Remaining != remaining {
+			if d, err := f.Charge(bg, c); err != nil || d.Source != source || d.Remaining != remaining {
 				t.Fatalf("%+v, %v; want %d from the %v", d, err, remaining, source)
 			}
 		}
@@ -1145,7 +1145,7 @@ func TestFallbackStaleAnswer(t *testing.T) {
 		})
 		wg.Go(func() { take(charge(80), store, 0) })
 		time.Sleep(time.Microsecond)
-		wg.Go(func() { f.Take(bg, withID(peek(0), "slow")) }) // decided while the debit is on its way: 100 are left
+		wg.Go(func() { f.Charge(bg, withID(peek(0), "slow")) }) // decided while the debit is on its way: 100 are left
 		<-answered
 		time.Sleep(10 * time.Millisecond)
 		close(held)
@@ -1158,13 +1158,13 @@ func TestFallbackStaleAnswer(t *testing.T) {
 func TestFallbackWithinOneTimeout(t *testing.T) {
 	// A call with a reconciliation in front of it makes two requests within one timeout.
 	synctest.Test(t, func(t *testing.T) {
-		r := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}
-		s := wrap(t, r, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), resilience.Timeout(100*time.Millisecond, nil))
-		s.Take(bg, charge(1))
+		r := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}
+		s := wrap(t, r, resilience.Fallback(local.New(), resilience.Instances(4), nil), resilience.Timeout(100*time.Millisecond, nil))
+		s.Charge(bg, charge(1))
 		r.set(nil, nil)
 		r.hooked(func([]quota.Charge) { time.Sleep(80 * time.Millisecond) })
 		began := time.Now()
-		d, err := s.Take(bg, charge(1))
+		d, err := s.Charge(bg, charge(1))
 		if took := time.Since(began); took != 100*time.Millisecond || err != nil || d.Source != fall {
 			t.Errorf("got %+v, %v after %v; want a decision of the fallback after 100ms", d, err, took)
 		}
@@ -1240,7 +1240,7 @@ func TestFallbackAtomicity(t *testing.T) {
 
 func TestFallbackPanics(t *testing.T) {
 	// Neither a primary nor a fallback that panics leaves the key stuck.
-	r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+	r, here := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}, &remote{Store: local.New()}
 	s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 	panics := func(c quota.Charge) {
 		t.Helper()
@@ -1249,7 +1249,7 @@ func TestFallbackPanics(t *testing.T) {
 				t.Error("got no panic, want the store's")
 			}
 		}()
-		s.Take(bg, c)
+		s.Charge(bg, c)
 	}
 	boom := func(of quota.Op) func([]quota.Charge) {
 		return func(cs []quota.Charge) {
@@ -1263,14 +1263,14 @@ func TestFallbackPanics(t *testing.T) {
 		panics(charge(1))
 	}
 	here.hooked(nil)
-	if d, err := s.Take(bg, charge(5)); err != nil || d.Remaining != 20 {
+	if d, err := s.Charge(bg, charge(5)); err != nil || d.Remaining != 20 {
 		t.Fatalf("after the panics: got %+v, %v; want 20 remaining", d, err)
 	}
 	r.hooked(boom(quota.OpDebit))
 	panics(charge(1))
 	r.hooked(nil)
 	r.set(nil, nil)
-	if d, err := s.Take(bg, peek(0)); err != nil || d.Remaining != 95 {
+	if d, err := s.Charge(bg, peek(0)); err != nil || d.Remaining != 95 {
 		t.Fatalf("after the panics: got %+v, %v; want 95 remaining", d, err)
 	}
 }
@@ -1278,7 +1278,7 @@ func TestFallbackPanics(t *testing.T) {
 func TestFallbackPanicInAList(t *testing.T) {
 	// The fallback panics while the share of a list's second key is filled. The first key is usable afterwards.
 	synctest.Test(t, func(t *testing.T) {
-		r, here := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, &remote{Store: local.New(nil)}
+		r, here := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}, &remote{Store: local.New()}
 		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 		a, b := quota.Charge{Limit: limit, Key: "team/a", Cost: 1}, quota.Charge{Limit: limit, Key: "team/b", Cost: 1}
 		here.hooked(func(cs []quota.Charge) {
@@ -1292,18 +1292,18 @@ func TestFallbackPanicInAList(t *testing.T) {
 					t.Errorf("recovered: got %v, want boom", v)
 				}
 			}()
-			s.TakeAll(bg, []quota.Charge{a, b}, make([]quota.Decision, 2))
+			s.ChargeAll(bg, []quota.Charge{a, b}, make([]quota.Decision, 2))
 		}()
 		here.hooked(nil)
 		for _, c := range []quota.Charge{a, b} {
 			r.set(nil, nil)
-			if d, err := s.Take(bg, c); err != nil || d.Source != store {
+			if d, err := s.Charge(bg, c); err != nil || d.Source != store {
 				t.Errorf("%s with the primary up: got %+v, %v; want a decision of the store", c.Key, d, err)
 			}
 			r.set(as(quota.ErrUnavailable), nil)
 			ctx, cancel := context.WithTimeout(bg, time.Second)
 			defer cancel()
-			if d, err := s.Take(ctx, c); err != nil || d.Source != fall {
+			if d, err := s.Charge(ctx, c); err != nil || d.Source != fall {
 				t.Errorf("%s with the primary down: got %+v, %v; want a decision of the fallback", c.Key, d, err)
 			}
 		}
@@ -1313,9 +1313,9 @@ func TestFallbackPanicInAList(t *testing.T) {
 func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 	// Between its two steps the bucket is whole, though the key is exhausted: nobody may take from it.
 	synctest.Test(t, func(t *testing.T) {
-		r, here := &remote{Store: local.New(nil)}, &remote{Store: local.New(nil)}
+		r, here := &remote{Store: local.New()}, &remote{Store: local.New()}
 		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
-		s.Take(bg, op(quota.OpDebit, 200))
+		s.Charge(bg, op(quota.OpDebit, 200))
 		r.set(as(quota.ErrUnavailable), nil)
 		here.hooked(func(cs []quota.Charge) {
 			if cs[0].Op == quota.OpDebit {
@@ -1326,7 +1326,7 @@ func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 		for i := range 3 {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i) * 300 * time.Millisecond)
-				if d, err := s.Take(bg, charge(1)); err != nil || d.Allowed {
+				if d, err := s.Charge(bg, charge(1)); err != nil || d.Allowed {
 					t.Errorf("an exhausted key: got %+v, %v; want a denial", d, err)
 				}
 			})
@@ -1336,7 +1336,7 @@ func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 		defer cancel()
 		wg.Go(func() {
 			time.Sleep(time.Millisecond)
-			_, err := s.Take(ctx, charge(1))
+			_, err := s.Charge(ctx, charge(1))
 			wantErr(t, err, context.DeadlineExceeded, quota.ErrUnavailable)
 		})
 		wg.Wait()
@@ -1346,9 +1346,9 @@ func TestFallbackWaitsWhileAShareIsMade(t *testing.T) {
 func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
 	// What was taken is known only when the store has answered. Until then the share is not made anew.
 	synctest.Test(t, func(t *testing.T) {
-		r, buckets := &remote{Store: local.New(nil), before: as(quota.ErrUnavailable)}, local.New(nil)
+		r, buckets := &remote{Store: local.New(), before: as(quota.ErrUnavailable)}, local.New()
 		here := &stub{answer: func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-			d, err := buckets.Take(ctx, c)
+			d, err := buckets.Charge(ctx, c)
 			if c.Op == quota.OpTake && c.Cost == 20 {
 				time.Sleep(time.Second)
 			}
@@ -1357,17 +1357,17 @@ func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
 		s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if d, err := s.Take(bg, charge(20)); err != nil || !d.Allowed {
+			if d, err := s.Charge(bg, charge(20)); err != nil || !d.Allowed {
 				t.Errorf("got %+v, %v; want a grant", d, err)
 			}
 		})
 		time.Sleep(100 * time.Millisecond)
 		r.set(nil, nil)
-		if d, err := s.Take(bg, peek(0)); err != nil || d.Remaining != 100 {
+		if d, err := s.Charge(bg, peek(0)); err != nil || d.Remaining != 100 {
 			t.Fatalf("the primary: got %+v, %v; want 100 remaining", d, err)
 		}
 		r.set(as(quota.ErrUnavailable), nil)
-		if d, err := s.Take(bg, charge(10)); err != nil || d.Allowed || d.Source != fall || d.Remaining != 5 {
+		if d, err := s.Charge(bg, charge(10)); err != nil || d.Allowed || d.Source != fall || d.Remaining != 5 {
 			t.Errorf("got %+v, %v; want a denial of the fallback with 5 remaining", d, err)
 		}
 		wg.Wait()
@@ -1376,7 +1376,7 @@ func TestFallbackWaitsForThoseWhoTake(t *testing.T) {
 
 // TestFallbackRace has many goroutines on few keys while the primary flaps: run it with the race detector.
 func TestFallbackRace(t *testing.T) {
-	r, here := &remote{Store: local.New(nil)}, local.New(nil)
+	r, here := &remote{Store: local.New()}, local.New()
 	s := wrap(t, r, resilience.Fallback(here, resilience.Instances(4), nil))
 	big := bucket("big", 1<<20, 100, time.Hour)
 	var wg sync.WaitGroup
@@ -1392,7 +1392,7 @@ func TestFallbackRace(t *testing.T) {
 					cs = append(cs, quota.Charge{Limit: big, Key: keys[(i+1)%3], Cost: 2})
 				}
 				out := make([]quota.Decision, len(cs))
-				if err := s.TakeAll(bg, cs, out); err != nil {
+				if err := s.ChargeAll(bg, cs, out); err != nil {
 					t.Error(err)
 					return
 				}
@@ -1420,8 +1420,8 @@ func TestFallbackRace(t *testing.T) {
 	flaps.Wait()
 	r.set(nil, nil)
 	for key, want := range total {
-		s.Take(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek})
-		if d, err := s.Take(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek}); err != nil || 1<<20-d.Remaining != want {
+		s.Charge(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek})
+		if d, err := s.Charge(bg, quota.Charge{Limit: big, Key: key, Op: quota.OpPeek}); err != nil || 1<<20-d.Remaining != want {
 			t.Errorf("%s: %d were admitted and %d charged, %v", key, want, 1<<20-d.Remaining, err)
 		}
 	}
@@ -1431,7 +1431,7 @@ func TestFallbackRace(t *testing.T) {
 // primary's word on the key, nor its share, nor its debt changes by that.
 func TestFallbackBesideLimitsWithoutState(t *testing.T) {
 	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
-		plan := quota.Must(quota.NewLimit(limit.Name(), rule))
+		plan := quota.NewLimit(limit.Name(), rule)
 		left := plan.Spec().Capacity
 		other := func(op quota.Op, n int64) quota.Charge {
 			c := charge(n)
@@ -1454,7 +1454,7 @@ func TestFallbackBesideLimitsWithoutState(t *testing.T) {
 			each(fall)
 			out := make([]quota.Decision, 2)
 			list := []quota.Charge{{Limit: bucket("other", 100, 10, time.Second), Key: "team/agent", Cost: 1}, other(quota.OpTake, 0)}
-			if err := o.s.TakeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall {
+			if err := o.s.ChargeAll(bg, list, out); err != nil || !quota.Granted(out) || out[1].Source != fall {
 				o.t.Fatalf("list in an outage: got %+v, %v; want it granted by the fallback", out, err)
 			}
 			o.want(charge(7), fall, false, 6)

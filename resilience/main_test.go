@@ -41,7 +41,7 @@ var sized = testenv.Sized
 var random = testenv.Random
 
 func bucket(name string, tokens, refill int64, per time.Duration) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, refill, per))))
+	return quota.NewLimit(name, algorithm.TokenBucket(tokens, refill, per))
 }
 
 var limit = bucket("tokens", 100, 10, time.Second)
@@ -57,7 +57,7 @@ func peek(n int64) quota.Charge {
 	return quota.Charge{Limit: limit, Key: "team/agent", Cost: n, Op: quota.OpPeek}
 }
 
-var granted = quota.Decision{Allowed: true, Limit: 100, Remaining: 99, Charged: 1, At: 1}
+var granted = quota.Decision{Allowed: true, Capacity: 100, Remaining: 99, Charged: 1, At: 1}
 
 // stub is a store whose answers a test scripts. It is prompt only if it says so.
 type stub struct {
@@ -98,7 +98,7 @@ func (s *stub) called() int {
 	return s.calls
 }
 
-func (s *stub) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *stub) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	answer := s.count()
 	if answer == nil {
 		return granted, nil
@@ -106,7 +106,7 @@ func (s *stub) Take(ctx context.Context, c quota.Charge) (quota.Decision, error)
 	return answer(ctx, c)
 }
 
-func (s *stub) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+func (s *stub) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	answer := s.count()
 	if s.answerAll != nil {
 		return s.answerAll(ctx, cs, out)
@@ -196,17 +196,17 @@ func wantNot(t testing.TB, err error, is ...error) {
 	}
 }
 
-// both runs a test with Take and with a TakeAll of one charge.
+// both runs a test with Take and with a ChargeAll of one charge.
 func both(t *testing.T, test func(t *testing.T, take func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error))) {
 	t.Run("Take", func(t *testing.T) {
 		test(t, func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error) {
-			return s.Take(ctx, c)
+			return s.Charge(ctx, c)
 		})
 	})
-	t.Run("TakeAll", func(t *testing.T) {
+	t.Run("ChargeAll", func(t *testing.T) {
 		test(t, func(s quota.Store, ctx context.Context, c quota.Charge) (quota.Decision, error) {
 			var out [1]quota.Decision
-			err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+			err := s.ChargeAll(ctx, []quota.Charge{c}, out[:])
 			return out[0], err
 		})
 	})

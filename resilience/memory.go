@@ -13,14 +13,14 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// DefaultMemoryKeys is MemoryOptions.Keys unless options say otherwise.
+// DefaultMemoryKeys is MemoryOptions.MaxKeys unless options say otherwise.
 const DefaultMemoryKeys = 1 << 16
 
 // MemoryOptions change the policy that [DenialMemory] makes. The zero value, and nil, take the defaults.
 type MemoryOptions struct {
 	// Keys bounds the keys remembered, rounded up to a multiple of 64; 0 is DefaultMemoryKeys. Above it, a
 	// new denial takes the place of another one.
-	Keys int
+	MaxKeys int
 }
 
 // DenialMemory returns the policy that a key known to be exhausted is denied without asking the store: it
@@ -53,15 +53,15 @@ type memoryPolicy MemoryOptions
 func (memoryPolicy) kind() kind { return kindMemory }
 
 func (p memoryPolicy) wrap(inner quota.Store, _ bool) (quota.Store, error) {
-	if p.Keys < 0 {
-		return nil, invalid(fmt.Sprintf("MemoryOptions.Keys is %d", p.Keys), "0 or more")
+	if p.MaxKeys < 0 {
+		return nil, invalid(fmt.Sprintf("MemoryOptions.MaxKeys is %d", p.MaxKeys), "0 or more")
 	}
-	if p.Keys == 0 {
-		p.Keys = DefaultMemoryKeys
+	if p.MaxKeys == 0 {
+		p.MaxKeys = DefaultMemoryKeys
 	}
 	m := &memory{
 		layer: layer{inner: inner, of: kindMemory}, base: time.Now(), seed: maphash.MakeSeed(),
-		most: (p.Keys + memoryShards - 1) / memoryShards,
+		most: (p.MaxKeys + memoryShards - 1) / memoryShards,
 	}
 	for i := range m.shards {
 		m.shards[i].denials = make(map[limitKey]denial)
@@ -107,10 +107,10 @@ func (m *memory) shard(c *quota.Charge) *memoryShard {
 
 func keyOf(c *quota.Charge) limitKey { return limitKey{c.Limit.Handle(), c.Key} }
 
-func (m *memory) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (m *memory) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if givesBack(c.Op) {
 		defer m.forget(&c)
-		return m.inner.Take(ctx, c)
+		return m.inner.Charge(ctx, c)
 	}
 	sent, giveBacks, known := m.recall(&c, &d)
 	if known {
@@ -119,14 +119,14 @@ func (m *memory) Take(ctx context.Context, c quota.Charge) (d quota.Decision, er
 		}
 		return d, nil
 	}
-	d, err = m.inner.Take(ctx, c)
+	d, err = m.inner.Charge(ctx, c)
 	if err == nil {
 		m.remember(&c, &d, sent, giveBacks)
 	}
 	return d, err
 }
 
-func (m *memory) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (m *memory) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	var few [8]uint64
 	giveBacks := few[:0]
 	for i := range cs {
@@ -136,7 +136,7 @@ func (m *memory) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 		giveBacks = append(giveBacks, m.shard(&cs[i]).count())
 	}
 	sent := time.Since(m.base)
-	if err := m.inner.TakeAll(ctx, cs, out); err != nil {
+	if err := m.inner.ChargeAll(ctx, cs, out); err != nil {
 		return err
 	}
 	for i := range cs {

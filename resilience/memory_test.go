@@ -23,18 +23,18 @@ type far struct {
 	calls       int
 }
 
-func (f *far) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (f *far) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	f.calls++
 	time.Sleep(f.there())
-	d, err := f.Store.Take(ctx, c)
+	d, err := f.Store.Charge(ctx, c)
 	time.Sleep(f.back())
 	return d, err
 }
 
-func (f *far) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (f *far) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	f.calls++
 	time.Sleep(f.there())
-	err := f.Store.TakeAll(ctx, cs, out)
+	err := f.Store.ChargeAll(ctx, cs, out)
 	time.Sleep(f.back())
 	return err
 }
@@ -47,13 +47,13 @@ func TestMemoryNeverWrong(t *testing.T) {
 	rules := []func(n int64) *quota.Limit{
 		func(n int64) *quota.Limit { return bucket("tb", n, n, per) },
 		func(n int64) *quota.Limit {
-			return quota.Must(quota.NewLimit("sw", quota.Must(algorithm.SlidingWindow(n, per))))
+			return quota.NewLimit("sw", algorithm.SlidingWindow(n, per))
 		},
 		func(n int64) *quota.Limit {
-			return quota.Must(quota.NewLimit("sl", quota.Must(algorithm.SlidingWindowLog(n, per))))
+			return quota.NewLimit("sl", algorithm.SlidingWindowLog(n, per))
 		},
 		func(n int64) *quota.Limit {
-			return quota.Must(quota.NewLimit("fw", quota.Must(algorithm.FixedWindow(n, per))))
+			return quota.NewLimit("fw", algorithm.FixedWindow(n, per))
 		},
 	}
 	answered, stored := 0, 0
@@ -62,11 +62,11 @@ func TestMemoryNeverWrong(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := 1 + r.Int64N(8)
 				limits := []*quota.Limit{rule(n), rule(n)} // one limit, made twice
-				truth := local.New(nil)
+				truth := local.New()
 				lag := func() time.Duration { return time.Duration(r.Int64N(int64(ms / 3))) }
 				store := &far{Store: truth, there: lag, back: lag}
 				keys := []string{"a", "b", "c"}[:1+r.IntN(3)]
-				s := wrap(t, store, resilience.DenialMemory(&resilience.MemoryOptions{Keys: 1 + r.IntN(200)}))
+				s := wrap(t, store, resilience.DenialMemory(&resilience.MemoryOptions{MaxKeys: 1 + r.IntN(200)}))
 				var receipts []quota.Decision
 				var refunds []quota.Charge
 				for i := range 300 {
@@ -90,12 +90,12 @@ func TestMemoryNeverWrong(t *testing.T) {
 							c.Op = quota.OpReset
 						}
 					case 5: // another process takes
-						truth.Take(bg, c)
+						truth.Charge(bg, c)
 						continue
 					case 6:
 						cs := []quota.Charge{c, {Limit: limits[0], Key: "other", Cost: 1}}
 						out := make([]quota.Decision, 2)
-						if err := s.TakeAll(bg, cs, out); err != nil {
+						if err := s.ChargeAll(bg, cs, out); err != nil {
 							t.Fatal(err)
 						}
 						continue
@@ -106,12 +106,12 @@ func TestMemoryNeverWrong(t *testing.T) {
 					}
 					ask := c
 					ask.Op, ask.ID = quota.OpPeek, ""
-					want, err := truth.Take(bg, ask)
+					want, err := truth.Charge(bg, ask)
 					if err != nil {
 						t.Fatal(err)
 					}
 					now, calls := time.Now(), store.calls
-					d, err := s.Take(bg, c)
+					d, err := s.Charge(bg, c)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -132,7 +132,7 @@ func TestMemoryNeverWrong(t *testing.T) {
 						t.Fatalf("denied %s of %d from memory: %+v, the store would say %+v", c.Limit.Name(), c.Cost, d, want)
 					case d.RetryAfter <= 0 || d.RetryAfter > want.RetryAfter+time.Microsecond:
 						t.Fatalf("%s of %d from memory: retry after %v, the store would say %v", c.Limit.Name(), c.Cost, d.RetryAfter, want.RetryAfter)
-					case d.Charged != 0 || d.Limit != want.Limit || d.ResetAfter < d.RetryAfter:
+					case d.Charged != 0 || d.Capacity != want.Capacity || d.ResetAfter < d.RetryAfter:
 						t.Fatalf("%+v, the store would say %+v", d, want)
 					}
 				}
@@ -149,13 +149,13 @@ func TestMemoryNeverWrong(t *testing.T) {
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := bucket("l", 10, 1, time.Second)
-		truth := local.New(nil)
+		truth := local.New()
 		store := &far{Store: truth, there: func() time.Duration { return 100 * ms }, back: func() time.Duration { return 200 * ms }}
 		s := wrap(t, store, resilience.DenialMemory(nil))
 		take := func(n int64) quota.Charge { return quota.Charge{Limit: l, Key: "k", Cost: n} }
 		want := func(c quota.Charge, from quota.Source, when string) quota.Decision {
 			t.Helper()
-			d, err := s.Take(bg, c)
+			d, err := s.Charge(bg, c)
 			if err != nil || d.Source != from {
 				t.Errorf("%s: got %+v, %v; want a decision from %v", when, d, err, from)
 			}
@@ -163,15 +163,15 @@ func TestMemory(t *testing.T) {
 		}
 		exhaust := func() {
 			t.Helper()
-			s.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
-			truth.Take(bg, take(10))
+			s.Charge(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
+			truth.Charge(bg, take(10))
 			if d := want(take(5), quota.FromStore, "first"); d.RetryAfter != 4900*ms {
 				t.Errorf("got %+v, want RetryAfter 4.9s", d)
 			}
 		}
 		exhaust()
 		// Sent 300 ms ago, so 4900 - 300 ms are left; then less and less, and from the send nothing is left.
-		if d := want(take(5), quota.FromMemory, "again"); d.RetryAfter != 4600*ms || d.ResetAfter != 9600*ms || d.Allowed || d.Limit != 10 || d.Remaining != 0 || d.At == 0 {
+		if d := want(take(5), quota.FromMemory, "again"); d.RetryAfter != 4600*ms || d.ResetAfter != 9600*ms || d.Allowed || d.Capacity != 10 || d.Remaining != 0 || d.At == 0 {
 			t.Errorf("got %+v, want a denial of the limit 10 with RetryAfter 4.6s and ResetAfter 9.6s", d)
 		}
 		time.Sleep(4600*ms - 2*time.Microsecond)
@@ -227,7 +227,7 @@ func TestMemory(t *testing.T) {
 		}
 		exhaust()
 		out := make([]quota.Decision, 1)
-		if err := s.TakeAll(bg, []quota.Charge{take(5)}, out); err != nil || out[0].Source != quota.FromStore {
+		if err := s.ChargeAll(bg, []quota.Charge{take(5)}, out); err != nil || out[0].Source != quota.FromStore {
 			t.Errorf("a list: got %+v, %v; want a decision of the store", out, err)
 		}
 		for op, n := range map[quota.Op]int{quota.OpRefund: 0, quota.OpReset: 0, quota.OpDebit: 0, quota.OpPeek: 1} {
@@ -235,9 +235,9 @@ func TestMemory(t *testing.T) {
 				exhaust()
 				c := quota.Charge{Limit: l, Key: "k", Op: op, Cost: 5}
 				if list {
-					s.TakeAll(bg, []quota.Charge{c, {Limit: l, Key: "other"}}, make([]quota.Decision, 2))
+					s.ChargeAll(bg, []quota.Charge{c, {Limit: l, Key: "other"}}, make([]quota.Decision, 2))
 				} else {
-					s.Take(bg, c)
+					s.Charge(bg, c)
 				}
 				if got := resilience.Remembered(s); got != n {
 					t.Errorf("denials remembered after a %s (in a list: %v): got %d, want %d", op, list, got, n)
@@ -246,19 +246,19 @@ func TestMemory(t *testing.T) {
 		}
 		// What is admitted disproves what is remembered.
 		exhaust()
-		truth.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
+		truth.Charge(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
 		want(withID(take(5), "i2"), quota.FromStore, "an id")
 		if d := want(take(5), quota.FromStore, "disproved"); !d.Allowed {
 			t.Errorf("got %+v, want a grant", d)
 		}
 		// What can never fit is not remembered, nor what another policy denied.
-		truth.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
+		truth.Charge(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset})
 		want(quota.Charge{Limit: l, Key: "k3", Cost: 11}, quota.FromStore, "never")
 		want(quota.Charge{Limit: l, Key: "k3", Cost: 11}, quota.FromStore, "never")
 		ended, cancel := context.WithCancel(bg)
 		cancel()
 		exhaust()
-		if _, err := s.Take(ended, take(5)); err != context.Canceled {
+		if _, err := s.Charge(ended, take(5)); err != context.Canceled {
 			t.Error(err)
 		}
 	})
@@ -276,33 +276,33 @@ func TestMemoryLateReply(t *testing.T) {
 						return quota.Decision{Allowed: true}, nil
 					}
 					time.Sleep(100 * ms)
-					return quota.Decision{Limit: 10, RetryAfter: time.Minute}, nil
+					return quota.Decision{Capacity: 10, RetryAfter: time.Minute}, nil
 				}}
 				s := wrap(t, store, resilience.DenialMemory(nil))
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					c := quota.Charge{Limit: l, Key: "k", Cost: 5}
 					if list {
-						s.TakeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1))
+						s.ChargeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1))
 					} else {
-						s.Take(bg, c)
+						s.Charge(bg, c)
 					}
 				})
 				time.Sleep(50 * ms)
-				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op})
+				s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op})
 				wg.Wait()
 				if n := resilience.Remembered(s); n != 0 {
 					t.Errorf("denials remembered after a %s: got %d, want none", op, n)
 				}
 				// Asked for afterwards it is, and a give-back that fails may have been made all the same.
-				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5})
+				s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 5})
 				if n := resilience.Remembered(s); n != 1 {
 					t.Errorf("denials remembered: got %d, want 1", n)
 				}
 				store.answer = func(context.Context, quota.Charge) (quota.Decision, error) {
 					return granted, as(quota.ErrIndeterminate)
 				}
-				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op})
+				s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op})
 				if n := resilience.Remembered(s); n != 0 {
 					t.Errorf("denials remembered after a %s of unknown outcome: got %d, want none", op, n)
 				}
@@ -312,18 +312,18 @@ func TestMemoryLateReply(t *testing.T) {
 						time.Sleep(100 * ms)
 						return quota.Decision{Allowed: true}, nil
 					}
-					return quota.Decision{Limit: 10, RetryAfter: time.Minute}, nil
+					return quota.Decision{Capacity: 10, RetryAfter: time.Minute}, nil
 				}
 				wg.Go(func() {
 					c := quota.Charge{Limit: l, Key: "k", Cost: 5, Op: op}
 					if list {
-						s.TakeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1))
+						s.ChargeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1))
 					} else {
-						s.Take(bg, c)
+						s.Charge(bg, c)
 					}
 				})
 				time.Sleep(50 * ms)
-				s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 5})
+				s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 5})
 				wg.Wait()
 				if n := resilience.Remembered(s); n != 0 {
 					t.Errorf("denials remembered of the time before a %s: got %d, want none", op, n)
@@ -334,15 +334,15 @@ func TestMemoryLateReply(t *testing.T) {
 }
 
 func TestMemoryLearnsFromTheStoreAlone(t *testing.T) {
-	deny := quota.Decision{Limit: 100, RetryAfter: time.Minute}
+	deny := quota.Decision{Capacity: 100, RetryAfter: time.Minute}
 	split, open, replayed := deny, deny, deny
 	split.Split, open.Source, replayed.Replayed = true, quota.FromFallback, true
-	for i, d := range []quota.Decision{split, open, replayed, {Limit: 100}, {Limit: 100, RetryAfter: quota.Never}} {
+	for i, d := range []quota.Decision{split, open, replayed, {Capacity: 100}, {Capacity: 100, RetryAfter: quota.Never}} {
 		store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return d, nil }}
 		s := wrap(t, store, resilience.DenialMemory(nil))
-		s.TakeAll(bg, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
+		s.ChargeAll(bg, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
 		if !d.Split {
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 		}
 		if n := resilience.Remembered(s); n != 0 {
 			t.Errorf("denials remembered after decision %d: got %d, want none", i, n)
@@ -351,12 +351,12 @@ func TestMemoryLearnsFromTheStoreAlone(t *testing.T) {
 	// A list that was decided in steps gave back what it held.
 	store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return deny, nil }}
 	s := wrap(t, store, resilience.DenialMemory(nil))
-	s.Take(bg, charge(1))
+	s.Charge(bg, charge(1))
 	if resilience.Remembered(s) != 1 {
 		t.Error("denials remembered: got none, want 1")
 	}
 	store.answer = func(context.Context, quota.Charge) (quota.Decision, error) { return split, nil }
-	s.TakeAll(bg, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
+	s.ChargeAll(bg, []quota.Charge{charge(1)}, make([]quota.Decision, 1))
 	if resilience.Remembered(s) != 0 {
 		t.Error("denials remembered after a list gave back: got 1, want none")
 	}
@@ -364,15 +364,15 @@ func TestMemoryLearnsFromTheStoreAlone(t *testing.T) {
 
 func TestMemoryBounded(t *testing.T) {
 	store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) {
-		return quota.Decision{Limit: 100, RetryAfter: time.Hour}, nil
+		return quota.Decision{Capacity: 100, RetryAfter: time.Hour}, nil
 	}}
-	s := wrap(t, store, resilience.DenialMemory(&resilience.MemoryOptions{Keys: 640}))
+	s := wrap(t, store, resilience.DenialMemory(&resilience.MemoryOptions{MaxKeys: 640}))
 	var keys []string
 	for i := range 20_000 {
 		c := charge(1)
 		c.Key = fmt.Sprint("key", i)
 		keys = append(keys, c.Key)
-		s.Take(bg, c)
+		s.Charge(bg, c)
 		if n := resilience.Remembered(s); n > 640 {
 			t.Fatalf("denials remembered: got %d, want up to 640", n)
 		}
@@ -385,7 +385,7 @@ func TestMemoryBounded(t *testing.T) {
 		c := charge(1)
 		c.Key = k
 		if before := store.called(); true {
-			if s.Take(bg, c); store.called() == before {
+			if s.Charge(bg, c); store.called() == before {
 				hits++
 			}
 		}

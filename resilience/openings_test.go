@@ -236,7 +236,7 @@ func TestStall(t *testing.T) {
 					for range 16 {
 						wg.Go(func() {
 							for time.Since(begin) < 36*time.Second {
-								d, err := s.Take(bg, charge(1))
+								d, err := s.Charge(bg, charge(1))
 								mu.Lock()
 								if err != nil || d.Source != quota.FromStore {
 									last = time.Now()

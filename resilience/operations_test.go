@@ -95,7 +95,7 @@ func policy(make func() resilience.Policy) func(*testing.T, *probe) quota.Store 
 }
 
 func alone() resilience.Policy {
-	return resilience.Fallback(local.New(nil), resilience.Instances(1), nil)
+	return resilience.Fallback(local.New(), resilience.Instances(1), nil)
 }
 
 func fastBreaker() resilience.Policy {
@@ -127,7 +127,7 @@ func down(r *operationRig) {
 func opened(r *operationRig) {
 	down(r)
 	for range 3 {
-		r.store.Take(bg, quota.Charge{Limit: wide, Key: "other", Cost: 1})
+		r.store.Charge(bg, quota.Charge{Limit: wide, Key: "other", Cost: 1})
 	}
 }
 
@@ -195,14 +195,14 @@ var wrappers = []wrapper{
 	{name: "`FailClosed`", moment: "store down", make: policy(func() resilience.Policy { return resilience.FailClosed(nil) }), begin: down, why: correcting},
 	{name: "`FailWithError`", moment: "store down", make: policy(resilience.FailWithError), begin: down, why: map[string]string{"": "the caller asked for errors"}},
 	{name: "`DenialMemory`", moment: "key exhausted", make: policy(func() resilience.Policy { return resilience.DenialMemory(nil) }), begin: func(r *operationRig) {
-		r.store.Take(bg, quota.Charge{Limit: wide, Key: r.keys[0], Cost: wide.Spec().Capacity - 3})
-		r.store.Take(bg, quota.Charge{Limit: wide, Key: r.keys[0], Cost: 1})
+		r.store.Charge(bg, quota.Charge{Limit: wide, Key: r.keys[0], Cost: wide.Spec().Capacity - 3})
+		r.store.Charge(bg, quota.Charge{Limit: wide, Key: r.keys[0], Cost: 1})
 	}},
 	{name: "`Breaker`", moment: "open", make: policy(fastBreaker), begin: opened, why: map[string]string{"": "the store is left alone"}},
 	{name: "`Failsafe`", moment: "open", make: policy(failsafeBreaker), begin: opened, why: map[string]string{"": "the store is left alone"}},
 	{name: "`Bulkhead`", moment: "full", make: policy(func() resilience.Policy { return resilience.Bulkhead(1) }), begin: func(r *operationRig) {
 		slowly(r)
-		go r.store.Take(bg, quota.Charge{Limit: wide, Key: "other", Cost: 1})
+		go r.store.Charge(bg, quota.Charge{Limit: wide, Key: "other", Cost: 1})
 		synctest.Wait()
 	}, why: map[string]string{"": "the calls in flight are as many as they may be"}},
 	{name: "`Retry`", moment: "first attempt fails", make: policy(func() resilience.Policy { return resilience.Retry(nil) }), begin: failsOnce, why: repeating},
@@ -212,7 +212,7 @@ var wrappers = []wrapper{
 	{name: "`lease`", moment: "no lease", make: leased},
 	{name: "`lease`", moment: "lease of the key", make: leased, own: true, begin: func(r *operationRig) {
 		for range 1000 { // chunks grow with the demand
-			r.store.Take(bg, quota.Charge{Limit: wide, Key: r.keys[0], Cost: 1})
+			r.store.Charge(bg, quota.Charge{Limit: wide, Key: r.keys[0], Cost: 1})
 		}
 	}},
 	{name: "`Standard`", moment: "keys on two nodes", apart: true, make: func(t *testing.T, p *probe) quota.Store {
@@ -264,18 +264,18 @@ func (p *probe) record(ctx context.Context, cs []quota.Charge) error {
 	return fail(ctx, n)
 }
 
-func (p *probe) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (p *probe) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if err := p.record(ctx, []quota.Charge{c}); err != nil {
 		return quota.Decision{}, err
 	}
-	return p.Store.Take(ctx, c)
+	return p.Store.Charge(ctx, c)
 }
 
-func (p *probe) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (p *probe) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := p.record(ctx, cs); err != nil {
 		return err
 	}
-	return p.Store.TakeAll(ctx, cs, out)
+	return p.Store.ChargeAll(ctx, cs, out)
 }
 
 func (p *probe) Prompt() bool { return true }
@@ -329,14 +329,14 @@ type asked struct {
 	p    *probe
 }
 
-func (a *asked) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := a.Store.Take(ctx, c)
+func (a *asked) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := a.Store.Charge(ctx, c)
 	a.note([]quota.Charge{c}, []quota.Decision{d}, err)
 	return d, err
 }
 
-func (a *asked) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	err := a.Store.TakeAll(ctx, cs, out)
+func (a *asked) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	err := a.Store.ChargeAll(ctx, cs, out)
 	a.note(cs, out, err)
 	return err
 }
@@ -352,7 +352,7 @@ func (a *asked) note(cs []quota.Charge, out []quota.Decision, err error) {
 // perform makes an operation through a wrapper, and returns what the wrapper did.
 func perform(t *testing.T, w *wrapper, op int) (did string) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &probe{Store: local.New(nil)}
+		p := &probe{Store: local.New()}
 		r := &operationRig{probe: p, store: w.make(t, p), keys: []string{"a"}}
 		if w.apart {
 			r.keys = append(r.keys, "b")
@@ -362,7 +362,7 @@ func perform(t *testing.T, w *wrapper, op int) (did string) {
 		receipts := make([]quota.Decision, len(r.keys))
 		take := func() {
 			for i, key := range r.keys {
-				d, err := r.store.Take(bg, quota.Charge{Limit: wide, Key: key, Cost: 3})
+				d, err := r.store.Charge(bg, quota.Charge{Limit: wide, Key: key, Cost: 3})
 				if err != nil {
 					t.Errorf("a receipt: got %v, want one", err)
 				}
@@ -406,7 +406,7 @@ func perform(t *testing.T, w *wrapper, op int) (did string) {
 		case "wait":
 			_, err = lim.WaitAll(ctx, cs...)
 		default:
-			_, err = lim.TakeAll(ctx, cs...)
+			_, err = lim.ChargeAll(ctx, cs...)
 		}
 		did = a.did(err)
 	})

@@ -45,7 +45,7 @@ func fallbacks() map[string]resilience.Policy {
 	return map[string]resilience.Policy{
 		"FailOpen":   resilience.FailOpen(nil),
 		"FailClosed": resilience.FailClosed(nil),
-		"Fallback":   resilience.Fallback(local.New(nil), resilience.Instances(4), nil),
+		"Fallback":   resilience.Fallback(local.New(), resilience.Instances(4), nil),
 	}
 }
 
@@ -110,7 +110,7 @@ func TestWrapRefuses(t *testing.T) {
 		"Jitter is 1.5":                    {resilience.Breaker(&resilience.BreakerOptions{Jitter: 1.5})},
 		"slices of 2s":                     {resilience.Breaker(&resilience.BreakerOptions{Window: time.Second, Slice: 2 * time.Second})},
 		"FailOptions.RetryAfter is -1ns":   {resilience.FailClosed(&resilience.FailOptions{RetryAfter: -1})},
-		"MemoryOptions.Keys is -1":         {resilience.DenialMemory(&resilience.MemoryOptions{Keys: -1})},
+		"MemoryOptions.MaxKeys is -1":      {resilience.DenialMemory(&resilience.MemoryOptions{MaxKeys: -1})},
 		"-1 attempts":                      {resilience.Retry(&resilience.RetryOptions{Attempts: -1}), tm},
 		"no timeout inside the retry":      {resilience.Retry(nil)},
 		"no timeout inside the retry ":     {resilience.RetryFailsafe(retry, nil)}, // the blank is only for the map
@@ -172,7 +172,7 @@ func testUnwrap(t *testing.T, all []resilience.Policy) {
 	if b := wrap(t, inner, resilience.Breaker(nil)); b.(driver.Prompt).Prompt() {
 		t.Error("a breaker around a store that is not prompt is prompt, want it not to be")
 	}
-	if b := wrap(t, local.New(nil), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
+	if b := wrap(t, local.New(), resilience.Breaker(nil)); !b.(driver.Prompt).Prompt() || b.(driver.Graded).Atomicity() != driver.AnyKeys {
 		t.Error("a breaker around a local store: want it prompt, and AnyKeys")
 	}
 	for range 2 {
@@ -242,28 +242,28 @@ func TestHealthThroughPolicies(t *testing.T) {
 
 // TestClosed holds that the answers of a policy itself are ErrClosed after Close.
 func TestClosed(t *testing.T) {
-	store := local.New(nil)
+	store := local.New()
 	s := wrap(t, store, resilience.FailOpen(nil), resilience.DenialMemory(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}), resilience.Bulkhead(1), resilience.Timeout(time.Second, nil))
-	if _, err := s.Take(bg, charge(100)); err != nil {
+	if _, err := s.Charge(bg, charge(100)); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := s.Take(bg, charge(100)); err != nil || d.Allowed {
+	if d, err := s.Charge(bg, charge(100)); err != nil || d.Allowed {
 		t.Fatalf("the second take: got %+v, %v; want a denial", d, err)
 	}
-	if d, err := s.Take(bg, charge(100)); err != nil || d.Source != quota.FromMemory {
+	if d, err := s.Charge(bg, charge(100)); err != nil || d.Source != quota.FromMemory {
 		t.Fatalf("the third take: got %+v, %v; want a denial from memory", d, err)
 	}
 	s.Close()
-	_, err := s.Take(bg, charge(100))
+	_, err := s.Charge(bg, charge(100))
 	wantErr(t, err, quota.ErrClosed)
 
 	broken := wrap(t, &stub{answer: script(as(quota.ErrUnavailable))}, resilience.FailOpen(nil), resilience.Breaker(&resilience.BreakerOptions{Failures: 1, FailingFor: -1}))
-	broken.Take(bg, charge(1))
-	if d, err := broken.Take(bg, charge(1)); err != nil || d.Source != quota.FromOpen {
+	broken.Charge(bg, charge(1))
+	if d, err := broken.Charge(bg, charge(1)); err != nil || d.Source != quota.FromOpen {
 		t.Fatalf("with an open breaker: got %+v, %v; want a decision of FailOpen", d, err)
 	}
 	broken.Close()
-	_, err = broken.Take(bg, charge(1))
+	_, err = broken.Charge(bg, charge(1))
 	wantErr(t, err, quota.ErrClosed)
 }
 
@@ -276,11 +276,11 @@ func TestStandard(t *testing.T) {
 	all := fallbacks()
 	all["FailWithError"] = resilience.FailWithError()
 	for _, p := range all {
-		s, err := resilience.Standard(local.New(nil), p, nil)
+		s, err := resilience.Standard(local.New(), p, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d, err := s.Take(bg, charge(1)); err != nil || !d.Allowed || d.Source != quota.FromStore {
+		if d, err := s.Charge(bg, charge(1)); err != nil || !d.Allowed || d.Source != quota.FromStore {
 			t.Errorf("got %+v, %v; want a grant of the store", d, err)
 		}
 		s.Close()

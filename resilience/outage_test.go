@@ -262,11 +262,11 @@ func (f *outageFleet) checkLedger(addr string) {
 		f.t.Fatal(err)
 	}
 	defer store.Close()
-	d, err := store.Take(f.t.Context(), quota.Charge{Limit: counted, Key: outageKey, Op: quota.OpPeek})
+	d, err := store.Charge(f.t.Context(), quota.Charge{Limit: counted, Key: outageKey, Op: quota.OpPeek})
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	charged := d.Limit - d.Remaining
+	charged := d.Capacity - d.Remaining
 	var sum bound.Sum
 	var unknown int64
 	for _, p := range f.processes {
@@ -304,12 +304,12 @@ func outageMember(url string) error {
 	}
 	spy := &outageSpy{Store: safe}
 	m := &member{errors: map[string]int{}}
-	m.store, err = resilience.Wrap(spy, resilience.Fallback(local.New(nil), resilience.Instances(outageProcesses), nil))
+	m.store, err = resilience.Wrap(spy, resilience.Fallback(local.New(), resilience.Instances(outageProcesses), nil))
 	if err != nil {
 		return err
 	}
 	defer m.store.Close()
-	if _, err := store.Take(bg, quota.Charge{Limit: counted, Key: "hello", Op: quota.OpPeek}); err != nil {
+	if _, err := store.Charge(bg, quota.Charge{Limit: counted, Key: "hello", Op: quota.OpPeek}); err != nil {
 		return err
 	}
 	if _, err := os.Stdout.Write([]byte{'.'}); err != nil {
@@ -379,7 +379,7 @@ func (m *member) take(l *quota.Limit, account *bound.Account, op quota.Op) bool 
 	const cost = 1
 	open := resilience.BreakerState(m.store) == "open"
 	asked := time.Now()
-	d, err := m.store.Take(bg, quota.Charge{Limit: l, Key: outageKey, Cost: cost, Op: op})
+	d, err := m.store.Charge(bg, quota.Charge{Limit: l, Key: outageKey, Cost: cost, Op: op})
 	took := time.Since(asked)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -402,8 +402,8 @@ type outageSpy struct {
 
 func (s *outageSpy) Unwrap() quota.Store { return s.Store }
 
-func (s *outageSpy) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
+func (s *outageSpy) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
 	if errors.Is(err, quota.ErrIndeterminate) && c.Limit == counted && c.Op == quota.OpTake {
 		s.unknown.Add(c.Cost)
 	}

@@ -60,16 +60,16 @@ func (s *explosive) do(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	if !s.bomb.at("") {
 		return as(quota.ErrUnavailable)
 	}
-	return s.Store.TakeAll(ctx, cs, out)
+	return s.Store.ChargeAll(ctx, cs, out)
 }
 
-func (s *explosive) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *explosive) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
 	err := s.do(ctx, []quota.Charge{c}, out[:])
 	return out[0], err
 }
 
-func (s *explosive) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *explosive) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	return s.do(ctx, cs, out)
 }
 
@@ -123,14 +123,14 @@ func TestPanics(t *testing.T) {
 	}
 	fallback := func(b *bomb, tell func(quota.Notice)) resilience.Policy {
 		here := &stub{prompt: true}
-		inner := local.New(nil)
+		inner := local.New()
 		here.answer = func(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 			b.pass("the fallback's store")
-			return inner.Take(ctx, c)
+			return inner.Charge(ctx, c)
 		}
 		here.answerAll = func(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			b.pass("the fallback's store")
-			return inner.TakeAll(ctx, cs, out)
+			return inner.ChargeAll(ctx, cs, out)
 		}
 		return resilience.Fallback(here, func() int64 { b.pass("instances"); return 2 }, &resilience.FallbackOptions{Notice: tell})
 	}
@@ -200,18 +200,18 @@ func testPanics(t *testing.T, make func(*explosive, func(quota.Notice)) (quota.S
 			}
 		}
 	}
-	s, err := make(&explosive{Store: local.New(nil), bomb: b}, tell)
+	s, err := make(&explosive{Store: local.New(), bomb: b}, tell)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rule := explosiveRule{quota.Must(algorithm.TokenBucket(1000, 1000, time.Second)), b}
-	limit := quota.Must(quota.NewLimit("tokens", rule))
+	rule := explosiveRule{algorithm.TokenBucket(1000, 1000, time.Second), b}
+	limit := quota.NewLimit("tokens", rule)
 	charge := func(key string, op quota.Op) quota.Charge {
 		return quota.Charge{Limit: limit, Key: key, Cost: 1, Op: op}
 	}
 	list := []quota.Charge{charge("a", quota.OpTake), charge("b", quota.OpTake)}
 	for _, c := range list {
-		if _, err := s.Take(bg, c); err != nil {
+		if _, err := s.Charge(bg, c); err != nil {
 			t.Fatalf("at first: got %v, want a decision", err)
 		}
 	}
@@ -219,10 +219,12 @@ func testPanics(t *testing.T, make func(*explosive, func(quota.Notice)) (quota.S
 	var wg sync.WaitGroup
 	for range 4 {
 		for _, do := range []func(){
-			func() { s.Take(bg, list[0]) },
-			func() { s.Take(bg, charge("a", quota.OpPeek)) },
-			func() { s.TakeAll(bg, list, []quota.Decision{{}, {}}) },
-			func() { s.Take(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("other", rule)), Key: "a", Cost: 1}) },
+			func() { s.Charge(bg, list[0]) },
+			func() { s.Charge(bg, charge("a", quota.OpPeek)) },
+			func() { s.ChargeAll(bg, list, []quota.Decision{{}, {}}) },
+			func() {
+				s.Charge(bg, quota.Charge{Limit: quota.NewLimit("other", rule), Key: "a", Cost: 1})
+			},
 		} {
 			wg.Go(func() {
 				defer func() { recover() }()
@@ -237,12 +239,12 @@ func testPanics(t *testing.T, make func(*explosive, func(quota.Notice)) (quota.S
 	time.Sleep(time.Minute)
 	for range 3 {
 		for _, c := range list {
-			if d, err := s.Take(bg, c); err != nil || d.Source != store {
+			if d, err := s.Charge(bg, c); err != nil || d.Source != store {
 				t.Errorf("afterwards: got %+v, %v; want a decision of the store", d, err)
 			}
 		}
 		out := []quota.Decision{{}, {}}
-		if err := s.TakeAll(bg, list, out); err != nil || out[0].Source != store {
+		if err := s.ChargeAll(bg, list, out); err != nil || out[0].Source != store {
 			t.Errorf("a list afterwards: got %+v, %v; want a decision of the store", out, err)
 		}
 	}

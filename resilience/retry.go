@@ -88,22 +88,22 @@ type retry struct {
 	base time.Time
 }
 
-func (s *retry) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (s *retry) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if c.ID == "" && c.Op != quota.OpPeek {
-		return s.inner.Take(ctx, c)
+		return s.inner.Charge(ctx, c)
 	}
 	err = s.do(ctx, c.Op == quota.OpPeek, func(ctx context.Context) (err error) {
-		d, err = s.inner.Take(ctx, c)
+		d, err = s.inner.Charge(ctx, c)
 		return err
 	})
 	return d, err
 }
 
-func (s *retry) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *retry) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if !repeatable(cs) {
-		return s.inner.TakeAll(ctx, cs, out)
+		return s.inner.ChargeAll(ctx, cs, out)
 	}
-	return s.do(ctx, driver.OnlyPeeks(cs), func(ctx context.Context) error { return s.inner.TakeAll(ctx, cs, out) })
+	return s.do(ctx, driver.OnlyPeeks(cs), func(ctx context.Context) error { return s.inner.ChargeAll(ctx, cs, out) })
 }
 
 func (s *retry) do(ctx context.Context, peeks bool, attempt func(context.Context) error) error {

@@ -75,7 +75,7 @@ func TestRetryBudget(t *testing.T) {
 			store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return granted, as(quota.ErrUnavailable) }}
 			s := wrap(t, store, resilience.Retry(&resilience.RetryOptions{Attempts: 1000, Backoff: 10 * ms}), resilience.Timeout(50*ms, nil))
 			start := time.Now()
-			_, err := s.Take(bg, c)
+			_, err := s.Charge(bg, c)
 			wantErr(t, err, quota.ErrUnavailable)
 			if took := time.Since(start); took > 50*ms || store.called() < 2 || store.called() > 40 {
 				t.Errorf("attempts: got %d in %v, want 2 to 40 within 50ms", store.called(), took)
@@ -85,7 +85,7 @@ func TestRetryBudget(t *testing.T) {
 		store := &stub{answer: func(context.Context, quota.Charge) (quota.Decision, error) { return granted, as(quota.ErrUnavailable) }}
 		s := wrap(t, store, resilience.Retry(&resilience.RetryOptions{Backoff: 10_000 * time.Hour}), resilience.Timeout(50*ms, nil))
 		start := time.Now()
-		_, err := s.Take(bg, c)
+		_, err := s.Charge(bg, c)
 		wantErr(t, err, quota.ErrUnavailable)
 		if took := time.Since(start); took != 0 || store.called() != 1 {
 			t.Errorf("attempts: got %d in %v, want 1 at once", store.called(), took)
@@ -94,7 +94,7 @@ func TestRetryBudget(t *testing.T) {
 		store = slow(time.Hour, false, true)
 		s = wrap(t, store, resilience.Retry(nil), resilience.Timeout(50*ms, nil))
 		start = time.Now()
-		_, err = s.Take(bg, c)
+		_, err = s.Charge(bg, c)
 		wantErr(t, err, quota.ErrIndeterminate)
 		if took := time.Since(start); took != 50*ms || store.called() != 1 {
 			t.Errorf("attempts: got %d in %v, want 1 in 50ms", store.called(), took)
@@ -103,7 +103,7 @@ func TestRetryBudget(t *testing.T) {
 		store = slow(time.Hour, false, true)
 		s = wrap(t, store, resilience.Retry(&resilience.RetryOptions{Budget: 120 * ms, Backoff: 1}), resilience.Timeout(50*ms, nil))
 		start = time.Now()
-		_, err = s.Take(bg, c)
+		_, err = s.Charge(bg, c)
 		wantErr(t, err, quota.ErrIndeterminate)
 		if took := time.Since(start); took != 120*ms || store.called() != 3 {
 			t.Errorf("attempts: got %d in %v, want 3 in 120ms", store.called(), took)
@@ -115,7 +115,7 @@ func TestRetryBudget(t *testing.T) {
 			return granted, as(quota.ErrUnavailable)
 		}}
 		s = wrap(t, store, resilience.Retry(nil), resilience.Timeout(50*ms, nil))
-		if _, err := s.Take(ctx, c); !errors.Is(err, quota.ErrUnavailable) || store.called() != 1 {
+		if _, err := s.Charge(ctx, c); !errors.Is(err, quota.ErrUnavailable) || store.called() != 1 {
 			t.Errorf("attempts: got %d and %v, want 1 and ErrUnavailable", store.called(), err)
 		}
 		ctx, cancel = context.WithCancel(bg)
@@ -125,7 +125,7 @@ func TestRetryBudget(t *testing.T) {
 		s = wrap(t, store, resilience.Retry(&resilience.RetryOptions{Backoff: 40 * ms}), resilience.Timeout(50*ms, nil))
 		time.AfterFunc(1, cancel)
 		start = time.Now()
-		if _, err := s.Take(ctx, c); !errors.Is(err, quota.ErrIndeterminate) || time.Since(start) > 1 {
+		if _, err := s.Charge(ctx, c); !errors.Is(err, quota.ErrIndeterminate) || time.Since(start) > 1 {
 			t.Errorf("got %v after %v, want ErrIndeterminate at once", err, time.Since(start))
 		}
 		time.Sleep(2 * time.Hour)
@@ -144,7 +144,7 @@ func TestRetryBackoff(t *testing.T) {
 				return granted, as(quota.ErrUnavailable)
 			}}
 			s := wrap(t, store, resilience.Retry(&resilience.RetryOptions{Attempts: 4, Backoff: 10 * ms}), resilience.Timeout(time.Second, nil))
-			s.Take(bg, withID(charge(1), "i"))
+			s.Charge(bg, withID(charge(1), "i"))
 			for i := range most {
 				pause := at[i+1].Sub(at[i])
 				seen[pause] = true

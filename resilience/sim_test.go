@@ -203,7 +203,7 @@ func newSim(t *testing.T, seed uint64) *sim {
 	s := &sim{
 		t: t, seed: seed, start: time.Now(), n: 2 + rng.Int64N(3), prompt: rng.IntN(2) == 0,
 		t0: 50 * time.Millisecond, delay: 300 * time.Millisecond, refill: 5 + rng.Int64N(60), per: time.Second,
-		primary: local.New(nil), executed: map[simKey]int64{},
+		primary: local.New(), executed: map[simKey]int64{},
 	}
 	if rng.IntN(2) == 0 {
 		s.per = time.Hour
@@ -282,7 +282,7 @@ func (s *sim) run() {
 				time.Sleep(at)
 				s.mu.Lock()
 				s.losses++
-				s.primary = local.New(nil)
+				s.primary = local.New()
 				s.mu.Unlock()
 			})
 		}
@@ -344,7 +344,7 @@ func (s *sim) newInstance(id, generation int) *simInstance {
 	if s.crowded {
 		maxKeys = 64
 	}
-	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(nil), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least, MaxKeys: maxKeys, Notice: i.notice})); err != nil {
+	if i.store, err = resilience.Wrap(&simSpy{i, inner}, resilience.Fallback(local.New(), resilience.Instances(s.n), &resilience.FallbackOptions{AtLeastOne: s.least, MaxKeys: maxKeys, Notice: i.notice})); err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()
@@ -372,13 +372,13 @@ type simLink struct{ i *simInstance }
 func (l *simLink) Prompt() bool { return l.i.prompt }
 func (l *simLink) Close() error { return nil }
 
-func (l *simLink) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (l *simLink) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	out := make([]quota.Decision, 1)
-	err := l.TakeAll(ctx, []quota.Charge{c}, out)
+	err := l.ChargeAll(ctx, []quota.Charge{c}, out)
 	return out[0], err
 }
 
-func (l *simLink) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (l *simLink) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	s := l.i.sim
 	if err := ctx.Err(); err != nil {
 		return err
@@ -430,9 +430,9 @@ func (i *simInstance) execute(cs []quota.Charge, out []quota.Decision, fault sim
 	defer s.mu.Unlock()
 	var err error
 	if len(cs) == 1 {
-		out[0], err = s.primary.Take(context.Background(), cs[0])
+		out[0], err = s.primary.Charge(context.Background(), cs[0])
 	} else {
-		err = s.primary.TakeAll(context.Background(), cs, out)
+		err = s.primary.ChargeAll(context.Background(), cs, out)
 	}
 	if err != nil {
 		s.t.Errorf("seed %d: the primary: got %v, want a decision", s.seed, err)
@@ -465,14 +465,14 @@ type simSpy struct {
 
 func (s *simSpy) Unwrap() quota.Store { return s.Store }
 
-func (s *simSpy) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
+func (s *simSpy) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
 	s.see([]quota.Charge{c}, []quota.Decision{d}, err)
 	return d, err
 }
 
-func (s *simSpy) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	err := s.Store.TakeAll(ctx, cs, out)
+func (s *simSpy) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	err := s.Store.ChargeAll(ctx, cs, out)
 	s.see(cs, out, err)
 	return err
 }
@@ -510,9 +510,9 @@ func (i *simInstance) do(cs ...quota.Charge) ([]quota.Decision, error) {
 	var err error
 	began := time.Now()
 	if len(cs) == 1 {
-		out[0], err = i.store.Take(context.Background(), cs[0])
+		out[0], err = i.store.Charge(context.Background(), cs[0])
 	} else {
-		err = i.store.TakeAll(context.Background(), cs, out)
+		err = i.store.ChargeAll(context.Background(), cs, out)
 	}
 	took := time.Since(began)
 	i.sim.mu.Lock()
@@ -599,7 +599,7 @@ func (s *sim) traffic(rng *rand.Rand, instance func() *simInstance) {
 		c := quota.Charge{Limit: k.limit, Key: k.key, Cost: 1 + rng.Int64N(5)}
 		if s.crowded {
 			for range 8 {
-				i.store.Take(context.Background(), quota.Charge{Limit: s.keys[0].limit, Key: "other/" + strconv.Itoa(rng.IntN(1000)), Cost: 1})
+				i.store.Charge(context.Background(), quota.Charge{Limit: s.keys[0].limit, Key: "other/" + strconv.Itoa(rng.IntN(1000)), Cost: 1})
 			}
 		}
 		cs := []quota.Charge{c}

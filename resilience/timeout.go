@@ -122,28 +122,28 @@ type promptTimeout struct {
 
 func (s *promptTimeout) bound() time.Duration { return s.t }
 
-func (s *promptTimeout) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *promptTimeout) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	at := after(s.base, s.t)
 	if own, ok := ctx.Deadline(); ok && !own.After(at) {
-		return s.inner.Take(ctx, c)
+		return s.inner.Charge(ctx, c)
 	}
 	d := &deadline{Context: ctx, at: at}
 	defer d.release()
-	decision, err := s.inner.Take(d, c)
+	decision, err := s.inner.Charge(d, c)
 	if err != nil {
 		err = timedOut(ctx, d, s.t, err)
 	}
 	return decision, err
 }
 
-func (s *promptTimeout) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *promptTimeout) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	at := after(s.base, s.t)
 	if own, ok := ctx.Deadline(); ok && !own.After(at) {
-		return s.inner.TakeAll(ctx, cs, out)
+		return s.inner.ChargeAll(ctx, cs, out)
 	}
 	d := &deadline{Context: ctx, at: at}
 	defer d.release()
-	err := s.inner.TakeAll(d, cs, out)
+	err := s.inner.ChargeAll(d, cs, out)
 	if err != nil {
 		err = timedOut(ctx, d, s.t, err)
 	}
@@ -209,7 +209,7 @@ const (
 	abandoned
 )
 
-func (s *handOff) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *handOff) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	k := &call{single: true, c: c}
 	if err := s.do(ctx, k); err != nil {
 		return quota.Decision{}, err
@@ -217,7 +217,7 @@ func (s *handOff) Take(ctx context.Context, c quota.Charge) (quota.Decision, err
 	return k.d, nil
 }
 
-func (s *handOff) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *handOff) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	k := &call{cs: append([]quota.Charge(nil), cs...), out: make([]quota.Decision, len(out))}
 	if err := s.do(ctx, k); err != nil {
 		return err
@@ -305,9 +305,9 @@ func (s *handOff) run(k *call) {
 		}
 	}()
 	if k.single {
-		k.d, k.err = s.inner.Take(&k.ctx, k.c)
+		k.d, k.err = s.inner.Charge(&k.ctx, k.c)
 	} else {
-		k.err = s.inner.TakeAll(&k.ctx, k.cs, k.out)
+		k.err = s.inner.ChargeAll(&k.ctx, k.cs, k.out)
 	}
 	if k.err != nil {
 		k.err = timedOut(k.ctx.Context, &k.ctx, s.t, k.err)

@@ -248,8 +248,8 @@ func TestTimeoutInnerContext(t *testing.T) {
 			return quota.Decision{}, lostReply{"batch 7"}
 		}}
 		s := wrap(t, store, resilience.Timeout(50*ms, nil))
-		_, err := s.Take(context.WithValue(bg, ctxKey{}, "v"), charge(1))
-		if shared, ok := errors.AsType[driver.Shared](err); !ok || shared.RoundTrip() != "batch 7" {
+		_, err := s.Charge(context.WithValue(bg, ctxKey{}, "v"), charge(1))
+		if shared, ok := errors.AsType[driver.RoundTripError](err); !ok || shared.RoundTrip() != "batch 7" {
 			t.Errorf("got %v, want an error of the round trip \"batch 7\"", err)
 		}
 		synctest.Wait()
@@ -259,7 +259,7 @@ func TestTimeoutInnerContext(t *testing.T) {
 		start = time.Now()
 		ctx, cancel := context.WithCancel(bg)
 		time.AfterFunc(5*ms, cancel)
-		s.Take(ctx, charge(1))
+		s.Charge(ctx, charge(1))
 		synctest.Wait()
 		if after != 5*ms {
 			t.Errorf("got a context that ended after %v, want 5ms", after)
@@ -283,7 +283,7 @@ func TestTimeoutPrivate(t *testing.T) {
 		s := wrap(t, store, resilience.Timeout(50*ms, nil))
 		cs := []quota.Charge{{Limit: limit, Key: "a"}, {Limit: limit, Key: "b"}}
 		out := make([]quota.Decision, 2)
-		if err := s.TakeAll(bg, cs, out); !errors.Is(err, quota.ErrIndeterminate) {
+		if err := s.ChargeAll(bg, cs, out); !errors.Is(err, quota.ErrIndeterminate) {
 			t.Fatal(err)
 		}
 		cs[0].Key, cs[1].Key = "c", "d"
@@ -297,7 +297,7 @@ func TestTimeoutPrivate(t *testing.T) {
 		}
 		// In time, the decisions are the caller's.
 		store.answerAll = nil
-		if err := s.TakeAll(bg, cs, out); err != nil || out[1] != granted {
+		if err := s.ChargeAll(bg, cs, out); err != nil || out[1] != granted {
 			t.Errorf("in time: got %+v, %v; want %+v", out, err, granted)
 		}
 	})
@@ -309,17 +309,17 @@ func TestTimeoutBounded(t *testing.T) {
 		s := wrap(t, store, resilience.Timeout(50*ms, &resilience.TimeoutOptions{MaxCalls: 4}))
 		var wg sync.WaitGroup
 		for range 4 {
-			wg.Go(func() { s.Take(bg, charge(1)) })
+			wg.Go(func() { s.Charge(bg, charge(1)) })
 		}
 		synctest.Wait()
 		// All are waited for: the load is this process's.
-		_, err := s.Take(bg, charge(1))
+		_, err := s.Charge(bg, charge(1))
 		wantErr(t, err, quota.ErrOverloaded, resilience.ErrRejected)
 		wg.Wait()
 		// All are abandoned: the store is what is slow.
 		start := time.Now()
 		for range 100 {
-			_, err := s.Take(bg, charge(1))
+			_, err := s.Charge(bg, charge(1))
 			wantErr(t, err, quota.ErrOverloaded)
 			wantNot(t, err, resilience.ErrRejected)
 		}
@@ -332,7 +332,7 @@ func TestTimeoutBounded(t *testing.T) {
 			t.Errorf("calls that have not ended: got %d, want none", n)
 		}
 		store.answer = nil
-		if _, err := s.Take(bg, charge(1)); err != nil {
+		if _, err := s.Charge(bg, charge(1)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -391,7 +391,7 @@ func TestTimeoutGoexit(t *testing.T) {
 		go func() {
 			defer close(done)
 			returned = false
-			_, err := s.Take(bg, charge(1))
+			_, err := s.Charge(bg, charge(1))
 			returned = err == nil || true
 		}()
 		<-done
@@ -418,7 +418,7 @@ func TestTimeoutWithdrawn(t *testing.T) {
 		c := charge(1)
 		c.Key = fmt.Sprint(i)
 		wg.Go(func() {
-			_, err := s.Take(ctx, c)
+			_, err := s.Charge(ctx, c)
 			if err == context.Canceled {
 				withdrawn.Store(c.Key, true)
 			} else if err != nil && !errors.Is(err, quota.ErrIndeterminate) {
@@ -451,13 +451,13 @@ func TestTimeoutClose(t *testing.T) {
 		}
 		s := wrap(t, store, resilience.Timeout(50*ms, nil))
 		for range 3 {
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 		}
 		start := time.Now()
 		if err := s.Close(); err != nil || time.Since(start) != 20*ms || resilience.Calls(s) != resilience.DefaultMaxCalls {
 			t.Errorf("Close: got %v after %v, want no error after 20ms", err, time.Since(start))
 		}
-		_, err := s.Take(bg, charge(1))
+		_, err := s.Charge(bg, charge(1))
 		wantErr(t, err, quota.ErrClosed)
 
 		// A store that does not even end when it is closed is reported.
@@ -466,7 +466,7 @@ func TestTimeoutClose(t *testing.T) {
 		store.onClose = func() error { return broken }
 		s = wrap(t, store, resilience.Timeout(50*ms, nil))
 		for range 3 {
-			s.Take(bg, charge(1))
+			s.Charge(bg, charge(1))
 		}
 		start = time.Now()
 		err = s.Close()
@@ -514,7 +514,7 @@ func TestTimeoutNotice(t *testing.T) {
 			}
 			defer s.Close()
 			for _, key := range []string{"a", "b"} { // nodes get policies of their own
-				if _, err := s.Take(bg, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
+				if _, err := s.Charge(bg, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -20,7 +20,7 @@ func Example() {
 	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ContextTimeoutEnabled: true, DialerRetries: 1})
 	defer client.Close()
 	store := quota.Must(goredis.New(client, nil))
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 100, time.Minute))))
+	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 100, time.Minute))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 	defer limiter.Close()
 
@@ -46,9 +46,9 @@ func ExampleNew_strict() {
 	defer store.Close()
 	fmt.Println("one group a list:", store.Atomicity() == driver.OneGroup)
 
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 100, time.Minute))))
+	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 100, time.Minute))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
-	_, err := limiter.TakeAll(context.Background(),
+	_, err := limiter.ChargeAll(context.Background(),
 		quota.Charge{Limit: limit, Key: "user-42", Cost: 1},
 		quota.Charge{Limit: limit, Key: "team-7", Cost: 1})
 	fmt.Println("two groups:", errors.Is(err, quota.ErrCrossSlot))
@@ -62,8 +62,8 @@ func Example_url() {
 	ctx := context.Background()
 	store := quota.Must(backend.Open(ctx, "redis://127.0.0.1:1?client=goredis&timeout=250ms")) // imports backend/goredis
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 100, time.Minute))))
-	_, err := store.Take(ctx, quota.Charge{Limit: limit, Key: "203.0.113.9", Cost: 1})
+	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 100, time.Minute))
+	_, err := store.Charge(ctx, quota.Charge{Limit: limit, Key: "203.0.113.9", Cost: 1})
 	fmt.Println(errors.Is(err, quota.ErrUnavailable))
 	// Output: true
 }

@@ -141,15 +141,15 @@ var (
 	_ driver.Prompt         = (*Store)(nil)
 )
 
-// Take decides one charge.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	return s.engine.Take(ctx, c)
+// Charge decides one charge.
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	return s.engine.Charge(ctx, c)
 }
 
-// TakeAll decides a list of charges and writes a decision for each to out. A cluster may decide it slot by
+// ChargeAll decides a list of charges and writes a decision for each to out. A cluster may decide it slot by
 // slot, see Store.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	return s.engine.TakeAll(ctx, cs, out)
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return s.engine.ChargeAll(ctx, cs, out)
 }
 
 // Atomicity says which lists are always decided in one step: those of one group, and with BatchAll any.

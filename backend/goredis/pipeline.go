@@ -83,7 +83,7 @@ func (a *adapter) piped(ctx context.Context, args []any) (cmd *redis.Cmd, err er
 	case err == nil, err == redis.Nil:
 		return waited.cmd, nil
 	case !errors.As(err, &answer):
-		return nil, driver.Share(a.classify(ctx, err), waited.roundTrip)
+		return nil, driver.WithRoundTrip(a.classify(ctx, err), waited.roundTrip)
 	case a.cluster != nil && redirected(err):
 		return a.alone(ctx, args) // nothing ran
 	default:

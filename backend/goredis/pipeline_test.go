@@ -51,7 +51,7 @@ func (c losing) Read(b []byte) (int, error) {
 func TestPipelines(t *testing.T) {
 	addrs := redisserver.StartCluster(t).Addrs()
 	const keys, takes = 128, 20
-	limit := quota.Must(quota.NewLimit("n", quota.Must(algorithm.FixedWindow(1000, 24*time.Hour))))
+	limit := quota.NewLimit("n", algorithm.FixedWindow(1000, 24*time.Hour))
 	for _, test := range []struct {
 		name     string
 		lossy    bool
@@ -82,7 +82,7 @@ func TestPipelines(t *testing.T) {
 			for i := range keys {
 				wg.Go(func() {
 					for range takes {
-						d, err := store.Take(t.Context(), charge(i))
+						d, err := store.Charge(t.Context(), charge(i))
 						switch {
 						case err == nil && d.Allowed:
 							granted[i]++
@@ -94,7 +94,7 @@ func TestPipelines(t *testing.T) {
 							}
 						case test.lossy && errors.Is(err, quota.ErrUnavailable):
 						default:
-							t.Errorf("Take: got %v, error %v; want a grant, or a lost reply if lossy is %v", d, err, test.lossy)
+							t.Errorf("Charge: got %v, error %v; want a grant, or a lost reply if lossy is %v", d, err, test.lossy)
 						}
 					}
 				})
@@ -111,7 +111,7 @@ func TestPipelines(t *testing.T) {
 			for i := range keys {
 				c := charge(i)
 				c.Op = quota.OpPeek
-				d, err := plain.Take(t.Context(), c)
+				d, err := plain.Charge(t.Context(), c)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -62,7 +62,7 @@ func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d
 		}
 		return s.single(ctx, c, e) // a caller waits for one request of another caller, not for a second
 	}
-	return s.inner.Take(ctx, *c)
+	return s.inner.Charge(ctx, *c)
 }
 
 // The answers of join.
@@ -115,7 +115,7 @@ func (s *Store) send(ctx context.Context, e *entry, r *request) {
 		if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, quota.ErrIndeterminate) {
 			err = fmt.Errorf("lease: %w: the request was not sent within %v: %w", quota.ErrUnavailable, time.Duration(s.patience), err)
 		}
-		err = driver.Share(err, r)
+		err = driver.WithRoundTrip(err, r)
 	}
 	s.giveBack(context.WithoutCancel(ctx), s.receive(e, r, d, err))
 }
@@ -127,7 +127,7 @@ func (s *Store) takeBelow(ctx context.Context, c quota.Charge) (d quota.Decision
 			err = panicked(v)
 		}
 	}()
-	return s.inner.Take(ctx, c)
+	return s.inner.Charge(ctx, c)
 }
 
 // panicked returns the error of a request that ended in a panic.
@@ -202,7 +202,7 @@ func (s *Store) receive(e *entry, r *request, d quota.Decision, err error) (refu
 func (s *Store) single(ctx context.Context, c *quota.Charge, e *entry) (d quota.Decision, err error) {
 	k, held := s.hold(c, e)
 	if held == 0 {
-		if d, err = s.inner.Take(ctx, *c); err == nil {
+		if d, err = s.inner.Charge(ctx, *c); err == nil {
 			e.note(&d, d.Charged, s.now(), s.window)
 		}
 		return d, err
@@ -221,7 +221,7 @@ func (s *Store) single(ctx context.Context, c *quota.Charge, e *entry) (d quota.
 	}()
 	part := *c
 	part.Cost -= held
-	if d, err = s.inner.Take(ctx, part); err != nil {
+	if d, err = s.inner.Charge(ctx, part); err != nil {
 		return quota.Decision{}, err
 	}
 	if granted = d.Allowed; granted {

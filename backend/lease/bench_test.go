@@ -33,7 +33,7 @@ func redisStore(b testing.TB) quota.Store {
 func run(b *testing.B, s quota.Store, goroutines int, choice func() func() string) {
 	b.ReportAllocs()
 	one := func(key string) bool {
-		d, err := s.Take(bg, quota.Charge{Limit: plenty, Key: key, Cost: 1})
+		d, err := s.Charge(bg, quota.Charge{Limit: plenty, Key: key, Cost: 1})
 		if err != nil || !d.Allowed {
 			b.Errorf("take: got %+v, %v; want it allowed", d, err)
 		}
@@ -60,8 +60,8 @@ func BenchmarkHotKey(b *testing.B) {
 		name string
 		s    quota.Store
 	}{
-		{"local", local.New(nil)},
-		{"lease-local", open(b, local.New(nil), Options{MaxKeys: DefaultMaxKeys})},
+		{"local", local.New()},
+		{"lease-local", open(b, local.New(), Options{MaxKeys: DefaultMaxKeys})},
 		{"lease-redis", open(b, redisStore(b), Options{MaxKeys: DefaultMaxKeys})},
 	}
 	for _, g := range []int{1, 2, 64, 256} {

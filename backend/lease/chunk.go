@@ -42,7 +42,7 @@ func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
 		left = k.left.Load()
 		ok = left >= c.Cost
 	case quota.OpRefund:
-		if c.From == quota.FromLease && c.At == k.at {
+		if c.From == quota.FromLease && c.MadeAt == k.at {
 			if left, ok = k.put(c.Cost); ok {
 				d.Charged = -c.Cost
 			}
@@ -57,7 +57,7 @@ func (k *chunk) decide(c *quota.Charge, now int64, d *quota.Decision) bool {
 // describe fills in a decision that was allowed, after which the chunk has left tokens.
 func (k *chunk) describe(d *quota.Decision, left, now int64) {
 	d.Allowed, d.Source = true, quota.FromLease
-	d.Limit = k.limit.Spec().Capacity
+	d.Capacity = k.limit.Spec().Capacity
 	d.Remaining = left + max(k.remaining, 0)
 	d.ResetAfter = time.Duration(max(k.whole-now, 0))
 	d.At = k.at

@@ -28,7 +28,7 @@ func (s *shared) below(t testing.TB, o conformance.Opening) *remote {
 	defer s.mu.Unlock()
 	store := s.stores[o.Data]
 	if store == nil {
-		store = local.New(&local.Options{Clock: o.Clock})
+		store = quota.Must(local.NewWithOptions(local.Options{Clock: o.Clock}))
 		s.stores[o.Data] = store
 		t.Cleanup(func() { store.Close() })
 	}
@@ -38,13 +38,13 @@ func (s *shared) below(t testing.TB, o conformance.Opening) *remote {
 // calm is a store that turns a panic of an algorithm into an error, as a server would: remote holds a lock meanwhile.
 type calm struct{ quota.Store }
 
-func (c calm) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+func (c calm) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("test: %w: %v", quota.ErrUnavailable, r)
 		}
 	}()
-	return c.Store.TakeAll(ctx, cs, out)
+	return c.Store.ChargeAll(ctx, cs, out)
 }
 
 func leased(t testing.TB, below quota.Store, o conformance.Opening) quota.Store {

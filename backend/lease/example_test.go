@@ -12,13 +12,13 @@ import (
 )
 
 func Example() {
-	shared := local.New(nil) // a fleet has a store on Redis here
+	shared := local.New() // a fleet has a store on Redis here
 	store, err := lease.New(shared, &lease.Options{Instances: func() int64 { return 8 }})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1_000_000, 1, time.Second))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1_000_000, 1, time.Second))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 	defer limiter.Close()
 
@@ -38,8 +38,8 @@ func Example() {
 
 // A limit that cannot be leased is refused.
 func ExampleOptions() {
-	daily := quota.Must(quota.NewLimit("daily", quota.Must(algorithm.FixedWindow(5000, 24*time.Hour))))
-	_, err := lease.New(local.New(nil), &lease.Options{
+	daily := quota.NewLimit("daily", algorithm.FixedWindow(5000, 24*time.Hour))
+	_, err := lease.New(local.New(), &lease.Options{
 		Instances: func() int64 { return 8 },
 		Limits:    []*quota.Limit{daily},
 	})

@@ -106,7 +106,7 @@ func (s *Store) refund(ctx context.Context, r *refund) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.backPatience))
 	defer cancel()
-	s.inner.Take(ctx, quota.Charge{
-		Limit: r.chunk.limit, Key: r.entry.key, Cost: n, Op: quota.OpRefund, From: r.from, At: r.chunk.at,
+	s.inner.Charge(ctx, quota.Charge{
+		Limit: r.chunk.limit, Key: r.entry.key, Cost: n, Op: quota.OpRefund, From: r.from, MadeAt: r.chunk.at,
 	})
 }

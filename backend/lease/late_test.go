@@ -87,7 +87,7 @@ func TestLateCombined(t *testing.T) {
 						test.before(s)
 					})
 				}
-				d, err := s.Take(bg, one(test.cost))
+				d, err := s.Charge(bg, one(test.cost))
 				if !errors.Is(err, test.err) {
 					t.Errorf("error: got %v, want %v", err, test.err)
 				}
@@ -155,7 +155,7 @@ func TestLateChunk(t *testing.T) {
 					time.Sleep(100 * time.Millisecond)
 					test.during(s)
 				})
-				d, err := s.Take(bg, one(1))
+				d, err := s.Charge(bg, one(1))
 				if err != nil || !d.Allowed || d.Charged != 1 || d.Source != test.source {
 					t.Errorf("take: got %+v, %v; want it allowed, charged 1, from %v", d, err, test.source)
 				}
@@ -190,9 +190,9 @@ func TestLateReset(t *testing.T) {
 					below.seen()
 					below.set(butRefunds(test.fault))
 					if list {
-						s.TakeAll(bg, []quota.Charge{{Limit: slow, Key: "other"}, op(quota.OpReset, 0)}, make([]quota.Decision, 2))
+						s.ChargeAll(bg, []quota.Charge{{Limit: slow, Key: "other"}, op(quota.OpReset, 0)}, make([]quota.Decision, 2))
 					} else {
-						s.Take(bg, op(quota.OpReset, 0))
+						s.Charge(bg, op(quota.OpReset, 0))
 					}
 					time.Sleep(2 * time.Second)
 					refunded := false
@@ -229,7 +229,7 @@ func TestCallerLeavesList(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(bg, 10*time.Millisecond)
 		defer cancel()
-		err := s.TakeAll(ctx, []quota.Charge{one(6400), {Limit: slow, Key: "other", Cost: 1}}, make([]quota.Decision, 2))
+		err := s.ChargeAll(ctx, []quota.Charge{one(6400), {Limit: slow, Key: "other", Cost: 1}}, make([]quota.Decision, 2))
 		if !errors.Is(err, context.DeadlineExceeded) || quota.Charged(err) != quota.NotCharged {
 			t.Errorf("error: got %v, want the context's own", err)
 		}
@@ -281,7 +281,7 @@ func TestTotal(t *testing.T) {
 					defer cancel()
 					k := &taker{}
 					c := quota.Charge{Limit: limit, Key: "k", Cost: cost}
-					d, err := s.Take(context.WithValue(ctx, takerKey{}, k), c)
+					d, err := s.Charge(context.WithValue(ctx, takerKey{}, k), c)
 					if err == nil && d.Allowed {
 						if d.Charged != cost {
 							t.Errorf("take of %d: got %+v, want it charged", cost, d)
@@ -292,7 +292,7 @@ func TestTotal(t *testing.T) {
 						if !back {
 							return
 						}
-						if r, err := s.Take(context.WithValue(bg, takerKey{}, &taker{refunds: true}), c.Refund(d, cost/2)); err == nil {
+						if r, err := s.Charge(context.WithValue(bg, takerKey{}, &taker{refunds: true}), c.Refund(d, cost/2)); err == nil {
 							mu.Lock()
 							granted -= cost / 2
 							mu.Unlock()

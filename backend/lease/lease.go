@@ -104,8 +104,8 @@ func New(store quota.Store, o *Options) (*Store, error) {
 	}
 	for i, l := range o.Limits {
 		switch {
-		case l == nil:
-			return nil, invalid(fmt.Sprintf("Options.Limits[%d] is nil", i), "limits that NewLimit made")
+		case l.Err() != nil:
+			return nil, fmt.Errorf("lease: Options.Limits[%d]: %w", i, l.Err())
 		case l.Spec().Rule != bucketRule && l.Spec().Unit != 0:
 			return nil, invalid(fmt.Sprintf("limit %q has the rule %q", l.Name(), l.Spec().Rule),
 				"token buckets and GCRA, because tokens of a window are worthless in the next: a chunk would be spent twice or lost")
@@ -135,11 +135,11 @@ func (s *Store) Prompt() bool {
 	return driver.IsPrompt(s.inner)
 }
 
-// Take decides one charge, in memory if the key's lease holds enough. It fails with the errors of the store
+// Charge decides one charge, in memory if the key's lease holds enough. It fails with the errors of the store
 // below; with quota.ErrUnavailable, and without a charge, where a request for a chunk was not sent within
 // half a lifetime; and with the context's own error where ctx ends first: the caller alone is then not
 // charged.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
 	}
@@ -157,22 +157,23 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err
 		return s.ask(ctx, &c, h, e)
 	case resets(&c) && e != nil:
 		err = s.reset(ctx, []quota.Charge{c}, func() (bool, error) {
-			d, err = s.inner.Take(ctx, c)
+			d, err = s.inner.Charge(ctx, c)
 			return d.Allowed, err
 		})
 		return d, err
 	}
-	return s.inner.Take(ctx, c)
+	return s.inner.Charge(ctx, c)
 }
 
-// TakeAll has the store below decide a list. If the store denies it, TakeAll gives back the leases of the
-// denied keys and asks once more; of alternatives it does so if none fits. The errors are those of the store below; a list of one charge is a Take.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
+// ChargeAll has the store below decide a list. If the store denies it, ChargeAll gives back the leases of the
+// denied keys and asks once more; of alternatives it does so if none fits. The errors are those of the store below; a list of
+// one charge is a Charge.
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) (err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	if len(cs) == 1 {
-		out[0], err = s.Take(ctx, cs[0])
+		out[0], err = s.Charge(ctx, cs[0])
 		return err
 	}
 	for i := range cs {
@@ -188,7 +189,7 @@ func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 
 // list has the store below decide a list, and once more with the leases of denied keys.
 func (s *Store) list(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	if err := s.inner.TakeAll(ctx, cs, out); err != nil || quota.Granted(out) || !s.begin() {
+	if err := s.inner.ChargeAll(ctx, cs, out); err != nil || quota.Granted(out) || !s.begin() {
 		return err
 	}
 	var refunds []refund
@@ -205,7 +206,7 @@ func (s *Store) list(ctx context.Context, cs []quota.Charge, out []quota.Decisio
 	case <-given:
 	case <-ctx.Done():
 	}
-	return s.inner.TakeAll(ctx, cs, out)
+	return s.inner.ChargeAll(ctx, cs, out)
 }
 
 // reset ends the leases of the keys that a list resets, and has ask send the list. If the store did not reset them, it
@@ -238,8 +239,8 @@ func (s *Store) reset(ctx context.Context, cs []quota.Charge, ask func() (grante
 	return err
 }
 
-// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Take
-// and TakeAll are quota.ErrClosed. Close reports an error where requests have not ended within half a
+// Close gives back the leases, for at most half a lifetime, and closes the store below. Later calls of Charge
+// and ChargeAll are quota.ErrClosed. Close reports an error where requests have not ended within half a
 // lifetime, and the error of closing the store below. A second call returns nil.
 func (s *Store) Close() error {
 	s.mu.Lock()

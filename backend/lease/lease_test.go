@@ -87,9 +87,9 @@ func wantErr(t testing.TB, err, want error, parts ...string) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	s := local.New(nil)
+	s := local.New()
 	two := instances(2)
-	window := quota.Must(quota.NewLimit("daily", quota.Must(algorithm.FixedWindow(10, time.Hour))))
+	window := quota.NewLimit("daily", algorithm.FixedWindow(10, time.Hour))
 	for name, bad := range map[string]struct {
 		store quota.Store
 		o     *Options
@@ -119,7 +119,7 @@ func TestGrowth(t *testing.T) {
 		below := newRemote(t)
 		s := open(t, below, Options{Instances: instances(4)})
 		for i := range 3000 {
-			if d := take(t, s, one(1)); !d.Allowed || d.Charged != 1 || d.Limit != 6400 {
+			if d := take(t, s, one(1)); !d.Allowed || d.Charged != 1 || d.Capacity != 6400 {
 				t.Fatalf("take %d: got %+v, want allowed, charged 1, limit 6400", i, d)
 			}
 		}
@@ -244,7 +244,7 @@ func TestLifetime(t *testing.T) {
 		}
 		time.Sleep(time.Nanosecond)
 		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit} {
-			if d, err := s.Take(bg, op(o, 1)); err == nil {
+			if d, err := s.Charge(bg, op(o, 1)); err == nil {
 				t.Errorf("%s 1 s after the request was sent: got %+v, want an error", o, d)
 			}
 		}
@@ -265,7 +265,7 @@ func TestLate(t *testing.T) {
 			before := below.net()
 			below.set(always(fault{after: 1100 * time.Millisecond, deaf: deaf}))
 			start := time.Now()
-			_, err := s.Take(bg, one(1))
+			_, err := s.Charge(bg, one(1))
 			if !deaf {
 				wantErr(t, err, quota.ErrIndeterminate)
 				if took := time.Since(start); took != 500*time.Millisecond {
@@ -356,9 +356,9 @@ func TestClose(t *testing.T) {
 			t.Errorf("request for a chunk after Close: got %v, want ErrClosed", err)
 		}
 		for _, o := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset, quota.OpAhead} {
-			_, err := s.Take(bg, op(o, 1))
+			_, err := s.Charge(bg, op(o, 1))
 			wantErr(t, err, quota.ErrClosed)
-			wantErr(t, s.TakeAll(bg, []quota.Charge{op(o, 1), other}, make([]quota.Decision, 2)), quota.ErrClosed)
+			wantErr(t, s.ChargeAll(bg, []quota.Charge{op(o, 1), other}, make([]quota.Decision, 2)), quota.ErrClosed)
 		}
 		if n := len(below.seen()); n > 0 || calls != 2 {
 			t.Errorf("requests: got %d during Close and %d after it, want 2 and 0", calls, n)
@@ -387,7 +387,7 @@ func TestCloseDuringRequests(t *testing.T) {
 			go func() {
 				ctx, cancel := context.WithTimeout(bg, time.Second)
 				defer cancel()
-				d, err := s.Take(ctx, one(1))
+				d, err := s.Charge(ctx, one(1))
 				if err == nil && d.Allowed {
 					took++
 				}
@@ -418,7 +418,7 @@ func TestContexts(t *testing.T) {
 		below := newRemote(t)
 		s := open(t, below, Options{})
 		warm(t, s, one(1), 50)
-		if _, err := s.Take(ended, one(1)); err != context.Canceled {
+		if _, err := s.Charge(ended, one(1)); err != context.Canceled {
 			t.Errorf("take with an ended context: got %v, want context.Canceled", err)
 		}
 		for s.left(one(1)) > 0 {
@@ -440,7 +440,7 @@ func TestContexts(t *testing.T) {
 			}
 			go func() {
 				defer cancel()
-				d, err := s.Take(ctx, one(1))
+				d, err := s.Charge(ctx, one(1))
 				if err == nil && d.Source != quota.FromLease {
 					t.Errorf("call %d: got %+v, want it from the lease", i, d)
 				}
@@ -496,7 +496,7 @@ func TestErrors(t *testing.T) {
 				errs := make(chan error)
 				for range 5 {
 					go func() {
-						_, err := s.Take(bg, one(1))
+						_, err := s.Charge(bg, one(1))
 						errs <- err
 					}()
 				}
@@ -605,7 +605,7 @@ func TestLargeTake(t *testing.T) {
 			t.Fatalf("take of one token too many: got %+v, leased %d; want it denied, remaining %d, leased %d", d, s.left(one(1)), 6400-took, left)
 		}
 		below.set(always(fault{refused: true}))
-		if _, err := s.Take(bg, all); err == nil || s.left(one(1)) != left {
+		if _, err := s.Charge(bg, all); err == nil || s.left(one(1)) != left {
 			t.Fatalf("take while the store refuses: got %v, leased %d; want an error, leased %d", err, s.left(one(1)), left)
 		}
 		below.set(nil)
@@ -653,7 +653,7 @@ func TestRefund(t *testing.T) {
 		if r := take(t, s, one(1).Refund(d, 1)); r.Source != quota.FromStore || s.left(one(1)) != left {
 			t.Errorf("refund to another chunk: got %+v, leased %d; want it from the store, leased %d", r, s.left(one(1)), left)
 		}
-		if calls := below.seen(); len(calls) != 1 || calls[0].Op != quota.OpRefund || calls[0].At != d.At {
+		if calls := below.seen(); len(calls) != 1 || calls[0].Op != quota.OpRefund || calls[0].MadeAt != d.At {
 			t.Errorf("requests to the store: got %+v, want one refund at %d", calls, d.At)
 		}
 	})
@@ -661,9 +661,9 @@ func TestRefund(t *testing.T) {
 
 func TestReset(t *testing.T) {
 	for name, reset := range map[string]func(s *Store) error{
-		"single": func(s *Store) error { _, err := s.Take(bg, op(quota.OpReset, 0)); return err },
+		"single": func(s *Store) error { _, err := s.Charge(bg, op(quota.OpReset, 0)); return err },
 		"list": func(s *Store) error {
-			return s.TakeAll(bg, []quota.Charge{{Limit: slow, Key: "other"}, op(quota.OpReset, 0)}, make([]quota.Decision, 2))
+			return s.ChargeAll(bg, []quota.Charge{{Limit: slow, Key: "other"}, op(quota.OpReset, 0)}, make([]quota.Decision, 2))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -700,20 +700,20 @@ func TestLists(t *testing.T) {
 		other := quota.Charge{Limit: slow, Key: "other", Cost: 1}
 		out := make([]quota.Decision, 2)
 		below.seen()
-		if err := s.TakeAll(bg, []quota.Charge{one(5), other}, out); err != nil || !quota.Granted(out) || out[0].Source != quota.FromStore {
+		if err := s.ChargeAll(bg, []quota.Charge{one(5), other}, out); err != nil || !quota.Granted(out) || out[0].Source != quota.FromStore {
 			t.Fatalf("list: got %v, %+v; want it granted by the store", err, out)
 		}
 		took += 5
 		if n := len(below.seen()); n != 2 || s.left(one(1)) != left {
 			t.Errorf("got %d charges at the store, leased %d; want 2, leased %d", n, s.left(one(1)), left)
 		}
-		if err := s.TakeAll(bg, []quota.Charge{one(6400 - took), other}, out); err != nil || !quota.Granted(out) {
+		if err := s.ChargeAll(bg, []quota.Charge{one(6400 - took), other}, out); err != nil || !quota.Granted(out) {
 			t.Fatalf("list of all tokens: got %v, %+v; want it granted", err, out)
 		}
 		if s.left(one(1)) != 0 {
 			t.Errorf("leased: got %d, want 0", s.left(one(1)))
 		}
-		if err := s.TakeAll(bg, []quota.Charge{one(1), other}, out); err != nil || quota.Granted(out) || out[0].Allowed || !out[1].Allowed {
+		if err := s.ChargeAll(bg, []quota.Charge{one(1), other}, out); err != nil || quota.Granted(out) || out[0].Allowed || !out[1].Allowed {
 			t.Fatalf("list of one token too many: got %v, %+v; want only the second charge allowed", err, out)
 		}
 	})
@@ -721,8 +721,8 @@ func TestLists(t *testing.T) {
 
 // TestOtherLimits leases the limits of Options, and passes charges to other limits on.
 func TestOtherLimits(t *testing.T) {
-	window := quota.Must(quota.NewLimit("window", quota.Must(algorithm.FixedWindow(6400, time.Hour))))
-	other := quota.Must(quota.NewLimit("other", slow.Algorithm()))
+	window := quota.NewLimit("window", algorithm.FixedWindow(6400, time.Hour))
+	other := quota.NewLimit("other", slow.Algorithm())
 	for name, test := range map[string]struct {
 		limits []*quota.Limit
 		charge *quota.Limit
@@ -792,8 +792,8 @@ func TestPolicyBelow(t *testing.T) {
 // disguise says of every decision that it was made without the store.
 type disguise struct{ *remote }
 
-func (d *disguise) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	v, err := d.remote.Take(ctx, c)
+func (d *disguise) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	v, err := d.remote.Charge(ctx, c)
 	v.Source = quota.FromOpen
 	return v, err
 }
@@ -891,12 +891,12 @@ func (graded) Atomicity() driver.Atomicity { return driver.OneGroup }
 type plain struct{ quota.Store }
 
 func TestNoAllocation(t *testing.T) {
-	s := open(t, local.New(nil), Options{})
+	s := open(t, local.New(), Options{})
 	c := quota.Charge{Limit: plenty, Key: "k", Cost: 1}
 	for range 200_000 {
 		take(t, s, c)
 	}
-	if n := testing.AllocsPerRun(1000, func() { s.Take(bg, c) }); n > 0 {
+	if n := testing.AllocsPerRun(1000, func() { s.Charge(bg, c) }); n > 0 {
 		t.Errorf("allocations of a decision: got %v, want 0", n)
 	}
 }
@@ -976,7 +976,7 @@ func TestNotSent(t *testing.T) {
 			take(t, s, one(1))
 		}
 		s.inner.(*stuck).on.Store(true)
-		_, err := s.Take(bg, one(1))
+		_, err := s.Charge(bg, one(1))
 		wantErr(t, err, quota.ErrUnavailable, "500ms")
 	})
 }
@@ -987,19 +987,19 @@ type stuck struct {
 	on atomic.Bool
 }
 
-func (s *stuck) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *stuck) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if s.on.Load() {
 		<-ctx.Done()
 		return quota.Decision{}, ctx.Err()
 	}
-	return s.remote.Take(ctx, c)
+	return s.remote.Charge(ctx, c)
 }
 
 // A limit that keeps no state is not leased, and its charges leave the lease that another rule of its name holds.
 func TestBesideLimitsWithoutState(t *testing.T) {
 	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll} {
 		synctest.Test(t, func(t *testing.T) {
-			plan := quota.Must(quota.NewLimit(slow.Name(), rule))
+			plan := quota.NewLimit(slow.Name(), rule)
 			s := open(t, newRemote(t), Options{Instances: instances(1), Limits: []*quota.Limit{slow, plan}})
 			warm(t, s, one(1), 100)
 			held := s.left(one(1))
@@ -1009,7 +1009,7 @@ func TestBesideLimitsWithoutState(t *testing.T) {
 					t.Errorf("%v by %v: got %+v, want the store's answer by this rule", c, plan, d)
 				}
 				list := []quota.Charge{c, {Limit: slow, Key: "team/other", Cost: 0}}
-				if err := s.TakeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
+				if err := s.ChargeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
 					t.Errorf("list with %v: got %v, want decisions", c, err)
 				}
 			}

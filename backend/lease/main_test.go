@@ -24,7 +24,7 @@ var seedOf = testenv.Seed
 
 // bucket returns a limit of capacity tokens that gains refill tokens a period.
 func bucket(capacity, refill int64, per time.Duration) *quota.Limit {
-	return quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(capacity, refill, per))))
+	return quota.NewLimit("tokens", algorithm.TokenBucket(capacity, refill, per))
 }
 
 // instances is a constant Options.Instances.
@@ -49,7 +49,7 @@ func open(t testing.TB, below quota.Store, o Options) *Store {
 
 func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
 	t.Helper()
-	d, err := s.Take(bg, c)
+	d, err := s.Charge(bg, c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,13 +39,13 @@ func (p *panicky) call(do func() error) {
 
 func (p *panicky) takes(n int, c quota.Charge) {
 	for range n {
-		p.call(func() error { _, err := p.Take(bg, c); return err })
+		p.call(func() error { _, err := p.Charge(bg, c); return err })
 	}
 }
 
 func (p *panicky) list(cost int64) {
 	p.call(func() error {
-		return p.TakeAll(bg, []quota.Charge{one(cost), {Limit: slow, Key: "other", Cost: 1}}, make([]quota.Decision, 2))
+		return p.ChargeAll(bg, []quota.Charge{one(cost), {Limit: slow, Key: "other", Cost: 1}}, make([]quota.Decision, 2))
 	})
 }
 
@@ -112,7 +112,7 @@ func TestPanics(t *testing.T) {
 	}{
 		"a request for a chunk": {func(p *panicky) {
 			for p.left(one(1)) > 0 {
-				p.Take(bg, one(1))
+				p.Charge(bg, one(1))
 			}
 			p.below.set(always)
 			p.takes(10, one(1))
@@ -143,7 +143,7 @@ func TestPanics(t *testing.T) {
 		}, 3},
 		"a rule": {func(p *panicky) {
 			c := one(2000)
-			c.Limit = quota.Must(quota.NewLimit("tokens", panickyRule{slow.Algorithm(), &p.failing}))
+			c.Limit = quota.NewLimit("tokens", panickyRule{slow.Algorithm(), &p.failing})
 			p.failing.Store(true)
 			p.takes(3, c)
 		}, 3},

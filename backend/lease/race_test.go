@@ -45,7 +45,7 @@ func TestConcurrent(t *testing.T) {
 				case 1:
 					c.Cost = 2000
 				}
-				d, err := s.Take(ctx, c)
+				d, err := s.Charge(ctx, c)
 				cancel()
 				if err != nil || !d.Allowed || c.Op == quota.OpPeek {
 					continue
@@ -56,7 +56,7 @@ func TestConcurrent(t *testing.T) {
 				}
 				if random.IntN(8) == 0 {
 					net.Add(-c.Cost) // before: it may be spent again at once
-					if _, err := s.Take(bg, c.Refund(d, c.Cost)); err != nil {
+					if _, err := s.Charge(bg, c.Refund(d, c.Cost)); err != nil {
 						net.Add(c.Cost)
 					}
 				}

@@ -44,7 +44,7 @@ func TestFleetOnRedis(t *testing.T) {
 				c := fleet
 				c.Cost = int64(1 + (i+g)%3)
 				for {
-					d, err := s.Take(bg, c)
+					d, err := s.Charge(bg, c)
 					switch {
 					case err != nil:
 						errors.Add(1)

@@ -38,7 +38,7 @@ type fault struct {
 }
 
 func newRemote(t testing.TB) *remote {
-	s := local.New(nil)
+	s := local.New()
 	t.Cleanup(func() { s.Close() })
 	return &remote{Store: s}
 }
@@ -52,13 +52,13 @@ func (r *remote) Close() error {
 	return nil
 }
 
-func (r *remote) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (r *remote) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
-	err := r.TakeAll(ctx, []quota.Charge{c}, out[:])
+	err := r.ChargeAll(ctx, []quota.Charge{c}, out[:])
 	return out[0], err
 }
 
-func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (r *remote) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	var f fault
 	r.mu.Lock()
 	if r.fault != nil {
@@ -70,7 +70,7 @@ func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 		k.sent, k.asked, k.untold = cs[0].Cost, time.Now(), 0
 	}
 	r.mu.Unlock()
-	made, err := r.takeAll(ctx, cs, out, f)
+	made, err := r.chargeAll(ctx, cs, out, f)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range cs {
@@ -91,7 +91,7 @@ func (r *remote) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 	return err
 }
 
-// taker is a caller of Take, as the remote sees it through the context; remote.mu guards the fields of its calls.
+// taker is a caller of Charge, as the remote sees it through the context; remote.mu guards the fields of its calls.
 type taker struct {
 	sent   int64 // tokens that the latest call for it asked for
 	asked  time.Time
@@ -106,7 +106,7 @@ type takerKey struct{}
 func (r *remote) decide(cs []quota.Charge, out []quota.Decision) (made bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	err = r.Store.TakeAll(bg, cs, out)
+	err = r.Store.ChargeAll(bg, cs, out)
 	if made = err == nil && quota.Granted(out); made {
 		for i := range cs {
 			switch cs[i].Op {
@@ -120,8 +120,8 @@ func (r *remote) decide(cs []quota.Charge, out []quota.Decision) (made bool, err
 	return made, err
 }
 
-// takeAll makes a call, and reports whether it changed the store's state.
-func (r *remote) takeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision, f fault) (made bool, err error) {
+// chargeAll makes a call, and reports whether it changed the store's state.
+func (r *remote) chargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision, f fault) (made bool, err error) {
 	if f.deaf {
 		ctx = context.WithoutCancel(ctx)
 	}
@@ -196,9 +196,9 @@ type gate struct {
 	shut atomic.Bool
 }
 
-func (g *gate) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (g *gate) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if g.shut.Load() {
 		return quota.Decision{}, fmt.Errorf("test: %w", quota.ErrUnavailable)
 	}
-	return g.Store.Take(ctx, c)
+	return g.Store.Charge(ctx, c)
 }

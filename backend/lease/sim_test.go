@@ -64,7 +64,7 @@ func (m *simulation) take(s *Store, n int64) {
 	ctx, cancel := context.WithTimeout(bg, 300*time.Millisecond)
 	defer cancel()
 	k := &taker{}
-	d, err := s.Take(context.WithValue(ctx, takerKey{}, k), quota.Charge{Limit: m.limit, Key: "fleet", Cost: n})
+	d, err := s.Charge(context.WithValue(ctx, takerKey{}, k), quota.Charge{Limit: m.limit, Key: "fleet", Cost: n})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.asked += n
@@ -334,7 +334,7 @@ func TestRefundable(t *testing.T) {
 				}
 				back := k.refundable(k.size, int64(time.Since(base)))
 				keep(k.at, k.size-back)
-				take(t, below, quota.Charge{Limit: m.limit, Key: "fleet", Cost: back, Op: quota.OpRefund, At: k.at})
+				take(t, below, quota.Charge{Limit: m.limit, Key: "fleet", Cost: back, Op: quota.OpRefund, MadeAt: k.at})
 			}
 			for range 60 {
 				switch i := random.IntN(int(n)); random.IntN(6) {

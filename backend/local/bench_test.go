@@ -17,17 +17,17 @@ import (
 
 // limit returns a limit that fits some number of charges of 1.
 func limit(name string, charges int64) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(charges, charges, 24*time.Hour))))
+	return quota.NewLimit(name, algorithm.TokenBucket(charges, charges, 24*time.Hour))
 }
 
 // BenchmarkHot spends one key, from one goroutine and from as many as there are processors, and has it denied.
 func BenchmarkHot(b *testing.B) {
 	for name, cost := range map[string]int64{"granted": 1, "denied": 1<<30 + 1} {
-		var s quota.Store = local.New(nil)
+		var s quota.Store = local.New()
 		c := quota.Charge{Limit: limit("tokens", 1<<30), Key: "agent-0000042", Cost: cost}
 		ctx := context.Background()
 		take := func(b *testing.B) {
-			d, err := s.Take(ctx, c)
+			d, err := s.Charge(ctx, c)
 			if err != nil || d.Allowed != (name == "granted") {
 				b.Error(d, err)
 			}
@@ -57,11 +57,11 @@ func BenchmarkNewKeys(b *testing.B) {
 			for i := range limits {
 				limits[i] = limit(fmt.Sprint("n", i), 100)
 			}
-			s := local.New(&local.Options{MaxKeys: 1 << 30})
+			s := quota.Must(local.NewWithOptions(local.Options{MaxKeys: 1 << 30}))
 			var key []byte
 			for i := 0; b.Loop(); i++ {
 				key = strconv.AppendInt(append(key[:0], "agent-"...), int64(i), 10)
-				s.Take(context.Background(), quota.Charge{Limit: limits[i%names], Key: string(key), Cost: 1})
+				s.Charge(context.Background(), quota.Charge{Limit: limits[i%names], Key: string(key), Cost: 1})
 			}
 		})
 	}
@@ -72,7 +72,7 @@ func BenchmarkIDs(b *testing.B) {
 	l := limit("tokens", 1<<30)
 	for _, goroutines := range []int{1, 64} {
 		b.Run(fmt.Sprint("goroutines=", goroutines), func(b *testing.B) {
-			s := local.New(nil)
+			s := local.New()
 			keys := make([]string, 1024)
 			for i := range keys {
 				keys[i] = fmt.Sprint("team-", i, "/agent")
@@ -81,7 +81,7 @@ func BenchmarkIDs(b *testing.B) {
 			take := func(id []byte) []byte {
 				n := ids.Add(1)
 				id = strconv.AppendInt(append(id[:0], "0190163d-8694-739b-aea5-966c26f8"...), n, 16)
-				d, err := s.Take(context.Background(), quota.Charge{Limit: l, Key: keys[n%1024], Cost: 1, ID: string(id)})
+				d, err := s.Charge(context.Background(), quota.Charge{Limit: l, Key: keys[n%1024], Cost: 1, ID: string(id)})
 				if err != nil || !d.Allowed || d.Replayed {
 					b.Error(d, err)
 				}
@@ -119,13 +119,13 @@ func BenchmarkSlowest(b *testing.B) {
 	l := limit("tokens", 100)
 	ctx := context.Background()
 	for b.Loop() {
-		s := local.New(&local.Options{MaxKeys: keys, Clock: func() time.Time { return time.UnixMicro(now.Load()) }})
+		s := quota.Must(local.NewWithOptions(local.Options{MaxKeys: keys, Clock: func() time.Time { return time.UnixMicro(now.Load()) }}))
 		phase := func(name string, calls int, key func(i int) string) {
 			took := make([]time.Duration, calls)
 			runtime.GC()
 			for i := range took {
 				start := time.Now()
-				s.Take(ctx, quota.Charge{Limit: l, Key: key(i), Cost: 1})
+				s.Charge(ctx, quota.Charge{Limit: l, Key: key(i), Cost: 1})
 				took[i] = time.Since(start)
 			}
 			slices.Sort(took)

@@ -12,7 +12,7 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Harness{
 		Name: "local",
 		Open: func(t testing.TB, o conformance.Opening) quota.Store {
-			return local.New(&local.Options{Clock: o.Clock})
+			return quota.Must(local.NewWithOptions(local.Options{Clock: o.Clock}))
 		},
 		Lacks: []conformance.Lack{{Feature: conformance.Shared, Reason: "its state is the memory of one store"}},
 	})

@@ -11,8 +11,8 @@ import (
 )
 
 func Example() {
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.SlidingWindowLog(2, time.Hour))))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+	limit := quota.NewLimit("calls", algorithm.SlidingWindowLog(2, time.Hour))
+	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 	defer limiter.Close()
 
 	for range 3 {
@@ -32,8 +32,8 @@ func Example() {
 // A test gives the store a clock of its own.
 func ExampleNew() {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	store := local.New(&local.Options{MaxKeys: 100_000, Clock: func() time.Time { return now }})
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(1, 1, time.Minute))))
+	store := quota.Must(local.NewWithOptions(local.Options{MaxKeys: 100_000, Clock: func() time.Time { return now }}))
+	limit := quota.NewLimit("calls", algorithm.TokenBucket(1, 1, time.Minute))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 
 	for range 3 {

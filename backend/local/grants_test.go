@@ -25,7 +25,7 @@ func TestOneIDFromManyGoroutines(t *testing.T) {
 		for range 16 {
 			wg.Go(func() {
 				out := make([]quota.Decision, len(cs))
-				if err := s.TakeAll(bg, cs, out); err != nil {
+				if err := s.ChargeAll(bg, cs, out); err != nil {
 					t.Error(err)
 				}
 				if !out[0].Replayed {
@@ -67,7 +67,7 @@ func TestManyIDsFromManyGoroutines(t *testing.T) {
 func TestIDsAreBoundedAndForgotten(t *testing.T) {
 	const maxIDs = 100
 	c := newClock()
-	s := New(&Options{MaxKeys: 2 * maxIDs, MaxIDs: maxIDs, Clock: c.time})
+	s := quota.Must(NewWithOptions(Options{MaxKeys: 2 * maxIDs, MaxIDs: maxIDs, Clock: c.time}))
 	l := bucket("n", 1000, 10_000*time.Hour)
 	charge := func(id int) quota.Charge { // each id in a group of its own
 		return quota.Charge{Limit: l, Key: fmt.Sprint("k", id), Cost: 1, ID: fmt.Sprint(id)}
@@ -76,7 +76,7 @@ func TestIDsAreBoundedAndForgotten(t *testing.T) {
 		c.add(time.Second)
 		take(t, s, charge(id))
 	}
-	_, err := s.Take(bg, charge(maxIDs))
+	_, err := s.Charge(bg, charge(maxIDs))
 	if !errors.Is(err, quota.ErrOverloaded) || !strings.Contains(err.Error(), "MaxIDs") {
 		t.Fatalf("take with an id beyond MaxIDs: got %v, want ErrOverloaded that names MaxIDs", err)
 	}
@@ -88,7 +88,7 @@ func TestIDsAreBoundedAndForgotten(t *testing.T) {
 	}
 	c.add(quota.IDWindow - (maxIDs-1)*time.Second + time.Microsecond) // the first is out of its window
 	for try := 1; ; try++ {                                           // the search for it looks at some places only
-		if d, err := s.Take(bg, charge(maxIDs)); err == nil && !d.Replayed {
+		if d, err := s.Charge(bg, charge(maxIDs)); err == nil && !d.Replayed {
 			break
 		} else if try == 10 {
 			t.Fatalf("take with a new id in the place of the first: got %+v, %v after %d tries, want it not replayed", d, err, try)
@@ -151,7 +151,7 @@ func TestGrantAhead(t *testing.T) {
 		t.Errorf("repeat: got %+v, want %+v", again, first)
 	}
 	c.Within++
-	if _, err := s.Take(bg, c); !errors.Is(err, quota.ErrInvalid) {
+	if _, err := s.Charge(bg, c); !errors.Is(err, quota.ErrInvalid) {
 		t.Errorf("take with another accepted delay: got %v, want ErrInvalid", err)
 	}
 }
@@ -166,10 +166,10 @@ func TestLongGrants(t *testing.T) {
 		for i := range cs {
 			cs[i] = quota.Charge{Limit: ls[i%len(ls)], Key: fmt.Sprintf("%0256d/%0255d", n, i), Cost: 7, ID: id}
 		}
-		if err := s.TakeAll(bg, cs, first); err != nil || !quota.Granted(first) {
+		if err := s.ChargeAll(bg, cs, first); err != nil || !quota.Granted(first) {
 			t.Fatalf("list of %d: got %+v, %v, want it granted", n, first, err)
 		}
-		if err := s.TakeAll(bg, cs, again); err != nil {
+		if err := s.ChargeAll(bg, cs, again); err != nil {
 			t.Fatalf("list of %d again: got %v, want nil", n, err)
 		}
 		for i := range first {
@@ -178,7 +178,7 @@ func TestLongGrants(t *testing.T) {
 			}
 		}
 		cs[n-1].Cost++
-		if err := s.TakeAll(bg, cs, again); !errors.Is(err, quota.ErrInvalid) {
+		if err := s.ChargeAll(bg, cs, again); !errors.Is(err, quota.ErrInvalid) {
 			t.Errorf("list of %d with another cost: got %v, want ErrInvalid", n, err)
 		}
 	}
@@ -190,7 +190,7 @@ func TestFailedCallsLeaveNoID(t *testing.T) {
 	l := bucket("n", 10, time.Hour)
 	take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1})
 	for range 2 {
-		_, err := s.Take(bg, quota.Charge{Limit: l, Key: "other", Cost: 1, ID: "i"})
+		_, err := s.Charge(bg, quota.Charge{Limit: l, Key: "other", Cost: 1, ID: "i"})
 		if !errors.Is(err, quota.ErrOverloaded) || s.ids.used.Load() != 0 {
 			t.Errorf("take with an id while the store is full: got %v, %d ids; want ErrOverloaded, none", err, s.ids.used.Load())
 		}

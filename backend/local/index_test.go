@@ -166,7 +166,7 @@ func TestIndex(t *testing.T) {
 	}
 	type name struct{ key, limit string }
 	shrinks, busy := 0, 0
-	s := New(nil)
+	s := New()
 	for range sized(60, 1500) {
 		spread := uint64(1) << r.IntN(12)
 		near := r.Uint64() // the tags' common part: where in the index the runs are
@@ -358,9 +358,9 @@ func same(t *testing.T, s *Store, m model, c *clock, cs []quota.Charge) {
 	got := make([]quota.Decision, len(cs))
 	var err error
 	if len(cs) == 1 {
-		got[0], err = s.Take(bg, cs[0])
+		got[0], err = s.Charge(bg, cs[0])
 	} else {
-		err = s.TakeAll(bg, cs, got)
+		err = s.ChargeAll(bg, cs, got)
 	}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("%v: got %+v, %v; want %+v, nil", cs, got, err, want)
@@ -370,7 +370,7 @@ func same(t *testing.T, s *Store, m model, c *clock, cs []quota.Charge) {
 func TestTailsGoWithTheirKeys(t *testing.T) {
 	s, c := withClock(0)
 	log := everyRule(3, time.Second)[2]
-	slow := quota.Must(quota.NewLimit("slow", everyRule(3, time.Hour)[2].Algorithm()))
+	slow := quota.NewLimit("slow", everyRule(3, time.Hour)[2].Algorithm())
 	tails := func() (n int) {
 		for i := range s.shards {
 			sh := &s.shards[i]

@@ -1,7 +1,7 @@
 // Package local keeps limits in the memory of one process. It is the backend without a server.
 //
-//	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 10, time.Second))))
-//	limiter := quota.Must(quota.NewLimiter(local.New(nil), limit, nil))
+//	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 10, time.Second))
+//	limiter := quota.Must(quota.NewLimiter(local.New(), limit, nil))
 //	d, err := limiter.Take(ctx, "agent-123", 1)
 //
 // The store is sharded, starts no goroutine, and reads the monotonic clock, so steps of the wall clock do not
@@ -46,7 +46,7 @@ const (
 	DefaultMaxIDs  = 1 << 22 // some 14 000 a second
 )
 
-// Options configure a Store. The zero value, and nil, take the defaults.
+// Options configure a Store. The zero value takes the defaults, as New does.
 type Options struct {
 	// MaxKeys bounds the keys that the store holds; 0 is DefaultMaxKeys. It must not be negative. One group of keys
 	// takes half of them at most, see the package documentation.
@@ -60,7 +60,7 @@ type Options struct {
 	Clock func() time.Time
 }
 
-// Store is a quota.Store in memory. Use New to make one. Methods may be called concurrently.
+// Store is a quota.Store in memory. Use New or NewWithOptions to make one. Methods may be called concurrently.
 type Store struct {
 	shards [shardCount]shard // the first field, because cache lines begin there
 
@@ -84,16 +84,21 @@ var (
 	_ driver.Prompt = (*Store)(nil)
 )
 
-// New returns an empty store. It panics where MaxKeys or MaxIDs is negative.
-func New(o *Options) *Store {
-	if o == nil {
-		o = &Options{}
+// New returns an empty store with the default options.
+func New() *Store { return newStore(&Options{}) }
+
+// NewWithOptions returns an empty store. It fails with quota.ErrInvalid where MaxKeys or MaxIDs is negative.
+func NewWithOptions(o Options) (*Store, error) {
+	switch {
+	case o.MaxKeys < 0:
+		return nil, fmt.Errorf("local: %w: Options.MaxKeys is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxKeys)
+	case o.MaxIDs < 0:
+		return nil, fmt.Errorf("local: %w: Options.MaxIDs is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxIDs)
 	}
-	for name, n := range map[string]int{"MaxKeys": o.MaxKeys, "MaxIDs": o.MaxIDs} {
-		if n < 0 {
-			panic(fmt.Sprintf("local: Options.%s is %d; accepted: 0 or more", name, n))
-		}
-	}
+	return newStore(&o), nil
+}
+
+func newStore(o *Options) *Store {
 	now := time.Now()
 	s := &Store{
 		clock: o.Clock,
@@ -106,7 +111,7 @@ func New(o *Options) *Store {
 	return s
 }
 
-// Close ends the store: later calls of Take and TakeAll are quota.ErrClosed. It returns nil, also when called
+// Close ends the store: later calls of Charge and ChargeAll are quota.ErrClosed. It returns nil, also when called
 // again.
 func (s *Store) Close() error {
 	s.gate.Close()
@@ -121,18 +126,18 @@ func (s *Store) Prompt() bool { return true }
 // removed.
 func (s *Store) Len() int { return int(s.keys.used.Load()) }
 
-// Take decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
+// Charge decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
 // where there is no room for a new key or request id; with quota.ErrMisconfigured where the key holds another rule's
 // state; and with quota.ErrInvalid where the charge's request id was granted to other charges. A call that
 // fails is not charged. Nor is one in which the limit's algorithm or the clock panics: the panic goes to the caller, and
 // no other call notices.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if err = s.gate.Ready(ctx); err != nil {
 		return d, err
 	}
 	if c.ID != "" {
 		var out [1]quota.Decision
-		err = s.takeAll([]quota.Charge{c}, out[:])
+		err = s.chargeAll([]quota.Charge{c}, out[:])
 		return out[0], err
 	}
 	h := driver.Hash(s.seed, &c)
@@ -168,17 +173,17 @@ func (s *Store) try(h uint64, c *quota.Charge, d *quota.Decision) (now quota.Mic
 	return now, nil, err
 }
 
-// TakeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
-// decisions to out, which must be as long as cs. It fails as Take does; then no charge of the list is
+// ChargeAll decides charges all-or-nothing, in one step, under the locks of all their shards. It writes the
+// decisions to out, which must be as long as cs. It fails as Charge does; then no charge of the list is
 // charged.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
-	return s.takeAll(cs, out)
+	return s.chargeAll(cs, out)
 }
 
-func (s *Store) takeAll(cs []quota.Charge, out []quota.Decision) error {
+func (s *Store) chargeAll(cs []quota.Charge, out []quota.Decision) error {
 	var fewHashes [8]uint64
 	hashes := fewHashes[:0]
 	var set shardSet

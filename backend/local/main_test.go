@@ -39,31 +39,30 @@ func (c *clock) add(d time.Duration) { c.micros.Add(int64(d / time.Microsecond))
 // withClock returns a store on a clock of its own.
 func withClock(maxKeys int) (*Store, *clock) {
 	c := newClock()
-	return New(&Options{MaxKeys: maxKeys, Clock: c.time}), c
+	return quota.Must(NewWithOptions(Options{MaxKeys: maxKeys, Clock: c.time})), c
 }
 
 func bucket(name string, tokens int64, per time.Duration) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, tokens, per))))
+	return quota.NewLimit(name, algorithm.TokenBucket(tokens, tokens, per))
 }
 
 // everyRule returns a limit of each rule, named by it.
 func everyRule(tokens int64, per time.Duration) (ls []*quota.Limit) {
-	for _, make := range []func() (quota.Algorithm, error){
-		func() (quota.Algorithm, error) { return algorithm.TokenBucket(tokens, tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.SlidingWindow(tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.SlidingWindowLog(tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.FixedWindow(tokens, per) },
-		func() (quota.Algorithm, error) { return algorithm.FixedWindowFromFirst(tokens, per) },
+	for _, a := range []quota.Algorithm{
+		algorithm.TokenBucket(tokens, tokens, per),
+		algorithm.SlidingWindow(tokens, per),
+		algorithm.SlidingWindowLog(tokens, per),
+		algorithm.FixedWindow(tokens, per),
+		algorithm.FixedWindowFromFirst(tokens, per),
 	} {
-		a := quota.Must(make())
-		ls = append(ls, quota.Must(quota.NewLimit(a.Spec().Rule.String(), a)))
+		ls = append(ls, quota.NewLimit(a.Spec().Rule.String(), a))
 	}
 	return ls
 }
 
 func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
 	t.Helper()
-	d, err := s.Take(bg, c)
+	d, err := s.Charge(bg, c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func TestFloodEvictsNoKey(t *testing.T) {
 	take(t, s, quota.Charge{Limit: l, Key: "half", Cost: 1})
 	refused := 0
 	for i := range flood {
-		_, err := s.Take(bg, quota.Charge{Limit: l, Key: fmt.Sprintf("%016x", r.Uint64()), Cost: 1})
+		_, err := s.Charge(bg, quota.Charge{Limit: l, Key: fmt.Sprintf("%016x", r.Uint64()), Cost: 1})
 		switch {
 		case errors.Is(err, quota.ErrOverloaded):
 			refused++
@@ -52,17 +52,17 @@ func TestFloodEvictsNoKey(t *testing.T) {
 	}
 	for _, c := range []quota.Charge{{Op: quota.OpPeek, Cost: 1}, {Cost: 3}, {Cost: 0}, {Op: quota.OpReset}, {Op: quota.OpRefund, Cost: 1}} {
 		c.Limit, c.Key = l, "unknown"
-		if _, err := s.Take(bg, c); err != nil {
+		if _, err := s.Charge(bg, c); err != nil {
 			t.Errorf("%s of %d on an unknown key: got %v, want nil", c.Op, c.Cost, err)
 		}
 	}
-	_, err := s.Take(bg, quota.Charge{Limit: l, Key: "unknown", Op: quota.OpDebit, Cost: 1})
+	_, err := s.Charge(bg, quota.Charge{Limit: l, Key: "unknown", Op: quota.OpDebit, Cost: 1})
 	if !errors.Is(err, quota.ErrOverloaded) {
 		t.Errorf("debit to an unknown key: got %v, want ErrOverloaded", err)
 	}
 	// A list with one unknown key is refused whole.
-	cs := []quota.Charge{{Limit: l, Key: "half", Op: quota.OpRefund, Cost: 1, At: 1 << 60}, {Limit: l, Key: "unknown", Cost: 1}}
-	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrOverloaded) {
+	cs := []quota.Charge{{Limit: l, Key: "half", Op: quota.OpRefund, Cost: 1, MadeAt: 1 << 60}, {Limit: l, Key: "unknown", Cost: 1}}
+	if err := s.ChargeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrOverloaded) {
 		t.Errorf("list with an unknown key: got %v, want ErrOverloaded", err)
 	}
 	if d := take(t, s, quota.Charge{Limit: l, Key: "half", Op: quota.OpPeek}); d.Remaining != 0 || s.Len() != maxKeys {
@@ -84,7 +84,7 @@ func TestUnknownKeysLeaveNoTrace(t *testing.T) {
 				take(t, s, c)
 			}
 			cs := []quota.Charge{{Limit: l, Key: fmt.Sprint("k", i), Cost: 1}, {Limit: l, Key: "other", Cost: 6}}
-			if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); err != nil {
+			if err := s.ChargeAll(bg, cs, make([]quota.Decision, 2)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -106,13 +106,13 @@ func TestSpaceIsReclaimed(t *testing.T) {
 					t.Fatalf("take: got %+v, want it allowed", d)
 				}
 			}
-			if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
+			if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
 				t.Fatalf("take of one key more: got %v, want ErrOverloaded", err)
 			}
 		}
 		fill("a")
 		c.add(time.Second - time.Microsecond)
-		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
+		if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
 			t.Fatalf("take before the keys are whole: got %v, want ErrOverloaded", err)
 		}
 		c.add(time.Microsecond)
@@ -122,7 +122,7 @@ func TestSpaceIsReclaimed(t *testing.T) {
 		for i := range cs {
 			cs[i] = quota.Charge{Limit: l, Key: fmt.Sprint("list", i), Cost: 1}
 		}
-		if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+		if err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
 			t.Errorf("list of %d while all of %d keys have expired: got %v, want nil", len(cs), maxKeys, err)
 		}
 		s.checkAll(t)
@@ -143,7 +143,7 @@ func TestSpaceIsReclaimedConcurrently(t *testing.T) {
 		for client := range clients {
 			wg.Go(func() {
 				for i := range maxKeys / clients / 2 {
-					if _, err := s.Take(bg, quota.Charge{Limit: l, Key: fmt.Sprint(client, "-", i), Cost: 1}); err != nil {
+					if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: fmt.Sprint(client, "-", i), Cost: 1}); err != nil {
 						t.Errorf("take while all keys have expired: got %v, want nil", err)
 					}
 				}
@@ -163,7 +163,7 @@ func TestOneExpiredKeyIsFound(t *testing.T) {
 	}
 	c.add(time.Second)
 	for tries := 1; ; tries++ {
-		_, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1})
+		_, err := s.Charge(bg, quota.Charge{Limit: l, Key: "more", Cost: 1})
 		if err == nil {
 			return
 		}
@@ -215,20 +215,20 @@ func TestMemoryFollowsActiveKeys(t *testing.T) {
 func TestEveryCallSweeps(t *testing.T) {
 	for name, call := range map[string]func(s *Store, i int){
 		"denials": func(s *Store, i int) {
-			s.Take(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Cost: 2})
+			s.Charge(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Cost: 2})
 		},
 		"peeks": func(s *Store, i int) {
-			s.Take(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Op: quota.OpPeek})
+			s.Charge(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Op: quota.OpPeek})
 		},
 		"misfits": func(s *Store, i int) {
-			s.Take(bg, quota.Charge{Limit: everyRule(9, time.Hour)[1+i%4], Key: "rule", Cost: 1})
+			s.Charge(bg, quota.Charge{Limit: everyRule(9, time.Hour)[1+i%4], Key: "rule", Cost: 1})
 		},
 		"replays": func(s *Store, i int) {
-			s.Take(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Cost: 1, ID: "id"})
+			s.Charge(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Cost: 1, ID: "id"})
 		},
 		"denied lists": func(s *Store, i int) {
 			cs := []quota.Charge{{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Cost: 2}, {Limit: bucket("n", 1, time.Hour), Key: "k", Cost: 1}}
-			s.TakeAll(bg, cs, make([]quota.Decision, 2))
+			s.ChargeAll(bg, cs, make([]quota.Decision, 2))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -270,7 +270,7 @@ func TestBytesPerKey(t *testing.T) {
 			total += len(keys[i])
 		}
 		before := heap()
-		s := New(nil)
+		s := New()
 		for _, k := range keys {
 			take(t, s, quota.Charge{Limit: l, Key: k, Cost: 1})
 		}

@@ -32,20 +32,20 @@ func (f faulty) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.
 // A panic of an algorithm or of the clock, under a shard's lock, reaches the caller that caused it. It leaves no lock held, no
 // room taken and nothing written: the other calls go on, those on the same key too.
 func TestPanicsLeaveNoLock(t *testing.T) {
-	for _, why := range []string{"algorithm", "exit", "clock", "zero limit"} {
+	for _, why := range []string{"algorithm", "exit", "clock"} {
 		for _, id := range []string{"", "id"} {
 			for _, length := range []int{1, 3} {
 				t.Run(fmt.Sprintf("%s/%d%s", why, length, id), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) { // which ends if a call waits for a lock without end
 						c, broken := newClock(), false
-						s := New(&Options{MaxKeys: 1000, Clock: func() time.Time {
+						s := quota.Must(NewWithOptions(Options{MaxKeys: 1000, Clock: func() time.Time {
 							if broken {
 								panic("a fault in a clock")
 							}
 							return c.time()
-						}})
+						}}))
 						good := bucket("n", 10, time.Hour)
-						bad := quota.Must(quota.NewLimit("n", faulty{good.Algorithm()}))
+						bad := quota.NewLimit("n", faulty{good.Algorithm()})
 						cs := make([]quota.Charge, length)
 						for i := range cs {
 							cs[i] = quota.Charge{Limit: good, Key: fmt.Sprint("g/k", i), Cost: 1, ID: id}
@@ -58,8 +58,6 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 							last.Limit, last.Cost = bad, exits
 						case "clock":
 							broken = true
-						case "zero limit":
-							last.Limit = &quota.Limit{}
 						}
 						ended := make(chan any, 1)
 						go func() {
@@ -72,9 +70,9 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 								ended <- r
 							}()
 							if length == 1 {
-								s.Take(bg, cs[0])
+								s.Charge(bg, cs[0])
 							} else {
-								s.TakeAll(bg, cs, make([]quota.Decision, length))
+								s.ChargeAll(bg, cs, make([]quota.Decision, length))
 							}
 							returned = true
 						}()
@@ -97,7 +95,7 @@ func TestPanicsLeaveNoLock(t *testing.T) {
 						}
 						last.Limit, last.Cost = good, 1
 						out := make([]quota.Decision, length)
-						if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) || out[length-1].Remaining != 9 || out[0].Replayed {
+						if err := s.ChargeAll(bg, cs, out); err != nil || !quota.Granted(out) || out[length-1].Remaining != 9 || out[0].Replayed {
 							t.Errorf("the same call without the fault: got %+v, %v; want it granted, 9 remaining", out, err)
 						}
 						s.checkAll(t)

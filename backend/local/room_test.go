@@ -20,7 +20,7 @@ func TestGroupsLeaveRoom(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			for _, flooding := range []int{1, 2, 9} {
-				s := New(&Options{MaxKeys: most, MaxIDs: most, Clock: newClock().time})
+				s := quota.Must(NewWithOptions(Options{MaxKeys: most, MaxIDs: most, Clock: newClock().time}))
 				r := &s.keys
 				if what == "request ids" {
 					r = &s.ids
@@ -29,7 +29,7 @@ func TestGroupsLeaveRoom(t *testing.T) {
 				take := func(group, n int) error {
 					c := charge(groups[group], n)
 					c.Limit, c.Cost = l, 1
-					_, err := s.Take(bg, c)
+					_, err := s.Charge(bg, c)
 					if err != nil && (!errors.Is(err, quota.ErrOverloaded) || !strings.Contains(err.Error(), "group") || !strings.Contains(err.Error(), what)) {
 						t.Fatalf("take: got %v, want ErrOverloaded that names the group and %s", err, what)
 					}
@@ -89,7 +89,7 @@ func TestRoomComesBack(t *testing.T) {
 		take(t, s, quota.Charge{Limit: brief, Key: fmt.Sprint("team/", i), Cost: 1})
 	}
 	more := quota.Charge{Limit: brief, Key: "team/more", Cost: 1}
-	if _, err := s.Take(bg, more); !errors.Is(err, quota.ErrOverloaded) {
+	if _, err := s.Charge(bg, more); !errors.Is(err, quota.ErrOverloaded) {
 		t.Errorf("take of a key beyond the group's share: got %v, want ErrOverloaded", err)
 	}
 	c.add(time.Second)
@@ -112,7 +112,7 @@ func TestRefusalsAreCheap(t *testing.T) {
 	}
 	refuse := func() {
 		t.Helper()
-		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
+		if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: "more", Cost: 1}); !errors.Is(err, quota.ErrOverloaded) {
 			t.Fatalf("take of a key more: got %v, want ErrOverloaded", err)
 		}
 	}

@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -28,11 +28,11 @@ func TestClose(t *testing.T) {
 	}
 	for _, id := range []string{"", "id"} {
 		c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id}
-		if d, err := s.Take(bg, c); !errors.Is(err, quota.ErrClosed) || d != (quota.Decision{}) {
-			t.Errorf("Take after Close: got %+v, %v; want zero, ErrClosed", d, err)
+		if d, err := s.Charge(bg, c); !errors.Is(err, quota.ErrClosed) || d != (quota.Decision{}) {
+			t.Errorf("Charge after Close: got %+v, %v; want zero, ErrClosed", d, err)
 		}
-		if err := s.TakeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("TakeAll after Close: got %v, want ErrClosed", err)
+		if err := s.ChargeAll(bg, []quota.Charge{c}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("ChargeAll after Close: got %v, want ErrClosed", err)
 		}
 	}
 }
@@ -47,11 +47,11 @@ func TestDoneContextChargesNothing(t *testing.T) {
 	for ctx, want := range map[context.Context]error{cancelled: context.Canceled, late: context.DeadlineExceeded} {
 		for _, id := range []string{"", "id"} {
 			c := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id}
-			if d, err := s.Take(ctx, c); err != want || d != (quota.Decision{}) {
-				t.Errorf("Take: got %+v, %v; want zero, %v", d, err, want)
+			if d, err := s.Charge(ctx, c); err != want || d != (quota.Decision{}) {
+				t.Errorf("Charge: got %+v, %v; want zero, %v", d, err, want)
 			}
-			if err := s.TakeAll(ctx, []quota.Charge{c}, make([]quota.Decision, 1)); err != want {
-				t.Errorf("TakeAll: got %v, want %v", err, want)
+			if err := s.ChargeAll(ctx, []quota.Charge{c}, make([]quota.Decision, 1)); err != want {
+				t.Errorf("ChargeAll: got %v, want %v", err, want)
 			}
 		}
 	}
@@ -61,15 +61,12 @@ func TestDoneContextChargesNothing(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	for name, o := range map[string]*Options{"MaxKeys": {MaxKeys: -1}, "MaxIDs": {MaxIDs: -1}} {
-		func() {
-			defer func() {
-				if text := fmt.Sprint(recover()); !strings.Contains(text, name+" is -1") || !strings.Contains(text, "accepted: ") {
-					t.Errorf("panic of New: got %s, want it to say \"%s is -1\" and \"accepted: \"", text, name)
-				}
-			}()
-			New(o)
-		}()
+	for name, o := range map[string]Options{"MaxKeys": {MaxKeys: -1}, "MaxIDs": {MaxIDs: -1}} {
+		s, err := NewWithOptions(o)
+		if s != nil {
+			t.Errorf("store of a negative %s: got one, want nil", name)
+		}
+		testkit.WantInvalid(t, err, name+" is -1")
 	}
 }
 
@@ -97,7 +94,7 @@ func TestListsDoNotDeadlock(t *testing.T) {
 					}
 					cs[i] = quota.Charge{Limit: l, Key: fmt.Sprint("k", n), Cost: 1}
 				}
-				if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) {
+				if err := s.ChargeAll(bg, cs, out); err != nil || !quota.Granted(out) {
 					t.Errorf("list: got %+v, %v; want it granted", out, err)
 				}
 				charged.Add(1)
@@ -119,7 +116,7 @@ func TestListsDoNotDeadlock(t *testing.T) {
 
 func TestTimeNeverStepsBack(t *testing.T) {
 	// Decisions on one key never go back in time, and a list's time is that of all its keys.
-	s := New(nil)
+	s := New()
 	l := bucket("n", 1<<30, time.Hour)
 	var wg sync.WaitGroup
 	for client := range 4 {
@@ -127,7 +124,7 @@ func TestTimeNeverStepsBack(t *testing.T) {
 			last := quota.Micros(0)
 			out := make([]quota.Decision, 2)
 			for range sized(3000, 100_000) {
-				if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}, {Limit: l, Key: fmt.Sprint(client), Cost: 1}}, out); err != nil {
+				if err := s.ChargeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}, {Limit: l, Key: fmt.Sprint(client), Cost: 1}}, out); err != nil {
 					t.Error(err)
 				}
 				if d := take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 1}); d.At < out[0].At || out[0].At < last || out[0].At != out[1].At {
@@ -144,7 +141,7 @@ func TestTimeNeverStepsBack(t *testing.T) {
 func TestTimesFollowTheOrderOfDecisions(t *testing.T) {
 	// The remainders show the order in which charges of many goroutines to one key were decided, alone and in
 	// lists.
-	s := New(nil)
+	s := New()
 	l := everyRule(1<<30, time.Hour)[4]
 	const clients = 8
 	var all [clients][]quota.Decision
@@ -154,7 +151,7 @@ func TestTimesFollowTheOrderOfDecisions(t *testing.T) {
 			out := make([]quota.Decision, 2)
 			for range sized(20_000, 500_000) {
 				if client == 0 {
-					if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}, {Limit: l, Key: "j", Cost: 1}}, out); err != nil {
+					if err := s.ChargeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}, {Limit: l, Key: "j", Cost: 1}}, out); err != nil {
 						t.Error(err)
 					}
 					all[client] = append(all[client], out[0])
@@ -176,7 +173,7 @@ func TestTimesFollowTheOrderOfDecisions(t *testing.T) {
 
 func TestMonotonicClockFollowsTheBubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(nil)
+		s := New()
 		c := quota.Charge{Limit: bucket("n", 1, time.Second), Key: "k", Cost: 1}
 		if d := take(t, s, c); !d.Allowed || d.At.Time() != time.Now().UTC() {
 			t.Errorf("first take: got %+v, want it allowed, at %v", d, time.Now())
@@ -237,12 +234,12 @@ func TestExpiredStateHasNoRule(t *testing.T) {
 	s, c := withClock(0)
 	rules := everyRule(5, time.Second)
 	for i := range 10 {
-		l := quota.Must(quota.NewLimit("n", rules[i%len(rules)].Algorithm()))
+		l := quota.NewLimit("n", rules[i%len(rules)].Algorithm())
 		if d := take(t, s, quota.Charge{Limit: l, Key: "k", Cost: 2}); d.Remaining != 3 {
 			t.Fatalf("take %d: got %+v, want remaining 3", i, d)
 		}
-		other := quota.Must(quota.NewLimit("n", rules[(i+1)%len(rules)].Algorithm()))
-		if _, err := s.Take(bg, quota.Charge{Limit: other, Key: "k", Cost: 2}); !errors.Is(err, quota.ErrMisconfigured) {
+		other := quota.NewLimit("n", rules[(i+1)%len(rules)].Algorithm())
+		if _, err := s.Charge(bg, quota.Charge{Limit: other, Key: "k", Cost: 2}); !errors.Is(err, quota.ErrMisconfigured) {
 			t.Fatalf("take under another rule: got %v, want ErrMisconfigured", err)
 		}
 		c.add(2 * time.Second)

@@ -65,7 +65,7 @@ func TestOneCallDoesBoundedWork(t *testing.T) {
 		total := 0
 		for i := range calls {
 			before := s.Len()
-			if _, err := s.Take(bg, quota.Charge{Limit: l, Key: key(i), Cost: 1}); err != nil && phase != "refuse" {
+			if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: key(i), Cost: 1}); err != nil && phase != "refuse" {
 				t.Fatalf("call %d of %s: got %v, want nil", i, phase, err)
 			}
 			bound, removals := 128, 24

@@ -105,7 +105,7 @@ func TestBouncer(t *testing.T) {
 			for g := range 12 {
 				group.Go(func() {
 					for i := range 20 {
-						d, err := stores[g%2].Take(t.Context(), take(l, []string{"hot", fmt.Sprint(g)}[i%2], 1))
+						d, err := stores[g%2].Charge(t.Context(), take(l, []string{"hot", fmt.Sprint(g)}[i%2], 1))
 						if err != nil {
 							t.Errorf("got %v, want no error", err)
 							return

@@ -84,7 +84,7 @@ func child(rawURL string) int {
 	for range spenders {
 		group.Go(func() {
 			for {
-				d, err := s.Take(ctx, take(shared, "agent", 1))
+				d, err := s.Charge(ctx, take(shared, "agent", 1))
 				if err != nil {
 					failed <- err
 				}

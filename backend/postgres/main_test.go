@@ -137,13 +137,13 @@ func parsed(t testing.TB, rawURL string) *url.URL {
 
 // bucket is a limit of so many tokens, of which none comes back while a test runs.
 func bucket(name string, tokens int64) *quota.Limit {
-	return quota.Must(quota.NewLimit(name, quota.Must(algorithm.TokenBucket(tokens, 1, 24*time.Hour))))
+	return quota.NewLimit(name, algorithm.TokenBucket(tokens, 1, 24*time.Hour))
 }
 
 const most = 1 << 40
 
 // plenty is a limit that no test uses up.
-var plenty = quota.Must(quota.NewLimit("l", quota.Must(algorithm.FixedWindowFromFirst(most, 24*time.Hour))))
+var plenty = quota.NewLimit("l", algorithm.FixedWindowFromFirst(most, 24*time.Hour))
 
 func take(l *quota.Limit, key string, n int64) quota.Charge {
 	return quota.Charge{Limit: l, Key: key, Cost: n}
@@ -154,7 +154,7 @@ func remaining(t testing.TB, s quota.Store, l *quota.Limit, key string) int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	d, err := s.Take(ctx, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})
+	d, err := s.Charge(ctx, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,14 +118,14 @@ func newStore(pool *pgxpool.Pool, own *sockets, o *Options) (*Store, error) {
 	return &Store{d, inner}, nil
 }
 
-// Take decides one charge.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	return s.inner.Take(ctx, c)
+// Charge decides one charge.
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	return s.inner.Charge(ctx, c)
 }
 
-// TakeAll decides a list of charges in one transaction and writes a decision for each to out.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	return s.inner.TakeAll(ctx, cs, out)
+// ChargeAll decides a list of charges in one transaction and writes a decision for each to out.
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	return s.inner.ChargeAll(ctx, cs, out)
 }
 
 // Close closes the store, and the pool if the store made it. It gives calls in flight on its own pool a second to

@@ -96,7 +96,7 @@ func TestTraffic(t *testing.T) {
 	}
 	ahead := func(key string) func() { // another handle charges first
 		return func() {
-			if _, err := second.Take(context.Background(), take(l, key, 1)); err != nil {
+			if _, err := second.Charge(context.Background(), take(l, key, 1)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -128,7 +128,7 @@ func TestTraffic(t *testing.T) {
 			overtake.Store(&test.overtake)
 		}
 		out := make([]quota.Decision, len(test.charges))
-		err := s.TakeAll(t.Context(), test.charges, out)
+		err := s.ChargeAll(t.Context(), test.charges, out)
 		if err != nil || quota.Granted(out) != test.allowed || out[0].Remaining != test.left {
 			t.Errorf("%s: got %v, %d left, %v; want %v, %d left", test.name, quota.Granted(out), out[0].Remaining, err, test.allowed, test.left)
 		}
@@ -148,7 +148,7 @@ func TestLostCommit(t *testing.T) {
 	var overtaken atomic.Bool
 	s := on(t, proxy.Addr(), table, func() {
 		if overtaken.CompareAndSwap(true, false) {
-			if _, err := second.Take(context.Background(), take(l, "k", 1)); err != nil {
+			if _, err := second.Charge(context.Background(), take(l, "k", 1)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -172,7 +172,7 @@ func TestLostCommit(t *testing.T) {
 		remaining(t, s, l, "k") // connects
 		overtaken.Store(test.over > 0)
 		proxy.Set(pgserver.LoseReply, match)
-		err := s.TakeAll(t.Context(), test.charges, make([]quota.Decision, len(test.charges)))
+		err := s.ChargeAll(t.Context(), test.charges, make([]quota.Decision, len(test.charges)))
 		proxy.Set(pgserver.Pass, nil)
 		if !errors.Is(err, quota.ErrIndeterminate) {
 			t.Errorf("lost reply to %s: got %v, want ErrIndeterminate", test.way, err)
@@ -185,7 +185,7 @@ func TestLostCommit(t *testing.T) {
 	// A lost reply to a read: not charged, and the call goes on by itself if the connection had been used before.
 	proxy.Set(pgserver.Pass, nil)
 	proxy.Cut()
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); err != nil {
 		t.Errorf("a charge on connections that were cut: got %v, want a new connection", err)
 	}
 }
@@ -198,7 +198,7 @@ func TestCommitRefused(t *testing.T) {
 	remaining(t, s, l, "k")
 	do(t, fmt.Sprintf(`CREATE FUNCTION %[1]s_no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
 		CREATE CONSTRAINT TRIGGER no AFTER INSERT ON %[1]s DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION %[1]s_no()`, table))
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) || quota.Charged(err) != quota.NotCharged {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) || quota.Charged(err) != quota.NotCharged {
 		t.Errorf("a commit that is refused: got %v, want ErrUnavailable", err)
 	}
 	if got := remaining(t, s, l, "k"); got != 10 {
@@ -238,7 +238,7 @@ func TestHotKey(t *testing.T) {
 						cs := charges(l, m, int(serial.Add(1)))
 						out := make([]quota.Decision, len(cs))
 						ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-						err := stores[g%len(stores)].TakeAll(ctx, cs, out)
+						err := stores[g%len(stores)].ChargeAll(ctx, cs, out)
 						cancel()
 						if err != nil {
 							t.Errorf("got %v, want no error", err)
@@ -281,7 +281,7 @@ func TestSweep(t *testing.T) {
 	write := func(n int) {
 		t.Helper()
 		for range n {
-			if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+			if _, err := s.Charge(t.Context(), take(l, "k", 1)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -311,7 +311,7 @@ func TestHeapOnly(t *testing.T) {
 	l := plenty
 	s := openURL(t, address(serverAddr(t), "table="+table))
 	for i := range 400 {
-		if _, err := s.Take(t.Context(), take(l, fmt.Sprint("k", i%20), 1)); err != nil {
+		if _, err := s.Charge(t.Context(), take(l, fmt.Sprint("k", i%20), 1)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -343,7 +343,7 @@ func TestMigration(t *testing.T) {
 	}
 	wants := func(name, rawURL string, sentinel error, says ...string) {
 		t.Helper()
-		_, err := openURL(t, rawURL).Take(t.Context(), take(l, "k", 1))
+		_, err := openURL(t, rawURL).Charge(t.Context(), take(l, "k", 1))
 		if !errors.Is(err, sentinel) {
 			t.Errorf("%s: got %v, want %v", name, err, sentinel)
 		}
@@ -355,7 +355,7 @@ func TestMigration(t *testing.T) {
 	}
 	works := func(name, rawURL string) {
 		t.Helper()
-		if _, err := openURL(t, rawURL).Take(t.Context(), take(l, "k", 1)); err != nil {
+		if _, err := openURL(t, rawURL).Charge(t.Context(), take(l, "k", 1)); err != nil {
 			t.Errorf("%s: got %v, want no error", name, err)
 		}
 	}
@@ -387,7 +387,7 @@ func TestMigration(t *testing.T) {
 	for range 8 {
 		s := openURL(t, address(addr, "table="+table))
 		group.Go(func() {
-			if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+			if _, err := s.Charge(t.Context(), take(l, "k", 1)); err != nil {
 				t.Errorf("one of eight that create the table: got %v, want no error", err)
 			}
 		})
@@ -412,7 +412,7 @@ func TestLogin(t *testing.T) {
 	login := func(user, password, rest string) string {
 		return "postgres://" + user + ":" + password + "@" + rest
 	}
-	if _, err := openURL(t, login(pgserver.PasswordUser, password, addr+"/postgres?sslmode=disable&table="+newTable())).Take(t.Context(), take(l, "k", 1)); err != nil {
+	if _, err := openURL(t, login(pgserver.PasswordUser, password, addr+"/postgres?sslmode=disable&table="+newTable())).Charge(t.Context(), take(l, "k", 1)); err != nil {
 		t.Errorf("the right password: got %v, want no error", err)
 	}
 	for _, test := range []struct {
@@ -427,7 +427,7 @@ func TestLogin(t *testing.T) {
 		{"no server", login("postgres", password, "127.0.0.1:1/postgres?sslmode=disable"), quota.ErrUnavailable, "refused"},
 		{"no TLS", login("postgres", password, addr+"/postgres?sslmode=require"), quota.ErrMisconfigured, "TLS"},
 	} {
-		_, err := openURL(t, test.url).Take(t.Context(), take(l, "k", 1))
+		_, err := openURL(t, test.url).Charge(t.Context(), take(l, "k", 1))
 		if !errors.Is(err, test.want) || !strings.Contains(fmt.Sprint(err), test.says) {
 			t.Errorf("%s: got %v, want %v that says %q", test.name, err, test.want, test.says)
 		}
@@ -445,7 +445,7 @@ func TestTimeouts(t *testing.T) {
 	table := newTable()
 	l := bucket("l", 10)
 	addr := serverAddr(t)
-	if _, err := on(t, addr, table, nil).Take(t.Context(), take(l, "k", 1)); err != nil {
+	if _, err := on(t, addr, table, nil).Charge(t.Context(), take(l, "k", 1)); err != nil {
 		t.Fatal(err)
 	}
 	tx, err := newPool(t, addr).Begin(t.Context())
@@ -473,7 +473,7 @@ func TestTimeouts(t *testing.T) {
 			ctx, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
 		}
 		began := time.Now()
-		_, err := s.Take(ctx, take(l, "k", 1))
+		_, err := s.Charge(ctx, take(l, "k", 1))
 		if !errors.Is(err, test.want) || time.Since(began) > 20*time.Second {
 			t.Errorf("%s: got %v after %v, want %v", test.parameter, err, time.Since(began), test.want)
 		}
@@ -493,7 +493,7 @@ func TestStandby(t *testing.T) {
 	server := pgserver.Start(t)
 	l := bucket("l", 10)
 	s := openURL(t, address(server.Addr(), "pool_max_conns=1"))
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); err != nil {
 		t.Fatal(err)
 	}
 	h, err := backend.Health(t.Context(), s)
@@ -501,7 +501,7 @@ func TestStandby(t *testing.T) {
 		t.Errorf("health: got %+v, %v; want postgresql and its version", h, err)
 	}
 	server.Kill()
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) {
 		t.Errorf("a call while the server is down: got %v, want ErrUnavailable", err)
 	}
 	signal := server.File("data/standby.signal")
@@ -514,7 +514,7 @@ func TestStandby(t *testing.T) {
 	if got := remaining(t, s, l, "k"); got != 9 {
 		t.Errorf("remaining on a standby: got %d, want 9", got)
 	}
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) || !strings.Contains(err.Error(), readOnly) {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrUnavailable) || !strings.Contains(err.Error(), readOnly) {
 		t.Errorf("a charge to a standby: got %v, want ErrUnavailable with SQLSTATE 25006", err)
 	}
 	for end := time.Now().Add(10 * time.Second); s.database.pool.Stat().TotalConns() > 0; time.Sleep(time.Millisecond) {
@@ -535,14 +535,14 @@ func TestOutage(t *testing.T) {
 	s := openURL(t, address(server.Addr()))
 	const budget, instances = 100, 4
 	l := bucket("l", budget)
-	store := quota.Must(resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(instances), nil),
+	store := quota.Must(resilience.Standard(s, resilience.Fallback(local.New(), resilience.Instances(instances), nil),
 		&resilience.StandardOptions{Timeout: 5 * time.Second, Breaker: &resilience.BreakerOptions{Delay: 50 * time.Millisecond}}))
 	defer store.Close()
 	admitted := map[quota.Source]int{}
 	until := func(want quota.Source) {
 		t.Helper()
 		for end := time.Now().Add(30 * time.Second); ; {
-			d, err := store.Take(t.Context(), take(l, "k", 1))
+			d, err := store.Charge(t.Context(), take(l, "k", 1))
 			if err != nil {
 				t.Fatalf("got %v, want a decision", err)
 			}
@@ -588,7 +588,7 @@ func TestRestart(t *testing.T) {
 		var group sync.WaitGroup
 		for i := range 16 {
 			group.Go(func() {
-				if _, err := s.Take(t.Context(), take(l, fmt.Sprint(i), 1)); err != nil {
+				if _, err := s.Charge(t.Context(), take(l, fmt.Sprint(i), 1)); err != nil {
 					t.Errorf("got %v, want no error", err)
 				}
 			})
@@ -600,7 +600,7 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 8 {
-		if _, err := s.Take(t.Context(), take(l, fmt.Sprint(i), 1)); err != nil {
+		if _, err := s.Charge(t.Context(), take(l, fmt.Sprint(i), 1)); err != nil {
 			t.Errorf("call %d after a restart: got %v, want no error", i, err)
 		}
 	}
@@ -614,7 +614,7 @@ func TestTerminated(t *testing.T) {
 	if n := do(t, "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'victim'"); n == "0" {
 		t.Fatal("found no connection to end")
 	}
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); err != nil {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); err != nil {
 		t.Errorf("a call after the server ended the connections: got %v, want no error", err)
 	}
 }
@@ -626,7 +626,7 @@ func TestEncoding(t *testing.T) {
 	rawURL := strings.Replace(address(serverAddr(t)), "/postgres?", "/latin?", 1)
 	s := openURL(t, rawURL)
 	for _, key := range []string{"日本/\U0001F600", "a'b\"c\\d", "%00/\u00ff", strings.Repeat("é", 100)} {
-		if _, err := s.Take(t.Context(), take(l, key, 3)); err != nil {
+		if _, err := s.Charge(t.Context(), take(l, key, 3)); err != nil {
 			t.Errorf("%+q: got %v, want no error", key, err)
 		} else if got := remaining(t, s, l, key); got != 7 {
 			t.Errorf("%+q: got %d left, want 7", key, got)
@@ -647,7 +647,7 @@ func TestClose(t *testing.T) {
 	answer := make(chan error, 1)
 	seen := watch(proxy)
 	go func() {
-		_, err := s.Take(context.Background(), take(l, "k", 1))
+		_, err := s.Charge(context.Background(), take(l, "k", 1))
 		answer <- err
 	}()
 	for seen.took() == "" {
@@ -661,7 +661,7 @@ func TestClose(t *testing.T) {
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("Close: took %v, want about a second", took)
 	}
-	if _, err := s.Take(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrClosed) {
+	if _, err := s.Charge(t.Context(), take(l, "k", 1)); !errors.Is(err, quota.ErrClosed) {
 		t.Errorf("a call after Close: got %v, want ErrClosed", err)
 	}
 	proxy.Set(pgserver.Pass, nil)
@@ -684,7 +684,7 @@ func TestIsolation(t *testing.T) {
 			for range 4 {
 				group.Go(func() {
 					for range 8 {
-						d, err := s.Take(t.Context(), take(l, "k", 1))
+						d, err := s.Charge(t.Context(), take(l, "k", 1))
 						if err != nil {
 							t.Errorf("%s: got %v, want no error", level, err)
 						}
@@ -710,7 +710,7 @@ func TestColdStart(t *testing.T) {
 	s := openURL(t, address(proxy.Addr(), "table="+newTable()))
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
-	_, err := s.Take(ctx, take(bucket("l", 10), "k", 1))
+	_, err := s.Charge(ctx, take(bucket("l", 10), "k", 1))
 	if !errors.Is(err, context.DeadlineExceeded) || quota.Charged(err) != quota.NotCharged {
 		t.Errorf("a call while the server is silent: got %v, want its deadline, and no charge", err)
 	}

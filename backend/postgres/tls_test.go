@@ -73,7 +73,7 @@ func TestTLS(t *testing.T) {
 		s, err := backend.Open(t.Context(), rawURL)
 		if err == nil {
 			defer s.Close()
-			_, err = s.Take(t.Context(), take(plenty, "k", 1))
+			_, err = s.Charge(t.Context(), take(plenty, "k", 1))
 		}
 		if !errors.Is(err, quota.ErrMisconfigured) || quota.Charged(err) != quota.NotCharged {
 			t.Errorf("%s: got error %v, want one that is ErrMisconfigured and says that nothing was charged", name, err)
@@ -90,7 +90,7 @@ func TestTLS(t *testing.T) {
 	}
 	for name, rawURL := range map[string]string{"the authority": at(server.Addr(), "verify-full", "root"), "any name": at(server.Addr(), "verify-ca", "root")} {
 		s := openURL(t, rawURL)
-		if d, err := s.Take(t.Context(), take(plenty, name, 1)); err != nil || !d.Allowed {
+		if d, err := s.Charge(t.Context(), take(plenty, name, 1)); err != nil || !d.Allowed {
 			t.Errorf("%s: got %v, error %v, want a grant", name, d, err)
 		}
 	}

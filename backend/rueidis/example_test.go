@@ -19,7 +19,7 @@ import (
 func Example() {
 	ctx := context.Background()
 	store := quota.Must(backend.Open(ctx, "redis://127.0.0.1:1?client=rueidis")) // imports backend/rueidis
-	limit := quota.Must(quota.NewLimit("calls", quota.Must(algorithm.TokenBucket(100, 100, time.Minute))))
+	limit := quota.NewLimit("calls", algorithm.TokenBucket(100, 100, time.Minute))
 	limiter := quota.Must(quota.NewLimiter(store, limit, nil))
 	defer limiter.Close()
 

@@ -16,7 +16,7 @@ import (
 func TestRestart(t *testing.T) {
 	ctx := context.Background()
 	file := filepath.Join(t.TempDir(), "quota.db")
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 1, 24*time.Hour))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(10, 1, 24*time.Hour))
 
 	for run, want := range []int64{6, 2} {
 		db, err := bbolt.Open(file, 0o600, nil)

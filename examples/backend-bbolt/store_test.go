@@ -18,7 +18,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var tenAnHour = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Hour))))
+var tenAnHour = quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Hour))
 
 func openDB(t *testing.T) *bbolt.DB {
 	t.Helper()
@@ -115,13 +115,13 @@ func TestExpiredRowIsGone(t *testing.T) {
 	if _, err := limiter.Take(ctx, "agent-1", 10); err != nil {
 		t.Fatal(err)
 	}
-	window := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(5, time.Hour))))
+	window := quota.NewLimit("tokens", algorithm.FixedWindow(5, time.Hour))
 	other := quota.Charge{Limit: window, Key: "agent-1", Cost: 1}
-	if _, err := limiter.TakeAll(ctx, other); !errors.Is(err, quota.ErrMisconfigured) {
+	if _, err := limiter.ChargeAll(ctx, other); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("another rule by the same name: got %v, want ErrMisconfigured", err)
 	}
 	now = now.Add(time.Hour + driver.ExpirySlack)
-	if r, err := limiter.TakeAll(ctx, other); err != nil || r.Decisions[0].Remaining != 4 {
+	if r, err := limiter.ChargeAll(ctx, other); err != nil || r.Decisions[0].Remaining != 4 {
 		t.Errorf("another rule once the row has expired: got %+v, error %v, want 4 remaining", r, err)
 	}
 }
@@ -135,10 +135,10 @@ func TestPeekLeavesExpiry(t *testing.T) {
 	if _, err := limiter.Take(ctx, "agent-1", 10); err != nil {
 		t.Fatal(err)
 	}
-	faster := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Minute))))
-	r, err := limiter.TakeAll(ctx, quota.Charge{Key: "agent-2", Cost: 1}, quota.Charge{Limit: faster, Key: "agent-1", Op: quota.OpPeek})
+	faster := quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Minute))
+	r, err := limiter.ChargeAll(ctx, quota.Charge{Key: "agent-2", Cost: 1}, quota.Charge{Limit: faster, Key: "agent-1", Op: quota.OpPeek})
 	if err != nil || !r.Granted {
-		t.Fatalf("TakeAll: got %+v, error %v, want a grant", r, err)
+		t.Fatalf("ChargeAll: got %+v, error %v, want a grant", r, err)
 	}
 	now = now.Add(2 * time.Minute)
 	if d, err := limiter.Peek(ctx, "agent-1", 0); err != nil || d.Remaining != 0 {
@@ -180,7 +180,7 @@ func TestCallerGone(t *testing.T) {
 	})
 	_, err := leaving.Take(ctx, "agent-1", 4)
 	if err != context.Canceled {
-		t.Errorf("Take: got %v, want context.Canceled itself", err)
+		t.Errorf("Charge: got %v, want context.Canceled itself", err)
 	}
 	d, err := limiterOn(t, db, nil).Peek(context.Background(), "agent-1", 0)
 	if err != nil || d.Remaining != 10 {
@@ -204,13 +204,13 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := limiter.Take(ctx, "agent-1", 1); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("Take on a row of another program: got %v, want ErrMisconfigured", err)
+		t.Errorf("Charge on a row of another program: got %v, want ErrMisconfigured", err)
 	}
 
 	file := db.Path()
 	db.Close()
 	if _, err := limiter.Take(ctx, "agent-2", 1); !errors.Is(err, quota.ErrUnavailable) {
-		t.Errorf("Take on a closed database: got %v, want ErrUnavailable", err)
+		t.Errorf("Charge on a closed database: got %v, want ErrUnavailable", err)
 	}
 	readOnly, err := bbolt.Open(file, 0o600, &bbolt.Options{ReadOnly: true})
 	if err != nil {
@@ -231,9 +231,9 @@ func TestURL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := store.Take(ctx, quota.Charge{Limit: tenAnHour, Key: "agent-1", Cost: 4})
+		d, err := store.Charge(ctx, quota.Charge{Limit: tenAnHour, Key: "agent-1", Cost: 4})
 		if err != nil || d.Remaining != want {
-			t.Errorf("Take: got %+v, error %v, want %d remaining", d, err, want)
+			t.Errorf("Charge: got %+v, error %v, want %d remaining", d, err, want)
 		}
 		if want == 2 { // and while it is open, it cannot
 			if _, err := backend.Open(ctx, "bbolt://"+file); !errors.Is(err, quota.ErrUnavailable) {

@@ -38,7 +38,7 @@ const (
 	spenders = 4 // goroutines in each process
 )
 
-var sharedLimit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(budget, 1, 24*time.Hour))))
+var sharedLimit = quota.NewLimit("tokens", algorithm.TokenBucket(budget, 1, 24*time.Hour))
 
 // spend opens the file, prints that it is ready, waits for a line, and takes one token at a time until none is left. It
 // prints a line for each token.
@@ -144,7 +144,7 @@ func TestProcesses(t *testing.T) {
 		t.Errorf("granted: got %d, want %d to %d", n, budget-spenders, budget)
 	}
 	store := openStore(t, file, nil)
-	d, err := store.Take(t.Context(), quota.Charge{Limit: sharedLimit, Key: "agent-1", Op: quota.OpPeek})
+	d, err := store.Charge(t.Context(), quota.Charge{Limit: sharedLimit, Key: "agent-1", Op: quota.OpPeek})
 	if err != nil || d.Remaining != 0 {
 		t.Errorf("Peek in the end: got %+v, error %v, want 0 remaining", d, err)
 	}

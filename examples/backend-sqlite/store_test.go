@@ -15,7 +15,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-var tenAnHour = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Hour))))
+var tenAnHour = quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Hour))
 
 func take(key string, n int64) quota.Charge {
 	return quota.Charge{Limit: tenAnHour, Key: key, Cost: n}
@@ -64,7 +64,7 @@ func remaining(t *testing.T, s quota.Store, key string) int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	d, err := s.Take(ctx, quota.Charge{Limit: tenAnHour, Key: key, Op: quota.OpPeek})
+	d, err := s.Charge(ctx, quota.Charge{Limit: tenAnHour, Key: key, Op: quota.OpPeek})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,23 +83,23 @@ func TestLocked(t *testing.T) {
 		t.Errorf("remaining: got %d, want 10", n)
 	}
 	// The deadline is not the caller's, so the error does not carry it.
-	if _, err := hasty.Take(t.Context(), take("agent-1", 4)); !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Take with a timeout of 20 ms: got %v, want ErrUnavailable alone", err)
+	if _, err := hasty.Charge(t.Context(), take("agent-1", 4)); !errors.Is(err, quota.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Charge with a timeout of 20 ms: got %v, want ErrUnavailable alone", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := patient.Take(ctx, take("agent-1", 4)); err != context.DeadlineExceeded {
-		t.Errorf("Take with a deadline in 20 ms: got %v, want the context's error", err)
+	if _, err := patient.Charge(ctx, take("agent-1", 4)); err != context.DeadlineExceeded {
+		t.Errorf("Charge with a deadline in 20 ms: got %v, want the context's error", err)
 	}
 
 	answers := make(chan error)
 	go func() {
-		_, err := patient.Take(t.Context(), take("agent-1", 4))
+		_, err := patient.Charge(t.Context(), take("agent-1", 4))
 		answers <- err
 	}()
 	free()
 	if err := <-answers; err != nil {
-		t.Errorf("Take once the lock is free: got %v, want no error", err)
+		t.Errorf("Charge once the lock is free: got %v, want no error", err)
 	}
 	if n := remaining(t, patient, "agent-1"); n != 6 {
 		t.Errorf("remaining: got %d, want 6", n)
@@ -117,8 +117,8 @@ func TestGoneBeforeCommit(t *testing.T) {
 		}
 		return time.Now()
 	}})
-	if d, err := s.Take(ctx, take("agent-1", 4)); err != context.Canceled || d.Allowed {
-		t.Errorf("Take: got %+v, error %v, want the context's error alone", d, err)
+	if d, err := s.Charge(ctx, take("agent-1", 4)); err != context.Canceled || d.Allowed {
+		t.Errorf("Charge: got %+v, error %v, want the context's error alone", d, err)
 	}
 	if times != 1 {
 		t.Errorf("calls of the clock: got %d, want one, which ends the context", times)
@@ -158,7 +158,7 @@ func TestClosed(t *testing.T) {
 	answers := make(chan error, 2)
 	for i := range 2 {
 		go func() {
-			_, err := s.Take(t.Context(), take(fmt.Sprint("agent-", i), 4))
+			_, err := s.Charge(t.Context(), take(fmt.Sprint("agent-", i), 4))
 			answers <- err
 		}()
 	}
@@ -175,10 +175,10 @@ func TestClosed(t *testing.T) {
 		select {
 		case err := <-answers:
 			if !errors.Is(err, quota.ErrClosed) {
-				t.Errorf("Take: got %v, want ErrClosed", err)
+				t.Errorf("Charge: got %v, want ErrClosed", err)
 			}
 		case <-time.After(30 * time.Second):
-			t.Fatal("Take on a closed store: got no answer within 30 s, want ErrClosed")
+			t.Fatal("Charge on a closed store: got no answer within 30 s, want ErrClosed")
 		}
 	}
 	if err := s.Close(); err != nil {
@@ -191,8 +191,8 @@ func TestRestart(t *testing.T) {
 	file := newFile(t)
 	for _, want := range []int64{6, 2} {
 		s := openStore(t, file, nil)
-		if d, err := s.Take(t.Context(), take("agent-1", 4)); err != nil || d.Remaining != want {
-			t.Errorf("Take: got %+v, error %v, want %d remaining", d, err, want)
+		if d, err := s.Charge(t.Context(), take("agent-1", 4)); err != nil || d.Remaining != want {
+			t.Errorf("Charge: got %+v, error %v, want %d remaining", d, err, want)
 		}
 		s.Close()
 	}
@@ -216,17 +216,17 @@ func TestExpiredRowsGo(t *testing.T) {
 	s, opened := openFile(t, newFile(t), &Options{Clock: func() time.Time { return now }})
 	const backlog = 50
 	for i := range backlog {
-		if _, err := s.Take(t.Context(), take(fmt.Sprintf("old-%d", i), 10)); err != nil {
+		if _, err := s.Charge(t.Context(), take(fmt.Sprintf("old-%d", i), 10)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	now = now.Add(time.Hour + time.Second - time.Microsecond) // whole again, but kept for driver.ExpirySlack
-	if _, err := s.Take(t.Context(), take("new-0", 10)); err != nil || count(t, opened) != backlog+1 {
+	if _, err := s.Charge(t.Context(), take("new-0", 10)); err != nil || count(t, opened) != backlog+1 {
 		t.Fatalf("rows before the others expire: got %d, error %v, want %d", count(t, opened), err, backlog+1)
 	}
 	now = now.Add(time.Microsecond)
 	for i := 1; i <= backlog; i++ {
-		if _, err := s.Take(t.Context(), take(fmt.Sprintf("new-%d", i), 10)); err != nil {
+		if _, err := s.Charge(t.Context(), take(fmt.Sprintf("new-%d", i), 10)); err != nil {
 			t.Fatal(err)
 		}
 		if n, want := count(t, opened), max(backlog+1-i, i+1); n != want {
@@ -243,16 +243,16 @@ func TestExpiredRowsGo(t *testing.T) {
 func TestExpiredRowIsGone(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	s := openStore(t, newFile(t), &Options{Clock: func() time.Time { return now }})
-	if _, err := s.Take(t.Context(), take("agent-1", 10)); err != nil {
+	if _, err := s.Charge(t.Context(), take("agent-1", 10)); err != nil {
 		t.Fatal(err)
 	}
 	other := take("agent-1", 1)
-	other.Limit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.FixedWindow(5, time.Hour))))
-	if _, err := s.Take(t.Context(), other); !errors.Is(err, quota.ErrMisconfigured) {
+	other.Limit = quota.NewLimit("tokens", algorithm.FixedWindow(5, time.Hour))
+	if _, err := s.Charge(t.Context(), other); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("another rule by the same name: got %v, want ErrMisconfigured", err)
 	}
 	now = now.Add(time.Hour + driver.ExpirySlack)
-	if d, err := s.Take(t.Context(), other); err != nil || d.Remaining != 4 {
+	if d, err := s.Charge(t.Context(), other); err != nil || d.Remaining != 4 {
 		t.Errorf("another rule once the row has expired: got %+v, error %v, want 4 remaining", d, err)
 	}
 }
@@ -262,12 +262,12 @@ func TestExpiredRowIsGone(t *testing.T) {
 func TestPeekLeavesExpiry(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	s := openStore(t, newFile(t), &Options{Clock: func() time.Time { return now }})
-	if _, err := s.Take(t.Context(), take("agent-1", 10)); err != nil {
+	if _, err := s.Charge(t.Context(), take("agent-1", 10)); err != nil {
 		t.Fatal(err)
 	}
-	faster := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(10, 10, time.Minute))))
+	faster := quota.NewLimit("tokens", algorithm.TokenBucket(10, 10, time.Minute))
 	list := []quota.Charge{take("agent-2", 1), {Limit: faster, Key: "agent-1", Op: quota.OpPeek}}
-	if err := s.TakeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
+	if err := s.ChargeAll(t.Context(), list, make([]quota.Decision, 2)); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(2 * time.Minute)
@@ -318,7 +318,7 @@ func TestErrors(t *testing.T) {
 	if _, err := opened.db.ExecContext(ctx, "DROP TABLE quota"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Take(ctx, take("agent-1", 1)); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("Take without the table: got %v, want ErrMisconfigured", err)
+	if _, err := s.Charge(ctx, take("agent-1", 1)); !errors.Is(err, quota.ErrMisconfigured) {
+		t.Errorf("Charge without the table: got %v, want ErrMisconfigured", err)
 	}
 }

@@ -20,8 +20,8 @@ type rule struct {
 }
 
 func newRule(name string, capacity, refill int64) *rule {
-	bucket := quota.Must(algorithm.TokenBucket(capacity, refill, time.Second))
-	return &rule{name, capacity, refill, quota.Must(quota.NewLimit(name, bucket))}
+	bucket := algorithm.TokenBucket(capacity, refill, time.Second)
+	return &rule{name, capacity, refill, quota.NewLimit(name, bucket)}
 }
 
 var (
@@ -93,7 +93,7 @@ func (a *agent) take(ctx context.Context, charges []quota.Charge) (quota.Result,
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	start := time.Now()
-	result, err := a.fleet.limiter.TakeAll(ctx, charges...)
+	result, err := a.fleet.charger.ChargeAll(ctx, charges...)
 	a.fleet.record(entriesOf(charges, result, err, time.Since(start)))
 	return result, err
 }
@@ -124,7 +124,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // fleet is all agents, and the record of their calls.
 type fleet struct {
-	limiter *quota.Limiter
+	charger *quota.Charger
 	agents  []*agent
 	teams   []*stats
 
@@ -152,12 +152,11 @@ type level struct {
 }
 
 func newFleet(store quota.Store, o options) (*fleet, error) {
-	// The limiter's own limit is of no importance: every charge names its limit.
-	limiter, err := quota.NewLimiter(store, agentTokens.limit, nil)
+	charger, err := quota.NewCharger(store, nil)
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{limiter: limiter, left: make(map[place]level)}
+	f := &fleet{charger: charger, left: make(map[place]level)}
 	for t := range o.teams {
 		team := &stats{name: fmt.Sprint("team-", t+1), deniedBy: make(map[string]int64)}
 		f.teams = append(f.teams, team)

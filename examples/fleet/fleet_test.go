@@ -63,7 +63,7 @@ func TestRun(t *testing.T) {
 // something and been used by half at least: otherwise the check would show little.
 func TestEveryLimitWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := local.New(nil)
+		store := local.New()
 		f := quota.Must(newFleet(store, options{teams: 4, agents: 5}))
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
@@ -100,18 +100,18 @@ type broken struct {
 	twice  bool // sends each list of refunds twice
 }
 
-func (b *broken) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (b *broken) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	cs = append([]quota.Charge(nil), cs...)
 	if b.before != nil {
 		for i := range cs {
 			b.before(&cs[i])
 		}
 	}
-	if err := b.Store.TakeAll(ctx, cs, out); err != nil {
+	if err := b.Store.ChargeAll(ctx, cs, out); err != nil {
 		return err
 	}
 	if b.twice && cs[0].Op == quota.OpRefund {
-		return b.Store.TakeAll(ctx, cs, out)
+		return b.Store.ChargeAll(ctx, cs, out)
 	}
 	if b.after != nil {
 		for i := range cs {
@@ -123,7 +123,7 @@ func (b *broken) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 
 // widened returns a before that gives one limit other numbers.
 func widened(r *rule, capacity, refill int64, per time.Duration) func(*quota.Charge) {
-	limit := quota.Must(quota.NewLimit(r.name, quota.Must(algorithm.TokenBucket(capacity, refill, per))))
+	limit := quota.NewLimit(r.name, algorithm.TokenBucket(capacity, refill, per))
 	return func(c *quota.Charge) {
 		if c.Limit.Name() == r.name {
 			c.Limit = limit
@@ -156,7 +156,7 @@ func TestCheckFindsBrokenStores(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				test.store.Store = local.New(nil)
+				test.store.Store = local.New()
 				var stdout, stderr bytes.Buffer
 				code := run(t.Context(), []string{"-for", "1m"}, &stdout, &stderr, on(&test.store))
 				if code != 1 || !strings.Contains(stdout.String(), "EXCEEDED: limit "+test.limit+",") || strings.Contains(stdout.String(), "No limit was exceeded") {
@@ -169,7 +169,7 @@ func TestCheckFindsBrokenStores(t *testing.T) {
 
 // TestLedgers runs two fleets at a time and checks their ledgers together.
 func TestLedgers(t *testing.T) {
-	shared := local.New(nil)
+	shared := local.New()
 	for _, test := range []struct {
 		name         string
 		one, another quota.Store
@@ -178,7 +178,7 @@ func TestLedgers(t *testing.T) {
 	}{
 		{"one store", shared, shared, [2]string{"a-", "a-"}, 0},
 		{"one store, different runs", shared, shared, [2]string{"b-", "c-"}, 0},
-		{"a store each", local.New(nil), local.New(nil), [2]string{"", ""}, 1},
+		{"a store each", local.New(), local.New(), [2]string{"", ""}, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -222,7 +222,7 @@ func TestInterrupt(t *testing.T) {
 		defer cancel()
 		start := time.Now()
 		var out bytes.Buffer
-		if code := run(ctx, []string{"-for", "1h"}, &out, &out, on(local.New(nil))); code != 0 || time.Since(start) > 3*time.Second {
+		if code := run(ctx, []string{"-for", "1h"}, &out, &out, on(local.New())); code != 0 || time.Since(start) > 3*time.Second {
 			t.Errorf("exit status %d after %v\n%s", code, time.Since(start), &out)
 		}
 	})
@@ -232,7 +232,7 @@ func TestInterrupt(t *testing.T) {
 // is counted so that the check neither fails nor passes wrongly.
 func TestStoreErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &flaky{Store: local.New(nil)}
+		store := &flaky{Store: local.New()}
 		var out bytes.Buffer
 		if code := run(t.Context(), []string{"-for", "20s"}, &out, &out, on(store)); code != 0 || !strings.Contains(out.String(), "calls failed. The last error:") {
 			t.Errorf("exit status %d\n%s", code, &out)
@@ -257,12 +257,12 @@ type flaky struct {
 	calls int
 }
 
-func (f *flaky) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (f *flaky) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	f.mu.Lock()
 	f.calls++
 	lose := f.calls%4 == 0
 	f.mu.Unlock()
-	err := f.Store.TakeAll(ctx, cs, out)
+	err := f.Store.ChargeAll(ctx, cs, out)
 	if lose {
 		return fmt.Errorf("reply lost: %w", quota.ErrIndeterminate)
 	}
@@ -271,10 +271,10 @@ func (f *flaky) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Deci
 
 type down struct{}
 
-func (down) Take(context.Context, quota.Charge) (quota.Decision, error) {
+func (down) Charge(context.Context, quota.Charge) (quota.Decision, error) {
 	return quota.Decision{}, quota.ErrUnavailable
 }
-func (down) TakeAll(context.Context, []quota.Charge, []quota.Decision) error {
+func (down) ChargeAll(context.Context, []quota.Charge, []quota.Decision) error {
 	return quota.ErrUnavailable
 }
 func (down) Close() error { return nil }
@@ -298,7 +298,7 @@ func TestOptions(t *testing.T) {
 		{[]string{"-ledger", filepath.Join(t.TempDir(), "none", "file")}, 1, "none"},
 	} {
 		var out bytes.Buffer
-		code := run(t.Context(), test.args, io.Discard, &out, on(local.New(nil)))
+		code := run(t.Context(), test.args, io.Discard, &out, on(local.New()))
 		if code != test.code || !strings.Contains(out.String(), test.says) {
 			t.Errorf("%q: exit status %d, %s", test.args, code, &out)
 		}
@@ -307,7 +307,7 @@ func TestOptions(t *testing.T) {
 
 func TestLive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := quota.Must(newFleet(local.New(nil), options{teams: 4, agents: 5}))
+		f := quota.Must(newFleet(local.New(), options{teams: 4, agents: 5}))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		done := make(chan struct{})

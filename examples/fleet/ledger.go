@@ -39,7 +39,7 @@ func entriesOf(charges []quota.Charge, r quota.Result, err error, took time.Dura
 	for i, c := range charges {
 		switch {
 		case errors.Is(err, quota.ErrIndeterminate) && c.Op == quota.OpRefund:
-			add(c, "refund", c.At, quota.Forever) // it may have been made; a charge of unknown outcome has no entry
+			add(c, "refund", c.MadeAt, quota.Forever) // it may have been made; a charge of unknown outcome has no entry
 		case err != nil: // not charged
 		case r.Granted:
 			add(c, c.Op.String(), r.Decisions[i].At, 0)

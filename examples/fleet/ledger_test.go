@@ -138,9 +138,9 @@ func TestCheckAcceptsTheAlgorithm(t *testing.T) {
 			case charge.Op != quota.OpRefund:
 				receipts = append(receipts, d)
 			case random.IntN(5) == 0: // its outcome got lost
-				e.At, e.Until = charge.At, quota.Forever
+				e.At, e.Until = charge.MadeAt, quota.Forever
 			case random.IntN(5) == 0:
-				e.At, e.Until = charge.At, now+quota.Micros(random.Int64N(1000))
+				e.At, e.Until = charge.MadeAt, now+quota.Micros(random.Int64N(1000))
 			}
 			es = append(es, e)
 		}
@@ -185,7 +185,7 @@ func TestCheckIsExact(t *testing.T) {
 func TestEntriesOf(t *testing.T) {
 	agent := quota.Charge{Limit: agentTokens.limit, Key: "team-1/agent-1", Cost: 7}
 	fleet := quota.Charge{Limit: fleetTokens.limit, Key: "fleet", Cost: 7}
-	refund := quota.Charge{Limit: fleetTokens.limit, Key: "fleet", Cost: 3, Op: quota.OpRefund, At: 50}
+	refund := quota.Charge{Limit: fleetTokens.limit, Key: "fleet", Cost: 3, Op: quota.OpRefund, MadeAt: 50}
 	debit := quota.Charge{Limit: fleetTokens.limit, Key: "fleet", Cost: 3, Op: quota.OpDebit}
 	lost := fmt.Errorf("%w: EOF", quota.ErrIndeterminate)
 	both := []quota.Decision{{Allowed: true, At: 90}, {Allowed: true, At: 91}}

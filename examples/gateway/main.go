@@ -55,8 +55,8 @@ func (g *gateway) load(text string) error {
 	var wrong []error
 	for tenant, name := range config.Tenants {
 		for _, limit := range []string{"tokens", "requests", "budget"} {
-			l, err := quota.NewLimit(limit, config.Plans[name][limit].Algorithm)
-			wrong = append(wrong, err)
+			l := quota.NewLimit(limit, config.Plans[name][limit].Algorithm)
+			wrong = append(wrong, l.Err())
 			tenants[tenant] = append(tenants[tenant], l)
 		}
 	}
@@ -77,7 +77,7 @@ func (g *gateway) answer(ctx context.Context, tenant string, estimate int64, mod
 	charges := []quota.Charge{
 		{Limit: limits[0], Key: key, Cost: estimate}, {Limit: limits[1], Key: key, Cost: 1}, {Limit: limits[2], Key: tenant, Cost: estimate},
 	}
-	r, err := g.limiter.TakeAll(ctx, charges...)
+	r, err := g.limiter.ChargeAll(ctx, charges...)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (g *gateway) answer(ctx context.Context, tenant string, estimate int64, mod
 		return fmt.Errorf("%s is over its limit %v", tenant, charges[r.Decider].Limit)
 	}
 	used := model()
-	_, err = g.limiter.TakeAll(ctx, charges[0].Settle(r.Decisions[0], used), charges[2].Settle(r.Decisions[2], used)) // outlives ctx
+	_, err = g.limiter.ChargeAll(ctx, charges[0].Settle(r.Decisions[0], used), charges[2].Settle(r.Decisions[2], used)) // outlives ctx
 	return err
 }
 

@@ -35,7 +35,7 @@ import (
 
 var (
 	rule  = bound.Rule{Capacity: 200, Refill: 100, Instances: 4}
-	limit = quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(rule.Capacity, rule.Refill, time.Second))))
+	limit = quota.NewLimit("tokens", algorithm.TokenBucket(rule.Capacity, rule.Refill, time.Second))
 )
 
 const (
@@ -66,7 +66,7 @@ func main() {
 // ownShare returns the policy by which an instance decides while Redis cannot: on its share of the limit, in
 // its own memory.
 func ownShare() resilience.Policy {
-	return resilience.Fallback(local.New(nil), resilience.Instances(rule.Instances), nil)
+	return resilience.Fallback(local.New(), resilience.Instances(rule.Instances), nil)
 }
 
 // run is the program; it returns the exit status.
@@ -136,7 +136,7 @@ func (f *fleet) join(ctx context.Context, url string, fallback resilience.Policy
 		return err
 	}
 	f.instances = append(f.instances, &instance{store: safe})
-	_, err = store.Take(ctx, quota.Charge{Limit: limit, Key: "hello", Op: quota.OpPeek})
+	_, err = store.Charge(ctx, quota.Charge{Limit: limit, Key: "hello", Op: quota.OpPeek})
 	return err
 }
 
@@ -173,7 +173,7 @@ func (f *fleet) ask(ctx context.Context, i *instance, fail func(error)) {
 	for pause(ctx, time.Duration(rand.Int64N(int64(20*time.Millisecond)))) {
 		const cost = 1
 		asked := time.Now()
-		d, err := i.store.Take(context.WithoutCancel(ctx), quota.Charge{Limit: limit, Key: "everyone", Cost: cost})
+		d, err := i.store.Charge(context.WithoutCancel(ctx), quota.Charge{Limit: limit, Key: "everyone", Cost: cost})
 		took := int64(time.Since(asked))
 		if err != nil {
 			fail(err)

@@ -59,9 +59,9 @@ func (c *Clock) Add(d time.Duration) {
 // Rules are one constructor of each rule: limit tokens in a period.
 var Rules = []struct {
 	Name string
-	Make func(limit int64, per time.Duration) (quota.Algorithm, error)
+	Make func(limit int64, per time.Duration) quota.Algorithm
 }{
-	{"tb1", func(limit int64, per time.Duration) (quota.Algorithm, error) {
+	{"tb1", func(limit int64, per time.Duration) quota.Algorithm {
 		return algorithm.TokenBucket(limit, limit, per)
 	}},
 	{"sw1", algorithm.SlidingWindow},
@@ -81,7 +81,7 @@ func EachRule(t *testing.T, tokens int64, per time.Duration, test func(t *testin
 func LimitOf(name, rule string, tokens int64, per time.Duration) *quota.Limit {
 	for _, r := range Rules {
 		if r.Name == rule {
-			return quota.Must(quota.NewLimit(name, quota.Must(r.Make(tokens, per))))
+			return quota.NewLimit(name, r.Make(tokens, per))
 		}
 	}
 	panic("no rule " + rule)

@@ -26,7 +26,7 @@ func TestAllocs(t *testing.T) {
 		{quotahttp.GitHub, "requests: 0/24h fixed", 12},
 		{quotahttp.IETF, "requests: 0/24h fixed", 12},
 	} {
-		store := local.New(nil)
+		store := local.New()
 		defer store.Close()
 		limits := quota.Must(quotahttp.New(quota.Must(quota.NewLimiter(store, minute, nil)), &quotahttp.Options{Headers: test.headers}, byPeer(limit(test.limit))))
 		h := limits(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))

@@ -12,7 +12,7 @@
 //	return http.ListenAndServe(":8080", limits(mux))
 //
 // The result of [New] is the func(http.Handler) http.Handler that chi and others take. All charges of a
-// request are one list, see [quota.Limiter.TakeAll]: a request that one limit denies is charged to none.
+// request are one list, see [quota.Limiter.ChargeAll]: a request that one limit denies is charged to none.
 //
 // # Rules and keys
 //

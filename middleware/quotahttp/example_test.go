@@ -15,7 +15,7 @@ import (
 // Two requests a minute for each address.
 func ExampleNew() {
 	minute := quota.Must(algorithm.ParseLimit("minute: 2/1m sliding"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), minute, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), minute, nil))
 	defer limiter.Close()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/things", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "things") })
@@ -37,7 +37,7 @@ func ExampleNew() {
 // An estimate that is charged before a call to a model, and settled by the handler's word or the answer's.
 func ExampleReceipt_Settle() {
 	tokens := quota.Must(algorithm.ParseLimit("tokens: 1000 burst 10/s bucket"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), tokens, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), tokens, nil))
 	defer limiter.Close()
 	estimate := func(r *http.Request) int64 { return 400 }
 	limits := quota.Must(quotahttp.New(limiter, &quotahttp.Options{

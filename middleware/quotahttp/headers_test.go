@@ -115,7 +115,7 @@ func TestHeaders(t *testing.T) {
 				return cs, nil
 			}
 			for i := range test.decisions {
-				test.decisions[i].Limit = test.limits[i].Capacity()
+				test.decisions[i].Capacity = test.limits[i].Capacity()
 			}
 			for _, dialects := range []quotahttp.Headers{all, 0, quotahttp.GitHub, quotahttp.OpenAI, quotahttp.Anthropic, quotahttp.Draft03, quotahttp.NoHeaders} {
 				var errs errorList
@@ -197,7 +197,7 @@ func parseBack(t *testing.T, h http.Header) {
 
 // Two middlewares, one inside the other, tell of all limits.
 func TestHeadersNested(t *testing.T) {
-	store := &answers{decisions: []quota.Decision{{Allowed: true, Remaining: 2, Limit: 3}}}
+	store := &answers{decisions: []quota.Decision{{Allowed: true, Remaining: 2, Capacity: 3}}}
 	h := handler(t, store, nil, handler(t, store, nil, ok, byPeer(minute)).ServeHTTP, byPeer(day))
 	resp := send(h)
 	wantField(t, resp.Header, "RateLimit-Policy", `"day";q=5;w=86400, "minute";q=3;w=60`)
@@ -211,7 +211,7 @@ func TestHeadersMany(t *testing.T) {
 	store := &answers{}
 	for i := range 60 {
 		limits = append(limits, limit(fmt.Sprintf("limit-with-a-long-name-%d: 100/1m fixed", i)))
-		store.decisions = append(store.decisions, quota.Decision{Allowed: true, Limit: 100, Remaining: int64(i)})
+		store.decisions = append(store.decisions, quota.Decision{Allowed: true, Capacity: 100, Remaining: int64(i)})
 	}
 	resp := send(handler(t, store, &quotahttp.Options{Headers: quotahttp.IETF | quotahttp.OpenAI | quotahttp.Anthropic}, ok, byPeer(limits...)), with("Origin", "https://example.org"))
 	parseBack(t, resp.Header)
@@ -249,7 +249,7 @@ func TestExpose(t *testing.T) {
 		{0, true, quota.ErrUnavailable, false, "Retry-After"},
 	} {
 		var errs errorList
-		store := &answers{decisions: []quota.Decision{{Allowed: test.allowed, Limit: 3}}, err: test.err}
+		store := &answers{decisions: []quota.Decision{{Allowed: test.allowed, Capacity: 3}}, err: test.err}
 		h := handler(t, store, &quotahttp.Options{Headers: test.headers, Error: errs.tell}, ok, byPeer(minute))
 		var changes []func(*http.Request)
 		if test.origin {

@@ -121,14 +121,14 @@ type answers struct {
 	err       error
 }
 
-func (a *answers) Take(_ context.Context, _ quota.Charge) (quota.Decision, error) {
+func (a *answers) Charge(_ context.Context, _ quota.Charge) (quota.Decision, error) {
 	if a.err != nil {
 		return quota.Decision{}, a.err
 	}
 	return a.decisions[0], nil
 }
 
-func (a *answers) TakeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
+func (a *answers) ChargeAll(_ context.Context, _ []quota.Charge, out []quota.Decision) error {
 	copy(out, a.decisions)
 	return a.err
 }

@@ -96,7 +96,7 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 	}
 	v := &visit{Context: r.Context(), receipt: Receipt{limiter: m.limiter, outer: From(r.Context())}}
 	if len(charges) > 0 {
-		result, err := m.limiter.TakeAll(r.Context(), charges...)
+		result, err := m.limiter.ChargeAll(r.Context(), charges...)
 		if err == nil {
 			m.o.Headers.tell(w.Header(), charges, result.Decisions, len(r.Header["Origin"]) > 0)
 		}

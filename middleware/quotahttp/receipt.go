@@ -90,7 +90,7 @@ func (r *Receipt) settle(of func(*quota.Charge) bool, limit string, actual int64
 		}
 		r.mu.Unlock()
 		if len(late) > 0 {
-			if _, err := r.limiter.TakeAll(context.Background(), late...); err != nil {
+			if _, err := r.limiter.ChargeAll(context.Background(), late...); err != nil {
 				return err
 			}
 		}
@@ -152,7 +152,7 @@ func (m *middleware) over(r *http.Request, receipt *Receipt, answer *writer, ret
 	if len(corrections) == 0 {
 		return
 	}
-	if _, err := m.limiter.TakeAll(r.Context(), corrections...); err != nil { // corrections outlive the context
+	if _, err := m.limiter.ChargeAll(r.Context(), corrections...); err != nil { // corrections outlive the context
 		m.o.Error(r, err)
 	}
 }

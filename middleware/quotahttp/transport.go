@@ -15,7 +15,7 @@ import (
 // Backoff is the limit by which clients of one server hold off together, see [NewTransport]. Its tokens are
 // milliseconds: a key from which n tokens are missing may send again in n ms. A program may peek at a key, or
 // reset it.
-var Backoff = quota.Must(quota.NewLimit("backoff", quota.Must(algorithm.TokenBucket(int64(maxBackoff/time.Millisecond), 1, time.Millisecond))))
+var Backoff = quota.NewLimit("backoff", algorithm.TokenBucket(int64(maxBackoff/time.Millisecond), 1, time.Millisecond))
 
 // maxBackoff is the longest time that a server is believed.
 const maxBackoff = 24 * time.Hour
@@ -140,7 +140,7 @@ func storeFailed(err error) bool {
 func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff quota.Charge) error {
 	limiter := t.charger.limiter
 	if t.waiting.Load() == 0 {
-		r, err := limiter.TakeAll(ctx, append(slices.Clone(charges), backoff)...)
+		r, err := limiter.ChargeAll(ctx, append(slices.Clone(charges), backoff)...)
 		if err != nil || r.Granted {
 			return err
 		}
@@ -161,7 +161,7 @@ func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff qu
 	for i := range charges {
 		charges[i] = charges[i].Refund(taken.Decisions[i], max(taken.Decisions[i].Charged, 0))
 	}
-	if _, failed := limiter.TakeAll(ctx, charges...); failed != nil {
+	if _, failed := limiter.ChargeAll(ctx, charges...); failed != nil {
 		return errors.Join(err, failed)
 	}
 	return err
@@ -175,7 +175,7 @@ func (t *transport) holdOff(r *http.Request, key string, d time.Duration) {
 	c := quota.Charge{Limit: Backoff, Key: key, Op: quota.OpUpTo, Cost: n, Floor: Backoff.Capacity() - n}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 10*time.Second)
 	defer cancel()
-	if _, err := t.charger.limiter.TakeAll(ctx, c); err != nil {
+	if _, err := t.charger.limiter.ChargeAll(ctx, c); err != nil {
 		t.o.Error(r, err)
 	}
 }

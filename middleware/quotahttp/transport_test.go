@@ -52,7 +52,7 @@ const hostKey = "api.example.org/host"
 // blocked returns how long the backoff of a key lasts.
 func blocked(t *testing.T, store quota.Store, key string) time.Duration {
 	t.Helper()
-	d, err := store.Take(t.Context(), quota.Charge{Limit: quotahttp.Backoff, Key: key, Op: quota.OpPeek, Floor: quotahttp.Backoff.Capacity()})
+	d, err := store.Charge(t.Context(), quota.Charge{Limit: quotahttp.Backoff, Key: key, Op: quota.OpPeek, Floor: quotahttp.Backoff.Capacity()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,11 +198,11 @@ func learn(t *testing.T, store quota.Store, after string) {
 // passing is a store that allows every peek: the request was sent before the others were refused.
 type passing struct{ quota.Store }
 
-func (p passing) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (p passing) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if c.Op == quota.OpPeek {
 		return quota.Decision{Allowed: true}, nil
 	}
-	return p.Store.Take(ctx, c)
+	return p.Store.Charge(ctx, c)
 }
 
 // Each user has a backoff of their own where the key says so.
@@ -375,7 +375,7 @@ func TestTransportFailed(t *testing.T) {
 // A retry policy goes around the transport, which holds its repeats off until the server admits them.
 func ExampleNewTransport() {
 	requests := quota.Must(algorithm.ParseLimit("requests: 100/1m sliding"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), requests, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), requests, nil))
 	defer limiter.Close()
 	refusals := 0
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -407,7 +407,7 @@ func FuzzLearn(f *testing.F) {
 		}
 		h["X-Ratelimit-Remaining-A"], h["X-Ratelimit-Reset-A"] = []string{"0"}, []string{reset}
 		h["Anthropic-Ratelimit-Remaining"], h["Anthropic-Ratelimit-A-Remaining"], h["Anthropic-Ratelimit-A-Reset"] = []string{"0"}, []string{"0"}, []string{retry}
-		store := local.New(nil)
+		store := local.New()
 		defer store.Close()
 		var errs errorList
 		tr := newTransport(t, store, &quotahttp.TransportOptions{Error: errs.tell, Next: server(func(*http.Request) (*http.Response, error) {

@@ -258,7 +258,7 @@ func FuzzUsage(f *testing.F) {
 		}
 		var found []quotahttp.Usage
 		for _, size := range []int{int(cut) + 1, len(text) + 1} {
-			h := handler(t, &answers{decisions: []quota.Decision{{Allowed: true, Limit: 1000}}}, &quotahttp.Options{
+			h := handler(t, &answers{decisions: []quota.Decision{{Allowed: true, Capacity: 1000}}}, &quotahttp.Options{
 				Error:  new(errorList).tell,
 				Settle: map[string]func(quotahttp.Usage) int64{"tokens": func(u quotahttp.Usage) int64 { found = append(found, u); return 0 }},
 			}, func(w http.ResponseWriter, _ *http.Request) {

@@ -12,7 +12,7 @@ type Scripted interface {
 	//
 	//	u, a, b, c, tail   the state: Unit (0 in the zero State), A, B, C; Tail as a table, or nil
 	//	op, cost, at, now  the request: Op as a number (5, OpAhead, only where Spec.Ahead is set; 6 is OpUpTo), Cost
-	//	                   (2^52 for any above), At; the time
+	//	                   (2^52 for any above), Arg; the time
 	//	unit, p1 … p8      Spec.Unit and Spec.Params
 	//	keep               the request's Floor (2^52 for any above)
 	//

@@ -34,7 +34,7 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 // of them has an item for each charge, of which at most one is marked.
 //
 // It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
-// state leaves items of any rule as they are.
+// state leaves items of any rule as they are. It fails with ErrInvalid where a limit is not valid, see [quota.Limit.Err].
 func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
 	for i := range cs {
 		if err := fits(&cs[i], &items[i]); err != nil {
@@ -107,7 +107,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	if gives || op == quota.OpUpTo {
 		before = remaining(c, held, now)
 	}
-	r := quota.Request{Op: op, Cost: c.Cost, At: c.At}
+	r := quota.Request{Op: op, Cost: c.Cost, Arg: c.MadeAt}
 	if c.Op >= quota.OpAhead || c.Floor != 0 { // else the same, without a call on the hottest path there is
 		r = c.Request()
 		r.Op = op
@@ -120,7 +120,7 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	}
 	// Field by field: the compiler would build a literal aside and copy it, on the hottest path there is.
 	d.Allowed, d.Source, d.Split, d.Replayed, d.Shadow, d.Alternative = v.Allowed, quota.FromStore, false, false, c.Shadow, c.Alternative
-	d.Limit = c.Limit.Spec().Capacity
+	d.Capacity = c.Limit.Spec().Capacity
 	d.Remaining = v.Remaining
 	d.Charged = 0
 	d.RetryAfter = v.RetryAfter.Duration()
@@ -147,7 +147,11 @@ func remaining(c *quota.Charge, s *quota.State, now quota.Micros) int64 {
 }
 
 func fits(c *quota.Charge, it *Item) error {
-	if it.Rule != c.Limit.Spec().Rule && it.Rule != (quota.Rule{}) && c.Limit.Spec().Unit != 0 {
+	spec := c.Limit.Spec()
+	switch {
+	case spec.Unit == 0: // the rule keeps no state, or the limit is not valid
+		return c.Limit.Err()
+	case it.Rule != spec.Rule && it.Rule != (quota.Rule{}):
 		return misfit(c, it)
 	}
 	return nil

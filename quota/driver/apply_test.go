@@ -25,7 +25,7 @@ func randomCharge(r *rand.Rand, limits []*quota.Limit, keys int, now quota.Micro
 	case 1:
 		c.Op = quota.OpDebit
 	case 2, 3:
-		c.Op, c.At = quota.OpRefund, max(now-quota.Micros(r.Int64N(3_000_000)), 0)
+		c.Op, c.MadeAt = quota.OpRefund, max(now-quota.Micros(r.Int64N(3_000_000)), 0)
 	case 4:
 		if r.IntN(4) == 0 {
 			c.Op = quota.OpReset
@@ -222,7 +222,7 @@ func TestApplyRefusesAnotherRule(t *testing.T) {
 func TestApplyBesideAnotherRule(t *testing.T) {
 	own := testkit.LimitOf("same", "tb1", 10, time.Minute)
 	for _, rule := range []quota.Algorithm{algorithm.Unlimited, algorithm.DenyAll, scribbler{}} {
-		none := quota.Must(quota.NewLimit("same", rule))
+		none := quota.NewLimit("same", rule)
 		it := driver.Item{}
 		mustDecide(t, quota.Charge{Limit: own, Key: "k", Cost: 4}, &it, 1e15)
 		it.Write = false
@@ -238,7 +238,7 @@ func TestApplyBesideAnotherRule(t *testing.T) {
 				if err != nil || !reflect.DeepEqual(items[0], before) {
 					t.Errorf("%v: got %+v, %v; want the item as it was, %+v", c, items[0], err, before)
 				}
-				if want := none.Spec().Capacity; out[0].Remaining != want || out[0].Limit != want {
+				if want := none.Spec().Capacity; out[0].Remaining != want || out[0].Capacity != want {
 					t.Errorf("%v: got %+v, want limit and remaining %d", c, out[0], want)
 				}
 			}

@@ -71,7 +71,7 @@ func BenchmarkCAS(b *testing.B) {
 			var next atomic.Int64
 			take := func(more func() bool) {
 				for i := next.Add(7919); more(); i += 13 {
-					if _, err := s.Take(bg, quota.Charge{Limit: l, Key: names[i%keys], Cost: 1}); err != nil {
+					if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: names[i%keys], Cost: 1}); err != nil {
 						b.Error(err)
 					}
 				}

@@ -117,7 +117,7 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	dst = hex.AppendEncode(dst, sum[:])
 	for i := range ds {
 		d := &ds[i]
-		all := [...]int64{d.Limit, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay), int64(d.RetryAfter)}
+		all := [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay), int64(d.RetryAfter)}
 		for _, n := range all[:numbers] {
 			dst = strconv.AppendInt(append(dst, ':'), n, 10)
 		}
@@ -147,7 +147,7 @@ func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 				return notState(text)
 			}
 		}
-		out[i] = quota.Decision{Allowed: n[6] == 0, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, RetryAfter: time.Duration(n[6]), Replayed: true, Limit: n[0], Remaining: n[1], Charged: n[2],
+		out[i] = quota.Decision{Allowed: n[6] == 0, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, RetryAfter: time.Duration(n[6]), Replayed: true, Capacity: n[0], Remaining: n[1], Charged: n[2],
 			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4]), Delay: time.Duration(n[5])}
 	}
 	return nil

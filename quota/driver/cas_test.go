@@ -30,7 +30,7 @@ func TestStoresDecideAlike(t *testing.T) {
 	for i := range sized(40, 1500) {
 		c := testkit.NewClock()
 		kv := newKV(c.Micros)
-		stores := map[string]quota.Store{"local": local.New(&local.Options{Clock: c.Time}), "cas": newCAS(t, kv, nil)}
+		stores := map[string]quota.Store{"local": quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), "cas": newCAS(t, kv, nil)}
 		flaps := i%4 == 0
 		if flaps {
 			// An expired entry is gone, also when the clock is set back; only a store that keeps every entry still decides as
@@ -53,9 +53,9 @@ func TestStoresDecideAlike(t *testing.T) {
 				got := make([]quota.Decision, len(cs))
 				var err error
 				if len(cs) == 1 {
-					got[0], err = s.Take(bg, cs[0])
+					got[0], err = s.Charge(bg, cs[0])
 				} else {
-					err = s.TakeAll(bg, cs, got)
+					err = s.ChargeAll(bg, cs, got)
 				}
 				if err != nil || !reflect.DeepEqual(got, want) {
 					t.Fatalf("%s on %s: got %v, %v, want %v", testkit.Show(cs), name, got, err, want)
@@ -78,12 +78,12 @@ func TestCASKeepsUntilReset(t *testing.T) {
 		kv := newKV(c.Micros)
 		s := newCAS(t, kv, nil)
 		for i, op := range []quota.Op{quota.OpTake, quota.OpDebit} {
-			d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4, Op: op}))
+			d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 4, Op: op}))
 			if ttl := kv.swaps[i][0].TTL; ttl < d.ResetAfter || ttl > d.ResetAfter+driver.ExpirySlack {
 				t.Errorf("TTL after a %s: got %v, want ResetAfter, %v, and up to %v more", op, ttl, d.ResetAfter, driver.ExpirySlack)
 			}
 		}
-		d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset}))
+		d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpReset}))
 		if change := kv.swaps[2][0]; change.Value != "" {
 			t.Errorf("change of a reset: got %+v, want one to no value", change)
 		}
@@ -97,8 +97,8 @@ func TestCASKeepsUntilReset(t *testing.T) {
 	// A quota that never comes back is kept for good.
 	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
-	if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: quota.Must(quota.NewLimit("n", testkit.Counter{Capacity: 3})), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
-		t.Fatalf("Take of a quota that never comes back: got %v, want ResetAfter Never", d)
+	if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: quota.NewLimit("n", testkit.Counter{Capacity: 3}), Key: "k", Cost: 1})); d.ResetAfter != quota.Never {
+		t.Fatalf("Charge of a quota that never comes back: got %v, want ResetAfter Never", d)
 	}
 	if ttl := kv.swaps[0][0].TTL; ttl != quota.Never {
 		t.Errorf("TTL of a quota that never comes back: got %v, want %v", ttl, quota.Never)
@@ -109,17 +109,17 @@ func TestCASWritesNothingInVain(t *testing.T) {
 	testkit.EachRule(t, 5, 10*time.Second, func(t *testing.T, l *quota.Limit) {
 		kv := newKV(testkit.NewClock().Micros)
 		s := newCAS(t, kv, nil)
-		must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 4}))
+		must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 4}))
 		for _, c := range []quota.Charge{{Cost: 2}, {Cost: 6}, {Op: quota.OpPeek, Cost: 1}, {Op: quota.OpPeek, Cost: 1, ID: "p"}, {Cost: 2, ID: "d"}, {}} {
 			c.Limit, c.Key = l, "k"
-			must[quota.Decision](t)(s.Take(bg, c))
+			must[quota.Decision](t)(s.Charge(bg, c))
 		}
 		if n := kv.swapped(); n != 1 {
-			t.Errorf("swaps: got %d, want 1, of the first Take: denials and peeks must not swap", n)
+			t.Errorf("swaps: got %d, want 1, of the first Charge: denials and peeks must not swap", n)
 		}
 		// In a list, an entry that is only read is compared too: it is part of the decision.
 		out := make([]quota.Decision, 2)
-		if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Op: quota.OpPeek}, {Limit: l, Key: "other", Cost: 1}}, out); err != nil {
+		if err := s.ChargeAll(bg, []quota.Charge{{Limit: l, Key: "k", Op: quota.OpPeek}, {Limit: l, Key: "other", Cost: 1}}, out); err != nil {
 			t.Fatal(err)
 		}
 		last := kv.swaps[1]
@@ -146,12 +146,12 @@ func TestCASRetries(t *testing.T) {
 			if conflicts--; conflicts >= 0 {
 				hook := kv.beforeSwap
 				kv.beforeSwap = nil
-				must[quota.Decision](t)(rival.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
+				must[quota.Decision](t)(rival.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
 				kv.beforeSwap = hook
 			}
 		}
-		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})); !d.Allowed || d.Remaining != 49 {
-			t.Errorf("Take after 5 conflicts: got %v, want it allowed with 49 left", d)
+		if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})); !d.Allowed || d.Remaining != 49 {
+			t.Errorf("Charge after 5 conflicts: got %v, want it allowed with 49 left", d)
 		}
 	})
 	for _, attempts := range []int{0, 1, 3} {
@@ -160,7 +160,7 @@ func TestCASRetries(t *testing.T) {
 			kv.deny = func([]driver.Change) bool { return true }
 			s := newCAS(t, kv, &driver.Options{Attempts: attempts})
 			start := time.Now()
-			d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
+			d, err := s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 			if !errors.Is(err, quota.ErrConflict) || d != (quota.Decision{}) {
 				t.Errorf("Attempts %d, every swap conflicts: got %v, %v, want the zero Decision and ErrConflict", attempts, d, err)
 			}
@@ -177,13 +177,13 @@ func TestCASRetries(t *testing.T) {
 			// The pause between attempts ends with the context, and is not begun if the deadline would end it.
 			ctx, cancel := context.WithCancel(bg)
 			time.AfterFunc(time.Nanosecond, cancel)
-			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && (!errors.Is(err, context.Canceled) || !errors.Is(err, quota.ErrConflict)) {
+			if _, err := s.Charge(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); want > 1 && (!errors.Is(err, context.Canceled) || !errors.Is(err, quota.ErrConflict)) {
 				t.Errorf("Attempts %d, context ends in the pause: got %v, want ErrConflict and context.Canceled", attempts, err)
 			}
 			ctx, cancel = context.WithTimeout(bg, time.Nanosecond)
 			defer cancel()
 			start = time.Now()
-			if _, err := s.Take(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrConflict) || time.Since(start) > 0 {
+			if _, err := s.Charge(ctx, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrConflict) || time.Since(start) > 0 {
 				t.Errorf("Attempts %d, no time for a pause: got %v after %v, want ErrConflict at once", attempts, err, time.Since(start))
 			}
 		})
@@ -210,7 +210,7 @@ func TestCASErrors(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			kv := newKV(testkit.NewClock().Micros)
 			kv.loadErr, kv.swapErr = c.load, c.swap
-			d, err := newCAS(t, kv, nil).Take(bg, take)
+			d, err := newCAS(t, kv, nil).Charge(bg, take)
 			if !errors.Is(err, c.want) {
 				t.Errorf("error: got %v, want %v", err, c.want)
 			}
@@ -232,29 +232,29 @@ func TestCASErrors(t *testing.T) {
 	ctx, cancel := context.WithCancel(bg)
 	cancel()
 	kv := newKV(testkit.NewClock().Micros)
-	if _, err := newCAS(t, kv, nil).Take(ctx, take); !errors.Is(err, context.Canceled) || kv.loads != 0 {
-		t.Errorf("Take with an ended context: got %v and %d loads, want context.Canceled and no load", err, kv.loads)
+	if _, err := newCAS(t, kv, nil).Charge(ctx, take); !errors.Is(err, context.Canceled) || kv.loads != 0 {
+		t.Errorf("Charge with an ended context: got %v and %d loads, want context.Canceled and no load", err, kv.loads)
 	}
 	ctx, cancel = context.WithCancel(bg)
 	kv.clock = func() quota.Micros { cancel(); return testkit.Epoch } // ends within Load
 	kv.loadErr = cause
-	if _, err := newCAS(t, kv, nil).Take(ctx, take); err != context.Canceled {
-		t.Errorf("Take whose context ends in Load: got %v, want context.Canceled itself", err)
+	if _, err := newCAS(t, kv, nil).Charge(ctx, take); err != context.Canceled {
+		t.Errorf("Charge whose context ends in Load: got %v, want context.Canceled itself", err)
 	}
 
 	kv = newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	for _, text := range []string{"hello", "tb9:1:2:3:4", "sw1:1:2:3:4"} {
 		kv.entries["{k}:n"] = memEntry{value: text, expires: testkit.Epoch * 2}
-		if _, err := s.Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
-			t.Errorf("Take on the value %q: got %v, want ErrMisconfigured", text, err)
+		if _, err := s.Charge(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
+			t.Errorf("Charge on the value %q: got %v, want ErrMisconfigured", text, err)
 		}
 		if got := kv.entries["{k}:n"].value; kv.swapped() != 0 || got != text {
-			t.Errorf("after Take on the value %q: got %d swaps and the value %q, want no swap and the value unchanged", text, kv.swapped(), got)
+			t.Errorf("after Charge on the value %q: got %d swaps and the value %q, want no swap and the value unchanged", text, kv.swapped(), got)
 		}
 	}
-	if _, err := newCAS(t, short{kv}, nil).Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
-		t.Errorf("Take where Load returns too few entries: got %v, want ErrMisconfigured", err)
+	if _, err := newCAS(t, short{kv}, nil).Charge(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
+		t.Errorf("Charge where Load returns too few entries: got %v, want ErrMisconfigured", err)
 	}
 }
 
@@ -295,7 +295,7 @@ func TestCASAtomicity(t *testing.T) {
 		}
 		for name, cs := range lists {
 			loads := kv.loads
-			err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
+			err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs)))
 			if crosses := strings.Contains("|"+crossing+"|", "|"+name+"|"); crosses && !errors.Is(err, quota.ErrCrossSlot) {
 				t.Errorf("atomicity %d, list %q: got %v, want ErrCrossSlot", grade, name, err)
 			} else if !crosses && err != nil {
@@ -318,11 +318,11 @@ func TestCASCloses(t *testing.T) {
 				t.Errorf("Close: got %v, want nil", err)
 			}
 		}
-		if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("Take after Close: got %v, want ErrClosed", err)
+		if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("Charge after Close: got %v, want ErrClosed", err)
 		}
-		if err := s.TakeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
-			t.Errorf("TakeAll after Close: got %v, want ErrClosed", err)
+		if err := s.ChargeAll(bg, []quota.Charge{{Limit: l, Key: "k", Cost: 1}}, make([]quota.Decision, 1)); !errors.Is(err, quota.ErrClosed) {
+			t.Errorf("ChargeAll after Close: got %v, want ErrClosed", err)
 		}
 	}
 	if kv.closed != 1 || kv.loads != 0 {

@@ -12,7 +12,7 @@ import (
 // SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt, accepted delay, floor and least, and
 // alternative, and both are shadows or neither: whether one may repeat the other under its request id.
 func SameCharge(a, b quota.Charge) bool {
-	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.At == b.At && a.Within == b.Within &&
+	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.MadeAt == b.MadeAt && a.Within == b.Within &&
 		a.Floor == b.Floor && a.FloorOf == b.FloorOf && a.Least == b.Least && a.Shadow == b.Shadow && a.Alternative == b.Alternative
 }
 
@@ -35,7 +35,7 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 	for i := range cs {
 		c := &cs[i]
 		text = AppendKey(text, c.Limit.Name(), c.Key)
-		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.At)} {
+		for _, n := range [...]int64{int64(c.Op), c.Cost, int64(c.MadeAt)} {
 			text = strconv.AppendInt(append(text, ' '), n, 10)
 		}
 		if c.Within != 0 {

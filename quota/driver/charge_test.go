@@ -14,7 +14,7 @@ import (
 
 func TestSameCharge(t *testing.T) {
 	a, b, again := testkit.Bucket("a", 10, time.Second), testkit.Bucket("b", 10, time.Second), testkit.Bucket("a", 20, time.Second)
-	c := quota.Charge{Limit: a, Key: "k", Cost: 1, Op: quota.OpRefund, At: 3, ID: "x"}
+	c := quota.Charge{Limit: a, Key: "k", Cost: 1, Op: quota.OpRefund, MadeAt: 3, ID: "x"}
 	same := c
 	same.Limit, same.ID = again, "y" // a store keeps no more of the limit than its name
 	if !driver.SameCharge(c, c) {
@@ -25,7 +25,7 @@ func TestSameCharge(t *testing.T) {
 	}
 	for name, change := range map[string]func(*quota.Charge){
 		"limit": func(c *quota.Charge) { c.Limit = b }, "key": func(c *quota.Charge) { c.Key = "l" }, "cost": func(c *quota.Charge) { c.Cost++ },
-		"op": func(c *quota.Charge) { c.Op = quota.OpDebit }, "time": func(c *quota.Charge) { c.At++ },
+		"op": func(c *quota.Charge) { c.Op = quota.OpDebit }, "time": func(c *quota.Charge) { c.MadeAt++ },
 		"delay": func(c *quota.Charge) { c.Within++ }, "floor": func(c *quota.Charge) { c.Floor++ }, "part": func(c *quota.Charge) { c.FloorOf++ }, "least": func(c *quota.Charge) { c.Least++ }, "shadow": func(c *quota.Charge) { c.Shadow = true }, "list": func(c *quota.Charge) { c.Alternative++ },
 	} {
 		d := c
@@ -50,7 +50,7 @@ func TestFingerprint(t *testing.T) {
 		"key":         {with(func(c *quota.Charge) { c.Key = "g/j" })},
 		"cost":        {with(func(c *quota.Charge) { c.Cost = 11 })},
 		"op":          {with(func(c *quota.Charge) { c.Op = quota.OpDebit })},
-		"at":          {with(func(c *quota.Charge) { c.At = 1 })},
+		"at":          {with(func(c *quota.Charge) { c.MadeAt = 1 })},
 		"within":      {with(func(c *quota.Charge) { c.Within = 1 })},
 		"floor":       {with(func(c *quota.Charge) { c.Floor = 1 })},
 		"part":        {with(func(c *quota.Charge) { c.Floor, c.FloorOf = 1, 2 })},
@@ -59,8 +59,8 @@ func TestFingerprint(t *testing.T) {
 		"list":        {with(func(c *quota.Charge) { c.Alternative = 1 })},
 		"order":       {c, with(func(c *quota.Charge) { c.Key = "g/j" })},
 		"other order": {with(func(c *quota.Charge) { c.Key = "g/j" }), c},
-		"digits":      {with(func(c *quota.Charge) { c.Cost, c.At = 1, 11 })},
-		"more digits": {with(func(c *quota.Charge) { c.Cost, c.At = 11, 1 })},
+		"digits":      {with(func(c *quota.Charge) { c.Cost, c.MadeAt = 1, 11 })},
+		"more digits": {with(func(c *quota.Charge) { c.Cost, c.MadeAt = 11, 1 })},
 	}
 	seen := map[[16]byte]string{}
 	for name, cs := range lists {

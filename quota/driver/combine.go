@@ -18,7 +18,7 @@ const maxWork = 1024
 // pieceSize is how many numbers of a state's list count as much as a charge.
 const pieceSize = 512
 
-// call is a call of Take or TakeAll.
+// call is a call of Charge or ChargeAll.
 type call struct {
 	cs       []quota.Charge
 	out      []quota.Decision
@@ -217,7 +217,7 @@ func (s *store) wait(ctx context.Context, k *call) error {
 	case errors.Is(err, context.DeadlineExceeded) && k.batch.contended():
 		err = fmt.Errorf("quota: %w: attempts lost, and the time was over: %w", quota.ErrConflict, err)
 	}
-	return Share(err, k.batch)
+	return WithRoundTrip(err, k.batch)
 }
 
 // contended reports whether the batch waits because of attempts that others overtook. The caller holds store.mu.
@@ -277,7 +277,7 @@ func (s *store) answer(b *batch) {
 // end gives a call that waits its answer: err if it has no error of its own. The caller holds store.mu.
 func (s *store) end(k *call, err error) {
 	if k.err == nil && err != nil {
-		k.err = Share(err, k.batch)
+		k.err = WithRoundTrip(err, k.batch)
 	}
 	k.gone = true
 	close(k.done)

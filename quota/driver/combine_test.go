@@ -110,8 +110,8 @@ func TestOneTransactionPerKey(t *testing.T) {
 							cs[len(cs)-1].Op = quota.OpPeek
 						}
 					}
-					if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
-						t.Errorf("TakeAll of %s: got %v, want nil", testkit.Show(cs), err)
+					if err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+						t.Errorf("ChargeAll of %s: got %v, want nil", testkit.Show(cs), err)
 					}
 				}
 			})
@@ -138,8 +138,8 @@ func TestHotKey(t *testing.T) {
 		for range clients {
 			wg.Go(func() {
 				for range calls {
-					if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "hot", Cost: 1}); err != nil {
-						t.Errorf("Take: got %v, want nil", err)
+					if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: "hot", Cost: 1}); err != nil {
+						t.Errorf("Charge: got %v, want nil", err)
 					}
 				}
 			})
@@ -151,7 +151,7 @@ func TestHotKey(t *testing.T) {
 		if got := s.(driver.StatsReporter).Stats(); got.Calls != clients*calls || got.Lost != 0 {
 			t.Errorf("stats: got %+v, want %d calls and no swap lost", got, clients*calls)
 		}
-		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "hot", Op: quota.OpPeek})); d.Remaining != 10000-clients*calls {
+		if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "hot", Op: quota.OpPeek})); d.Remaining != 10000-clients*calls {
 			t.Errorf("remaining: got %d, want %d", d.Remaining, 10000-clients*calls)
 		}
 	})
@@ -173,7 +173,7 @@ func TestWaitingCallsKeepTheirOrder(t *testing.T) {
 			{{Limit: l, Key: "g/k", Cost: 2}},          // denied
 			{{Limit: l, Key: "g/k", Cost: 3, ID: "i"}}, // repeats
 			{{Limit: l, Key: "g/k", Cost: 4, ID: "i"}}, // another charge with its id
-			{{Limit: l, Key: "g/k", Cost: 5, Op: quota.OpRefund, At: testkit.Epoch}},
+			{{Limit: l, Key: "g/k", Cost: 5, Op: quota.OpRefund, MadeAt: testkit.Epoch}},
 		}
 		want := []string{"true 9", "true 7", "true 7", "true 4", "true 1", "false 1", "true 4", "invalid", "true 6"}
 		got := make([]string, len(lists))
@@ -181,7 +181,7 @@ func TestWaitingCallsKeepTheirOrder(t *testing.T) {
 		for i, cs := range lists {
 			wg.Go(func() {
 				out := make([]quota.Decision, len(cs))
-				err := s.TakeAll(bg, cs, out)
+				err := s.ChargeAll(bg, cs, out)
 				d := out[len(out)-1]
 				if got[i] = fmt.Sprint(d.Allowed, d.Remaining); errors.Is(err, quota.ErrInvalid) {
 					got[i] = "invalid"
@@ -219,7 +219,7 @@ func TestOtherKeysDoNotWait(t *testing.T) {
 			for i, key := range keys {
 				cs[i] = quota.Charge{Limit: l, Key: key, Cost: 1}
 			}
-			go s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
+			go s.ChargeAll(bg, cs, make([]quota.Decision, len(cs)))
 			synctest.Wait()
 		}
 		if len(g.begun) != 3 {
@@ -227,7 +227,7 @@ func TestOtherKeysDoNotWait(t *testing.T) {
 		}
 		close(g.open)
 		synctest.Wait()
-		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "c", Op: quota.OpPeek})); d.Remaining != 8 {
+		if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "c", Op: quota.OpPeek})); d.Remaining != 8 {
 			t.Errorf("remaining of c: got %d, want 8", d.Remaining)
 		}
 	})
@@ -247,7 +247,7 @@ func TestCallerLeaves(t *testing.T) {
 			errs := make([]error, 3)
 			var wg sync.WaitGroup
 			for i, ctx := range []context.Context{bg, ctx, bg} {
-				wg.Go(func() { _, errs[i] = s.Take(ctx, take) })
+				wg.Go(func() { _, errs[i] = s.Charge(ctx, take) })
 				synctest.Wait()
 			}
 			if sent {
@@ -280,7 +280,7 @@ func TestCallerLeaves(t *testing.T) {
 			if sent {
 				close(g.open)
 			}
-			if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek})); d.Remaining != left {
+			if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Op: quota.OpPeek})); d.Remaining != left {
 				t.Errorf("remaining, sent %v: got %d, want %d", sent, d.Remaining, left)
 			}
 		})
@@ -293,12 +293,12 @@ func TestAllCallersLeave(t *testing.T) {
 		g := newGate()
 		s := newTx(t, g, nil)
 		take := quota.Charge{Limit: testkit.Bucket("n", 10, time.Hour), Key: "k", Cost: 1}
-		go s.Take(bg, take)
+		go s.Charge(bg, take)
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
-		if _, err := s.Take(ctx, take); quota.Charged(err) != quota.NotCharged || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Take that waits for too long: got %v, want context.DeadlineExceeded", err)
+		if _, err := s.Charge(ctx, take); quota.Charged(err) != quota.NotCharged || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Charge that waits for too long: got %v, want context.DeadlineExceeded", err)
 		}
 		close(g.open)
 		synctest.Wait()
@@ -322,7 +322,7 @@ func TestBatchDeadline(t *testing.T) {
 			g := newGate()
 			s := newTx(t, g, nil)
 			start := time.Now()
-			go s.Take(bg, take)
+			go s.Charge(bg, take)
 			for _, d := range c.deadlines {
 				synctest.Wait()
 				ctx, cancel := bg, context.CancelFunc(func() {})
@@ -330,7 +330,7 @@ func TestBatchDeadline(t *testing.T) {
 					ctx, cancel = context.WithTimeout(bg, d)
 				}
 				defer cancel()
-				go s.Take(ctx, take)
+				go s.Charge(ctx, take)
 			}
 			synctest.Wait()
 			close(g.open)
@@ -357,7 +357,7 @@ func (m moody) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.S
 // TestPanics has code of others panic, or end its goroutine, in a call alone and in a batch: no key stays held, calls that did
 // not panic are decided, and the store works on. TestMain sees goroutines that stay.
 func TestPanics(t *testing.T) {
-	l := must[*quota.Limit](t)(quota.NewLimit("n", moody{testkit.Bucket("n", 100, time.Hour).Algorithm()}))
+	l := quota.NewLimit("n", moody{testkit.Bucket("n", 100, time.Hour).Algorithm()})
 	take := func(cost int64) quota.Charge { return quota.Charge{Limit: l, Key: "k", Cost: cost} }
 	synctest.Test(t, func(t *testing.T) { // the algorithm
 		g := newGate()
@@ -365,7 +365,7 @@ func TestPanics(t *testing.T) {
 		errs := make([]error, 4)
 		var wg sync.WaitGroup
 		for i, cost := range []int64{13, 1, 13, 2} {
-			wg.Go(func() { _, errs[i] = s.Take(bg, take(cost)) })
+			wg.Go(func() { _, errs[i] = s.Charge(bg, take(cost)) })
 			synctest.Wait()
 		}
 		close(g.open)
@@ -375,7 +375,7 @@ func TestPanics(t *testing.T) {
 				t.Errorf("call %d: got %v, want ErrMisconfigured with the panic %v", i, err, panics)
 			}
 		}
-		if d := must[quota.Decision](t)(s.Take(bg, take(0))); d.Remaining != 97 {
+		if d := must[quota.Decision](t)(s.Charge(bg, take(0))); d.Remaining != 97 {
 			t.Errorf("remaining: got %d, want 97", d.Remaining)
 		}
 	})
@@ -405,7 +405,7 @@ func TestPanics(t *testing.T) {
 				errs := [3]error{}
 				var wg sync.WaitGroup
 				for i := range errs {
-					wg.Go(func() { _, errs[i] = s.Take(bg, take(1)) })
+					wg.Go(func() { _, errs[i] = s.Charge(bg, take(1)) })
 					synctest.Wait()
 				}
 				close(g.open)
@@ -420,7 +420,7 @@ func TestPanics(t *testing.T) {
 					}
 				}
 				bad = false
-				if _, err := s.Take(bg, take(1)); err != nil {
+				if _, err := s.Charge(bg, take(1)); err != nil {
 					t.Errorf("%s, call after it: got %v, want nil", how, err)
 				}
 			})
@@ -437,7 +437,7 @@ func TestCloseRefusesWaiting(t *testing.T) {
 		var errs [4]error
 		var wg sync.WaitGroup
 		for i := range errs {
-			wg.Go(func() { _, errs[i] = s.Take(bg, take) })
+			wg.Go(func() { _, errs[i] = s.Charge(bg, take) })
 			synctest.Wait()
 			if i == 1 {
 				g.open <- struct{}{} // the second is in flight, in a goroutine of the store
@@ -485,7 +485,7 @@ func TestBatchBounds(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGate()
 			s := newTx(t, g, nil)
-			go s.Take(bg, quota.Charge{Limit: c.l, Key: "k", Cost: 1})
+			go s.Charge(bg, quota.Charge{Limit: c.l, Key: "k", Cost: 1})
 			synctest.Wait()
 			<-g.begun
 			var wg sync.WaitGroup
@@ -495,7 +495,7 @@ func TestBatchBounds(t *testing.T) {
 					k.ID = fmt.Sprint(i)
 				}
 				wg.Go(func() {
-					if _, err := s.Take(bg, k); err != nil {
+					if _, err := s.Charge(bg, k); err != nil {
 						t.Errorf("%s: got %v, want nil", c.name, err)
 					}
 				})
@@ -534,7 +534,7 @@ func TestContentionIsNoOutage(t *testing.T) {
 				for client := range 64 {
 					wg.Go(func() {
 						for time.Now().Before(end) {
-							_, err := s.Take(bg, quota.Charge{Limit: l, Key: "hot", Cost: 1})
+							_, err := s.Charge(bg, quota.Charge{Limit: l, Key: "hot", Cost: 1})
 							mu.Lock()
 							made++
 							if errors.Is(err, quota.ErrConflict) {
@@ -546,7 +546,7 @@ func TestContentionIsNoOutage(t *testing.T) {
 							if client > 0 {
 								continue
 							}
-							if _, err := s.Take(bg, quota.Charge{Limit: l, Key: fmt.Sprint("cold", process), Cost: 1}); err != nil {
+							if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: fmt.Sprint("cold", process), Cost: 1}); err != nil {
 								t.Errorf("cold key: got %v, want nil", err)
 							}
 						}

@@ -32,7 +32,7 @@
 //
 // A store's error must carry one of package quota's errors, or be the context's own, so that callers know whether they
 // were charged; [Classify] and [Sentinel] help. An error that several calls got from one round trip should be a
-// [Shared] error, made by [Share]. An error of a part of a list that one node of several decides should name the node,
+// [RoundTripError], made by [WithRoundTrip]. An error of a part of a list that one node of several decides should name the node,
 // see [AtNode].
 //
 // # Concurrency

@@ -33,25 +33,25 @@ func Classify(err, sentinel error) error {
 	return fmt.Errorf("quota: %w: %w", sentinel, err)
 }
 
-// Shared is an error that several calls got from one round trip, such as the lost reply to a batch: a breaker counts
-// it once. [Share] makes one.
-type Shared interface {
+// A RoundTripError is an error that several calls got from one round trip, such as the lost reply to a batch: a breaker
+// counts it once. [WithRoundTrip] makes one.
+type RoundTripError interface {
 	error
 	// RoundTrip identifies the round trip: a comparable value, such as a pointer to the batch. nil stands for a
 	// round trip of its own.
 	RoundTrip() any
 }
 
-// Share returns err as the error of a round trip, see [Shared].
-func Share(err error, roundTrip any) error { return &sharedError{err, roundTrip} }
+// WithRoundTrip returns err as the error of a round trip, see [RoundTripError].
+func WithRoundTrip(err error, roundTrip any) error { return &roundTripError{err, roundTrip} }
 
-type sharedError struct {
+type roundTripError struct {
 	error
 	roundTrip any
 }
 
-func (e *sharedError) Unwrap() error  { return e.error }
-func (e *sharedError) RoundTrip() any { return e.roundTrip }
+func (e *roundTripError) Unwrap() error  { return e.error }
+func (e *roundTripError) RoundTrip() any { return e.roundTrip }
 
 // AtNode returns err as the error of a node, see [Placed]; NodeOf finds the name. A nil error stays nil, and an empty name
 // adds none.

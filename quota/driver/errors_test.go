@@ -37,8 +37,8 @@ func TestSentinel(t *testing.T) {
 
 func TestShare(t *testing.T) {
 	batch := new(int)
-	err := fmt.Errorf("caller: %w", driver.Share(fmt.Errorf("redis: %w", quota.ErrIndeterminate), batch))
-	shared, ok := errors.AsType[driver.Shared](err)
+	err := fmt.Errorf("caller: %w", driver.WithRoundTrip(fmt.Errorf("redis: %w", quota.ErrIndeterminate), batch))
+	shared, ok := errors.AsType[driver.RoundTripError](err)
 	if !ok || shared.RoundTrip() != batch {
 		t.Errorf("round trip of %v: got %v, want the one it was shared with", err, shared)
 	}
@@ -72,7 +72,7 @@ func TestGate(t *testing.T) {
 }
 
 func TestAtNode(t *testing.T) {
-	inner := driver.Share(fmt.Errorf("lost: %w", quota.ErrUnavailable), 7)
+	inner := driver.WithRoundTrip(fmt.Errorf("lost: %w", quota.ErrUnavailable), 7)
 	err := fmt.Errorf("outer: %w", driver.AtNode(inner, "127.0.0.1:7001"))
 	if got, want := driver.NodeOf(err), "127.0.0.1:7001"; got != want {
 		t.Errorf("NodeOf: got %q, want %q", got, want)
@@ -80,7 +80,7 @@ func TestAtNode(t *testing.T) {
 	if got, want := driver.Sentinel(err), quota.ErrUnavailable; got != want {
 		t.Errorf("Sentinel: got %v, want %v", got, want)
 	}
-	if shared, ok := errors.AsType[driver.Shared](err); !ok || shared.RoundTrip() != 7 {
+	if shared, ok := errors.AsType[driver.RoundTripError](err); !ok || shared.RoundTrip() != 7 {
 		t.Errorf("Shared: got %v, %v, want round trip 7", shared, ok)
 	}
 	if got, want := err.Error(), "outer: "+inner.Error()+" (node 127.0.0.1:7001)"; got != want {

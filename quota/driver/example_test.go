@@ -47,9 +47,9 @@ func (r *rows) Swap(_ context.Context, changes []driver.Change) (bool, error) {
 func ExampleNewCAS() {
 	store := quota.Must(driver.NewCAS(&rows{text: map[string]string{}}, nil))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("jobs", quota.Must(algorithm.FixedWindow(10, 24*time.Hour))))
+	limit := quota.NewLimit("jobs", algorithm.FixedWindow(10, 24*time.Hour))
 	for range 2 {
-		d, err := store.Take(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
+		d, err := store.Charge(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
 		fmt.Println(d.Allowed, d.Remaining, err)
 	}
 	// Output:
@@ -59,7 +59,7 @@ func ExampleNewCAS() {
 
 // A store with a lock of its own reads an item, applies the charge, and keeps the item if it changed.
 func ExampleApplyOne() {
-	limit := quota.Must(quota.NewLimit("jobs", quota.Must(algorithm.TokenBucket(10, 1, time.Minute))))
+	limit := quota.NewLimit("jobs", algorithm.TokenBucket(10, 1, time.Minute))
 	c := quota.Charge{Limit: limit, Key: "team-7/nightly", Cost: 6}
 	var item driver.Item // as the store has it: no row, the zero item
 	var d quota.Decision
@@ -78,7 +78,7 @@ func ExampleApplyOne() {
 
 // Optional interfaces of a store are found through the policies around it.
 func ExampleFind() {
-	var store quota.Store = local.New(nil)
+	var store quota.Store = local.New()
 	_, ok := driver.Find[driver.HealthReporter](store)
 	fmt.Println("has servers to ask:", ok)
 	fmt.Println("returns by the deadline:", driver.IsPrompt(store))
@@ -88,12 +88,12 @@ func ExampleFind() {
 }
 
 // One lost reply to a batch is one failure, for all callers whose charges it held.
-func ExampleShare() {
+func ExampleWithRoundTrip() {
 	batch := new(struct{ charges int })
 	lost := driver.Classify(errors.New("connection reset"), quota.ErrIndeterminate)
-	a, b := driver.Share(lost, batch), driver.Share(lost, batch)
-	first, _ := errors.AsType[driver.Shared](a)
-	second, _ := errors.AsType[driver.Shared](b)
+	a, b := driver.WithRoundTrip(lost, batch), driver.WithRoundTrip(lost, batch)
+	first, _ := errors.AsType[driver.RoundTripError](a)
+	second, _ := errors.AsType[driver.RoundTripError](b)
 	fmt.Println(quota.Charged(a), first.RoundTrip() == second.RoundTrip())
 	// Output: unknown true
 }

@@ -15,7 +15,7 @@ import (
 func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *testkit.Clock)) {
 	t.Run("local", func(t *testing.T) {
 		c := testkit.NewClock()
-		test(t, local.New(&local.Options{Clock: c.Time}), c)
+		test(t, quota.Must(local.NewWithOptions(local.Options{Clock: c.Time})), c)
 	})
 	t.Run("cas", func(t *testing.T) {
 		c := testkit.NewClock()
@@ -23,11 +23,11 @@ func eachStore(t *testing.T, test func(t *testing.T, s quota.Store, c *testkit.C
 	})
 }
 
-// takeAll is TakeAll whose error fails the test.
-func takeAll(t *testing.T, s quota.Store, cs ...quota.Charge) []quota.Decision {
+// chargeAll is ChargeAll whose error fails the test.
+func chargeAll(t *testing.T, s quota.Store, cs ...quota.Charge) []quota.Decision {
 	t.Helper()
 	out := make([]quota.Decision, len(cs))
-	if err := s.TakeAll(bg, cs, out); err != nil {
+	if err := s.ChargeAll(bg, cs, out); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -35,7 +35,7 @@ func takeAll(t *testing.T, s quota.Store, cs ...quota.Charge) []quota.Decision {
 
 func remaining(t *testing.T, s quota.Store, l *quota.Limit, key string) int64 {
 	t.Helper()
-	return must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})).Remaining
+	return must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: key, Op: quota.OpPeek})).Remaining
 }
 
 func TestIDIsGrantedOnce(t *testing.T) {
@@ -43,20 +43,20 @@ func TestIDIsGrantedOnce(t *testing.T) {
 		eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
 			ok := must[quota.Decision](t)
 			charge := quota.Charge{Limit: l, Key: "g/k", Cost: 4, ID: "one"}
-			first := ok(s.Take(bg, charge))
+			first := ok(s.Charge(bg, charge))
 			if !first.Allowed || first.Replayed || first.Charged != 4 {
 				t.Fatalf("first call: got %v, want it allowed, 4 charged, not replayed", first)
 			}
 			c.Add(time.Minute)
-			ok(s.Take(bg, quota.Charge{Limit: l, Key: "g/k", Cost: 1})) // between the first and the repeat
+			ok(s.Charge(bg, quota.Charge{Limit: l, Key: "g/k", Cost: 1})) // between the first and the repeat
 			want := first
 			want.Replayed = true
 			for range 3 {
-				if d := ok(s.Take(bg, charge)); d != want {
+				if d := ok(s.Charge(bg, charge)); d != want {
 					t.Errorf("repeat: got %v, want %v", d, want)
 				}
 			}
-			if out := takeAll(t, s, charge); out[0] != want {
+			if out := chargeAll(t, s, charge); out[0] != want {
 				t.Errorf("repeat as a list: got %v, want %v", out[0], want)
 			}
 			if n := remaining(t, s, l, "g/k"); n != 5 {
@@ -64,7 +64,7 @@ func TestIDIsGrantedOnce(t *testing.T) {
 			}
 			// Another id, and the same id in another group, are other calls.
 			for _, other := range []quota.Charge{{Limit: l, Key: "g/k", Cost: 4, ID: "two"}, {Limit: l, Key: "h/k", Cost: 4, ID: "one"}} {
-				if d := ok(s.Take(bg, other)); !d.Allowed || d.Replayed {
+				if d := ok(s.Charge(bg, other)); !d.Allowed || d.Replayed {
 					t.Errorf("%v: got %v, want it allowed, not replayed", other, d)
 				}
 			}
@@ -77,7 +77,7 @@ func TestIDWithOtherChargesIsInvalid(t *testing.T) {
 	eachStore(t, func(t *testing.T, s quota.Store, _ *testkit.Clock) {
 		a := quota.Charge{Limit: l, Key: "g/a", Cost: 2, ID: "i"}
 		b := quota.Charge{Limit: l, Key: "g/b", Cost: 2, ID: "i"}
-		first := takeAll(t, s, a, b)
+		first := chargeAll(t, s, a, b)
 		change := func(c quota.Charge, f func(*quota.Charge)) quota.Charge { f(&c); return c }
 		for name, cs := range map[string][]quota.Charge{
 			"one of them": {a},
@@ -87,15 +87,15 @@ func TestIDWithOtherChargesIsInvalid(t *testing.T) {
 			"other key":   {change(a, func(c *quota.Charge) { c.Key = "g/c" }), b},
 			"other cost":  {a, change(b, func(c *quota.Charge) { c.Cost = 1 })},
 			"other op":    {a, change(b, func(c *quota.Charge) { c.Op = quota.OpDebit })},
-			"other time":  {a, change(b, func(c *quota.Charge) { c.At = 1 })},
+			"other time":  {a, change(b, func(c *quota.Charge) { c.MadeAt = 1 })},
 			"a peek":      {change(a, func(c *quota.Charge) { c.Op = quota.OpPeek }), b},
 		} {
-			err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs)))
+			err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs)))
 			if !errors.Is(err, quota.ErrInvalid) {
 				t.Errorf("%s: got %v, want ErrInvalid", name, err)
 			}
 		}
-		for i, d := range takeAll(t, s, a, b) {
+		for i, d := range chargeAll(t, s, a, b) {
 			if want := first[i]; !d.Replayed || d.Remaining != want.Remaining || d.At != want.At {
 				t.Errorf("repeat, charge %d: got %v, want %v, replayed", i, d, want)
 			}
@@ -110,31 +110,31 @@ func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
 	l := testkit.Bucket("n", 10, 10*time.Second)
 	eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
 		ok := must[quota.Decision](t)
-		ok(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
+		ok(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
 		charge := quota.Charge{Limit: l, Key: "k", Cost: 3, ID: "i"}
 		for range 2 {
-			if d := ok(s.Take(bg, charge)); d.Allowed || d.Replayed {
-				t.Fatalf("Take of 3 with 0 left: got %v, want it denied, not replayed", d)
+			if d := ok(s.Charge(bg, charge)); d.Allowed || d.Replayed {
+				t.Fatalf("Charge of 3 with 0 left: got %v, want it denied, not replayed", d)
 			}
 		}
 		other := charge
 		other.Cost = 4 // a denial does not bind the id to its charge
-		if d := ok(s.Take(bg, other)); d.Allowed || d.Replayed {
-			t.Fatalf("Take of 4 with the denied id: got %v, want it denied, not replayed", d)
+		if d := ok(s.Charge(bg, other)); d.Allowed || d.Replayed {
+			t.Fatalf("Charge of 4 with the denied id: got %v, want it denied, not replayed", d)
 		}
 		peek := charge
 		peek.Op, peek.Cost = quota.OpPeek, 0
 		for range 2 {
-			if d := ok(s.Take(bg, peek)); !d.Allowed || d.Replayed {
+			if d := ok(s.Charge(bg, peek)); !d.Allowed || d.Replayed {
 				t.Fatalf("Peek with the denied id: got %v, want it allowed, not replayed", d)
 			}
 		}
 		c.Add(3 * time.Second)
-		if d := ok(s.Take(bg, charge)); !d.Allowed || d.Replayed || d.Charged != 3 {
-			t.Fatalf("first granted Take: got %v, want it allowed, 3 charged, not replayed", d)
+		if d := ok(s.Charge(bg, charge)); !d.Allowed || d.Replayed || d.Charged != 3 {
+			t.Fatalf("first granted Charge: got %v, want it allowed, 3 charged, not replayed", d)
 		}
-		if d := ok(s.Take(bg, charge)); !d.Allowed || !d.Replayed || d.Charged != 3 {
-			t.Fatalf("repeat of the granted Take: got %v, want it allowed, 3 charged, replayed", d)
+		if d := ok(s.Charge(bg, charge)); !d.Allowed || !d.Replayed || d.Charged != 3 {
+			t.Fatalf("repeat of the granted Charge: got %v, want it allowed, 3 charged, replayed", d)
 		}
 	})
 }
@@ -142,13 +142,13 @@ func TestDenialsAndPeeksAreNotRemembered(t *testing.T) {
 func TestIDCoversEveryOperation(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
 	eachStore(t, func(t *testing.T, s quota.Store, _ *testkit.Clock) {
-		receipt := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 9}))
+		receipt := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 9}))
 		for i, c := range []struct {
 			charge quota.Charge
 			left   int64
 		}{
 			{quota.Charge{Op: quota.OpDebit, Cost: 3}, -2},
-			{quota.Charge{Op: quota.OpRefund, Cost: 5, At: receipt.At}, 3},
+			{quota.Charge{Op: quota.OpRefund, Cost: 5, MadeAt: receipt.At}, 3},
 			{quota.Charge{Op: quota.OpTake, Cost: 0}, 3},
 			{quota.Charge{Op: quota.OpTake, Cost: 2}, 1},
 			{quota.Charge{Op: quota.OpAhead, Cost: 3, Within: time.Hour}, -2},
@@ -156,7 +156,7 @@ func TestIDCoversEveryOperation(t *testing.T) {
 		} {
 			c.charge.Limit, c.charge.Key, c.charge.ID = l, "k", fmt.Sprint("id ", i)
 			for again := range 2 {
-				d := must[quota.Decision](t)(s.Take(bg, c.charge))
+				d := must[quota.Decision](t)(s.Charge(bg, c.charge))
 				if n := remaining(t, s, l, "k"); n != c.left {
 					t.Errorf("remaining after %v, %d repeats: got %d, want %d", c.charge, again, n, c.left)
 				}
@@ -172,18 +172,18 @@ func TestIDIsForgotten(t *testing.T) {
 	l := testkit.Bucket("n", 1000, 24*time.Hour)
 	eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
 		charge := quota.Charge{Limit: l, Key: "k", Cost: 400, ID: "i"}
-		must[quota.Decision](t)(s.Take(bg, charge))
+		must[quota.Decision](t)(s.Charge(bg, charge))
 		c.Add(quota.IDWindow - time.Microsecond)
-		if d := must[quota.Decision](t)(s.Take(bg, charge)); !d.Replayed {
+		if d := must[quota.Decision](t)(s.Charge(bg, charge)); !d.Replayed {
 			t.Fatalf("repeat within IDWindow: got %v, want it replayed", d)
 		}
 		c.Add(2 * time.Second)
-		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 400 {
+		if d := must[quota.Decision](t)(s.Charge(bg, charge)); d.Replayed || d.Charged != 400 {
 			t.Fatalf("same id after IDWindow: got %v, want 400 charged, not replayed", d)
 		}
 		c.Add(quota.IDWindow + time.Second)
 		charge.Cost = 1 // an id that is forgotten may come back with other charges
-		if d := must[quota.Decision](t)(s.Take(bg, charge)); d.Replayed || d.Charged != 1 {
+		if d := must[quota.Decision](t)(s.Charge(bg, charge)); d.Replayed || d.Charged != 1 {
 			t.Fatalf("forgotten id with another cost: got %v, want 1 charged, not replayed", d)
 		}
 	})
@@ -197,18 +197,18 @@ func TestLostReply(t *testing.T) {
 	s := newCAS(t, kv, nil)
 	lose := func() { kv.lostReply = errors.New("connection reset") }
 	lose()
-	if _, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrIndeterminate) {
-		t.Fatalf("Take whose reply is lost: got %v, want ErrIndeterminate", err)
+	if _, err := s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrIndeterminate) {
+		t.Fatalf("Charge whose reply is lost: got %v, want ErrIndeterminate", err)
 	}
 	if n := remaining(t, s, l, "k"); n != 9 || kv.swapped() != 1 {
 		t.Fatalf("after the lost reply: got %d left and %d swaps, want 9 and 1", n, kv.swapped())
 	}
 	lose()
 	cs := []quota.Charge{{Limit: l, Key: "k", Cost: 2, ID: "i"}, {Limit: l, Key: "k/2", Cost: 3, ID: "i"}}
-	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
-		t.Fatalf("TakeAll whose reply is lost: got %v, want ErrIndeterminate", err)
+	if err := s.ChargeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
+		t.Fatalf("ChargeAll whose reply is lost: got %v, want ErrIndeterminate", err)
 	}
-	for i, d := range takeAll(t, s, cs...) {
+	for i, d := range chargeAll(t, s, cs...) {
 		if !d.Replayed || d.Remaining != 7 || d.Charged != cs[i].Cost {
 			t.Errorf("repeat, charge %d: got %v, want %d charged, 7 left, replayed", i, d, cs[i].Cost)
 		}
@@ -219,11 +219,11 @@ func TestLostReply(t *testing.T) {
 	// The swap was lost before it was applied: the repeat is the first.
 	kv.swapErr = errors.New("connection reset")
 	cs[0].ID, cs[1].ID = "j", "j"
-	if err := s.TakeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
-		t.Fatalf("TakeAll whose swap is lost: got %v, want ErrIndeterminate", err)
+	if err := s.ChargeAll(bg, cs, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrIndeterminate) {
+		t.Fatalf("ChargeAll whose swap is lost: got %v, want ErrIndeterminate", err)
 	}
 	kv.swapErr = nil
-	if out := takeAll(t, s, cs...); out[0].Replayed || out[0].Remaining != 5 {
+	if out := chargeAll(t, s, cs...); out[0].Replayed || out[0].Remaining != 5 {
 		t.Errorf("repeat after the lost swap: got %v, want 5 left on the first key, not replayed", out)
 	}
 }
@@ -233,11 +233,11 @@ func TestRememberedGrantIsChecked(t *testing.T) {
 	kv := newKV(testkit.NewClock().Micros)
 	s := newCAS(t, kv, nil)
 	charge := quota.Charge{Limit: l, Key: "k", Cost: 1, ID: "i"}
-	must[quota.Decision](t)(s.Take(bg, charge))
+	must[quota.Decision](t)(s.Charge(bg, charge))
 	held := kv.entries["{k}#i"]
 	for _, text := range []string{"tb1:1:2:3:4", "id2" + held.value[3:], "id3" + held.value[3:], held.value + ":1", held.value + "x", "id1", "id1:", held.value[:len(held.value)-20]} {
 		kv.entries["{k}#i"] = memEntry{text, held.version, held.expires}
-		d, err := s.Take(bg, charge)
+		d, err := s.Charge(bg, charge)
 		if err == nil || d != (quota.Decision{}) {
 			t.Errorf("repeat on the remembered text %q: got %v, %v, want the zero Decision and an error", text, d, err)
 		}
@@ -254,8 +254,8 @@ func TestIDKeysAreEscaped(t *testing.T) {
 	s := newCAS(t, kv, nil)
 	ids := []string{"x", "}", "{", "a b", "\x00", "%", "%7D", ":n", "}:n", "/x:n", "#", "é"}
 	for _, id := range ids {
-		if d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id})); d.Replayed {
-			t.Errorf("first Take with id %q: got %v, want it not replayed", id, d)
+		if d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1, ID: id})); d.Replayed {
+			t.Errorf("first Charge with id %q: got %v, want it not replayed", id, d)
 		}
 	}
 	if want := len(ids) + 1; len(kv.entries) != want {

@@ -37,7 +37,7 @@ func golden(t *testing.T) []string {
 		} {
 			c := quota.Charge{Limit: l, Key: "k", Op: step.op, Cost: step.cost}
 			if step.op == quota.OpRefund {
-				c.At = testkit.Epoch + 4_000_000
+				c.MadeAt = testkit.Epoch + 4_000_000
 			}
 			mustDecide(t, c, &it, testkit.Epoch+step.after)
 			text := ""

@@ -45,7 +45,7 @@ func (u unclocked) Swap(ctx context.Context, changes []driver.Change) (bool, err
 // the limit gains in the skew too much; one that does not admits many times the limit.
 func TestSkew(t *testing.T) {
 	const burst, rate = 100, 10
-	l := must[*quota.Limit](t)(quota.NewLimit("n", must[quota.Algorithm](t)(algorithm.TokenBucket(burst, rate, time.Second))))
+	l := quota.NewLimit("n", algorithm.TokenBucket(burst, rate, time.Second))
 	for _, c := range []struct {
 		skew     time.Duration
 		forgets  bool
@@ -65,7 +65,7 @@ func TestSkew(t *testing.T) {
 		for range 100 {
 			for _, s := range stores {
 				for {
-					d := must[quota.Decision](t)(s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}))
+					d := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}))
 					if !d.Allowed {
 						break
 					}
@@ -81,7 +81,7 @@ func TestSkew(t *testing.T) {
 
 	clock := testkit.NewClock()
 	u := unclocked{newKV(clock.Micros), map[string]quota.Micros{"{k}:n": testkit.Epoch + 5_000_001}, clock.Micros, false}
-	if _, err := newCAS(t, u, nil).Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrMisconfigured) || u.swapped() != 0 {
+	if _, err := newCAS(t, u, nil).Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrMisconfigured) || u.swapped() != 0 {
 		t.Errorf("skew above MaxSkew: got %v and %d swaps, want ErrMisconfigured and none", err, u.swapped())
 	}
 }
@@ -120,7 +120,7 @@ func TestAttempt(t *testing.T) {
 		if looks {
 			kv.attempts, want = map[string]string{}, 90
 		}
-		d := must[quota.Decision](t)(newCAS(t, kv, nil).Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
+		d := must[quota.Decision](t)(newCAS(t, kv, nil).Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 10}))
 		if d.Remaining != want {
 			t.Errorf("take of 10, its reply lost, attempts looked at %v: got %d left, want %d", looks, d.Remaining, want)
 		}
@@ -131,7 +131,7 @@ func TestAttempt(t *testing.T) {
 	for range 2 {
 		s := newCAS(t, kv, nil)
 		for range 3 {
-			takeAll(t, s, quota.Charge{Limit: l, Key: "g/a", Cost: 1, ID: string(rune('a' + len(seen)))}, quota.Charge{Limit: l, Key: "g/b", Cost: 1, ID: string(rune('a' + len(seen)))})
+			chargeAll(t, s, quota.Charge{Limit: l, Key: "g/a", Cost: 1, ID: string(rune('a' + len(seen)))}, quota.Charge{Limit: l, Key: "g/b", Cost: 1, ID: string(rune('a' + len(seen)))})
 			last := kv.swaps[len(kv.swaps)-1]
 			if a := last[0].Attempt; seen[a] || len(a) < 8 || len(a) > 36 || last[1].Attempt != a || last[2].Attempt != a {
 				t.Errorf("attempts of a swap: got %q, %q and %q, want one of 8 to 36 bytes that no swap had before", a, last[1].Attempt, last[2].Attempt)

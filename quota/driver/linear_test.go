@@ -79,7 +79,7 @@ func linearCharge(r *rand.Rand, l *quota.Limit, key int) quota.Charge {
 	c := quota.Charge{Limit: l, Key: fmt.Sprint("g/", key), Cost: 1 + r.Int64N(3)}
 	switch r.IntN(10) {
 	case 0, 1:
-		c.Op, c.At = quota.OpRefund, testkit.Epoch
+		c.Op, c.MadeAt = quota.OpRefund, testkit.Epoch
 	case 2:
 		c.Op = quota.OpDebit
 	case 3:
@@ -101,7 +101,7 @@ func TestLinearizable(t *testing.T) {
 				for range sized(15, 300) {
 					synctest.Test(t, func(t *testing.T) { // so that the pauses of compare-and-swap take no time
 						c := testkit.NewClock()
-						var s quota.Store = local.New(&local.Options{Clock: c.Time})
+						var s quota.Store = quota.Must(local.NewWithOptions(local.Options{Clock: c.Time}))
 						if kind == "cas" {
 							kv := newKV(c.Micros)
 							kv.beforeSwap = runtime.Gosched
@@ -124,9 +124,9 @@ func TestLinearizable(t *testing.T) {
 									op := porcupine.Operation{ClientId: client, Input: cs, Output: out, Call: tick.Add(1)}
 									var err error
 									if len(cs) == 1 {
-										out[0], err = s.Take(bg, cs[0])
+										out[0], err = s.Charge(bg, cs[0])
 									} else {
-										err = s.TakeAll(bg, cs, out)
+										err = s.ChargeAll(bg, cs, out)
 									}
 									if op.Return = tick.Add(1); err != nil {
 										t.Errorf("%s: got %v, want a decision", testkit.Show(cs), err)
@@ -171,16 +171,16 @@ func TestExactBudget(t *testing.T) {
 						for range sized(60, 300) {
 							c := quota.Charge{Limit: l, Key: "k", Cost: 1 + r.Int64N(2)}
 							out := make([]quota.Decision, 2)
-							if err := s.TakeAll(bg, []quota.Charge{c, {Limit: l, Key: fmt.Sprint("free", client), Op: quota.OpPeek}}, out); err != nil {
-								t.Errorf("TakeAll of %v and a peek: got %v, want decisions", c, err)
+							if err := s.ChargeAll(bg, []quota.Charge{c, {Limit: l, Key: fmt.Sprint("free", client), Op: quota.OpPeek}}, out); err != nil {
+								t.Errorf("ChargeAll of %v and a peek: got %v, want decisions", c, err)
 							} else if out[0].Allowed {
 								admitted.Add(c.Cost)
 							}
 						}
 						for { // the last tokens, one at a time
-							d, err := s.Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
+							d, err := s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 1})
 							if err != nil {
-								t.Errorf("Take of 1: got %v, want a decision", err)
+								t.Errorf("Charge of 1: got %v, want a decision", err)
 							}
 							if err != nil || !d.Allowed {
 								return

@@ -34,7 +34,7 @@ type wrapper struct{ plain }
 func (w wrapper) Unwrap() quota.Store { return w.Store }
 
 func TestFind(t *testing.T) {
-	all := reporter{Store: local.New(nil), atomicity: driver.OneKey, prompt: true}
+	all := reporter{Store: local.New(), atomicity: driver.OneKey, prompt: true}
 	for _, test := range []struct {
 		name  string
 		store quota.Store

@@ -91,7 +91,7 @@ func (l *splitter) decide(ctx context.Context, cs []quota.Charge, parts [][]int)
 			for j, i := range part {
 				of[j] = cs[i]
 			}
-			if errs[k] = l.store.TakeAll(ctx, of, out); errs[k] == nil {
+			if errs[k] = l.store.ChargeAll(ctx, of, out); errs[k] == nil {
 				for j, i := range part {
 					l.out[i] = out[j]
 				}

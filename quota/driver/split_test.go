@@ -19,7 +19,7 @@ import (
 func TestSplit(t *testing.T) {
 	l := testkit.Bucket("n", 10, time.Hour)
 	take := func(key string, cost int64) quota.Charge { return quota.Charge{Limit: l, Key: key, Cost: cost} }
-	with := func(op quota.Op, c quota.Charge) quota.Charge { c.Op, c.At = op, testkit.Epoch; return c }
+	with := func(op quota.Op, c quota.Charge) quota.Charge { c.Op, c.MadeAt = op, testkit.Epoch; return c }
 	for _, grade := range []driver.Atomicity{driver.OneGroup, driver.OneKey} {
 		for _, c := range []struct {
 			name  string
@@ -36,7 +36,7 @@ func TestSplit(t *testing.T) {
 		} {
 			s := newCAS(t, newKV(testkit.NewClock().Micros), &driver.Options{Atomicity: grade, Split: true})
 			out := make([]quota.Decision, len(c.cs))
-			if err := s.TakeAll(bg, c.cs, out); err != nil {
+			if err := s.ChargeAll(bg, c.cs, out); err != nil {
 				t.Errorf("%s, atomicity %d: got %v, want nil", c.name, grade, err)
 			}
 			var got []string
@@ -57,7 +57,7 @@ func TestSplit(t *testing.T) {
 		}
 	}
 	s := newCAS(t, newKV(testkit.NewClock().Micros), &driver.Options{Atomicity: driver.OneGroup, Split: true})
-	if out := takeAll(t, s, take("a/1", 1), take("a/2", 1)); out[0].Split || out[1].Split {
+	if out := chargeAll(t, s, take("a/1", 1), take("a/2", 1)); out[0].Split || out[1].Split {
 		t.Errorf("list of one group: got %v, want decisions without the mark Split", out)
 	}
 }
@@ -134,7 +134,7 @@ func TestSplitFails(t *testing.T) {
 				return transact()
 			}
 			s := newTx(t, tx, &driver.Options{Atomicity: c.grade, Split: true, Attempts: 1})
-			err := s.TakeAll(bg, cs, make([]quota.Decision, 2))
+			err := s.ChargeAll(bg, cs, make([]quota.Decision, 2))
 			if !errors.Is(err, c.want) || c.want != quota.ErrIndeterminate && errors.Is(err, quota.ErrIndeterminate) {
 				t.Errorf("%s: got %v, want %v", name, err, c.want)
 			}
@@ -169,7 +169,7 @@ func TestSplitCallerLeaves(t *testing.T) {
 				return transact()
 			}
 			s := newTx(t, tx, &driver.Options{Atomicity: driver.OneGroup, Split: true})
-			err := s.TakeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 11}}, make([]quota.Decision, 2))
+			err := s.ChargeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 11}}, make([]quota.Decision, 2))
 			if !errors.Is(err, quota.ErrIndeterminate) || !errors.Is(err, context.Canceled) {
 				t.Errorf("%s: got %v, want ErrIndeterminate and context.Canceled", name, err)
 			}

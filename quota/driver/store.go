@@ -17,7 +17,7 @@ import (
 
 // Stats counts the work of a store of [NewCAS] or [NewTransactional] since it was made.
 type Stats struct {
-	Calls    int64 // of Take and TakeAll that were decided or failed
+	Calls    int64 // of Charge and ChargeAll that were decided or failed
 	Attempts int64 // transactions, or loads with the swap that followed: fewer than Calls where calls went together
 	Lost     int64 // attempts that another process overtook
 }
@@ -112,7 +112,7 @@ func (h *healthy) Health(ctx context.Context) (Health, error) {
 	return health, nil
 }
 
-func (s *store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (s *store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return quota.Decision{}, err
 	}
@@ -131,7 +131,7 @@ func (s *store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	return one.decision[0], nil
 }
 
-func (s *store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+func (s *store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
@@ -218,6 +218,9 @@ func (s *store) keys(cs []quota.Charge, keys []string) ([]string, error) {
 	}
 	var text [128]byte
 	for i := range cs {
+		if err := cs[i].Limit.Err(); err != nil {
+			return nil, err
+		}
 		keys = append(keys, string(AppendKey(text[:0], cs[i].Limit.Name(), cs[i].Key)))
 	}
 	if id := cs[0].ID; id != "" {

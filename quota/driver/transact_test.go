@@ -91,7 +91,7 @@ func TestAccess(t *testing.T) {
 	} {
 		tx := &memTx{memKV: newKV(testkit.NewClock().Micros)}
 		out := make([]quota.Decision, len(c.cs))
-		if err := newTx(t, tx, nil).TakeAll(bg, c.cs, out); err != nil {
+		if err := newTx(t, tx, nil).ChargeAll(bg, c.cs, out); err != nil {
 			t.Fatal(err)
 		}
 		if len(tx.accesses) != 1 || !slices.Equal(tx.accesses[0].Keys, c.keys) || tx.accesses[0].Peek != c.peek {
@@ -110,7 +110,7 @@ func TestTransactionRepeats(t *testing.T) {
 	tx := &memTx{memKV: newKV(testkit.NewClock().Micros), repeat: 3}
 	l := testkit.Bucket("n", 100, time.Hour)
 	for i := range int64(3) {
-		d, err := newTx(t, tx, nil).Take(bg, quota.Charge{Limit: l, Key: "k", Cost: 10})
+		d, err := newTx(t, tx, nil).Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 10})
 		if err != nil || d.Remaining != 90-10*i {
 			t.Errorf("take %d of 10: got %v, %v, want %d left", i, d, err, 90-10*i)
 		}
@@ -138,7 +138,7 @@ func TestTransactionErrors(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			tx := &memTx{memKV: newKV(testkit.NewClock().Micros), err: c.given}
-			d, err := newTx(t, tx, nil).Take(bg, c.charge)
+			d, err := newTx(t, tx, nil).Charge(bg, c.charge)
 			if !errors.Is(err, c.want) || c.wantNot != nil && errors.Is(err, c.wantNot) || !errors.Is(err, c.given) || d != (quota.Decision{}) {
 				t.Errorf("%s: got %v, %v, want an error that is %v and not %v, with its cause", c.name, d, err, c.want, c.wantNot)
 			}
@@ -154,11 +154,11 @@ func TestTransactionErrors(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(bg)
 	tx := &memTx{memKV: newKV(testkit.NewClock().Micros), around: func(func() error, *driver.Access) error { cancel(); return lost }}
-	if _, err := newTx(t, tx, nil).Take(ctx, take); err != context.Canceled {
+	if _, err := newTx(t, tx, nil).Charge(ctx, take); err != context.Canceled {
 		t.Errorf("context ends before decide: got %v, want context.Canceled itself", err)
 	}
 	tx.around = func(func() error, *driver.Access) error { return nil }
-	if _, err := newTx(t, tx, nil).Take(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
+	if _, err := newTx(t, tx, nil).Charge(bg, take); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("Transact that does not call decide: got %v, want ErrMisconfigured", err)
 	}
 }
@@ -190,9 +190,9 @@ func (a *account) Transact(_ context.Context, access *driver.Access, decide driv
 func ExampleNewTransactional() {
 	store := quota.Must(driver.NewTransactional(&account{rows: map[string]string{}}, nil))
 	defer store.Close()
-	limit := quota.Must(quota.NewLimit("jobs", quota.Must(algorithm.FixedWindow(10, 24*time.Hour))))
+	limit := quota.NewLimit("jobs", algorithm.FixedWindow(10, 24*time.Hour))
 	for range 2 {
-		d, err := store.Take(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
+		d, err := store.Charge(context.Background(), quota.Charge{Limit: limit, Key: "team-7", Cost: 6})
 		fmt.Println(d.Allowed, d.Remaining, err)
 	}
 	// Output:

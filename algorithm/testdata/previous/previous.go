@@ -97,7 +97,7 @@ func (b *tokenBucket) Decide(s quota.State, r quota.Request, now quota.Micros) (
 	case quota.OpRefund:
 		// Once an empty bucket could have filled since the charge, refill has repaid the charge. A bucket of no
 		// capacity counts as one of a token.
-		if int64(r.At) > int64(now)-ceil(max(b.capacity, b.unit), b.perTick)*b.tick {
+		if int64(r.Arg) > int64(now)-ceil(max(b.capacity, b.unit), b.perTick)*b.tick {
 			kept = max(kept-min(r.Cost, b.tokens+b.debt)*b.unit, 0)
 		}
 	case quota.OpReset:
@@ -157,9 +157,9 @@ func (w *slidingWindow) Decide(s quota.State, r quota.Request, now quota.Micros)
 	case quota.OpDebit:
 		next = w.add(c, used, max(min(r.Cost, w.most-used), 0), t)
 	case quota.OpRefund:
-		if int64(r.At) >= c.start {
+		if int64(r.Arg) >= c.start {
 			next.cur = max(c.cur-r.Cost, 0)
-		} else if int64(r.At) >= c.start-c.unit {
+		} else if int64(r.Arg) >= c.start-c.unit {
 			next.prev = max(c.prev-r.Cost, 0)
 		}
 	case quota.OpReset:

@@ -42,7 +42,7 @@ func learnt(t testing.TB, s quota.Store) {
 // inOneStep reports whether a store decides a list over three groups in one step, and not in parts.
 func inOneStep(t testing.TB, s quota.Store) bool {
 	t.Helper()
-	ds := takeAll(t, s, spread(yearly("steps", plenty), "steps", 3)...)
+	ds := chargeAll(t, s, spread(yearly("steps", plenty), "steps", 3)...)
 	for _, d := range ds {
 		if !d.Allowed || d.Split != ds[0].Split {
 			t.Errorf("a list: got %+v, want grants, all split or none", ds)
@@ -79,7 +79,7 @@ func batchingOneServer(t *testing.T, l library) {
 		}
 		if test.parameters == "&strict=true" {
 			cs := spread(limit, "steps", 3)
-			is(t, "a list with strict=true", s.TakeAll(bg, cs, make([]quota.Decision, 3)), quota.ErrCrossSlot)
+			is(t, "a list with strict=true", s.ChargeAll(bg, cs, make([]quota.Decision, 3)), quota.ErrCrossSlot)
 		} else if got := inOneStep(t, s); got != test.oneStep {
 			t.Errorf("%q: a list in one step: got %v, want %v", test.parameters, got, test.oneStep)
 		}
@@ -123,7 +123,7 @@ func exact(t testing.TB, s quota.Store, name string) {
 	for i := range 2 * most {
 		cs := []quota.Charge{{Limit: fleet, Key: list[i%2], Cost: 1}, {Limit: fleet, Key: "fleet", Cost: 1}}
 		out := make([]quota.Decision, 2)
-		err := s.TakeAll(bg, cs, out)
+		err := s.ChargeAll(bg, cs, out)
 		if class(err) == quota.ErrCrossSlot { // strict
 			return
 		}
@@ -157,7 +157,7 @@ func batchingOneShard(t *testing.T, l library) {
 		if ok(t, y.failure()); y.ok != 64*int64(sized(50, 500)) {
 			t.Errorf("%q: got %v, want all granted", parameters, y)
 		}
-		err := s.TakeAll(bg, spread(limit, "steps", 3), make([]quota.Decision, 3))
+		err := s.ChargeAll(bg, spread(limit, "steps", 3), make([]quota.Decision, 3))
 		if want := map[bool]error{true: quota.ErrCrossSlot}[parameters == "&strict=true" || parameters == "&batching=all"]; class(err) != want {
 			t.Errorf("%q: a list over several slots: got error %v, want %v", parameters, err, want)
 		}
@@ -232,7 +232,7 @@ func batchingAgain(t *testing.T, l library) {
 	one.Kill()
 	routed(t, one.Addr(), a.Addr(), b.Addr())
 	until(t, "a decision", func() bool {
-		_, err := s.Take(bg, quota.Charge{Limit: counted(plenty), Key: "k", Cost: 1})
+		_, err := s.Charge(bg, quota.Charge{Limit: counted(plenty), Key: "k", Cost: 1})
 		return err == nil
 	})
 	exact(t, s, "again")
@@ -245,7 +245,7 @@ func batchingWork(t *testing.T, l library) {
 	server, open := l.single(t)
 	s := open(engine.Options{})
 	for _, entries := range []int64{4000, 10} {
-		limit := limitOf(fmt.Sprint("log", entries), quota.Must(algorithm.SlidingWindowLog(entries+100, year)))
+		limit := limitOf(fmt.Sprint("log", entries), algorithm.SlidingWindowLog(entries+100, year))
 		var it driver.Item
 		var d quota.Decision
 		now := take(t, s, quota.Charge{Limit: limit, Key: "now", Op: quota.OpPeek}).At

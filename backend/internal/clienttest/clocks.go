@@ -34,7 +34,7 @@ func (s *stepped) to(offset time.Duration) {
 func (s *stepped) drain() (n int64) {
 	s.t.Helper()
 	for {
-		d, err := s.s.Take(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
+		d, err := s.s.Charge(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
 		ok(s.t, err)
 		if now := time.Now().Add(s.offset); d.At.Time().Sub(now).Abs() > 10*time.Second {
 			s.t.Fatalf("time of a decision: got %v, want about %v, which the server's clock shows", d.At.Time(), now)
@@ -49,7 +49,7 @@ func (s *stepped) drain() (n int64) {
 // starved waits for the next grant.
 func (s *stepped) starved() time.Duration {
 	return until(s.t, "a grant", func() bool {
-		d, err := s.s.Take(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
+		d, err := s.s.Charge(bg, quota.Charge{Limit: s.limit, Key: "k", Cost: 1})
 		ok(s.t, err)
 		return d.Allowed
 	})
@@ -59,7 +59,7 @@ func (s *stepped) starved() time.Duration {
 func clockStepsBucket(t *testing.T, l library) {
 	t.Parallel()
 	const burst, rate = 100, 10
-	s := startStepped(t, l, quota.Must(algorithm.TokenBucket(burst, rate, time.Second)))
+	s := startStepped(t, l, algorithm.TokenBucket(burst, rate, time.Second))
 	start := time.Now()
 	refill := func() int64 { return int64(time.Since(start).Seconds()*rate) + 1 }
 	total := s.drain()
@@ -109,13 +109,13 @@ func clockStepsBucket(t *testing.T, l library) {
 func clockStepsWindows(t *testing.T, l library) {
 	t.Parallel()
 	const limit, window = 20, time.Minute
-	for name, make := range map[string]func(int64, time.Duration) (quota.Algorithm, error){
+	for name, make := range map[string]func(int64, time.Duration) quota.Algorithm{
 		"fixed": algorithm.FixedWindow, "first": algorithm.FixedWindowFromFirst, "counter": algorithm.SlidingWindow, "log": algorithm.SlidingWindowLog,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			s := startStepped(t, l, quota.Must(make(limit, window)))
+			s := startStepped(t, l, make(limit, window))
 			total, allowed := s.drain(), int64(limit)
 			for i := range sized(8, 40) {
 				step := []time.Duration{10 * time.Second, -30 * time.Second, time.Hour, -time.Hour}[i%4]
@@ -137,7 +137,7 @@ func clockStepsWindows(t *testing.T, l library) {
 			}
 			// A clock that went back an hour starves a caller for a second and two windows at most.
 			const short = time.Second
-			s.limit = limitOf("short", quota.Must(make(limit, short)))
+			s.limit = limitOf("short", make(limit, short))
 			s.to(s.offset + time.Hour)
 			s.drain()
 			s.to(s.offset - time.Hour)

@@ -157,7 +157,7 @@ func (r *distant) calls(list []string) (stop func()) {
 				default:
 				}
 				start := time.Now()
-				_, err := r.s.Take(bg, quota.Charge{Limit: limit, Key: list[i%len(list)], Cost: 1})
+				_, err := r.s.Charge(bg, quota.Charge{Limit: limit, Key: list[i%len(list)], Cost: 1})
 				r.count(start, err)
 				time.Sleep(2 * time.Millisecond)
 			}

@@ -174,7 +174,7 @@ func halfMoved(t *testing.T, l library) {
 
 	out := make([]quota.Decision, 2)
 	list := []quota.Charge{{Limit: limit, Key: old, Cost: 1}, {Limit: limit, Key: fresh, Cost: 1}}
-	is(t, "a list over a slot that is half moved (TRYAGAIN)", s.TakeAll(bg, list, out), quota.ErrUnavailable)
+	is(t, "a list over a slot that is half moved (TRYAGAIN)", s.ChargeAll(bg, list, out), quota.ErrUnavailable)
 	y.exact(t, charged(t, direct, limit, old, fresh))
 
 	lost := proxies.Inject(redisserver.Fault{
@@ -189,7 +189,7 @@ func halfMoved(t *testing.T, l library) {
 		t.Error("lost replies: got none, want some")
 	}
 	ok(t, c.MoveSlot(slot, from, target))
-	ok(t, direct.TakeAll(bg, list, out))
+	ok(t, direct.ChargeAll(bg, list, out))
 }
 
 // sentinel kills the master that sentinels watch, under load, and then has an operator fail over: a client of
@@ -221,7 +221,7 @@ func sentinel(t *testing.T, l library) {
 	}
 	old.Kill()
 	killed := time.Now()
-	failing := func(name string) bool { _, err := stores[name].Take(bg, peek); return err != nil }
+	failing := func(name string) bool { _, err := stores[name].Charge(bg, peek); return err != nil }
 	until(t, "the failure", func() bool { return failing("client") })
 	for name := range stores {
 		until(t, "the client to find the new master", func() bool { return !failing(name) })
@@ -245,7 +245,7 @@ func sentinel(t *testing.T, l library) {
 			t.Errorf("%s: got %d charged, want 1 to %d", name, held, most)
 		}
 	}
-	_, err = l.open(t, "redis+sentinel://"+n.Addrs()[0]+"?master=unknown").Take(bg, peek)
+	_, err = l.open(t, "redis+sentinel://"+n.Addrs()[0]+"?master=unknown").Charge(bg, peek)
 	is(t, "a master that the sentinels do not know", err, quota.ErrMisconfigured)
 }
 
@@ -283,10 +283,10 @@ func demoted(t *testing.T, l library) {
 			proxy.Lead(fresh.Addr())
 			since := time.Now()
 			if test.name == "Peeks" { // which meet no refusal by themselves
-				_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+				_, err := s.Charge(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
 				is(t, "a charge over an old connection", err, quota.ErrUnavailable)
 				until(t, "peeks to go to the new primary", func() bool {
-					d, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Op: quota.OpPeek})
+					d, err := s.Charge(bg, quota.Charge{Limit: limit, Key: list[0], Op: quota.OpPeek})
 					return err == nil && d.Remaining == plenty
 				})
 			} else {
@@ -321,7 +321,7 @@ func demoted(t *testing.T, l library) {
 		do(t, server, "REPLICAOF", "127.0.0.1", "1")
 		before := connections()
 		for since := time.Now(); time.Since(since) < 2*time.Second; time.Sleep(5 * time.Millisecond) {
-			_, err := s.Take(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
+			_, err := s.Charge(bg, quota.Charge{Limit: limit, Key: list[0], Cost: 1})
 			is(t, "a call to a replica", err, quota.ErrUnavailable)
 		}
 		if n := connections() - before; !l.pooled && n > 32 { // a pool makes one for each refusal
@@ -339,9 +339,9 @@ type peeker struct {
 	want int64
 }
 
-func (p peeker) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+func (p peeker) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	c.Op, c.Cost = quota.OpPeek, 0
-	d, err := p.Store.Take(ctx, c)
+	d, err := p.Store.Charge(ctx, c)
 	if err == nil && d.Remaining != p.want {
 		p.t.Errorf("a peek: got %d tokens, want the %d of the new primary", d.Remaining, p.want)
 	}

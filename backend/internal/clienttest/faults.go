@@ -147,7 +147,7 @@ func linearizable(t *testing.T, l library) {
 						c.Op = quota.OpPeek
 					}
 					op := porcupine.Operation{ClientId: client, Input: c, Call: int64(time.Since(start))}
-					d, err := s.Take(bg, c)
+					d, err := s.Charge(bg, c)
 					op.Return = int64(time.Since(start))
 					if err != nil {
 						if class(err) != quota.ErrIndeterminate {
@@ -248,7 +248,7 @@ func contexts(t *testing.T, l library) {
 	before := runs(t, server)
 	late, cancel := context.WithDeadline(bg, time.Now().Add(-time.Second))
 	defer cancel()
-	_, one := s.Take(late, c)
+	_, one := s.Charge(late, c)
 	_, health := s.Health(late)
 	for _, err := range []error{one, health} {
 		if err != late.Err() {
@@ -261,7 +261,7 @@ func contexts(t *testing.T, l library) {
 	proxies.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("EVALSHA"), Delay: 300 * time.Millisecond})
 	ctx, cancel := context.WithTimeout(bg, 50*time.Millisecond)
 	defer cancel()
-	if _, err := s.Take(ctx, c); class(err) != quota.ErrIndeterminate || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Charge(ctx, c); class(err) != quota.ErrIndeterminate || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a deadline that passes in flight: got error %v, want ErrIndeterminate of DeadlineExceeded", err)
 	}
 	proxies.Clear()
@@ -303,9 +303,9 @@ func closing(t *testing.T, l library) {
 	take(t, s, c)
 	before := runs(t, server)
 	ok(t, s.Close())
-	_, one := s.Take(bg, c)
+	_, one := s.Charge(bg, c)
 	_, health := s.Health(bg)
-	is(t, "Take after Close", one, quota.ErrClosed)
+	is(t, "Charge after Close", one, quota.ErrClosed)
 	is(t, "Health after Close", health, quota.ErrClosed)
 	if n := runs(t, server); n != before {
 		t.Errorf("scripts sent by a closed store: got %d, want none", n-before)
@@ -322,7 +322,7 @@ func closing(t *testing.T, l library) {
 			}
 			sent := make(chan error)
 			go func() {
-				_, err := s.Take(bg, c)
+				_, err := s.Charge(bg, c)
 				sent <- err
 			}()
 			time.Sleep(50 * time.Millisecond)
@@ -335,13 +335,13 @@ func closing(t *testing.T, l library) {
 			}
 			// rueidis may have sent the first calls: their errors cannot tell. It closes a cluster's connections by and by.
 			until(t, "the client to be known as closed", func() bool {
-				_, err := s.Take(bg, c)
+				_, err := s.Charge(bg, c)
 				if !errors.Is(err, quota.ErrClosed) && !errors.Is(err, quota.ErrIndeterminate) {
 					t.Errorf("the client was closed by its owner: got error %v, want ErrClosed or ErrIndeterminate", err)
 				}
 				return class(err) == quota.ErrClosed
 			})
-			_, err := s.Take(bg, c)
+			_, err := s.Charge(bg, c)
 			is(t, "a client that is known to be closed", err, quota.ErrClosed)
 		})
 	})
@@ -360,14 +360,14 @@ func closing(t *testing.T, l library) {
 			// rueidis closes a cluster's connections by and by: a call may still be answered.
 			first := error(nil)
 			until(t, "the client to be closed", func() bool {
-				_, first = s.Take(bg, c)
+				_, first = s.Charge(bg, c)
 				return first != nil
 			})
 			is(t, "the first call that failed", first, quota.ErrClosed)
-			_, err = s.Take(bg, c)
+			_, err = s.Charge(bg, c)
 			is(t, "the next call", err, quota.ErrClosed)
-			is(t, "the first list of another store", others.TakeAll(bg, []quota.Charge{c, c}, make([]quota.Decision, 2)), quota.ErrClosed)
-			_, err = fresh.Take(bg, c)
+			is(t, "the first list of another store", others.ChargeAll(bg, []quota.Charge{c, c}, make([]quota.Decision, 2)), quota.ErrClosed)
+			_, err = fresh.Charge(bg, c)
 			is(t, "the first call of a store", err, quota.ErrClosed)
 			_, err = s.Health(bg)
 			is(t, "Health", err, quota.ErrClosed)
@@ -440,7 +440,7 @@ func idle(t *testing.T, l library) {
 			time.Sleep(2 * handshake)
 			for range 64 {
 				ctx, cancel := context.WithTimeout(bg, handshake/2)
-				if _, err := s.Take(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
+				if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
 					t.Errorf("a caller with less time than a handshake takes: got error %v, want none", err)
 				}
 				cancel()
@@ -489,14 +489,14 @@ func hasty(t *testing.T, l library) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(bg, 20*time.Millisecond)
 					defer cancel()
-					s.Take(ctx, quota.Charge{Limit: limit, Key: "hasty", Cost: 1})
+					s.Charge(ctx, quota.Charge{Limit: limit, Key: "hasty", Cost: 1})
 				})
 				time.Sleep(5 * time.Millisecond)
 				for _, key := range list {
 					wg.Go(func() {
 						ctx, cancel := context.WithTimeout(bg, 2*time.Second)
 						defer cancel()
-						if _, err := s.Take(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
+						if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
 							t.Errorf("a patient caller: got error %v, want none", err)
 						}
 					})

@@ -310,12 +310,12 @@ func sentinelURL(s *redisserver.Sentinel) string {
 
 // Limits, charges and errors.
 
-func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.Must(quota.NewLimit(name, a)) }
+func limitOf(name string, a quota.Algorithm) *quota.Limit { return quota.NewLimit(name, a) }
 
 // yearly returns a limit whose counts stay while a test runs; counted returns the one that tests of faults
 // count with.
 func yearly(name string, n int64) *quota.Limit {
-	return limitOf(name, quota.Must(algorithm.FixedWindow(n, year)))
+	return limitOf(name, algorithm.FixedWindow(n, year))
 }
 
 func counted(n int64) *quota.Limit { return yearly("yearly", n) }
@@ -333,18 +333,18 @@ func (h hidden) Spec() quota.Spec {
 // take decides one charge and fails the test on an error.
 func take(t testing.TB, s quota.Store, c quota.Charge) quota.Decision {
 	t.Helper()
-	d, err := s.Take(bg, c)
+	d, err := s.Charge(bg, c)
 	if err != nil {
 		t.Fatalf("%s of %d from %s: got error %v, want none", c.Op, c.Cost, c.Limit.Name(), err)
 	}
 	return d
 }
 
-// takeAll decides a list and fails the test on an error.
-func takeAll(t testing.TB, s quota.Store, cs ...quota.Charge) []quota.Decision {
+// chargeAll decides a list and fails the test on an error.
+func chargeAll(t testing.TB, s quota.Store, cs ...quota.Charge) []quota.Decision {
 	t.Helper()
 	out := make([]quota.Decision, len(cs))
-	ok(t, s.TakeAll(bg, cs, out))
+	ok(t, s.ChargeAll(bg, cs, out))
 	return out
 }
 
@@ -365,7 +365,7 @@ func charged(t testing.TB, s quota.Store, l *quota.Limit, keys ...string) (n int
 
 // fails reports whether a call fails.
 func (c conn) fails(charge quota.Charge) bool {
-	_, err := c.Take(bg, charge)
+	_, err := c.Charge(bg, charge)
 	return err != nil
 }
 
@@ -382,7 +382,7 @@ func show(cs ...quota.Charge) string {
 	var b strings.Builder
 	for i := range cs {
 		c := &cs[i]
-		fmt.Fprintf(&b, "\n  %s %d (at %d, within %v, least %d, above %d of %d, shadow %v, list %d) of %s %+v for %q", c.Op, c.Cost, c.At, c.Within, c.Least, c.Floor, c.FloorOf, c.Shadow, c.Alternative, c.Limit.Name(), *c.Limit.Spec(), c.Key)
+		fmt.Fprintf(&b, "\n  %s %d (at %d, within %v, least %d, above %d of %d, shadow %v, list %d) of %s %+v for %q", c.Op, c.Cost, c.MadeAt, c.Within, c.Least, c.Floor, c.FloorOf, c.Shadow, c.Alternative, c.Limit.Name(), *c.Limit.Spec(), c.Key)
 	}
 	return b.String()
 }

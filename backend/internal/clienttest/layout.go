@@ -44,7 +44,7 @@ const readmeKey = "quota:{team-7}/agent-123:tokens"
 // key: the key that the documentation shows is the key.
 func key(t *testing.T, l library) {
 	server, open := l.single(t)
-	take(t, open(engine.Options{}), quota.Charge{Limit: limitOf("tokens", quota.Must(newRule(bucket, 10, 1, time.Hour))), Key: "team-7/agent-123", Cost: 1})
+	take(t, open(engine.Options{}), quota.Charge{Limit: limitOf("tokens", newRule(bucket, 10, 1, time.Hour)), Key: "team-7/agent-123", Cost: 1})
 	if got := server.Keys(bg, "*").Val(); len(got) != 1 || got[0] != readmeKey {
 		t.Errorf("keys: got %q, want %q only", got, readmeKey)
 	}
@@ -62,7 +62,7 @@ func expiry(t *testing.T, l library) {
 				name += "-cas"
 			}
 			limit := func(name string, n, refill int64, period time.Duration) *quota.Limit {
-				a := quota.Must(newRule(k, n, refill, period))
+				a := newRule(k, n, refill, period)
 				if hide {
 					a = hidden{a}
 				}
@@ -126,7 +126,7 @@ func traceless(t *testing.T, server *data, store store, name string, limit func(
 			t.Errorf("state of a key that was charged nothing, after %s: got %x, want none", after, now)
 		}
 	}
-	for _, q := range []quota.Charge{{Cost: 8}, {Cost: 11}, {Cost: 1 << 62}, {Cost: 0}, {Op: quota.OpPeek, Cost: 1}, {Op: quota.OpPeek, Cost: 8}, {Op: quota.OpRefund, Cost: 3, At: 1}, {Op: quota.OpDebit}} {
+	for _, q := range []quota.Charge{{Cost: 8}, {Cost: 11}, {Cost: 1 << 62}, {Cost: 0}, {Op: quota.OpPeek, Cost: 1}, {Op: quota.OpPeek, Cost: 8}, {Op: quota.OpRefund, Cost: 3, MadeAt: 1}, {Op: quota.OpDebit}} {
 		q.Limit, q.Key = l, "k"
 		take(t, store, q)
 		unchanged(show(q))
@@ -134,7 +134,7 @@ func traceless(t *testing.T, server *data, store store, name string, limit func(
 	denied := c
 	denied.Cost = 8
 	for _, list := range [][]quota.Charge{{denied, other}, {other, denied}} {
-		takeAll(t, store, list...)
+		chargeAll(t, store, list...)
 		unchanged("a denied list")
 	}
 	for _, whole := range []quota.Charge{c.Refund(first, 3), {Limit: l, Key: "k", Op: quota.OpReset}} {
@@ -200,10 +200,10 @@ func foreign(t *testing.T, l library) {
 				dump := server.Dump(bg, place(c)).Val()
 				for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
 					c.Op = op
-					_, err := store.Take(bg, c)
+					_, err := store.Charge(bg, c)
 					is(t, op.String(), err, quota.ErrMisconfigured)
 					for _, list := range [][]quota.Charge{{c, fresh}, {fresh, c}} {
-						is(t, "a list with "+op.String(), store.TakeAll(bg, list, make([]quota.Decision, 2)), quota.ErrMisconfigured)
+						is(t, "a list with "+op.String(), store.ChargeAll(bg, list, make([]quota.Decision, 2)), quota.ErrMisconfigured)
 					}
 					if now := server.Dump(bg, place(c)).Val(); now != dump || server.held(t, fresh) != "" {
 						t.Fatalf("after %s: got value %x and a fresh state %x, want %x and none", op, now, server.held(t, fresh), dump)
@@ -224,8 +224,8 @@ func keysOf(t *testing.T, l library) {
 		if got := store.Atomicity(); got != driver.AnyKeys {
 			t.Errorf("Atomicity: got %v, want %v", got, driver.AnyKeys)
 		}
-		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{quota.Must(newRule(first, 10, 1, year))}} {
-			if ds := takeAll(t, store, spread(limitOf("any."+a.Spec().Rule.String(), a), "any", 6)...); !quota.Granted(ds) || ds[0].Split {
+		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{newRule(first, 10, 1, year)}} {
+			if ds := chargeAll(t, store, spread(limitOf("any."+a.Spec().Rule.String(), a), "any", 6)...); !quota.Granted(ds) || ds[0].Split {
 				t.Errorf("a list of several groups: got %+v, want it granted and not split", ds)
 			}
 		}
@@ -250,7 +250,7 @@ func hostileKeys(t *testing.T, store store) {
 	for _, key := range refused {
 		_, err := limiter.Take(bg, key, 1)
 		is(t, fmt.Sprintf("%.40q", key), err, quota.ErrInvalid)
-		_, err = limiter.TakeAll(bg, quota.Charge{Key: key, Cost: 1}, quota.Charge{Key: "ok", Cost: 1})
+		_, err = limiter.ChargeAll(bg, quota.Charge{Key: key, Cost: 1}, quota.Charge{Key: "ok", Cost: 1})
 		is(t, fmt.Sprintf("%.40q in a list", key), err, quota.ErrInvalid)
 	}
 	var wg sync.WaitGroup
@@ -264,7 +264,7 @@ func hostileKeys(t *testing.T, store store) {
 					}
 					continue
 				}
-				r, err := limiter.TakeAll(bg, quota.Charge{Key: key, Cost: 1, ID: key}, quota.Charge{Key: key, Limit: b, Cost: 2, ID: key}, quota.Charge{Key: key + "/sub/}{", Limit: b, Cost: 3, ID: key})
+				r, err := limiter.ChargeAll(bg, quota.Charge{Key: key, Cost: 1, ID: key}, quota.Charge{Key: key, Limit: b, Cost: 2, ID: key}, quota.Charge{Key: key + "/sub/}{", Limit: b, Cost: 3, ID: key})
 				if err != nil || !r.Granted {
 					t.Errorf("%q: got %+v, %v; want a grant", key, r, err)
 					continue
@@ -353,7 +353,7 @@ func recordOfOtherNumbers(t *testing.T, store store, l, smaller *quota.Limit) {
 		t.Errorf("repeated under other numbers: got %+v, want the grant of 3", d)
 	}
 	// A take ahead that other numbers would not grant was delayed by no more than it accepted.
-	fast, slow := quota.Must(algorithm.TokenBucket(10, 10, time.Minute)), quota.Must(algorithm.TokenBucket(10, 1, time.Minute))
+	fast, slow := algorithm.TokenBucket(10, 10, time.Minute), algorithm.TokenBucket(10, 1, time.Minute)
 	ahead := quota.Charge{Limit: limitOf(l.Name()+".ahead", fast), Key: "numbers", Cost: 9, Op: quota.OpAhead, Within: time.Minute, ID: "r2"}
 	take(t, store, quota.Charge{Limit: ahead.Limit, Key: ahead.Key, Cost: 10})
 	first := take(t, store, ahead)
@@ -372,7 +372,7 @@ func noRecord(t *testing.T, server *data, store store, l *quota.Limit) {
 	take(t, store, quota.Charge{Limit: l, Key: "none", Cost: 5})
 	denied, peek := quota.Charge{Limit: l, Key: "none", Cost: 8, ID: "r"}, quota.Charge{Limit: l, Key: "none", Op: quota.OpPeek, Cost: 1, ID: "r"}
 	for _, list := range [][]quota.Charge{{denied}, {peek}, {denied, {Limit: l, Key: "none/k", Cost: 1, ID: "r"}}} {
-		takeAll(t, store, list...)
+		chargeAll(t, store, list...)
 		take(t, store, list[0])
 		if server.Exists(bg, "quota:{none}#r").Val() != 0 {
 			t.Errorf("after%s: got a record, want none", show(list...))
@@ -388,7 +388,7 @@ func brokenRecord(t *testing.T, server *data, store store, l *quota.Limit, hide 
 	was := server.held(t, c)
 	for n := 1; n < len(record); n++ {
 		server.Set(bg, key, record[:n], 0)
-		_, err := store.Take(bg, c)
+		_, err := store.Charge(bg, c)
 		if !hide && !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) { // text may be cut behind any digit
 			t.Errorf("a record cut at %d of %d: got %v, want ErrMisconfigured or ErrInvalid", n, len(record), err)
 		}
@@ -398,7 +398,7 @@ func brokenRecord(t *testing.T, server *data, store store, l *quota.Limit, hide 
 	}
 	server.Del(bg, key)
 	server.LPush(bg, key, "x")
-	_, err := store.Take(bg, c)
+	_, err := store.Charge(bg, c)
 	is(t, "a record of another type", err, quota.ErrMisconfigured)
 	if now := server.held(t, c); now != was {
 		t.Errorf("a record of another type: got state %x, want %x", now, was)

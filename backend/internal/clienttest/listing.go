@@ -36,7 +36,7 @@ func walk(t testing.TB, s quota.Store, l backend.Listing, between func()) map[li
 		}
 		for _, k := range keys {
 			ok(t, k.Err)
-			all[listed{k.Limit, k.Key, k.Decision.Limit, k.Decision.Remaining, k.Decision.Limit - k.Decision.Remaining}] = true
+			all[listed{k.Limit, k.Key, k.Decision.Capacity, k.Decision.Remaining, k.Decision.Capacity - k.Decision.Remaining}] = true
 		}
 		if l.Cursor = next; next == "" {
 			return all
@@ -56,9 +56,9 @@ func listingsOf(t *testing.T, start func(testing.TB) (*data, func(engine.Options
 	t.Parallel()
 	server, open := start(t)
 	const prefix = `q*[a-z]\?:`
-	s, twin := open(engine.Options{Prefix: prefix}), local.New(nil)
+	s, twin := open(engine.Options{Prefix: prefix}), local.New()
 	defer twin.Close()
-	bucket, log := quota.Must(algorithm.TokenBucket(1000, 1, time.Hour)), quota.Must(algorithm.SlidingWindowLog(1000, year))
+	bucket, log := algorithm.TokenBucket(1000, 1, time.Hour), algorithm.SlidingWindowLog(1000, year)
 	limits := []*quota.Limit{limitOf("tokens", bucket), limitOf("log", log), limitOf("cas", hidden{bucket}), yearly("t", 1000)}
 	rng := rand.New(rand.NewPCG(seed(t), 0))
 	list := []string{"*", "**", "?", "[a-z]", `\`, `\*`, "a*b", "axb", "acme", "acme/", "acme/a", "acme/b/c", "acme*", "acmes/a", "\x00/\x7f", "a b", "{a}", "}{", "%", "%2A", "é/è", "日本/語", "a:t", "a:tokens", "#id"}
@@ -111,7 +111,7 @@ func listingsOf(t *testing.T, start func(testing.TB) (*data, func(engine.Options
 	}
 	wrong := make([]*quota.Limit, len(limits))
 	for i, limit := range limits {
-		wrong[i] = limitOf(limit.Name(), quota.Must(algorithm.FixedWindowFromFirst(1000, year)))
+		wrong[i] = limitOf(limit.Name(), algorithm.FixedWindowFromFirst(1000, year))
 	}
 	keys, _, err = backend.List(bg, s, backend.Listing{Limits: wrong, Size: driver.MaxPage})
 	if ok(t, err); len(keys) == 0 {

@@ -132,7 +132,7 @@ func (y *tally) do(ctx context.Context, s quota.Store, c quota.Charge) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	start := time.Now()
-	d, err := s.Take(ctx, c)
+	d, err := s.Charge(ctx, c)
 	y.add(d, err, time.Since(start))
 	return err
 }

@@ -52,7 +52,7 @@ var policies = []struct {
 	{"FailOpen", standard(resilience.FailOpen(nil))},
 	{"FailClosed", standard(resilience.FailClosed(nil))},
 	{"Fallback", func(t *testing.T, l library, url string, tell func(quota.Notice)) quota.Store {
-		return standard(resilience.Fallback(local.New(nil), resilience.Instances(4), nil))(t, l, url, tell)
+		return standard(resilience.Fallback(local.New(), resilience.Instances(4), nil))(t, l, url, tell)
 	}},
 	{"FromEnv", fromEnvironment("")},
 	{"FromEnv, a fleet of 4", fromEnvironment("4")},
@@ -247,7 +247,7 @@ func (s *outageSite) run(t *testing.T) {
 	t.Cleanup(s.stop)
 	for _, load := range s.loads {
 		until(t, "the first decision", func() bool {
-			_, err := (fromStore{load.store}).Take(bg, quota.Charge{Limit: counted(plenty), Key: s.own[0]})
+			_, err := (fromStore{load.store}).Charge(bg, quota.Charge{Limit: counted(plenty), Key: s.own[0]})
 			return err == nil
 		})
 		load.own.load(load.store, s.own, loadWorkers, done, &wg)
@@ -421,7 +421,7 @@ func outageNewMaster(t *testing.T, l library) {
 				c := redisserver.StartCluster(t)
 				s := standard(resilience.FailWithError())(t, l, clusterURL(c, ""), nil)
 				peek := quota.Charge{Limit: counted(plenty), Key: "team-0", Op: quota.OpPeek}
-				decides := func() bool { _, err := s.Take(bg, peek); return err == nil }
+				decides := func() bool { _, err := s.Charge(bg, peek); return err == nil }
 				until(t, "the first decision", decides)
 				victim, err := c.MasterFor(stateOf("team-0"))
 				ok(t, err)
@@ -461,8 +461,8 @@ func outageNewMaster(t *testing.T, l library) {
 // fromStore is a store whose decisions in the store's place are errors.
 type fromStore struct{ quota.Store }
 
-func (s fromStore) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	d, err := s.Store.Take(ctx, c)
+func (s fromStore) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
 	if err == nil && d.Source != quota.FromStore {
 		err = fmt.Errorf("decided by the %v", d.Source)
 	}
@@ -512,7 +512,7 @@ func (y *outageCalls) load(s quota.Store, keys []string, workers int, done chan 
 
 func (y *outageCalls) do(s quota.Store, c quota.Charge) {
 	at := time.Now()
-	d, err := s.Take(bg, c)
+	d, err := s.Charge(bg, c)
 	took := time.Since(at)
 	y.tally.add(d, err, took)
 	y.mu.Lock()

@@ -59,7 +59,7 @@ func prompt(t *testing.T, l library) {
 							c.ID = fmt.Sprint(i, "-", n)
 						}
 						start := time.Now()
-						_, err := s.Take(ctx, c)
+						_, err := s.Charge(ctx, c)
 						took := time.Since(start)
 						cancel()
 						mu.Lock()

@@ -122,7 +122,7 @@ func refusedStates(t *testing.T, l library) {
 			list := []quota.Charge{{Limit: limit, Key: "a/b", Cost: 1}, {Limit: limit, Key: "a", Cost: 1}}
 			for _, id := range []string{"", "request"} { // all of a list, and of a list with an id, or none
 				list[0].ID, list[1].ID = id, id
-				is(t, "a list", s.TakeAll(bg, list, make([]quota.Decision, 2)), quota.ErrUnavailable)
+				is(t, "a list", s.ChargeAll(bg, list, make([]quota.Decision, 2)), quota.ErrUnavailable)
 			}
 			for text := range z.texts {
 				if !strings.Contains(text, r.text) {
@@ -212,7 +212,7 @@ func memoryFull(t *testing.T, l library) {
 	// made too.
 	out := make([]quota.Decision, 2)
 	mixed := []quota.Charge{{Limit: few, Key: "poor", Op: quota.OpReset}, {Limit: few, Key: "poor/other", Cost: 1}}
-	err = s.TakeAll(bg, mixed, out)
+	err = s.ChargeAll(bg, mixed, out)
 	want := int64(1)
 	if err != nil {
 		want = y.ok
@@ -275,7 +275,7 @@ func clusterDown(t *testing.T, l library) {
 	}
 	var z *tally
 	until(t, "the cluster to be down", func() bool {
-		_, err := s.Take(bg, quota.Charge{Limit: limit, Key: own[0], Op: quota.OpPeek})
+		_, err := s.Charge(bg, quota.Charge{Limit: limit, Key: own[0], Op: quota.OpPeek})
 		return err != nil && strings.Contains(err.Error(), "CLUSTERDOWN")
 	})
 	z = calls(s, limit, own, 40)
@@ -305,20 +305,20 @@ func proxyReplies(t *testing.T, l library) {
 		})}})
 		limit := counted(plenty)
 		c := quota.Charge{Limit: limit, Key: "k", Cost: 1}
-		_, err := s.Take(bg, c)
+		_, err := s.Charge(bg, c)
 		if got, want := quota.Charged(err), quota.ChargeUnknown; got != want && reply != "-no upstream host" {
 			t.Errorf("%s: Charged(%v): got %v, want %v", reply, err, got, want)
 		}
-		stack, err := resilience.Standard(s, resilience.Fallback(local.New(nil), resilience.Instances(4), nil), nil)
+		stack, err := resilience.Standard(s, resilience.Fallback(local.New(), resilience.Instances(4), nil), nil)
 		ok(t, err)
 		before := asked.Load()
 		for range 20 {
-			if d, err := stack.Take(bg, c); err != nil || d.Source != quota.FromFallback {
+			if d, err := stack.Charge(bg, c); err != nil || d.Source != quota.FromFallback {
 				t.Fatalf("%s, under Standard with a fallback: got %+v, error %v; want a decision of the fallback", reply, d, err)
 			}
 		}
 		until(t, "the breaker to open for "+reply, func() bool {
-			stack.Take(bg, c)
+			stack.Charge(bg, c)
 			return resilience.BreakerState(stack) == "open"
 		})
 		t.Logf("%s: asked %d times", reply, asked.Load()-before)
@@ -331,13 +331,13 @@ func proxyReplies(t *testing.T, l library) {
 func anotherRule(t *testing.T, l library) {
 	t.Parallel()
 	s := l.dial(t, single(redisserver.Start(t)))
-	before, after := yearly("same", 10), limitOf("same", quota.Must(newRule(bucket, 10, 1, year)))
+	before, after := yearly("same", 10), limitOf("same", newRule(bucket, 10, 1, year))
 	take(t, s, quota.Charge{Limit: before, Key: "k", Cost: 1})
 	c := quota.Charge{Limit: after, Key: "k", Cost: 1}
 	for name, call := range map[string]func() error{
-		"alone": func() error { _, err := s.Take(bg, c); return err },
+		"alone": func() error { _, err := s.Charge(bg, c); return err },
 		"in a list": func() error {
-			return s.TakeAll(bg, []quota.Charge{c, {Limit: before, Key: "l", Cost: 1}}, make([]quota.Decision, 2))
+			return s.ChargeAll(bg, []quota.Charge{c, {Limit: before, Key: "l", Cost: 1}}, make([]quota.Decision, 2))
 		},
 	} {
 		err := call()
@@ -384,7 +384,7 @@ func wrongLua(t *testing.T, l library) {
 		t.Errorf("keys: got %d, want none", n)
 	}
 	own := l.dial(t, target{addrs: []string{addr}})
-	_, err = own.Take(bg, quota.Charge{Limit: ten, Key: "own", Cost: 1})
+	_, err = own.Charge(bg, quota.Charge{Limit: ten, Key: "own", Cost: 1})
 	tellsOfLua(t, "a client of the caller's", err)
 }
 

@@ -20,8 +20,8 @@ func releases(t *testing.T, l library) {
 	rng := rand.New(rand.NewPCG(seed(t), 0))
 	for round := range sized(20, 400) {
 		rules := []quota.Algorithm{
-			quota.Must(newRule(bucket, 1+rng.Int64N(100), 1+rng.Int64N(100), time.Second)),
-			quota.Must(newRule(sliding, 1+rng.Int64N(100), 0, 20*time.Millisecond)),
+			newRule(bucket, 1+rng.Int64N(100), 1+rng.Int64N(100), time.Second),
+			newRule(sliding, 1+rng.Int64N(100), 0, 20*time.Millisecond),
 		}
 		for k, rule := range rules {
 			name := [...]string{"bucket", "sliding"}[k] + strconv.Itoa(round)
@@ -42,7 +42,7 @@ func releases(t *testing.T, l library) {
 				if rng.IntN(2) == 0 { // a list has a script of its own
 					out, cs = append(out, quota.Decision{}), append(cs, quota.Charge{Limit: limitOf("other", rules[0]), Key: "key", Op: quota.OpPeek})
 				}
-				ok(t, stores[release].TakeAll(bg, cs, out))
+				ok(t, stores[release].ChargeAll(bg, cs, out))
 				var d quota.Decision
 				ok(t, driver.ApplyOne(&c, &want, out[0].At, &d))
 				if out[0] != d {

@@ -111,9 +111,9 @@ func (w *worker) step(t *testing.T) {
 	got := make([]quota.Decision, len(cs))
 	var err error
 	if len(cs) == 1 && w.rng.IntN(2) == 0 {
-		got[0], err = w.store.Take(bg, cs[0])
+		got[0], err = w.store.Charge(bg, cs[0])
 	} else {
-		err = w.store.TakeAll(bg, cs, got)
+		err = w.store.ChargeAll(bg, cs, got)
 	}
 	if err != nil {
 		t.Errorf("%s: got error %v, want none%s\n on %+v", w.name, err, show(cs...), before)
@@ -302,7 +302,7 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 			}
 		}
 		if c.Op == quota.OpRefund {
-			c.At = max(w.receipt(it, c.Limit.Spec()), 0)
+			c.MadeAt = max(w.receipt(it, c.Limit.Spec()), 0)
 		}
 		if w.injected && (fresh && w.rng.IntN(2) == 0 || w.rng.IntN(40) == 0) {
 			it.Item = w.poke(t, c)
@@ -413,7 +413,7 @@ func replayBatches(t *testing.T, l library, server *data, open func(engine.Optio
 			model: map[string]*item{}, limits: map[string]*quota.Limit{}, key: fmt.Sprintf("batch.%d.0/agent", i)}
 		store := l.engine(open(engine.Options{Clock: func() time.Time { return time.UnixMicro(w.now) }}))
 		// Stores become ready one after the other: a slow server would not answer all attempts at once in their time.
-		_, err := store.Take(bg, quota.Charge{Limit: yearly("ready", 1), Key: w.name, Op: quota.OpPeek})
+		_, err := store.Charge(bg, quota.Charge{Limit: yearly("ready", 1), Key: w.name, Op: quota.OpPeek})
 		ok(t, err)
 		wg.Go(func() {
 			for range charges / workers / 16 {

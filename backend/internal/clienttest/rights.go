@@ -60,25 +60,25 @@ func rightsOn(t *testing.T, client string, cluster bool, user app) []string {
 
 // use makes each kind of call that a store has, and returns the first error.
 func use(s quota.Store, group string) error {
-	bucket := quota.Must(algorithm.TokenBucket(10, 1, time.Hour))
-	log := quota.Must(algorithm.SlidingWindowLog(10, time.Hour))
+	bucket := algorithm.TokenBucket(10, 1, time.Hour)
+	log := algorithm.SlidingWindowLog(10, time.Hour)
 	for i := range 4 {
 		key := fmt.Sprint(group, i)
 		list := []quota.Charge{{Limit: limitOf("bucket", bucket), Key: key, Cost: 1}, {Limit: limitOf("log", log), Key: key, Cost: 1}, {Limit: limitOf("cas", hidden{bucket}), Key: key, Cost: 1}}
 		for _, c := range list {
 			for _, op := range []quota.Op{quota.OpTake, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset} {
 				c.Op = op
-				if _, err := s.Take(bg, c); err != nil {
+				if _, err := s.Charge(bg, c); err != nil {
 					return fmt.Errorf("%s %v: %w", c.Limit.Name(), op, err)
 				}
 			}
 			c.Op, c.ID = quota.OpTake, c.Limit.Name()
-			if _, err := s.Take(bg, c); err != nil {
+			if _, err := s.Charge(bg, c); err != nil {
 				return fmt.Errorf("%s with an id: %w", c.Limit.Name(), err)
 			}
 		}
 		for _, n := range []int{2, 3} {
-			if err := s.TakeAll(bg, list[:n], make([]quota.Decision, n)); err != nil {
+			if err := s.ChargeAll(bg, list[:n], make([]quota.Decision, n)); err != nil {
 				return fmt.Errorf("a list: %w", err)
 			}
 		}
@@ -184,8 +184,8 @@ func failedReset(t *testing.T, s quota.Store) {
 	limit := counted(plenty)
 	list := []quota.Charge{{Limit: limit, Key: "reset/b", Cost: 1}, {Limit: limit, Key: "reset", Op: quota.OpReset}}
 	before := charged(t, s, limit, "reset/b")
-	s.Take(bg, quota.Charge{Limit: limit, Key: "reset", Cost: 1}) // a fresh key has no state to reset
-	is(t, "a list whose reset fails", s.TakeAll(bg, list, make([]quota.Decision, 2)), quota.ErrMisconfigured)
+	s.Charge(bg, quota.Charge{Limit: limit, Key: "reset", Cost: 1}) // a fresh key has no state to reset
+	is(t, "a list whose reset fails", s.ChargeAll(bg, list, make([]quota.Decision, 2)), quota.ErrMisconfigured)
 	if n := charged(t, s, limit, "reset/b"); n != before {
 		t.Errorf("a list whose reset fails: got %d charged, want none", n-before)
 	}
@@ -213,7 +213,7 @@ func rightToAsk(t *testing.T, l library) {
 	moving := quota.Charge{Limit: counted(plenty), Key: "moving", Cost: 1}
 	take(t, s, moving) // redirected
 	user.may(t, list...)
-	if _, err := s.Take(bg, moving); class(err) != quota.ErrMisconfigured && class(err) != quota.ErrUnavailable {
+	if _, err := s.Charge(bg, moving); class(err) != quota.ErrMisconfigured && class(err) != quota.ErrUnavailable {
 		t.Errorf("without %s: got error %v, want ErrMisconfigured or ErrUnavailable", movingRight, err)
 	}
 	user.may(t, append(slices.Clone(list), movingRight)...)
@@ -277,7 +277,7 @@ func foreignKeys(t *testing.T, l library) {
 	s := l.dial(t, to)
 	limit := counted(plenty)
 	list := []quota.Charge{{Limit: limit, Key: "mine", Cost: 1}, {Limit: limit, Key: "hers", Cost: 1}}
-	err := s.TakeAll(bg, list, make([]quota.Decision, 2))
+	err := s.ChargeAll(bg, list, make([]quota.Decision, 2))
 	if class(err) != quota.ErrMisconfigured || strings.Contains(err.Error(), "hers") {
 		t.Errorf("a key without permission: got error %v, want ErrMisconfigured without the key", err)
 	}

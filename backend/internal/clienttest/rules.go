@@ -22,7 +22,7 @@ const (
 
 var kindNames = [kinds]string{"bucket", "fixed", "first", "sliding", "log"}
 
-func newRule(k kind, limit, refill int64, period time.Duration) (quota.Algorithm, error) {
+func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm {
 	switch k {
 	case bucket:
 		return algorithm.TokenBucket(limit, refill, period)
@@ -69,7 +69,7 @@ func randomRule(rng *rand.Rand, k kind) quota.Algorithm {
 		default:
 			n = numbers{magnitude(rng, 20), magnitude(rng, 20), usual[rng.IntN(len(usual))]}
 		}
-		if r, err := newRule(k, n.limit, n.refill, n.period); err == nil {
+		if r := newRule(k, n.limit, n.refill, n.period); quota.NewLimit("n", r).Err() == nil {
 			return r
 		}
 	}

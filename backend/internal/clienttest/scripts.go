@@ -23,7 +23,7 @@ import (
 func batchCalls(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := l.engine(open(engine.Options{}))
-	a, b := yearly("a", 40), limitOf("b", quota.Must(newRule(bucket, 1000, 1, time.Hour)))
+	a, b := yearly("a", 40), limitOf("b", newRule(bucket, 1000, 1, time.Hour))
 	charge := func(l *quota.Limit, key string) quota.Charge { return quota.Charge{Limit: l, Key: key, Cost: 1} }
 	ok(t, server.LPush(bg, place(charge(a, "list")), "x").Err())
 	ok(t, server.Set(bg, place(charge(b, "text")), "17", 0).Err())
@@ -75,14 +75,14 @@ func batchCalls(t *testing.T, l library) {
 func noScript(t *testing.T, l library) {
 	server, open := l.single(t)
 	store := open(engine.Options{})
-	a, b := yearly("a", 1000), limitOf("b", quota.Must(newRule(bucket, 1000, 1, time.Hour)))
-	unscripted := limitOf("c", hidden{quota.Must(newRule(first, 1000, 1, year))})
+	a, b := yearly("a", 1000), limitOf("b", newRule(bucket, 1000, 1, time.Hour))
+	unscripted := limitOf("c", hidden{newRule(first, 1000, 1, year)})
 	left(t, store, unscripted, "ready") // the store asks the server for its functions
 	id := 0
 	calls := map[string]func(){
 		"single": func() { take(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}) },
 		"list": func() {
-			takeAll(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}, quota.Charge{Limit: b, Key: "k", Cost: 1})
+			chargeAll(t, store, quota.Charge{Limit: a, Key: "k", Cost: 1}, quota.Charge{Limit: b, Key: "k", Cost: 1})
 		},
 		"id": func() {
 			id++
@@ -186,7 +186,7 @@ func cachedScripts(t *testing.T, l library) {
 				for j := range cs {
 					cs[j] = quota.Charge{Limit: limits[order[(i+j*(1+i%3))%len(limits)]], Key: "k", Cost: 1}
 				}
-				if err := store.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+				if err := store.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
 					t.Error(err)
 				}
 			}
@@ -241,7 +241,7 @@ func kernels(t *testing.T, l library) {
 			case "no time", "no end", "in the past":
 				list = quota.ErrMisconfigured
 			}
-			_, err := store.Take(bg, c)
+			_, err := store.Charge(bg, c)
 			is(t, "alone", err, alone)
 			if held := server.held(t, c); held != "" && !test.writes {
 				t.Errorf("state: got %x, want none", held)
@@ -250,7 +250,7 @@ func kernels(t *testing.T, l library) {
 			if name == "is fresh" {
 				return // in a list only the grant counts
 			}
-			is(t, "in a list", store.TakeAll(bg, []quota.Charge{good, c}, make([]quota.Decision, 2)), list)
+			is(t, "in a list", store.ChargeAll(bg, []quota.Charge{good, c}, make([]quota.Decision, 2)), list)
 			if held := server.held(t, good); held != "" && !test.writes {
 				t.Errorf("state after the list: got %x, want none", held)
 			}
@@ -280,7 +280,7 @@ func replies(t *testing.T, l library) {
 			{one}, {one, {Limit: scripted, Key: "l", Cost: 1}}, {{Limit: scripted, Key: "k", Cost: 1, ID: "r"}}, {{Limit: unscripted, Key: "k", Cost: 1}},
 		} {
 			out := make([]quota.Decision, len(cs))
-			err := store.TakeAll(bg, cs, out)
+			err := store.ChargeAll(bg, cs, out)
 			if !errors.Is(err, quota.ErrMisconfigured) && !(cs[0].ID != "" && errors.Is(err, quota.ErrInvalid)) {
 				t.Errorf("reply %d, %.40q, to%s:\n got  %+v, %v\n want ErrMisconfigured", i, reply, show(cs...), out, err)
 			}
@@ -304,7 +304,7 @@ func replies(t *testing.T, l library) {
 		"CROSSSLOT Keys in request don't hash to the same slot":                                                            quota.ErrCrossSlot,
 	} {
 		answer.Store("-" + reply + "\r\n")
-		_, err := store.Take(bg, one)
+		_, err := store.Charge(bg, one)
 		is(t, reply, err, want)
 	}
 	// The answer of a script is a decision here too, or the test would prove little.
@@ -346,7 +346,7 @@ func allocs(t *testing.T, l library) {
 			t.Error(err)
 		}
 	})
-	limit := limitOf("tokens", quota.Must(newRule(bucket, 1<<30, 1<<20, 1_000_000_000)))
+	limit := limitOf("tokens", newRule(bucket, 1<<30, 1<<20, 1_000_000_000))
 	for name, c := range map[string]quota.Charge{
 		"grant": {Cost: 1}, "grant of 1500": {Cost: 1500}, "denial": {Cost: 1 << 30}, "peek": {Op: quota.OpPeek, Cost: 1},
 	} {
@@ -374,14 +374,14 @@ func noClientClock(t *testing.T, l library) {
 	sent := func() [][]string {
 		s := l.dial(t, target{addrs: []string{addr}, options: engine.Options{Batching: engine.BatchAll}}) // no questions between
 		for _, a := range []quota.Algorithm{
-			quota.Must(algorithm.TokenBucket(100, 10, time.Second)), quota.Must(algorithm.FixedWindow(5, time.Minute)),
-			quota.Must(algorithm.SlidingWindow(5, time.Minute)), quota.Must(algorithm.SlidingWindowLog(5, time.Minute)),
-			hidden{quota.Must(algorithm.FixedWindow(5, time.Minute))},
+			algorithm.TokenBucket(100, 10, time.Second), algorithm.FixedWindow(5, time.Minute),
+			algorithm.SlidingWindow(5, time.Minute), algorithm.SlidingWindowLog(5, time.Minute),
+			hidden{algorithm.FixedWindow(5, time.Minute)},
 		} {
 			limit := limitOf("l", a)
 			for op := quota.OpTake; op <= quota.OpReset; op++ {
-				s.Take(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op})
-				s.Take(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op, ID: "id"})
+				s.Charge(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op})
+				s.Charge(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1, Op: op, ID: "id"})
 			}
 		}
 		mu.Lock()

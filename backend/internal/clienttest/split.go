@@ -53,12 +53,12 @@ func splitLists(t *testing.T, server *data, store store) {
 		for _, hide := range []bool{false, true} {
 			name := fmt.Sprintf("%s-%v", kindNames[k], hide)
 			t.Run(name, func(t *testing.T) {
-				a := quota.Must(newRule(k, 10, 1, year)) // in any window, and of the bucket ten years to fill: no token comes back of itself
+				a := newRule(k, 10, 1, year) // in any window, and of the bucket ten years to fill: no token comes back of itself
 				if hide {
 					a = hidden{a}
 				}
 				cs := spread(limitOf(name, a), name, 6)
-				for i, d := range takeAll(t, store, cs...) {
+				for i, d := range chargeAll(t, store, cs...) {
 					if !d.Allowed || !d.Split || d.Charged != 1 || d.Remaining != 9 || d.RetryAfter != 0 {
 						t.Errorf("charge %d of a granted list: got %+v, want it allowed, split, 1 charged, 9 left", i, d)
 					}
@@ -67,7 +67,7 @@ func splitLists(t *testing.T, server *data, store store) {
 				const full = 4
 				take(t, store, quota.Charge{Limit: cs[full].Limit, Key: cs[full].Key, Cost: 9})
 				for round := range 5 {
-					for i, d := range takeAll(t, store, cs...) {
+					for i, d := range chargeAll(t, store, cs...) {
 						wantLeft, denies := int64(9), i == full
 						if denies {
 							wantLeft = 0
@@ -124,8 +124,8 @@ func splitAlternatives(t *testing.T, store store) {
 func splitMixed(t *testing.T, server *data, store store, granted bool) {
 	l := yearly(fmt.Sprintf("mixed%v", granted), 10)
 	list := spread(l, "m", 8)
-	list[7].Limit = limitOf(l.Name()+".ahead", quota.Must(algorithm.TokenBucket(10, 1, time.Hour)))
-	receipts := takeAll(t, store, list...) // one each
+	list[7].Limit = limitOf(l.Name()+".ahead", algorithm.TokenBucket(10, 1, time.Hour))
+	receipts := chargeAll(t, store, list...) // one each
 	was := make([]string, 10)
 	for i, c := range list {
 		was[i] = server.held(t, c)
@@ -146,7 +146,7 @@ func splitMixed(t *testing.T, server *data, store store, granted bool) {
 	if !granted {
 		remaining, charged = []int64{9, 9, 9, 9, 9, 9, 9, 9, 10, 10}, make([]int64, 10)
 	}
-	for i, d := range takeAll(t, store, list...) {
+	for i, d := range chargeAll(t, store, list...) {
 		if allowed := granted || i != 6; d.Remaining != remaining[i] || d.Charged != charged[i] || !d.Split || d.Allowed != allowed || d.Delay > 0 != (granted && i == 7) {
 			t.Errorf("charge %d: got %+v; want allowed=%v, split, %d charged, %d left", i, d, allowed, charged[i], remaining[i])
 		}
@@ -168,15 +168,15 @@ func oneSlot(t *testing.T, store store) {
 		if !found {
 			continue
 		}
-		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{quota.Must(newRule(first, 10, 1, year))}} {
+		for _, a := range []quota.Algorithm{yearly("x", 10).Algorithm(), hidden{newRule(first, 10, 1, year)}} {
 			l := limitOf(a.Spec().Rule.String(), a)
-			for j, d := range takeAll(t, store, quota.Charge{Limit: l, Key: key, Cost: 1}, quota.Charge{Limit: l, Key: other, Cost: 1}) {
+			for j, d := range chargeAll(t, store, quota.Charge{Limit: l, Key: key, Cost: 1}, quota.Charge{Limit: l, Key: other, Cost: 1}) {
 				if !d.Allowed || d.Split || d.Remaining != 9 {
 					t.Errorf("%q and %q, rule %s, charge %d: got %+v, want it allowed, not split, 9 left", key, other, l.Name(), j, d)
 				}
 			}
 			limiter := quota.Must(quota.NewLimiter(store, l, nil))
-			_, err := limiter.TakeAll(bg, quota.Charge{Key: key, Cost: 1, ID: "r"}, quota.Charge{Key: other, Cost: 1, ID: "r"})
+			_, err := limiter.ChargeAll(bg, quota.Charge{Key: key, Cost: 1, ID: "r"}, quota.Charge{Key: other, Cost: 1, ID: "r"})
 			is(t, "one id for two groups", err, quota.ErrCrossSlot)
 		}
 		return
@@ -190,14 +190,14 @@ func strict(t *testing.T, server *data, store store) {
 	}
 	for i, l := range []*quota.Limit{yearly("strict", 10), limitOf("strictcas", hidden{yearly("x", 10).Algorithm()})} {
 		cs := spread(l, "strict", 3)
-		is(t, "a list of several slots", store.TakeAll(bg, cs, make([]quota.Decision, 3)), quota.ErrCrossSlot)
+		is(t, "a list of several slots", store.ChargeAll(bg, cs, make([]quota.Decision, 3)), quota.ErrCrossSlot)
 		for _, c := range cs {
 			if got := server.held(t, c); got != "" {
 				t.Errorf("limit %d: state after a refused list: got %x, want none", i, got)
 			}
 		}
 		group := []quota.Charge{{Limit: l, Key: "g/a", Cost: 1}, {Limit: l, Key: "g/b", Cost: 1}}
-		if ds := takeAll(t, store, group...); !quota.Granted(ds) || ds[0].Split {
+		if ds := chargeAll(t, store, group...); !quota.Granted(ds) || ds[0].Split {
 			t.Errorf("limit %d: one group: got %+v, want a grant that is not split", i, ds)
 		}
 	}
@@ -228,7 +228,7 @@ func splitRace(t *testing.T, store store) {
 				for j, i := range places {
 					list[j] = cs[i]
 				}
-				if err := store.TakeAll(bg, list, out); err != nil {
+				if err := store.ChargeAll(bg, list, out); err != nil {
 					t.Error(err)
 					return
 				}
@@ -285,7 +285,7 @@ func splitLosses(t *testing.T, l library) {
 				out := make([]quota.Decision, len(cs))
 				ctx, cancel := context.WithTimeout(bg, wait)
 				start := time.Now()
-				err := s.TakeAll(ctx, cs, out)
+				err := s.ChargeAll(ctx, cs, out)
 				took := time.Since(start)
 				cancel()
 				mu.Lock()
@@ -339,7 +339,7 @@ func splitDeadline(t *testing.T, l library) {
 	for _, c := range list {
 		take(t, s, c)
 	}
-	_, err := s.Take(bg, quota.Charge{Limit: bulk, Key: list[0].Key, Cost: 1, ID: "known"}) // its script, too
+	_, err := s.Charge(bg, quota.Charge{Limit: bulk, Key: list[0].Key, Cost: 1, ID: "known"}) // its script, too
 	ok(t, err)
 	// A give-back has a request id, so its script has two keys.
 	proxies.Inject(redisserver.Fault{Action: redisserver.DelayReply, Delay: 600 * time.Millisecond, Match: func(args []string) bool {
@@ -349,7 +349,7 @@ func splitDeadline(t *testing.T, l library) {
 	ctx, cancel := context.WithTimeout(bg, wait)
 	defer cancel()
 	start := time.Now()
-	err = s.TakeAll(ctx, list, make([]quota.Decision, len(list)))
+	err = s.ChargeAll(ctx, list, make([]quota.Decision, len(list)))
 	took := time.Since(start)
 	is(t, "a list whose give-back is late", err, quota.ErrIndeterminate)
 	if took > wait+100*time.Millisecond {

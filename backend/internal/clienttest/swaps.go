@@ -25,7 +25,7 @@ func swaps(t *testing.T, l library) {
 	t.Run("same bytes", func(t *testing.T) {
 		scripted, swapped := open(engine.Options{}), open(engine.Options{})
 		for k := range kinds {
-			a := quota.Must(newRule(k, 1000, 1000, year))
+			a := newRule(k, 1000, 1000, year)
 			// Each reads the state that the other wrote.
 			for i := range int64(6) {
 				store, l := scripted, limitOf(kindNames[k], a)
@@ -54,7 +54,7 @@ func swaps(t *testing.T, l library) {
 			name := fmt.Sprintf("budget%v", lists)
 			cs := []quota.Charge{{Limit: limitOf(name, hidden{yearly(name, budget).Algorithm()}), Key: "k", Cost: 1}}
 			if lists {
-				cs = append(cs, quota.Charge{Limit: limitOf(name+".b", quota.Must(newRule(bucket, 1000, 1000, year))), Key: "k", Cost: 1})
+				cs = append(cs, quota.Charge{Limit: limitOf(name+".b", newRule(bucket, 1000, 1000, year)), Key: "k", Cost: 1})
 			}
 			var granted atomic.Int64
 			var wg sync.WaitGroup
@@ -62,7 +62,7 @@ func swaps(t *testing.T, l library) {
 				wg.Go(func() {
 					conflicts := 0
 					for out := make([]quota.Decision, len(cs)); ; {
-						switch err := store.TakeAll(bg, cs, out); {
+						switch err := store.ChargeAll(bg, cs, out); {
 						case errors.Is(err, quota.ErrConflict) && conflicts < budget: // not charged
 							conflicts++
 						case err != nil:

@@ -22,11 +22,11 @@ import (
 )
 
 // ten is the limit that tests of URLs charge.
-var ten = limitOf("tokens", quota.Must(algorithm.TokenBucket(10, 1, time.Hour)))
+var ten = limitOf("tokens", algorithm.TokenBucket(10, 1, time.Hour))
 
 // one charges one of ten.
 func one(s quota.Store, key string) (quota.Decision, error) {
-	return s.Take(bg, quota.Charge{Limit: ten, Key: key, Cost: 1})
+	return s.Charge(bg, quota.Charge{Limit: ten, Key: key, Cost: 1})
 }
 
 // works checks that a store counts: ten charges fit and no more.
@@ -74,7 +74,7 @@ func urlSingle(t *testing.T, l library) {
 		}
 	}
 	cs := []quota.Charge{{Limit: ten, Key: "a", Cost: 1}, {Limit: ten, Key: "b", Cost: 1}}
-	err := l.open(t, "redis://"+server.Addr()+"?strict=true").TakeAll(bg, cs, make([]quota.Decision, 2))
+	err := l.open(t, "redis://"+server.Addr()+"?strict=true").ChargeAll(bg, cs, make([]quota.Decision, 2))
 	is(t, "a list over two groups with strict=true", err, quota.ErrCrossSlot)
 }
 
@@ -137,7 +137,7 @@ func brokenTLS(t *testing.T, l library) {
 			do(t, server, "CLIENT", "KILL", "TYPE", "normal")
 			// The connection that was killed is the one whose end is not known to all by now.
 			until(t, "the connections to break", func() bool {
-				_, err := s.Take(bg, quota.Charge{Limit: limit, Key: "team-0", Op: quota.OpPeek})
+				_, err := s.Charge(bg, quota.Charge{Limit: limit, Key: "team-0", Op: quota.OpPeek})
 				return class(err) == c.want
 			})
 			z := calls(s, limit, keys(4), 40)
@@ -168,7 +168,7 @@ func urlCluster(t *testing.T, l library) {
 		for i := range 20 { // keys on all masters
 			works(t, s, fmt.Sprint(name, i))
 		}
-		if ds := takeAll(t, s, spread(ten, name+"list", 20)...); !quota.Granted(ds) || !ds[0].Split {
+		if ds := chargeAll(t, s, spread(ten, name+"list", 20)...); !quota.Granted(ds) || !ds[0].Split {
 			t.Errorf("%s: a list over several slots: got %+v, want a grant that is split", name, ds[0])
 		}
 		if got := s.(driver.Graded).Atomicity(); got != driver.OneGroup {
@@ -360,7 +360,7 @@ func heedsContext(t *testing.T, l library, url string) {
 			time.AfterFunc(20*time.Millisecond, cancel)
 		}
 		start := time.Now()
-		_, err := s.Take(ctx, quota.Charge{Limit: ten, Key: "k", Cost: 1})
+		_, err := s.Charge(ctx, quota.Charge{Limit: ten, Key: "k", Cost: 1})
 		cancel()
 		if took := time.Since(start); took > 120*time.Millisecond || !errors.Is(err, want) || class(err) != quota.ErrUnavailable {
 			t.Errorf("%s: with a context of 20 ms: got error %v after %v, want ErrUnavailable of %v", url, err, took, want)
@@ -438,7 +438,7 @@ func constructedDown(t *testing.T, l library) {
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("New with no server: got %v, want at most a second", took)
 		}
-		_, err := s.Take(bg, c)
+		_, err := s.Charge(bg, c)
 		is(t, "a call with no server", err, quota.ErrUnavailable)
 		if !to.cluster {
 			ok(t, server.Restart())

@@ -222,7 +222,7 @@ func (c *call) failed(err error, roundTrip any) {
 		return
 	}
 	if roundTrip != nil {
-		err = driver.Share(err, roundTrip)
+		err = driver.WithRoundTrip(err, roundTrip)
 	}
 	for i := range c.keys {
 		for q := c.keys[i].first; q != nil; q = q.next {
@@ -348,7 +348,7 @@ func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
 	dst = append(strconv.AppendInt(dst, int64(c.Op+flags), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
 	r := c.Request()
-	if dst = strconv.AppendInt(dst, int64(r.At), 10); r.Floor > 0 {
+	if dst = strconv.AppendInt(dst, int64(r.Arg), 10); r.Floor > 0 {
 		dst = strconv.AppendInt(append(dst, '+'), min(r.Floor, maxCost), 10)
 	}
 	return dst

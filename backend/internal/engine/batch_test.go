@@ -38,7 +38,7 @@ func TestMixedBatch(t *testing.T) {
 		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(7))}
 		switch c.Op {
 		case quota.OpRefund:
-			c.At = now - quota.Micros(rng.Int64N(1_000_000))
+			c.MadeAt = now - quota.Micros(rng.Int64N(1_000_000))
 		case quota.OpReset:
 			c.Cost = 0
 		case quota.OpAhead:
@@ -117,7 +117,7 @@ func TestLifetimes(t *testing.T) {
 		charge := func(key string) quota.Charge { return quota.Charge{Limit: limit, Key: key, Cost: 5} }
 		decided := map[string]quota.Decision{}
 		var err error
-		if decided["alone"], err = s.Take(bg, charge("alone")); err != nil {
+		if decided["alone"], err = s.Charge(bg, charge("alone")); err != nil {
 			t.Fatal(err)
 		}
 		got, errs := Together(bg, s, [][]quota.Charge{{charge("single")}, {charge("list"), charge("list2")}})

@@ -25,7 +25,7 @@ type Batcher[T any] struct {
 	Max int
 	// Send sends the items of a batch and writes each answer into its item. The context ends at the latest
 	// deadline of the callers that wait for the batch, or never if one of them has none. An error that all
-	// items have in common should be shared with driver.Share under roundTrip, which identifies the batch.
+	// items have in common should be shared with driver.WithRoundTrip under roundTrip, which identifies the batch.
 	// The error that Send returns is for the queue: an error of the call refuses the waiting items if the
 	// call timed out.
 	Send func(ctx context.Context, items []T, roundTrip any) error
@@ -162,13 +162,13 @@ func (q *Queue[T]) wait(ctx context.Context, w *batch[T], i int) error {
 	defer q.mu.Unlock()
 	if !w.sent {
 		w.withdrawn = append(w.withdrawn, i)
-		return driver.Share(ctx.Err(), w) // the context's own error: nothing was sent
+		return driver.WithRoundTrip(ctx.Err(), w) // the context's own error: nothing was sent
 	}
 	select {
 	case <-w.done:
 		return w.err
 	default:
-		return driver.Share(TransportError(ctx.Err()), w)
+		return driver.WithRoundTrip(TransportError(ctx.Err()), w)
 	}
 }
 
@@ -223,7 +223,7 @@ func (b *Batcher[T]) send(w *batch[T]) (timeout error) {
 			w.err = panics.Error("redis", "a function", v, true)
 		}
 		if w.err != nil {
-			w.err = driver.Share(w.err, w)
+			w.err = driver.WithRoundTrip(w.err, w)
 		}
 		close(w.done)
 	}()
@@ -256,7 +256,7 @@ func (b *Batcher[T]) send(w *batch[T]) (timeout error) {
 // refuse ends the waiting items with an error. The caller holds q.mu.
 func (q *Queue[T]) refuse(err error) {
 	for _, w := range q.waiting {
-		w.sent, w.err = true, driver.Share(err, w)
+		w.sent, w.err = true, driver.WithRoundTrip(err, w)
 		close(w.done)
 	}
 	q.waiting = nil

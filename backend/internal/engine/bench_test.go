@@ -45,12 +45,12 @@ func BenchmarkDecision(b *testing.B) {
 
 	overGoRedis := quota.Must[quota.Store](goredis.New(plain, nil))
 	overRueidis := quota.Must[quota.Store](rueidis.New(piped, nil))
-	grants := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1<<30, 1_000_000, time.Second))))
-	denials := quota.Must(quota.NewLimit("daily", quota.Must(algorithm.TokenBucket(10, 10, 365*24*time.Hour))))
+	grants := quota.NewLimit("tokens", algorithm.TokenBucket(1<<30, 1_000_000, time.Second))
+	denials := quota.NewLimit("daily", algorithm.TokenBucket(10, 10, 365*24*time.Hour))
 
 	decide := func(s quota.Store, l *quota.Limit, allowed bool) func(string) error {
 		return func(key string) error {
-			d, err := s.Take(ctx, quota.Charge{Limit: l, Key: key, Cost: 1})
+			d, err := s.Charge(ctx, quota.Charge{Limit: l, Key: key, Cost: 1})
 			if err == nil && d.Allowed != allowed {
 				err = fmt.Errorf("allowed is %v", d.Allowed)
 			}
@@ -79,7 +79,7 @@ func BenchmarkDecision(b *testing.B) {
 	}
 	drained := make([]quota.Decision, 1)
 	for _, name := range names {
-		if err := overRueidis.TakeAll(ctx, []quota.Charge{{Limit: denials, Key: name, Cost: 10, Op: quota.OpDebit}}, drained); err != nil {
+		if err := overRueidis.ChargeAll(ctx, []quota.Charge{{Limit: denials, Key: name, Cost: 10, Op: quota.OpDebit}}, drained); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -131,7 +131,7 @@ func (late) Prompt() bool          { return false }
 // with the same stores where each call is handed over.
 func BenchmarkStandard(b *testing.B) {
 	server := redisserver.Start(b)
-	limit := quota.Must(quota.NewLimit("tokens", quota.Must(algorithm.TokenBucket(1<<30, 1_000_000, time.Second))))
+	limit := quota.NewLimit("tokens", algorithm.TokenBucket(1<<30, 1_000_000, time.Second))
 	stores := map[string]quota.Store{}
 	for _, client := range []string{"goredis", "rueidis"} {
 		s := quota.Must(backend.Open(b.Context(), "redis://"+server.Addr()+"?client="+client))
@@ -156,7 +156,7 @@ func BenchmarkStandard(b *testing.B) {
 					for range g {
 						all.Go(func() {
 							for next.Add(1) <= int64(b.N) {
-								if _, err := s.Take(context.Background(), quota.Charge{Limit: limit, Key: names[rand.IntN(keys)], Cost: 1}); err != nil {
+								if _, err := s.Charge(context.Background(), quota.Charge{Limit: limit, Key: names[rand.IntN(keys)], Cost: 1}); err != nil {
 									failed.Store(&err)
 								}
 							}

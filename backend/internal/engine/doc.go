@@ -2,11 +2,11 @@
 // thin clients of it:
 //
 //	store, err := engine.New(client, cluster, engine.Options{})
-//	decision, err := store.Take(ctx, charge)
+//	decision, err := store.Charge(ctx, charge)
 //
 // # The way of a charge
 //
-//  1. [Store.Take] checks that the context has not ended and that the store is open, and finds the plan of
+//  1. [Store.Charge] checks that the context has not ended and that the store is open, and finds the plan of
 //     the charge's limit: the script, and the arguments that are the same for all charges to the limit.
 //  2. The charge gets its target: the key in Redis and, where slots matter, the hash slot. Both are computed
 //     once and carried. On a cluster a list over several slots, and where keys may be on several servers
@@ -28,7 +28,7 @@
 //     yields the whole decision, and a difference between a kernel and its Go is an error at once, by the
 //     number of changes.
 //  8. The callers of a batch wake up, each with its decision or error. An error of the whole call is shared,
-//     see [driver.Share], so that a breaker counts it once.
+//     see [driver.WithRoundTrip], so that a breaker counts it once.
 //
 // # Scripts
 //

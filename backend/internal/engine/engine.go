@@ -189,8 +189,8 @@ func (s *Store) Atomicity() driver.Atomicity {
 	return driver.OneGroup
 }
 
-// Take decides one charge.
-func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+// Charge decides one charge.
+func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	if err := s.gate.Ready(ctx); err != nil {
 		return quota.Decision{}, err
 	}
@@ -211,13 +211,13 @@ func (s *Store) Take(ctx context.Context, c quota.Charge) (quota.Decision, error
 	return s.gather(ctx, &c, &t)
 }
 
-// TakeAll decides a list of charges and writes a decision for each to out.
-func (s *Store) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+// ChargeAll decides a list of charges and writes a decision for each to out.
+func (s *Store) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.gate.Ready(ctx); err != nil {
 		return err
 	}
 	if len(cs) == 1 && cs[0].ID == "" {
-		d, err := s.Take(ctx, cs[0])
+		d, err := s.Charge(ctx, cs[0])
 		out[0] = d
 		return err
 	}
@@ -265,7 +265,7 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 	for i := range q.charges {
 		t := &q.targets[i]
 		if t.plan.script == nil {
-			return Catch("an algorithm", false, func() error { return s.cas.TakeAll(ctx, q.charges, q.decisions) })
+			return Catch("an algorithm", false, func() error { return s.cas.ChargeAll(ctx, q.charges, q.decisions) })
 		}
 		s.locate(t, &q.charges[i])
 	}
@@ -335,6 +335,9 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	s.mu.RUnlock()
 	if p != nil {
 		return p, nil
+	}
+	if err := l.Err(); err != nil {
+		return nil, err
 	}
 	p = &plan{rule: spec.Rule}
 	if scripted, ok := l.Algorithm().(driver.Scripted); ok {

@@ -28,19 +28,19 @@ func TestOneLuaForARule(t *testing.T) {
 	})
 	good := quota.Charge{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}
 	bad := quota.Charge{Limit: limitOf("b", other{window(11), "return true"}), Key: "k", Cost: 1}
-	if _, err := s.Take(bg, good); err != nil {
+	if _, err := s.Charge(bg, good); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := s.Take(bg, bad); !errors.Is(err, quota.ErrMisconfigured) {
-			t.Errorf("Take with another Lua for the rule: got error %v, want ErrMisconfigured", err)
+		if _, err := s.Charge(bg, bad); !errors.Is(err, quota.ErrMisconfigured) {
+			t.Errorf("Charge with another Lua for the rule: got error %v, want ErrMisconfigured", err)
 		}
-		if err := s.TakeAll(bg, []quota.Charge{good, bad}, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrMisconfigured) {
-			t.Errorf("TakeAll with another Lua for the rule: got error %v, want ErrMisconfigured", err)
+		if err := s.ChargeAll(bg, []quota.Charge{good, bad}, make([]quota.Decision, 2)); !errors.Is(err, quota.ErrMisconfigured) {
+			t.Errorf("ChargeAll with another Lua for the rule: got error %v, want ErrMisconfigured", err)
 		}
 	}
-	if _, err := s.Take(bg, good); err != nil {
-		t.Errorf("Take with the first Lua again: got error %v, want nil", err)
+	if _, err := s.Charge(bg, good); err != nil {
+		t.Errorf("Charge with the first Lua again: got error %v, want nil", err)
 	}
 }
 
@@ -48,7 +48,7 @@ func TestOneLuaForARule(t *testing.T) {
 func TestPlansAreBounded(t *testing.T) {
 	s := newStore(t, false, func(args []any, keys int) (Reply, error) { return elements{int64(1_795_427_141_791_724), nil}, nil })
 	for n := range int64(3 * maxPlans) {
-		if _, err := s.Take(bg, quota.Charge{Limit: limitOf("a", window(n+1)), Key: "k", Cost: 1}); err != nil {
+		if _, err := s.Charge(bg, quota.Charge{Limit: limitOf("a", window(n+1)), Key: "k", Cost: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -68,11 +68,11 @@ func TestNothingIsSent(t *testing.T) {
 	cs := []quota.Charge{{Limit: limitOf("a", window(1)), Key: "k"}, {Limit: limitOf("a", window(1)), Key: "l"}}
 	calls := func(ctx context.Context, want error) {
 		t.Helper()
-		if _, err := s.Take(ctx, cs[0]); !errors.Is(err, want) {
-			t.Errorf("Take: got error %v, want %v", err, want)
+		if _, err := s.Charge(ctx, cs[0]); !errors.Is(err, want) {
+			t.Errorf("Charge: got error %v, want %v", err, want)
 		}
-		if err := s.TakeAll(ctx, cs, make([]quota.Decision, 2)); !errors.Is(err, want) {
-			t.Errorf("TakeAll: got error %v, want %v", err, want)
+		if err := s.ChargeAll(ctx, cs, make([]quota.Decision, 2)); !errors.Is(err, want) {
+			t.Errorf("ChargeAll: got error %v, want %v", err, want)
 		}
 		if _, err := s.Health(ctx); !errors.Is(err, want) {
 			t.Errorf("Health: got error %v, want %v", err, want)
@@ -91,7 +91,7 @@ func TestNothingIsSent(t *testing.T) {
 // been.
 func TestSwapErrors(t *testing.T) {
 	lost := errors.Join(quota.ErrIndeterminate, context.DeadlineExceeded)
-	c := quota.Charge{Limit: limitOf("a", hidden{quota.Must(algorithm.FixedWindow(10, time.Hour))}), Key: "k", Cost: 1}
+	c := quota.Charge{Limit: limitOf("a", hidden{algorithm.FixedWindow(10, time.Hour)}), Key: "k", Cost: 1}
 	for failing, want := range []error{quota.ErrUnavailable, quota.ErrIndeterminate} {
 		call := 0
 		s := newStore(t, false, func([]any, int) (Reply, error) {
@@ -100,7 +100,7 @@ func TestSwapErrors(t *testing.T) {
 			}
 			return elements{int64(1_795_427_141_791_724), nil}, nil
 		})
-		if _, err := s.Take(bg, c); !errors.Is(err, want) || call != failing+1 {
+		if _, err := s.Charge(bg, c); !errors.Is(err, want) || call != failing+1 {
 			t.Errorf("call %d lost: got error %v after %d calls, want %v after %d", failing, err, call, want, failing+1)
 		}
 	}

@@ -24,7 +24,7 @@ func TestFloorCostsOthersNothing(t *testing.T) {
 		sent = append(sent, args[3+keys:])
 		return elements{}, nil
 	})
-	bucket := limitOf("n", quota.Must(algorithm.TokenBucket(10, 1, time.Second)))
+	bucket := limitOf("n", algorithm.TokenBucket(10, 1, time.Second))
 	take := quota.Charge{Limit: bucket, Key: "g/k", Cost: 3}
 	above, peek := take, take
 	above.Floor = 2
@@ -37,9 +37,9 @@ func TestFloorCostsOthersNothing(t *testing.T) {
 		}
 		return sent[n]
 	}
-	alone := func(c quota.Charge) func() { return func() { s.Take(bg, c) } }
+	alone := func(c quota.Charge) func() { return func() { s.Charge(bg, c) } }
 	list := func(cs ...quota.Charge) func() {
-		return func() { s.TakeAll(bg, cs, make([]quota.Decision, len(cs))) }
+		return func() { s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))) }
 	}
 	for _, c := range []struct {
 		name string
@@ -105,7 +105,7 @@ func TestEightParameters(t *testing.T) {
 	defer client.Close()
 	calls := 0
 	s := quota.Must(New(sender(client, &calls), false, Options{Batching: BatchAll}))
-	bucket := limitOf("bucket", quota.Must(algorithm.TokenBucket(10, 1, time.Second)))
+	bucket := limitOf("bucket", algorithm.TokenBucket(10, 1, time.Second))
 	for _, params := range []eight{{7, 8}, {0, 8}, {7, 0}, {0, 0}} {
 		l := limitOf("n", params)
 		c := quota.Charge{Limit: l, Key: "g/k", Cost: 1, Floor: 9}
@@ -121,7 +121,7 @@ func TestEightParameters(t *testing.T) {
 			_, errs := Together(bg, s, calls)
 			if name == "alone" {
 				client.FlushAll(bg)
-				_, errs[0] = s.Take(bg, c)
+				_, errs[0] = s.Charge(bg, c)
 			}
 			for i, err := range errs {
 				if err != nil {

@@ -104,7 +104,7 @@ func newGathering(t *testing.T, cluster bool, o Options) *gathering {
 func (g *gathering) take(ctx context.Context, key string) *taken {
 	r := &taken{key: key}
 	g.wg.Go(func() {
-		r.d, r.err = g.store.Take(ctx, quota.Charge{Limit: g.limit, Key: key, Cost: 1})
+		r.d, r.err = g.store.Charge(ctx, quota.Charge{Limit: g.limit, Key: key, Cost: 1})
 		r.done = true
 	})
 	synctest.Wait()
@@ -153,7 +153,7 @@ func allowed(t *testing.T, all ...*taken) {
 	t.Helper()
 	for _, r := range all {
 		if !r.done || r.err != nil || !r.d.Allowed || r.d.Remaining != 9 {
-			t.Errorf("Take of %s: got done %v, %v, error %v; want an allowed decision with 9 remaining", r.key, r.done, r.d, r.err)
+			t.Errorf("Charge of %s: got done %v, %v, error %v; want an allowed decision with 9 remaining", r.key, r.done, r.d, r.err)
 		}
 	}
 }
@@ -295,7 +295,7 @@ func TestBatchError(t *testing.T) {
 		for _, r := range rest {
 			var shared interface{ RoundTrip() any }
 			if !errors.Is(r.err, quota.ErrIndeterminate) || !errors.As(r.err, &shared) {
-				t.Fatalf("Take of %s: got error %v, want a shared ErrIndeterminate", r.key, r.err)
+				t.Fatalf("Charge of %s: got error %v, want a shared ErrIndeterminate", r.key, r.err)
 			}
 			trips[shared.RoundTrip()] = true
 		}
@@ -340,7 +340,7 @@ func TestFilling(t *testing.T) {
 		g := newGathering(t, false, Options{})
 		for i := range 20 {
 			g.wg.Go(func() {
-				if _, err := g.store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint("a", i), Cost: 1}); err != nil {
+				if _, err := g.store.Charge(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint("a", i), Cost: 1}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -366,8 +366,8 @@ func TestBatchBreaker(t *testing.T) {
 			store := quota.Must(resilience.Wrap(g.store, resilience.Breaker(&resilience.BreakerOptions{Failures: failures, FailingFor: -1, FirstDelay: time.Minute}), resilience.Timeout(time.Second, nil)))
 			for i := range maxInFlight + 20 {
 				g.wg.Go(func() {
-					if _, err := store.Take(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint(failures, i), Cost: 1}); err == nil {
-						t.Error("Take at a frozen server: got a decision, want an error")
+					if _, err := store.Charge(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint(failures, i), Cost: 1}); err == nil {
+						t.Error("Charge at a frozen server: got a decision, want an error")
 					}
 				})
 				synctest.Wait()
@@ -399,7 +399,7 @@ func TestBatchOfSomeKeys(t *testing.T) {
 				list := &taken{key: cs[0].Key}
 				g.wg.Go(func() {
 					var out [2]quota.Decision
-					list.err = g.store.TakeAll(bg, cs, out[:])
+					list.err = g.store.ChargeAll(bg, cs, out[:])
 					list.d, list.done = out[1], true
 				})
 				synctest.Wait()
@@ -433,7 +433,7 @@ func TestCloseGathering(t *testing.T) {
 		synctest.Wait()
 		for _, r := range waiting {
 			if !errors.Is(r.err, quota.ErrClosed) {
-				t.Errorf("Take of %s, which waited: got error %v, want ErrClosed", r.key, r.err)
+				t.Errorf("Charge of %s, which waited: got error %v, want ErrClosed", r.key, r.err)
 			}
 		}
 		if closed {

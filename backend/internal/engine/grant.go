@@ -87,7 +87,7 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 			out[i].Charged = cs[i].Cost
 		case quota.OpAhead:
 			if out[i].Charged = cs[i].Cost; !granted {
-				out[i].Delay = cs[i].Request().At.Duration() // it was no longer
+				out[i].Delay = cs[i].Request().Arg.Duration() // it was no longer
 			}
 		case quota.OpUpTo:
 			switch taken := mark - 2; {

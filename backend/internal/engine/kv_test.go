@@ -18,15 +18,15 @@ func TestSwapKeepsLifetimes(t *testing.T) {
 	defer client.Close()
 	s := newStore(t, false, sender(client, new(int)))
 	log := func(window time.Duration) *quota.Limit {
-		return limitOf("log", hidden{quota.Must(algorithm.SlidingWindowLog(10, window))})
+		return limitOf("log", hidden{algorithm.SlidingWindowLog(10, window)})
 	}
 	take := quota.Charge{Limit: log(time.Hour), Key: "k", Cost: 1}
-	if _, err := s.Take(bg, take); err != nil {
+	if _, err := s.Charge(bg, take); err != nil {
 		t.Fatal(err)
 	}
 	peek := quota.Charge{Limit: log(time.Millisecond), Key: "k", Op: quota.OpPeek}
 	other := quota.Charge{Limit: limitOf("other", window(10)), Key: "k", Cost: 1}
-	if err := s.TakeAll(bg, []quota.Charge{peek, other}, make([]quota.Decision, 2)); err != nil {
+	if err := s.ChargeAll(bg, []quota.Charge{peek, other}, make([]quota.Decision, 2)); err != nil {
 		t.Fatal(err)
 	}
 	var to target

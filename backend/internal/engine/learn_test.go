@@ -189,7 +189,7 @@ func TestAsksOnlyIfNeeded(t *testing.T) {
 		if got := s.Atomicity(); got != test.grade {
 			t.Errorf("%+v: Atomicity: got %v, want %v", test.o, got, test.grade)
 		}
-		if _, err := s.Take(bg, chargeOf("a")); err != nil {
+		if _, err := s.Charge(bg, chargeOf("a")); err != nil {
 			t.Fatal(err)
 		}
 		s.attempts.Wait()
@@ -230,7 +230,7 @@ func TestLearnsAgain(t *testing.T) {
 		listed := func(when string, split bool, asked int) {
 			t.Helper()
 			p.asked, p.scripts = 0, nil
-			if err := s.TakeAll(bg, list, out); err != nil || out[0].Split != split || out[1].Split != split {
+			if err := s.ChargeAll(bg, list, out); err != nil || out[0].Split != split || out[1].Split != split {
 				t.Errorf("%s: got %+v, error %v; want split %v", when, out, err, split)
 			}
 			if got := p.tags() > 1; got == split {
@@ -244,7 +244,7 @@ func TestLearnsAgain(t *testing.T) {
 		listed("at first", true, probes)
 		listed("one server", false, 0)
 		p.refuses = func([]string) error { return TransportError(io.EOF) }
-		s.Take(bg, chargeOf("a"))
+		s.Charge(bg, chargeOf("a"))
 		p.refuses = nil
 		listed("a lost connection", true, probes)
 		listed("one server again", false, 0)
@@ -264,7 +264,7 @@ func TestLearnsAgain(t *testing.T) {
 
 		// A question that fails is asked again, with pauses.
 		p.refuses = func([]string) error { return TransportError(io.EOF) }
-		s.Take(bg, chargeOf("a"))
+		s.Charge(bg, chargeOf("a"))
 		p.refuses, p.who = nil, func(string) (Reply, error) { return nil, TransportError(context.DeadlineExceeded) }
 		listed("no answer", true, 1)
 		listed("a moment later", true, 0)
@@ -295,7 +295,7 @@ func TestLearnsWhileGettingReady(t *testing.T) {
 		}
 		s.unnamed.probed.Store(true)
 		out := make([]quota.Decision, 2)
-		if err := s.TakeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out); err != nil || out[0].Split != lost {
+		if err := s.ChargeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out); err != nil || out[0].Split != lost {
 			t.Errorf("questions lost: %v: the first list: got %+v, error %v; want it decided, in parts: %v", lost, out, err, lost)
 		}
 		s.Close()
@@ -310,13 +310,13 @@ func TestTimeoutKeepsTheServer(t *testing.T) {
 		defer s.Close()
 		s.learn(bg)
 		p.refuses = func([]string) error { return TransportError(context.DeadlineExceeded) }
-		s.Take(bg, chargeOf("a"))
+		s.Charge(bg, chargeOf("a"))
 		if p.refuses = nil; !s.anyKeys() {
 			t.Error("one server: got false after a timeout, want true")
 		}
 		p.asked = 0
 		time.Sleep(learnPause)
-		s.Take(bg, chargeOf("a"))
+		s.Charge(bg, chargeOf("a"))
 		if synctest.Wait(); p.asked != probes {
 			t.Errorf("questions: got %d, want %d", p.asked, probes)
 		}
@@ -360,7 +360,7 @@ func TestCrossSlotBatch(t *testing.T) {
 			}
 			// A list is decided in parts, or refused where the caller vouched for one server.
 			out := make([]quota.Decision, 2)
-			err := s.TakeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out)
+			err := s.ChargeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out)
 			if batching == BatchAll && !errors.Is(err, quota.ErrCrossSlot) {
 				t.Errorf("%q: a list under BatchAll: got error %v, want ErrCrossSlot", reply, err)
 			}
@@ -382,7 +382,7 @@ func TestCrossSlotList(t *testing.T) {
 	s, _ := p.open(t, Options{})
 	s.learn(bg)
 	out := make([]quota.Decision, 2)
-	if err := s.TakeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out); err != nil || !out[0].Split || !out[0].Allowed {
+	if err := s.ChargeAll(bg, []quota.Charge{chargeOf("a"), chargeOf("b")}, out); err != nil || !out[0].Split || !out[0].Allowed {
 		t.Errorf("a list: got %+v, error %v; want a grant in parts", out, err)
 	}
 }
@@ -397,7 +397,7 @@ func TestForgetsWhileWaiting(t *testing.T) {
 		rest := g.fill("b", 3)
 		out := make([]quota.Decision, 2)
 		var err error
-		g.wg.Go(func() { err = g.store.TakeAll(bg, []quota.Charge{chargeOf("c"), chargeOf("d")}, out) })
+		g.wg.Go(func() { err = g.store.ChargeAll(bg, []quota.Charge{chargeOf("c"), chargeOf("d")}, out) })
 		synctest.Wait()
 		g.store.Forget()
 		g.store.reach.due.Store(false)

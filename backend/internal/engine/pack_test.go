@@ -19,11 +19,11 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 func rules() map[string]quota.Algorithm {
 	return map[string]quota.Algorithm{
-		"TokenBucket":          quota.Must(algorithm.TokenBucket(10, 3, 7*time.Second)),
+		"TokenBucket":          algorithm.TokenBucket(10, 3, 7*time.Second),
 		"FixedWindow":          window(10),
-		"FixedWindowFromFirst": quota.Must(algorithm.FixedWindowFromFirst(10, time.Hour)),
-		"SlidingWindow":        quota.Must(algorithm.SlidingWindow(10, 3*time.Second)),
-		"SlidingWindowLog":     quota.Must(algorithm.SlidingWindowLog(10, 3*time.Second)),
+		"FixedWindowFromFirst": algorithm.FixedWindowFromFirst(10, time.Hour),
+		"SlidingWindow":        algorithm.SlidingWindow(10, 3*time.Second),
+		"SlidingWindowLog":     algorithm.SlidingWindowLog(10, 3*time.Second),
 	}
 }
 

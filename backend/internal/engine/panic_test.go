@@ -64,7 +64,7 @@ func TestPanicOfClient(t *testing.T) {
 			}
 		}}
 		bug = true
-		_, err := g.store.Take(bg, quota.Charge{Limit: g.limit, Key: "alone", Cost: 1})
+		_, err := g.store.Charge(bg, quota.Charge{Limit: g.limit, Key: "alone", Cost: 1})
 		unknowing(t, "a call alone", err, "a bug in a hook (in github.com/fleetquota/fleetquota/backend/internal/engine.TestPanicOfClient", quota.ChargeUnknown)
 		bug = false
 		first := g.fill("a", maxInFlight)
@@ -74,10 +74,10 @@ func TestPanicOfClient(t *testing.T) {
 		trips := map[any]bool{}
 		for _, r := range waiting {
 			if !r.done {
-				t.Fatalf("Take of %s: got no answer, want an error", r.key)
+				t.Fatalf("Charge of %s: got no answer, want an error", r.key)
 			}
-			unknowing(t, "Take of "+r.key, r.err, "a bug in a hook", quota.ChargeUnknown)
-			if shared, is := errors.AsType[driver.Shared](r.err); is {
+			unknowing(t, "Charge of "+r.key, r.err, "a bug in a hook", quota.ChargeUnknown)
+			if shared, is := errors.AsType[driver.RoundTripError](r.err); is {
 				trips[shared.RoundTrip()] = true
 			}
 		}
@@ -167,16 +167,16 @@ func TestPanicOfAlgorithm(t *testing.T) {
 
 	for held, want := range map[int64]quota.ChargeState{now: quota.ChargeUnknown, -now: quota.NotCharged} {
 		reply = elements{held, nil}
-		_, err := s.Take(bg, charge("a", unlucky))
+		_, err := s.Charge(bg, charge("a", unlucky))
 		unknowing(t, fmt.Sprintf("a charge alone, reply %d", held), err, "a bug in Decide", want)
 	}
 	reply = elements{string(appendNumber([]byte(recordHead([]quota.Charge{{Limit: limit, Key: "a", Cost: unlucky, ID: "x"}})), now)) + "\x00\x00\x00\x00\x00\x00\x00"}
-	_, err := s.Take(bg, quota.Charge{Limit: limit, Key: "a", Cost: unlucky, ID: "x"})
+	_, err := s.Charge(bg, quota.Charge{Limit: limit, Key: "a", Cost: unlucky, ID: "x"})
 	unknowing(t, "a charge whose grant is replayed", err, "a bug in Decide", quota.ChargeUnknown)
 
 	reply = elements{now, nil, nil}
 	unscripted := limitOf("m", hidden{brittle{Algorithm: window(21)}})
-	err = s.TakeAll(bg, []quota.Charge{{Limit: unscripted, Key: "a", Cost: 1}, {Limit: unscripted, Key: "b", Cost: unlucky}}, make([]quota.Decision, 2))
+	err = s.ChargeAll(bg, []quota.Charge{{Limit: unscripted, Key: "a", Cost: 1}, {Limit: unscripted, Key: "b", Cost: unlucky}}, make([]quota.Decision, 2))
 	unknowing(t, "charges by compare-and-swap", err, "a bug in Decide", quota.NotCharged)
 }
 
@@ -192,15 +192,15 @@ func TestPanicBeforeSending(t *testing.T) {
 		}})
 		noLua := quota.Charge{Limit: limitOf("n", brittle{window(11), true}), Key: "k", Cost: 1}
 		for range 2 * maxInFlight {
-			if v := value(func() { g.store.Take(bg, noLua) }); v != "a bug in Lua" {
-				t.Fatalf("Take of a limit whose Lua panics: got panic %v, want the bug", v)
+			if v := value(func() { g.store.Charge(bg, noLua) }); v != "a bug in Lua" {
+				t.Fatalf("Charge of a limit whose Lua panics: got panic %v, want the bug", v)
 			}
-			if v := value(func() { g.store.TakeAll(bg, []quota.Charge{noLua, noLua}, make([]quota.Decision, 2)) }); v != "a bug in Lua" {
-				t.Fatalf("TakeAll of a limit whose Lua panics: got panic %v, want the bug", v)
+			if v := value(func() { g.store.ChargeAll(bg, []quota.Charge{noLua, noLua}, make([]quota.Decision, 2)) }); v != "a bug in Lua" {
+				t.Fatalf("ChargeAll of a limit whose Lua panics: got panic %v, want the bug", v)
 			}
 			bug = true
-			if v := value(func() { g.store.Take(bg, quota.Charge{Limit: g.limit, Key: "k", Cost: 1}) }); v != "a bug in Clock" {
-				t.Fatalf("Take while the clock panics: got panic %v, want the bug", v)
+			if v := value(func() { g.store.Charge(bg, quota.Charge{Limit: g.limit, Key: "k", Cost: 1}) }); v != "a bug in Clock" {
+				t.Fatalf("Charge while the clock panics: got panic %v, want the bug", v)
 			}
 			bug = false
 		}
@@ -209,7 +209,7 @@ func TestPanicBeforeSending(t *testing.T) {
 		bug = true
 		g.answer(0, nil)
 		for _, r := range waiting {
-			unknowing(t, "Take in a batch while the clock panics", r.err, "a bug in Clock", quota.NotCharged)
+			unknowing(t, "Charge in a batch while the clock panics", r.err, "a bug in Clock", quota.NotCharged)
 		}
 		bug = false
 		later := g.fill("c", 1)
@@ -233,9 +233,9 @@ func TestPanicInPart(t *testing.T) {
 		}
 		return elements{now, nil}, nil
 	})
-	err := s.TakeAll(bg, []quota.Charge{{Limit: sound, Key: "a", Cost: 1}, {Limit: brittle, Key: "b", Cost: unlucky}}, make([]quota.Decision, 2))
+	err := s.ChargeAll(bg, []quota.Charge{{Limit: sound, Key: "a", Cost: 1}, {Limit: brittle, Key: "b", Cost: unlucky}}, make([]quota.Decision, 2))
 	if !errors.Is(err, quota.ErrMisconfigured) || !refunded.Load() {
-		t.Errorf("TakeAll: got error %v, the other part given back: %v; want ErrMisconfigured, true", err, refunded.Load())
+		t.Errorf("ChargeAll: got error %v, the other part given back: %v; want ErrMisconfigured, true", err, refunded.Load())
 	}
 }
 
@@ -266,8 +266,8 @@ func TestPanicOfReceiver(t *testing.T) {
 	} {
 		s.Report(driver.Reports{Notice: bug})
 		s.Report(driver.Reports{Notice: func(n quota.Notice) { told = append(told, n.Name) }})
-		if _, err := s.Take(bg, quota.Charge{Limit: batchLimit, Key: "k", Cost: 1}); err != nil {
-			t.Errorf("Take: got error %v, want none", err)
+		if _, err := s.Charge(bg, quota.Charge{Limit: batchLimit, Key: "k", Cost: 1}); err != nil {
+			t.Errorf("Charge: got error %v, want none", err)
 		}
 		if _, err := s.Health(bg); err != nil {
 			t.Errorf("Health: got error %v, want none", err)

@@ -87,15 +87,15 @@ func TestProbe(t *testing.T) {
 			}
 			defer s.Close()
 			c := quota.Charge{Limit: limitOf("l", window(10)), Key: "k", Cost: 3}
-			_, taken := s.Take(bg, c)
+			_, taken := s.Charge(bg, c)
 			_, asked := s.Health(bg)
 			if test.says == "" {
 				if taken != nil || asked != nil {
-					t.Errorf("Take and Health: got errors %v and %v, want none", taken, asked)
+					t.Errorf("Charge and Health: got errors %v and %v, want none", taken, asked)
 				}
 				return
 			}
-			for name, err := range map[string]error{"Take": taken, "Health": asked} {
+			for name, err := range map[string]error{"Charge": taken, "Health": asked} {
 				if !errors.Is(err, quota.ErrMisconfigured) || quota.Charged(err) != quota.NotCharged {
 					t.Errorf("%s: got error %v, want ErrMisconfigured that says 'not charged'", name, err)
 					continue
@@ -135,11 +135,11 @@ func TestProbeRefused(t *testing.T) {
 	}
 	defer s.Close()
 	limit := limitOf("l", window(10))
-	if _, err := s.Take(bg, quota.Charge{Limit: limit, Key: "hers", Cost: 1}); !errors.Is(err, quota.ErrMisconfigured) {
+	if _, err := s.Charge(bg, quota.Charge{Limit: limit, Key: "hers", Cost: 1}); !errors.Is(err, quota.ErrMisconfigured) {
 		t.Errorf("a key that is refused: got error %v, want ErrMisconfigured", err)
 	}
 	for range 2 {
-		if _, err := s.Take(bg, quota.Charge{Limit: limit, Key: "mine", Cost: 1}); err != nil {
+		if _, err := s.Charge(bg, quota.Charge{Limit: limit, Key: "mine", Cost: 1}); err != nil {
 			t.Errorf("another key: got error %v, want none", err)
 		}
 	}

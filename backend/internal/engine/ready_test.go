@@ -104,7 +104,7 @@ func testReady(t *testing.T, cluster bool, f func(t *testing.T, w *warmed, s *St
 		f(t, w, s, func(within time.Duration) error {
 			ctx, cancel := context.WithTimeout(bg, within)
 			defer cancel()
-			_, err := s.Take(ctx, quota.Charge{Limit: limit, Key: "k", Cost: 1})
+			_, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: "k", Cost: 1})
 			return err
 		})
 		if err := s.Close(); err != nil {

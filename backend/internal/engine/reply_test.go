@@ -79,9 +79,9 @@ func hostile(t *testing.T, name string, r Reply, must, definite bool) {
 		{{Limit: unscripted, Key: "k", Cost: 1, ID: "r"}},
 	} {
 		out := make([]quota.Decision, len(cs))
-		err := s.TakeAll(bg, cs, out)
+		err := s.ChargeAll(bg, cs, out)
 		for _, d := range out {
-			if err == nil && (d.At <= 0 || d.At > quota.MaxNumber || d.Remaining > d.Limit || d.ResetAfter < 0 || d.RetryAfter < 0) {
+			if err == nil && (d.At <= 0 || d.At > quota.MaxNumber || d.Remaining > d.Capacity || d.ResetAfter < 0 || d.RetryAfter < 0) {
 				t.Errorf("%s to %s: got the decision %v, want a sound one or an error", name, show(cs), d)
 			}
 		}

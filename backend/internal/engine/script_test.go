@@ -102,7 +102,7 @@ func TestScriptsGrowWithRules(t *testing.T) {
 						cs = append(cs, charge(i))
 					}
 				}
-				if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+				if err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
 					return err
 				}
 			}
@@ -132,7 +132,7 @@ func TestScriptsGrowWithRules(t *testing.T) {
 					if g%2 == 0 || cs[0].Limit == cs[1].Limit {
 						cs = cs[:1]
 					}
-					if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
+					if err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil {
 						return err
 					}
 				}
@@ -171,11 +171,11 @@ func TestMostScripts(t *testing.T) {
 		for range 2 {
 			for _, other := range []*quota.Limit{l, limits[0], limits[i/2]} {
 				cs := []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: other, Key: "b", Cost: 1}}
-				if _, err := s.Take(bg, cs[0]); err != nil {
+				if _, err := s.Charge(bg, cs[0]); err != nil {
 					t.Fatal(err)
 				}
 				out := make([]quota.Decision, 2)
-				if err := s.TakeAll(bg, cs, out); err != nil || !quota.Granted(out) {
+				if err := s.ChargeAll(bg, cs, out); err != nil || !quota.Granted(out) {
 					t.Fatalf("a list of rules %d and others: got %v, error %v; want a grant", i, out, err)
 				}
 			}
@@ -199,16 +199,16 @@ func TestBrokenLua(t *testing.T) {
 	good := owns(3)
 	bad := limitOf("bad", own{window(10), "bad", "return return"})
 	for range 3 {
-		if _, err := s.Take(bg, quota.Charge{Limit: bad, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrMisconfigured) {
+		if _, err := s.Charge(bg, quota.Charge{Limit: bad, Key: "k", Cost: 1}); !errors.Is(err, quota.ErrMisconfigured) {
 			t.Errorf("the rule alone: got error %v, want ErrMisconfigured", err)
 		}
 		for i := range good {
 			cs := []quota.Charge{{Limit: good[i], Key: "k", Cost: 1}, {Limit: good[(i+1)%3], Key: "k", Cost: 1}, {Limit: bad, Key: "k", Cost: 1}}
 			out := make([]quota.Decision, 3)
-			if err := s.TakeAll(bg, cs, out); !errors.Is(err, quota.ErrMisconfigured) || errors.Is(err, quota.ErrIndeterminate) {
+			if err := s.ChargeAll(bg, cs, out); !errors.Is(err, quota.ErrMisconfigured) || errors.Is(err, quota.ErrIndeterminate) {
 				t.Errorf("a list with the rule: got error %v, want ErrMisconfigured", err)
 			}
-			if err := s.TakeAll(bg, cs[:2], out[:2]); err != nil {
+			if err := s.ChargeAll(bg, cs[:2], out[:2]); err != nil {
 				t.Errorf("a list without the rule: got error %v, want none", err)
 			}
 		}

@@ -19,7 +19,7 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 	args = append(args, evalSHA, t.plan.script.sha, small[1], t.key, t.plan.header, t.plan.params, cost(c))
 	if c.Op != quota.OpTake || c.Floor != 0 { // as arguments of their own: most numbers are boxed already
 		r := c.Request()
-		if args = append(args, small[c.Op], text(r.At)); r.Floor > 0 {
+		if args = append(args, small[c.Op], text(r.Arg)); r.Floor > 0 {
 			args = append(args, text(min(r.Floor, maxCost)))
 		}
 	}

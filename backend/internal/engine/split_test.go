@@ -90,7 +90,7 @@ func TestSplitErrors(t *testing.T) {
 				for i := range cs {
 					cs[i] = quota.Charge{Limit: limitOf("n", window(10)), Key: string(rune('a' + i)), Cost: 1, Op: test.ops[i]}
 				}
-				err := s.TakeAll(bg, cs, make([]quota.Decision, 3))
+				err := s.ChargeAll(bg, cs, make([]quota.Decision, 3))
 				if !errors.Is(err, test.want) || errors.Is(err, quota.ErrIndeterminate) && errors.Is(err, quota.ErrUnavailable) {
 					t.Errorf("got error %v, want only %v", err, test.want)
 				}
@@ -145,7 +145,7 @@ func TestGiveBackDeadline(t *testing.T) {
 				ctx, cancel := end(t.Context())
 				defer cancel()
 				start := time.Now()
-				err := s.TakeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 1}}, make([]quota.Decision, 2))
+				err := s.ChargeAll(ctx, []quota.Charge{{Limit: l, Key: "a", Cost: 1}, {Limit: l, Key: "b", Cost: 1}}, make([]quota.Decision, 2))
 				if took := time.Since(start); took != 50*time.Millisecond || !errors.Is(err, quota.ErrIndeterminate) || errors.Is(err, quota.ErrUnavailable) {
 					t.Errorf("got error %v after %v, want ErrIndeterminate after 50ms", err, took)
 				}

@@ -66,7 +66,7 @@ func TestBatchOfLargeStates(t *testing.T) {
 			return pack(&it)
 		}
 		for _, entries := range []int64{4000, 1000, 100, 3} {
-			rule := quota.Must(algorithm.SlidingWindowLog(entries, time.Hour))
+			rule := algorithm.SlidingWindowLog(entries, time.Hour)
 			limit := limitOf("n", rule)
 			client := &logs{state: stateOf(rule, int(entries)), now: now}
 			s := quota.Must(New(client, false, Options{Batching: BatchAll}))
@@ -76,8 +76,8 @@ func TestBatchOfLargeStates(t *testing.T) {
 				for g := range 200 {
 					all.Go(func() {
 						for i := range rounds {
-							if _, err := s.Take(bg, charge(1000*i+g)); err != nil {
-								t.Errorf("Take: got error %v, want none", err)
+							if _, err := s.Charge(bg, charge(1000*i+g)); err != nil {
+								t.Errorf("Charge: got error %v, want none", err)
 							}
 						}
 					})
@@ -98,7 +98,7 @@ func TestBatchOfLargeStates(t *testing.T) {
 			for i := range cs {
 				cs[i] = charge(i)
 			}
-			if err := s.TakeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil || fmt.Sprint(client.keys) != "[64]" {
+			if err := s.ChargeAll(bg, cs, make([]quota.Decision, len(cs))); err != nil || fmt.Sprint(client.keys) != "[64]" {
 				t.Errorf("a list of 64 logs of %d entries: got scripts of %v keys, error %v; want one of 64", entries, client.keys, err)
 			}
 			client.state, client.keys = "", nil // the windows have passed

@@ -44,10 +44,10 @@ func (a altered) Decide(s quota.State, r quota.Request, now quota.Micros) (quota
 }
 
 func bucket(capacity int64) quota.Algorithm {
-	return quota.Must(algorithm.TokenBucket(capacity, 7, time.Second))
+	return algorithm.TokenBucket(capacity, 7, time.Second)
 }
 
-func log() quota.Algorithm { return quota.Must(algorithm.SlidingWindowLog(1<<20, time.Second)) }
+func log() quota.Algorithm { return algorithm.SlidingWindowLog(1<<20, time.Second) }
 
 // bend replaces the Decide of an algorithm.
 func bend(a quota.Algorithm, d decide) func(bool) []quota.Algorithm {
@@ -78,7 +78,7 @@ func answered(f func(r quota.Request, v *quota.Verdict)) func(bool) []quota.Algo
 // converting alters states of another unit.
 func converting(f func(s *quota.State)) func(bool) []quota.Algorithm {
 	return func(fault bool) []quota.Algorithm {
-		other := quota.Must(algorithm.TokenBucket(20, 11, time.Minute))
+		other := algorithm.TokenBucket(20, 11, time.Minute)
 		return []quota.Algorithm{altered{bucket(10), fault, func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			if fault && s.Unit != 0 && s.Unit != a.Spec().Unit {
 				f(&s)
@@ -152,7 +152,7 @@ type dividing struct {
 
 func (a dividing) Share(n int64) (quota.Algorithm, error) {
 	if a.fault && n > 1 {
-		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour)
+		return algorithm.SlidingWindow(max(a.Spec().Capacity/n, 1), time.Hour), nil
 	}
 	return a.Algorithm.(driver.Sharer).Share(n)
 }
@@ -169,7 +169,7 @@ func (s sharing) Share(n int64) (quota.Algorithm, error) {
 	if !s.fault {
 		return s.Algorithm.(driver.Sharer).Share(n)
 	}
-	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second)
+	return algorithm.TokenBucket(s.Spec().Capacity/n, 7, time.Second), nil
 }
 
 type hopeful struct {
@@ -396,18 +396,18 @@ func Algorithms() []Algorithm {
 				r.Cost = math.MaxInt64
 			}
 		})},
-		{"a refund of long ago is honoured", "A13", "nothing of long ago", "whose tokens have come back, is refunded", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) { r.At = *now })},
+		{"a refund of long ago is honoured", "A13", "nothing of long ago", "whose tokens have come back, is refunded", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) { r.Arg = *now })},
 		{"a refund counts for as long as a bucket takes to fill", "A13", "as if the charge had never been made", "as if the second had never been", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) {
-			if r.Op == quota.OpRefund && *now-r.At > 10*second/7 {
-				r.At = 0
+			if r.Op == quota.OpRefund && *now-r.Arg > 10*second/7 {
+				r.Arg = 0
 			}
 		})},
 		{"a refund gives a token more after a while", "A13", "never more", "want: up to as many more", asked(func(_ *quota.State, r *quota.Request, now *quota.Micros) {
-			if r.Op == quota.OpRefund && r.Cost > 0 && r.At > 0 && *now-r.At > second {
+			if r.Op == quota.OpRefund && r.Cost > 0 && r.Arg > 0 && *now-r.Arg > second {
 				r.Cost++
 			}
 		})},
-		{"a refund is lost", "A13", "a refund gives back its cost", "were just taken gives", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.At = 0 })},
+		{"a refund is lost", "A13", "a refund gives back its cost", "were just taken gives", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) { r.Arg = 0 })},
 		{"a grant drops the fraction of a token that had come back", "A13", "as if the charge had never been made", "want: as before", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			next, v := a.Decide(s, r, now)
 			if unit := a.Spec().Unit; fault && r.Op == quota.OpTake && v.Allowed && v.Write {
@@ -454,7 +454,7 @@ func Algorithms() []Algorithm {
 		})},
 		{"a take ahead accepts any delay", "A19", "OpAhead charges as a debit does what refill repays in time", "with no delay accepted, are allowed", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
 			if r.Op == quota.OpAhead {
-				r.At = quota.MaxNumber
+				r.Arg = quota.MaxNumber
 			}
 		})},
 		{"a take ahead accepts no delay", "A19", "OpAhead charges as a debit does what refill repays in time", "are denied", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
@@ -485,7 +485,7 @@ func Algorithms() []Algorithm {
 		})},
 		{"a take ahead beyond the largest debt is granted and charged in part", "A19", "OpAhead charges as a debit does what refill repays in time", "or all of them charged", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			_, before := a.Decide(s, quota.Request{Op: quota.OpPeek}, now)
-			if spec := a.Spec(); fault && r.Op == quota.OpAhead && r.At > 0 && r.Cost <= spec.Capacity && before.Remaining-r.Cost < -spec.Debt {
+			if spec := a.Spec(); fault && r.Op == quota.OpAhead && r.Arg > 0 && r.Cost <= spec.Capacity && before.Remaining-r.Cost < -spec.Debt {
 				r.Op = quota.OpDebit
 			}
 			return a.Decide(s, r, now)
@@ -529,7 +529,7 @@ func Algorithms() []Algorithm {
 		})},
 		{"a take of up to so many takes fewer than the least", "A21", "waits for the least", "got: up to", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {
 			if r.Op == quota.OpUpTo {
-				r.At = 0
+				r.Arg = 0
 			}
 		})},
 		{"a take of up to so many ignores the floor", "A21", "OpUpTo takes the tokens that are left above the floor", "got: up to", asked(func(_ *quota.State, r *quota.Request, _ *quota.Micros) {

@@ -46,7 +46,7 @@ func fallsBack(times func(n int) int64) func(*parts) {
 			defer mu.Unlock()
 			if calls++; !s.fault || times(calls) > 0 {
 				for _, c := range cs {
-					c.Op, c.ID, c.At, c.Floor, c.FloorOf, c.Shadow = quota.OpDebit, "", 0, 0, 0, false
+					c.Op, c.ID, c.MadeAt, c.Floor, c.FloorOf, c.Shadow = quota.OpDebit, "", 0, 0, 0, false
 					if s.fault {
 						c.Cost *= times(calls)
 					}
@@ -54,7 +54,7 @@ func fallsBack(times func(n int) int64) func(*parts) {
 				}
 			}
 			for i := range cs {
-				out[i] = quota.Decision{Allowed: true, Source: quota.FromFallback, Shadow: cs[i].Shadow, Limit: cs[i].Limit.Capacity(), Charged: cs[i].Cost}
+				out[i] = quota.Decision{Allowed: true, Source: quota.FromFallback, Shadow: cs[i].Shadow, Capacity: cs[i].Limit.Capacity(), Charged: cs[i].Cost}
 			}
 			return nil
 		}
@@ -119,7 +119,7 @@ func interrupted() []*Store {
 			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 				err := s.once(ctx, cs, out)
 				if s.fault && errors.Is(err, quota.ErrIndeterminate) && len(cs) > 1 && cs[0].Op == quota.OpDebit && out[0].Charged > 0 {
-					s.serve([]quota.Charge{{Limit: cs[0].Limit, Key: cs[0].Key, Op: quota.OpRefund, Cost: out[0].Charged, At: out[0].At}}, make([]quota.Decision, 1))
+					s.serve([]quota.Charge{{Limit: cs[0].Limit, Key: cs[0].Key, Op: quota.OpRefund, Cost: out[0].Charged, MadeAt: out[0].At}}, make([]quota.Decision, 1))
 				}
 				return err
 			})},

@@ -113,13 +113,13 @@ func ids() []*Store {
 				c.Cost = 0
 			}
 		}),
-		field("the time of the receipt", func(c *quota.Charge) { c.At = 0 }),
-		field("the seconds of the time of the receipt", func(c *quota.Charge) { c.At -= c.At % 1_000_000 }),
+		field("the time of the receipt", func(c *quota.Charge) { c.MadeAt = 0 }),
+		field("the seconds of the time of the receipt", func(c *quota.Charge) { c.MadeAt -= c.MadeAt % 1_000_000 }),
 		field("the accepted delay", func(c *quota.Charge) { c.Within = 0 }),
 		field("the digits of cost and time, where they run into one another", func(c *quota.Charge) {
 			var n int64
-			fmt.Sscan(fmt.Sprint(c.Cost, c.At%1_000_000)[:min(18, len(fmt.Sprint(c.Cost, c.At%1_000_000)))], &n)
-			c.Cost, c.At = n, 0
+			fmt.Sscan(fmt.Sprint(c.Cost, c.MadeAt%1_000_000)[:min(18, len(fmt.Sprint(c.Cost, c.MadeAt%1_000_000)))], &n)
+			c.Cost, c.MadeAt = n, 0
 		}),
 		lists("the order of the charges", func(a, b []quota.Charge) bool {
 			sorted := func(cs []quota.Charge) []quota.Charge {
@@ -205,7 +205,7 @@ func ids() []*Store {
 	}
 }
 
-var another = quota.Must(quota.NewLimit("another", bucket(1)))
+var another = quota.NewLimit("another", bucket(1))
 
 // handles are mutants in which two handles on the same data disagree.
 func handles() []*Store {
@@ -236,7 +236,7 @@ func handles() []*Store {
 		{Name: "the second handle normalizes a letter", Rule: "C1", Clause: "whatever bytes the key has", Case: "two handles", Says: "by another handle", alter: second(func(c *quota.Charge) string {
 			return strings.ReplaceAll(plainKey(c), "e\u0301", "é")
 		})},
-		{Name: "a list writes special keys in another way", Rule: "C1", Clause: "whatever bytes the key has", Case: "two handles", Says: "TakeAll", alter: func(p *parts) {
+		{Name: "a list writes special keys in another way", Rule: "C1", Clause: "whatever bytes the key has", Case: "two handles", Says: "ChargeAll", alter: func(p *parts) {
 			long := false
 			p.key = func(c *quota.Charge) string {
 				if p.fault && long && strings.Contains(c.Key, "%") {
@@ -360,7 +360,7 @@ func closing() []*Store {
 				if closed := s.gate.Open(); s.fault && err == nil && closed != nil && cs[0].Op == quota.OpTake {
 					back := slices.Clone(cs)
 					for i := range back {
-						back[i].Op, back[i].At = quota.OpRefund, out[i].At
+						back[i].Op, back[i].MadeAt = quota.OpRefund, out[i].At
 					}
 					return s.once(ctx, back, make([]quota.Decision, len(cs)))
 				}
@@ -465,7 +465,7 @@ func splits() []*Store {
 		said("At is not told", verdicts, "at a time of the call", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.At = 0 }),
 		said("At is a second late", verdicts, "at a time of the call", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.At += 1_000_000 }),
 		{Name: "of a list in parts all decisions tell the time of the first part", Rule: "C6", Clause: "taken in parts that are given back", Case: "verdicts of parts, own clock", Says: "differing in ResetAfter", Grade: driver.OneGroup, alter: parting(manner{one: true})},
-		said("Limit is not told", verdicts, "differing in Limit", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.Limit = 0 }),
+		said("Limit is not told", verdicts, "differing in Limit", func(_ *quota.Charge, d *quota.Decision, _ bool) { d.Capacity = 0 }),
 		said("a denial is told with what was charged for a moment", verdicts, "differing in Charged", func(c *quota.Charge, d *quota.Decision, granted bool) {
 			if !granted && d.Allowed && c.Op == quota.OpTake {
 				d.Charged = c.Cost
@@ -612,7 +612,7 @@ func panicking() []*Store {
 						if v := recover(); v != nil {
 							if s.fault { // the first charge is taken back, and the others are not
 								refund := cs[0]
-								refund.Op, refund.At, refund.ID = quota.OpRefund, out[0].At, ""
+								refund.Op, refund.MadeAt, refund.ID = quota.OpRefund, out[0].At, ""
 								s.once(ctx, []quota.Charge{refund}, make([]quota.Decision, 1))
 							}
 							panic(v)
@@ -630,7 +630,7 @@ func panicking() []*Store {
 				err := send(s, ctx, cs, out)
 				if bad && err == nil && quota.Granted(out) {
 					refund := cs[0]
-					refund.Op, refund.At, refund.ID = quota.OpRefund, 1<<53, ""
+					refund.Op, refund.MadeAt, refund.ID = quota.OpRefund, 1<<53, ""
 					return s.once(ctx, []quota.Charge{refund}, make([]quota.Decision, 1))
 				}
 				return err

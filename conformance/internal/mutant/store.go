@@ -131,15 +131,15 @@ func (m *Store) Open(d *Data, clock func() time.Time, fault bool) *Handle {
 	return s
 }
 
-// Take decides one charge.
-func (s *Handle) Take(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+// Charge decides one charge.
+func (s *Handle) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	var out [1]quota.Decision
-	err := s.TakeAll(ctx, []quota.Charge{c}, out[:])
+	err := s.ChargeAll(ctx, []quota.Charge{c}, out[:])
 	return out[0], err
 }
 
-// TakeAll decides a list.
-func (s *Handle) TakeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+// ChargeAll decides a list.
+func (s *Handle) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 	if err := s.ready(s, ctx); err != nil {
 		return err
 	}

@@ -202,7 +202,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 		for _, indexes := range firm {
 			alter := as
 			if !granted {
-				alter = func(c *quota.Charge, _ *quota.Decision) { c.Op, c.Cost, c.At = quota.OpPeek, 0, 0 }
+				alter = func(c *quota.Charge, _ *quota.Decision) { c.Op, c.Cost, c.MadeAt = quota.OpPeek, 0, 0 }
 			}
 			err := part(indexes, alter, func(d *quota.Decision, is quota.Decision) {
 				if *d = is; !granted {
@@ -219,7 +219,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 					if c.Op == quota.OpPeek {
 						return
 					}
-					*c = quota.Charge{Limit: c.Limit, Key: c.Key, Op: quota.OpRefund, Cost: d.Charged, At: d.At}
+					*c = quota.Charge{Limit: c.Limit, Key: c.Key, Op: quota.OpRefund, Cost: d.Charged, MadeAt: d.At}
 				}
 				err := part(indexes, refund, func(d *quota.Decision, is quota.Decision) {
 					d.Charged, d.Delay, d.Remaining, d.ResetAfter = 0, 0, is.Remaining, is.ResetAfter
@@ -425,7 +425,7 @@ func usual() []*Store {
 				cs = slices.Clone(cs)
 				for i := range cs {
 					if p.fault {
-						cs[i].At = now
+						cs[i].MadeAt = now
 					}
 				}
 				return driver.Apply(cs, items, now, out)
@@ -437,7 +437,7 @@ func usual() []*Store {
 					return driver.Apply(cs, items, now, out)
 				}
 				for i := range cs {
-					out[i] = quota.Decision{Limit: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: now}
+					out[i] = quota.Decision{Capacity: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: now}
 				}
 				return nil
 			}
@@ -448,7 +448,7 @@ func usual() []*Store {
 					return driver.Apply(cs, items, now, out)
 				}
 				for i := range cs {
-					out[i] = quota.Decision{Allowed: true, Limit: cs[i].Limit.Spec().Capacity, Remaining: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: now}
+					out[i] = quota.Decision{Allowed: true, Capacity: cs[i].Limit.Spec().Capacity, Remaining: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: now}
 				}
 				return nil
 			}
@@ -684,7 +684,7 @@ func usual() []*Store {
 			err := s.once(ctx, cs, out)
 			if s.fault && err != nil && !errors.Is(err, quota.ErrMisconfigured) && !errors.Is(err, quota.ErrInvalid) {
 				for i := range out {
-					out[i] = quota.Decision{Allowed: true, Limit: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: s.now(s)}
+					out[i] = quota.Decision{Allowed: true, Capacity: cs[i].Limit.Spec().Capacity, Charged: cs[i].Cost, At: s.now(s)}
 				}
 				return nil
 			}
@@ -694,7 +694,7 @@ func usual() []*Store {
 			err := s.once(ctx, cs, out)
 			if s.fault && (errors.Is(err, quota.ErrIndeterminate) || errors.Is(err, quota.ErrUnavailable)) {
 				for i := range out {
-					out[i] = quota.Decision{Limit: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: s.now(s)}
+					out[i] = quota.Decision{Capacity: cs[i].Limit.Spec().Capacity, RetryAfter: time.Second, At: s.now(s)}
 				}
 				return nil
 			}
@@ -732,7 +732,7 @@ func usual() []*Store {
 				return nil
 			}
 		}},
-		{Name: "a call that was given up writes its decisions later", Rule: "S7", Clause: "nor writes the decisions", Case: "decisions", Says: "decisions were written after TakeAll had returned", Races: true, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+		{Name: "a call that was given up writes its decisions later", Rule: "S7", Clause: "nor writes the decisions", Case: "decisions", Says: "decisions were written after ChargeAll had returned", Races: true, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			type reply struct {
 				out []quota.Decision
 				err error

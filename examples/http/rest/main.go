@@ -15,7 +15,7 @@ import (
 func main() {
 	minute := quota.Must(algorithm.ParseLimit("minute: 100/1m sliding"))
 	day := quota.Must(algorithm.ParseLimit("day: 5000/24h fixed"))
-	limiter := quota.Must(quota.NewLimiter(local.New(nil), minute, nil))
+	limiter := quota.Must(quota.NewLimiter(local.New(), minute, nil))
 	ip := quotahttp.By(quotahttp.IP(quotahttp.Proxies(netip.MustParsePrefix("127.0.0.0/8"))), minute, day)
 	key := quotahttp.By(quotahttp.Header("X-API-Key"), minute, day)
 	limits := quota.Must(quotahttp.New(limiter, &quotahttp.Options{FailOpen: true}, ip, key))
