@@ -307,7 +307,7 @@ func TestFallbackKeepsUnknown(t *testing.T) {
 // A second Close returns no sooner than the first: until then calls reach the store inside.
 func TestSecondCloseWaits(t *testing.T) {
 	for name, p := range map[string]resilience.Policy{
-		"Fallback": resilience.Fallback(local.New(nil), resilience.Instances(1), nil), "Breaker": resilience.Breaker(nil), "Bulkhead": resilience.Bulkhead(1),
+		"Fallback": resilience.Fallback(local.New(), resilience.Instances(1), nil), "Breaker": resilience.Breaker(nil), "Bulkhead": resilience.Bulkhead(1),
 	} {
 		closing, end, returned := make(chan struct{}), make(chan struct{}), make(chan struct{}, 2)
 		s := wrap(t, &stub{onClose: func() error { close(closing); <-end; return nil }}, p)
