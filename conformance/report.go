@@ -1,6 +1,6 @@
 package conformance
 
-//go:generate go run ./internal/capabilities -race -o CAPABILITIES.md .. ../backend/postgres ../examples/backend-bbolt ../examples/backend-sqlite
+//go:generate go run ./internal/capabilities -o CAPABILITIES.md .. ../backend/postgres ../examples/backend-bbolt ../examples/backend-sqlite
 
 import (
 	"encoding/json"

@@ -19,10 +19,9 @@ const (
 )
 
 // Close charges the primary the debts of all keys, if it can, and closes both stores.
-func (f *fallback) Close() (err error) {
-	if !f.gate.Close() {
-		return nil
-	}
+func (f *fallback) Close() error { return f.end(f.close) }
+
+func (f *fallback) close() (err error) {
 	defer func() { err = errors.Join(err, f.store.Close()) }() // even if the primary panics
 	if f.closeWithin > 0 {
 		f.chargeAll()

@@ -303,3 +303,29 @@ func TestFallbackKeepsUnknown(t *testing.T) {
 		})
 	}
 }
+
+// A second Close returns no sooner than the first: until then calls reach the store inside.
+func TestSecondCloseWaits(t *testing.T) {
+	for name, p := range map[string]resilience.Policy{
+		"Fallback": resilience.Fallback(local.New(), resilience.Instances(1), nil), "Breaker": resilience.Breaker(nil), "Bulkhead": resilience.Bulkhead(1),
+	} {
+		closing, end, returned := make(chan struct{}), make(chan struct{}), make(chan struct{}, 2)
+		s := wrap(t, &stub{onClose: func() error { close(closing); <-end; return nil }}, p)
+		for range 2 {
+			go func() {
+				s.Close()
+				returned <- struct{}{}
+			}()
+		}
+		<-closing
+		select {
+		case <-returned:
+			t.Errorf("%s: got a Close that returned before the store inside was closed, want none", name)
+			returned <- struct{}{}
+		case <-time.After(20 * time.Millisecond):
+		}
+		close(end)
+		<-returned
+		<-returned
+	}
+}

@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -107,6 +108,7 @@ type layer struct {
 	inner quota.Store
 	of    kind
 	gate  driver.Gate
+	once  sync.Once // of Close
 }
 
 // layered is the store of a policy.
@@ -130,11 +132,16 @@ func (l *layer) Atomicity() driver.Atomicity { return driver.AtomicityOf(l.inner
 func (l *layer) Prompt() bool { return driver.IsPrompt(l.inner) }
 
 // Close closes the store inside.
-func (l *layer) Close() error {
-	if !l.gate.Close() {
-		return nil
-	}
-	return l.inner.Close()
+func (l *layer) Close() error { return l.end(l.inner.Close) }
+
+// end closes the policy by a function, once. Another Close waits for the end of that: until then calls reach the store inside,
+// and no Close may return.
+func (l *layer) end(closing func() error) (err error) {
+	l.once.Do(func() {
+		l.gate.Close()
+		err = closing()
+	})
+	return err
 }
 
 // orClosed returns err, or ErrClosed if the policy was closed. Answers that the policy itself gives need it.

@@ -20,32 +20,29 @@ import (
 
 func main() {
 	out := flag.String("o", "", "the file to write; without it, the standard output")
-	race := flag.Bool("race", false, "have the race detector watch")
 	flag.Parse()
-	if err := run(*out, *race, flag.Args()); err != nil {
+	if err := run(*out, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "capabilities:", err)
 		os.Exit(1)
 	}
 }
 
 // run tests the modules and writes the table, even if a test fails.
-func run(out string, race bool, modules []string) error {
+func run(out string, modules []string) error {
 	dir, err := os.MkdirTemp("", "capabilities")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	var failed error
+	var all []string
 	for _, module := range modules {
 		packages, err := tested(module)
 		if err != nil {
 			return err
 		}
-		args := []string{"test", "-count", "1", "-run", tests}
-		if race {
-			args = append(args, "-race")
-		}
-		cmd := exec.Command("go", append(args, packages...)...)
+		all = append(all, listed(module, packages))
+		cmd := exec.Command("go", append([]string{"test", "-count", "1", "-timeout", "45m", "-run", tests}, packages...)...)
 		cmd.Dir = module
 		cmd.Env = append(os.Environ(), "FLEETQUOTA_CONFORMANCE_REPORT="+dir, "FLEETQUOTA_REQUIRE_REDIS=1", "FLEETQUOTA_REQUIRE_POSTGRES=1")
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
@@ -66,7 +63,7 @@ func run(out string, race bool, modules []string) error {
 		defer f.Close()
 		w = f
 	}
-	if err := write(w, reports); err != nil {
+	if err := write(w, all, reports); err != nil {
 		return err
 	}
 	return failed
@@ -94,7 +91,8 @@ func tested(module string) (packages []string, err error) {
 		if err != nil {
 			return err
 		}
-		if strings.Contains(string(text), "\nfunc TestConformance(") || strings.Contains(string(text), "\nfunc TestRun(") {
+		has := func(part string) bool { return strings.Contains("\n"+string(text), "\n"+part) }
+		if has("func TestConformance(") || has("package conformance\n") && has("func TestRun(") {
 			relative, err := filepath.Rel(module, filepath.Dir(path))
 			if err != nil {
 				return err
@@ -109,6 +107,11 @@ func tested(module string) (packages []string, err error) {
 		err = fmt.Errorf("no package of %s has a test called TestConformance", module)
 	}
 	return packages, err
+}
+
+// listed returns a line of the file: the packages of a module that run the suite.
+func listed(module string, packages []string) string {
+	return fmt.Sprintf("- `%s`: %s\n", filepath.ToSlash(module), strings.Join(packages, ", "))
 }
 
 // read returns the reports in a directory, by name of the backend.
@@ -160,12 +163,12 @@ func ofRule(rule string) func(*conformance.Result) bool {
 	return func(r *conformance.Result) bool { return r.Rule == rule }
 }
 
-// write writes the tables: the capabilities of the backends, the operations and rules that they passed, and the cases that were
-// not tested.
-func write(w io.Writer, reports []conformance.Report) error {
+// write writes the tables: the capabilities of the backends, the operations and rules that they passed, the cases that were not
+// tested, and the cases and packages of which the file is, by which a test sees that it is old.
+func write(w io.Writer, packages []string, reports []conformance.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Capabilities of the backends\n\nFound by the conformance suite, version %s; `go generate ./conformance` writes this file.\n\n", reports[0].Suite)
-	b.WriteString("| backend | keys in one step | shared | request ids | verdicts | clock | clock can be set | prompt | faults injected | processes | race detector |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| backend | keys in one step | shared | request ids | verdicts | clock | clock can be set | prompt | faults injected | processes |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range reports {
 		has := func(f conformance.Feature) string {
 			return yes(!slices.ContainsFunc(r.Lacks, func(l conformance.Lack) bool { return l.Feature == f }))
@@ -185,8 +188,8 @@ func write(w io.Writer, reports []conformance.Report) error {
 		if r.Processes {
 			processes = "two"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Backend, r.Atomicity, has(conformance.Shared), has(conformance.IDs), verdicts,
-			clock, has(conformance.Clock), yes(r.Prompt), yes(r.Faults), processes, yes(r.Race))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Backend, r.Atomicity, has(conformance.Shared), has(conformance.IDs), verdicts,
+			clock, has(conformance.Clock), yes(r.Prompt), yes(r.Faults), processes)
 	}
 	const outcomes = "passed, passed in part (some cases were not tested), not tested, **failed**, or – where the cases do not concern a backend"
 	fmt.Fprintf(&b, "\nOperations, by the cases of their own: %s.\n\n| backend |", outcomes)
@@ -235,6 +238,17 @@ func write(w io.Writer, reports []conformance.Report) error {
 			fmt.Fprintf(&b, "- %s: %s\n", reason, strings.Join(cases[reason], ", "))
 		}
 	}
+	b.WriteString("\n## Cases\n\n")
+	for _, rule := range rules {
+		var names []string
+		for _, r := range reports[0].Results {
+			if r.Rule == rule {
+				names = append(names, r.Case)
+			}
+		}
+		fmt.Fprintf(&b, "- %s: %s\n", rule, strings.Join(names, ", "))
+	}
+	b.WriteString("\n## Packages that run the suite, by module\n\n" + strings.Join(packages, ""))
 	_, err := io.WriteString(w, b.String())
 	return err
 }

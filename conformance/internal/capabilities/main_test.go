@@ -42,15 +42,17 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	if err := write(&b, reports); err != nil {
+	if err := write(&b, []string{listed("m", []string{"./a", "./c"})}, reports); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
 		"version 9.9",
-		"| a | one key | yes | yes | bounds | each client's | yes | no | no | one | no |\n| b | any keys | yes | yes | exact | the server's | yes | yes | no | two | yes |\n",
+		"| a | one key | yes | yes | bounds | each client's | yes | no | no | one |\n| b | any keys | yes | yes | exact | the server's | yes | yes | no | two |\n",
 		"| backend | S1 | S2 | C3 | C7 |\n|---|---|---|---|---|\n| a | **failed** | in part | not tested | – |\n| b | passed | **failed** | – | – |\n",
 		"| backend | floor | up to | ahead | shadow | first that fits | request id | listing |\n|---|---|---|---|---|---|---|---|\n| a | **failed** | – | – | – | in part | not tested | – |\n| b | – | – | – | – | – | – | – |\n",
 		"- nothing to freeze: S2 (z), S2 (w)\n",
+		"- S1: x, floors\n- S2: y, z, w, alternatives\n- C3: alternatives\n- C7: frozen\n",
+		"- `m`: ./a, ./c\n",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("table: got no %q in\n%s", want, b.String())
@@ -61,6 +63,33 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// The file is of the packages that there are, by its modules in the directive that makes it.
+func TestPackages(t *testing.T) {
+	directive, err := os.ReadFile("../../report.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../../CAPABILITIES.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(directive), "-o CAPABILITIES.md ")
+	line, _, _ = strings.Cut(line, "\n")
+	modules := strings.Fields(line)
+	if len(modules) < 4 {
+		t.Fatalf("modules of the directive: got %q, want four or more", line)
+	}
+	for _, module := range modules {
+		packages, err := tested(filepath.Join("../..", module))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := listed(module, packages); !strings.Contains(string(text), want) {
+			t.Errorf("CAPABILITIES.md: got no line %q, want it; go generate ./conformance writes the file anew", want)
+		}
+	}
+}
+
 // The packages are those of the module that run the suite.
 func TestTested(t *testing.T) {
 	dir := t.TempDir()
@@ -68,7 +97,8 @@ func TestTested(t *testing.T) {
 		"go.mod":                "module m",
 		"a/a_test.go":           "package a\n\nfunc TestConformance(t *testing.T) {}\n",
 		"b/b_test.go":           "package b\n\nfunc TestOther(t *testing.T) {}\n",
-		"c/c_test.go":           "package c\n\nfunc TestRun(t *testing.T) {}\n",
+		"c/c_test.go":           "package conformance\n\nfunc TestRun(t *testing.T) {}\n",
+		"d/d_test.go":           "package d\n\nfunc TestRun(t *testing.T) {}\n",
 		"nested/go.mod":         "module n",
 		"nested/nested_test.go": "package nested\n\nfunc TestConformance(t *testing.T) {}\n",
 	} {
