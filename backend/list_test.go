@@ -73,8 +73,8 @@ func TestList(t *testing.T) {
 		"leases": func(s quota.Store) (quota.Store, error) {
 			return lease.New(s, &lease.Options{Instances: func() int64 { return 4 }})
 		},
-		"a store of tests": func(s quota.Store) (quota.Store, error) {
-			s = quotatest.New(t, nil)
+		"a store of tests": func(quota.Store) (quota.Store, error) {
+			s := quotatest.New(t, nil)
 			_, err := s.Charge(t.Context(), quota.Charge{Limit: limit, Key: "k", Cost: 2})
 			return s, err
 		},

@@ -108,9 +108,10 @@ func TestFleet(t *testing.T) {
 	var turn atomic.Int64
 	connections := &http.Transport{MaxIdleConnsPerHost: 16}
 	defer connections.CloseIdleConnections()
-	proxy := httptest.NewServer(&httputil.ReverseProxy{Transport: connections, Director: func(r *http.Request) { // appends to X-Forwarded-For
-		target := targets[turn.Add(1)%int64(len(targets))]
-		r.URL.Scheme, r.URL.Host = target.Scheme, target.Host
+	proxy := httptest.NewServer(&httputil.ReverseProxy{Transport: connections, Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(targets[turn.Add(1)%int64(len(targets))])
+		r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"] // which is appended to
+		r.SetXForwarded()
 	}})
 	defer proxy.Close()
 	client := proxy.Client()

@@ -13,7 +13,6 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/middleware/quotahttp"
 	"github.com/fleetquota/fleetquota/quota"
-	"github.com/fleetquota/fleetquota/quotatest"
 )
 
 var (
@@ -136,8 +135,5 @@ func (a *answers) ChargeAll(_ context.Context, _ []quota.Charge, out []quota.Dec
 func (a *answers) Close() error { return nil }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
-
-// start is the time at which the clock of quotatest stands, in seconds.
-var start = quotatest.Start.Unix()
 
 const microsecond = time.Microsecond
