@@ -17,6 +17,7 @@ var faultCases = []testCase{
 	{rule: s4, name: "faults", run: func(t *trial) { faults(t, false) }},
 	{rule: s4, name: "ids and faults", needs: []Feature{IDs}, run: func(t *trial) { faults(t, true) }},
 	{rule: s4, name: "calls and faults", needs: []Feature{Exact}, provisional: "1.1", run: callsAndFaults},
+	{rule: c5, name: "limit under faults", provisional: "1.1", run: limitUnderFaults},
 	{rule: c7, name: "frozen", run: frozen},
 }
 
@@ -150,6 +151,60 @@ func callsAndFaults(t *trial) {
 	if a.lost == 0 {
 		t.skipf("%s: of %d calls that failed while replies were lost, none had been charged. Harness.Fault must let the server execute the request that charges, and lose the reply to that, as FaultyKV and Proxy do",
 			noPower, a.failed)
+	}
+}
+
+// limitUnderFaults takes all tokens of a limit one by one, at first while the connection breaks now and then. A store that holds
+// tokens in its process, or makes several calls for a decision, admits no more for that, and loses none whose outcome was told.
+func limitUnderFaults(t *trial) {
+	const capacity = 120
+	h, _, set := t.breakable()
+	w := &wire{t: t, set: set}
+	l := t.named("tokens", tokenBucket, numbers{limit: capacity, refill: capacity, period: year})
+	for _, f := range []Fault{LostReply, Refused, Frozen} {
+		c := quota.Charge{Limit: l, Key: f.String(), Cost: 1}
+		var granted, unknown atomic.Int64
+		book := func(ctx context.Context, d quota.Decision, err error) (denied bool) {
+			switch {
+			case indeterminate(err):
+				unknown.Add(1)
+			case err != nil:
+				t.wantKnown(ctx, c, err)
+			case substituted([]quota.Decision{d}):
+				unknown.Add(2) // see ledger
+			case d.Allowed:
+				granted.Add(1)
+			default:
+				return true
+			}
+			return false
+		}
+		w.to(f)
+		stop := w.blink(f, t.suite.random(fmt.Sprint(t.of.path(), f)))
+		defer stop()
+		t.together(4, func(int) {
+			for range 8 {
+				ctx, cancel := context.WithTimeout(bg, 100*time.Millisecond)
+				d, err := h.take(ctx, c)
+				book(ctx, d, err)
+				cancel()
+			}
+		})
+		stop()
+		w.to(NoFault)
+		t.ask(h, quota.Charge{Limit: l, Key: c.Key, Op: quota.OpPeek})
+		for denied, tries := false, 0; !denied && tries < 3*capacity; tries++ {
+			if ds, unsure := t.persist(h, false, c); unsure {
+				unknown.Add(2)
+			} else {
+				denied = book(bg, ds[0], nil)
+			}
+		}
+		got, most := granted.Load(), granted.Load()+unknown.Load()
+		if got > capacity || most < capacity && !t.lacks(Exact) {
+			t.fatalf("got: %d single takes of %s were granted, at first with this event now and then: %s, and up to %d more were charged whose outcome is unknown; want: no more than %d granted, and no fewer with those",
+				got, t.describe(l), f, unknown.Load(), capacity)
+		}
 	}
 }
 

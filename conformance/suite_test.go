@@ -1,6 +1,8 @@
 package conformance
 
 import (
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,3 +74,24 @@ func TestTexts(t *testing.T) {
 func FuzzStore(f *testing.F) { Fuzz(f, newMemory().harness()) }
 
 func BenchmarkStore(b *testing.B) { Benchmark(b, newMemory().harness()) }
+
+// CAPABILITIES.md is of the cases that the suite has.
+func TestCapabilities(t *testing.T) {
+	text, err := os.ReadFile("CAPABILITIES.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{"version " + Version}
+	for of := cases(); len(of) > 0; {
+		line, r := "- "+of[0].rule.id+": "+of[0].name, of[0].rule
+		for of = of[1:]; len(of) > 0 && of[0].rule == r; of = of[1:] {
+			line += ", " + of[0].name
+		}
+		lines = append(lines, line+"\n")
+	}
+	for _, want := range lines {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("CAPABILITIES.md: got no line %q, want it; go generate ./conformance writes the file anew", want)
+		}
+	}
+}

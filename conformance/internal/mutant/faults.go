@@ -176,6 +176,15 @@ func interrupted() []*Store {
 				}
 				return 1
 			})},
+		{Name: "a token that the process holds is spent while the server refuses, and again", Rule: "C5", Clause: "never more is admitted than the limit allows", Case: "limit under faults", Says: "now and then: refused", alter: sent(
+			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+				err := s.once(ctx, cs, out)
+				if s.fault && errors.Is(err, quota.ErrUnavailable) && len(cs) == 1 && cs[0].Op == quota.OpTake && ctx.Err() == nil {
+					out[0] = quota.Decision{Allowed: true, Source: quota.FromLease, Capacity: cs[0].Limit.Capacity(), Charged: cs[0].Cost}
+					return nil
+				}
+				return err
+			})},
 		{Name: "clocks that differ bring tokens back at each turn", Rule: "C5", Clause: "never more is admitted than the limit allows", Case: "clocks that differ", Says: "by two handles in turn", ClientClock: true, alter: func(p *parts) {
 			p.now = func(s *Handle) quota.Micros {
 				now := quota.Micros(s.clock().UnixMicro())
