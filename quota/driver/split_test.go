@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,12 +157,12 @@ func TestSplitCallerLeaves(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			tx := &memTx{memKV: newKV(testkit.NewClock().Micros)}
 			ctx, cancel := context.WithCancel(bg)
-			calls := 0
+			var calls atomic.Int32
 			tx.around = func(transact func() error, a *driver.Access) error {
 				if strings.HasPrefix(a.Keys[0], "{a}") {
-					calls++
+					calls.Add(1)
 				}
-				if leaves(a) && (calls == 2 || strings.HasPrefix(a.Keys[0], "{b}")) {
+				if leaves(a) && (calls.Load() == 2 || strings.HasPrefix(a.Keys[0], "{b}")) {
 					time.Sleep(time.Second / 4) // until the part of a is granted
 					cancel()
 					time.Sleep(time.Second / 4)
