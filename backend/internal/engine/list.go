@@ -54,6 +54,9 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 	if !ok || s.reach.state.Load() == several {
 		return driver.Page{}, errNoListing
 	}
+	if strings.HasPrefix(l.Prefix, "/") { // no key begins so, and no slot is its group's
+		return driver.Page{}, nil
+	}
 	at, err := parseMark(l.Cursor)
 	if err != nil {
 		return driver.Page{}, err
