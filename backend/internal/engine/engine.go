@@ -99,6 +99,7 @@ type Store struct {
 	end      context.CancelFunc
 	attempts Background                            // at making nodes ready, and at learning
 	unnamed  readiness                             // of a single server, and of the node of a cluster that is not known
+	placed   atomic.Pointer[placement]             // the masters, as a listing saw them last
 	named    atomic.Pointer[map[string]*readiness] // by node; a map does not change once it is here
 
 	all     Queue[queued] // of charges to any slot

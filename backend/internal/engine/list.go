@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -61,7 +64,7 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 	if err != nil {
 		return driver.Page{}, err
 	}
-	nodes, sum, err := s.mastersOf(ctx, l.Prefix)
+	nodes, sum, err := s.mastersOf(ctx, l.Prefix, at.slots)
 	if err != nil {
 		return driver.Page{}, err
 	}
@@ -70,7 +73,7 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 	}
 	n := slices.IndexFunc(nodes, func(n master) bool { return n.name == at.node })
 	if n < 0 || at.slots != sum {
-		return driver.Page{}, driver.BadCursor(l.Cursor, `"", to begin anew: slots of the cluster have another node since the listing began`)
+		return driver.Page{}, moved(l.Cursor)
 	}
 	if at.count == 0 {
 		at.count = max(1, l.Size-l.Size/8) // a step may return some keys more
@@ -80,7 +83,7 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 	for step := 0; ; step++ {
 		got, err := s.scan(ctx, scanner, nodes[n], []string{"scan", at.cursor, "match", pattern, "count", strconv.Itoa(at.count)})
 		if err != nil {
-			return driver.Page{}, err
+			return driver.Page{}, cmp.Or(s.sameMasters(ctx, &l, sum), err)
 		}
 		if run := infoField(got.Info, "run_id"); at.run == "" {
 			at.run = run
@@ -93,6 +96,10 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 		}
 		at = mark{node: at.node, run: at.run, slots: sum, cursor: got.Cursor, count: min(2*at.count, maxScanCount)}
 		if at.cursor == "0" {
+			// The slots are compared when a node is done: one that moved from a later node to this one would be missed.
+			if err := s.sameMasters(ctx, &l, sum); err != nil {
+				return driver.Page{}, err
+			}
 			if n++; n == len(nodes) {
 				return page, nil
 			}
@@ -108,25 +115,39 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 
 var errNoListing = fmt.Errorf("redis: %w: the address leads to several servers, or to a node of a cluster; accepted: one server, or redis+cluster://", errors.ErrUnsupported)
 
-// add adds the keys of a step to the page. full says that they are more than it has room for; the mark is then behind the
-// last of them.
-func (s *Store) add(page *driver.Page, l *driver.Listing, at *mark, got Scanned) (full bool) {
-	slices.Sort(got.Keys)
-	if at.next != got.Cursor { // another step than that of the page before
-		at.after = ""
+func moved(cursor string) error {
+	return driver.BadCursor(cursor, `"", to begin anew: slots of the cluster have another node since the listing began`)
+}
+
+// sameMasters fails if slots have another node than when the listing began.
+func (s *Store) sameMasters(ctx context.Context, l *driver.Listing, sum uint64) error {
+	if _, now, err := s.mastersOf(ctx, l.Prefix, 0); err != nil || now == sum {
+		return err
 	}
-	for _, text := range slices.Compact(got.Keys) {
+	return moved(l.Cursor)
+}
+
+// add adds the keys of a step to the page. full says that they are more than it has room for: the next page asks for the
+// step again, of half the size, and leaves out those that were seen. It may be another step by then, of a table that grew or
+// shrank, and still each page gets on.
+func (s *Store) add(page *driver.Page, l *driver.Listing, at *mark, got Scanned) (full bool) {
+	for _, text := range got.Keys {
 		rest, ours := strings.CutPrefix(text, s.o.Prefix)
 		k, ok := driver.ParseKey(rest)
-		if !ours || !ok || !l.Has(k) || rest <= at.after {
+		if !ours || !ok || !l.Has(k) {
+			continue
+		}
+		sum := sha256.Sum256([]byte(rest))
+		id := hex.EncodeToString(sum[:8])
+		if slices.Contains(at.seen, id) {
 			continue
 		}
 		if len(page.Keys) == l.Size {
-			at.next = got.Cursor
+			at.count = max(1, at.count/2)
 			return true
 		}
 		page.Keys = append(page.Keys, k)
-		at.after = rest
+		at.seen = append(at.seen, id)
 	}
 	return false
 }
@@ -167,12 +188,12 @@ type mark struct {
 	slots     uint64
 	cursor    string
 	count     int // of the step; 0 is that of a page's first one
-	// A page that was full took a part of the step: the keys up to after, of those that lead to the cursor next.
-	next, after string
+	// A page that was full took a part of the step: these keys, by a hash of each.
+	seen []string
 }
 
 func (m *mark) format() string {
-	text := strings.Join([]string{m.node, m.run, strconv.FormatUint(m.slots, 36), m.cursor, strconv.Itoa(m.count), m.next, m.after}, "\n")
+	text := strings.Join([]string{m.node, m.run, strconv.FormatUint(m.slots, 36), m.cursor, strconv.Itoa(m.count), strings.Join(m.seen, " ")}, "\n")
 	return base64.RawURLEncoding.EncodeToString([]byte(text))
 }
 
@@ -182,9 +203,9 @@ func parseMark(cursor string) (m mark, err error) {
 	}
 	text, err := base64.RawURLEncoding.DecodeString(cursor)
 	fields := strings.Split(string(text), "\n") // a stored key has no control bytes
-	if err == nil && len(fields) == 7 {
+	if err == nil && len(fields) == 6 {
 		var err2 error
-		m = mark{node: fields[0], run: fields[1], cursor: fields[3], next: fields[5], after: fields[6]}
+		m = mark{node: fields[0], run: fields[1], cursor: fields[3], seen: strings.Fields(fields[5])}
 		m.slots, err = strconv.ParseUint(fields[2], 36, 64)
 		m.count, err2 = strconv.Atoi(fields[4])
 		if _, err3 := strconv.ParseUint(m.cursor, 10, 64); err == nil && err2 == nil && err3 == nil && 0 <= m.count && m.count <= maxScanCount {
@@ -197,8 +218,15 @@ func parseMark(cursor string) (m mark, err error) {
 // master is a node with keys, and a key that it would have.
 type master struct{ name, key string }
 
-// mastersOf returns the nodes that have keys with a prefix, by name, and a sum of the slots that each has.
-func (s *Store) mastersOf(ctx context.Context, prefix string) (nodes []master, sum uint64, err error) {
+// placement is the masters of a cluster and the sum of their slots.
+type placement struct {
+	nodes []master
+	sum   uint64
+}
+
+// mastersOf returns the nodes that have keys with a prefix, by name, and a sum of the slots that each has. Where the sum is
+// known, as within the keys of a node, the nodes are those of that sum: to ask for each slot takes milliseconds.
+func (s *Store) mastersOf(ctx context.Context, prefix string, known uint64) (nodes []master, sum uint64, err error) {
 	if s.placer == nil {
 		return []master{{"", s.o.Prefix + "{list}"}}, 0, nil
 	}
@@ -210,6 +238,9 @@ func (s *Store) mastersOf(ctx context.Context, prefix string) (nodes []master, s
 			}
 		}
 		return []master{{s.placer.Node(SlotOf(key)), key}}, 0, nil
+	}
+	if m := s.placed.Load(); m != nil && m.sum == known {
+		return m.nodes, m.sum, nil
 	}
 	if nodes, sum = s.masters(); nodes != nil {
 		return nodes, sum, nil
@@ -244,6 +275,7 @@ func (s *Store) masters() (nodes []master, sum uint64) {
 		}
 	}
 	slices.SortFunc(nodes, func(a, b master) int { return strings.Compare(a.name, b.name) })
+	s.placed.Store(&placement{nodes, h.Sum64()})
 	return nodes, h.Sum64()
 }
 

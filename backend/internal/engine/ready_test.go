@@ -227,6 +227,7 @@ func TestReadyOldAttempt(t *testing.T) {
 		}
 		equal(t, "attempts", w.attempts(), `[""]`)
 		time.Sleep(200 * time.Millisecond) // the attempt's own time is over
+		synctest.Wait()
 		w.warm = func(context.Context, string) error { return nil }
 		is(t, "a call with another attempt", take(time.Second), nil, false)
 	})
