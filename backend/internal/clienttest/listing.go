@@ -18,7 +18,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// listed is what a listing says of a key.
+// listed is a key of a listing, with its state.
 type listed struct {
 	limit, key                string
 	capacity, remaining, used int64
@@ -51,7 +51,7 @@ func walk(t testing.TB, s quota.Store, l backend.Listing, between func()) map[li
 	}
 }
 
-// listings: a server and a cluster list what a store in memory lists after the same charges: under a prefix and limits with
+// listings compares the listings of a server and of a cluster with those of a store in memory, after the same charges: under a prefix and limits with
 // characters of patterns, beside keys of others, while the server's table grows and shrinks by keys that come and go.
 func listings(t *testing.T, l library) {
 	t.Run("single", func(t *testing.T) { listingsOf(t, l.single) })

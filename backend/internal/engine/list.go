@@ -40,9 +40,9 @@ const (
 
 // List returns a page of the keys of a server, or of the masters of a cluster one after the other.
 //
-// A step of SCAN may return more keys than the page has room for. Then the next page takes the same step again, and leaves
-// out the keys that come first by their bytes, up to the last of the page. If the server's table has changed its size
-// meanwhile, the step may be another one: where it does not end at the same cursor, no key is left out.
+// A step of SCAN may return more keys than the page has room for. Then the next page asks for the step again, of half the
+// size, and leaves out the keys that a page has named since the step began. The server's table may have changed its size
+// meanwhile, so that the step is another one: still each page names keys that no page of this step has named.
 //
 // The cursor of a server means nothing to another one, nor to the same one after a restart, which hashes keys anew. So the
 // cursor of a page has the run_id of the server and a sum of the cluster's slots, and is refused when they are others.
@@ -115,6 +115,7 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 
 var errNoListing = fmt.Errorf("redis: %w: the address leads to several servers, or to a node of a cluster; accepted: one server, or redis+cluster://", errors.ErrUnsupported)
 
+// moved is the error of a cursor that the slots have outdated.
 func moved(cursor string) error {
 	return driver.BadCursor(cursor, `"", to begin anew: slots of the cluster have another node since the listing began`)
 }
@@ -127,9 +128,8 @@ func (s *Store) sameMasters(ctx context.Context, l *driver.Listing, sum uint64) 
 	return moved(l.Cursor)
 }
 
-// add adds the keys of a step to the page. full says that they are more than it has room for: the next page asks for the
-// step again, of half the size, and leaves out those that were seen. It may be another step by then, of a table that grew or
-// shrank, and still each page gets on.
+// add adds the keys of a step to the page, but for those that earlier pages named. full says that they are more than it has
+// room for; the mark then stays at the step, of half the size.
 func (s *Store) add(page *driver.Page, l *driver.Listing, at *mark, got Scanned) (full bool) {
 	for _, text := range got.Keys {
 		rest, ours := strings.CutPrefix(text, s.o.Prefix)
@@ -187,9 +187,8 @@ type mark struct {
 	node, run string
 	slots     uint64
 	cursor    string
-	count     int // of the step; 0 is that of a page's first one
-	// A page that was full took a part of the step: these keys, by a hash of each.
-	seen []string
+	count     int      // of the step; 0 is that of a page's first one
+	seen      []string // hashes of the step's keys that earlier pages named
 }
 
 func (m *mark) format() string {
