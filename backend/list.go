@@ -85,8 +85,8 @@ func List(ctx context.Context, s quota.Store, l Listing) (keys []Listed, next st
 	names := map[string]*quota.Limit{}
 	q := driver.Listing{Prefix: l.Prefix, Cursor: l.Cursor, Size: l.Size}
 	for i, limit := range l.Limits {
-		if limit == nil || limit.Algorithm() == nil {
-			return nil, "", invalid("Listing.Limits[%d] is nil; accepted: a limit that NewLimit made", i)
+		if err := limit.Err(); err != nil {
+			return nil, "", fmt.Errorf("backend: Listing.Limits[%d]: %w", i, err)
 		}
 		if names[limit.Name()] != nil {
 			return nil, "", invalid("Listing.Limits has two limits called %s; accepted: each of another name, or LimitFor", limit.Name())
