@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 )
 
 // TakeFirst charges the first of several lists that fits, and none of the others: a guaranteed share or else the common pool,
@@ -73,19 +74,18 @@ func (ch *Charger) takeFirst(ctx context.Context, own *Limit, cs []Charge, ds []
 	for i := range ds {
 		ds[i] = Decision{Alternative: cs[i].Alternative, Split: true}
 	}
-	for from, to := 0, 0; from < len(cs); from = to {
-		for to = from; to < len(cs) && cs[to].Alternative == cs[from].Alternative; to++ {
-		}
-		list := append([]Charge(nil), cs[from:to]...)
+	for _, out := range alternatives(ds) {
+		list, number := slices.Clone(cs[:len(out)]), cs[0].Alternative
+		cs = cs[len(out):]
 		for i := range list {
 			list[i].Alternative = 0
 		}
-		if err := ch.chargeAll(ctx, list, ds[from:to], o); err != nil {
+		if err := ch.chargeAll(ctx, list, out, o); err != nil {
 			return err
 		}
-		granted := Granted(ds[from:to])
-		for i := from; i < to; i++ {
-			ds[i].Alternative, ds[i].Split = cs[i].Alternative, true
+		granted := Granted(out)
+		for i := range out {
+			out[i].Alternative, out[i].Split = number, true
 		}
 		if granted {
 			break
