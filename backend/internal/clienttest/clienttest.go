@@ -116,6 +116,7 @@ var tests = []struct {
 	{"miniredis/Conformance", miniConformance},
 	{"miniredis/Differential", miniDifferential},
 	{"miniredis/Batches", miniBatches},
+	{"miniredis/Listings", miniListings},
 
 	{"urls/Single", urlSingle},
 	{"urls/TLS", urlTLS},

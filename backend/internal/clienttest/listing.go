@@ -82,7 +82,7 @@ func listingsOf(t *testing.T, start func(testing.TB) (*data, func(engine.Options
 	}
 	all := []backend.Listing{{Limits: limits, Size: driver.MaxPage}, {Limits: limits, Size: 7}, {Limits: limits[:1], Size: 3}, {Limits: limits[2:], Size: 20},
 		{LimitFor: func(string) *quota.Limit { return limits[1] }, Size: 10}, {LimitFor: func(string) *quota.Limit { return nil }, Limits: limits[3:], Size: 10}}
-	for _, p := range []string{"*", "a*", "a", "acme", "acme/", "acme/b", "key-1", "key-1/", "[", `\`, "é", "\xc3", "%", "%2", "{", "none", "a b", "\x00"} {
+	for _, p := range []string{"*", "a*", "a", "acme", "acme/", "acme/b", "key-1", "key-1/", "[", `\`, `\E[`, "é", "\xc3", "%", "%2", "{", "none", "a b", "\x00"} {
 		all = append(all, backend.Listing{Limits: limits, Prefix: p, Size: 1 + rng.IntN(20)})
 	}
 	churn, brief := 0, prefix+"{brief-%d}"

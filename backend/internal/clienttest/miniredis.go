@@ -104,3 +104,11 @@ func miniBatches(t *testing.T, l library) {
 	_, server, open := l.mini(t)
 	replayBatches(t, l, server, open, volume(4_000, 80_000))
 }
+
+// miniListings: a listing has all its keys there too, under prefixes whose pattern miniredis turns into a regular expression.
+func miniListings(t *testing.T, l library) {
+	listingsOf(t, func(t testing.TB) (*data, func(engine.Options) store) {
+		_, server, open := l.mini(t)
+		return server, open
+	})
+}

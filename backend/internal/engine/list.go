@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -152,15 +153,24 @@ func (s *Store) add(page *driver.Page, l *driver.Listing, at *mark, got Scanned)
 	return false
 }
 
-// pattern returns the pattern of the keys of a listing.
+// pattern returns a pattern that the keys of a listing have. Others may have it too: where a byte that is no UTF-8 stands, or a
+// backslash, it takes any, for miniredis makes a regular expression of the pattern, and panics on those.
 func (s *Store) pattern(l *driver.Listing) string {
 	text := driver.AppendPrefix([]byte(s.o.Prefix), l.Prefix)
 	pattern := make([]byte, 0, len(text)+16)
-	for _, c := range text {
-		if strings.IndexByte(`*?[]\`, c) >= 0 {
-			pattern = append(pattern, '\\')
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			pattern = append(pattern, '*')
+		case r == '\\':
+			pattern = append(pattern, '?')
+		case strings.ContainsRune("*?[]", r):
+			pattern = append(pattern, '\\', byte(r))
+		default:
+			pattern = append(pattern, text[:size]...)
 		}
-		pattern = append(pattern, c)
+		text = text[size:]
 	}
 	if len(l.Limits) == 1 {
 		return string(append(pattern, "*:"+l.Limits[0]...))

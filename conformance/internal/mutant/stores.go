@@ -953,7 +953,7 @@ func usual() []*Store {
 				p.window = 4 * time.Minute
 			}
 		}},
-		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "Replayed", alter: func(p *parts) {
+		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "wait -", alter: func(p *parts) {
 			p.now = func(s *Handle) quota.Micros {
 				now := sound().now(s)
 				if p.fault && now < s.data.latest {
