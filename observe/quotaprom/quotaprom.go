@@ -41,8 +41,8 @@
 //
 // # Cost
 //
-// The observer adds no allocation to a decision. On a core of an Intel Xeon at 2.1 GHz a decision in memory took ‹n› ns by itself,
-// ‹n› ns with an observer that does nothing, and ‹n› ns with this one; BenchmarkObserve measures it.
+// The observer adds no allocation to a decision. On a core of an AMD EPYC a decision in memory took 232 ns by itself, 335 ns with an
+// observer that does nothing, and 580 ns with this one, without exemplars. BenchmarkObserve measures it.
 package quotaprom
 
 import (
