@@ -147,8 +147,10 @@ func (t *trial) openIn(in *recorder, o Opening) *handle {
 	if o.Data == "" {
 		o.Data = t.data()
 	}
+	text := "Harness.Open"
+	returned := t.begun(&text)
 	s := t.suite.h.Open(in, o)
-	t.progress.Add(1)
+	returned()
 	if s == nil {
 		t.fatalf("Harness.Open returned nil")
 	}
