@@ -159,6 +159,15 @@ func TestOwnWorkIsNoHang(t *testing.T) {
 	if !busy.watch(done) {
 		t.Error("200 ms of the suite's own work, with a patience of 30 ms: got a store that hangs, want none")
 	}
+	r := s.try(t, &testCase{rule: s1, name: "a trace that waits", run: func(t *trial) {
+		l := t.named("tokens", tokenBucket, numbers{10, 10, time.Second})
+		if wrong, _, err := t.replay([]step{{id: 1, wait: 200 * time.Millisecond, charges: []charge{{Charge: quota.Charge{Limit: l, Key: "k"}}}}}, false); wrong != "" || err != nil {
+			t.fatalf("%s, %v", wrong, err)
+		}
+	}})
+	if r.Outcome != Passed {
+		t.Errorf("a trace that waits for 200 ms, with a patience of 30 ms: got %+v, want it passed", r)
+	}
 	if newTrial(s, t, cases()[1]).watch(make(chan struct{})) {
 		t.Error("a case without an end: got no store that hangs, want one")
 	}
