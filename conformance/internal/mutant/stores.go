@@ -734,12 +734,18 @@ func usual() []*Store {
 		}},
 		{Name: "a call that was given up writes its decisions later", Rule: "S7", Clause: "nor writes the decisions", Case: "decisions", Says: "decisions were written after ChargeAll had returned", Races: true, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			type reply struct {
-				out []quota.Decision
-				err error
+				out      []quota.Decision
+				err      error
+				panicked any
 			}
 			done := make(chan reply, 1)
 			cs = slices.Clone(cs)
 			go func() {
+				defer func() {
+					if v := recover(); v != nil { // of an algorithm: it is the caller's, and would end the process here
+						done <- reply{panicked: v}
+					}
+				}()
 				own := make([]quota.Decision, len(cs))
 				err := s.once(context.Background(), cs, own)
 				if ctx.Done() != nil {
@@ -748,10 +754,13 @@ func usual() []*Store {
 				if s.fault {
 					copy(out, own)
 				}
-				done <- reply{own, err}
+				done <- reply{own, err, nil}
 			}()
 			select {
 			case r := <-done:
+				if r.panicked != nil {
+					panic(r.panicked)
+				}
 				copy(out, r.out)
 				return r.err
 			case <-ctx.Done():
