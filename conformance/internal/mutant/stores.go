@@ -573,6 +573,9 @@ func usual() []*Store {
 			}
 		}},
 		{Name: "a list is charged key by key, with the lock given up between", Rule: "S2", Clause: "not at all", Case: "pairs", Says: "charged", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			if !s.fault || len(cs) == 1 || driver.OnlyPeeks(cs) {
+				return s.once(ctx, cs, out)
+			}
 			peeks := slices.Clone(cs)
 			for i := range peeks {
 				if !cs[i].Op.Deniable() {
@@ -583,7 +586,7 @@ func usual() []*Store {
 			if err := s.once(ctx, peeks, out); err != nil {
 				return err
 			}
-			if !s.fault || !quota.Granted(out) || len(cs) == 1 || driver.OnlyPeeks(cs) {
+			if !quota.Granted(out) {
 				return s.once(ctx, cs, out)
 			}
 			for i := range cs {
