@@ -23,7 +23,7 @@ type Algorithm struct {
 	Name   string // the fault
 	Rule   string // the rule of conformance.Algorithm that it breaks
 	Clause string // the part of the rule's text that it breaks
-	Says   string // a part of the failure's text that names the fault
+	Says   string // as that of a Store
 	// Make returns the broken algorithm, or its twin without the fault, and others of its Rule.
 	Make func(fault bool) []quota.Algorithm
 }

@@ -20,7 +20,7 @@ type Store struct {
 	Rule   string // the rule of conformance.Run that it breaks
 	Clause string // the part of the rule's text that it breaks
 	Case   string // the case of the rule that finds it
-	Says   string // a part of the failure's text that names the fault
+	Says   string // a part of the failure's text that names the fault; "a | b" is either, of a fault that shows in two ways
 	Grade  driver.Atomicity
 	// OwnClock says that the suite cannot set the store's clock.
 	OwnClock bool
@@ -359,7 +359,7 @@ func usual() []*Store {
 			}
 		}},
 		{Name: "a cost is cut to 32 bits", Rule: "S1", Clause: "verdicts are those of Apply", Case: "TokenBucket", Says: "differing in", alter: charging(func(c *quota.Charge) { c.Cost = int64(uint32(c.Cost)) })},
-		{Name: "a state is kept in 32 bits", Rule: "S1", Clause: "on the stored states", Case: "big numbers", Says: "Remaining", alter: holding(func(s *quota.State) { s.A = int64(int32(s.A)) })},
+		{Name: "a state is kept in 32 bits", Rule: "S1", Clause: "on the stored states", Case: "big numbers", Says: "differing in", alter: holding(func(s *quota.State) { s.A = int64(int32(s.A)) })},
 		{Name: "a state is kept in a float32", Rule: "S1", Clause: "on the stored states", Case: "big numbers", Says: "differing in", alter: holding(func(s *quota.State) { s.A = int64(float32(s.A)) })},
 		{Name: "a state loses its last bit beyond 2^52", Rule: "S1", Clause: "on the stored states", Case: "an algorithm in Go only", Says: "Remaining", alter: holding(func(s *quota.State) {
 			if s.A > 1<<52 || s.A < -1<<52 {
@@ -394,7 +394,7 @@ func usual() []*Store {
 				return it.Item
 			}
 		}},
-		{Name: "no token comes back until all do", Rule: "S1", Clause: "verdicts are those of Apply", Case: "TokenBucket", Says: "wait ", alter: func(p *parts) {
+		{Name: "no token comes back until all do", Rule: "S1", Clause: "verdicts are those of Apply", Case: "TokenBucket", Says: "differing in", alter: func(p *parts) {
 			p.load = func(_ *Handle, it item, now quota.Micros) driver.Item {
 				if it.until < now {
 					return driver.Item{}
@@ -598,7 +598,7 @@ func usual() []*Store {
 			return nil
 		})},
 		// Traces.
-		{Name: "a denial is charged", Rule: "S3", Clause: "a denied list", Case: "single charges", Says: "Remaining", alter: func(p *parts) {
+		{Name: "a denial is charged", Rule: "S3", Clause: "a denied list", Case: "single charges", Says: "differing in", alter: func(p *parts) {
 			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
 				err := driver.Apply(cs, items, now, out)
 				if p.fault && err == nil && len(cs) == 1 && !out[0].Allowed && cs[0].Op == quota.OpTake {
@@ -878,7 +878,7 @@ func usual() []*Store {
 				return driver.Apply(cs, items, now, out)
 			}
 		}},
-		{Name: "ids are not remembered", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "Replayed", alter: func(p *parts) {
+		{Name: "ids are not remembered", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "the id was granted to", alter: func(p *parts) {
 			p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
 				g, keep := sound().record(cs, out)
 				return g, keep && !p.fault
@@ -960,12 +960,12 @@ func usual() []*Store {
 				return sound().recall(s, g, cs, out)
 			}
 		}},
-		{Name: "an id is forgotten after four minutes", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "Replayed", alter: func(p *parts) {
+		{Name: "an id is forgotten after four minutes", Rule: "C3", Clause: "a request id is granted once", Case: "repeats", Says: "the id was granted to", alter: func(p *parts) {
 			if p.fault {
 				p.window = 4 * time.Minute
 			}
 		}},
-		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "wait -", alter: func(p *parts) {
+		{Name: "ids are forgotten when the clock steps back", Rule: "C3", Clause: "a request id is granted once", Case: "clock steps back", Says: "the id was granted to", alter: func(p *parts) {
 			p.now = func(s *Handle) quota.Micros {
 				now := sound().now(s)
 				if p.fault && now < s.data.latest {
