@@ -785,6 +785,13 @@ func (ch *Charger) rest(w *waiter) (longest time.Duration, err error) {
 	return askAgain + time.Duration(len(ch.queues)-1)*askAgainForKey, ch.count(w)
 }
 
+// Waiting returns how many calls of Wait and WaitAll wait at this moment, see Options.MaxWaiters.
+func (ch *Charger) Waiting() int {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	return ch.waiting
+}
+
 // count counts a waiter, once, if there is room for it. The caller must hold Charger.mu.
 func (ch *Charger) count(w *waiter) error {
 	if w.counted {

@@ -53,6 +53,8 @@ var tests = []struct {
 	{"listing/Pages", listings},
 	{"listing/Broken", listingsBroken},
 
+	{"readings/Batches", readingsOfBatches},
+
 	{"scripts/BatchCalls", batchCalls},
 	{"scripts/NoScript", noScript},
 	{"scripts/Flush", scriptFlush},

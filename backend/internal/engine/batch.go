@@ -208,12 +208,23 @@ func (s *Store) decideCall(ctx context.Context, c *call) (err error) {
 	}()
 	script, args, keys := s.encode(c)
 	sent = true
-	r, err := s.run(ctx, script, args, keys)
+	r, err := s.run(ctx, script, args, keys, c.calls())
 	if err == nil {
 		s.scripts.ran(script)
 		err = c.conclude(r)
 	}
 	return err
+}
+
+// calls returns how many single charges and lists the call has.
+func (c *call) calls() int {
+	n := len(c.lists)
+	for i := range c.keys {
+		for q := c.keys[i].first; q != nil; q = q.next {
+			n++
+		}
+	}
+	return n
 }
 
 // failed writes an error of a call as a whole into its charges, unless it is nil.

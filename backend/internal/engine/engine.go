@@ -88,8 +88,11 @@ type Store struct {
 	cas     quota.Store
 	gate    driver.Gate
 	evicted atomic.Int64
-	crowded atomic.Bool // the notice about too many rules was given
-	crowds  crowds      // of a cluster
+	seen    atomic.Pointer[driver.Health] // the last
+	batches atomic.Int64                  // scripts that were sent with calls
+	batched atomic.Int64                  // these calls
+	crowded atomic.Bool                   // the notice about too many rules was given
+	crowds  crowds                        // of a cluster
 
 	origin    string       // begins the ids of give-backs; no other store has it
 	givenBack atomic.Int64 // numbers give-backs
@@ -277,9 +280,10 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 }
 
 // run sends a script to the node of its first key, once that is ready: by its SHA if the node is known to have it, else
-// with its text.
-func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
+// with its text. It decides some calls; 0 if it only reads or writes states.
+func (s *Store) run(ctx context.Context, sc *script, args []any, keys, calls int) (Reply, error) {
 	if s.warmer == nil {
+		s.sent(calls)
 		return s.invoke(ctx, sc, args, keys)
 	}
 	key := args[3].(string)
@@ -294,6 +298,7 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	if !known {
 		args[0], args[1] = eval, sc.text
 	}
+	s.sent(calls)
 	reply, err := s.invoke(ctx, sc, args, keys)
 	switch {
 	case err != nil:
@@ -302,6 +307,14 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 		c.learn(sc, known)
 	}
 	return reply, err
+}
+
+// sent counts a script with calls.
+func (s *Store) sent(calls int) {
+	if calls > 0 {
+		s.batches.Add(1)
+		s.batched.Add(int64(calls))
+	}
 }
 
 // invoke sends a script without waiting for a node to be ready. If the node does not know the SHA, and so nothing ran,

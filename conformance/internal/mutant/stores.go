@@ -573,6 +573,9 @@ func usual() []*Store {
 			}
 		}},
 		{Name: "a list is charged key by key, with the lock given up between", Rule: "S2", Clause: "not at all", Case: "pairs", Says: "charged", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+			if !s.fault || len(cs) == 1 || driver.OnlyPeeks(cs) {
+				return s.once(ctx, cs, out)
+			}
 			peeks := slices.Clone(cs)
 			for i := range peeks {
 				if !cs[i].Op.Deniable() {
@@ -583,7 +586,7 @@ func usual() []*Store {
 			if err := s.once(ctx, peeks, out); err != nil {
 				return err
 			}
-			if !s.fault || !quota.Granted(out) || len(cs) == 1 || driver.OnlyPeeks(cs) {
+			if !quota.Granted(out) {
 				return s.once(ctx, cs, out)
 			}
 			for i := range cs {
@@ -734,12 +737,18 @@ func usual() []*Store {
 		}},
 		{Name: "a call that was given up writes its decisions later", Rule: "S7", Clause: "nor writes the decisions", Case: "decisions", Says: "decisions were written after ChargeAll had returned", Races: true, alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			type reply struct {
-				out []quota.Decision
-				err error
+				out      []quota.Decision
+				err      error
+				panicked any
 			}
 			done := make(chan reply, 1)
 			cs = slices.Clone(cs)
 			go func() {
+				defer func() {
+					if v := recover(); v != nil { // of an algorithm: it is the caller's, and would end the process here
+						done <- reply{panicked: v}
+					}
+				}()
 				own := make([]quota.Decision, len(cs))
 				err := s.once(context.Background(), cs, own)
 				if ctx.Done() != nil {
@@ -748,10 +757,13 @@ func usual() []*Store {
 				if s.fault {
 					copy(out, own)
 				}
-				done <- reply{own, err}
+				done <- reply{own, err, nil}
 			}()
 			select {
 			case r := <-done:
+				if r.panicked != nil {
+					panic(r.panicked)
+				}
 				copy(out, r.out)
 				return r.err
 			case <-ctx.Done():
