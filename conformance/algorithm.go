@@ -60,7 +60,7 @@ type AlgorithmHarness struct {
 //	A12 Debt       a debit is always allowed and charged in full, down to Spec.Debt
 //	A13 Refund     a refund gives back its cost, as if the charge had never been made, never more, and nothing of long ago
 //	A14 Reset      a reset makes the key fresh
-//	A15 Lua        a driver.Scripted decides in Lua as in Go; needs AlgorithmHarness.Eval
+//	A15 Lua        a driver.Scripted decides in Lua as in Go, a driver.Moving nothing beyond its times; needs AlgorithmHarness.Eval
 //	A16 Share      n shares of a driver.Sharer get no more than the whole, of the same Rule
 //	A17 Forecast   a quota.Forecaster promises nothing later than a queue gets it, and more never earlier
 //	A18 Stateless  a rule that keeps no state never writes, and answers by the operation and the cost alone
@@ -144,7 +144,7 @@ var (
 	a12 = &rule{"A12", "Debt", "a debit is always allowed and charged in full, down to Spec.Debt"}
 	a13 = &rule{"A13", "Refund", "a refund gives back its cost, as if the charge had never been made, never more, and nothing of long ago"}
 	a14 = &rule{"A14", "Reset", "a reset makes the key fresh"}
-	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go"}
+	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go, a driver.Moving nothing beyond its times"}
 	a16 = &rule{"A16", "Share", "n shares of a driver.Sharer get no more than the whole, of the same Rule"}
 	a17 = &rule{"A17", "Forecast", "a quota.Forecaster promises nothing later than a queue gets it, and more never earlier"}
 	a18 = &rule{"A18", "Stateless", "a rule that keeps no state never writes, and answers by the operation and the cost alone"}

@@ -34,7 +34,7 @@ var Clauses = map[string][]string{
 	"A12": {"a debit is always allowed", "charged in full", "down to Spec.Debt"},
 	"A13": {"a refund gives back its cost", "as if the charge had never been made", "never more", "nothing of long ago"},
 	"A14": {"a reset makes the key fresh"},
-	"A15": {"a driver.Scripted decides in Lua as in Go"},
+	"A15": {"a driver.Scripted decides in Lua as in Go", "a driver.Moving nothing beyond its times"},
 	"A16": {"n shares of a driver.Sharer get no more than the whole", "of the same Rule"},
 	"A17": {"a quota.Forecaster promises nothing later than a queue gets it", "more never earlier"},
 	"A18": {"a rule that keeps no state never writes", "answers by the operation and the cost alone"},
