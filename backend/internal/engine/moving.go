@@ -92,11 +92,8 @@ var errNotServed = fmt.Errorf("redis: %w: the server's clock was moved by more t
 // notServed returns the items of a call that are to be sent again.
 func (c *call) notServed() (items []queued) {
 	for i := range c.keys {
-		for q := c.keys[i].first; q != nil && q.err == errNotServed; {
-			next := q.next
-			q.next = nil
-			items = append(items, queued{single: q})
-			q = next
+		for q := c.keys[i].first; q != nil && q.err == errNotServed; q = q.next {
+			items = append(items, queued{single: q}) // all of a key, or none: they are linked in this order again
 		}
 	}
 	for _, q := range c.lists {

@@ -40,5 +40,6 @@ var Clauses = map[string][]string{
 	"A18": {"a rule that keeps no state never writes", "answers by the operation and the cost alone"},
 	"A19": {"OpAhead charges as a debit does what refill repays in time", "says when", "charges nothing else"},
 	"A20": {"a take with a floor is admitted where a peek of both is", "charges its cost", "waits as that peek says"},
+	"A23": {"the whole capacity comes back at the given boundaries and at no other time"},
 	"A21": {"OpUpTo takes the tokens that are left above the floor", "at most its cost", "waits for the least"},
 }
