@@ -65,6 +65,16 @@ func pairs(eval func(context.Context, string, []any) (any, error)) (all []pair) 
 			return conformance.ExamineAlgorithm(t, seed(t), h, part)
 		}})
 	}
+	return append(all, windowed()...)
+}
+
+// windowed returns the pairs of mutants whose windows are known.
+func windowed() (all []pair) {
+	for _, m := range mutant.Windows() {
+		all = append(all, pair{m.Name, m.Rule, m.Clause, "", m.Says, func(t *testing.T, fault bool, _ scope) []conformance.Result {
+			return conformance.ExamineAlgorithm(t, seed(t), conformance.AlgorithmHarness{Algorithms: m.Make(fault), Boundaries: [][]time.Time{m.Boundaries}}, 20)
+		}})
+	}
 	return all
 }
 
