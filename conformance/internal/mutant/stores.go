@@ -1033,9 +1033,11 @@ func usual() []*Store {
 		// The store's description of itself.
 		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Clause: "decided in one step all the same", Case: "beyond", Says: "where the right answer", Grade: driver.OneKey, alter: apart},
 		{Name: "says one group, and splits without a mark", Rule: "C6", Clause: "marked Split", Case: "marked", Says: "Split set", Grade: driver.OneGroup, alter: parting(manner{unmarked: func(int, bool) bool { return true }})},
-		{Name: "says it is prompt, and waits for ever", Rule: "C7", Clause: "a store that says it is prompt returns by its context's deadline", Case: "frozen", Says: "had not returned 2s after", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+		{Name: "says it is prompt, and returns seconds later", Rule: "C7", Clause: "a store that says it is prompt returns by its context's deadline", Case: "frozen", Says: "had not returned 2s after", alter: sent(func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 			if s.fault {
-				ctx = context.WithoutCancel(ctx)
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), 3500*time.Millisecond)
+				defer cancel()
 			}
 			return s.once(ctx, cs, out)
 		})},
