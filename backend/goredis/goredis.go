@@ -399,7 +399,7 @@ func (a *adapter) Info(ctx context.Context) ([]string, error) {
 func (a *adapter) Scan(ctx context.Context, name, key string, scan []string) (got engine.Scanned, err error) {
 	node := a.named(ctx, name, key)
 	if node == nil {
-		return got, fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
+		return got, engine.ErrNodeGone
 	}
 	pipe := node.Pipeline()
 	info := pipe.Info(ctx, "server")

@@ -456,7 +456,7 @@ func (a *adapter) Scan(ctx context.Context, name, key string, scan []string) (go
 		node = a.named(name, key)
 	}
 	if node == nil {
-		return got, fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
+		return got, engine.ErrNodeGone
 	}
 	answers := node.DoMulti(ctx, node.B().Info().Section("server").Build(), node.B().Arbitrary(scan[0]).Args(scan[1:]...).Build())
 	entry, err := answers[1].AsScanEntry()

@@ -64,6 +64,9 @@ var tests = []struct {
 	{"scripts/NoClientClock", noClientClock},
 	{"scripts/Swaps", swaps},
 
+	{"calendar/Skew", calendars},
+	{"calendar/Cluster", calendarsOfCluster},
+
 	{"split/Cluster", split},
 	{"split/Losses", splitLosses},
 	{"split/Deadline", splitDeadline},

@@ -123,7 +123,7 @@ if lists > 0 then
       end
       local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
       charges[#charges + 1], new[#new + 1] = c, d or false
-      sound = sound and d
+      sound = sound and d and d[1] ~= nil -- nil says that the numbers do not serve for now, see moving.go
       all = all and d and (d[1] or shadow)
     end
     if all and not from then from, to = first, #charges end

@@ -91,6 +91,8 @@ type Store struct {
 	seen    atomic.Pointer[driver.Health] // the last
 	batches atomic.Int64                  // scripts that were sent with calls
 	batched atomic.Int64                  // these calls
+	ahead   atomic.Int64                  // µs, of the server's clock, as far as it is known, see moving.go
+	skew    atomic.Int64                  // µs, see Skew
 	crowded atomic.Bool                   // the notice about too many rules was given
 	crowds  crowds                        // of a cluster
 
@@ -109,8 +111,8 @@ type Store struct {
 	slots   slotQueues    // of charges to one slot
 	batcher Batcher[queued]
 
-	// mu guards plans, planned and reports, and is held while named is replaced. Only bytes changes in a plan once it is in
-	// the map.
+	// mu guards plans, planned and reports, and is held while named is replaced. Only bytes and moved change in a plan once it
+	// is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
@@ -120,11 +122,14 @@ type Store struct {
 // plan holds the arguments that all charges to a limit send, boxed once.
 type plan struct {
 	rule   quota.Rule
-	serial int64        // orders plans
-	script *script      // nil for an algorithm without Lua
-	header any          // the first bytes of a state, see header
-	params any          // the unit and p1 to p8, packed; without p7 and p8 where both are 0
-	bytes  atomic.Int64 // of a state's list, on average, see work; 0 if it has none
+	serial int64   // orders plans
+	script *script // nil for an algorithm without Lua
+	header any     // the first bytes of a state, see header
+	fixed  numbers // of Spec.Params
+	unit   int64
+	moving driver.Moving           // nil for an algorithm whose numbers do not move
+	moved  atomic.Pointer[numbers] // that were sent last
+	bytes  atomic.Int64            // of a state's list, on average, see work; 0 if it has none
 }
 
 const maxPlans = 4096
@@ -368,18 +373,9 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 		p.bytes.Store(int64(numberSize * min(max(listed.MaxTail(), 0), quota.MaxTail)))
 	}
 	p.header = header(spec.Rule, spec.Unit)
-	packed := appendNumber(nil, spec.Unit)
-	params := spec.Params[:]
-	if [2]int64(params[fewParams:]) == [2]int64{} {
-		params = params[:fewParams]
+	if err := p.setNumbers(l); err != nil {
+		return nil, err
 	}
-	for _, n := range params {
-		if !exact(n) && p.script != nil {
-			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: a number that Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
-		}
-		packed = appendNumber(packed, n)
-	}
-	p.params = string(packed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.plans) >= maxPlans { // a program may make specs without end, one a call: forget all plans

@@ -34,11 +34,12 @@ var Clauses = map[string][]string{
 	"A12": {"a debit is always allowed", "charged in full", "down to Spec.Debt"},
 	"A13": {"a refund gives back its cost", "as if the charge had never been made", "never more", "nothing of long ago"},
 	"A14": {"a reset makes the key fresh"},
-	"A15": {"a driver.Scripted decides in Lua as in Go"},
+	"A15": {"a driver.Scripted decides in Lua as in Go", "a driver.Moving nothing beyond its times"},
 	"A16": {"n shares of a driver.Sharer get no more than the whole", "of the same Rule"},
 	"A17": {"a quota.Forecaster promises nothing later than a queue gets it", "more never earlier"},
 	"A18": {"a rule that keeps no state never writes", "answers by the operation and the cost alone"},
 	"A19": {"OpAhead charges as a debit does what refill repays in time", "says when", "charges nothing else"},
 	"A20": {"a take with a floor is admitted where a peek of both is", "charges its cost", "waits as that peek says"},
+	"A23": {"the whole capacity comes back at the given boundaries and at no other time"},
 	"A21": {"OpUpTo takes the tokens that are left above the floor", "at most its cost", "waits for the least"},
 }
