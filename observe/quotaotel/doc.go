@@ -1,4 +1,4 @@
-// Package quotaotel tells OpenTelemetry what limiters decide: as metrics, as events on the callers' spans, and as spans around
+// Package quotaotel tells OpenTelemetry of the decisions of limiters: as metrics, as events on the callers' spans, and as spans around
 // a store's round trips. It needs the API alone; the SDK is the program's.
 //
 //	telemetry, err := quotaotel.New(nil)

@@ -33,7 +33,7 @@ type Options struct {
 	MaxLimits int
 }
 
-// Telemetry tells OpenTelemetry what limiters decide. [New] makes one.
+// Telemetry tells OpenTelemetry of the decisions of limiters. [New] makes one.
 type Telemetry struct {
 	maxLimits int
 	tracer    trace.Tracer

@@ -83,7 +83,7 @@ func (s *sdk) collect(t *testing.T) map[string]metricdata.Metrics {
 func text(set attribute.Set) string {
 	var words []string
 	for _, kv := range set.ToSlice() {
-		words = append(words, kv.Value.Emit())
+		words = append(words, kv.Value.String())
 	}
 	return strings.Join(words, " ")
 }
@@ -232,7 +232,7 @@ func TestCardinality(t *testing.T) {
 func event(e sdktrace.Event) string {
 	words := []string{e.Name}
 	for _, kv := range e.Attributes {
-		words = append(words, string(kv.Key)+"="+kv.Value.Emit())
+		words = append(words, string(kv.Key)+"="+kv.Value.String())
 	}
 	return strings.Join(words, " ")
 }
