@@ -3,6 +3,9 @@ package backend_test
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,25 +99,35 @@ func TestReadings(t *testing.T) {
 	check("of quotatest", test, map[driver.Metric]int64{driver.MetricKeys: 1})
 
 	clock := time.Unix(0, 0)
-	leases := quota.Must(lease.New(local.New(), &lease.Options{Instances: func() int64 { return 1 }, Clock: func() time.Time { return clock }}))
+	leases := quota.Must(lease.New(yielding{local.New()}, &lease.Options{Instances: func() int64 { return 1 }, Clock: func() time.Time { return clock }}))
 	limit := quota.NewLimit("many", algorithm.TokenBucket(1_000_000, 1000, time.Second))
-	sources := map[quota.Source]int64{}
-	for range 100 {
+	var fromLease, fromStore atomic.Int64
+	for range 20 {
 		clock = clock.Add(time.Millisecond)
-		d, err := leases.Charge(bg, quota.Charge{Limit: limit, Key: "k", Cost: 10})
-		if err != nil {
-			t.Fatal(err)
+		var calls sync.WaitGroup
+		for range 16 { // some of them wait for a chunk of another one
+			calls.Go(func() {
+				d, err := leases.Charge(bg, quota.Charge{Limit: limit, Key: "k", Cost: 1})
+				if err != nil {
+					t.Error(err)
+				}
+				if d.Source == quota.FromLease {
+					fromLease.Add(1)
+				} else {
+					fromStore.Add(1)
+				}
+			})
 		}
-		sources[d.Source]++
+		calls.Wait()
 	}
 	chunks := get(leases)[driver.Reading{Metric: driver.MetricChunks}]
 	granted := get(leases)[driver.Reading{Metric: driver.MetricChunkTokens}]
-	if chunks < 1 || granted < 10*chunks {
+	if chunks < 1 || granted < 2*chunks {
 		t.Errorf("chunks: got %d of %d tokens, want some", chunks, granted)
 	}
 	// The first caller of a chunk has its decision from the lease, though it asked.
-	check("of leases", leases, map[driver.Metric]int64{driver.MetricLeaseKeys: 1, driver.MetricLeaseHits: sources[quota.FromLease] - chunks, driver.MetricKeys: 1})
-	spent := 10*100 - 10*sources[quota.FromStore]
+	check("of leases", leases, map[driver.Metric]int64{driver.MetricLeaseKeys: 1, driver.MetricLeaseHits: fromLease.Load() - chunks, driver.MetricKeys: 1})
+	spent := 20*16 - fromStore.Load()
 	leases.Close()
 	if returned := get(leases)[driver.Reading{Metric: driver.MetricReturnedTokens}]; returned <= 0 || returned > granted-spent {
 		t.Errorf("tokens given back at Close: got %d, want up to the %d that were not spent", returned, granted-spent)
@@ -130,3 +143,13 @@ func TestReadings(t *testing.T) {
 }
 
 type plainStore struct{ quota.Store }
+
+// yielding is a store that lets other goroutines run while it is asked.
+type yielding struct{ *local.Store }
+
+func (s yielding) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	for range 100 {
+		runtime.Gosched()
+	}
+	return s.Store.Charge(ctx, c)
+}
