@@ -357,7 +357,7 @@ func (ch *Charger) decide(ctx context.Context, c Charge, o *observed) (Decision,
 	d, err := ch.store.Charge(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = r
-		if d.Charged < 0 {
+		if d.Charged < 0 || c.Op == OpSpend {
 			ch.gaveBack(&c)
 		}
 	}
@@ -393,7 +393,7 @@ func (ch *Charger) chargeAll(ctx context.Context, cs []Charge, ds []Decision, o 
 				continue
 			}
 			ds[i].receipt = receiptFor(&cs[i])
-			if ds[i].Charged < 0 {
+			if ds[i].Charged < 0 || cs[i].Op == OpSpend {
 				ch.gaveBack(&cs[i])
 			}
 		}

@@ -48,7 +48,7 @@ func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []qu
 	for i := range out {
 		d := &out[i]
 		*d = quota.Decision{Replayed: true, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, At: quota.Micros(sl.c)}
-		for _, n := range [...]*int64{&d.Capacity, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter)} {
+		for _, n := range [...]*int64{&d.Capacity, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter), &d.Held, (*int64)(&d.Until)} {
 			var size int
 			*n, size = binary.Varint(text)
 			text = text[size:]
@@ -65,7 +65,7 @@ func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
 	text := few[:0]
 	for i := range ds {
 		d := &ds[i]
-		for _, n := range [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay), int64(d.RetryAfter)} {
+		for _, n := range [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay), int64(d.RetryAfter), d.Held, int64(d.Until)} {
 			text = binary.AppendVarint(text, n)
 		}
 	}
@@ -87,7 +87,7 @@ func appendCharges(dst []byte, cs []quota.Charge) []byte {
 		if c.Shadow {
 			dst[len(dst)-1] |= 1 << 7
 		}
-		for _, n := range [...]int64{c.Cost, int64(c.MadeAt), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, int64(c.Alternative)} {
+		for _, n := range [...]int64{c.Cost, int64(c.MadeAt), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, c.Held, int64(c.Until), int64(c.Alternative)} {
 			dst = binary.AppendVarint(dst, n)
 		}
 	}

@@ -56,6 +56,7 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
 		if peek.Op > quota.OpPeek {
+			peek.Held, peek.Until = 0, 0
 			peek.Op, peek.Cost, peek.Floor = quota.OpPeek, 0, 0
 		}
 		// A state ahead of the clock is moved to it where nothing is charged.
@@ -126,11 +127,14 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	d.RetryAfter = v.RetryAfter.Duration()
 	d.ResetAfter = v.ResetAfter.Duration()
 	d.Delay = 0
+	d.Held, d.Until = 0, 0
 	d.At = now
-	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit) {
+	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit || op == quota.OpSpend) {
 		d.Charged = c.Cost
 	} else if v.Allowed && op == quota.OpAhead {
 		d.Charged, d.Delay, d.RetryAfter = c.Cost, d.RetryAfter, 0
+	} else if v.Allowed && op >= quota.OpHold { // or to renew, of which the cost is 0
+		d.Held, d.Until = c.Cost+c.Held, c.Limit.Spec().Lapse(now)
 	} else if gives {
 		d.Charged = min(before-v.Remaining, 0)
 	} else if v.Allowed && op == quota.OpUpTo {

@@ -5,7 +5,7 @@
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges,
--- with op 8 higher of a shadow, and 16 higher of the first charge of a further alternative, of which the first that fits is
+-- with op 16 higher of a shadow, and 32 higher of the first charge of a further alternative, of which the first that fits is
 -- charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of the record of a
 -- grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number for each charge, see
 -- grant.go.
@@ -112,14 +112,14 @@ if lists > 0 then
     local first, from, to = 1 -- of the charges of an alternative; of those that are made
     for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
       local c = {k + 0, op + 0, cost + 0, at + 0}
-      local shadow = c[2] >= 8
+      local shadow = c[2] >= 16
       if shadow then
-        if c[2] >= 16 then
+        if c[2] >= 32 then
           if all and not from then from, to = first, #charges end
-          first, all, c[2] = #charges + 1, true, c[2] - 16
-          shadow = c[2] >= 8
+          first, all, c[2] = #charges + 1, true, c[2] - 32
+          shadow = c[2] >= 16
         end
-        if shadow then c[2] = c[2] - 8 end
+        if shadow then c[2] = c[2] - 16 end
       end
       local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
       charges[#charges + 1], new[#new + 1] = c, d or false
@@ -132,7 +132,7 @@ if lists > 0 then
         granted, taken = granted + 1, {}
         for l, c in ipairs(charges) do
           taken[l] = 0
-          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] == 6 and new[l][9] or 0) or 1 end
+          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] >= 6 and new[l][9] or 0) or 1 end
         end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
