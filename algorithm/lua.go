@@ -14,6 +14,10 @@ var (
 	fixedWindowLua string
 	//go:embed stateless.lua
 	statelessLua string
+	//go:embed held.lua
+	heldLua string
+	//go:embed pool.lua
+	poolLua string
 )
 
 // Lua returns the rule's Lua, see driver.Scripted.

@@ -103,6 +103,9 @@ type Spec struct {
 	// TTL says that the rule has holds, see OpHold, and how long one lasts, in whole microseconds: it lapses at Lapse. 0 says
 	// that the rule has none: OpHold, OpSpend and OpRenew are then refused before the rule sees them.
 	TTL time.Duration
+	// Reads is another rule whose states this rule reads as its own, or zero: a limit of that rule may become one of this
+	// rule while it is in use.
+	Reads Rule
 	// Window is the time in which the whole Capacity comes back: the window of a rule that has one, and the time in which a
 	// bucket fills. 0 says that there is no such time, or that the rule does not tell.
 	Window time.Duration

@@ -155,7 +155,7 @@ func fits(c *quota.Charge, it *Item) error {
 	switch {
 	case spec.Unit == 0: // the rule keeps no state, or the limit is not valid
 		return c.Limit.Err()
-	case it.Rule != spec.Rule && it.Rule != (quota.Rule{}):
+	case it.Rule != spec.Rule && it.Rule != (quota.Rule{}) && it.Rule != spec.Reads:
 		return misfit(c, it)
 	}
 	return nil
