@@ -6,6 +6,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // heldMark is where the first number of a tail of algorithm.Held begins; what it is above is the number of pairs.
@@ -84,5 +85,65 @@ func holders() []Algorithm {
 			}
 			return next, v
 		})},
+	}
+}
+
+// heldStores are the mutants of stores that concern holds.
+func heldStores() []*Store {
+	const verdicts = "verdicts are those of Apply"
+	return []*Store{
+		{Name: "a hold is sent as a take", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpHold {
+				c.Op = quota.OpTake
+			}
+		})},
+		{Name: "the floor of a hold is not sent", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpHold {
+				c.Floor, c.FloorOf = 0, 0
+			}
+		})},
+		{Name: "the time of lapse is rounded to milliseconds", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) { c.Until -= c.Until % 1000 })},
+		{Name: "a spend gives back what it costs", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpSpend {
+				c.Held = min(c.Held, c.Cost)
+			}
+		})},
+		{Name: "a renewal is sent as another hold", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) {
+			if c.Op == quota.OpRenew {
+				c.Op, c.Cost, c.Held, c.Until = quota.OpHold, c.Held, 0, 0
+			}
+		})},
+		{Name: "a hold's receipt is the time at which it was made", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in Until", alter: telling(func(_ *quota.Charge, d *quota.Decision) {
+			if d.Until > 0 {
+				d.Until = d.At
+			}
+		})},
+		{Name: "a hold is told as charged", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in Charged", alter: telling(func(_ *quota.Charge, d *quota.Decision) { d.Charged += d.Held })},
+		{Name: "a denied renewal in a list is told as the peek in its place", Rule: "S2", Clause: "a list is charged whole", Case: "holds", Says: "differing in Allowed", alter: telling(func(c *quota.Charge, d *quota.Decision) {
+			if c.Op == quota.OpRenew && !d.Allowed {
+				d.Allowed, d.RetryAfter = true, 0
+			}
+		})},
+		{Name: "a limit that gets holds begins anew", Rule: "C2", Clause: "limits with one name and different numbers share their consumption", Case: "a limit gets holds", Says: "differing in Remaining", alter: func(p *parts) {
+			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+				for i := range items {
+					if p.fault && items[i].Rule != (quota.Rule{}) && items[i].Rule == cs[i].Limit.Spec().Reads {
+						items[i] = driver.Item{}
+					}
+				}
+				return driver.Apply(cs, items, now, out)
+			}
+		}},
+		{Name: "a repeated hold lapses by the limit's TTL of now", Rule: "C3", Clause: "repeated faithfully", Case: "holds of another TTL", Says: "differing in Until", alter: func(p *parts) {
+			p.recall = func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error {
+				err := sound().recall(s, g, cs, out)
+				for i := range out {
+					if p.fault && err == nil && out[i].Until > 0 && cs[i].Limit.TTL() > 0 {
+						out[i].Until = cs[i].Limit.Spec().Lapse(out[i].At)
+					}
+				}
+				return err
+			}
+		}},
 	}
 }
