@@ -12,7 +12,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 	if testenv.Race {
 		t.Skip("the race detector allocates")
 	}
-	for _, k := range []kind{bucket, fixed, first, sliding} {
+	for _, k := range []kind{bucket, fixed, first, sliding, offset} {
 		t.Run(k.String(), func(t *testing.T) {
 			var r quota.Algorithm = mustRule(t, k, 1000, 1000, time.Second).Algorithm
 			var s quota.State

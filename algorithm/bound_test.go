@@ -145,16 +145,14 @@ func heaviest(grants []admitted, length int64) (most *big.Int, begin int64) {
 }
 
 func TestFixedWindowBound(t *testing.T) {
-	for _, k := range []kind{fixed, first} {
+	for _, k := range []kind{fixed, first, offset} {
 		t.Run(k.String(), func(t *testing.T) {
 			admits(t, k, func(t *testing.T, r rule, grants []admitted) {
 				var start, sum int64
 				for i, g := range grants {
 					if i == 0 || g.at-start >= r.period {
 						sum = 0
-						if start = g.at; k == fixed {
-							start = down(g.at, r.period)
-						}
+						start = aligned(r, g.at)
 					}
 					if sum += g.n; sum > r.limit {
 						t.Fatalf("admitted in the window of %d: got %d, want %d at most", start, sum, r.limit)
@@ -307,8 +305,8 @@ func TestGreedyGetsItsDue(t *testing.T) {
 				gain := new(big.Rat).SetInt64(ticks)
 				gain.Mul(gain, perTick(r))
 				due.Add(due, new(big.Int).Quo(gain.Num(), gain.Denom()))
-			case fixed:
-				windows := down(end, r.period)/r.period - down(begin, r.period)/r.period + 1
+			case fixed, offset:
+				windows := (aligned(r, end)-aligned(r, begin))/r.period + 1
 				due.Mul(due, integer(windows))
 			case first, slidingLog:
 				due.Mul(due, integer((end-begin)/r.period+1))

@@ -53,7 +53,7 @@ func TestClockBackStarvesNobody(t *testing.T) {
 				if !c.state.IsZero() {
 					full = int64(c.peek(r, 0, c.state.B).ResetAfter)
 				}
-			case fixed, first, slidingLog:
+			case fixed, first, slidingLog, offset:
 				full = max(full, r.period)
 			case sliding:
 				full = max(full, 2*r.period)
@@ -126,11 +126,12 @@ func TestClockBackRebases(t *testing.T) {
 		first:      {second + 60*second, 60 * second},
 		sliding:    {second + 60*second, 1 + second},
 		slidingLog: {second + 60*second, 60 * second},
+		offset:     {second + 60*second, 1 + second},
 	}
 	forEach(t, func(t *testing.T, k kind) {
 		want := tests[k]
 		r := mustRule(t, k, 10, 600, 60*1e9)
-		start := down(base, 60*second)
+		start := down(base, 60*second) + r.offset
 		var c cell
 		c.take(r, 10, start)
 		used := c.state

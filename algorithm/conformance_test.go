@@ -66,6 +66,9 @@ func TestConformance(t *testing.T) {
 	}
 	type window = func(int64, time.Duration) quota.Algorithm
 	windows := map[kind]window{
+		offset: func(limit int64, window time.Duration) quota.Algorithm {
+			return algorithm.FixedWindowOffset(limit, window, offsetOf(window))
+		},
 		fixed: algorithm.FixedWindow, first: algorithm.FixedWindowFromFirst, sliding: algorithm.SlidingWindow, slidingLog: algorithm.SlidingWindowLog,
 	}
 	for k, of := range windows {

@@ -10,20 +10,29 @@ import (
 // fixedWindow counts in windows that follow each other. It admits at most limit in each window, so up to
 // twice the limit in an interval of a window's length: just before a boundary and again just after.
 //
-// State: Unit is the window in µs, A its start, B the count.
+// State: Unit is the window in µs, A its start, B the count. A window lasts to its end where the limit has another offset by then.
 type fixedWindow struct {
 	limit     int64
 	window    int64 // µs
+	offset    int64 // µs, below window: windows begin so long after whole multiples of window
 	fromFirst bool  // a window begins at a first charge
 	most      int64 // the largest count
 }
 
 // FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
-// window of 24 hours is a day in UTC. In an interval of a window's length that crosses a boundary it may
+// window of 24 hours is a day in UTC; [FixedWindowOffset] has windows that begin later, and [Calendar] those of a time zone. In an interval of a window's length that crosses a boundary it may
 // admit twice the limit. A limit of 0 denies every cost above 0, as [DenyAll] does. Accepted: limits of 0
 // to 2^52-1, windows of whole microseconds up to ten years, at most 10^13 tokens a second; else [quota.ErrInvalid].
 func FixedWindow(limit int64, window time.Duration) quota.Algorithm {
 	return carry(makeFixedWindow(limit, window))
+}
+
+// FixedWindowOffset is [FixedWindow] with windows that begin later by an offset: with a window of an hour and an offset of
+// 15 minutes at a quarter past each hour, and with 24 and 8 hours each day at 08:00 UTC. A window that has begun lasts to its
+// end where the offset changes. Accepted: the numbers of FixedWindow, and offsets of whole microseconds from 0 to less than the
+// window; else [quota.ErrInvalid].
+func FixedWindowOffset(limit int64, window, offset time.Duration) quota.Algorithm {
+	return carry(makeFixedWindowOffset(limit, window, offset))
 }
 
 // FixedWindowFromFirst is [FixedWindow] with windows that begin at a key's first charge and, once over, at
@@ -33,19 +42,26 @@ func FixedWindowFromFirst(limit int64, window time.Duration) quota.Algorithm {
 }
 
 func makeFixedWindow(limit int64, window time.Duration) (quota.Algorithm, error) {
-	return newFixedWindow(limit, window, false)
+	return newFixedWindow(limit, window, 0, false)
+}
+
+func makeFixedWindowOffset(limit int64, window, offset time.Duration) (quota.Algorithm, error) {
+	return newFixedWindow(limit, window, offset, false)
 }
 
 func makeFixedWindowFromFirst(limit int64, window time.Duration) (quota.Algorithm, error) {
-	return newFixedWindow(limit, window, true)
+	return newFixedWindow(limit, window, 0, true)
 }
 
-func newFixedWindow(limit int64, window time.Duration, fromFirst bool) (quota.Algorithm, error) {
+func newFixedWindow(limit int64, window, offset time.Duration, fromFirst bool) (quota.Algorithm, error) {
 	w, err := windowMicros(limit, window)
 	if err != nil {
 		return nil, err
 	}
-	return &fixedWindow{limit: limit, window: w, fromFirst: fromFirst, most: maxHeld}, nil
+	if offset < 0 || offset >= window || offset%time.Microsecond != 0 {
+		return nil, invalid("offset is %v; accepted: whole microseconds from 0 to less than the window, %v", offset, window)
+	}
+	return &fixedWindow{limit: limit, window: w, offset: offset.Microseconds(), fromFirst: fromFirst, most: maxHeld}, nil
 }
 
 // windowMicros checks the arguments of the window rules, and returns the window in µs.
@@ -61,7 +77,7 @@ func (f *fixedWindow) Spec() quota.Spec {
 	return quota.Spec{
 		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: f.most - f.limit,
 		Window: time.Duration(f.window) * time.Microsecond,
-		Params: [8]int64{f.limit, f.most, fromFirst},
+		Params: [8]int64{f.limit, f.most, fromFirst, f.offset},
 	}
 }
 
@@ -73,7 +89,7 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		if quota.Micros(s.A)-now > ahead {
 			s.A, v.Write = t, true
 			if !f.fromFirst {
-				s.A -= t % s.Unit
+				s.A = f.aligned(t, s.Unit)
 			}
 		}
 		if s.B > 0 && t < s.A+s.Unit {
@@ -130,7 +146,16 @@ func (f *fixedWindow) start(t int64) int64 {
 	if f.fromFirst {
 		return t
 	}
-	return t - t%f.window
+	return f.aligned(t, f.window)
+}
+
+// aligned returns when the window of a length that t lies in begins, but nothing below 0, which Lua's states cannot hold.
+func (f *fixedWindow) aligned(t, window int64) int64 {
+	rest := (t - f.offset) % window
+	if rest < 0 {
+		rest += window
+	}
+	return max(t-rest, 0)
 }
 
 // Forecast is exact: tokens beyond the remainder of the present window come at one limit in each window.

@@ -41,12 +41,13 @@ const (
 	first
 	sliding
 	slidingLog
+	offset
 )
 
-var kinds = []kind{bucket, fixed, first, sliding, slidingLog}
+var kinds = []kind{bucket, fixed, first, sliding, slidingLog, offset}
 
 func (k kind) String() string {
-	return [...]string{"TokenBucket", "FixedWindow", "FixedWindowFromFirst", "SlidingWindow", "SlidingWindowLog"}[k]
+	return [...]string{"TokenBucket", "FixedWindow", "FixedWindowFromFirst", "SlidingWindow", "SlidingWindowLog", "FixedWindowOffset"}[k]
 }
 
 // forEach runs a property against each algorithm.
@@ -65,6 +66,7 @@ type rule struct {
 	period        int64 // µs
 	tick          int64 // µs
 	debt          int64 // tokens
+	offset        int64 // µs
 }
 
 func newRule(k kind, limit, refill int64, period time.Duration) (rule, error) {
@@ -80,13 +82,17 @@ func newRule(k kind, limit, refill int64, period time.Duration) (rule, error) {
 		alg = algorithm.SlidingWindow(limit, period)
 	case slidingLog:
 		alg = algorithm.SlidingWindowLog(limit, period)
+	case offset:
+		alg = algorithm.FixedWindowOffset(limit, period, offsetOf(period))
 	}
 	if err := quota.NewLimit("n", alg).Err(); err != nil {
 		return rule{}, err
 	}
 	spec := alg.Spec()
-	r := rule{alg, k, limit, refill, period.Microseconds(), 1, spec.Debt}
+	r := rule{alg, k, limit, refill, period.Microseconds(), 1, spec.Debt, 0}
 	switch k {
+	case offset:
+		r.offset = offsetOf(period).Microseconds()
 	case bucket:
 		r.tick = spec.Params[3]
 	case sliding:
@@ -94,6 +100,8 @@ func newRule(k kind, limit, refill int64, period time.Duration) (rule, error) {
 	}
 	return r, nil
 }
+
+func offsetOf(window time.Duration) time.Duration { return (window / 3).Truncate(time.Microsecond) }
 
 func mustRule(t testing.TB, k kind, limit, refill int64, period time.Duration) rule {
 	t.Helper()

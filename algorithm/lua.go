@@ -12,6 +12,8 @@ var (
 	slidingLogLua string
 	//go:embed fixedwindow.lua
 	fixedWindowLua string
+	//go:embed calendar.lua
+	calendarLua string
 	//go:embed stateless.lua
 	statelessLua string
 	//go:embed held.lua
@@ -31,6 +33,9 @@ func (*slidingLog) Lua() string { return slidingLogLua }
 
 // Lua returns the rule's Lua, see driver.Scripted.
 func (*fixedWindow) Lua() string { return fixedWindowLua }
+
+// Lua returns the rule's Lua, see driver.Scripted.
+func (*calendar) Lua() string { return calendarLua }
 
 // Lua returns the rule's Lua, see driver.Scripted.
 func (*stateless) Lua() string { return statelessLua }

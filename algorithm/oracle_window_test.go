@@ -38,7 +38,7 @@ func aligned(r rule, t int64) int64 {
 	if r.kind == first {
 		return t
 	}
-	return down(t, r.period)
+	return down(t-r.offset, r.period) + r.offset
 }
 
 // fixedOracle keeps the charges of the present window.
@@ -53,8 +53,8 @@ func (o *fixedOracle) rebase(r rule, now int64) bool {
 		return false
 	}
 	o.start = now
-	if r.kind == fixed {
-		o.start = down(now, o.window)
+	if r.kind != first {
+		o.start = down(now-r.offset, o.window) + r.offset
 	}
 	for i := range o.charges {
 		o.charges[i].at = o.start

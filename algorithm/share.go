@@ -13,6 +13,7 @@ var (
 	_ driver.OneSharer = (*fixedWindow)(nil)
 	_ driver.OneSharer = (*slidingWindow)(nil)
 	_ driver.OneSharer = (*slidingLog)(nil)
+	_ driver.Sharer    = (*calendar)(nil)
 )
 
 // Share is exact: n shares together gain as many tokens as the whole bucket. It fails with ErrInvalid where
@@ -65,7 +66,7 @@ func (f *fixedWindow) ShareAtLeastOne(n int64) (quota.Algorithm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newFixedWindow(1, window, f.fromFirst)
+	return newFixedWindow(1, window, time.Duration(f.offset)*time.Microsecond, f.fromFirst)
 }
 
 // Share counts in the same windows.

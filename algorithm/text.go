@@ -11,7 +11,7 @@ import (
 )
 
 // forms are the texts that Parse reads.
-const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-from-first", "1000 burst 10/s bucket", "10 concurrent 1m", "deny-all" or "unlimited", and but for the last three each followed by "held 1m"`
+const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-from-first", "100/24h offset 8h fixed", "100/month Europe/Berlin anchor 15 at 8h calendar", "1000 burst 10/s bucket", "10 concurrent 1m", "deny-all" or "unlimited", and but for the last three each followed by "held 1m"`
 
 // Parse returns the rule that a text describes. The algorithms of this package have such texts: String and MarshalText
 // give them, and Parse of the text of a constructor's rule gives a rule with the same Spec. (A share of a rule, see
@@ -21,11 +21,19 @@ const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-f
 //	100/1m sliding            SlidingWindow(100, time.Minute)
 //	100/1m log                SlidingWindowLog(100, time.Minute)
 //	100/24h fixed             FixedWindow(100, 24*time.Hour)
+//	100/24h offset 8h fixed   FixedWindowOffset(100, 24*time.Hour, 8*time.Hour)
 //	100/24h fixed-from-first  FixedWindowFromFirst(100, 24*time.Hour)
 //	10 concurrent 1m          Concurrency(10, time.Minute)
 //	100/1m sliding held 5m    Held(SlidingWindow(100, time.Minute), 5*time.Minute), and so for all rules above but Concurrency
 //	deny-all                  DenyAll
 //	unlimited                 Unlimited
+//
+//	100/day UTC calendar                            Calendar(100, Daily())
+//	100/week Asia/Tokyo anchor sunday calendar      Calendar(100, Weekly(time.Sunday).In("Asia/Tokyo"))
+//	100/month Europe/Berlin anchor 15 calendar      Calendar(100, Monthly(15).In("Europe/Berlin"))
+//	100/year UTC anchor april-6 at 8h calendar      Calendar(100, Yearly(time.April, 6).At(8))
+//
+// Without an anchor a week begins on monday, a month on its first day and a year on january-1.
 //
 // A number is of decimal digits. A span has whole numbers of h, m, s, ms and us, such as 24h or 1m30s, and is one of a unit
 // where it has no number: 10/s is 10/1s. One space stands between words, in lower case. Any other text is
@@ -36,7 +44,7 @@ func Parse(text string) (quota.Algorithm, error) {
 	if err != nil || !isHeld {
 		return inner, err
 	}
-	d, err := parseSpan(text, ttl)
+	d, err := parseSpan(text, "ttl", ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -62,12 +70,33 @@ func parseRule(text string) (quota.Algorithm, error) {
 			return nil, err
 		}
 		return parsed(text)(makeTokenBucket(capacity, refill, period))
+	} else if n == 4 && words[1] == "offset" && words[3] == "fixed" {
+		limit, span, err := parseRate(text, words[0])
+		if err != nil {
+			return nil, err
+		}
+		offset, err := parseSpan(text, "offset", words[2])
+		if err != nil {
+			return nil, err
+		}
+		return parsed(text)(makeFixedWindowOffset(limit, span, offset))
+	} else if n > 2 && words[n-1] == "calendar" {
+		number, each, _ := strings.Cut(words[0], "/")
+		limit, err := parseNumber(text, "tokens", number)
+		if err != nil {
+			return nil, err
+		}
+		period, err := parsePeriod(text, append([]string{each}, words[1:n-1]...))
+		if err != nil {
+			return nil, err
+		}
+		return parsed(text)(makeCalendar(limit, period))
 	} else if n == 3 && words[1] == "concurrent" {
 		tokens, err := parseNumber(text, "n", words[0])
 		if err != nil {
 			return nil, err
 		}
-		ttl, err := parseSpan(text, words[2])
+		ttl, err := parseSpan(text, "ttl", words[2])
 		if err != nil {
 			return nil, err
 		}
@@ -112,15 +141,15 @@ func parseRate(text, rate string) (int64, time.Duration, error) {
 	if digits := strings.IndexAny(span, "0123456789"); digits < 0 {
 		span = "1" + span
 	}
-	d, err := parseSpan(text, span)
+	d, err := parseSpan(text, "span", span)
 	return n, d, err
 }
 
-// parseSpan reads a span, such as 1m30s.
-func parseSpan(text, span string) (time.Duration, error) {
+// parseSpan reads the span in a field, such as 1m30s.
+func parseSpan(text, field, span string) (time.Duration, error) {
 	d, err := time.ParseDuration(span)
 	if err != nil || strings.Trim(span, "0123456789hmsu") != "" {
-		return 0, invalid("span of rule %s is %s; accepted: whole numbers of h, m, s, ms and us, such as 24h or 1m30s", quoted(text), quoted(span))
+		return 0, invalid("%s of rule %s is %s; accepted: whole numbers of h, m, s, ms and us, such as 24h or 1m30s", field, quoted(text), quoted(span))
 	}
 	return d, nil
 }
@@ -218,8 +247,14 @@ func (f *fixedWindow) String() string {
 	word := "fixed"
 	if f.fromFirst {
 		word = "fixed-from-first"
+	} else if f.offset > 0 {
+		word = "offset " + spanText(f.offset) + " fixed"
 	}
 	return fmt.Sprintf("%d/%s %s", f.limit, spanText(f.window), word)
+}
+
+func (c *calendar) String() string {
+	return fmt.Sprintf("%d/%s calendar", c.limit, c.windows.period)
 }
 
 func (s *stateless) String() string {
@@ -234,4 +269,5 @@ func (b *tokenBucket) MarshalText() ([]byte, error)   { return []byte(b.String()
 func (w *slidingWindow) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
 func (l *slidingLog) MarshalText() ([]byte, error)    { return []byte(l.String()), nil }
 func (f *fixedWindow) MarshalText() ([]byte, error)   { return []byte(f.String()), nil }
+func (c *calendar) MarshalText() ([]byte, error)      { return []byte(c.String()), nil }
 func (s *stateless) MarshalText() ([]byte, error)     { return []byte(s.String()), nil }

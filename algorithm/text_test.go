@@ -30,6 +30,8 @@ func TestParse(t *testing.T) {
 		"100/m sliding":               {algorithm.SlidingWindow(100, time.Minute), "100/1m sliding"},
 		"100/90s log":                 {algorithm.SlidingWindowLog(100, 90*time.Second), "100/1m30s log"},
 		"5000/24h fixed":              {algorithm.FixedWindow(5000, 24*time.Hour), ""},
+		"100/1h offset 15m fixed":     {algorithm.FixedWindowOffset(100, time.Hour, 15*time.Minute), ""},
+		"100/24h offset 0s fixed":     {algorithm.FixedWindow(100, 24*time.Hour), "100/24h fixed"},
 		"0/1ms1us fixed-from-first":   {algorithm.FixedWindowFromFirst(0, 1001*time.Microsecond), ""},
 		"10 concurrent 90s":           {algorithm.Concurrency(10, 90*time.Second), "10 concurrent 1m30s"},
 		"100/1m log held 5m":          {algorithm.Held(algorithm.SlidingWindowLog(100, time.Minute), 5*time.Minute), ""},
@@ -100,6 +102,11 @@ func TestParseRefuses(t *testing.T) {
 		"1/87601h fixed":                       {"1/87601h fixed", "window", "ten years"},
 		"1/0s fixed":                           {"window is 0s"},
 		"2251799813685247/1ms sliding":         {"rate is", "10^13"},
+		"100/1h offset 15x fixed":              {"offset of rule", `"15x"`, "1m30s"},
+		"100/1h offset 1h fixed":               {"offset is 1h0m0s", "from 0 to less than the window, 1h0m0s"},
+		"100/1h offset 15m sliding":            {"rule is"},
+		"100/1h offset 15m fixed-from-first":   {"rule is"},
+		"100 offset 15m fixed":                 {"rate"},
 	} {
 		_, err := algorithm.Parse(text)
 		wantInvalid(t, "Parse", text, err, parts...)
@@ -181,7 +188,7 @@ func checkText(t *testing.T, a quota.Algorithm) {
 
 // FuzzParse reads texts of all kinds: those that it accepts come back.
 func FuzzParse(f *testing.F) {
-	for _, text := range []string{"1000 burst 10/s bucket", "100/1m sliding", "100/1m30s log", "5000/24h fixed", "1/1us fixed-from-first", "deny-all", "unlimited", "1 burst 1/h1m bucket"} {
+	for _, text := range []string{"1000 burst 10/s bucket", "100/1m sliding", "100/1m30s log", "5000/24h fixed", "100/1h offset 15m fixed", "100/week Asia/Tokyo anchor sunday at 8h calendar", "1/year UTC anchor april-6 calendar", "1/1us fixed-from-first", "deny-all", "unlimited", "1 burst 1/h1m bucket"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -246,7 +253,7 @@ func TestWindowOfSpec(t *testing.T) {
 		switch k {
 		case bucket:
 			least -= time.Duration(x.tick) * time.Microsecond
-		case fixed, sliding:
+		case fixed, offset, sliding:
 			least, most = 0, 2*spec.Window
 		}
 		if got := v.RetryAfter.Duration(); got < least || got > most {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -14,6 +15,9 @@ type AlgorithmHarness struct {
 	// Algorithms are tested one by one. They should have small and large numbers, and at least two should have one
 	// Rule: a change of a limit's numbers is tested between those.
 	Algorithms []quota.Algorithm
+	// Boundaries[i] are consecutive boundaries of the windows of Algorithms[i], for rule A23, such as those of some months, and of
+	// the days round a change to summer time, in a rule of calendar windows. A rule without such windows has none.
+	Boundaries [][]time.Time
 	// Eval evaluates a Lua script on a Redis server, for rule A15. The script takes no keys; every argument is a
 	// string, and so is every element of the reply, a list. Eval returns the reply, as []any, or the error that the
 	// server replied. Any database number and any server version from 7.0 will do: the script reads and writes no
@@ -43,7 +47,7 @@ type AlgorithmHarness struct {
 //		})
 //	}
 //
-// A1 to A7 are the rules of [quota.Algorithm], with its numbers; A8 to A22 are the promises that the rest of package
+// A1 to A7 are the rules of [quota.Algorithm], with its numbers; A8 to A23 are the promises that the rest of package
 // quota and package driver make of algorithms, but for A18, the last rule of [quota.Algorithm]. Each is a subtest:
 //
 //	A1 Fresh       a state kept until ResetAfter has passed, and not one before, decides as the zero State
@@ -60,7 +64,7 @@ type AlgorithmHarness struct {
 //	A12 Debt       a debit is always allowed and charged in full, down to Spec.Debt
 //	A13 Refund     a refund gives back its cost, as if the charge had never been made, never more, and nothing of long ago
 //	A14 Reset      a reset makes the key fresh
-//	A15 Lua        a driver.Scripted decides in Lua as in Go; needs AlgorithmHarness.Eval
+//	A15 Lua        a driver.Scripted decides in Lua as in Go, a driver.Moving nothing beyond its times; needs AlgorithmHarness.Eval
 //	A16 Share      n shares of a driver.Sharer get no more than the whole, of the same Rule
 //	A17 Forecast   a quota.Forecaster promises nothing later than a queue gets it, and more never earlier
 //	A18 Stateless  a rule that keeps no state never writes, and answers by the operation and the cost alone
@@ -68,6 +72,7 @@ type AlgorithmHarness struct {
 //	A20 Floor      a take with a floor is admitted where a peek of both is, charges its cost, and waits as that peek says
 //	A21 UpTo       OpUpTo takes the tokens that are left above the floor, at most its cost, or waits for the least
 //	A22 Holds      OpHold holds what a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves what is held and brings nothing back
+//	A23 Windows    the whole capacity comes back at the given boundaries and at no other time; needs AlgorithmHarness.Boundaries
 //
 // The search is random and starts at the boundaries. A failure shows the shortest trace found, and the seed:
 // FLEETQUOTA_SEED in the environment repeats the search, FLEETQUOTA_FULL=1 makes it ten times as long.
@@ -87,6 +92,7 @@ func Algorithm(t *testing.T, h AlgorithmHarness) {
 		}
 		p := newProber(h.Algorithms, i, seed)
 		p.search()
+		p.windows(h.Boundaries, i)
 		t.Run(p.name(), func(t *testing.T) {
 			for _, r := range algorithmRules {
 				t.Run(r.id+"_"+r.name, func(t *testing.T) {
@@ -145,7 +151,7 @@ var (
 	a12 = &rule{"A12", "Debt", "a debit is always allowed and charged in full, down to Spec.Debt"}
 	a13 = &rule{"A13", "Refund", "a refund gives back its cost, as if the charge had never been made, never more, and nothing of long ago"}
 	a14 = &rule{"A14", "Reset", "a reset makes the key fresh"}
-	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go"}
+	a15 = &rule{"A15", "Lua", "a driver.Scripted decides in Lua as in Go, a driver.Moving nothing beyond its times"}
 	a16 = &rule{"A16", "Share", "n shares of a driver.Sharer get no more than the whole, of the same Rule"}
 	a17 = &rule{"A17", "Forecast", "a quota.Forecaster promises nothing later than a queue gets it, and more never earlier"}
 	a18 = &rule{"A18", "Stateless", "a rule that keeps no state never writes, and answers by the operation and the cost alone"}
@@ -153,10 +159,11 @@ var (
 	a20 = &rule{"A20", "Floor", "a take with a floor is admitted where a peek of both is, charges its cost, and waits as that peek says"}
 	a21 = &rule{"A21", "UpTo", "OpUpTo takes the tokens that are left above the floor, at most its cost, or waits for the least"}
 	a22 = &rule{"A22", "Holds", "OpHold holds what a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves what is held and brings nothing back"}
+	a23 = &rule{"A23", "Windows", "the whole capacity comes back at the given boundaries and at no other time"}
 )
 
 var algorithmRules = []*rule{a1, a2, a3, a4, a5, a6, a7, a8, a9,
-	a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22}
+	a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23}
 
 // result returns the search's result for a rule.
 func (p *prober) result(r *rule) Result {

@@ -25,6 +25,7 @@ local function decide(kernel, line)
     for i = 1, #given do same = same and tail[i] == given[i] end
     if not same then return 'changed the table tail' end
   end
+  if allowed == nil and not changed then return 'nothing decided' end
   local answer = {allowed and 'allowed' or 'denied', changed and 'written' or 'unwritten', text(reset)}
   if changed then
     for _, x in ipairs({text(u), text(a), text(b), text(c)}) do answer[#answer + 1] = x end

@@ -8,6 +8,7 @@ func ExamineAlgorithm(t *testing.T, seed uint64, h AlgorithmHarness, part int) (
 	p := newProber(h.Algorithms, 0, seed)
 	p.walks /= part
 	p.search()
+	p.windows(h.Boundaries, 0)
 	for _, r := range algorithmRules {
 		if r == a15 {
 			p.lua(t.Context(), h.Eval)

@@ -86,6 +86,28 @@ func (p *prober) stateless() {
 	}
 }
 
+// windows compares the windows of the algorithm with the boundaries that the ith has.
+func (p *prober) windows(boundaries [][]time.Time, i int) {
+	if i >= len(boundaries) || len(boundaries[i]) < 2 {
+		if p.skips[a23] == "" {
+			p.skips[a23] = "AlgorithmHarness.Boundaries has none for it"
+		}
+		return
+	}
+	a, capacity := p.family[0], p.specs[0].Capacity
+	begin := quota.Micros(boundaries[i][0].UnixMicro() - 2)
+	for _, boundary := range boundaries[i] {
+		end := quota.Micros(boundary.UnixMicro())
+		for _, now := range []quota.Micros{begin, begin + 1, begin + (end-begin)/2, end - 1} {
+			s, v := a.Decide(quota.State{}, quota.Request{Op: quota.OpDebit, Cost: max(capacity, 1)}, now)
+			if back := now + v.ResetAfter; back != end || peeked(a, s, 0, end-1).Remaining > 0 {
+				p.fail(a23, "got: the capacity that is charged at %v is back at %v; want: until %v", now.Time(), back.Time(), end.Time())
+			}
+		}
+		begin = end
+	}
+}
+
 // taking returns the state and the verdict after a take.
 func taking(a quota.Algorithm, s quota.State, cost int64, now quota.Micros) (quota.State, quota.Verdict) {
 	next, v := a.Decide(s, quota.Request{Cost: cost}, now)

@@ -94,7 +94,7 @@ func (p *player) play(s *step) string {
 		p.clock.add(s.wait)
 		now = p.clock.micros()
 	} else if s.wait > 0 {
-		time.Sleep(s.wait)
+		p.t.pause(s.wait)
 	}
 	cs := make([]quota.Charge, len(s.charges))
 	for i, c := range s.charges {

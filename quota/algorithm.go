@@ -165,7 +165,7 @@ const (
 	OpHold
 	// OpSpend ends a hold: up to Charge.Held of the tokens that are held until Charge.Until come back, and Cost is charged as
 	// OpDebit does. A Cost of 0 releases the hold. Where the hold has lapsed Cost is charged all the same. It is always
-	// allowed. A state has no holds of single callers but their sums by time of lapse: a hold that is ended twice ends
+	// allowed, but see Charge.ID. A state has no holds of single callers but their sums by time of lapse: a hold that is ended twice ends
 	// another one, unless a request id or a Limiter sees to it.
 	OpSpend
 	// OpRenew has Charge.Held of the tokens that are held until Charge.Until lapse when those of a hold made now would: all of

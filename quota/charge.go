@@ -55,7 +55,8 @@ type Charge struct {
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
 	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
 	// within their group. At most 128 bytes of UTF-8. Without an id the call is charged at most once, see
-	// ErrIndeterminate.
+	// ErrIndeterminate. The id of a call with OpSpend or OpRenew is remembered until IDWindow after the hold lapses, and
+	// an OpSpend with an id that comes later is denied, with RetryAfter Never, for it may be a repeat.
 	ID string
 }
 

@@ -92,6 +92,19 @@ type fail struct {
 	notes    notifier
 	alarm    alarm
 	degraded atomic.Bool
+	decided  atomic.Int64
+}
+
+// Readings tells whether the policy decides in the store's place, and how many calls it decided.
+func (s *fail) Readings(tell func(driver.Reading)) { tellDegraded(&s.degraded, &s.decided, tell) }
+
+func tellDegraded(degraded *atomic.Bool, decided *atomic.Int64, tell func(driver.Reading)) {
+	r := driver.Reading{Metric: driver.MetricDegraded}
+	if degraded.Load() {
+		r.Value = 1
+	}
+	tell(r)
+	tell(driver.Reading{Metric: driver.MetricDegradedCalls, Value: decided.Load()})
 }
 
 func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -106,6 +119,7 @@ func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, erro
 	if wrong := c.Limit.Err(); wrong != nil {
 		return d, wrong
 	}
+	s.decided.Add(1)
 	return s.decide(&c, err), nil
 }
 
@@ -130,6 +144,7 @@ func (s *fail) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 			out[i].Charged = 0
 		}
 	}
+	s.decided.Add(1)
 	return nil
 }
 

@@ -59,6 +59,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 				Source: quota.FromFallback, Shadow: here[i].Shadow, Alternative: here[i].Alternative, Capacity: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
+		f.answered.Add(1)
 		return nil
 	case err != nil:
 		return err
@@ -73,6 +74,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		return failedBoth(cause, err)
 	}
 	decided = true
+	f.answered.Add(1)
 	f.release(l, out)
 	for i := range out {
 		d := &out[i]
@@ -215,6 +217,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	if !granted || d.Replayed {
 		return
 	}
+	owed := k.debt.owed
 	switch c.Op {
 	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit, quota.OpSpend:
 		k.debt.admit(d.Charged)
@@ -222,6 +225,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	case quota.OpRefund:
 		k.debt.refund(c.Cost)
 	}
+	k.owes(owed)
 }
 
 // definite returns the error of a call that is not decided here either, with the cause only where that says that the primary

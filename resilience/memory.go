@@ -85,6 +85,7 @@ type memory struct {
 type memoryShard struct {
 	mu      sync.Mutex
 	denials map[limitKey]denial
+	hits    int64
 	// giveBacks counts the give-backs that returned: a denial of a request sent before one of them is not
 	// remembered.
 	giveBacks uint64
@@ -102,6 +103,20 @@ type denial struct {
 	need     int64         // cost and floor
 	sent     time.Duration // since base: before the request was sent
 	decision quota.Decision
+}
+
+// Readings tells how many denials are remembered, and how many calls they answered.
+func (m *memory) Readings(tell func(driver.Reading)) {
+	denials, hits := 0, int64(0)
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		denials += len(s.denials)
+		hits += s.hits
+		s.mu.Unlock()
+	}
+	tell(driver.Reading{Metric: driver.MetricDenialKeys, Value: int64(denials)})
+	tell(driver.Reading{Metric: driver.MetricDenialHits, Value: hits})
 }
 
 func (m *memory) shard(c *quota.Charge) *memoryShard {
@@ -198,6 +213,7 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 	if need := need(c); need < n.need || need > n.spec.Capacity {
 		return sent, s.giveBacks, false
 	}
+	s.hits++
 	*d = n.decision
 	d.Source, d.Charged, d.Shadow, d.Alternative = quota.FromMemory, 0, c.Shadow, c.Alternative
 	d.RetryAfter -= passed

@@ -8,6 +8,7 @@ import (
 	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // A grant under a request id is remembered in a slot, whose key is the group and the id. Behind the key the slot's text has
@@ -59,7 +60,7 @@ func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []qu
 }
 
 // remember keeps the grant of a request.
-func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
+func (s *Store) remember(r *request, cs []quota.Charge, now quota.Micros, ds []quota.Decision) {
 	sh := &s.shards[r.hash%shardCount]
 	var few [48]byte
 	text := few[:0]
@@ -72,7 +73,7 @@ func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
 	n := sh.insert(r.hash, r.key+string(r.charges)+string(text), len(r.key), idKind)
 	sl := sh.table.slots.at(uint32(n))
 	sl.a, sl.b, sl.c = int64(len(r.charges)), int64(len(text)), int64(now)
-	sh.expire(sl, now+quota.Micros(quota.IDWindow/time.Microsecond)+1)
+	sh.expire(sl, now+quota.Micros(driver.IDLifetime(cs, now)/time.Microsecond)+1)
 	sh.due += newSlot
 }
 

@@ -19,7 +19,7 @@ type Scripted interface {
 	//
 	// and it returns
 	//
-	//	allowed, changed   Verdict.Allowed, Verdict.Write
+	//	allowed, changed   Verdict.Allowed, Verdict.Write; nil, false only as [Moving] says
 	//	reset              Verdict.ResetAfter
 	//	u, a, b, c, tail   the state to keep, u 0 for the zero State; its numbers are 0 or more
 	//	taken              the tokens that an allowed OpUpTo takes, the time at which an allowed OpHold or OpRenew lapses, 0
@@ -29,6 +29,18 @@ type Scripted interface {
 	// Do not change the table tail; make a new one. In an assignment of several values, do not read a variable that
 	// the same assignment sets: miniredis assigns before it evaluates the rest.
 	Lua() string
+}
+
+// A Moving Algorithm is a Scripted one whose Lua needs numbers that change as time goes by, such as the boundaries of a calendar's
+// windows. A store on Redis sends it those for the time that the server's clock probably shows. Where it shows another, for which
+// they do not serve, the store, which learns that time from the reply, sends the charge again with the right ones. Stores
+// that run Lua must ask for them; authors of rules implement it.
+type Moving interface {
+	Scripted
+	// ParamsAt returns p1 to p8 for Lua, in place of Spec.Params, and the times [from, to), around now, for which they serve: at
+	// these Lua decides with them as Decide does, and from any such numbers alike. At other times it must return nil for
+	// allowed, and false for changed. It is a pure function, and safe for concurrent use.
+	ParamsAt(now quota.Micros) (params [8]int64, from, to quota.Micros)
 }
 
 // A Listed Algorithm keeps a list in its states, see State.Tail. A decision takes time that grows with the list, and a server

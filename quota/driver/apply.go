@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -111,7 +112,13 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	r := quota.Request{Op: op, Cost: c.Cost, Arg: c.MadeAt}
 	if c.Op >= quota.OpAhead || c.Floor != 0 { // else the same, without a call on the hottest path there is
 		r = c.Request()
-		r.Op = op
+		if r.Op = op; op == quota.OpSpend && late(c, now) {
+			peek := *c
+			peek.Held, peek.Until, peek.Cost = 0, 0, 0
+			decide(&peek, it, quota.OpPeek, now, d)
+			d.Allowed, d.RetryAfter = false, quota.Never
+			return
+		}
 	}
 	s, v := c.Limit.Algorithm().Decide(quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail}, r, now)
 	it.Write = v.Write
@@ -142,6 +149,11 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 			d.Charged = min(c.Cost, before)
 		}
 	}
+}
+
+// late reports whether a spend comes when a store may have forgotten its request id, and so may have been made before.
+func late(c *quota.Charge, now quota.Micros) bool {
+	return c.ID != "" && now-c.Until >= quota.Micros(quota.IDWindow/time.Microsecond)
 }
 
 // remaining returns the tokens that a state leaves.

@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"math/bits"
 	"strconv"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -25,6 +26,18 @@ func OnlyPeeks(cs []quota.Charge) bool {
 		}
 	}
 	return true
+}
+
+// IDLifetime returns how long a store must remember the request id of a call that it grants now: for quota.IDWindow and, where
+// the call ends or renews a hold, for that time after the hold lapses, for so long another call may end it.
+func IDLifetime(cs []quota.Charge, now quota.Micros) time.Duration {
+	from := now
+	for i := range cs {
+		if cs[i].Op == quota.OpSpend || cs[i].Op == quota.OpRenew {
+			from = max(from, cs[i].Until)
+		}
+	}
+	return min((from-now).Duration(), quota.Never-quota.IDWindow) + quota.IDWindow
 }
 
 // Fingerprint returns 128 bits that tell lists of charges apart: it is equal where [SameCharge] is, charge by

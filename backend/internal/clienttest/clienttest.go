@@ -53,6 +53,8 @@ var tests = []struct {
 	{"listing/Pages", listings},
 	{"listing/Broken", listingsBroken},
 
+	{"readings/Batches", readingsOfBatches},
+
 	{"scripts/BatchCalls", batchCalls},
 	{"scripts/NoScript", noScript},
 	{"scripts/Flush", scriptFlush},
@@ -61,6 +63,9 @@ var tests = []struct {
 	{"scripts/Replies", replies},
 	{"scripts/NoClientClock", noClientClock},
 	{"scripts/Swaps", swaps},
+
+	{"calendar/Skew", calendars},
+	{"calendar/Cluster", calendarsOfCluster},
 
 	{"split/Cluster", split},
 	{"split/Losses", splitLosses},
@@ -85,6 +90,12 @@ var tests = []struct {
 	{"faults/Idle", idle},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
+
+	{"holds/Killed", holderKilled},
+	{"holds/Frozen", holdsFrozen},
+	{"holds/Once", holdsOnce},
+	{"holds/Fleet", holdsFleet},
+	{"holds/Records", holdRecords},
 
 	{"refusals/States", refusedStates},
 	{"refusals/MaxClients", maxClients},

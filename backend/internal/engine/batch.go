@@ -18,13 +18,15 @@ type call struct {
 	index map[string]int // of keys
 	mixed bool           // neighboring keys have different plans
 	lists []*list
+	sent  int // how often the items were sent before, see moving.go
 }
 
 // callKey is a key of a call.
 type callKey struct {
 	key         string
 	plan        *plan
-	first, last *single // the single charges to the key, in order; nil for none
+	numbers     *numbers // that were sent
+	first, last *single  // the single charges to the key, in order; nil for none
 }
 
 // send sends items in one script, or in one for each hash tag where their keys may be on several servers. A list
@@ -195,6 +197,8 @@ func (s *Store) sendCall(ctx context.Context, c *call, roundTrip any) {
 			Each(len(parts), func(i int) error { s.sendCall(ctx, parts[i], roundTrip); return nil })
 			err = nil
 		}
+	} else if err == nil {
+		s.sendAgain(ctx, c, roundTrip)
 	}
 }
 
@@ -208,12 +212,23 @@ func (s *Store) decideCall(ctx context.Context, c *call) (err error) {
 	}()
 	script, args, keys := s.encode(c)
 	sent = true
-	r, err := s.run(ctx, script, args, keys)
+	r, err := s.run(ctx, script, args, keys, c.calls())
 	if err == nil {
 		s.scripts.ran(script)
-		err = c.conclude(r)
+		err = s.conclude(c, r)
 	}
 	return err
+}
+
+// calls returns how many single charges and lists the call has.
+func (c *call) calls() int {
+	n := len(c.lists)
+	for i := range c.keys {
+		for q := c.keys[i].first; q != nil; q = q.next {
+			n++
+		}
+	}
+	return n
 }
 
 // failed writes an error of a call as a whole into its charges, unless it is nil.
@@ -274,8 +289,10 @@ func (s *Store) encode(c *call) (script *script, args []any, keys int) {
 		for i+n < len(c.keys) && c.keys[i+n].plan == p {
 			n++
 		}
-		args = append(args, p.header, p.params, text(n))
+		sent := s.numbers(p)
+		args = append(args, p.header, sent.params, text(n))
 		for k := range c.keys[i : i+n] {
+			c.keys[i+k].numbers = sent
 			args = append(args, c.keys[i+k].asked())
 		}
 		rules = append(rules, p.rule)
@@ -356,7 +373,7 @@ func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
 
 // conclude decides the charges again on the states that the script found. An error is about the call as a
 // whole.
-func (c *call) conclude(r Reply) error {
+func (s *Store) conclude(c *call, r Reply) error {
 	if r.Len() == 1 && c.remembered() {
 		if grant, ok := r.Text(0); ok {
 			q := c.lists[0]
@@ -381,6 +398,10 @@ func (c *call) conclude(r Reply) error {
 			return err
 		}
 		c.keys[k].plan.saw(numberSize * len(it.State.Tail))
+		if misfit == nil && !c.keys[k].numbers.serve(now) {
+			misfit = errNotServed
+			s.shows(now)
+		}
 		for q := c.keys[k].first; q != nil; q = q.next {
 			if q.err = misfit; misfit == nil {
 				q.err = applyOne(&q.charge, &it, now, &q.decision)

@@ -88,8 +88,13 @@ type Store struct {
 	cas     quota.Store
 	gate    driver.Gate
 	evicted atomic.Int64
-	crowded atomic.Bool // the notice about too many rules was given
-	crowds  crowds      // of a cluster
+	seen    atomic.Pointer[driver.Health] // the last
+	batches atomic.Int64                  // scripts that were sent with calls
+	batched atomic.Int64                  // these calls
+	ahead   atomic.Int64                  // µs, of the server's clock, as far as it is known, see moving.go
+	skew    atomic.Int64                  // µs, see Skew
+	crowded atomic.Bool                   // the notice about too many rules was given
+	crowds  crowds                        // of a cluster
 
 	origin    string       // begins the ids of give-backs; no other store has it
 	givenBack atomic.Int64 // numbers give-backs
@@ -106,8 +111,8 @@ type Store struct {
 	slots   slotQueues    // of charges to one slot
 	batcher Batcher[queued]
 
-	// mu guards plans, planned and reports, and is held while named is replaced. Only bytes changes in a plan once it is in
-	// the map.
+	// mu guards plans, planned and reports, and is held while named is replaced. Only bytes and moved change in a plan once it
+	// is in the map.
 	mu      sync.RWMutex
 	plans   map[quota.Spec]*plan
 	planned int64
@@ -117,11 +122,14 @@ type Store struct {
 // plan holds the arguments that all charges to a limit send, boxed once.
 type plan struct {
 	rule   quota.Rule
-	serial int64        // orders plans
-	script *script      // nil for an algorithm without Lua
-	header any          // the first bytes of a state, see header
-	params any          // the unit and p1 to p8, packed; without p7 and p8 where both are 0
-	bytes  atomic.Int64 // of a state's list, on average, see work; 0 if it has none
+	serial int64   // orders plans
+	script *script // nil for an algorithm without Lua
+	header any     // the first bytes of a state, see header
+	fixed  numbers // of Spec.Params
+	unit   int64
+	moving driver.Moving           // nil for an algorithm whose numbers do not move
+	moved  atomic.Pointer[numbers] // that were sent last
+	bytes  atomic.Int64            // of a state's list, on average, see work; 0 if it has none
 }
 
 const maxPlans = 4096
@@ -277,9 +285,10 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 }
 
 // run sends a script to the node of its first key, once that is ready: by its SHA if the node is known to have it, else
-// with its text.
-func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
+// with its text. It decides some calls; 0 if it only reads or writes states.
+func (s *Store) run(ctx context.Context, sc *script, args []any, keys, calls int) (Reply, error) {
 	if s.warmer == nil {
+		s.sent(calls)
 		return s.invoke(ctx, sc, args, keys)
 	}
 	key := args[3].(string)
@@ -294,6 +303,7 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	if !known {
 		args[0], args[1] = eval, sc.text
 	}
+	s.sent(calls)
 	reply, err := s.invoke(ctx, sc, args, keys)
 	switch {
 	case err != nil:
@@ -302,6 +312,14 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 		c.learn(sc, known)
 	}
 	return reply, err
+}
+
+// sent counts a script with calls.
+func (s *Store) sent(calls int) {
+	if calls > 0 {
+		s.batches.Add(1)
+		s.batched.Add(int64(calls))
+	}
 }
 
 // invoke sends a script without waiting for a node to be ready. If the node does not know the SHA, and so nothing ran,
@@ -355,18 +373,9 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 		p.bytes.Store(int64(numberSize * min(max(listed.MaxTail(), 0), quota.MaxTail)))
 	}
 	p.header = header(spec.Rule, spec.Unit)
-	packed := appendNumber(nil, spec.Unit)
-	params := spec.Params[:]
-	if [2]int64(params[fewParams:]) == [2]int64{} {
-		params = params[:fewParams]
+	if err := p.setNumbers(l); err != nil {
+		return nil, err
 	}
-	for _, n := range params {
-		if !exact(n) && p.script != nil {
-			return nil, fmt.Errorf("redis: %w: a parameter of rule %q is %d; accepted: a number that Lua holds exactly, within 2^53", quota.ErrMisconfigured, spec.Rule, n)
-		}
-		packed = appendNumber(packed, n)
-	}
-	p.params = string(packed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.plans) >= maxPlans { // a program may make specs without end, one a call: forget all plans

@@ -23,7 +23,7 @@ type Algorithm struct {
 	Name   string // the fault
 	Rule   string // the rule of conformance.Algorithm that it breaks
 	Clause string // the part of the rule's text that it breaks
-	Says   string // a part of the failure's text that names the fault
+	Says   string // as that of a Store
 	// Make returns the broken algorithm, or its twin without the fault, and others of its Rule.
 	Make func(fault bool) []quota.Algorithm
 }
@@ -121,6 +121,28 @@ type scripted struct {
 }
 
 func (s scripted) Lua() string { return s.lua }
+
+type moving struct {
+	quota.Algorithm
+	driver.Moving
+	lua string
+}
+
+func (m moving) Lua() string { return m.lua }
+
+// still has numbers of the time at which the suite begins.
+type still struct {
+	quota.Algorithm
+	driver.Moving
+	fault bool
+}
+
+func (s still) ParamsAt(now quota.Micros) ([8]int64, quota.Micros, quota.Micros) {
+	if s.fault {
+		now = 1_800_000_000_000_000
+	}
+	return s.Moving.ParamsAt(now)
+}
 
 // stating alters a Spec.
 type stating struct {
@@ -437,6 +459,18 @@ func Algorithms() []Algorithm {
 				more = "redis.call('PING')\n"
 			}
 			return []quota.Algorithm{scripted{a, more + a.(driver.Scripted).Lua()}}
+		}},
+		{"the Lua takes a time beyond its windows for one of the last", "A15", "a driver.Moving nothing beyond its times", "want: nothing decided", func(fault bool) []quota.Algorithm {
+			a := algorithm.Calendar(10, algorithm.Daily())
+			more := ""
+			if fault {
+				more = "if now >= p5 - 1000000 then p5 = now + 1000001 end\n"
+			}
+			return []quota.Algorithm{moving{a, a.(driver.Moving), more + a.(driver.Moving).Lua()}}
+		}},
+		{"the Lua's days do not move on", "A15", "a driver.Scripted decides in Lua as in Go", "numbers for that time", func(fault bool) []quota.Algorithm {
+			a := algorithm.Calendar(10, algorithm.Daily())
+			return []quota.Algorithm{still{a, a.(driver.Moving), fault}}
 		}},
 		{"each share has the rate of the whole", "A16", "n shares of a driver.Sharer get no more than the whole", "want: together no more than the whole", func(fault bool) []quota.Algorithm { return []quota.Algorithm{sharing{bucket(10), fault}} }},
 		{"a rule without state writes one", "A18", "a rule that keeps no state never writes", "and the zero State", bend(algorithm.Unlimited, func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
