@@ -17,6 +17,8 @@
 //	SlidingWindowLog  limit in any window                        2 a charge   "n a minute", to the letter; few charges
 //	FixedWindow       limit in each aligned window               2 numbers    "n a calendar day (UTC)"
 //	FixedWindowFromFirst  limit in each window from first use    2 numbers    "n a session", resets spread out
+//	Held(rule, ttl)   as the rule inside, held tokens included   and 38       estimates: hold, then spend; crashes come back
+//	Concurrency       n tokens in use at once                    38 numbers   streams, jobs and connections at once
 //	DenyAll           nothing                                    none         a plan that is switched off
 //	Unlimited         everything                                 none         a plan without this limit
 //

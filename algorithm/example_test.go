@@ -30,6 +30,52 @@ func ExampleTokenBucket() {
 	// 12:00:03 allowed: false remaining: 4 retry after: 1s
 }
 
+// A call that may use up to 600 tokens holds as many, and is charged the 150 that it used. The other one's process dies: its hold
+// lapses by itself.
+func ExampleHeld() {
+	rule := algorithm.Held(algorithm.TokenBucket(1000, 1, time.Minute), 16*time.Second)
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limit := quota.NewLimit("tokens", rule)
+	ctx := context.Background()
+
+	hold := quota.Charge{Limit: limit, Key: "agent-123", Op: quota.OpHold, Cost: 600}
+	one := quota.Must(store.Charge(ctx, hold))
+	fmt.Println(one)
+	hold.Cost = 400
+	fmt.Println(quota.Must(store.Charge(ctx, hold)))
+	fmt.Println(quota.Must(store.Charge(ctx, hold.Settle(one, 150))))
+	now = now.Add(16 * time.Second)
+	fmt.Println(quota.Must(store.Charge(ctx, quota.Charge{Limit: limit, Key: "agent-123", Op: quota.OpPeek})))
+	// Output:
+	// allowed by the store: holds 600 until 2026-01-01T12:00:16.000000Z, 400 of 1000 left, whole after 16s, at 2026-01-01T12:00:00.000000Z
+	// allowed by the store: holds 400 until 2026-01-01T12:00:16.000000Z, 0 of 1000 left, whole after 16s, at 2026-01-01T12:00:00.000000Z
+	// allowed by the store: charged 150, 450 of 1000 left, whole after 2h30m0s, at 2026-01-01T12:00:00.000000Z
+	// allowed by the store: 850 of 1000 left, whole after 2h29m44s, at 2026-01-01T12:00:16.000000Z
+}
+
+// At most two streams at once. A stream that goes on for longer than the ttl renews its hold.
+func ExampleConcurrency() {
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	stream := quota.Charge{Limit: quota.NewLimit("streams", algorithm.Concurrency(2, 16*time.Second)), Key: "tenant-7", Op: quota.OpHold, Cost: 1}
+	ctx := context.Background()
+
+	first := quota.Must(store.Charge(ctx, stream))
+	quota.Must(store.Charge(ctx, stream)) // its process dies
+	now = now.Add(10 * time.Second)
+	first = quota.Must(store.Charge(ctx, stream.Renew(first)))
+	d := quota.Must(store.Charge(ctx, stream))
+	fmt.Println("a third:", d.Allowed, "retry after:", d.RetryAfter)
+	now = now.Add(d.RetryAfter)
+	fmt.Println("a third:", quota.Must(store.Charge(ctx, stream)).Allowed)
+	fmt.Println("left when the first ends:", quota.Must(store.Charge(ctx, stream.Settle(first, 0))).Remaining)
+	// Output:
+	// a third: false retry after: 6s
+	// a third: true
+	// left when the first ends: 1
+}
+
 // Two cells may come at once, and one more each second.
 func ExampleGCRA() {
 	rule := algorithm.GCRA(2, 1, time.Second)
