@@ -23,7 +23,7 @@ import (
 var processCases = []testCase{
 	{rule: c4, name: "processes", needs: []Feature{Exact, Shared}, provisional: "1.1", run: func(t *trial) {
 		t.needProcess()
-		t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 30, traces: 64, own: true})
+		t.search(shape{kinds: random, limits: 2, keys: 3, list: 3, steps: 30, traces: 64, own: true})
 	}},
 	{rule: c4, name: "budget of processes", needs: []Feature{Shared}, provisional: "1.1", run: func(t *trial) {
 		t.needProcess()
@@ -398,7 +398,7 @@ func (s *server) do(q question, a *reply) error {
 // limit returns the limit of a recipe.
 func (s *server) limit(r recipe) *quota.Limit {
 	if s.limits[r] == nil {
-		for _, k := range append(append([]kind{}, kinds...), keepNone...) {
+		for _, k := range append(append([]kind{}, random...), keepNone...) {
 			if k.name == r.Kind {
 				s.limits[r] = s.t.named(r.Name, k, r.numbers())
 			}

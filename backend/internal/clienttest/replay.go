@@ -186,7 +186,7 @@ func (w *worker) step(t *testing.T) {
 	}
 	i := w.rng.IntN(len(want))
 	w.last, w.key = want[i], cs[i].Key
-	for k := range kinds {
+	for k := range randomKinds {
 		if kindNames[k] == cs[i].Limit.Name() {
 			w.kind = k
 		}
@@ -256,7 +256,7 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 	var items []*item
 	for len(cs) < n {
 		if len(cs) > 0 || w.rng.IntN(2) == 0 { // else where the clock was moved to
-			w.kind, w.key = kind(w.rng.IntN(int(kinds))), fmt.Sprintf("%s.%d/agent", w.name, w.rng.IntN(3))
+			w.kind, w.key = kind(w.rng.IntN(int(randomKinds))), fmt.Sprintf("%s.%d/agent", w.name, w.rng.IntN(3))
 		}
 		k, name := w.kind, kindNames[w.kind]
 		c := quota.Charge{Key: w.key, Op: randomOp(w.rng)}
@@ -445,6 +445,9 @@ func (w *worker) batch(t *testing.T, store *engine.Store) {
 				calls, items = append(calls, cs), append(items, its)
 			}
 		}
+	}
+	if !lists && w.rng.IntN(4) == 0 { // the process's clock is set wrong: charges to a calendar are sent again
+		engine.Skew(store, []time.Duration{0, 100 * 24 * time.Hour, -100 * 24 * time.Hour}[w.rng.IntN(3)])
 	}
 	got, errs := engine.Together(bg, store, calls)
 	held := map[*item]quota.Charge{}

@@ -18,9 +18,17 @@ const (
 	sliding
 	slidingLog
 	kinds
+
+	calendar    = kinds // of random rules only: its windows go by the date
+	randomKinds = kinds + 1
 )
 
-var kindNames = [kinds]string{"bucket", "fixed", "first", "sliding", "log"}
+var kindNames = [randomKinds]string{"bucket", "fixed", "first", "sliding", "log", "calendar"}
+
+var periods = []algorithm.Period{
+	algorithm.Daily(), algorithm.Daily().In("America/Santiago").At(2), algorithm.Weekly(time.Monday).In("Asia/Shanghai"), algorithm.Monthly(31).In("Europe/Berlin"),
+	algorithm.Monthly(1), algorithm.Yearly(time.February, 29).In("Pacific/Apia"),
+}
 
 func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm {
 	switch k {
@@ -32,6 +40,8 @@ func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm 
 		return algorithm.FixedWindowFromFirst(limit, period)
 	case sliding:
 		return algorithm.SlidingWindow(limit, period)
+	case calendar:
+		return algorithm.Calendar(limit, periods[refill%int64(len(periods))])
 	default:
 		return algorithm.SlidingWindowLog(limit, period)
 	}
@@ -69,7 +79,11 @@ func randomRule(rng *rand.Rand, k kind) quota.Algorithm {
 		default:
 			n = numbers{magnitude(rng, 20), magnitude(rng, 20), usual[rng.IntN(len(usual))]}
 		}
-		if r := newRule(k, n.limit, n.refill, n.period); quota.NewLimit("n", r).Err() == nil {
+		r := newRule(k, n.limit, n.refill, n.period)
+		if k == fixed && rng.IntN(2) == 0 {
+			r = algorithm.FixedWindowOffset(n.limit, n.period, time.Duration(rng.Int64N(n.period.Microseconds()))*time.Microsecond)
+		}
+		if quota.NewLimit("n", r).Err() == nil {
 			return r
 		}
 	}
