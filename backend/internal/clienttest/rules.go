@@ -20,16 +20,22 @@ const (
 	kinds
 )
 
-// Rules with holds.
+// Rules of random charges only: with holds, and with windows that go by the date.
 const (
 	heldBucket = kinds + iota
 	heldFirst
 	heldLog
 	concurrency
+	calendar
 	allKinds
 )
 
-var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency"}
+var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency", "calendar"}
+
+var periods = []algorithm.Period{
+	algorithm.Daily(), algorithm.Daily().In("America/Santiago").At(2), algorithm.Weekly(time.Monday).In("Asia/Shanghai"), algorithm.Monthly(31).In("Europe/Berlin"),
+	algorithm.Monthly(1), algorithm.Yearly(time.February, 29).In("Pacific/Apia"),
+}
 
 func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm {
 	switch k {
@@ -41,6 +47,8 @@ func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm 
 		return algorithm.FixedWindowFromFirst(limit, period)
 	case sliding:
 		return algorithm.SlidingWindow(limit, period)
+	case calendar:
+		return algorithm.Calendar(limit, periods[refill%int64(len(periods))])
 	case slidingLog:
 		return algorithm.SlidingWindowLog(limit, period)
 	case concurrency:
@@ -87,7 +95,11 @@ func randomRule(rng *rand.Rand, k kind) quota.Algorithm {
 		default:
 			n = numbers{magnitude(rng, 20), magnitude(rng, 20), usual[rng.IntN(len(usual))]}
 		}
-		if r := newRule(k, n.limit, n.refill, n.period); quota.NewLimit("n", r).Err() == nil {
+		r := newRule(k, n.limit, n.refill, n.period)
+		if k == fixed && rng.IntN(2) == 0 {
+			r = algorithm.FixedWindowOffset(n.limit, n.period, time.Duration(rng.Int64N(n.period.Microseconds()))*time.Microsecond)
+		}
+		if quota.NewLimit("n", r).Err() == nil {
 			return r
 		}
 	}
