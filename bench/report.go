@@ -500,7 +500,11 @@ func write(dir, page string, r *report) error {
 		return err
 	}
 	for _, c := range r.charts() {
-		if err := os.WriteFile(filepath.Join(dir, "charts", c.name+".svg"), c.svg(), 0o644); err != nil {
+		picture, err := c.svg()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "charts", c.name+".svg"), picture, 0o644); err != nil {
 			return err
 		}
 	}
