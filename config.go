@@ -262,7 +262,7 @@ func open(ctx context.Context, c *Config) (*quota.Limiter, error) {
 		}
 		c.Store = store
 	}
-	return quota.NewLimiter(store, c.Limit, &quota.Options{LimitFor: c.LimitFor, Observers: c.Observers, MaxWaiters: c.MaxWaiters})
+	return quota.NewLimiter(store, c.Limit, &quota.Options{LimitFor: c.LimitFor, Observers: c.Observers, MaxWaiters: c.MaxWaiters, Notice: c.warn})
 }
 
 // guard puts policies around a store that fleet processes share.

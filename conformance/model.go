@@ -111,7 +111,7 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 		m.learn(placeOf(&cs[i]), next[i])
 	}
 	if err == nil && cs[0].ID != "" && quota.Granted(got) && !driver.OnlyPeeks(cs) {
-		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, quota.IDWindow)}
+		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, driver.IDLifetime(cs, now))}
 	}
 	return ""
 }

@@ -365,7 +365,7 @@ type tooLate struct {
 }
 
 func (s tooLate) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if c.Op != quota.OpTake {
+	if c.Op != quota.OpTake && c.Op != quota.OpHold {
 		return s.Store.Charge(ctx, c)
 	}
 	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)

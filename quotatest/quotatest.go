@@ -313,7 +313,7 @@ func (s *Store) note(cs []quota.Charge, out []quota.Decision, made bool, err err
 	defer s.mu.Unlock()
 	s.calls = append(s.calls, *call.Clone())
 	for i := range cs {
-		if made {
+		if made && !out[i].Replayed {
 			s.charged[owner{cs[i].Limit.Name(), cs[i].Key}] += out[i].Charged
 		}
 	}

@@ -35,8 +35,9 @@ type FailOptions struct {
 // changes no state (of quota.OpUpTo Charged is how many tokens may be used, of which none are charged), and Remaining as the limit's capacity; if the outcome was unknown it may have been
 // charged all the same. A cost above the capacity is denied with quota.Never, as always.
 //
-// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was not
-// carried out, and an answer would hide that. All other errors pass too, and so does every error of a call
+// Only takes, peeks and holds are answered. Of a hold that is admitted Held and Until are 0, as no store has it: the settle of
+// its receipt is a debit. The error of a call with a debit, refund or reset, or that ends or renews a hold, passes: it was
+// not carried out, and an answer would hide that. All other errors pass too, and so does every error of a call
 // whose context has ended.
 //
 // A negative RetryAfter is refused by Wrap.
@@ -112,7 +113,7 @@ func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, erro
 		s.answered(d.Source)
 		return d, nil
 	}
-	if !c.Op.Deniable() || !s.answers(ctx, err) {
+	if !c.Op.Deniable() || c.Op == quota.OpRenew || !s.answers(ctx, err) {
 		return d, err
 	}
 	if wrong := c.Limit.Err(); wrong != nil {

@@ -30,7 +30,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	for i := range cs {
 		switch {
 		case stateless(cs[i].Limit):
-		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback:
+		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback, cs[i].Op.Holds():
 			return cause
 		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit:
 			corrects = true

@@ -40,6 +40,9 @@ type MemoryOptions struct {
 // may forget the key sooner. In these cases it denies requests that the store would admit, until the
 // remembered RetryAfter has passed. Therefore no preset includes it.
 //
+// It remembers nothing of limits with holds, see quota.OpHold: such a denial ends whenever a hold does, and its RetryAfter is
+// the time until one lapses.
+//
 // Errors of the store pass. A negative number of keys is refused by Wrap.
 func DenialMemory(o *MemoryOptions) Policy {
 	if o == nil {
@@ -127,6 +130,9 @@ func (m *memory) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, 
 		defer m.forget(&c)
 		return m.inner.Charge(ctx, c)
 	}
+	if c.Limit.TTL() > 0 {
+		return m.inner.Charge(ctx, c)
+	}
 	sent, giveBacks, known := m.recall(&c, &d)
 	if known {
 		if err := m.orClosed(ctx.Err()); err != nil {
@@ -159,7 +165,7 @@ func (m *memory) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 		case out[i].Split:
 			// The quota that one slot granted was given back when another slot denied.
 			m.forget(&cs[i])
-		case !givesBack(cs[i].Op):
+		case !givesBack(cs[i].Op) && cs[i].Limit.TTL() == 0:
 			m.remember(&cs[i], &out[i], sent, giveBacks[i])
 		}
 	}

@@ -266,7 +266,7 @@ func (s *Store) decideAll(cs []quota.Charge, hashes []uint64, r *request, now qu
 		}
 	}
 	if r != nil {
-		s.remember(r, now, out)
+		s.remember(r, cs, now, out)
 	}
 	return nil, nil
 }

@@ -10,7 +10,7 @@
 // # Lines
 //
 //	quota denied  level Info; limit, key, op, cost, remaining, capacity, retry_after and source of the charge that decided
-//	quota failed  limit, key and op of the first charge, class and err. The level is Error for quota.ErrMisconfigured, Debug
+//	quota failed  limit, key and op of the first charge, class (see driver.Class) and err. The level is Error for quota.ErrMisconfigured, Debug
 //	              for a context that ended, else Warn
 //
 // Both have charges, the length of the list, where that is not 1, and suppressed where lines were left out. A peek that is
@@ -155,11 +155,11 @@ func (l *Observer) Observe(ctx context.Context, call *quota.Call) {
 }
 
 func (l *Observer) failed(ctx context.Context, call *quota.Call) {
-	logger, class, level := l.logger(), classOf(call.Err), slog.LevelWarn
-	switch class {
-	case "misconfigured":
+	logger, class, level := l.logger(), driver.Class(call.Err), slog.LevelWarn
+	switch {
+	case errors.Is(call.Err, quota.ErrMisconfigured):
 		level = slog.LevelError
-	case "canceled", "deadline":
+	case class == "canceled" || class == "deadline":
 		level = slog.LevelDebug
 	}
 	if !logger.Enabled(ctx, level) {
@@ -257,33 +257,6 @@ func forms(c *quota.Charge) (forms []string) {
 		forms = append(forms, c.Key)
 	}
 	return forms
-}
-
-// classOf returns a word for an error: of the errors of package quota and of contexts, else "other".
-func classOf(err error) string {
-	for _, c := range classes {
-		if errors.Is(err, c.err) {
-			return c.name
-		}
-	}
-	return "other"
-}
-
-// classes are the words of errors. ErrMisconfigured is the first, since it needs an operator whatever else an error is.
-var classes = [...]struct {
-	err  error
-	name string
-}{
-	{quota.ErrMisconfigured, "misconfigured"},
-	{quota.ErrIndeterminate, "indeterminate"},
-	{quota.ErrUnavailable, "unavailable"},
-	{quota.ErrOverloaded, "overloaded"},
-	{quota.ErrInvalid, "invalid"},
-	{quota.ErrCrossSlot, "cross_slot"},
-	{quota.ErrConflict, "conflict"},
-	{quota.ErrClosed, "closed"},
-	{context.Canceled, "canceled"},
-	{context.DeadlineExceeded, "deadline"},
 }
 
 // Notices returns a receiver of notices, for the options of stores and policies, that logs each as a warning, with its name

@@ -97,7 +97,7 @@ func TestLines(t *testing.T) {
 		{"misconfigured", func() {
 			store.FailNext(1, fmt.Errorf("%w: %w", quota.ErrIndeterminate, quota.ErrMisconfigured))
 			limiter.Take(bg, "team-7/agent-1", 1)
-		}, map[string]any{"level": "ERROR", "msg": "quota failed", "limit": "n", "key": hash, "op": "take", "class": "misconfigured", "err": quota.ErrIndeterminate.Error() + ": " + quota.ErrMisconfigured.Error()}},
+		}, map[string]any{"level": "ERROR", "msg": "quota failed", "limit": "n", "key": hash, "op": "take", "class": "indeterminate", "err": quota.ErrIndeterminate.Error() + ": " + quota.ErrMisconfigured.Error()}},
 		{"caller left", func() { limiter.Take(canceled, "team-7/agent-1", 1) },
 			map[string]any{"level": "DEBUG", "msg": "quota failed", "limit": "n", "key": hash, "op": "take", "class": "canceled", "err": "context canceled"}},
 		{"no list", func() { limiter.ChargeAll(bg) },

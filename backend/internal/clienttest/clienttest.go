@@ -91,6 +91,12 @@ var tests = []struct {
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
 
+	{"holds/Killed", holderKilled},
+	{"holds/Frozen", holdsFrozen},
+	{"holds/Once", holdsOnce},
+	{"holds/Fleet", holdsFleet},
+	{"holds/Records", holdRecords},
+
 	{"refusals/States", refusedStates},
 	{"refusals/MaxClients", maxClients},
 	{"refusals/MemoryFull", memoryFull},

@@ -20,7 +20,16 @@ const (
 	kinds
 )
 
-var kindNames = [kinds]string{"bucket", "fixed", "first", "sliding", "log"}
+// Rules with holds.
+const (
+	heldBucket = kinds + iota
+	heldFirst
+	heldLog
+	concurrency
+	allKinds
+)
+
+var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency"}
 
 func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm {
 	switch k {
@@ -32,9 +41,18 @@ func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm 
 		return algorithm.FixedWindowFromFirst(limit, period)
 	case sliding:
 		return algorithm.SlidingWindow(limit, period)
-	default:
+	case slidingLog:
 		return algorithm.SlidingWindowLog(limit, period)
+	case concurrency:
+		return algorithm.Concurrency(limit, ttlOf(refill))
+	default:
+		return algorithm.Held(newRule([...]kind{bucket, first, slidingLog}[k-heldBucket], limit, refill, period), ttlOf(refill))
 	}
+}
+
+// ttlOf returns a ttl from one millisecond to a minute.
+func ttlOf(refill int64) time.Duration {
+	return time.Duration(1000+refill%60_000*1009) * time.Microsecond
 }
 
 type numbers struct {

@@ -356,8 +356,8 @@ func (q *list) asked() string {
 // Flags are added to the operation of a charge in a list: of a shadow, which must not deny it, and of the first charge of an
 // alternative but the first. A shadow alone has no list to deny.
 const (
-	shadowFlag      = 8
-	alternativeFlag = 16
+	shadowFlag      = 16
+	alternativeFlag = 32
 )
 
 // appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor", with flags added to op.

@@ -361,7 +361,7 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	p = &plan{rule: spec.Rule}
 	if scripted, ok := l.Algorithm().(driver.Scripted); ok {
 		var err error
-		if p.script, err = s.scripts.one(spec.Rule, scripted.Lua()); err != nil {
+		if p.script, err = s.scripts.one(spec.Rule, spec.Reads, scripted.Lua()); err != nil {
 			return nil, err
 		}
 		if p.script == nil && !s.crowded.Swap(true) {

@@ -210,7 +210,7 @@ func (h hopeful) Forecast(d quota.Decision, n int64) time.Duration {
 // Algorithms returns the broken algorithms.
 func Algorithms() []Algorithm {
 	var calls, scratch atomic.Int64
-	return []Algorithm{
+	return append([]Algorithm{
 		{"a state that is as fresh denies the whole capacity", "A1", "decides as the zero State", "want: as the zero State", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			if _, v := a.Decide(s, quota.Request{Op: quota.OpPeek}, now); fault && !s.IsZero() && v.ResetAfter == 0 && r.Op == quota.OpTake && r.Cost == 10 {
 				return s, quota.Verdict{Remaining: 10, RetryAfter: 1}
@@ -578,5 +578,5 @@ func Algorithms() []Algorithm {
 			}
 			return []quota.Algorithm{hopeful{bucket(10), late}}
 		}},
-	}
+	}, holders()...)
 }

@@ -202,7 +202,9 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 		for _, indexes := range firm {
 			alter := as
 			if !granted {
-				alter = func(c *quota.Charge, _ *quota.Decision) { c.Op, c.Cost, c.MadeAt = quota.OpPeek, 0, 0 }
+				alter = func(c *quota.Charge, _ *quota.Decision) {
+					c.Op, c.Cost, c.MadeAt, c.Held, c.Until = quota.OpPeek, 0, 0, 0, 0
+				}
 			}
 			err := part(indexes, alter, func(d *quota.Decision, is quota.Decision) {
 				if *d = is; !granted {
@@ -219,10 +221,18 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 					if c.Op == quota.OpPeek {
 						return
 					}
-					*c = quota.Charge{Limit: c.Limit, Key: c.Key, Op: quota.OpRefund, Cost: d.Charged, MadeAt: d.At}
+					if c.Op == quota.OpRenew { // a renewal stays
+						*c = quota.Charge{Limit: c.Limit, Key: c.Key, Op: quota.OpPeek}
+						return
+					}
+					back := quota.Charge{Limit: c.Limit, Key: c.Key, Op: quota.OpRefund, Cost: d.Charged, MadeAt: d.At}
+					if d.Held > 0 {
+						back = quota.Charge{Limit: c.Limit, Key: c.Key, Op: quota.OpSpend, Held: d.Held, Until: d.Until}
+					}
+					*c = back
 				}
 				err := part(indexes, refund, func(d *quota.Decision, is quota.Decision) {
-					d.Charged, d.Delay, d.Remaining, d.ResetAfter = 0, 0, is.Remaining, is.ResetAfter
+					d.Charged, d.Delay, d.Held, d.Until, d.Remaining, d.ResetAfter = 0, 0, 0, 0, is.Remaining, is.ResetAfter
 				})
 				if err != nil {
 					return err
@@ -260,7 +270,7 @@ var Splitting = &Store{Name: "says one group, and splits with a mark", Grade: dr
 
 // Stores returns the broken stores.
 func Stores() []*Store {
-	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted(), listings())
+	return slices.Concat(unclocked(), usual(), ids(), handles(), sizes(), closing(), splits(), panicking(), interrupted(), listings(), heldStores())
 }
 
 // usual are the mutants of all kinds.
