@@ -13,6 +13,7 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/observe/quotalog"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/resilience"
@@ -261,7 +262,7 @@ func open(ctx context.Context, c *Config) (*quota.Limiter, error) {
 		}
 		c.Store = store
 	}
-	return quota.NewLimiter(store, c.Limit, &quota.Options{LimitFor: c.LimitFor, Observers: c.Observers, MaxWaiters: c.MaxWaiters})
+	return quota.NewLimiter(store, c.Limit, &quota.Options{LimitFor: c.LimitFor, Observers: c.Observers, MaxWaiters: c.MaxWaiters, Notice: c.warn})
 }
 
 // guard puts policies around a store that fleet processes share.
@@ -320,14 +321,4 @@ func (c *Config) checkShare() (told bool, err error) {
 }
 
 // warn logs a notice.
-func (c *Config) warn(n quota.Notice) {
-	logger := c.Logger
-	if logger == nil {
-		logger = slog.Default()
-	}
-	attributes := []any{"notice", n.Name}
-	if n.Err != nil {
-		attributes = append(attributes, "err", n.Err)
-	}
-	logger.Warn("fleetquota: "+n.Text, attributes...)
-}
+func (c *Config) warn(n quota.Notice) { quotalog.Notices(c.Logger)(n) }

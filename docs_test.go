@@ -186,6 +186,11 @@ var checks = map[string]func(t *testing.T){
 			t.Errorf("got %d benchmarks, want 6:\n%s", n, out)
 		}
 	},
+	"go -C examples/observed run . -listen :8080": func(t *testing.T) {
+		if out := command(t, "go", "-C", "examples/observed", "run", ".", "-listen", "127.0.0.1:0", "-for", "500ms"); !strings.Contains(out, "/metrics") || !strings.Contains(out, ", 0 failed\n") {
+			t.Errorf("got\n%s\nwant the pages, and calls of which none failed", out)
+		}
+	},
 	"go generate ./conformance": func(t *testing.T) {
 		files, err := filepath.Glob("conformance/*.go")
 		if err != nil || !slices.ContainsFunc(files, func(file string) bool {

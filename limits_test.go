@@ -3,6 +3,8 @@ package fleetquota_test
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -11,9 +13,11 @@ import (
 
 	"github.com/fleetquota/fleetquota"
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/lease"
 	"github.com/fleetquota/fleetquota/backend/local"
+	"github.com/fleetquota/fleetquota/middleware/quotahttp"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/quotatest"
@@ -49,6 +53,14 @@ func (down) ChargeAll(context.Context, []quota.Charge, []quota.Decision) error {
 	return quota.ErrUnavailable
 }
 
+// notValid are limits by a part of their errors.
+var notValid = map[string]*quota.Limit{
+	"capacity is -1":   quota.NewLimit("n", algorithm.TokenBucket(-1, 1, time.Second)),
+	"limit is -2":      quota.NewLimit("n", algorithm.FixedWindow(-2, time.Second)), // another error under the same name
+	`limit name is ""`: quota.NewLimit("", algorithm.Unlimited),
+	"the zero Limit":   {},
+}
+
 // TestStoresRefuseALimitThatIsNotValid: stores and policies that get a charge from elsewhere than a limiter refuse it with the
 // error that its limit carries, in an outage too, and have the server do nothing.
 func TestStoresRefuseALimitThatIsNotValid(t *testing.T) {
@@ -73,12 +85,7 @@ func TestStoresRefuseALimitThatIsNotValid(t *testing.T) {
 	for name, s := range stores {
 		t.Run(name, func(t *testing.T) {
 			defer s.Close()
-			for reason, limit := range map[string]*quota.Limit{
-				"capacity is -1":   quota.NewLimit("n", algorithm.TokenBucket(-1, 1, time.Second)),
-				"limit is -2":      quota.NewLimit("n", algorithm.FixedWindow(-2, time.Second)), // another error under the same name
-				`limit name is ""`: quota.NewLimit("", algorithm.Unlimited),
-				"the zero Limit":   {},
-			} {
+			for reason, limit := range notValid {
 				c := quota.Charge{Limit: limit, Key: "g/k", Cost: 1}
 				withID := c
 				withID.ID = "id"
@@ -103,6 +110,50 @@ func TestOptionsRefuseALimitThatIsNotValid(t *testing.T) {
 	for text, err := range map[string]error{"Options.Limits[0]": leased, "Config.Limit": configured} {
 		if !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "capacity is -1") || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s with a capacity of -1: got %v, want ErrInvalid that names both", text, err)
+		}
+	}
+}
+
+// TestCallersAreToldOfALimitThatIsNotValid: all that a program hands a limit to fails with the error that the limit carries, and has the
+// database do nothing.
+func TestCallersAreToldOfALimitThatIsNotValid(t *testing.T) {
+	ok := quota.NewLimit("ok", algorithm.TokenBucket(10, 1, time.Minute))
+	store := quota.Must(driver.NewCAS(untouched{t}, nil))
+	held := local.New()
+	if _, err := held.Charge(t.Context(), quota.Charge{Limit: ok, Key: "g/k", Cost: 1}); err != nil {
+		t.Fatal(err)
+	}
+	one := func(_ quota.Decision, err error) error { return err }
+	all := func(_ quota.Result, err error) error { return err }
+	limiter := quota.Must(quota.NewLimiter(store, ok, nil))
+	for reason, limit := range notValid {
+		chosen := quota.Must(quota.NewLimiter(store, ok, &quota.Options{LimitFor: func(string) *quota.Limit { return limit }}))
+		c := quota.Charge{Limit: limit, Key: "g/k", Cost: 1}
+		var told error
+		handler := quota.Must(quotahttp.New(limiter, &quotahttp.Options{FailOpen: true, Error: func(_ *http.Request, err error) { told = err }},
+			quotahttp.By(func(*http.Request) (string, error) { return "g/k", nil }, ok, limit)))(http.NotFoundHandler())
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/", nil))
+		if answer.Code != http.StatusInternalServerError {
+			t.Errorf("a request by a limit of which %s: got status %d, want %d", reason, answer.Code, http.StatusInternalServerError)
+		}
+		_, made := quota.NewLimiter(store, limit, nil)
+		_, sibling := limiter.For(limit)
+		_, text := limit.MarshalText()
+		_, _, first := backend.List(t.Context(), held, backend.Listing{Limits: []*quota.Limit{limit}})
+		_, _, second := backend.List(t.Context(), held, backend.Listing{Limits: []*quota.Limit{ok, limit}})
+		_, _, each := backend.List(t.Context(), held, backend.Listing{LimitFor: func(string) *quota.Limit { return limit }})
+		for door, err := range map[string]error{
+			"NewLimiter": made, "For": sibling, "MarshalText": text, "Check": quota.Check([]quota.Charge{c}),
+			"ChargeAll": all(limiter.ChargeAll(t.Context(), quota.Charge{Key: "g/k", Cost: 1}, c)), "WaitAll": all(limiter.WaitAll(t.Context(), c)),
+			"TakeFirst":        func() error { _, err := limiter.TakeFirst(t.Context(), []quota.Charge{c}); return err }(),
+			"Take by LimitFor": one(chosen.Take(t.Context(), "g/k", 1)), "Wait by LimitFor": one(chosen.Wait(t.Context(), "g/k", 1)),
+			"Peek by LimitFor": one(chosen.Peek(t.Context(), "g/k", 1)), "List": first, "List of two": second, "List by LimitFor": each,
+			"quotahttp.By": told,
+		} {
+			if !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), reason) {
+				t.Errorf("%s with a limit of which %s: got %v, want ErrInvalid with that text", door, reason, err)
+			}
 		}
 	}
 }

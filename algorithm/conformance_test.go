@@ -102,5 +102,34 @@ func TestConformance(t *testing.T) {
 		test(t, algorithm.TokenBucket(1<<52-1, 1_000_000, time.Microsecond))
 		test(t, algorithm.TokenBucket(5<<40, 5<<40, 30*24*time.Hour))
 	})
+	const minute, day = time.Minute, 24 * time.Hour
+	for k, of := range windows {
+		t.Run("Held "+k.String(), func(t *testing.T) {
+			test(t,
+				algorithm.Held(of(10, minute), 10*time.Second),
+				algorithm.Held(of(10, minute), 100*time.Second),
+				algorithm.Held(of(100_000, day), 7*minute),
+				algorithm.Held(of(1<<40, time.Hour), time.Millisecond),
+				algorithm.Held(of(0, time.Second), 1234567*time.Microsecond),
+			)
+		})
+	}
+	t.Run("Held "+bucket.String(), func(t *testing.T) {
+		test(t,
+			algorithm.Held(algorithm.TokenBucket(10, 3, 2*time.Second), 3*time.Second),
+			algorithm.Held(algorithm.TokenBucket(10, 3, 2*time.Second), 30*time.Second),
+			algorithm.Held(algorithm.TokenBucket(1_000_000_000, 1_000_000_007, time.Hour), minute),
+			algorithm.Held(algorithm.TokenBucket(10, 1, year), time.Hour),
+		)
+		test(t, algorithm.Held(algorithm.TokenBucket(5<<40, 5<<40, 30*day), 10*year))
+	})
+	t.Run("Concurrency", func(t *testing.T) {
+		test(t,
+			algorithm.Concurrency(10, minute),
+			algorithm.Concurrency(3, time.Second),
+			algorithm.Concurrency(1<<52-1, 10*year),
+			algorithm.Concurrency(0, time.Millisecond),
+		)
+	})
 	t.Run("stateless", func(t *testing.T) { test(t, algorithm.DenyAll, algorithm.Unlimited) })
 }

@@ -16,6 +16,10 @@ var (
 	calendarLua string
 	//go:embed stateless.lua
 	statelessLua string
+	//go:embed held.lua
+	heldLua string
+	//go:embed pool.lua
+	poolLua string
 )
 
 // Lua returns the rule's Lua, see driver.Scripted.

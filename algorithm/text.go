@@ -11,7 +11,7 @@ import (
 )
 
 // forms are the texts that Parse reads.
-const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-from-first", "100/24h offset 8h fixed", "100/month Europe/Berlin anchor 15 at 8h calendar", "1000 burst 10/s bucket", "deny-all" or "unlimited"`
+const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-from-first", "100/24h offset 8h fixed", "100/month Europe/Berlin anchor 15 at 8h calendar", "1000 burst 10/s bucket", "10 concurrent 1m", "deny-all" or "unlimited", and but for the last three each followed by "held 1m"`
 
 // Parse returns the rule that a text describes. The algorithms of this package have such texts: String and MarshalText
 // give them, and Parse of the text of a constructor's rule gives a rule with the same Spec. (A share of a rule, see
@@ -23,6 +23,8 @@ const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-f
 //	100/24h fixed             FixedWindow(100, 24*time.Hour)
 //	100/24h offset 8h fixed   FixedWindowOffset(100, 24*time.Hour, 8*time.Hour)
 //	100/24h fixed-from-first  FixedWindowFromFirst(100, 24*time.Hour)
+//	10 concurrent 1m          Concurrency(10, time.Minute)
+//	100/1m sliding held 5m    Held(SlidingWindow(100, time.Minute), 5*time.Minute), and so for all rules above but Concurrency
 //	deny-all                  DenyAll
 //	unlimited                 Unlimited
 //
@@ -37,6 +39,20 @@ const forms = `"100/1m sliding", "100/1m log", "100/24h fixed", "100/24h fixed-f
 // where it has no number: 10/s is 10/1s. One space stands between words, in lower case. Any other text is
 // [quota.ErrInvalid], and so are numbers that the constructor refuses.
 func Parse(text string) (quota.Algorithm, error) {
+	rule, ttl, isHeld := strings.Cut(text, " held ")
+	inner, err := parseRule(rule)
+	if err != nil || !isHeld {
+		return inner, err
+	}
+	d, err := parseSpan(text, "ttl", ttl)
+	if err != nil {
+		return nil, err
+	}
+	return parsed(text)(makeHeld(inner, d))
+}
+
+// parseRule reads a rule without holds, or that of Concurrency.
+func parseRule(text string) (quota.Algorithm, error) {
 	switch text {
 	case "deny-all":
 		return DenyAll, nil
@@ -75,6 +91,16 @@ func Parse(text string) (quota.Algorithm, error) {
 			return nil, err
 		}
 		return parsed(text)(makeCalendar(limit, period))
+	} else if n == 3 && words[1] == "concurrent" {
+		tokens, err := parseNumber(text, "n", words[0])
+		if err != nil {
+			return nil, err
+		}
+		ttl, err := parseSpan(text, "ttl", words[2])
+		if err != nil {
+			return nil, err
+		}
+		return parsed(text)(makeConcurrency(tokens, ttl))
 	} else if n == 2 {
 		if window := windows[words[1]]; window != nil {
 			limit, span, err := parseRate(text, words[0])
@@ -119,6 +145,7 @@ func parseRate(text, rate string) (int64, time.Duration, error) {
 	return n, d, err
 }
 
+// parseSpan reads the span in a field, such as 1m30s.
 func parseSpan(text, field, span string) (time.Duration, error) {
 	d, err := time.ParseDuration(span)
 	if err != nil || strings.Trim(span, "0123456789hmsu") != "" {

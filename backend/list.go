@@ -17,7 +17,8 @@ import (
 type Listing struct {
 	// Limits are the limits whose keys are listed, each of another name.
 	Limits []*quota.Limit
-	// LimitFor chooses the limit of a key before Limits do, as that of quota.Options does; nil, or a nil result, chooses none.
+	// LimitFor chooses the limit of a key before Limits do, as that of quota.Options does; nil, or a nil result, chooses none. A
+	// limit that is not valid ends the listing with its error.
 	// It may be called concurrently.
 	//
 	// A key is listed if it is kept under the name of the limit that LimitFor chooses, or of one of Limits. Without both, keys
@@ -105,8 +106,13 @@ func List(ctx context.Context, s quota.Store, l Listing) (keys []Listed, next st
 	for _, k := range page.Keys {
 		limit := names[k.Limit]
 		if l.LimitFor != nil {
-			if chosen := l.LimitFor(k.Key); chosen != nil && chosen.Name() == k.Limit {
-				limit = chosen
+			if chosen := l.LimitFor(k.Key); chosen != nil {
+				if err := chosen.Err(); err != nil {
+					return nil, "", fmt.Errorf("backend: Listing.LimitFor chose a limit that is not valid: %w", err)
+				}
+				if chosen.Name() == k.Limit {
+					limit = chosen
+				}
 			}
 		}
 		if limit != nil || l.LimitFor == nil && l.Limits == nil {

@@ -71,6 +71,7 @@ type AlgorithmHarness struct {
 //	A19 Ahead      OpAhead charges as a debit does what refill repays in time, says when, and charges nothing else
 //	A20 Floor      a take with a floor is admitted where a peek of both is, charges its cost, and waits as that peek says
 //	A21 UpTo       OpUpTo takes the tokens that are left above the floor, at most its cost, or waits for the least
+//	A22 Holds      OpHold holds what a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves what is held and brings nothing back
 //	A23 Windows    the whole capacity comes back at the given boundaries and at no other time; needs AlgorithmHarness.Boundaries
 //
 // The search is random and starts at the boundaries. A failure shows the shortest trace found, and the seed:
@@ -157,11 +158,12 @@ var (
 	a19 = &rule{"A19", "Ahead", "OpAhead charges as a debit does what refill repays in time, says when, and charges nothing else"}
 	a20 = &rule{"A20", "Floor", "a take with a floor is admitted where a peek of both is, charges its cost, and waits as that peek says"}
 	a21 = &rule{"A21", "UpTo", "OpUpTo takes the tokens that are left above the floor, at most its cost, or waits for the least"}
+	a22 = &rule{"A22", "Holds", "OpHold holds what a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves what is held and brings nothing back"}
 	a23 = &rule{"A23", "Windows", "the whole capacity comes back at the given boundaries and at no other time"}
 )
 
 var algorithmRules = []*rule{a1, a2, a3, a4, a5, a6, a7, a8, a9,
-	a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a23}
+	a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23}
 
 // result returns the search's result for a rule.
 func (p *prober) result(r *rule) Result {

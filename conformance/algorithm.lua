@@ -31,7 +31,7 @@ local function decide(kernel, line)
     for _, x in ipairs({text(u), text(a), text(b), text(c)}) do answer[#answer + 1] = x end
     for i = 1, #(out or {}) do answer[#answer + 1] = text(out[i]) end
   end
-  if n[5] == 6 and allowed then answer[#answer + 1] = 'taken ' .. text(taken) end
+  if allowed and n[5] >= 6 and n[5] ~= 8 then answer[#answer + 1] = 'taken ' .. text(taken) end
   -- Some servers cannot join thousands at once.
   local parts = {}
   for i = 1, #answer, 1024 do parts[#parts + 1] = concat(answer, ' ', i, min(i + 1023, #answer)) end

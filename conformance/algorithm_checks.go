@@ -30,6 +30,9 @@ func (x *situation) check() {
 	x.checkFresh()
 	x.checkFloor()
 	x.checkUpTo()
+	if x.spec().TTL > 0 && !x.back {
+		x.checkHolds()
+	}
 	if x.spec().Ahead && !(x.mixed && x.back) {
 		x.checkAhead()
 	}
@@ -101,6 +104,9 @@ func (x *situation) checkState() {
 
 func (x *situation) checkVerdict() {
 	v, capacity, floor := &x.v, x.spec().Capacity, -x.spec().Debt
+	if x.spec().TTL > 0 {
+		floor -= capacity // which may be held beside the debt
+	}
 	switch {
 	case v.Allowed != (v.RetryAfter == 0) && x.req.Op != quota.OpAhead:
 		x.fail(a11, "got: %s; want: RetryAfter 0 where it is allowed, and only there", showVerdict(*v))
@@ -140,7 +146,7 @@ func (x *situation) checkTraceless() {
 	if idle && x.v.Write && !x.ahead {
 		x.fail(a3, "got: Write, and %+v instead of %+v; want: no Write", x.answer, x.before)
 	}
-	if idle || x.req.Cost == 0 && x.req.Op != quota.OpReset {
+	if idle || x.req.Cost == 0 && x.req.Op != quota.OpReset && x.req.Op != quota.OpSpend && x.req.Op != quota.OpRenew {
 		if prior := x.peek(x.before, 0, x.now); prior.Remaining != x.v.Remaining || prior.ResetAfter != x.v.ResetAfter {
 			x.fail(a3, "got: %s, where remaining was %d, reset after %d; want: no difference", showVerdict(x.v), prior.Remaining, prior.ResetAfter)
 		}
@@ -184,6 +190,9 @@ func (x *situation) checkDebit() {
 	}
 	prior := x.prior()
 	want := max(prior-min(x.req.Cost, exact), min(prior, -x.spec().Debt))
+	if x.spec().TTL > 0 && x.v.Remaining < -x.spec().Debt && x.v.Remaining >= prior-min(x.req.Cost, exact) {
+		return // so many tokens are held beside the debt
+	}
 	if x.v.Remaining != want {
 		x.fail(a12, "got: %d remained and %d were debited, remaining %d; want: %d", prior, x.req.Cost, x.v.Remaining, want)
 	}

@@ -107,6 +107,9 @@ func (p *prober) luaAnswer(s *sample) string {
 		}
 		text += fmt.Sprint(" taken ", min(s.req.Cost, left, 1<<52))
 	}
+	if (s.req.Op == quota.OpHold || s.req.Op == quota.OpRenew) && s.v.Allowed {
+		text += fmt.Sprint(" taken ", int64(p.specs[s.by].Lapse(s.now)))
+	}
 	return text
 }
 

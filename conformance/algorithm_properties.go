@@ -41,6 +41,9 @@ func (p *prober) spec() bool {
 	for _, r := range algorithmRules {
 		p.skips[r] = reason
 	}
+	if reason == "" && spec.TTL == 0 {
+		p.skips[a22] = "the algorithm has no holds, says its Spec"
+	}
 	if reason == "" && !spec.Ahead {
 		p.skips[a19] = "the algorithm does not decide OpAhead, says its Spec"
 	}
@@ -257,7 +260,7 @@ func (p *prober) hostile() {
 		if len(p.seen) > 0 && rng.IntN(3) == 0 {
 			s = p.seen[rng.IntN(len(p.seen))].state
 		}
-		r := quota.Request{Op: quota.Op(rng.IntN(8)), Cost: number(rng) & math.MaxInt64, Arg: quota.Micros(number(rng)), Floor: number(rng) & math.MaxInt64 * int64(rng.IntN(2))}
+		r := quota.Request{Op: quota.Op(rng.IntN(11)), Cost: number(rng) & math.MaxInt64, Arg: quota.Micros(number(rng)), Floor: number(rng) & math.MaxInt64 * int64(rng.IntN(2))}
 		now := quota.Micros(number(rng))
 		given := slices.Clone(s.Tail)
 		var last any

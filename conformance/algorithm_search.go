@@ -136,6 +136,7 @@ type situation struct {
 	head        quota.Micros // the state was written at this time at the latest
 	mixed, back bool         // whether several algorithms wrote the state, and whether the clock stepped back
 	charged     []quota.Micros
+	holds       []hold
 
 	// The last move, and its answer.
 	move
@@ -144,6 +145,12 @@ type situation struct {
 	answer quota.State
 	v      quota.Verdict
 	faults map[*rule]string
+}
+
+// hold is a hold that was made or renewed: its tokens, and when it lapses.
+type hold struct {
+	tokens int64
+	until  quota.Micros
 }
 
 func (x *situation) algorithm() quota.Algorithm { return x.p.family[x.by] }
@@ -174,6 +181,12 @@ func (x *situation) do(m move) {
 	}
 	if x.v.Allowed && m.req.Op != quota.OpPeek {
 		x.charged = append(x.charged, m.now)
+	}
+	switch {
+	case x.v.Allowed && m.req.Op == quota.OpHold:
+		x.holds = append(x.holds, hold{m.req.Cost, x.spec().Lapse(m.now)})
+	case x.v.Allowed && m.req.Op == quota.OpRenew:
+		x.holds = append(x.holds, hold{m.req.Floor, x.spec().Lapse(m.now)})
 	}
 }
 
@@ -265,6 +278,9 @@ func (p *prober) note(x *situation) {
 // request returns a random request.
 func (p *prober) request(x *situation, by int) quota.Request {
 	r := quota.Request{Cost: p.cost(p.specs[by].Capacity, x.v.Remaining)}
+	if p.specs[by].TTL > 0 && p.rng.IntN(2) == 0 {
+		return p.holding(x, r)
+	}
 	if p.rng.IntN(6) == 0 {
 		rest := max(x.v.Remaining-min(r.Cost, exact), 0)
 		r.Floor = []int64{1, rest, rest + 1, p.cost(p.specs[by].Capacity, x.v.Remaining)}[p.rng.IntN(4)]
@@ -294,6 +310,28 @@ func (p *prober) request(x *situation, by int) quota.Request {
 			r.Op = quota.OpAhead
 			r.Arg = []quota.Micros{0, 1, min(x.v.RetryAfter, quota.MaxNumber), quota.Micros(p.rng.Int64N(int64(p.scale) + 1)), p.scale, quota.MaxNumber}[p.rng.IntN(6)]
 		}
+	}
+	return r
+}
+
+// holding returns a random request that makes, ends or renews a hold.
+func (p *prober) holding(x *situation, r quota.Request) quota.Request {
+	r.Op = []quota.Op{quota.OpHold, quota.OpHold, quota.OpHold, quota.OpSpend, quota.OpSpend, quota.OpRenew}[p.rng.IntN(6)]
+	if r.Op == quota.OpHold {
+		if p.rng.IntN(6) == 0 {
+			r.Floor = max(x.v.Remaining-min(r.Cost, exact), 0) + p.rng.Int64N(2)
+		}
+		return r
+	}
+	of := hold{tokens: min(r.Cost, exact), until: origin}
+	if n := len(x.holds); n > 0 && p.rng.IntN(10) > 0 {
+		of = x.holds[n-1-p.rng.IntN(min(n, 4))]
+	}
+	if r.Arg, r.Floor = of.until, min(of.tokens, exact); p.rng.IntN(4) == 0 {
+		r.Floor += p.rng.Int64N(3) - min(r.Floor, 1)
+	}
+	if r.Op == quota.OpRenew || p.rng.IntN(2) == 0 {
+		r.Cost = 0
 	}
 	return r
 }
@@ -331,8 +369,14 @@ func (p *prober) forward(x *situation) quota.Micros {
 	case 2:
 		return some(1000)
 	case 3:
+		if spec := x.spec(); spec.TTL > 0 && p.rng.IntN(2) == 0 {
+			return spec.Lapse(x.now) - x.now - some(1)
+		}
 		return p.scale
 	case 4:
+		if spec := x.spec(); spec.TTL > 0 && p.rng.IntN(2) == 0 {
+			return some(quota.Micros(spec.TTL.Microseconds()) / 3)
+		}
 		return some(2 * p.scale)
 	case 5, 6:
 		if v.RetryAfter < latest {
@@ -362,6 +406,14 @@ func (p *prober) plain() [][]move {
 		{take(1, 0), op(quota.OpRefund, 1, 0), op(quota.OpRefund, 1, 0), take(c, 0), take(1, 0)},
 		{take(c, 0), op(quota.OpDebit, 1, 0), op(quota.OpDebit, c, 1), op(quota.OpRefund, c, 2), op(quota.OpReset, 0, 3), take(c, 4)},
 		{op(quota.OpDebit, math.MaxInt64, 0), op(quota.OpDebit, 1, 1), take(0, 2), op(quota.OpReset, 0, 3)},
+	}
+	if ttl := quota.Micros(p.specs[0].TTL.Microseconds()); ttl > 0 {
+		lapse := p.specs[0].Lapse(origin)
+		hold := func(o quota.Op, n, held int64, at quota.Micros) move {
+			return move{req: quota.Request{Op: o, Cost: n, Floor: held, Arg: lapse}, now: origin + at}
+		}
+		traces = append(traces, []move{hold(quota.OpHold, c, 0, 0), take(1, 1), hold(quota.OpSpend, c/2, c, ttl/2), take(c, p.scale)},
+			[]move{hold(quota.OpHold, 1, 0, 0), take(1, 1), hold(quota.OpRenew, 0, 1, ttl-1), hold(quota.OpRenew, 0, 1, lapse-origin), take(c, 3*ttl)})
 	}
 	if p.specs[0].Ahead {
 		ahead := func(n int64, within, at quota.Micros) move {
@@ -439,6 +491,8 @@ func (p *prober) show(trace []move) string {
 			fmt.Fprintf(&b, " within %d", m.req.Arg)
 		} else if m.req.Op == quota.OpUpTo {
 			fmt.Fprintf(&b, ", at least %d,", m.req.Arg)
+		} else if m.req.Op == quota.OpSpend || m.req.Op == quota.OpRenew {
+			fmt.Fprintf(&b, " until %d of the held", m.req.Arg-origin)
 		}
 		if m.req.Floor > 0 {
 			fmt.Fprintf(&b, " above %d", m.req.Floor)

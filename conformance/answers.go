@@ -56,6 +56,9 @@ func show(cs []quota.Charge) string {
 		if c.Op == quota.OpUpTo {
 			fmt.Fprintf(&b, ", at least %d,", c.Least)
 		}
+		if c.Op == quota.OpSpend || c.Op == quota.OpRenew {
+			fmt.Fprintf(&b, " of %d held until %d", c.Held, c.Until)
+		}
 		if c.Floor > 0 {
 			fmt.Fprintf(&b, " above %d", c.Floor)
 			if c.FloorOf > 0 {
@@ -105,6 +108,9 @@ func decisions(ds []quota.Decision) string {
 		if d.Source != quota.FromStore {
 			flags += " by " + d.Source.String()
 		}
+		if d.Until != 0 {
+			flags += fmt.Sprintf(" holding %d until %d", d.Held, d.Until)
+		}
 		texts[i] = fmt.Sprintf("%s, limit %d, remaining %d, charged %d, retry after %v, reset after %v, delay %v, at %d",
 			flags, d.Capacity, d.Remaining, d.Charged, d.RetryAfter, d.ResetAfter, d.Delay, d.At)
 	}
@@ -140,6 +146,7 @@ func differing(got []quota.Decision, err error, want []quota.Decision) string {
 			{"Allowed", g.Allowed == w.Allowed}, {"Source", g.Source == w.Source}, {"Split", g.Split == w.Split}, {"Replayed", g.Replayed == w.Replayed},
 			{"Limit", g.Capacity == w.Capacity}, {"Remaining", g.Remaining == w.Remaining}, {"Charged", g.Charged == w.Charged}, {"RetryAfter", g.RetryAfter == w.RetryAfter},
 			{"ResetAfter", g.ResetAfter == w.ResetAfter}, {"Delay", g.Delay == w.Delay}, {"At", g.At == w.At}, {"Shadow", g.Shadow == w.Shadow},
+			{"Held", g.Held == w.Held}, {"Until", g.Until == w.Until},
 		} {
 			if !f.same && !slices.Contains(names, f.name) {
 				names = append(names, f.name)

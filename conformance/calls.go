@@ -45,17 +45,25 @@ func (h *handle) close() (err error) {
 // error.
 func (h *handle) called(err *error, method string, cs ...quota.Charge) func() {
 	text := method + show(cs)
-	h.t.mu.Lock()
-	h.t.calls[&text] = struct{}{}
-	h.t.mu.Unlock()
+	returned := h.t.begun(&text)
 	return func() {
 		if v := recover(); v != nil {
 			*err = fmt.Errorf("the store panicked on %s: %v\n%s", text, v, stackOfPanic())
 		}
-		h.t.progress.Add(1)
-		h.t.mu.Lock()
-		delete(h.t.calls, &text)
-		h.t.mu.Unlock()
+		returned()
+	}
+}
+
+// begun notes that a call is under way, and returns the function that notes its end.
+func (t *trial) begun(text *string) (returned func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.calls[text] = struct{}{}
+	return func() {
+		t.progress.Add(1)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.calls, text)
 	}
 }
 
@@ -127,24 +135,27 @@ func (t *trial) used(h *handle, l *quota.Limit, key string) int64 {
 	return l.Spec().Capacity - d.Remaining
 }
 
-// retry counts the tries of a call.
+// retry counts the tries of a call, and the time that they took: less than passed, on a machine that is slow.
 type retry struct {
-	t     *trial
-	start time.Time
-	tries int
+	t      *trial
+	last   time.Time
+	waited float64 // ns
+	tries  int
 }
 
-func (t *trial) retry() *retry { return &retry{t: t, start: time.Now()} }
+func (t *trial) retry() *retry { return &retry{t: t, last: time.Now()} }
 
 // again waits a little, longer each time, and reports whether the caller should try again. After the suite gave up on a
-// call once, it waits less for the next calls.
+// call once, it waits less for the next calls, unless it asks whether the store answers at all.
 func (r *retry) again() bool {
 	s := r.t.suite
 	patience := r.t.patience()
-	if s.gaveUp.Load() {
+	if s.gaveUp.Load() && !r.t.of.first {
 		patience /= 20
 	}
-	if r.tries++; r.tries > 20 && time.Since(r.start) > patience {
+	r.waited += float64(time.Since(r.last)) / s.slowness()
+	r.last = time.Now()
+	if r.tries++; r.tries > 20 && r.waited > float64(patience) {
 		s.gaveUp.Store(true)
 		return false
 	}

@@ -101,3 +101,53 @@ func rulesWithoutState(t *trial) {
 	}
 	t.perform(trace)
 }
+
+// getsHolds changes limits that hold state to their rule with holds, which goes on with what was consumed.
+func getsHolds(t *trial) {
+	var trace []step
+	for i, k := range builtIn {
+		name := fmt.Sprintf("plan%d", i)
+		n := numbers{10, 10, year}
+		was, is := t.named(name, k, n), t.named(name, heldKind(k.name+", held", k.make), n)
+		add := func(list bool, c quota.Charge, of int) {
+			c.Key = "g/k"
+			s := step{id: 1 + len(trace), list: list, charges: []charge{{Charge: c, receipt: receipt{of, 0}}}}
+			if list && driver.AtomicityOf(t.open(Opening{}).store) != driver.OneKey {
+				s.charges = append(s.charges, charge{Charge: quota.Charge{Limit: is, Key: "g/other", Cost: 1}})
+			}
+			trace = append(trace, s)
+		}
+		add(false, quota.Charge{Limit: was, Cost: 3}, 0)
+		add(i%2 == 0, quota.Charge{Limit: is, Op: quota.OpPeek}, 0)
+		add(i%2 == 1, quota.Charge{Limit: is, Op: quota.OpHold, Cost: 4}, 0)
+		hold := len(trace)
+		add(false, quota.Charge{Limit: is, Cost: 4}, 0)
+		add(i%2 == 1, quota.Charge{Limit: is, Op: quota.OpSpend, Cost: 1}, hold)
+		add(i%2 == 0, quota.Charge{Limit: is, Cost: 6}, 0)
+	}
+	t.perform(trace)
+}
+
+// heldRepeats grants ids to holds and renewals, and repeats them when the limit has another TTL: the receipt stays, and is good.
+func heldRepeats(t *trial) {
+	var trace []step
+	for i, k := range heldKinds {
+		name := fmt.Sprint("plan", i)
+		was, is := t.named(name, k, numbers{10, 9, year}), t.named(name, k, numbers{10, 70, year})
+		add := func(l *quota.Limit, id string, c quota.Charge, of int) int {
+			c.Limit, c.Key, c.ID = l, "g/k", id
+			trace = append(trace, step{id: 1 + len(trace), list: i%2 == 0, other: len(trace)%2 == 0, charges: []charge{{Charge: c, receipt: receipt{of, 0}}}})
+			return len(trace)
+		}
+		for n, by := range []*quota.Limit{is, was} {
+			hold, renewal := fmt.Sprint("hold", i, n), fmt.Sprint("renewal", i, n)
+			add(was, hold, quota.Charge{Op: quota.OpHold, Cost: 4}, 0)
+			made := add(is, hold, quota.Charge{Op: quota.OpHold, Cost: 4}, 0)
+			add(by, renewal, quota.Charge{Op: quota.OpRenew}, made)
+			made = add(was, renewal, quota.Charge{Op: quota.OpRenew}, made)
+			add(is, "", quota.Charge{Op: quota.OpSpend, Cost: 1}, made)
+			add(was, "", quota.Charge{Op: quota.OpPeek}, 0)
+		}
+	}
+	t.perform(trace)
+}

@@ -168,7 +168,7 @@ func (t *trial) quiet(label string, before, n int, when string) {
 	const looks = 20
 	var now int
 	var stacks string
-	for range looks {
+	for looked := 0.0; looked < looks; looked += 1 / t.suite.slowness() {
 		if now, stacks = t.labelled(label); now < before+n {
 			return
 		}

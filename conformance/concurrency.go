@@ -197,6 +197,8 @@ func linearizable(t *trial) {
 				Init: func() any { return strings.Repeat("\n", len(names)-1) },
 				Step: model.step,
 			}
+			t.own.Add(1)
+			defer t.own.Add(-1)
 			if porcupine.CheckOperationsTimeout(m, all, 10*time.Second) == porcupine.Illegal {
 				t.fatalf("No order of these calls explains the answers, each at the time it tells; from and to are when it began and ended.%s\n\t%q is %s", history(m, all), l.Name(), t.describe(l))
 			}

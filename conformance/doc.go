@@ -46,7 +46,8 @@
 //
 // # No false positives
 //
-// A correct store passes on any machine and with any clock: the suite never takes passing time for a fault. It compares
+// A correct store passes on any machine and with any clock: the suite never takes passing time for a fault, and waits for a store
+// longer where other work slows the machine down. It compares
 // verdicts with the Go kernels at Decision.At, the store's own time, so that a real clock is as exact as a clock that
 // the suite sets. Some faults show only in some runs; the suite may miss one.
 //

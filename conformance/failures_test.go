@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -143,7 +144,7 @@ func hanging(t *testing.T) Harness {
 	})
 }
 
-func waitFor(stuck chan struct{}) { <-stuck }
+func waitFor(stuck <-chan struct{}) { <-stuck }
 
 // While the suite looks at goroutines, no call returns, however long that takes.
 func TestOwnWorkIsNoHang(t *testing.T) {
@@ -157,6 +158,15 @@ func TestOwnWorkIsNoHang(t *testing.T) {
 	time.AfterFunc(200*time.Millisecond, func() { close(done) })
 	if !busy.watch(done) {
 		t.Error("200 ms of the suite's own work, with a patience of 30 ms: got a store that hangs, want none")
+	}
+	r := s.try(t, &testCase{rule: s1, name: "a trace that waits", run: func(t *trial) {
+		l := t.named("tokens", tokenBucket, numbers{10, 10, time.Second})
+		if wrong, _, err := t.replay([]step{{id: 1, wait: 200 * time.Millisecond, charges: []charge{{Charge: quota.Charge{Limit: l, Key: "k"}}}}}, false); wrong != "" || err != nil {
+			t.fatalf("%s, %v", wrong, err)
+		}
+	}})
+	if r.Outcome != Passed {
+		t.Errorf("a trace that waits for 200 ms, with a patience of 30 ms: got %+v, want it passed", r)
 	}
 	if newTrial(s, t, cases()[1]).watch(make(chan struct{})) {
 		t.Error("a case without an end: got no store that hangs, want one")
@@ -173,6 +183,108 @@ func TestHangIsAFailure(t *testing.T) {
 	}
 }
 
+// prompt is a store whose calls return by their deadline, and their errors after a while.
+type prompt struct {
+	quota.Store
+	until <-chan struct{}
+}
+
+func (s prompt) Prompt() bool { return true }
+
+func (s prompt) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	d, err := s.Store.Charge(ctx, c)
+	if err != nil && ctx.Err() != nil {
+		<-s.until
+	}
+	return d, err
+}
+
+// A store that a busy machine lets do little is waited for as much longer: here until the suite has asked some times how busy the machine
+// is. On one that is not busy the same store fails.
+func TestBusyMachine(t *testing.T) {
+	t.Parallel()
+	wait := func(until <-chan struct{}) Harness {
+		return broken(func(_ []quota.Charge, _ []quota.Decision, decide func() error) error {
+			<-until
+			return decide()
+		})
+	}
+	for name, c := range map[string]struct {
+		of, says string
+		asked    int64
+		patience time.Duration
+		harness  func(until <-chan struct{}) Harness
+	}{
+		"a call that takes long": {"S1_Meaning/answers", "no call has returned for", 40, 90 * time.Millisecond, wait},
+		"Open that takes long": {"S1_Meaning/answers", "under way are\n\tHarness.Open", 40, 90 * time.Millisecond, func(until <-chan struct{}) Harness {
+			h := newMemory().harness()
+			open := h.Open
+			h.Open = func(t testing.TB, o Opening) quota.Store {
+				<-until
+				return open(t, o)
+			}
+			return h
+		}},
+		"a call that is refused": {"S1_Meaning/answers", "want an answer", 60, 90 * time.Millisecond, func(until <-chan struct{}) Harness {
+			return broken(func(_ []quota.Charge, _ []quota.Decision, decide func() error) error {
+				select {
+				case <-until:
+					return decide()
+				default:
+					return quota.ErrUnavailable
+				}
+			})
+		}},
+		"a goroutine that ends late": {"S8_Close/goroutines", "goroutines more", 30, 90 * time.Millisecond, func(until <-chan struct{}) Harness {
+			return broken(func(_ []quota.Charge, _ []quota.Decision, decide func() error) error {
+				go waitFor(until)
+				return decide()
+			})
+		}},
+		"a deadline that is met late": {"C7_Prompt/frozen", "had not returned 2s after", 40, 6 * time.Second, func(until <-chan struct{}) Harness {
+			m := newMemory()
+			h := m.harness()
+			h.Open = func(t testing.TB, o Opening) quota.Store { return prompt{m.open(t, o), until} }
+			h.Fault = func(t testing.TB, o Opening) (quota.Store, func(Fault)) {
+				s, set := m.broken(nil)(t, o)
+				return prompt{s, until}, set
+			}
+			return h
+		}},
+	} {
+		for slow, want := range map[float64]Outcome{1: Failed, 1000: Passed} {
+			t.Run(fmt.Sprintf("%s, %v times as slow", name, slow), func(t *testing.T) {
+				t.Parallel()
+				until := make(chan struct{})
+				release := sync.OnceFunc(func() { close(until) })
+				defer release()
+				var asked atomic.Int64
+				r, err := examine(t, c.harness(until), options{only: []string{c.of}, patience: c.patience, slowness: func() float64 {
+					if slow > 1 && asked.Add(1) == c.asked {
+						release()
+					}
+					return slow
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := r.Results[0]; got.Outcome != want || want == Failed && !strings.Contains(got.Text, c.says) {
+					t.Errorf("got %s, %q; want %s, and if it fails %q", got.Outcome, got.Text, want, c.says)
+				}
+			})
+		}
+	}
+}
+
+// The machine is measured.
+func TestSlowness(t *testing.T) {
+	if n := slowness(); n < 1 {
+		t.Errorf("slowness: got %v, want 1 or more", n)
+	}
+}
+
+func idle() float64 { return 1 } // a machine
+
 // A store that answers no call is told so once, in seconds, with the stacks of its calls alone.
 func TestHopelessRun(t *testing.T) {
 	t.Parallel()
@@ -188,7 +300,7 @@ func TestHopelessRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			r, err := examine(t, h, options{patience: time.Second})
+			r, err := examine(t, h, options{patience: time.Second, slowness: idle})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -218,7 +330,7 @@ func TestHangsNowAndThen(t *testing.T) {
 		}
 		return decide()
 	})
-	r, err := examine(t, h, options{patience: time.Second})
+	r, err := examine(t, h, options{patience: time.Second, slowness: idle})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +414,7 @@ func TestErrorsAreFailures(t *testing.T) {
 		return decide()
 	})
 	start := time.Now()
-	r, err := examine(t, h, options{patience: time.Second})
+	r, err := examine(t, h, options{patience: time.Second, slowness: idle})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -209,7 +209,7 @@ func limitUnderFaults(t *trial) {
 }
 
 // frozen freezes the server of a store that says it is prompt. Calls must return within 2 s after their deadline. The
-// time is counted in ticks, and a process that is stopped counts none.
+// time is counted in ticks, and counts as watch does it.
 func frozen(t *trial) {
 	if !driver.IsPrompt(t.open(Opening{}).store) {
 		t.excusef("the store does not say that it is prompt")
@@ -233,11 +233,12 @@ func frozen(t *trial) {
 		ticker := time.NewTicker(100 * time.Millisecond)
 		var r result
 		waiting := true
-		for ticks := 0; waiting && ticks < 21; ticks++ {
+		for ticks := 0.0; waiting && ticks < 21; {
 			select {
 			case r = <-returned:
 				waiting = false
 			case <-ticker.C:
+				ticks += 1 / t.suite.slowness()
 			}
 		}
 		ticker.Stop()

@@ -58,11 +58,24 @@ var (
 		{"Unlimited", func(numbers) quota.Algorithm { return algorithm.Unlimited }},
 	}
 
+	// heldKinds are rules with holds, whose ttl follows from the number of tokens that come back.
+	heldKinds = []kind{
+		heldKind("TokenBucket, held", tokenBucket.make), heldKind("FixedWindow, held", fixedWindow.make), heldKind("SlidingWindowLog, held", slidingLog.make),
+		{"Concurrency", func(n numbers) quota.Algorithm { return algorithm.Concurrency(n.limit, ttlOf(n)) }},
+	}
+
 	builtIn = []kind{tokenBucket, fixedWindow, fromFirst, slidingWindow, slidingLog}
 	kinds   = append(slices.Clip(builtIn), goOnly)
 	// random are the kinds of random traces.
 	random = append(slices.Clip(kinds), offsetWindow, calendar)
 )
+
+// heldKind returns the kind of a rule with holds.
+func heldKind(name string, inside func(n numbers) quota.Algorithm) kind {
+	return kind{name, func(n numbers) quota.Algorithm { return algorithm.Held(inside(n), ttlOf(n)) }}
+}
+
+func ttlOf(n numbers) time.Duration { return time.Duration(1+n.refill%60_000) * time.Millisecond }
 
 // limit returns the limit called name of a kind.
 func (k kind) limit(name string, limit, refill int64, period time.Duration) *quota.Limit {
@@ -194,7 +207,7 @@ func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
 	l := k.limit(name, n.limit, n.refill, n.period)
 	text := fmt.Sprintf("%s(%d, %v)", k.name, n.limit, n.period)
 	switch k.name {
-	case tokenBucket.name:
+	case tokenBucket.name, heldKinds[0].name, heldKinds[1].name, heldKinds[2].name, heldKinds[3].name:
 		text = fmt.Sprintf("%s(%d, %d, %v)", k.name, n.limit, n.refill, n.period)
 	case offsetWindow.name, calendar.name:
 		text = fmt.Sprint(l.Algorithm())

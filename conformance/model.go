@@ -52,13 +52,10 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 	}
 	m.seen = max(m.seen, now)
 	id := place{quota.Group(cs[0].Key), cs[0].ID}
+	repeat := "" // the fault of the answer where the id is remembered
 	if g, ok := m.granted[id]; ok && cs[0].ID != "" {
-		wrong := g.check(cs, got, err)
-		if wrong == "" {
-			return ""
-		}
-		if m.seen < g.until {
-			return wrong
+		if repeat = g.check(cs, got, err); repeat == "" || m.seen < g.until {
+			return repeat
 		}
 	}
 	options := make([][]held, len(cs))
@@ -104,14 +101,17 @@ func (m *model) check(cs []quota.Charge, got []quota.Decision, err error, now qu
 			next[i] = append(next[i], from[i])
 		}
 	}
-	if !right {
+	switch {
+	case !right && repeat != "":
+		return repeat + "\nor, where the id is forgotten by now:\n" + wrong
+	case !right:
 		return wrong
 	}
 	for i := range cs {
 		m.learn(placeOf(&cs[i]), next[i])
 	}
 	if err == nil && cs[0].ID != "" && quota.Granted(got) && !driver.OnlyPeeks(cs) {
-		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, quota.IDWindow)}
+		m.granted[id] = grant{slices.Clone(cs), slices.Clone(got), after(now, driver.IDLifetime(cs, now))}
 	}
 	return ""
 }
@@ -171,9 +171,10 @@ func after(now quota.Micros, span time.Duration) quota.Micros {
 
 // check returns the fault of the answer to charges whose id was granted, or "".
 func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string {
+	told := "the id was granted to" + show(g.charges) + "\n"
 	if !slices.EqualFunc(g.charges, cs, driver.SameCharge) {
 		if !errors.Is(err, quota.ErrInvalid) {
-			return fmt.Sprintf("the id was granted to%s\n%s\n\twant quota.ErrInvalid", show(g.charges), answer(got, err))
+			return fmt.Sprintf("%s%s\n\twant quota.ErrInvalid", told, answer(got, err))
 		}
 		return ""
 	}
@@ -185,5 +186,8 @@ func (g *grant) check(cs []quota.Charge, got []quota.Decision, err error) string
 			want[i].Capacity, want[i].Remaining, want[i].ResetAfter = got[i].Capacity, got[i].Remaining, got[i].ResetAfter
 		}
 	}
-	return differ(got, err, want, nil)
+	if wrong := differ(got, err, want, nil); wrong != "" {
+		return told + wrong
+	}
+	return ""
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -398,7 +399,7 @@ func (s *server) do(q question, a *reply) error {
 // limit returns the limit of a recipe.
 func (s *server) limit(r recipe) *quota.Limit {
 	if s.limits[r] == nil {
-		for _, k := range append(append([]kind{}, random...), keepNone...) {
+		for _, k := range slices.Concat(random, keepNone, heldKinds) {
 			if k.name == r.Kind {
 				s.limits[r] = s.t.named(r.Name, k, r.numbers())
 			}

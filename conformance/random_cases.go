@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"math/rand/v2"
+	"slices"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -31,6 +32,21 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: s1, name: "up to", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: random, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: upTo})
 		}},
+		testCase{rule: s1, name: "holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: heldKinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 192, floors: true, ops: holdOps})
+		}},
+		testCase{rule: s2, name: "holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			needLists(t)
+			t.search(shape{kinds: slices.Concat(kinds, heldKinds, heldKinds), limits: 3, keys: 3, list: 4, steps: 40, traces: 192, shadow: true, back: true, cost: edgeCost, ops: holdOps})
+		}},
+		testCase{rule: c2, name: "holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: heldKinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 128, change: true, ops: holdOps})
+		}},
+		testCase{rule: c2, name: "a limit gets holds", needs: []Feature{Exact}, provisional: "1.1", run: getsHolds},
+		testCase{rule: c3, name: "holds", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
+			t.search(shape{kinds: heldKinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: holdOps})
+		}},
+		testCase{rule: c3, name: "holds of another TTL", needs: []Feature{Exact, IDs}, provisional: "1.1", run: heldRepeats},
 		testCase{rule: s2, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
 			needLists(t)
 			t.search(shape{kinds: random, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})
@@ -79,6 +95,12 @@ var asking = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, 
 
 // upTo are operations of which many take up to a number of tokens.
 var upTo = []quota.Op{quota.OpUpTo, quota.OpUpTo, quota.OpUpTo, quota.OpTake, quota.OpDebit, quota.OpPeek, quota.OpRefund}
+
+// holdOps are operations of which many make, end and renew holds.
+var holdOps = []quota.Op{
+	quota.OpHold, quota.OpHold, quota.OpHold, quota.OpHold, quota.OpSpend, quota.OpSpend, quota.OpSpend, quota.OpRenew, quota.OpRenew,
+	quota.OpTake, quota.OpTake, quota.OpUpTo, quota.OpPeek, quota.OpDebit, quota.OpRefund, quota.OpReset,
+}
 
 // mayDeny are the operations that alternatives may have.
 var mayDeny = []quota.Op{quota.OpTake, quota.OpTake, quota.OpTake, quota.OpTake, quota.OpPeek, quota.OpAhead, quota.OpUpTo}

@@ -43,6 +43,8 @@ var anyOps = []quota.Op{
 // makes a take.
 func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 	switch {
+	case c.Op.Holds() && c.Limit.TTL() == 0:
+		c.Op = quota.OpTake
 	case c.Op == quota.OpUpTo:
 		c.Least = min(c.Cost, oneOf(rng, []int64{0, 1, c.Cost, max(last.Remaining, 0), min(max(last.Remaining, 0), quota.MaxNumber) + 1}))
 	case c.Op != quota.OpAhead:
@@ -55,7 +57,7 @@ func accept(rng *rand.Rand, c *quota.Charge, last quota.Decision) {
 
 // keep gives a take, up to or not, or a peek a floor, in tokens or as a part, mostly close to the remaining tokens.
 func keep(rng *rand.Rand, c *quota.Charge, left int64) {
-	if c.Op != quota.OpTake && c.Op != quota.OpPeek && c.Op != quota.OpUpTo {
+	if c.Op != quota.OpTake && c.Op != quota.OpPeek && c.Op != quota.OpUpTo && c.Op != quota.OpHold {
 		return
 	}
 	switch rng.IntN(6) {
@@ -122,7 +124,7 @@ func (t *trial) search(sh shape) {
 // improvise plays random steps. Each takes the answers to the steps before it into account.
 func (t *trial) improvise(p *player, rng *rand.Rand, sh *shape) (trace []step, wrong string) {
 	g := &generator{t: t, p: p, rng: rng, shape: sh, grade: driver.AtomicityOf(p.first.store),
-		kinds: map[string]kind{}, limits: map[string]*quota.Limit{}, left: map[place]int64{}, said: map[place]quota.Decision{}, receipts: map[place][]receipt{}}
+		kinds: map[string]kind{}, limits: map[string]*quota.Limit{}, left: map[place]int64{}, said: map[place]quota.Decision{}, receipts: map[place][]receipt{}, holds: map[place][]receipt{}}
 	for id := 1; id <= sh.steps; id++ {
 		s := g.step(id, trace)
 		trace = append(trace, s)
@@ -146,6 +148,7 @@ type generator struct {
 	left     map[place]int64
 	said     map[place]quota.Decision
 	receipts map[place][]receipt
+	holds    map[place][]receipt
 }
 
 func (g *generator) step(id int, before []step) step {
@@ -153,7 +156,7 @@ func (g *generator) step(id int, before []step) step {
 	if g.ids && len(before) > 0 && g.rng.IntN(3) == 0 { // a repeat
 		if old := oneOf(g.rng, before); old.charges[0].ID != "" {
 			s.charges = slices.Clone(old.charges)
-			if c := &s.charges[g.rng.IntN(len(s.charges))]; g.rng.IntN(4) == 0 && c.Least == 0 {
+			if c := &s.charges[g.rng.IntN(len(s.charges))]; g.rng.IntN(4) == 0 && c.Least == 0 && c.Op != quota.OpRenew {
 				c.Cost ^= 1
 			}
 			return s
@@ -244,6 +247,16 @@ func (g *generator) charge(id int) charge {
 			c.MadeAt = max(g.p.clock.micros()-quota.Micros(g.rng.Int64N(10_000_000)), 0)
 		}
 	}
+	if c.Op == quota.OpSpend || c.Op == quota.OpRenew {
+		if c.Op == quota.OpRenew {
+			c.Cost = 0
+		}
+		if made := g.holds[at]; len(made) > 0 && g.rng.IntN(8) > 0 {
+			c.receipt = made[len(made)-1-g.rng.IntN(min(len(made), 4))]
+		} else {
+			c.Held, c.Until = g.rng.Int64N(4), oneOf(g.rng, []quota.Micros{1, 1<<53 - 1, 1 << 53})
+		}
+	}
 	return c
 }
 
@@ -278,6 +291,9 @@ func (g *generator) anyWait() time.Duration {
 	}
 	if g.ids && g.rng.IntN(12) == 0 {
 		return quota.IDWindow - time.Duration(g.rng.IntN(3))*time.Microsecond
+	}
+	if now := g.p.clock.micros(); last.Until > now && g.rng.IntN(3) == 0 {
+		return min(time.Duration(last.Until-now)*time.Microsecond, 1000*time.Hour) - edge
 	}
 	n := g.rng.IntN(16)
 	if g.back && n < 3 {
@@ -316,6 +332,9 @@ func (g *generator) learn(s *step) {
 		g.left[at], g.said[at] = d.Remaining, d
 		if d.Charged > 0 {
 			g.receipts[at] = append(g.receipts[at], receipt{s.id, i})
+		}
+		if d.Until > 0 {
+			g.holds[at] = append(g.holds[at], receipt{s.id, i})
 		}
 	}
 }

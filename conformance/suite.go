@@ -74,14 +74,15 @@ func (r *Result) tell(t testing.TB) {
 
 // options are settings of a run beside the harness. Only tests of the suite itself set them.
 type options struct {
-	seed     uint64        // 0 stands for the environment's seed, or a random one
-	only     []string      // rules and cases, as an Exemption names them; nil stands for all
-	patience time.Duration // 0 stands for the constant patience
-	search   time.Duration // of each random search; 0 stands for enough
+	seed     uint64         // 0 stands for the environment's seed, or a random one
+	only     []string       // rules and cases, as an Exemption names them; nil stands for all
+	patience time.Duration  // 0 stands for the constant patience
+	search   time.Duration  // of each random search; 0 stands for enough
+	slowness func() float64 // of the machine; nil stands for the function slowness
 }
 
-// patience is the time that the suite waits for a call or the end of a goroutine: longer than the slowest machine that
-// still works needs.
+// patience is the time that the suite waits for a call or the end of a goroutine. It waits longer on a machine that is slower than
+// usual, by as much as it is slower.
 const patience = 30 * time.Second
 
 // examine runs the suite and returns its results, without failing tb.
@@ -131,6 +132,9 @@ func newSuite(h Harness, o options) (*suite, error) {
 	}
 	if s.search == 0 {
 		s.search = enough
+	}
+	if s.slowness == nil {
+		s.slowness = slowness
 	}
 	if s.seed == 0 {
 		var err error
@@ -228,16 +232,16 @@ func (s *suite) goOn(tb testing.TB, c *testCase, result *Result, hangs, inVain b
 }
 
 // watch waits until the case is done, and returns true, or until no call has returned for the case's patience. It counts
-// ticks, so that it does not mistake a process that was stopped for a store that hangs.
+// ticks, so that it does not mistake a process that was stopped for a store that hangs, and counts a tick of a slow machine in part.
 func (t *trial) watch(done <-chan struct{}) bool {
 	const ticks = 30
 	patience := t.patience()
-	if t.suite.hung > 0 { // the first time was enough to be sure
+	if t.suite.hung > 0 && !t.of.first { // the first time was enough to be sure
 		patience /= 6
 	}
 	ticker := time.NewTicker(patience / ticks)
 	defer ticker.Stop()
-	last, idle := t.progress.Load(), 0
+	last, idle := t.progress.Load(), 0.0
 	for {
 		select {
 		case <-done:
@@ -246,7 +250,7 @@ func (t *trial) watch(done <-chan struct{}) bool {
 		}
 		if now := t.progress.Load(); now != last || t.own.Load() > 0 {
 			last, idle = now, 0
-		} else if idle++; idle > ticks {
+		} else if idle += 1 / t.suite.slowness(); idle > ticks {
 			stacks := "their stacks are those of the first case that hung"
 			if t.suite.hung == 0 {
 				_, here := labelled(t.label())

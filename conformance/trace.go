@@ -60,7 +60,7 @@ type player struct {
 	first  *handle
 	second *handle // the first where handles do not share
 	model  *model
-	at     map[receipt]quota.Micros
+	at     map[receipt]quota.Decision
 	last   []quota.Decision
 	unsure error // the trace cannot be judged: the store did not answer
 }
@@ -84,7 +84,7 @@ func (t *trial) player(in *recorder, injected bool) *player {
 
 // begin begins another trace, on keys of its own.
 func (p *player) begin(prefix string) {
-	p.prefix, p.model, p.at, p.last, p.unsure = prefix, newModel(), map[receipt]quota.Micros{}, nil, nil
+	p.prefix, p.model, p.at, p.last, p.unsure = prefix, newModel(), map[receipt]quota.Decision{}, nil, nil
 }
 
 // play makes one call and returns the fault of the answer, or "".
@@ -94,14 +94,19 @@ func (p *player) play(s *step) string {
 		p.clock.add(s.wait)
 		now = p.clock.micros()
 	} else if s.wait > 0 {
-		time.Sleep(s.wait)
+		p.t.pause(s.wait)
 	}
 	cs := make([]quota.Charge, len(s.charges))
 	for i, c := range s.charges {
 		cs[i] = c.Charge
 		cs[i].Key = p.prefix + c.Key
 		if c.receipt.step > 0 {
-			cs[i].MadeAt = p.at[c.receipt]
+			of := p.at[c.receipt]
+			if c.Op == quota.OpSpend || c.Op == quota.OpRenew {
+				cs[i].Held, cs[i].Until = of.Held, of.Until
+			} else {
+				cs[i].MadeAt = of.At
+			}
 		}
 	}
 	if p.unsure = quota.Check(cs); p.unsure != nil { // a store never gets such a list
@@ -117,7 +122,7 @@ func (p *player) play(s *step) string {
 	}
 	if err == nil {
 		for i := range got {
-			p.at[receipt{s.id, i}] = got[i].At
+			p.at[receipt{s.id, i}] = got[i]
 			if got[i].Replayed { // a decision of an earlier time
 				continue
 			}
@@ -304,7 +309,7 @@ func (t *trial) refute(trace []step, wrong string, injected bool) {
 				if n := slices.IndexFunc(short, func(o step) bool { return o.id == c.receipt.step }); n >= 0 {
 					fmt.Fprintf(&b, " step %d)", n+1)
 				} else {
-					b.WriteString(" no step: At is 0)")
+					b.WriteString(" no step: it is zero)")
 				}
 			}
 		}

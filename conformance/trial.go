@@ -110,6 +110,13 @@ func (t *trial) excusef(format string, args ...any) {
 	t.skipf(format, args...)
 }
 
+// pause sleeps. Calls that return meanwhile are not waited for.
+func (t *trial) pause(d time.Duration) {
+	t.own.Add(1)
+	defer t.own.Add(-1)
+	time.Sleep(d)
+}
+
 func (t *trial) hasFailed() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -147,8 +154,10 @@ func (t *trial) openIn(in *recorder, o Opening) *handle {
 	if o.Data == "" {
 		o.Data = t.data()
 	}
+	text := "Harness.Open"
+	returned := t.begun(&text)
 	s := t.suite.h.Open(in, o)
-	t.progress.Add(1)
+	returned()
 	if s == nil {
 		t.fatalf("Harness.Open returned nil")
 	}

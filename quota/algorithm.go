@@ -100,11 +100,27 @@ type Spec struct {
 	// Ahead says that the rule decides OpAhead: it carries debt over until refill has repaid it, or has none. A rule that
 	// forgets debt, as windows do at their end, must leave it false; an OpAhead is then refused before the rule sees it.
 	Ahead bool
+	// TTL says that the rule has holds, see OpHold, and how long one lasts, in whole microseconds: it lapses at Lapse. 0 says
+	// that the rule has none: OpHold, OpSpend and OpRenew are then refused before the rule sees them.
+	TTL time.Duration
+	// Reads is another rule whose states this rule reads as its own, or zero: a limit of that rule may become one of this
+	// rule while it is in use.
+	Reads Rule
 	// Window is the time in which the whole Capacity comes back: the window of a rule that has one, and the time in which a
 	// bucket fills. 0 says that there is no such time, or that the rule does not tell.
 	Window time.Duration
 	// Params are the rule's integer parameters, in the order its Lua twin takes them.
 	Params [8]int64
+}
+
+// Lapse returns when a hold lapses that is made or renewed at now: at the first multiple of a sixteenth of TTL that is no
+// earlier than now + TTL, so less than a sixteenth later. Holds that lapse at one time are told apart no more, and
+// thus a state stays small however many tokens are held.
+func (s *Spec) Lapse(now Micros) Micros {
+	ttl := Micros(s.TTL / time.Microsecond)
+	slot := max(ttl/16, 1)
+	at := now + ttl + slot - 1
+	return at - at%slot
 }
 
 // State is the consumption of one limit and key: a few integers whose meaning is the rule's own, and for some rules
@@ -142,10 +158,24 @@ const (
 	// OpUpTo takes as much as there is: it charges Cost, or as many tokens as are left above the floor if those are fewer,
 	// and is denied where that is less than Charge.Least. Decision.Charged says how much.
 	OpUpTo
+	// OpHold holds Cost tokens if they fit above the floor, as OpTake charges them, and is denied otherwise. Held tokens are not
+	// charged, and cannot be taken: they come back when OpSpend ends the hold, or else at Decision.Until, when the hold
+	// lapses by itself, so that tokens held by a process that died are free again. Only rules with Spec.TTL have holds; to
+	// others OpHold, OpSpend and OpRenew are ErrInvalid.
+	OpHold
+	// OpSpend ends a hold: up to Charge.Held of the tokens that are held until Charge.Until come back, and Cost is charged as
+	// OpDebit does. A Cost of 0 releases the hold. Where the hold has lapsed Cost is charged all the same. It is always
+	// allowed, but see Charge.ID. A state has no holds of single callers but their sums by time of lapse: a hold that is ended twice ends
+	// another one, unless a request id or a Limiter sees to it.
+	OpSpend
+	// OpRenew has Charge.Held of the tokens that are held until Charge.Until lapse when those of a hold made now would: all of
+	// them, or it is denied, with RetryAfter Never, where fewer are held until then. It brings back no hold that has
+	// lapsed. Decision.Until is the new time. Its Cost is 0.
+	OpRenew
 	opEnd
 )
 
-var opNames = [...]string{"take", "peek", "debit", "refund", "reset", "take-ahead", "take-up-to"}
+var opNames = [...]string{"take", "peek", "debit", "refund", "reset", "take-ahead", "take-up-to", "hold", "spend", "renew"}
 
 // String returns the operation's name in lower case.
 func (o Op) String() string {
@@ -155,25 +185,35 @@ func (o Op) String() string {
 	return "unknown"
 }
 
-// Deniable reports whether a charge with the operation may be denied: OpTake, OpPeek, OpAhead and OpUpTo. The others are
-// always allowed.
-func (o Op) Deniable() bool { return o <= OpPeek || o == OpAhead || o == OpUpTo }
+// Deniable reports whether a charge with the operation may be denied: OpTake, OpPeek, OpAhead, OpUpTo, OpHold and OpRenew. The
+// others are always allowed.
+func (o Op) Deniable() bool { return o <= OpPeek || o >= OpAhead && o <= OpRenew && o != OpSpend }
+
+// Holds reports whether the operation makes, ends or renews a hold: OpHold, OpSpend and OpRenew.
+func (o Op) Holds() bool { return o >= OpHold && o <= OpRenew }
 
 // Request is the question that an Algorithm decides.
 type Request struct {
 	Op   Op
-	Cost int64  // in tokens, 0 or more, without upper bound
-	Arg  Micros // the operation's own number: of OpRefund Charge.MadeAt, where 0 is long ago, of OpAhead Charge.Within, of OpUpTo Charge.Least
-	// Floor is how many tokens must be left after an OpTake, OpPeek or OpUpTo, 0 or more, without upper bound: a take fits
-	// where Cost and Floor together fit, see Need, and charges Cost. It is 0 for other operations.
+	Cost int64 // in tokens, 0 or more, without upper bound
+	// Arg is the operation's own number: of OpRefund Charge.MadeAt, where 0 is long ago, of OpAhead Charge.Within, of OpUpTo
+	// Charge.Least, of OpSpend and OpRenew Charge.Until.
+	Arg Micros
+	// Floor is how many tokens must be left after an OpTake, OpPeek, OpUpTo or OpHold, 0 or more, without upper bound: a take
+	// fits where Cost and Floor together fit, see Need, and charges Cost. Of OpSpend and OpRenew it is Charge.Held. It is 0 for
+	// other operations.
 	Floor int64
 }
 
 // Need returns Cost and Floor together, or the largest number where their sum is beyond it: what must remain for the
-// request to be allowed, and the number of which rule 4 of [Algorithm] speaks. Of an OpUpTo it is Charge.Least and Floor.
+// request to be allowed, and the number of which rule 4 of [Algorithm] speaks. Of an OpUpTo it is Charge.Least and Floor, and 0
+// of an OpSpend and OpRenew.
 func (r Request) Need() int64 {
-	if r.Op == OpUpTo {
+	switch r.Op {
+	case OpUpTo:
 		r = r.Taking(0)
+	case OpSpend, OpRenew:
+		return 0
 	}
 	if r.Floor > math.MaxInt64-r.Cost {
 		return math.MaxInt64

@@ -39,19 +39,24 @@ type Charge struct {
 	// Within is, for OpAhead, the longest Decision.Delay that is accepted, in whole microseconds; any less is cut off. 0
 	// accepts none, as OpTake does.
 	Within time.Duration
-	// Floor is, for OpTake, OpPeek and OpUpTo, how many tokens must be left after the charge, 0 or more, or it is denied.
+	// Floor is, for OpTake, OpPeek, OpUpTo and OpHold, how many tokens must be left after the charge, 0 or more, or it is denied.
 	// Cost alone is charged. So one limit serves classes of callers: with a floor of 200 of 1000 tokens, free callers stop
 	// where 200 are left, and paid callers, without a floor, may take these too. RetryAfter counts the floor; a cost and
 	// floor above the capacity are denied with RetryAfter Never. On a share of the limit the floor is the same part of the
 	// share, rounded up. OpAhead has no floor, because it charges tokens that are not there yet; other operations ignore it.
 	Floor int64
+	// Held is, for OpSpend and OpRenew, how many tokens the hold has: Decision.Held.
+	Held int64
+	// Until is, for OpSpend and OpRenew, when the hold lapses: Decision.Until of the hold, or of its last renewal.
+	Until Micros
 	// Least is, for OpUpTo, the fewest tokens that are taken, up to Cost. With 0 a charge may take none and be allowed.
 	Least int64
 	// ID makes the call exactly-once: a store grants an id once and answers a repeat with the first decision, for at
 	// least [IDWindow]. Only grants are remembered; a repeat of a denial is decided anew. The charges of one list must
 	// carry the same id and belong to one group. An id that comes back with other charges is ErrInvalid. Ids count
 	// within their group. At most 128 bytes of UTF-8. Without an id the call is charged at most once, see
-	// ErrIndeterminate.
+	// ErrIndeterminate. The id of a call with OpSpend or OpRenew is remembered until IDWindow after the hold lapses, and
+	// an OpSpend with an id that comes later is denied, with RetryAfter Never, for it may be a repeat.
 	ID string
 }
 
@@ -65,7 +70,7 @@ const (
 	// one of the same receipt is answered without asking the store.
 	MaxCorrections = 1 << 16
 
-	MaxTail   = 8256    // the most numbers of State.Tail
+	MaxTail   = 8320    // the most numbers of State.Tail
 	MaxNumber = 1 << 53 // the largest magnitude of a number of a State: integers are exact in a double up to here
 
 	maxID = 128
@@ -73,14 +78,27 @@ const (
 
 // Refund returns the charge that gives n tokens of c back, where d is the receipt, n at most d.Charged. A receipt is good
 // for one Refund or Settle, see [Limiter.Refund]. If c has an ID, so has the refund, one of its own: then the receipt is
-// good for one correction across processes, for [IDWindow]. The checks are those of [Check].
+// good for one correction across processes, for [IDWindow]. The checks are those of [Check]. Where d is a hold, the charge ends
+// the hold of n tokens, at most d.Held: an [OpSpend] of 0.
 func (c Charge) Refund(d Decision, n int64) Charge {
-	return Charge{Limit: c.Limit, Key: c.Key, Cost: n, Op: corrects(OpRefund, &d, n), From: d.Source, receipt: d.receipt, MadeAt: d.At, ID: correctionID(c.ID)}
+	r := Charge{Limit: c.Limit, Key: c.Key, Cost: n, From: d.Source, receipt: d.receipt, ID: correctionID(c.ID)}
+	if d.Until == 0 {
+		r.Op, r.MadeAt = corrects(OpRefund, &d, n), d.At
+	} else if r.Op = corrects(OpSpend, &d, n); r.Op == OpSpend {
+		r.Cost, r.Held, r.Until = 0, n, d.Until
+	}
+	return r
 }
 
 // Settle returns the charge that corrects the receipt d to the actual cost, as [Charge.Refund] does: a refund of the
-// surplus, or a debit of the shortfall. The settle of a shadow that was not charged changes nothing.
+// surplus, or a debit of the shortfall. The settle of a shadow that was not charged changes nothing. Where d is a hold, the
+// charge is the [OpSpend] of the actual cost.
 func (c Charge) Settle(d Decision, actual int64) Charge {
+	if d.Until != 0 && actual >= 0 {
+		r := c.Refund(d, d.Held)
+		r.Cost = actual
+		return r
+	}
 	if d.Shadow && !d.Allowed && actual >= 0 {
 		return c.Refund(d, 0)
 	}
@@ -97,8 +115,16 @@ func (c Charge) Settle(d Decision, actual int64) Charge {
 	return c.Refund(d, d.Charged-actual)
 }
 
-// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within and OpUpTo's Least go
-// where OpRefund has MadeAt, and the floor is in tokens. A store sends these numbers on.
+// Renew returns the charge that renews the hold of the receipt d, or of its last renewal: an [OpRenew]. It has no request id:
+// renewed twice, a hold of this time of lapse is found no more, or another one in its place, so renew with the latest
+// decision.
+func (c Charge) Renew(d Decision) Charge {
+	return Charge{Limit: c.Limit, Key: c.Key, Op: OpRenew, From: d.Source, Held: d.Held, Until: d.Until}
+}
+
+// Request returns the question to the limit's algorithm: the charge in numbers, of which OpAhead's Within, OpUpTo's Least and
+// Until go where OpRefund has MadeAt, Held where others have the floor, and the floor is in tokens. A store sends these
+// numbers on.
 func (c *Charge) Request() Request {
 	r := Request{Op: c.Op, Cost: c.Cost, Arg: c.MadeAt}
 	switch c.Op {
@@ -107,7 +133,10 @@ func (c *Charge) Request() Request {
 		return r
 	case OpUpTo:
 		r.Arg = Micros(min(c.Least, MaxNumber))
-	case OpTake, OpPeek:
+	case OpSpend, OpRenew:
+		r.Arg, r.Floor = c.Until, c.Held
+		return r
+	case OpTake, OpPeek, OpHold:
 	default:
 		return r
 	}
@@ -153,6 +182,9 @@ func (c Charge) String() string {
 	}
 	if c.Op == OpUpTo {
 		text += fmt.Sprintf(", at least %d,", c.Least)
+	}
+	if c.Op == OpSpend || c.Op == OpRenew {
+		text += fmt.Sprintf(", of %d held until %s", c.Held, c.Until.Time().Format(timeForm))
 	}
 	switch {
 	case c.Floor == 0:
@@ -217,7 +249,7 @@ func checkAlternative(cs []Charge, i int) error {
 	case a == 0, i > 0 && (before == 0 || a != before && a != before+1), i == 0 && a != 1:
 		return invalid("alternative of charge "+strconv.Itoa(i), a, "0 for all charges, or numbers from 1 in order")
 	case !cs[i].Op.Deniable():
-		return invalid("operation of an alternative", cs[i].Op, "OpTake, OpPeek, OpAhead or OpUpTo, which may be denied")
+		return invalid("operation of an alternative", cs[i].Op, "OpTake, OpPeek, OpAhead, OpUpTo, OpHold or OpRenew, which may be denied")
 	}
 	return nil
 }
@@ -235,17 +267,36 @@ func (c *Charge) check() error {
 	case c.MadeAt < 0 || c.MadeAt > MaxNumber:
 		return invalid("time of the refunded charge", int64(c.MadeAt), "Decision.At")
 	case c.Op >= opEnd:
-		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset, OpAhead or OpUpTo")
+		return invalid("operation", c.Op, "OpTake, OpPeek, OpDebit, OpRefund, OpReset, OpAhead, OpUpTo, OpHold, OpSpend or OpRenew")
 	case c.Within != 0 && (c.Op != OpAhead || c.Within < 0):
 		return invalid("Within of a "+c.Op.String(), c.Within, "0 or more for OpAhead, 0 for other operations")
 	case c.Floor != 0 && (c.Floor < 0 || c.Op == OpAhead):
-		return invalid("Floor of a "+c.Op.String(), c.Floor, "0 or more for OpTake, OpPeek and OpUpTo, 0 for OpAhead")
+		return invalid("Floor of a "+c.Op.String(), c.Floor, "0 or more for OpTake, OpPeek, OpUpTo and OpHold, 0 for OpAhead")
 	case c.Least != 0 && (c.Op != OpUpTo || c.Least < 0 || c.Least > c.Cost):
 		return invalid("Least of a "+c.Op.String(), c.Least, "0 to the cost for OpUpTo, 0 for other operations")
 	case c.FloorOf != 0 && c.Floor > int64(c.FloorOf):
 		return invalid("Floor", c.Floor, fmt.Sprintf("up to FloorOf, %d", c.FloorOf))
 	case c.ID != "" && (len(c.ID) > maxID || !utf8.ValidString(c.ID)):
 		return invalid("request id", c.ID, "up to 128 bytes of UTF-8")
+	case c.Op == OpSpend || c.Op == OpRenew:
+		return c.checkHold()
+	case c.Held != 0:
+		return invalid("Held of a "+c.Op.String(), c.Held, "0 but for OpSpend and OpRenew")
+	case c.Until != 0:
+		return invalid("Until of a "+c.Op.String(), int64(c.Until), "0 but for OpSpend and OpRenew")
+	}
+	return nil
+}
+
+// checkHold checks the numbers of an OpSpend or OpRenew.
+func (c *Charge) checkHold() error {
+	switch {
+	case c.Held < 0 || c.Held > MaxNumber:
+		return invalid("Held of a "+c.Op.String(), c.Held, "Decision.Held of the hold")
+	case c.Until <= 0 || c.Until > MaxNumber:
+		return invalid("Until of a "+c.Op.String(), int64(c.Until), "Decision.Until of the hold")
+	case c.Op == OpRenew && c.Cost != 0:
+		return invalid("Cost of a renew", c.Cost, "0: Held says how many tokens are renewed")
 	}
 	return nil
 }

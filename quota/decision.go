@@ -56,8 +56,8 @@ type Decision struct {
 	Capacity int64
 	// Remaining is the tokens that can be taken after this call; negative in debt.
 	Remaining int64
-	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead or OpDebit was granted, and up to that where
-	// OpUpTo was. It is below 0 where OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
+	// Charged is the tokens that this call charged: the cost where OpTake, OpAhead, OpDebit or OpSpend was granted, and up to that
+	// where OpUpTo was. It is below 0 where OpRefund or OpReset gave tokens back: as many more can be taken. Otherwise it is 0.
 	Charged int64
 	// RetryAfter is 0 where allowed, else the time until the same charge fits, if no other charge comes in between.
 	// It is Never, which is 292 years, if the charge can never fit: test for it before sleeping.
@@ -67,6 +67,13 @@ type Decision struct {
 	// Delay is the time until the tokens that OpAhead charged may be used, counted from At: until refill has repaid
 	// the debt. It is at most Charge.Within, and 0 for other operations.
 	Delay time.Duration
+	// Held is the tokens that this call holds until Until: the cost of a granted OpHold, and Charge.Held of a granted OpRenew. It
+	// is 0 for other operations. Held tokens are not charged: of OpHold Charged is 0, and of OpSpend the cost.
+	Held int64
+	// Until is the store's time at which the tokens of a granted OpHold or OpRenew come back by themselves, and which names the
+	// hold to OpSpend and OpRenew, also after the limit's TTL was changed. It is 0 for other operations, and for a hold that
+	// no store has made, because a policy admitted it.
+	Until Micros
 	// At is the store's time of the decision.
 	At Micros
 	// receipt is set by a Limiter. A decision is copied in pieces of 16 bytes, and a copy waits where smaller pieces were
@@ -83,6 +90,9 @@ func (d Decision) RetryAt() (at time.Time, ever bool) {
 	}
 	return d.At.Time().Add(d.RetryAfter), true
 }
+
+// timeForm is how texts write the store's time.
+const timeForm = "2006-01-02T15:04:05.000000Z"
 
 // String describes the decision in one line, such as
 //
@@ -101,6 +111,9 @@ func (d Decision) String() string {
 	case d.Charged < 0:
 		fmt.Fprintf(&b, "gave %d back, ", -d.Charged)
 	}
+	if d.Until != 0 {
+		fmt.Fprintf(&b, "holds %d until %s, ", d.Held, d.Until.Time().Format(timeForm))
+	}
 	fmt.Fprintf(&b, "%d of %d left", d.Remaining, d.Capacity)
 	for _, span := range [...]struct {
 		name string
@@ -115,7 +128,7 @@ func (d Decision) String() string {
 		}
 	}
 	if d.At != 0 {
-		fmt.Fprintf(&b, ", at %s", d.At.Time().Format("2006-01-02T15:04:05.000000Z"))
+		fmt.Fprintf(&b, ", at %s", d.At.Time().Format(timeForm))
 	}
 	if d.Split {
 		b.WriteString(", split")

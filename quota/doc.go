@@ -27,6 +27,10 @@
 // [Charger.ChargeAll] decides a list of charges all-or-nothing, at one time. [Limiter.Wait] and [Charger.WaitAll] wait for their
 // turn.
 //
+// Where the cost is known when the work ends, [Limiter.Reserve] sets an estimate aside and [Reservation.Settle] charges the real
+// cost; under a limit with holds the estimate comes back by itself if the process dies. [Limiter.Acquire] waits for one of the
+// slots of a limit of how many run at once.
+//
 // # Keys
 //
 // A key is a path, such as "team-7/agent-123". Its first segment is its group: keys of one group stay together on

@@ -32,6 +32,8 @@ var (
 	ErrMisconfigured = errors.New("misconfigured")
 	// ErrClosed: the store was closed. Not charged, unless the error is ErrIndeterminate too.
 	ErrClosed = errors.New("closed")
+	// ErrExpired: a reservation was finished later than IDWindow after its hold lapsed, see [Reservation.Settle]. Not charged.
+	ErrExpired = errors.New("expired")
 )
 
 // ChargeState is the answer of [Charged].
@@ -65,7 +67,7 @@ func Charged(err error) ChargeState {
 	if errors.Is(err, ErrIndeterminate) {
 		return ChargeUnknown
 	}
-	for _, definite := range [...]error{ErrInvalid, ErrDenied, ErrUnavailable, ErrConflict, ErrCrossSlot, ErrOverloaded, ErrMisconfigured, ErrClosed,
+	for _, definite := range [...]error{ErrInvalid, ErrDenied, ErrUnavailable, ErrConflict, ErrCrossSlot, ErrOverloaded, ErrMisconfigured, ErrClosed, ErrExpired,
 		context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, definite) {
 			return NotCharged

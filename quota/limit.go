@@ -24,6 +24,9 @@ type Limit struct {
 // maxLimitName is the longest name of a limit, in bytes.
 const maxLimitName = 64
 
+// maxTTL is the longest Spec.TTL.
+const maxTTL = 10 * 365 * 24 * time.Hour
+
 // NewLimit returns the limit called name, kept by the algorithm. A name must have 1 to 64 letters, digits, '.', '_'
 // and '-', in ASCII. Any other name, a nil algorithm, and one whose constructor refused its numbers, make a limit that is
 // not valid: it carries its ErrInvalid, see [Limit.Err], and so do all calls that name it, before any I/O. So a limiter is
@@ -58,8 +61,8 @@ func specOf(name string, algorithm Algorithm) (Spec, error) {
 		}
 	}
 	spec := algorithm.Spec()
-	if !spec.Rule.Valid() || spec.Unit < 0 || spec.Capacity < 0 || spec.Debt < 0 || spec.Window < 0 {
-		return Spec{}, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', and a unit, a capacity, a debt and a window of at least 0")
+	if !spec.Rule.Valid() || spec.Unit < 0 || spec.Capacity < 0 || spec.Debt < 0 || spec.Window < 0 || spec.TTL < 0 || spec.TTL > maxTTL {
+		return Spec{}, invalid("spec of limit "+name, spec, "a rule of letters, digits, '.', '_' and '-', a unit, a capacity, a debt and a window of at least 0, and a TTL of up to ten years")
 	}
 	return spec, nil
 }
@@ -129,6 +132,9 @@ func (l *Limit) Capacity() int64 { return l.spec.Capacity }
 // Window returns the time in which the whole capacity comes back: the window of a rule that has one, and the time in
 // which a bucket fills. It is 0 where the rule has no such time, or does not tell.
 func (l *Limit) Window() time.Duration { return l.spec.Window }
+
+// TTL returns how long a hold of the limit's tokens lasts, see [OpHold]; 0 where the limit has no holds.
+func (l *Limit) TTL() time.Duration { return l.spec.TTL }
 
 // Rate returns how many tokens a second the limit admits in the long run: Capacity in each Window. It is 0 for a capacity
 // of 0, +Inf for a rule that admits every cost, and NaN where the rule does not tell its window.

@@ -121,7 +121,7 @@ func TestMust(t *testing.T) {
 func TestNames(t *testing.T) {
 	for got, want := range map[string]string{
 		quota.OpTake.String(): "take", quota.OpPeek.String(): "peek", quota.OpDebit.String(): "debit", quota.OpRefund.String(): "refund",
-		quota.OpReset.String(): "reset", quota.OpAhead.String(): "take-ahead", quota.OpUpTo.String(): "take-up-to", quota.Op(7).String(): "unknown", quota.FromStore.String(): "store", quota.FromLease.String(): "lease",
+		quota.OpReset.String(): "reset", quota.OpAhead.String(): "take-ahead", quota.OpUpTo.String(): "take-up-to", quota.OpHold.String(): "hold", quota.OpSpend.String(): "spend", quota.OpRenew.String(): "renew", quota.Op(10).String(): "unknown", quota.FromStore.String(): "store", quota.FromLease.String(): "lease",
 		quota.Source(99).String(): "unknown", quota.Rule{'t', 'b', '1'}.String(): "tb1", quota.Rule{}.String(): "", (quota.Rule{'1', '2', '3', '4', '5', '6', '7', '8'}).String(): "12345678",
 	} {
 		if got != want {

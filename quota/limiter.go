@@ -21,8 +21,11 @@ type Options struct {
 	// concurrently, and must not keep the call, see [Call]. The context is the caller's, and may have ended. Calls that are refused before the store is asked are
 	// told too; Close, and a call in which a store panics, are not. Without observers there is no cost.
 	Observers []func(ctx context.Context, call *Call)
-	// MaxWaiters bounds the calls of Wait and WaitAll that wait, over all keys; 0 is 1024.
+	// MaxWaiters bounds the calls of Wait, WaitAll and Acquire that wait, over all keys; 0 is 1024.
 	MaxWaiters int
+	// Notice is told of reservations that could not be finished before their holds lapsed ("unfinished"); nil logs with
+	// slog.Error.
+	Notice func(Notice)
 }
 
 // A Charger has lists of charges decided by a store: it checks them, asks the store, and tells the observers. Each charge must
@@ -43,7 +46,9 @@ type Charger struct {
 	maxWaiters int
 	clock      clocked // nil for the time of the process
 
+	notice      func(Notice)
 	corrections corrections
+	keeper      keeper
 
 	mu      sync.Mutex
 	queues  map[queueID]*queue
@@ -76,7 +81,8 @@ func NewCharger(store Store, o *Options) (*Charger, error) {
 			return nil, invalid(fmt.Sprintf("Options.Observers[%d]", i), "nil", "a function")
 		}
 	}
-	ch := &Charger{store: store, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters, clock: clockOf(store)}
+	ch := &Charger{store: store, limitFor: o.LimitFor, observer: compose(slices.Clone(o.Observers)), maxWaiters: o.MaxWaiters, clock: clockOf(store), notice: o.Notice}
+	ch.keeper.ch = ch
 	if ch.maxWaiters == 0 {
 		ch.maxWaiters = 1024
 	}
@@ -303,8 +309,12 @@ func (l *Limiter) LimitOf(key string) (*Limit, error) {
 // health.
 func (ch *Charger) Store() Store { return ch.store }
 
-// Close closes the store.
-func (ch *Charger) Close() error { return ch.store.Close() }
+// Close closes the store. Open reservations are lost before that: nothing renews them, and their holds lapse by themselves. Those
+// whose Settle or Release waits to be repeated are tried once more, for a second at most.
+func (ch *Charger) Close() error {
+	ch.keeper.close()
+	return ch.store.Close()
+}
 
 // do fills in the limit, checks, asks the store and tells the observers.
 func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
@@ -357,7 +367,7 @@ func (ch *Charger) decide(ctx context.Context, c Charge, o *observed) (Decision,
 	d, err := ch.store.Charge(ctx, c)
 	if err == nil && d.Allowed {
 		d.receipt = r
-		if d.Charged < 0 {
+		if d.Charged < 0 || c.Op == OpSpend {
 			ch.gaveBack(&c)
 		}
 	}
@@ -393,7 +403,7 @@ func (ch *Charger) chargeAll(ctx context.Context, cs []Charge, ds []Decision, o 
 				continue
 			}
 			ds[i].receipt = receiptFor(&cs[i])
-			if ds[i].Charged < 0 {
+			if ds[i].Charged < 0 || cs[i].Op == OpSpend {
 				ch.gaveBack(&cs[i])
 			}
 		}

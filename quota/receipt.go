@@ -54,7 +54,7 @@ func corrects(op Op, d *Decision, n int64) Op {
 		return opOfDenial
 	case n < 0:
 		return opNegative
-	case op == OpRefund && n > d.Charged:
+	case op == OpRefund && n > d.Charged, op == OpSpend && n > d.Held:
 		return opExcessive
 	}
 	return op
@@ -64,19 +64,22 @@ func corrects(op Op, d *Decision, n int64) Op {
 func (c *Charge) checkCorrection() error {
 	switch c.Op {
 	case opOfDenial:
-		return invalid("receipt", "a denial or a refund", "a decision that charged")
+		return invalid("receipt", "a denial or a refund", "a decision that charged or holds")
 	case opNegative:
 		return invalid("actual cost or refund", c.Cost, "0 or more")
 	default:
-		return invalid("refund", c.Cost, "at most Decision.Charged of the receipt")
+		return invalid("refund", c.Cost, "at most Decision.Charged of the receipt, or Decision.Held of a hold")
 	}
 }
 
-// checkLimit returns an ErrInvalid if the charge takes ahead of a limit that cannot, or corrects a decision on another
+// checkLimit returns an ErrInvalid if the charge takes ahead or holds of a limit that cannot, or corrects a decision on another
 // limit or key than its own. The limit must be the one that the limiter chose for the key.
 func (c *Charge) checkLimit() error {
 	if c.Op == OpAhead && !c.Limit.spec.Ahead {
 		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q forgets debt", c.Limit.spec.Rule, c.Limit))
+	}
+	if c.Op.Holds() && c.Limit.spec.TTL == 0 {
+		return invalid("operation", c.Op, fmt.Sprintf("OpTake, for the rule %s of limit %q has no holds, see algorithm.Held", c.Limit.spec.Rule, c.Limit))
 	}
 	if c.receipt == (receipt{}) || c.receipt.owner() == c.hash() {
 		return nil

@@ -20,6 +20,8 @@ const (
 	// each key that is waited for askAgainForKey is added, so that a limiter asks a thousand times a second at most.
 	askAgain       = time.Second
 	askAgainForKey = time.Millisecond
+	// holdsEndSooner is by how much shorter it pauses where a limit with holds denied: holds of other processes end at any time.
+	holdsEndSooner = 4
 )
 
 // queueID names a queue. Its limit is zero for charges to the limit that LimitFor chooses for the key: it may choose one of
@@ -149,6 +151,8 @@ type waiting struct {
 	limit     *Limit     // the limiter's own; nil for none
 	own       uint64     // the charges, by their bits, that named no limit
 	observed  *observed
+	holds     bool      // its takes become holds where the limits have them: a call of Acquire
+	sent      time.Time // when the store was asked for the latest decisions; only for a call of Acquire
 }
 
 // wholeRank is the rank of a floor that is all of the capacity, or more.
@@ -156,7 +160,7 @@ const wholeRank = 1 << 32
 
 // rank returns the rank of a charge that waits, by its floor.
 func (c *Charge) rank() int64 {
-	if c.Floor == 0 || c.Op > OpPeek {
+	if c.Floor == 0 || c.Op > OpPeek && c.Op != OpHold {
 		return 0
 	}
 	r, capacity := c.Request(), c.Limit.spec.Capacity
@@ -236,7 +240,7 @@ func (ch *Charger) wait(ctx context.Context, w *waiting) error {
 	for i := range w.charges {
 		c := &w.charges[i]
 		switch most := c.Limit.spec.Capacity; {
-		case c.Op != OpTake && c.Op != OpPeek:
+		case c.Op != OpTake && c.Op != OpPeek && !(c.Op == OpHold && w.holds):
 			return invalid("operation of a charge that waits", c.Op, "OpTake or OpPeek")
 		case c.Alternative != 0:
 			return invalid("alternative of a charge that waits", c.Alternative, "0: a wait is for one list")
@@ -295,7 +299,10 @@ func (ch *Charger) chooseAnew(w *waiting) error {
 			return err
 		}
 		changed = changed || limit != c.Limit
-		c.Limit = limit
+		if c.Limit = limit; w.holds {
+			c.Op = OpTake
+			c.holdWhereHeld()
+		}
 	}
 	if changed {
 		return Check(w.charges)
@@ -313,6 +320,9 @@ func (ch *Charger) waitFirst(ctx context.Context, w *waiting) error {
 		if err := ch.chooseAnew(w); err != nil {
 			return err
 		}
+		if w.holds {
+			w.sent = ch.time()
+		}
 		if err := ch.chargeAll(ctx, w.charges, w.decisions, w.observed); err != nil {
 			return err
 		}
@@ -327,12 +337,16 @@ func (ch *Charger) waitFirst(ctx context.Context, w *waiting) error {
 			c := &w.charges[i]
 			return invalid("cost", c.Cost, fmt.Sprintf("a cost that limit %q can ever admit", c.Limit))
 		}
-		if err := inTime(ctx, after); err != nil {
+		known, held := w.denied()
+		if err := inTime(ctx, known); err != nil {
 			return err
 		}
 		longest, err := ch.rest(w.waiter)
 		if err != nil {
 			return err
+		}
+		if held {
+			longest /= holdsEndSooner
 		}
 		if after > 0 && w.canTakeAhead() {
 			if taken, err := ch.waitAhead(ctx, w, longest); err != nil || taken {
@@ -366,6 +380,20 @@ func (ch *Charger) awaitTurn(ctx context.Context, w *waiting) error {
 	}
 }
 
+// denied returns how long the denials last at least, and whether one of them is of a limit with holds: these end at any time.
+func (w *waiting) denied() (least time.Duration, held bool) {
+	for i := range w.charges {
+		switch d := &w.decisions[i]; {
+		case d.Allowed || d.Shadow:
+		case w.charges[i].Limit.TTL() > 0:
+			held = true
+		default:
+			least = max(least, d.RetryAfter)
+		}
+	}
+	return least, held
+}
+
 // canTakeAhead reports whether each charge that was denied may be taken ahead.
 func (w *waiting) canTakeAhead() bool {
 	for i := range w.charges {
@@ -377,9 +405,9 @@ func (w *waiting) canTakeAhead() bool {
 }
 
 // aheadOfRefill reports whether a charge that waits may be taken ahead: one with a floor takes no tokens that are not there,
-// and a shadow waits for none.
+// a shadow waits for none, and one on a limit with holds waits for those more than for refill.
 func (c *Charge) aheadOfRefill() bool {
-	return c.Op == OpTake && c.Limit.spec.Ahead && c.Floor == 0 && !c.Shadow
+	return c.Op == OpTake && c.Limit.spec.Ahead && c.Floor == 0 && !c.Shadow && c.Limit.TTL() == 0
 }
 
 // waitAhead takes ahead for a list that is the first, and waits until it may use its tokens. It reports false where the list
@@ -566,7 +594,7 @@ func (ch *Charger) forecastAll(ctx context.Context, cs []Charge, ahead []int64) 
 	}
 	alone := peeks[:0]
 	for i := range ds {
-		if cs[i].Shadow {
+		if cs[i].Shadow || cs[i].Limit.TTL() > 0 { // holds end at any time
 			continue
 		}
 		after, all := ds[i].RetryAfter, ahead[i]+cs[i].Cost
@@ -617,8 +645,8 @@ func (ch *Charger) giveBack(ctx context.Context, cs []Charge, ds []Decision, why
 	defer cancel()
 	refunds := make([]Charge, 0, len(cs))
 	for i := range cs {
-		if ds[i].Charged > 0 {
-			r := cs[i].Refund(ds[i], ds[i].Charged)
+		if n := max(ds[i].Charged, ds[i].Held); n > 0 {
+			r := cs[i].Refund(ds[i], n)
 			r.receipt = receipt{} // no caller has the receipt
 			refunds = append(refunds, r)
 		}
@@ -654,7 +682,7 @@ func (ch *Charger) join(w *waiting) error {
 		if slices.ContainsFunc(t.places[:i], func(q place) bool { return q.id == p.id }) { // LimitFor chose another limit just now
 			return invalid("key of a second charge to limit "+c.Limit.name, c.Key, "each limit and key once in a call")
 		}
-		if c.Op == OpTake {
+		if c.Op != OpPeek {
 			p.cost = c.Cost
 		}
 		t.rank = max(t.rank, c.rank())
@@ -783,6 +811,13 @@ func (ch *Charger) rest(w *waiter) (longest time.Duration, err error) {
 		}
 	}
 	return askAgain + time.Duration(len(ch.queues)-1)*askAgainForKey, ch.count(w)
+}
+
+// Waiting returns how many calls of Wait and WaitAll wait at this moment, see Options.MaxWaiters.
+func (ch *Charger) Waiting() int {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	return ch.waiting
 }
 
 // count counts a waiter, once, if there is room for it. The caller must hold Charger.mu.

@@ -365,7 +365,7 @@ type tooLate struct {
 }
 
 func (s tooLate) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
-	if c.Op != quota.OpTake {
+	if c.Op != quota.OpTake && c.Op != quota.OpHold {
 		return s.Store.Charge(ctx, c)
 	}
 	d, err := s.Store.Charge(context.WithoutCancel(ctx), c)
@@ -416,6 +416,9 @@ func TestWaitersAreBounded(t *testing.T) {
 		w.call(bg, "a2", "a", 1)
 		w.call(bg, "b1", "b", 1)
 		overloaded("a3", "a")
+		if n := lim.Waiting(); n != 3 {
+			t.Errorf("waiting calls: got %d, want 3", n)
+		}
 		overloaded("b2", "b")
 		overloaded("c1", "c")
 		w.call(bg, "free", "free", 1) // need not wait
@@ -432,6 +435,9 @@ func TestWaitersAreBounded(t *testing.T) {
 		w.call(bg, "b3", "b", 1)
 		overloaded("b4", "b")
 		w.end(t)
+		if n := lim.Waiting(); n != 0 {
+			t.Errorf("waiting calls at the end: got %d, want 0", n)
+		}
 		for _, name := range []string{"a2", "b1", "b3"} {
 			if e := w.ended[name]; e.err != nil {
 				t.Errorf("%s: got %v, want a grant", name, e)

@@ -77,6 +77,7 @@ var (
 	_ driver.Prompt  = (*Store)(nil)
 	_ driver.Wrapper = (*Store)(nil)
 	_ driver.Clocked = (*Store)(nil)
+	_ driver.Lister  = (*Store)(nil)
 )
 
 // New returns an empty store. It is closed when the test ends.
@@ -188,7 +189,8 @@ func (s *Store) AwaitSleepers(n int) {
 	}
 }
 
-// Fail has every call from now on fail with the error, and charge nothing; nil ends it.
+// Fail has every call from now on fail with the error, and charge nothing; nil ends it. A listing of keys fails and
+// hangs as a call does, but it is none of Calls, and LoseNext leaves it alone. backend.List lists, and then asks for the states.
 func (s *Store) Fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +219,8 @@ func (s *Store) fault(n int, f fault) {
 }
 
 // Hang has calls from now on wait until resume is called, as those to a server that hangs. A call whose context ends before
-// that was not charged, and fails with [quota.ErrIndeterminate] and the context's error, for its caller cannot know.
+// that was not charged, and fails with [quota.ErrIndeterminate] and the context's error, for its caller cannot know; a listing
+// charges nothing, and fails with [quota.ErrUnavailable].
 func (s *Store) Hang() (resume func()) {
 	hung := make(chan struct{})
 	s.mu.Lock()
@@ -256,19 +259,7 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	hung, f := s.hung, fault{err: s.err}
-	if f.err == nil && len(s.next) > 0 {
-		f, s.next = s.next[0], s.next[1:]
-	}
-	s.mu.Unlock()
-	if hung != nil {
-		select {
-		case <-hung:
-		case <-ctx.Done():
-			f = fault{err: fmt.Errorf("quotatest: %w: the store hangs: %w", quota.ErrIndeterminate, ctx.Err())}
-		}
-	}
+	f := s.meet(ctx, quota.ErrIndeterminate, func(fault) bool { return true })
 	made := false
 	if f.err == nil || f.decided {
 		if err = do(); err == nil {
@@ -281,6 +272,37 @@ func (s *Store) decide(ctx context.Context, cs []quota.Charge, out []quota.Decis
 	return err
 }
 
+// meet returns the fault of a call: the one that the test caused, or the first of the next ones that are for such a call. unsure is the
+// error of a call whose context ends while the store hangs.
+func (s *Store) meet(ctx context.Context, unsure error, of func(fault) bool) fault {
+	s.mu.Lock()
+	hung, f := s.hung, fault{err: s.err}
+	if n := slices.IndexFunc(s.next, of); f.err == nil && n >= 0 {
+		f = s.next[n]
+		s.next = slices.Delete(s.next, n, n+1)
+	}
+	s.mu.Unlock()
+	if hung != nil {
+		select {
+		case <-hung:
+		case <-ctx.Done():
+			return fault{err: fmt.Errorf("quotatest: %w: the store hangs: %w", unsure, ctx.Err())}
+		}
+	}
+	return f
+}
+
+// List lists keys as the store of package local does, unless the test has the call fail.
+func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error) {
+	if err := ctx.Err(); err != nil {
+		return driver.Page{}, err
+	}
+	if f := s.meet(ctx, quota.ErrUnavailable, func(f fault) bool { return !f.decided }); f.err != nil {
+		return driver.Page{}, f.err
+	}
+	return s.store.List(ctx, l)
+}
+
 // note notes a call.
 func (s *Store) note(cs []quota.Charge, out []quota.Decision, made bool, err error) {
 	call := quota.Call{Charges: cs, Err: err}
@@ -291,7 +313,7 @@ func (s *Store) note(cs []quota.Charge, out []quota.Decision, made bool, err err
 	defer s.mu.Unlock()
 	s.calls = append(s.calls, *call.Clone())
 	for i := range cs {
-		if made {
+		if made && !out[i].Replayed {
 			s.charged[owner{cs[i].Limit.Name(), cs[i].Key}] += out[i].Charged
 		}
 	}
@@ -305,8 +327,14 @@ func (s *Store) Calls() []quota.Call {
 	return slices.Clone(s.calls)
 }
 
-// Charged returns the tokens that were charged to a limit and key in all, less those that were given back.
+// Charged returns the tokens that were charged to a limit and key in all, less those that were given back. It fails the test if the
+// limit is not valid: no call can charge such a limit.
 func (s *Store) Charged(limit *quota.Limit, key string) int64 {
+	s.t.Helper()
+	if err := limit.Err(); err != nil {
+		s.t.Errorf("tokens that were charged to %q: %v", key, err)
+		return 0
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.charged[owner{limit.Name(), key}]
@@ -316,7 +344,7 @@ func (s *Store) Charged(limit *quota.Limit, key string) int64 {
 func (s *Store) WantCharged(limit *quota.Limit, key string, n int64) {
 	s.t.Helper()
 	got := s.Charged(limit, key)
-	if got == n {
+	if got == n || limit.Err() != nil {
 		return
 	}
 	var calls strings.Builder

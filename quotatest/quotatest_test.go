@@ -13,9 +13,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fleetquota/fleetquota/algorithm"
+	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 	"github.com/fleetquota/fleetquota/quotatest"
 	"github.com/fleetquota/fleetquota/resilience"
 )
@@ -283,6 +285,77 @@ func TestWantCharged(t *testing.T) {
 	if !strings.Contains(l.text.String(), "its calls: none") {
 		t.Errorf("failure: got %s, want that there was no call", &l.text)
 	}
+}
+
+// A limit that is not valid was charged nothing, which must not pass for what the test wants.
+func TestChargedToALimitThatIsNotValid(t *testing.T) {
+	l := &log{TB: t}
+	store := quotatest.New(l, nil)
+	for reason, limit := range map[string]*quota.Limit{
+		"capacity is -1": quota.NewLimit("n", algorithm.TokenBucket(-1, 1, time.Second)),
+		`limit is "nil"`: nil,
+		"the zero Limit": {},
+	} {
+		for _, n := range []int64{0, 1} {
+			l.text.Reset()
+			store.WantCharged(limit, "k", n)
+			if got := l.text.String(); strings.Count(got, reason) != 1 || !strings.Contains(got, "accepted") {
+				t.Errorf("WantCharged %d of a limit of which %s: got failure %q, want one that says so", n, reason, got)
+			}
+		}
+	}
+}
+
+// A listing meets the failures that the test causes, as any call does.
+func TestListingThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := quotatest.New(t, nil)
+		lim := limiter(store)
+		quota.Must(lim.Take(bg, "k", 1))
+		list := func(ctx context.Context) (int, error) {
+			page, err := store.List(ctx, driver.Listing{Size: 10})
+			return len(page.Keys), err
+		}
+		want := func(when string, keys int, wanted error) {
+			t.Helper()
+			if n, err := list(bg); n != keys || !errors.Is(err, wanted) {
+				t.Errorf("a listing %s: got %d keys, error %v, want %d, %v", when, n, err, keys, wanted)
+			}
+		}
+		want("of a store that works", 1, nil)
+		store.Fail(quota.ErrUnavailable)
+		want("in an outage", 0, quota.ErrUnavailable)
+		if _, _, err := backend.List(bg, lim.Store(), backend.Listing{Limits: []*quota.Limit{tokens}}); !errors.Is(err, quota.ErrUnavailable) {
+			t.Errorf("backend.List in an outage: got %v, want %v", err, quota.ErrUnavailable)
+		}
+		store.Fail(nil)
+		store.LoseNext(1)
+		store.FailNext(1, quota.ErrMisconfigured)
+		want("that is the next call to fail", 0, quota.ErrMisconfigured)
+		want("after that", 1, nil)
+		if _, err := lim.Take(bg, "k", 1); !errors.Is(err, quota.ErrIndeterminate) {
+			t.Errorf("the next take: got %v, want its answer lost", err)
+		}
+		resume := store.Hang()
+		ctx, cancel := context.WithTimeout(bg, time.Second)
+		defer cancel()
+		if _, err := list(ctx); !errors.Is(err, context.DeadlineExceeded) || quota.Charged(err) != quota.NotCharged {
+			t.Errorf("a listing whose context ends while the store hangs: got %v, want the context's error, and nothing charged", err)
+		}
+		ended := make(chan error)
+		go func() {
+			_, err := list(bg)
+			ended <- err
+		}()
+		synctest.Wait()
+		resume()
+		if err := <-ended; err != nil {
+			t.Errorf("a listing that waited for the store: got %v, want nil", err)
+		}
+		if n := len(store.Calls()); n != 2 {
+			t.Errorf("calls: got %d, want the 2 takes", n)
+		}
+	})
 }
 
 // A store is what a program's policies wrap: an outage goes through a fallback, and is charged afterwards.

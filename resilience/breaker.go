@@ -153,6 +153,24 @@ type monitor struct {
 	notes  notifier
 	alarm  alarm
 	failed roundTrips
+
+	opened, refusals atomic.Int64
+}
+
+// readings tells the state of a breaker, how often it opened, and how many calls it refused.
+func (m *monitor) readings(state string, tell func(driver.Reading)) {
+	for _, s := range [...]struct {
+		metric driver.Metric
+		state  string
+	}{{driver.MetricBreakersClosed, "closed"}, {driver.MetricBreakersHalfOpen, "half-open"}, {driver.MetricBreakersOpen, "open"}} {
+		r := driver.Reading{Metric: s.metric}
+		if s.state == state {
+			r.Value = 1
+		}
+		tell(r)
+	}
+	tell(driver.Reading{Metric: driver.MetricBreakerOpenings, Value: m.opened.Load()})
+	tell(driver.Reading{Metric: driver.MetricBreakerRefusals, Value: m.refusals.Load()})
 }
 
 // judge is the function judge, but counts the failures of one round trip once.
@@ -215,6 +233,9 @@ func (b *breaker) state() string {
 	return state.String()
 }
 
+// Readings tells the breaker's state and counts.
+func (b *breaker) Readings(tell func(driver.Reading)) { b.readings(b.state(), tell) }
+
 type none struct{}
 
 type cause struct{ error }
@@ -267,6 +288,7 @@ func (b *breaker) changed(c *circuit, from, to gobreaker.State) {
 		again := from == gobreaker.StateHalfOpen || c.tripped
 		delay := b.openings.open(b.o.Delay, again)
 		until = b.now() + int64(delay)
+		b.opened.Add(1)
 		text := fmt.Sprintf("the circuit breaker opened, the store keeps failing; it is probed in %v", delay)
 		if again {
 			text = fmt.Sprintf("the circuit breaker opened again, a probe of the store failed; the next is in %v", delay)
@@ -324,6 +346,7 @@ type permit struct {
 func (b *breaker) allow() (p permit, err error) {
 	if until := b.until.Load(); until != 0 {
 		if left := until - b.now(); left > 0 {
+			b.refusals.Add(1)
 			return p, b.orClosed(&openError{time.Duration(left)})
 		}
 	}
@@ -333,6 +356,7 @@ func (b *breaker) allow() (p permit, err error) {
 		return p, nil
 	}
 	if p.done, err = p.circuit.Allow(); err != nil {
+		b.refusals.Add(1)
 		return p, b.refused(p.circuit)
 	}
 	if now := p.circuit.phase.Load(); now%phases == uint64(gobreaker.StateHalfOpen) {

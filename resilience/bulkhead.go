@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // Bulkhead returns the policy that at most n decisions are in flight. A call above that is refused at once,
@@ -35,7 +36,14 @@ type bulkhead struct {
 	most int64
 	full error
 
-	inFlight atomic.Int64
+	inFlight, refused atomic.Int64
+}
+
+// Readings tells how many calls are in flight, and how many were refused.
+func (s *bulkhead) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricBulkheadCalls, Value: s.inFlight.Load()})
+	tell(driver.Reading{Metric: driver.MetricMaxBulkheadCalls, Value: s.most})
+	tell(driver.Reading{Metric: driver.MetricBulkheadRefusals, Value: s.refused.Load()})
 }
 
 func (s *bulkhead) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -60,6 +68,7 @@ func (s *bulkhead) acquire() bool {
 	for {
 		n := s.inFlight.Load()
 		if n >= s.most {
+			s.refused.Add(1)
 			return false
 		}
 		if s.inFlight.CompareAndSwap(n, n+1) {

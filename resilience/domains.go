@@ -208,6 +208,35 @@ func (d *domains) state() string {
 	return worst
 }
 
+// Readings tells the numbers of the policies of each node, and of those that bound lists. Unwrap leads to those of the unknown
+// node.
+func (d *domains) Readings(tell func(driver.Reading)) {
+	d.mu.Lock()
+	stacks := d.sweep()
+	d.mu.Unlock()
+	for node, s := range stacks {
+		if node != "" {
+			ofPolicies(s.Store, func(r driver.Reading) {
+				r.Node = node
+				tell(r)
+			})
+		}
+	}
+	ofPolicies(d.lists, tell)
+}
+
+// ofPolicies tells the numbers of the policies of a stack.
+func ofPolicies(s quota.Store, tell func(driver.Reading)) {
+	for {
+		w, policy := s.(layered)
+		if !policy {
+			return
+		}
+		w.(driver.Measured).Readings(tell)
+		s = w.Unwrap()
+	}
+}
+
 func (d *domains) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
 	s := d.stack(d.placed.Node(c))
 	decision, err := s.Charge(ctx, c)

@@ -98,10 +98,10 @@ func retryAfter(err error) time.Duration {
 func repeatable(cs []quota.Charge) bool { return cs[0].ID != "" || driver.OnlyPeeks(cs) }
 
 // answerable reports whether a policy may answer all charges in the store's place: whether they may be denied. An
-// answer to a debit, refund or reset would hide that it was not carried out.
+// answer to a debit, refund or reset, or to the end or renewal of a hold, would hide that it was not carried out.
 func answerable(cs []quota.Charge) bool {
 	for i := range cs {
-		if !cs[i].Op.Deniable() {
+		if !cs[i].Op.Deniable() || cs[i].Op == quota.OpRenew {
 			return false
 		}
 	}

@@ -29,3 +29,10 @@ func NewDeadline(parent context.Context, at time.Time) *deadline {
 
 // Release ends the context.
 func (d *deadline) Release() { d.release() }
+
+// Debts returns how many tokens the keys of a fallback owe, and how many keys owe any.
+func Debts(s quota.Store) (tokens, keys int64) {
+	f, _ := driver.Find[*fallback](s)
+	tokens, debtors := f.debts()
+	return tokens, int64(len(debtors))
+}

@@ -35,8 +35,9 @@ type FailOptions struct {
 // changes no state (of quota.OpUpTo Charged is how many tokens may be used, of which none are charged), and Remaining as the limit's capacity; if the outcome was unknown it may have been
 // charged all the same. A cost above the capacity is denied with quota.Never, as always.
 //
-// Only takes and peeks are answered. The error of a call with a debit, refund or reset passes: it was not
-// carried out, and an answer would hide that. All other errors pass too, and so does every error of a call
+// Only takes, peeks and holds are answered. Of a hold that is admitted Held and Until are 0, as no store has it: the settle of
+// its receipt is a debit. The error of a call with a debit, refund or reset, or that ends or renews a hold, passes: it was
+// not carried out, and an answer would hide that. All other errors pass too, and so does every error of a call
 // whose context has ended.
 //
 // A negative RetryAfter is refused by Wrap.
@@ -91,6 +92,19 @@ type fail struct {
 	notes    notifier
 	alarm    alarm
 	degraded atomic.Bool
+	decided  atomic.Int64
+}
+
+// Readings tells whether the policy decides in the store's place, and how many calls it decided.
+func (s *fail) Readings(tell func(driver.Reading)) { tellDegraded(&s.degraded, &s.decided, tell) }
+
+func tellDegraded(degraded *atomic.Bool, decided *atomic.Int64, tell func(driver.Reading)) {
+	r := driver.Reading{Metric: driver.MetricDegraded}
+	if degraded.Load() {
+		r.Value = 1
+	}
+	tell(r)
+	tell(driver.Reading{Metric: driver.MetricDegradedCalls, Value: decided.Load()})
 }
 
 func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -99,12 +113,13 @@ func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, erro
 		s.answered(d.Source)
 		return d, nil
 	}
-	if !c.Op.Deniable() || !s.answers(ctx, err) {
+	if !c.Op.Deniable() || c.Op == quota.OpRenew || !s.answers(ctx, err) {
 		return d, err
 	}
 	if wrong := c.Limit.Err(); wrong != nil {
 		return d, wrong
 	}
+	s.decided.Add(1)
 	return s.decide(&c, err), nil
 }
 
@@ -129,6 +144,7 @@ func (s *fail) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Dec
 			out[i].Charged = 0
 		}
 	}
+	s.decided.Add(1)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/failsafe-go/failsafe-go"
@@ -156,9 +157,20 @@ type failsafeStore struct {
 	exec  failsafe.Executor[quota.Result]
 	notes notifier
 
+	refusals, repeats atomic.Int64
+
 	mu      sync.Mutex
 	running int           // attempts
 	idle    chan struct{} // closed when running is 0, if Close waits for that
+}
+
+// Readings tells how many calls the policy refused, or of a retry and a hedge the attempts after the first.
+func (s *failsafeStore) Readings(tell func(driver.Reading)) {
+	if s.of == kindBulkhead {
+		tell(driver.Reading{Metric: driver.MetricBulkheadRefusals, Value: s.refusals.Load()})
+		return
+	}
+	tell(driver.Reading{Metric: driver.MetricRetries, Value: s.repeats.Load()})
 }
 
 func (s *failsafeStore) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
@@ -245,7 +257,9 @@ func (s *failsafeStore) do(ctx context.Context, x *execution, out []quota.Decisi
 	case err == nil && chosen == nil:
 		err = fmt.Errorf("resilience: %w: a failsafe-go policy answered in the store's place", quota.ErrMisconfigured)
 	case err != nil:
-		err = translate(ctx, err, len(attempts))
+		if err = translate(ctx, err, len(attempts)); len(attempts) == 0 && errors.Is(err, ErrRejected) {
+			s.refusals.Add(1)
+		}
 	}
 	if chosen != nil {
 		err = chosen.err
@@ -271,6 +285,9 @@ func (s *failsafeStore) attempt(caller, ctx context.Context, x *execution) (quot
 		s.notes.send("repeat", "a policy tried to repeat a charge without a request id; it was not repeated", nil)
 		<-first.done
 		return first.result()
+	}
+	if len(x.attempts) > 0 {
+		s.repeats.Add(1)
 	}
 	x.attempts = append(x.attempts, a)
 	x.mu.Unlock()
@@ -406,6 +423,9 @@ func (b *failsafeBreaker) state() string {
 	return state.String()
 }
 
+// Readings tells the breaker's state and counts.
+func (b *failsafeBreaker) Readings(tell func(driver.Reading)) { b.readings(b.state(), tell) }
+
 // remaining returns the time until the next probe. The caller holds the lock.
 func (b *failsafeBreaker) remaining() time.Duration {
 	left := b.cb.RemainingDelay()
@@ -474,6 +494,9 @@ func (b *failsafeBreaker) observe(state circuitbreaker.State) uint64 {
 		case state == circuitbreaker.OpenState && b.openings.first > 0:
 			b.until = time.Now().Add(b.openings.open(b.cb.RemainingDelay(), again))
 		}
+		if state == circuitbreaker.OpenState {
+			b.opened.Add(1)
+		}
 		b.spare = 0
 		clear(b.probes)
 		b.notes.send("breaker", "the circuit breaker is "+state.String(), nil)
@@ -518,6 +541,7 @@ func (b *failsafeBreaker) allow() (*probe, error) {
 			}
 		}
 	}
+	b.refusals.Add(1)
 	return nil, b.orClosed(&openError{b.remaining()})
 }
 

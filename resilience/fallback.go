@@ -165,6 +165,7 @@ type fallback struct {
 	degraded atomic.Bool
 	lastHere atomic.Int64 // time since base of the latest decision made here
 	decided  atomic.Int64 // decisions made here since degraded
+	answered atomic.Int64 // calls that were decided here
 
 	toldFull, toldForgotten atomic.Bool // the former since degraded
 

@@ -30,7 +30,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	for i := range cs {
 		switch {
 		case stateless(cs[i].Limit):
-		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback:
+		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback, cs[i].Op.Holds():
 			return cause
 		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit:
 			corrects = true
@@ -58,6 +58,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 				Source: quota.FromFallback, Shadow: here[i].Shadow, Alternative: here[i].Alternative, Capacity: here[i].Limit.Spec().Capacity, RetryAfter: DefaultRetryAfter, ResetAfter: DefaultRetryAfter,
 			}
 		}
+		f.answered.Add(1)
 		return nil
 	case err != nil:
 		return err
@@ -72,6 +73,7 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		return failedBoth(cause, err)
 	}
 	decided = true
+	f.answered.Add(1)
 	f.release(l, out)
 	for i := range out {
 		d := &out[i]
@@ -214,6 +216,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	if !granted || d.Replayed {
 		return
 	}
+	owed := k.debt.owed
 	switch c.Op {
 	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit:
 		k.debt.admit(d.Charged)
@@ -221,6 +224,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	case quota.OpRefund:
 		k.debt.refund(c.Cost)
 	}
+	k.owes(owed)
 }
 
 // definite returns the error of a call that is not decided here either, with the cause only where that says that the primary

@@ -28,6 +28,41 @@ type keyTable struct {
 	// settledUpTo is the latest debt.upTo of a state that was dropped.
 	settledUpTo quota.Micros
 	forgot      bool // a key that had used quota, since that was last told
+
+	owed, owing, reconciled int64 // tokens of all debts, keys with a debt, and tokens of settled debts
+}
+
+// owes notes a change of the key's debt, which was before. The caller holds the lock.
+func (k *keyState) owes(before int64) {
+	k.table.owed += k.debt.owed - before
+	switch {
+	case before == 0 && k.debt.owed > 0:
+		k.table.owing++
+	case before > 0 && k.debt.owed == 0:
+		k.table.owing--
+	}
+}
+
+// Readings tells whether the fallback decides, how many calls it decided, the keys that it keeps, and their debts. It tells
+// the numbers of its own store too.
+func (f *fallback) Readings(tell func(driver.Reading)) {
+	var keys, owed, owing, reconciled int64
+	for i := range f.tables {
+		t := &f.tables[i]
+		t.mu.Lock()
+		keys, owed, owing, reconciled = keys+int64(len(t.all)), owed+t.owed, owing+t.owing, reconciled+t.reconciled
+		t.mu.Unlock()
+	}
+	tellDegraded(&f.degraded, &f.answered, tell)
+	tell(driver.Reading{Metric: driver.MetricFallbackKeys, Value: keys})
+	tell(driver.Reading{Metric: driver.MetricMaxFallbackKeys, Value: int64(f.maxKeys())})
+	tell(driver.Reading{Metric: driver.MetricOwedTokens, Value: owed})
+	tell(driver.Reading{Metric: driver.MetricOwingKeys, Value: owing})
+	tell(driver.Reading{Metric: driver.MetricReconciledTokens, Value: reconciled})
+	driver.Readings(f.store, func(r driver.Reading) {
+		r.Fallback = true
+		tell(r)
+	})
 }
 
 // keyState is all that a fallback keeps of one limit and key: the primary's last word, the debt to it, and
@@ -88,7 +123,9 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if k != nil && wasReset {
+		owed := k.debt.owed
 		k.debt.forgive(before.owed)
+		k.owes(owed)
 	}
 	inOrder := k != nil && !k.dropped && k.known.version == before.version
 	if k == nil || k.dropped {

@@ -39,7 +39,7 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 		if own, ok := ctx.Deadline(); !ok || d.at.Before(own) {
 			defer d.release()
 			within = d
-			translated = func(err error) error { return timedOut(ctx, d, f.budget, err) }
+			translated = func(err error) error { err, _ = timedOut(ctx, d, f.budget, err); return err }
 		}
 	}
 	if err := f.reconcile(within, cs); err != nil {
@@ -191,7 +191,10 @@ func (f *fallback) send(ctx context.Context, r *reconciliation) (err error) {
 		s := r.settlements[i]
 		s.at = out[i].At
 		k.table.mu.Lock()
+		owed := k.debt.owed
 		k.debt.settle(s)
+		k.owes(owed)
+		k.table.reconciled += owed - k.debt.owed
 		k.record(f.kept(r.charges[i].Limit, &out[i]), now, false)
 		k.table.mu.Unlock()
 	}

@@ -40,6 +40,9 @@ type MemoryOptions struct {
 // may forget the key sooner. In these cases it denies requests that the store would admit, until the
 // remembered RetryAfter has passed. Therefore no preset includes it.
 //
+// It remembers nothing of limits with holds, see quota.OpHold: such a denial ends whenever a hold does, and its RetryAfter is
+// the time until one lapses.
+//
 // Errors of the store pass. A negative number of keys is refused by Wrap.
 func DenialMemory(o *MemoryOptions) Policy {
 	if o == nil {
@@ -82,6 +85,7 @@ type memory struct {
 type memoryShard struct {
 	mu      sync.Mutex
 	denials map[limitKey]denial
+	hits    int64
 	// giveBacks counts the give-backs that returned: a denial of a request sent before one of them is not
 	// remembered.
 	giveBacks uint64
@@ -101,6 +105,20 @@ type denial struct {
 	decision quota.Decision
 }
 
+// Readings tells how many denials are remembered, and how many calls they answered.
+func (m *memory) Readings(tell func(driver.Reading)) {
+	denials, hits := 0, int64(0)
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		denials += len(s.denials)
+		hits += s.hits
+		s.mu.Unlock()
+	}
+	tell(driver.Reading{Metric: driver.MetricDenialKeys, Value: int64(denials)})
+	tell(driver.Reading{Metric: driver.MetricDenialHits, Value: hits})
+}
+
 func (m *memory) shard(c *quota.Charge) *memoryShard {
 	return &m.shards[driver.Hash(m.seed, c)%memoryShards]
 }
@@ -110,6 +128,9 @@ func keyOf(c *quota.Charge) limitKey { return limitKey{c.Limit.Handle(), c.Key} 
 func (m *memory) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
 	if givesBack(c.Op) {
 		defer m.forget(&c)
+		return m.inner.Charge(ctx, c)
+	}
+	if c.Limit.TTL() > 0 {
 		return m.inner.Charge(ctx, c)
 	}
 	sent, giveBacks, known := m.recall(&c, &d)
@@ -144,7 +165,7 @@ func (m *memory) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 		case out[i].Split:
 			// The quota that one slot granted was given back when another slot denied.
 			m.forget(&cs[i])
-		case !givesBack(cs[i].Op):
+		case !givesBack(cs[i].Op) && cs[i].Limit.TTL() == 0:
 			m.remember(&cs[i], &out[i], sent, giveBacks[i])
 		}
 	}
@@ -192,6 +213,7 @@ func (m *memory) recall(c *quota.Charge, d *quota.Decision) (sent time.Duration,
 	if need := need(c); need < n.need || need > n.spec.Capacity {
 		return sent, s.giveBacks, false
 	}
+	s.hits++
 	*d = n.decision
 	d.Source, d.Charged, d.Shadow, d.Alternative = quota.FromMemory, 0, c.Shadow, c.Alternative
 	d.RetryAfter -= passed

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -84,8 +85,14 @@ func timeoutInside(inner quota.Store, k kind) (time.Duration, error) {
 
 type retry struct {
 	layer
-	o    RetryOptions
-	base time.Time
+	o       RetryOptions
+	base    time.Time
+	repeats atomic.Int64
+}
+
+// Readings tells the attempts after the first.
+func (s *retry) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricRetries, Value: s.repeats.Load()})
 }
 
 func (s *retry) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
@@ -113,12 +120,13 @@ func (s *retry) do(ctx context.Context, peeks bool, attempt func(context.Context
 	for n := 1; ; n++ {
 		err := attempt(d)
 		if err != nil {
-			err = timedOut(ctx, d, s.o.Budget, err)
+			err, _ = timedOut(ctx, d, s.o.Budget, err)
 		}
 		unknown = unknown || errors.Is(err, quota.ErrIndeterminate)
 		if err == nil || n == s.o.Attempts || !s.pause(d, n, err) {
 			return afterAttempts(unknown && !peeks, err)
 		}
+		s.repeats.Add(1)
 	}
 }
 

@@ -116,8 +116,23 @@ func listen(inner quota.Store, timeout time.Duration, tell func(quota.Notice)) {
 // promptTimeout bounds a store that honours deadlines.
 type promptTimeout struct {
 	layer
-	t    time.Duration
-	base time.Time
+	t        time.Duration
+	base     time.Time
+	timeouts atomic.Int64
+}
+
+// Readings tells how many calls ran out of time.
+func (s *promptTimeout) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricTimeouts, Value: s.timeouts.Load()})
+}
+
+// timedOut is the function timedOut, and counts.
+func (s *promptTimeout) timedOut(ctx context.Context, d *deadline, err error) error {
+	err, late := timedOut(ctx, d, s.t, err)
+	if late {
+		s.timeouts.Add(1)
+	}
+	return err
 }
 
 func (s *promptTimeout) bound() time.Duration { return s.t }
@@ -131,7 +146,7 @@ func (s *promptTimeout) Charge(ctx context.Context, c quota.Charge) (quota.Decis
 	defer d.release()
 	decision, err := s.inner.Charge(d, c)
 	if err != nil {
-		err = timedOut(ctx, d, s.t, err)
+		err = s.timedOut(ctx, d, err)
 	}
 	return decision, err
 }
@@ -145,23 +160,23 @@ func (s *promptTimeout) ChargeAll(ctx context.Context, cs []quota.Charge, out []
 	defer d.release()
 	err := s.inner.ChargeAll(d, cs, out)
 	if err != nil {
-		err = timedOut(ctx, d, s.t, err)
+		err = s.timedOut(ctx, d, err)
 	}
 	return err
 }
 
 // timedOut translates the error of a call under d, which ends t after it began, for the caller, to whom d is
-// unknown. If ctx, around it, is over too, the error is left to the policy that made ctx, or to the caller.
-func timedOut(ctx context.Context, d *deadline, t time.Duration, err error) error {
+// unknown, and reports whether d ended the call. If ctx, around it, is over too, the error is left to the policy that made
+// ctx, or to the caller.
+func timedOut(ctx context.Context, d *deadline, t time.Duration, err error) (translated error, late bool) {
 	switch {
 	case over(ctx) || d.Err() == nil:
-		return err
 	case errors.Is(err, quota.ErrIndeterminate):
-		return fmt.Errorf("resilience: no answer within the timeout of %v: %w", t, err)
+		return fmt.Errorf("resilience: no answer within the timeout of %v: %w", t, err), true
 	case ofContext(err):
-		return fmt.Errorf("resilience: %w: nothing was sent within the timeout of %v: %w", quota.ErrUnavailable, t, err)
+		return fmt.Errorf("resilience: %w: nothing was sent within the timeout of %v: %w", quota.ErrUnavailable, t, err), true
 	}
-	return err
+	return err, false
 }
 
 // handOff bounds a store whose calls may return late: it hands them over to goroutines.
@@ -171,8 +186,15 @@ type handOff struct {
 	base          time.Time
 	slots         chan struct{} // holds an element for each call that has not ended
 	abandoned     atomic.Int64
+	timeouts      atomic.Int64
 	notes         notifier
 	full, stalled error
+}
+
+// Readings tells how many calls ran out of time, and how many that were left have not ended.
+func (s *handOff) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricTimeouts, Value: s.timeouts.Load()})
+	tell(driver.Reading{Metric: driver.MetricAbandonedCalls, Value: s.abandoned.Load()})
 }
 
 func (s *handOff) bound() time.Duration { return s.t }
@@ -193,6 +215,7 @@ type call struct {
 	d      quota.Decision
 	out    []quota.Decision
 	err    error
+	late   bool // err says that the call ran out of time
 	panic  *Panic
 	exited bool // by runtime.Goexit
 
@@ -251,7 +274,7 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 	go s.run(k)
 	select {
 	case <-k.done:
-		return k.result()
+		return s.result(k)
 	case <-timer.C:
 	case <-ctx.Done():
 	}
@@ -259,13 +282,14 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		s.timeouts.Add(1)
 		return fmt.Errorf("resilience: %w: nothing was sent within the timeout of %v", quota.ErrUnavailable, s.t)
 	}
 	s.abandoned.Add(1)
 	if !k.state.CompareAndSwap(running, abandoned) {
 		s.abandoned.Add(-1)
 		<-k.done
-		return k.result()
+		return s.result(k)
 	}
 	if err := ctx.Err(); err != nil {
 		whose := "the caller's context ended"
@@ -274,6 +298,7 @@ func (s *handOff) do(ctx context.Context, k *call) error {
 		}
 		return fmt.Errorf("resilience: %w: %s before the store answered: %w", quota.ErrIndeterminate, whose, err)
 	}
+	s.timeouts.Add(1)
 	return fmt.Errorf("resilience: %w: no answer within the timeout of %v", quota.ErrIndeterminate, s.t)
 }
 
@@ -310,13 +335,16 @@ func (s *handOff) run(k *call) {
 		k.err = s.inner.ChargeAll(&k.ctx, k.cs, k.out)
 	}
 	if k.err != nil {
-		k.err = timedOut(k.ctx.Context, &k.ctx, s.t, k.err)
+		k.err, k.late = timedOut(k.ctx.Context, &k.ctx, s.t, k.err)
 	}
 	returned = true
 }
 
 // result ends as the call did: it returns the error, panics or exits.
-func (k *call) result() error {
+func (s *handOff) result(k *call) error {
+	if k.late {
+		s.timeouts.Add(1)
+	}
 	switch {
 	case k.panic != nil:
 		panic(k.panic)

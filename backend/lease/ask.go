@@ -33,6 +33,7 @@ func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d
 		r, first, answer := s.join(c, e, instances, &d)
 		switch answer {
 		case decided:
+			s.hits.add(h)
 			return d, nil
 		case removed:
 			e = s.table.add(h, c, s.now())
@@ -58,6 +59,7 @@ func (s *Store) ask(ctx context.Context, c *quota.Charge, h uint64, e *entry) (d
 			return r.d, nil
 		}
 		if k := e.lease.Load(); k != nil && k.decide(c, s.now(), &d) {
+			s.hits.add(h)
 			return d, nil
 		}
 		return s.single(ctx, c, e) // a caller waits for one request of another caller, not for a second
@@ -194,6 +196,8 @@ func (s *Store) receive(e *entry, r *request, d quota.Decision, err error) (refu
 	k.left.Store(left)
 	e.counted = 0
 	e.lease.Store(k)
+	s.chunks.Add(1)
+	s.chunkTokens.Add(k.size)
 	return e.appendRefund(refunds, o, old, quota.FromStore)
 }
 

@@ -106,7 +106,10 @@ func (s *Store) refund(ctx context.Context, r *refund) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.backPatience))
 	defer cancel()
-	s.inner.Charge(ctx, quota.Charge{
+	d, err := s.inner.Charge(ctx, quota.Charge{
 		Limit: r.chunk.limit, Key: r.entry.key, Cost: n, Op: quota.OpRefund, From: r.from, MadeAt: r.chunk.at,
 	})
+	if err == nil {
+		s.returned.Add(-d.Charged)
+	}
 }

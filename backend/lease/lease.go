@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unique"
 
@@ -54,6 +55,9 @@ type Store struct {
 	// In ns. Times in this package are ns since base.
 	lifetime, window, patience, backPatience int64
 
+	hits                          hits
+	chunks, chunkTokens, returned atomic.Int64
+
 	gate driver.Gate
 	stop chan struct{} // closed by Close
 
@@ -63,9 +67,10 @@ type Store struct {
 }
 
 var (
-	_ quota.Store   = (*Store)(nil)
-	_ driver.Graded = (*Store)(nil)
-	_ driver.Prompt = (*Store)(nil)
+	_ quota.Store     = (*Store)(nil)
+	_ driver.Graded   = (*Store)(nil)
+	_ driver.Prompt   = (*Store)(nil)
+	_ driver.Measured = (*Store)(nil)
 )
 
 // bucketRule is the rule of algorithm.TokenBucket, the only one whose tokens can be leased.
@@ -135,6 +140,34 @@ func (s *Store) Prompt() bool {
 	return driver.IsPrompt(s.inner)
 }
 
+// Readings tells how many keys are watched, how many charges leases decided, and the chunks and tokens of leases, see
+// driver.Measured.
+func (s *Store) Readings(tell func(driver.Reading)) {
+	s.table.mu.Lock()
+	keys := s.table.live
+	s.table.mu.Unlock()
+	tell(driver.Reading{Metric: driver.MetricLeaseKeys, Value: int64(keys)})
+	tell(driver.Reading{Metric: driver.MetricLeaseHits, Value: s.hits.sum()})
+	tell(driver.Reading{Metric: driver.MetricChunks, Value: s.chunks.Load()})
+	tell(driver.Reading{Metric: driver.MetricChunkTokens, Value: s.chunkTokens.Load()})
+	tell(driver.Reading{Metric: driver.MetricReturnedTokens, Value: s.returned.Load()})
+}
+
+// hits is a counter whose parts, by hash, are in cache lines of their own: the charges of different keys do not meet in it.
+type hits [32]struct {
+	n atomic.Int64
+	_ [56]byte
+}
+
+func (c *hits) add(h uint64) { c[h%uint64(len(c))].n.Add(1) }
+
+func (c *hits) sum() (n int64) {
+	for i := range c {
+		n += c[i].n.Load()
+	}
+	return n
+}
+
 // Charge decides one charge, in memory if the key's lease holds enough. It fails with the errors of the store
 // below; with quota.ErrUnavailable, and without a charge, where a request for a chunk was not sent within
 // half a lifetime; and with the context's own error where ctx ends first: the caller alone is then not
@@ -149,6 +182,7 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, e
 	own := c.ID == "" && c.Cost > 0 && c.Floor == 0 && !c.Shadow && c.Alternative == 0
 	if e != nil && own {
 		if l := e.lease.Load(); l != nil && l.decide(&c, s.now(), &d) {
+			s.hits.add(h)
 			return d, nil
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // A grant under a request id is remembered in a slot, whose key is the group and the id. Behind the key the slot's text has
@@ -48,7 +49,7 @@ func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []qu
 	for i := range out {
 		d := &out[i]
 		*d = quota.Decision{Replayed: true, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, At: quota.Micros(sl.c)}
-		for _, n := range [...]*int64{&d.Capacity, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter)} {
+		for _, n := range [...]*int64{&d.Capacity, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter), &d.Held, (*int64)(&d.Until)} {
 			var size int
 			*n, size = binary.Varint(text)
 			text = text[size:]
@@ -59,20 +60,20 @@ func (s *Store) repeat(r *request, cs []quota.Charge, now quota.Micros, out []qu
 }
 
 // remember keeps the grant of a request.
-func (s *Store) remember(r *request, now quota.Micros, ds []quota.Decision) {
+func (s *Store) remember(r *request, cs []quota.Charge, now quota.Micros, ds []quota.Decision) {
 	sh := &s.shards[r.hash%shardCount]
 	var few [48]byte
 	text := few[:0]
 	for i := range ds {
 		d := &ds[i]
-		for _, n := range [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay), int64(d.RetryAfter)} {
+		for _, n := range [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay), int64(d.RetryAfter), d.Held, int64(d.Until)} {
 			text = binary.AppendVarint(text, n)
 		}
 	}
 	n := sh.insert(r.hash, r.key+string(r.charges)+string(text), len(r.key), idKind)
 	sl := sh.table.slots.at(uint32(n))
 	sl.a, sl.b, sl.c = int64(len(r.charges)), int64(len(text)), int64(now)
-	sh.expire(sl, now+quota.Micros(quota.IDWindow/time.Microsecond)+1)
+	sh.expire(sl, now+quota.Micros(driver.IDLifetime(cs, now)/time.Microsecond)+1)
 	sh.due += newSlot
 }
 
@@ -87,7 +88,7 @@ func appendCharges(dst []byte, cs []quota.Charge) []byte {
 		if c.Shadow {
 			dst[len(dst)-1] |= 1 << 7
 		}
-		for _, n := range [...]int64{c.Cost, int64(c.MadeAt), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, int64(c.Alternative)} {
+		for _, n := range [...]int64{c.Cost, int64(c.MadeAt), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, c.Held, int64(c.Until), int64(c.Alternative)} {
 			dst = binary.AppendVarint(dst, n)
 		}
 	}

@@ -51,3 +51,45 @@ func TestListWhileTablesChange(t *testing.T) {
 		t.Errorf("a listing of keys that are whole again: got %d keys, cursor %q, %v, want none", len(page.Keys), page.Next, err)
 	}
 }
+
+// Keys of one tag, which 32 bits of a hash may give to several, are each listed once, also where a page ends between them.
+func TestListKeysOfOneTag(t *testing.T) {
+	s, clock := withClock(0)
+	limits := []*quota.Limit{bucket("a", 5, time.Hour), bucket("b", 5, time.Hour)}
+	const hash, keys = 7<<32 | 3, 30
+	for i := range keys {
+		for _, l := range limits {
+			c, now := quota.Charge{Limit: l, Key: fmt.Sprint("k", i), Cost: 1}, quota.Micros(clock.time().UnixMicro())
+			var it driver.Item
+			var d quota.Decision
+			if err := driver.ApplyOne(&c, &it, now, &d); err != nil {
+				t.Fatal(err)
+			}
+			s.keep(&s.shards[hash%shardCount], hash, -1, &c, &it, &d)
+		}
+	}
+	for size := 1; size <= 2*keys+1; size++ {
+		times := map[driver.ListedKey]int{}
+		l := driver.Listing{Size: size}
+		for pages := 0; ; pages++ {
+			page, err := s.List(bg, l)
+			if err != nil || pages > 2*keys {
+				t.Fatalf("page %d of %d keys: got error %v, want the last of %d or fewer", pages+1, size, err, 2*keys)
+			}
+			for _, k := range page.Keys {
+				times[k]++
+			}
+			if l.Cursor = page.Next; l.Cursor == "" {
+				break
+			}
+		}
+		for k, n := range times {
+			if n != 1 {
+				t.Errorf("%v, on pages of %d: got it %d times, want once", k, size, n)
+			}
+		}
+		if len(times) != 2*keys {
+			t.Errorf("keys on pages of %d: got %d, want %d", size, len(times), 2*keys)
+		}
+	}
+}

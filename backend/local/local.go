@@ -80,8 +80,9 @@ type Store struct {
 const shardCount = 256
 
 var (
-	_ quota.Store   = (*Store)(nil)
-	_ driver.Prompt = (*Store)(nil)
+	_ quota.Store     = (*Store)(nil)
+	_ driver.Prompt   = (*Store)(nil)
+	_ driver.Measured = (*Store)(nil)
 )
 
 // New returns an empty store with the default options.
@@ -125,6 +126,16 @@ func (s *Store) Prompt() bool { return true }
 // Len returns the number of keys that the store holds. It counts keys that are whole again until they are
 // removed.
 func (s *Store) Len() int { return int(s.keys.used.Load()) }
+
+// Readings tells how many keys and request ids the store holds, how many it removed, and how many charges found no room, see
+// driver.Measured.
+func (s *Store) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricKeys, Value: s.keys.used.Load()})
+	tell(driver.Reading{Metric: driver.MetricMaxKeys, Value: s.keys.most})
+	tell(driver.Reading{Metric: driver.MetricIDs, Value: s.ids.used.Load()})
+	tell(driver.Reading{Metric: driver.MetricSweptKeys, Value: s.keys.given.Load() + s.ids.given.Load()})
+	tell(driver.Reading{Metric: driver.MetricFullCalls, Value: s.keys.refused.Load() + s.ids.refused.Load()})
+}
 
 // Charge decides one charge. It fails with the context's own error or quota.ErrClosed; with quota.ErrOverloaded
 // where there is no room for a new key or request id; with quota.ErrMisconfigured where the key holds another rule's
@@ -255,7 +266,7 @@ func (s *Store) decideAll(cs []quota.Charge, hashes []uint64, r *request, now qu
 		}
 	}
 	if r != nil {
-		s.remember(r, now, out)
+		s.remember(r, cs, now, out)
 	}
 	return nil, nil
 }

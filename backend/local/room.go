@@ -18,6 +18,8 @@ type room struct {
 	of      string // keys or request ids
 	option  string // that sets most
 	used    atomic.Int64
+	given   atomic.Int64 // places of keys and ids that were removed
+	refused atomic.Int64 // charges that found no room
 	classes [classCount]atomic.Int32
 }
 
@@ -44,6 +46,7 @@ func (r *room) give(class uint64) {
 
 // refusal is the error of a charge that found no room.
 func (r *room) refusal() error {
+	r.refused.Add(1)
 	full := fmt.Sprintf("the store is full, with %d %s", r.most, r.of)
 	if r.used.Load() < r.most {
 		full = fmt.Sprintf("the key's group has as many %s as the store has room left for; it has room for %d", r.of, r.most)

@@ -111,7 +111,9 @@ func (sh *shard) removeAt(i uint64, s *Store) {
 	n := uint32(sh.index[i]) - 1
 	unlink(sh.index, i)
 	sl := sh.table.slots.at(n)
-	s.roomOf(&sh.table, sl).give(s.class(&sh.table, sl))
+	r := s.roomOf(&sh.table, sl)
+	r.give(s.class(&sh.table, sl))
+	r.given.Add(1)
 	sh.table.free(n)
 	sh.live--
 	sh.soonest, sh.seen = 0, 0 // unlink may have moved an entry to a place that sweep has looked at

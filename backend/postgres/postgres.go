@@ -83,6 +83,7 @@ var (
 	_ driver.HealthReporter = (*Store)(nil)
 	_ driver.Prompt         = (*Store)(nil)
 	_ driver.Wrapper        = (*Store)(nil)
+	_ driver.Measured       = (*Store)(nil)
 )
 
 // New returns a store that uses a pool, which stays the caller's: Close does not close it. The pool may serve other work
@@ -141,7 +142,18 @@ func (s *Store) Unwrap() quota.Store { return s.inner }
 // Health asks the server for its version. It fails with quota.ErrUnavailable where the server is a standby, which
 // takes no charges.
 func (s *Store) Health(ctx context.Context) (driver.Health, error) {
-	return s.database.health(ctx)
+	h, err := s.database.health(ctx)
+	if err == nil {
+		s.database.seen.Store(&h)
+	}
+	return h, err
+}
+
+// Readings tells the expired rows that this store removed, and what Health saw last; the store that Unwrap returns tells the
+// transactions. See driver.Measured.
+func (s *Store) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricSweptKeys, Value: s.database.swept.Load()})
+	s.database.seen.Load().Readings(tell)
 }
 
 // database is the driver.Transactor.
@@ -156,6 +168,8 @@ type database struct {
 
 	unnamed atomic.Bool   // statements are not prepared
 	written atomic.Uint64 // rows, for the sweeps
+	swept   atomic.Int64  // rows
+	seen    atomic.Pointer[driver.Health]
 	life    context.Context
 	end     context.CancelFunc // of life
 

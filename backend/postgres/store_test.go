@@ -300,6 +300,12 @@ func TestSweep(t *testing.T) {
 	if n := count(); n != "1" {
 		t.Errorf("expired rows at last: got %s, want 1, which is locked", n)
 	}
+	sums := map[driver.Metric]int64{}
+	driver.Readings(s, func(r driver.Reading) { sums[r.Metric] += r.Value })
+	if sums[driver.MetricSweptKeys] != 1999 || sums[driver.MetricBatches] == 0 || sums[driver.MetricBatches] != sums[driver.MetricBatchedCalls] {
+		t.Errorf("readings: got %d rows swept, %d transactions of %d calls; want 1999, and as many calls as transactions", sums[driver.MetricSweptKeys],
+			sums[driver.MetricBatches], sums[driver.MetricBatchedCalls])
+	}
 	if got := remaining(t, s, l, "k"); got == most {
 		t.Error("the row of the living key was deleted")
 	}

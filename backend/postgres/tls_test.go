@@ -1,62 +1,28 @@
 package postgres
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/internal/pgserver"
+	"github.com/fleetquota/fleetquota/internal/testcert"
 	"github.com/fleetquota/fleetquota/quota"
 )
-
-// authority makes a certificate authority and a certificate of it for 127.0.0.1, as texts in PEM.
-func authority(t *testing.T) (root, certificate, key string) {
-	t.Helper()
-	parent := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "server"}, NotAfter: time.Now().Add(time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := func(kind string, der []byte, err error) string {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-	}
-	made := func(template *x509.Certificate) string {
-		der, err := x509.CreateCertificate(rand.Reader, template, parent, &signer.PublicKey, signer)
-		return text("CERTIFICATE", der, err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(signer)
-	return made(parent), made(leaf), text("PRIVATE KEY", der, err)
-}
 
 // A URL with sslmode=verify-full opens a store where the server's certificate is of the authority that the URL names and
 // of the host. Otherwise every call fails, charges nothing, and says why, without the password.
 func TestTLS(t *testing.T) {
 	server := pgserver.Start(t)
-	root, certificate, key := authority(t)
-	other, _, _ := authority(t)
+	root, other := quota.Must(testcert.NewAuthority()), quota.Must(testcert.NewAuthority())
+	pair := quota.Must(root.Issue("server", "127.0.0.1"))
 	dir := t.TempDir()
-	for name, text := range map[string]string{"root": root, "other": other} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+	for name, a := range map[string]*testcert.Authority{"root": root, "other": other} {
+		if err := os.WriteFile(filepath.Join(dir, name), a.PEM, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -82,8 +48,8 @@ func TestTLS(t *testing.T) {
 		}
 	}
 	refused("a server without TLS", at(server.Addr(), "verify-full", "root"), "refused TLS")
-	for name, text := range map[string]string{"server.crt": certificate, "server.key": key} { // the server must own them
-		doAt(t, address(server.Addr()), "COPY (SELECT regexp_split_to_table('"+text+"', '\n')) TO PROGRAM 'umask 077; cat > "+name+"'")
+	for name, text := range map[string][]byte{"server.crt": pair.Certificate, "server.key": pair.Key} { // the server must own them
+		doAt(t, address(server.Addr()), "COPY (SELECT regexp_split_to_table('"+string(text)+"', '\n')) TO PROGRAM 'umask 077; cat > "+name+"'")
 	}
 	if err := server.Restart("ssl=on"); err != nil {
 		t.Fatal(err)

@@ -161,6 +161,7 @@ func (t *transaction) optimistic(ctx context.Context) error {
 	results, err = t.send(ctx, t.conn, writes...)
 	switch {
 	case err == nil && (!count || results[0].CommandTag.RowsAffected() == 1):
+		t.noteSwept(results, len(writes))
 		return nil
 	case err == nil || overtaken(err):
 		return t.locked(ctx)
@@ -214,7 +215,15 @@ func (t *transaction) locked(ctx context.Context) (err error) {
 	case count && results[0].CommandTag.RowsAffected() != 1 || results[len(results)-1].CommandTag.String() != "COMMIT":
 		return fmt.Errorf("postgres: %w: a row that was locked has changed", quota.ErrIndeterminate)
 	}
+	t.noteSwept(results, len(writes))
 	return nil
+}
+
+// noteSwept counts the rows that the last of some writes removed, if it is a sweep.
+func (t *transaction) noteSwept(results []*pgconn.Result, writes int) {
+	if writes > 1 {
+		t.swept.Add(results[writes-1].CommandTag.RowsAffected())
+	}
 }
 
 // writes returns the statements that make the changes to the rows, and whether the first one must affect one row; if it

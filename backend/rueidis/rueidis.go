@@ -136,6 +136,7 @@ var (
 	_ driver.Reporter       = (*Store)(nil)
 	_ driver.Lister         = (*Store)(nil)
 	_ driver.Prompt         = (*Store)(nil)
+	_ driver.Measured       = (*Store)(nil)
 )
 
 // Charge decides one charge.
@@ -182,6 +183,9 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 // Report has the store report the time of round trips to its nodes, and its notices if Options.Notice is nil. See
 // [driver.Reporter].
 func (s *Store) Report(r driver.Reports) { s.engine.Report(r) }
+
+// Readings tells the scripts that decided calls, and what Health saw last. See [driver.Measured].
+func (s *Store) Readings(tell func(driver.Reading)) { s.engine.Readings(tell) }
 
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with
 // quota.ErrClosed. Close returns when no batch is in flight.
@@ -452,7 +456,7 @@ func (a *adapter) Scan(ctx context.Context, name, key string, scan []string) (go
 		node = a.named(name, key)
 	}
 	if node == nil {
-		return got, fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
+		return got, engine.ErrNodeGone
 	}
 	answers := node.DoMulti(ctx, node.B().Info().Section("server").Build(), node.B().Arbitrary(scan[0]).Args(scan[1:]...).Build())
 	entry, err := answers[1].AsScanEntry()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // TestConformance runs the suite. Two processes cannot share a bbolt file, but two stores can share a
@@ -22,26 +23,35 @@ func TestConformance(t *testing.T) {
 			db.Close()
 		}
 	})
+	database := func(t testing.TB, data string) *bbolt.DB {
+		mu.Lock()
+		defer mu.Unlock()
+		if databases[data] == nil {
+			// Without a sync after each charge, for the speed of the test alone.
+			db, err := bbolt.Open(filepath.Join(dir, data), 0o600, &bbolt.Options{NoSync: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			databases[data] = db
+		}
+		return databases[data]
+	}
 	conformance.Run(t, conformance.Harness{
 		Name: "bbolt",
 		Open: func(t testing.TB, o conformance.Opening) quota.Store {
-			mu.Lock()
-			defer mu.Unlock()
-			db := databases[o.Data]
-			if db == nil {
-				var err error
-				// Without a sync after each charge, for the speed of the test alone.
-				db, err = bbolt.Open(filepath.Join(dir, o.Data), 0o600, &bbolt.Options{NoSync: true})
-				if err != nil {
-					t.Fatal(err)
-				}
-				databases[o.Data] = db
-			}
-			store, err := New(db, &Options{Clock: o.Clock})
+			store, err := New(database(t, o.Data), &Options{Clock: o.Clock})
 			if err != nil {
 				t.Fatal(err)
 			}
 			return store
+		},
+		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+			table, err := newTable(database(t, o.Data), &Options{Clock: o.Clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			kv, set := conformance.FaultyKV(table, nil)
+			return quota.Must(driver.NewCAS(kv, nil)), set
 		},
 	})
 }

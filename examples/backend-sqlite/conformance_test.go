@@ -8,6 +8,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/quota"
+	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
 // filesVariable names the folder of the files to the process that the suite starts.
@@ -27,6 +28,15 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 			return store
+		},
+		// The transaction begins on a disk that may be frozen or refuse it, and the answer to the commit is lost.
+		Fault: func(t testing.TB, o conformance.Opening) (quota.Store, func(conformance.Fault)) {
+			disk := newDisk(t, filepath.Join(dir, o.Data))
+			f, err := connect(t.Context(), disk, &Options{Clock: o.Clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return quota.Must(driver.NewTransactional(f, nil)), disk.set
 		},
 		Process: func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, filesVariable+"="+dir) },
 	})

@@ -30,6 +30,7 @@ package sqlitestore
 import (
 	"context"
 	"database/sql"
+	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -71,25 +72,30 @@ func Open(ctx context.Context, path string, o *Options) (quota.Store, error) {
 }
 
 func open(ctx context.Context, path string, o *Options) (*file, error) {
-	if o == nil {
-		o = &Options{}
-	}
 	switch {
 	case path == "":
 		return nil, fmt.Errorf(`sqlitestore: %w: path is ""; accepted: the path of a file`, quota.ErrInvalid)
-	case o.Timeout < 0:
+	case o != nil && o.Timeout < 0:
 		return nil, fmt.Errorf("sqlitestore: %w: Options.Timeout is %v; accepted: 0 or more", quota.ErrInvalid, o.Timeout)
 	}
-	s := &file{clock: o.Clock, timeout: o.Timeout}
+	c, err := sqlite.NewConnector(dsn(path))
+	if err != nil {
+		return nil, refused(err)
+	}
+	return connect(ctx, c, o)
+}
+
+// connect opens the file by a connector of package sql.
+func connect(ctx context.Context, c sqldriver.Connector, o *Options) (*file, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	s := &file{db: sql.OpenDB(c), clock: o.Clock, timeout: o.Timeout}
 	if s.clock == nil {
 		s.clock = time.Now
 	}
 	if s.timeout == 0 {
 		s.timeout = 5 * time.Second
-	}
-	var err error
-	if s.db, err = sql.Open("sqlite", dsn(path)); err != nil {
-		return nil, refused(err)
 	}
 	// SQLite lets one transaction write at a time. With one connection, the transactions of this process queue in the
 	// pool, first come first served. SQLite has no queue for the lock of the file.

@@ -31,14 +31,16 @@ func TestMain(m *testing.M) {
 func TestProcesses(t *testing.T) {
 	redisserver.Require(t)
 	nodes := redisserver.StartCluster(t).Addrs()
+	// On a busy machine a server may need longer for an answer than a program should wait for it.
+	const patient = "?timeout=30s"
 	urls := map[string]string{
-		"redis":         "redis://" + redisserver.Start(t).Addr(),
-		"redis+cluster": "redis+cluster://" + nodes[0] + "?addr=" + strings.Join(nodes[1:], "&addr="),
+		"redis":         "redis://" + redisserver.Start(t).Addr() + patient,
+		"redis+cluster": "redis+cluster://" + nodes[0] + patient + "&addr=" + strings.Join(nodes[1:], "&addr="),
 	}
 	length := 3 * time.Second
 	if testenv.Full() {
 		length = 20 * time.Second
-		urls["redis, rueidis"] = urls["redis"] + "?client=rueidis"
+		urls["redis, rueidis"] = urls["redis"] + "&client=rueidis"
 		urls["redis+cluster, goredis"] = urls["redis+cluster"] + "&client=goredis"
 	}
 	for name, url := range urls {

@@ -117,7 +117,7 @@ func (f *fields) gitHub(t told) {
 	f.number("X-Ratelimit-Limit", t.limit.Capacity())
 	f.number("X-Ratelimit-Remaining", left(t.decision))
 	f.number("X-Ratelimit-Used", t.limit.Capacity()-t.decision.Remaining)
-	f.number("X-Ratelimit-Reset", epoch(resetAt(t.decision)))
+	f.number("X-Ratelimit-Reset", epoch(resetAt(t)))
 	f.begin("X-Ratelimit-Resource")
 	f.text = append(f.text, t.limit.Name()...)
 }
@@ -125,7 +125,7 @@ func (f *fields) gitHub(t told) {
 func (f *fields) draft03(t told) {
 	f.number("Ratelimit-Limit", t.limit.Capacity())
 	f.number("Ratelimit-Remaining", left(t.decision))
-	f.number("Ratelimit-Reset", seconds(reset(t.decision)))
+	f.number("Ratelimit-Reset", seconds(reset(t)))
 }
 
 func (f *fields) openAI(t told) {
@@ -133,7 +133,7 @@ func (f *fields) openAI(t told) {
 	f.number(http.CanonicalHeaderKey("X-Ratelimit-Limit-"+name), t.limit.Capacity())
 	f.number(http.CanonicalHeaderKey("X-Ratelimit-Remaining-"+name), left(t.decision))
 	f.begin(http.CanonicalHeaderKey("X-Ratelimit-Reset-" + name))
-	f.text = append(f.text, upTo(reset(t.decision), time.Millisecond).String()...)
+	f.text = append(f.text, upTo(reset(t), time.Millisecond).String()...)
 }
 
 func (f *fields) anthropic(t told) {
@@ -141,24 +141,34 @@ func (f *fields) anthropic(t told) {
 	f.number(http.CanonicalHeaderKey(name+"-Limit"), t.limit.Capacity())
 	f.number(http.CanonicalHeaderKey(name+"-Remaining"), left(t.decision))
 	f.begin(http.CanonicalHeaderKey(name + "-Reset"))
-	f.text = time.Unix(epoch(resetAt(t.decision)), 0).UTC().AppendFormat(f.text, time.RFC3339)
+	f.text = time.Unix(epoch(resetAt(t)), 0).UTC().AppendFormat(f.text, time.RFC3339)
 }
 
 // reset returns the time after which the denied request fits, or else the limit is whole again.
-func reset(d *quota.Decision) time.Duration {
-	if !d.Allowed && d.RetryAfter != quota.Never {
-		return d.RetryAfter
+func reset(t told) time.Duration {
+	if d := t.decision; d.Allowed || d.RetryAfter == quota.Never {
+		return d.ResetAfter
 	}
-	return d.ResetAfter
+	return retryAfter(t.limit, t.decision)
+}
+
+// retryAfter returns the time after which a denied request should come again. On a limit with holds the decision says when
+// holds lapse, but their requests end sooner: it is then a sixteenth of their time, or a second if that is longer. Where the
+// decision says a longer time than holds last, it is not they that deny.
+func retryAfter(limit *quota.Limit, d *quota.Decision) time.Duration {
+	if ttl := limit.TTL(); ttl > 0 && d.RetryAfter <= ttl+ttl/16 {
+		return min(d.RetryAfter, max(ttl/16, time.Second))
+	}
+	return d.RetryAfter
 }
 
 // resetAt is the time of reset, in microseconds, by the store's clock if the decision tells it.
-func resetAt(d *quota.Decision) int64 {
-	at := int64(d.At)
+func resetAt(t told) int64 {
+	at := int64(t.decision.At)
 	if at == 0 {
 		at = time.Now().UnixMicro()
 	}
-	return at + int64(upTo(reset(d), time.Microsecond)/time.Microsecond)
+	return at + int64(upTo(reset(t), time.Microsecond)/time.Microsecond)
 }
 
 // epoch rounds microseconds up to seconds.

@@ -46,7 +46,9 @@ type Options struct {
 }
 
 // New returns middleware that charges each request by all rules in one call, and lets it through if that is
-// granted. A nil limiter, no rules, a nil rule or a nil function in Options.Settle is [quota.ErrInvalid].
+// granted. Where a limit has holds ([quota.Limit.TTL]), such as one of algorithm.Held or algorithm.Concurrency, the
+// charges are a [quota.Reservation] until the handler is over, however it ends: it is settled to the costs that are known
+// then, else to the estimate, and slots are free again. If the process dies, its holds lapse by themselves. A nil limiter, no rules, a nil rule or a nil function in Options.Settle is [quota.ErrInvalid].
 func New(limiter *quota.Limiter, o *Options, rules ...Rule) (func(http.Handler) http.Handler, error) {
 	if o == nil {
 		o = &Options{}
@@ -96,7 +98,7 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 	}
 	v := &visit{Context: r.Context(), receipt: Receipt{limiter: m.limiter, outer: From(r.Context())}}
 	if len(charges) > 0 {
-		result, err := m.limiter.ChargeAll(r.Context(), charges...)
+		result, reserved, err := m.ask(r.Context(), charges)
 		if err == nil {
 			m.o.Headers.tell(w.Header(), charges, result.Decisions, len(r.Header["Origin"]) > 0)
 		}
@@ -107,10 +109,25 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 			m.refuse(w, r, denial(charges, &result))
 			return
 		case err == nil:
-			v.receipt.charges, v.receipt.decisions = charges, result.Decisions
+			v.receipt.charges, v.receipt.decisions, v.receipt.reserved = charges, result.Decisions, reserved
 		}
 	}
 	m.run(next, w, r, v)
+}
+
+// ask has the charges of a request decided. Where a limit has holds they are reserved.
+func (m *middleware) ask(ctx context.Context, charges []quota.Charge) (quota.Result, *quota.Reservation, error) {
+	for i := range charges {
+		if charges[i].Limit.TTL() > 0 && (charges[i].Op == quota.OpTake || charges[i].Op == quota.OpHold) {
+			r, err := m.limiter.Reserve(ctx, charges...)
+			if err != nil {
+				return quota.Result{}, nil, err
+			}
+			return r.Result, r, nil
+		}
+	}
+	result, err := m.limiter.ChargeAll(ctx, charges...)
+	return result, nil, err
 }
 
 // charges returns the charges of a request, each with its limit.

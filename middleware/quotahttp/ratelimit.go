@@ -86,11 +86,14 @@ func appendLimit(b []byte, limit *quota.Limit, d *quota.Decision) []byte {
 }
 
 // effective returns the time within which the tokens that are left may be spent: until the denied request
-// fits, or else until more is there. A bucket without a token has the next one long before it is full.
+// fits, or else until more is there. A bucket without a token has the next one long before it is full. A limit of how
+// many run at once has no such time: its slots come back whenever a request ends.
 func effective(limit *quota.Limit, d *quota.Decision) time.Duration {
 	switch {
+	case limit.TTL() > 0 && limit.Window() == 0:
+		return quota.Never
 	case !d.Allowed:
-		return d.RetryAfter
+		return retryAfter(limit, d)
 	case d.Remaining == 0 && limit.Spec().Ahead && limit.Capacity() > 0 && limit.Window() > 0:
 		return min(d.ResetAfter, limit.Window()/time.Duration(limit.Capacity())+1)
 	}

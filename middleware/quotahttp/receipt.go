@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -16,6 +17,7 @@ type Receipt struct {
 	outer     *Receipt // of a middleware around this one
 	charges   []quota.Charge
 	decisions []quota.Decision
+	reserved  *quota.Reservation // of the charges; nil where no limit has holds
 
 	mu     sync.Mutex
 	actual []int64 // the actual costs by the charges' indexes, notSaid where unknown; nil where all are
@@ -49,7 +51,8 @@ func (v *visit) Value(key any) any {
 // or more. The correction is made when the handler is over, together with all others; a second Settle before
 // that replaces the first. A handler that goes on after it returned, such as one that took over the
 // connection, may settle once then, and the correction is made at once: it outlives the context, and an error
-// is that of [quota.Limiter.Settle].
+// is that of [quota.Limiter.Settle]. A request that was charged to a limit with holds is finished when the handler returns, and
+// a later Settle is [quota.ErrInvalid].
 //
 // An actual cost below 0, and a limit of a name that the request was not charged to, is [quota.ErrInvalid]. A
 // request that was charged nothing, because a rule skipped it or the store failed, has nothing to settle.
@@ -66,6 +69,17 @@ func (r *Receipt) Refund() error {
 	return r.settle(func(*quota.Charge) bool { return true }, "", 0)
 }
 
+// Lost returns a channel that is closed when a hold of the request ends before its handler, see [quota.Reservation.Lost]: a
+// handler of a long stream may stop then. Without a hold the channel is nil, which is never closed.
+func (r *Receipt) Lost() <-chan struct{} {
+	for ; r != nil; r = r.outer {
+		if r.reserved != nil {
+			return r.reserved.Lost()
+		}
+	}
+	return nil
+}
+
 // settle notes the actual cost of some charges.
 func (r *Receipt) settle(of func(*quota.Charge) bool, limit string, actual int64) error {
 	if r == nil {
@@ -79,7 +93,10 @@ func (r *Receipt) settle(of func(*quota.Charge) bool, limit string, actual int64
 			charged = true
 			if c := &r.charges[i]; !of(c) {
 				continue
-			} else if found = true; r.over {
+			} else if found = true; r.over && r.reserved != nil {
+				r.mu.Unlock()
+				return invalid("reservation is finished; accepted: a Settle before the handler returns")
+			} else if r.over {
 				late = r.correct(late, i, actual)
 			} else {
 				if r.actual == nil {
@@ -143,6 +160,10 @@ func (m *middleware) over(r *http.Request, receipt *Receipt, answer *writer, ret
 	if answer != nil {
 		actual = m.byAnswer(r, receipt, answer, returned, actual)
 	}
+	if receipt.reserved != nil {
+		m.finish(r, receipt, actual)
+		return
+	}
 	var corrections []quota.Charge
 	for i, n := range actual {
 		if n != notSaid {
@@ -153,6 +174,19 @@ func (m *middleware) over(r *http.Request, receipt *Receipt, answer *writer, ret
 		return
 	}
 	if _, err := m.limiter.ChargeAll(r.Context(), corrections...); err != nil { // corrections outlive the context
+		m.o.Error(r, err)
+	}
+}
+
+// finish settles the reservation of a request. Costs that are not known are those that were reserved.
+func (m *middleware) finish(r *http.Request, receipt *Receipt, actual []int64) {
+	used := slices.Clone(actual)
+	for i, n := range used {
+		if n == notSaid {
+			used[i] = receipt.decisions[i].Held + receipt.decisions[i].Charged
+		}
+	}
+	if err := receipt.reserved.Settle(r.Context(), used...); err != nil { // it outlives the context
 		m.o.Error(r, err)
 	}
 }

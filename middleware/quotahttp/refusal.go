@@ -18,7 +18,8 @@ type Refusal struct {
 	// Limits are the names of the limits that denied the request.
 	Limits []string
 	// RetryAfter is the time after which the request fits, or for 503 a second; quota.Never where it cannot
-	// fit, and for 500.
+	// fit, and for 500. Where holds of other requests deny it is shorter than the time until they lapse, for those requests
+	// end sooner: a sixteenth of the limit's TTL, and a second at least.
 	RetryAfter time.Duration
 	// Err is nil where a limit denied the request, and the reason otherwise. It is not for the client.
 	Err error
@@ -62,11 +63,19 @@ func denial(charges []quota.Charge, result *quota.Result) *Refusal {
 		f.Err = fmt.Errorf("quotahttp: %w: a policy denies while the store cannot decide", quota.ErrUnavailable)
 		return f
 	}
+	longest := time.Duration(0)
 	for i := range charges {
 		d, name := &result.Decisions[i], charges[i].Limit.Name()
-		if !d.Allowed && !d.Shadow && !slices.Contains(f.Limits, name) {
+		if d.Allowed || d.Shadow {
+			continue
+		}
+		longest = max(longest, retryAfter(charges[i].Limit, d))
+		if !slices.Contains(f.Limits, name) {
 			f.Limits = append(f.Limits, name)
 		}
+	}
+	if len(f.Limits) > 0 {
+		f.RetryAfter = longest
 	}
 	return f
 }

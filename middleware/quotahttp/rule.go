@@ -14,7 +14,8 @@ import (
 type Rule func(*http.Request) ([]quota.Charge, error)
 
 // By is the rule that takes one token of each limit for the key. Without limits it is one of the limiter's
-// own limit.
+// own limit. A limit that is not valid refuses each request with the status 500, and Options.Error is told:
+// a program that makes limits of numbers from outside asks their Err first.
 func By(key Key, limits ...*quota.Limit) Rule {
 	limits = slices.Clone(limits)
 	if len(limits) == 0 {

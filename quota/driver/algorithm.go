@@ -11,17 +11,19 @@ type Scripted interface {
 	// parameters are
 	//
 	//	u, a, b, c, tail   the state: Unit (0 in the zero State), A, B, C; Tail as a table, or nil
-	//	op, cost, at, now  the request: Op as a number (5, OpAhead, only where Spec.Ahead is set; 6 is OpUpTo), Cost
-	//	                   (2^52 for any above), Arg; the time
+	//	op, cost, at, now  the request: Op as a number (5, OpAhead, only where Spec.Ahead is set; 6 is OpUpTo; 7, 8 and
+	//	                   9, OpHold, OpSpend and OpRenew, only where Spec.TTL is set), Cost (2^52 for any above), Arg;
+	//	                   the time
 	//	unit, p1 … p8      Spec.Unit and Spec.Params
-	//	keep               the request's Floor (2^52 for any above)
+	//	keep               the request's Floor (2^52 for any above): of OpSpend and OpRenew how many tokens were held
 	//
 	// and it returns
 	//
 	//	allowed, changed   Verdict.Allowed, Verdict.Write; nil, false only as [Moving] says
 	//	reset              Verdict.ResetAfter
 	//	u, a, b, c, tail   the state to keep, u 0 for the zero State; its numbers are 0 or more
-	//	taken              the tokens that an allowed OpUpTo takes; anything for other operations
+	//	taken              the tokens that an allowed OpUpTo takes, the time at which an allowed OpHold or OpRenew lapses, 0
+	//	                   for OpSpend; anything for other operations
 	//
 	// Numbers are doubles: keep every intermediate below 2^53, and dividends and divisors below 2^52.
 	// Do not change the table tail; make a new one. In an assignment of several values, do not read a variable that

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -56,6 +57,7 @@ func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decisi
 		allowed, retryAfter := out[i].Allowed, out[i].RetryAfter
 		peek := cs[i]
 		if peek.Op > quota.OpPeek {
+			peek.Held, peek.Until = 0, 0
 			peek.Op, peek.Cost, peek.Floor = quota.OpPeek, 0, 0
 		}
 		// A state ahead of the clock is moved to it where nothing is charged.
@@ -110,7 +112,13 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	r := quota.Request{Op: op, Cost: c.Cost, Arg: c.MadeAt}
 	if c.Op >= quota.OpAhead || c.Floor != 0 { // else the same, without a call on the hottest path there is
 		r = c.Request()
-		r.Op = op
+		if r.Op = op; op == quota.OpSpend && late(c, now) {
+			peek := *c
+			peek.Held, peek.Until, peek.Cost = 0, 0, 0
+			decide(&peek, it, quota.OpPeek, now, d)
+			d.Allowed, d.RetryAfter = false, quota.Never
+			return
+		}
 	}
 	s, v := c.Limit.Algorithm().Decide(quota.State{Unit: held.Unit, A: held.A, B: held.B, C: held.C, Tail: held.Tail}, r, now)
 	it.Write = v.Write
@@ -126,11 +134,14 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 	d.RetryAfter = v.RetryAfter.Duration()
 	d.ResetAfter = v.ResetAfter.Duration()
 	d.Delay = 0
+	d.Held, d.Until = 0, 0
 	d.At = now
-	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit) {
+	if v.Allowed && (op == quota.OpTake || op == quota.OpDebit || op == quota.OpSpend) {
 		d.Charged = c.Cost
 	} else if v.Allowed && op == quota.OpAhead {
 		d.Charged, d.Delay, d.RetryAfter = c.Cost, d.RetryAfter, 0
+	} else if v.Allowed && op >= quota.OpHold { // or to renew, of which the cost is 0
+		d.Held, d.Until = c.Cost+c.Held, c.Limit.Spec().Lapse(now)
 	} else if gives {
 		d.Charged = min(before-v.Remaining, 0)
 	} else if v.Allowed && op == quota.OpUpTo {
@@ -138,6 +149,11 @@ func decide(c *quota.Charge, it *Item, op quota.Op, now quota.Micros, d *quota.D
 			d.Charged = min(c.Cost, before)
 		}
 	}
+}
+
+// late reports whether a spend comes when a store may have forgotten its request id, and so may have been made before.
+func late(c *quota.Charge, now quota.Micros) bool {
+	return c.ID != "" && now-c.Until >= quota.Micros(quota.IDWindow/time.Microsecond)
 }
 
 // remaining returns the tokens that a state leaves.
@@ -151,7 +167,7 @@ func fits(c *quota.Charge, it *Item) error {
 	switch {
 	case spec.Unit == 0: // the rule keeps no state, or the limit is not valid
 		return c.Limit.Err()
-	case it.Rule != spec.Rule && it.Rule != (quota.Rule{}):
+	case it.Rule != spec.Rule && it.Rule != (quota.Rule{}) && it.Rule != spec.Reads:
 		return misfit(c, it)
 	}
 	return nil

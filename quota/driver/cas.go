@@ -101,12 +101,15 @@ func ttl(reset time.Duration) time.Duration {
 }
 
 // appendGrant appends the record of a grant: a fingerprint of the charges, then the numbers of each decision. Only where a
-// charge was delayed are there delays among them, and only where a shadow was denied waits, which are 0 of the others.
+// charge was delayed are there delays among them, only where a shadow was denied waits, which are 0 of the others, and only
+// where there are holds their tokens and times of lapse.
 func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	layout, numbers := "id1:", 5
 	for i := range ds {
 		switch {
-		case !ds[i].Allowed:
+		case ds[i].Until > 0:
+			layout, numbers = "id4:", 9
+		case !ds[i].Allowed && numbers < 9:
 			layout, numbers = "id3:", 7
 		case ds[i].Delay > 0 && numbers < 7:
 			layout, numbers = "id2:", 6
@@ -117,7 +120,7 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 	dst = hex.AppendEncode(dst, sum[:])
 	for i := range ds {
 		d := &ds[i]
-		all := [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay), int64(d.RetryAfter)}
+		all := [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.At), int64(d.Delay), int64(d.RetryAfter), d.Held, int64(d.Until)}
 		for _, n := range all[:numbers] {
 			dst = strconv.AppendInt(append(dst, ':'), n, 10)
 		}
@@ -128,7 +131,7 @@ func appendGrant(dst []byte, cs []quota.Charge, ds []quota.Decision) []byte {
 // parseGrant reads the decisions of a recorded grant; it fails with ErrInvalid if that was granted to other charges.
 func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 	fields := strings.Split(text, ":")
-	numbers := map[string]int{"id1": 5, "id2": 6, "id3": 7}[fields[0]]
+	numbers := map[string]int{"id1": 5, "id2": 6, "id3": 7, "id4": 9}[fields[0]]
 	if len(fields) < 2 || numbers == 0 {
 		return notState(text)
 	}
@@ -140,7 +143,7 @@ func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 		return notState(text)
 	}
 	for i := range out {
-		var n [7]int64
+		var n [9]int64
 		for j := range numbers {
 			var err error
 			if n[j], err = strconv.ParseInt(fields[numbers*i+j], 10, 64); err != nil {
@@ -148,7 +151,7 @@ func parseGrant(text string, cs []quota.Charge, out []quota.Decision) error {
 			}
 		}
 		out[i] = quota.Decision{Allowed: n[6] == 0, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, RetryAfter: time.Duration(n[6]), Replayed: true, Capacity: n[0], Remaining: n[1], Charged: n[2],
-			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4]), Delay: time.Duration(n[5])}
+			ResetAfter: time.Duration(n[3]), At: quota.Micros(n[4]), Delay: time.Duration(n[5]), Held: n[7], Until: quota.Micros(n[8])}
 	}
 	return nil
 }

@@ -5,15 +5,16 @@ import (
 	"hash/maphash"
 	"math/bits"
 	"strconv"
+	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt, accepted delay, floor and least, and
-// alternative, and both are shadows or neither: whether one may repeat the other under its request id.
+// SameCharge reports whether a and b are equal in limit, key, cost, operation, time of the receipt, accepted delay, floor and least,
+// hold and alternative, and both are shadows or neither: whether one may repeat the other under its request id.
 func SameCharge(a, b quota.Charge) bool {
 	return a.Limit.Handle() == b.Limit.Handle() && a.Key == b.Key && a.Cost == b.Cost && a.Op == b.Op && a.MadeAt == b.MadeAt && a.Within == b.Within &&
-		a.Floor == b.Floor && a.FloorOf == b.FloorOf && a.Least == b.Least && a.Shadow == b.Shadow && a.Alternative == b.Alternative
+		a.Floor == b.Floor && a.FloorOf == b.FloorOf && a.Least == b.Least && a.Held == b.Held && a.Until == b.Until && a.Shadow == b.Shadow && a.Alternative == b.Alternative
 }
 
 // OnlyPeeks reports whether a list has no effect even where it is granted: all of its charges are peeks. Stores do not
@@ -25,6 +26,18 @@ func OnlyPeeks(cs []quota.Charge) bool {
 		}
 	}
 	return true
+}
+
+// IDLifetime returns how long a store must remember the request id of a call that it grants now: for quota.IDWindow and, where
+// the call ends or renews a hold, for that time after the hold lapses, for so long another call may end it.
+func IDLifetime(cs []quota.Charge, now quota.Micros) time.Duration {
+	from := now
+	for i := range cs {
+		if cs[i].Op == quota.OpSpend || cs[i].Op == quota.OpRenew {
+			from = max(from, cs[i].Until)
+		}
+	}
+	return min((from-now).Duration(), quota.Never-quota.IDWindow) + quota.IDWindow
 }
 
 // Fingerprint returns 128 bits that tell lists of charges apart: it is equal where [SameCharge] is, charge by
@@ -47,6 +60,10 @@ func Fingerprint(cs []quota.Charge) [16]byte {
 		}
 		if c.Least != 0 {
 			text = strconv.AppendInt(append(text, " least "...), c.Least, 10)
+		}
+		if c.Op.Holds() {
+			text = strconv.AppendInt(append(text, " held "...), c.Held, 10)
+			text = strconv.AppendInt(append(text, " until "...), int64(c.Until), 10)
 		}
 		if c.Shadow {
 			text = append(text, " shadow"...)

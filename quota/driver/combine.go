@@ -504,7 +504,7 @@ func (b *batch) decideCall(k *call, entries []Entry, now quota.Micros) (err erro
 		c.seen = true
 	}
 	if record != nil && quota.Granted(k.out) && !OnlyPeeks(k.cs) {
-		*record = cell{seen: true, changed: true, text: string(appendGrant(nil, k.cs, k.out)), ttl: quota.IDWindow}
+		*record = cell{seen: true, changed: true, text: string(appendGrant(nil, k.cs, k.out)), ttl: IDLifetime(k.cs, now)}
 	}
 	return nil
 }

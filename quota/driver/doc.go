@@ -24,7 +24,8 @@
 //
 // # Optional interfaces
 //
-// [Graded], [Prompt], [Placed] and [HealthReporter] tell callers more about a store, and a [Lister] lists its keys. [Find]
+// [Graded], [Prompt], [Placed] and [HealthReporter] tell callers more about a store, a [Measured] tells numbers for metrics, and a
+// [Lister] lists its keys. [Find]
 // finds them through wrappers, so a [Wrapper] need not pass on those that it does not change. [KeyLister] extends a [KV] or
 // [Transactor]. [Scripted], [Moving], [Sharer] and [OneSharer] extend a [quota.Algorithm].
 //

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -31,6 +32,30 @@ func Classify(err, sentinel error) error {
 		return err
 	}
 	return fmt.Errorf("quota: %w: %w", sentinel, err)
+}
+
+// classes are the words of Class. An error is of the first whose error it carries.
+var classes = [...]struct {
+	err  error
+	word string
+}{
+	{quota.ErrInvalid, "invalid"}, {quota.ErrIndeterminate, "indeterminate"}, {quota.ErrUnavailable, "unavailable"},
+	{quota.ErrOverloaded, "overloaded"}, {quota.ErrMisconfigured, "misconfigured"}, {quota.ErrConflict, "conflict"},
+	{quota.ErrCrossSlot, "cross_slot"}, {quota.ErrClosed, "closed"}, {context.Canceled, "canceled"}, {context.DeadlineExceeded, "deadline"},
+}
+
+// Class returns a word for an error, for logs and the labels of metrics: invalid, indeterminate, unavailable, overloaded,
+// misconfigured, conflict, cross_slot, closed, canceled, deadline or other. Of nil it is "".
+func Class(err error) string {
+	if err == nil {
+		return ""
+	}
+	for _, c := range classes {
+		if errors.Is(err, c.err) {
+			return c.word
+		}
+	}
+	return "other"
 }
 
 // A RoundTripError is an error that several calls got from one round trip, such as the lost reply to a batch: a breaker

@@ -96,3 +96,22 @@ func TestAtNode(t *testing.T) {
 		t.Errorf("NodeOf an error without a node: got %q, want none", got)
 	}
 }
+
+// Each error of package quota and of a context has a word.
+func TestClass(t *testing.T) {
+	for word, err := range map[string]error{
+		"": nil, "invalid": quota.ErrInvalid, "indeterminate": quota.ErrIndeterminate, "unavailable": quota.ErrUnavailable, "overloaded": quota.ErrOverloaded,
+		"misconfigured": quota.ErrMisconfigured, "conflict": quota.ErrConflict, "cross_slot": quota.ErrCrossSlot, "closed": quota.ErrClosed,
+		"canceled": context.Canceled, "deadline": context.DeadlineExceeded, "other": errors.New("else"),
+	} {
+		if err != nil {
+			err = fmt.Errorf("caller: %w", err)
+		}
+		if got := driver.Class(err); got != word {
+			t.Errorf("class of %v: got %q, want %q", err, got, word)
+		}
+	}
+	if got := driver.Class(fmt.Errorf("%w: %w", quota.ErrMisconfigured, quota.ErrIndeterminate)); got != "indeterminate" {
+		t.Errorf("class of two errors: got %q, want indeterminate", got)
+	}
+}

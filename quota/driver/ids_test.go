@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
 	"github.com/fleetquota/fleetquota/internal/testkit"
 	"github.com/fleetquota/fleetquota/quota"
@@ -187,6 +188,38 @@ func TestIDIsForgotten(t *testing.T) {
 			t.Fatalf("forgotten id with another cost: got %v, want 1 charged, not replayed", d)
 		}
 	})
+}
+
+// TestIDOfASpend: a spend with a request id is remembered until IDWindow after its hold lapses, and denied from then on: it is
+// never charged twice.
+func TestIDOfASpend(t *testing.T) {
+	const ttl = 10 * time.Minute
+	l := quota.NewLimit("n", algorithm.Held(algorithm.FixedWindow(1000, 24*time.Hour), ttl))
+	for _, late := range []time.Duration{0, quota.IDWindow + time.Second, ttl + quota.IDWindow - time.Microsecond, ttl + quota.IDWindow + time.Microsecond, time.Hour} {
+		t.Run(late.String(), func(t *testing.T) {
+			eachStore(t, func(t *testing.T, s quota.Store, c *testkit.Clock) {
+				hold := must[quota.Decision](t)(s.Charge(bg, quota.Charge{Limit: l, Key: "k", Cost: 400, Op: quota.OpHold}))
+				c.Add((hold.Until - hold.At).Duration() - ttl) // now it lapses in a ttl
+				spend := quota.Charge{Limit: l, Key: "k", Cost: 300, Op: quota.OpSpend, Held: 400, Until: hold.Until, ID: "i"}
+				must[quota.Decision](t)(s.Charge(bg, spend))
+				c.Add(late)
+				d := must[quota.Decision](t)(s.Charge(bg, spend))
+				switch tooLate := late > ttl+quota.IDWindow; {
+				case tooLate && (d.Allowed || d.RetryAfter != quota.Never || d.Charged != 0):
+					t.Errorf("repeat: got %v, want it denied for ever", d)
+				case !tooLate && !d.Replayed:
+					t.Errorf("repeat: got %v, want it replayed", d)
+				}
+				if n := remaining(t, s, l, "k"); n != 700 {
+					t.Errorf("remaining: got %d, want 700", n)
+				}
+				spend.ID = "" // without an id it is charged at any time
+				if d := must[quota.Decision](t)(s.Charge(bg, spend)); !d.Allowed || d.Charged != 300 {
+					t.Errorf("spend without an id: got %v, want 300 charged", d)
+				}
+			})
+		})
+	}
 }
 
 func TestLostReply(t *testing.T) {

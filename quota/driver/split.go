@@ -139,9 +139,9 @@ func (l *splitter) giveBack(ctx context.Context, parts [][]int) error {
 		}
 		var back []int
 		for _, i := range part {
-			if l.out[i].Charged > 0 {
+			if n := max(l.out[i].Charged, l.out[i].Held); n > 0 && l.cs[i].Op != quota.OpRenew {
 				back = append(back, i)
-				refunds.cs[i] = l.cs[i].Refund(l.out[i], l.out[i].Charged)
+				refunds.cs[i] = l.cs[i].Refund(l.out[i], n)
 				refunds.cs[i].ID = id
 			}
 		}
@@ -167,7 +167,7 @@ func (l *splitter) giveBack(ctx context.Context, parts [][]int) error {
 	}
 	for _, back := range backs {
 		for _, i := range back {
-			if l.out[i].Charged, l.out[i].Delay = 0, 0; err == nil {
+			if l.out[i].Charged, l.out[i].Delay, l.out[i].Held, l.out[i].Until = 0, 0, 0, 0; err == nil {
 				l.out[i].Remaining, l.out[i].ResetAfter = refunds.out[i].Remaining, refunds.out[i].ResetAfter
 			}
 		}

@@ -63,6 +63,7 @@ type store struct {
 type healthy struct {
 	*store
 	reporter HealthReporter
+	seen     atomic.Pointer[Health] // the last
 }
 
 func newStore(t Transactor, given any, o *Options) (quota.Store, error) {
@@ -86,7 +87,7 @@ func newStore(t Transactor, given any, o *Options) (quota.Store, error) {
 		s.prompt = p.Prompt()
 	}
 	if h, ok := given.(HealthReporter); ok {
-		return &healthy{s, h}, nil
+		return &healthy{store: s, reporter: h}, nil
 	}
 	return s, nil
 }
@@ -111,7 +112,22 @@ func (h *healthy) Health(ctx context.Context) (Health, error) {
 	if err != nil {
 		return Health{}, ofRead(ctx, err)
 	}
+	h.seen.Store(&health)
 	return health, nil
+}
+
+// Readings tells the store's counts.
+func (s *store) Readings(tell func(Reading)) {
+	stats := s.Stats()
+	tell(Reading{Metric: MetricBatches, Value: stats.Attempts})
+	tell(Reading{Metric: MetricBatchedCalls, Value: stats.Calls})
+	tell(Reading{Metric: MetricOvertaken, Value: stats.Lost})
+}
+
+// Readings tells the store's counts, and what the servers told.
+func (h *healthy) Readings(tell func(Reading)) {
+	h.store.Readings(tell)
+	h.seen.Load().Readings(tell)
 }
 
 func (s *store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {

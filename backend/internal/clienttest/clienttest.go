@@ -53,6 +53,8 @@ var tests = []struct {
 	{"listing/Pages", listings},
 	{"listing/Broken", listingsBroken},
 
+	{"readings/Batches", readingsOfBatches},
+
 	{"scripts/BatchCalls", batchCalls},
 	{"scripts/NoScript", noScript},
 	{"scripts/Flush", scriptFlush},
@@ -88,6 +90,12 @@ var tests = []struct {
 	{"faults/Idle", idle},
 	{"faults/ClockStepsBucket", clockStepsBucket},
 	{"faults/ClockStepsWindows", clockStepsWindows},
+
+	{"holds/Killed", holderKilled},
+	{"holds/Frozen", holdsFrozen},
+	{"holds/Once", holdsOnce},
+	{"holds/Fleet", holdsFleet},
+	{"holds/Records", holdRecords},
 
 	{"refusals/States", refusedStates},
 	{"refusals/MaxClients", maxClients},

@@ -98,7 +98,8 @@ type item struct {
 	driver.Item
 	left     int64          // at the last decision
 	receipts []quota.Micros // when charges were granted
-	until    int64          // µs: when the server may drop it, if it keeps the time
+	holds    []quota.Decision
+	until    int64 // µs: when the server may drop it, if it keeps the time
 }
 
 func (w *worker) step(t *testing.T) {
@@ -177,6 +178,9 @@ func (w *worker) step(t *testing.T) {
 				w.sets.Add(1)
 			}
 		}
+		if want[i].Until > 0 {
+			it.holds = append(it.holds[max(len(it.holds)-7, 0):], want[i])
+		}
 		if want[i].Charged > 0 {
 			it.receipts = append(it.receipts, now)
 			if len(it.receipts) > 8 {
@@ -186,7 +190,7 @@ func (w *worker) step(t *testing.T) {
 	}
 	i := w.rng.IntN(len(want))
 	w.last, w.key = want[i], cs[i].Key
-	for k := range randomKinds {
+	for k := range allKinds {
 		if kindNames[k] == cs[i].Limit.Name() {
 			w.kind = k
 		}
@@ -241,6 +245,9 @@ func (w *worker) tick() {
 	default:
 		w.now += w.rng.Int64N(5_000)
 	}
+	if lapse := int64(w.last.Until); lapse > w.now && w.rng.IntN(4) == 0 {
+		w.now = lapse - w.rng.Int64N(2)
+	}
 	if w.now < 1_000_000_000_000_000 || w.now > 4_000_000_000_000_000 {
 		w.now = 1_795_427_141_791_724
 	}
@@ -256,7 +263,7 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 	var items []*item
 	for len(cs) < n {
 		if len(cs) > 0 || w.rng.IntN(2) == 0 { // else where the clock was moved to
-			w.kind, w.key = kind(w.rng.IntN(int(randomKinds))), fmt.Sprintf("%s.%d/agent", w.name, w.rng.IntN(3))
+			w.kind, w.key = kind(w.rng.IntN(int(allKinds))), fmt.Sprintf("%s.%d/agent", w.name, w.rng.IntN(3))
 		}
 		k, name := w.kind, kindNames[w.kind]
 		c := quota.Charge{Key: w.key, Op: randomOp(w.rng)}
@@ -282,6 +289,9 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 			continue
 		}
 		c.Cost = randomCost(w.rng, c.Limit.Spec().Capacity, it.left)
+		if c.Limit.TTL() > 0 && w.rng.IntN(2) == 0 {
+			w.hold(&c, it)
+		}
 		if c.Op == quota.OpAhead && !c.Limit.Spec().Ahead {
 			c.Op = quota.OpTake
 		} else if c.Op == quota.OpAhead {
@@ -291,7 +301,7 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 		if c.Op == quota.OpUpTo {
 			c.Least = min(c.Cost, []int64{0, 1, max(it.left, 0), max(it.left, 0) + 1}[w.rng.IntN(4)])
 		}
-		if (c.Op <= quota.OpPeek || c.Op == quota.OpUpTo) && w.rng.IntN(4) == 0 {
+		if (c.Op <= quota.OpPeek || c.Op == quota.OpUpTo || c.Op == quota.OpHold) && w.rng.IntN(4) == 0 {
 			switch w.rng.IntN(3) {
 			case 0:
 				c.Floor = randomCost(w.rng, c.Limit.Spec().Capacity, it.left)
@@ -304,7 +314,7 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 		if c.Op == quota.OpRefund {
 			c.MadeAt = max(w.receipt(it, c.Limit.Spec()), 0)
 		}
-		if w.injected && (fresh && w.rng.IntN(2) == 0 || w.rng.IntN(40) == 0) {
+		if w.injected && (c.Limit.TTL() == 0 || c.Limit.Spec().Reads != (quota.Rule{})) && (fresh && w.rng.IntN(2) == 0 || w.rng.IntN(40) == 0) {
 			it.Item = w.poke(t, c)
 		}
 		cs, items = append(cs, c), append(items, it)
@@ -319,6 +329,21 @@ func (w *worker) request(t *testing.T) ([]quota.Charge, []*item) {
 		}
 	}
 	return cs, items
+}
+
+// hold makes a charge one that makes, ends or renews a hold, mostly one of the last.
+func (w *worker) hold(c *quota.Charge, it *item) {
+	c.Op = []quota.Op{quota.OpHold, quota.OpHold, quota.OpHold, quota.OpSpend, quota.OpSpend, quota.OpRenew}[w.rng.IntN(6)]
+	if c.Op == quota.OpHold {
+		return
+	}
+	if c.Held, c.Until = w.rng.Int64N(1<<w.rng.IntN(53)), 1+quota.Micros(w.rng.Int64N(quota.MaxNumber)); len(it.holds) > 0 && w.rng.IntN(8) > 0 {
+		of := it.holds[w.rng.IntN(len(it.holds))]
+		c.Held, c.Until = of.Held, of.Until
+	}
+	if c.Op == quota.OpRenew || w.rng.IntN(2) == 0 {
+		c.Cost = 0
+	}
 }
 
 // receipt returns when a charge that is refunded was made: then, or about when it would be too old.
@@ -348,6 +373,9 @@ func (w *worker) receipt(it *item, spec *quota.Spec) quota.Micros {
 // numbers of any size.
 func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
 	it := driver.Item{Rule: c.Limit.Spec().Rule}
+	if c.Limit.TTL() > 0 { // as the rule inside left it
+		it.Rule = c.Limit.Spec().Reads
+	}
 	s := &it.State
 	number := func() int64 {
 		if w.rng.IntN(8) == 0 {

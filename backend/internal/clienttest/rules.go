@@ -18,12 +18,24 @@ const (
 	sliding
 	slidingLog
 	kinds
-
-	calendar    = kinds // of random rules only: its windows go by the date
-	randomKinds = kinds + 1
 )
 
-var kindNames = [randomKinds]string{"bucket", "fixed", "first", "sliding", "log", "calendar"}
+// Rules with holds.
+const (
+	heldBucket = kinds + iota
+	heldFirst
+	heldLog
+	concurrency
+)
+
+// Rules of calendars, whose windows go by the date.
+const (
+	calendar = concurrency + 1 + iota
+	heldCalendar
+	allKinds
+)
+
+var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency", "calendar", "held-calendar"}
 
 var periods = []algorithm.Period{
 	algorithm.Daily(), algorithm.Daily().In("America/Santiago").At(2), algorithm.Weekly(time.Monday).In("Asia/Shanghai"), algorithm.Monthly(31).In("Europe/Berlin"),
@@ -40,11 +52,22 @@ func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm 
 		return algorithm.FixedWindowFromFirst(limit, period)
 	case sliding:
 		return algorithm.SlidingWindow(limit, period)
+	case slidingLog:
+		return algorithm.SlidingWindowLog(limit, period)
 	case calendar:
 		return algorithm.Calendar(limit, periods[refill%int64(len(periods))])
+	case heldCalendar:
+		return algorithm.Held(newRule(calendar, limit, refill, period), ttlOf(refill))
+	case concurrency:
+		return algorithm.Concurrency(limit, ttlOf(refill))
 	default:
-		return algorithm.SlidingWindowLog(limit, period)
+		return algorithm.Held(newRule([...]kind{bucket, first, slidingLog}[k-heldBucket], limit, refill, period), ttlOf(refill))
 	}
+}
+
+// ttlOf returns a ttl from one millisecond to a minute.
+func ttlOf(refill int64) time.Duration {
+	return time.Duration(1000+refill%60_000*1009) * time.Microsecond
 }
 
 type numbers struct {

@@ -212,12 +212,23 @@ func (s *Store) decideCall(ctx context.Context, c *call) (err error) {
 	}()
 	script, args, keys := s.encode(c)
 	sent = true
-	r, err := s.run(ctx, script, args, keys)
+	r, err := s.run(ctx, script, args, keys, c.calls())
 	if err == nil {
 		s.scripts.ran(script)
 		err = s.conclude(c, r)
 	}
 	return err
+}
+
+// calls returns how many single charges and lists the call has.
+func (c *call) calls() int {
+	n := len(c.lists)
+	for i := range c.keys {
+		for q := c.keys[i].first; q != nil; q = q.next {
+			n++
+		}
+	}
+	return n
 }
 
 // failed writes an error of a call as a whole into its charges, unless it is nil.
@@ -345,8 +356,8 @@ func (q *list) asked() string {
 // Flags are added to the operation of a charge in a list: of a shadow, which must not deny it, and of the first charge of an
 // alternative but the first. A shadow alone has no list to deny.
 const (
-	shadowFlag      = 8
-	alternativeFlag = 16
+	shadowFlag      = 16
+	alternativeFlag = 32
 )
 
 // appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor", with flags added to op.

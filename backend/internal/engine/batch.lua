@@ -5,10 +5,10 @@
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges,
--- with op 8 higher of a shadow, and 16 higher of the first charge of a further alternative, of which the first that fits is
+-- with op 16 higher of a shadow, and 32 higher of the first charge of a further alternative, of which the first that fits is
 -- charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of the record of a
--- grant, '' for none, the lifetime of the record in ms, and '1' if the record ends with a number for each charge, see
--- grant.go.
+-- grant, '' for none, the lifetime of the record in ms, which begins when the last of the holds lapses that the list ends or
+-- renews, and '1' if the record ends with a number for each charge, see grant.go.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
@@ -97,7 +97,7 @@ while done < n do
     j = j + 1
   end
 end
-local granted, taken = 0, nil
+local granted, taken, lapse = 0, nil, now
 if lists > 0 then
   -- decide returns the kernel's answer to a charge, or nil if the key does not hold a state of its rule.
   local function decide(k, op, cost, at, keep)
@@ -112,16 +112,23 @@ if lists > 0 then
     local first, from, to = 1 -- of the charges of an alternative; of those that are made
     for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
       local c = {k + 0, op + 0, cost + 0, at + 0}
-      local shadow = c[2] >= 8
+      local shadow = c[2] >= 16
       if shadow then
-        if c[2] >= 16 then
+        if c[2] >= 32 then
           if all and not from then from, to = first, #charges end
-          first, all, c[2] = #charges + 1, true, c[2] - 16
-          shadow = c[2] >= 8
+          first, all, c[2] = #charges + 1, true, c[2] - 32
+          shadow = c[2] >= 16
         end
-        if shadow then c[2] = c[2] - 8 end
+        if shadow then c[2] = c[2] - 16 end
       end
-      local d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
+      if c[2] >= 8 and c[4] > lapse then lapse = c[4] end
+      local d
+      if c[2] == 8 and K[n + 1] and now - c[4] >= A[j + 2] * 1000 then -- the id may have been granted, and be forgotten
+        d = decide(c[1], 1, 0, 0, 0)
+        if d then d[1] = false end
+      else
+        d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
+      end
       charges[#charges + 1], new[#new + 1] = c, d or false
       sound = sound and d and d[1] ~= nil -- nil says that the numbers do not serve for now, see moving.go
       all = all and d and (d[1] or shadow)
@@ -132,7 +139,7 @@ if lists > 0 then
         granted, taken = granted + 1, {}
         for l, c in ipairs(charges) do
           taken[l] = 0
-          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] == 6 and new[l][9] or 0) or 1 end
+          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] >= 6 and new[l][9] or 0) or 1 end
         end
       else
         -- A denied list changes nothing, but a state ahead of the clock is moved to it.
@@ -173,7 +180,7 @@ if granted > 0 and K[n + 1] and A[j + 1] ~= '' then
   if A[j + 3] then
     for l = 1, #taken do record[#record + 1] = pack('>I7', taken[l]) end
   end
-  call('SET', K[n + 1], table.concat(record), 'PX', A[j + 2])
+  call('SET', K[n + 1], table.concat(record), 'PX', A[j + 2] + (lapse > now and ceil((lapse - now) / 1000) + 1 or 0))
 end
 reply[2] = changes + granted
 return reply

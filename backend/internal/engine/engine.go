@@ -88,10 +88,13 @@ type Store struct {
 	cas     quota.Store
 	gate    driver.Gate
 	evicted atomic.Int64
-	ahead   atomic.Int64 // µs, of the server's clock, as far as it is known, see moving.go
-	skew    atomic.Int64 // µs, see Skew
-	crowded atomic.Bool  // the notice about too many rules was given
-	crowds  crowds       // of a cluster
+	seen    atomic.Pointer[driver.Health] // the last
+	batches atomic.Int64                  // scripts that were sent with calls
+	batched atomic.Int64                  // these calls
+	ahead   atomic.Int64                  // µs, of the server's clock, as far as it is known, see moving.go
+	skew    atomic.Int64                  // µs, see Skew
+	crowded atomic.Bool                   // the notice about too many rules was given
+	crowds  crowds                        // of a cluster
 
 	origin    string       // begins the ids of give-backs; no other store has it
 	givenBack atomic.Int64 // numbers give-backs
@@ -282,9 +285,10 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 }
 
 // run sends a script to the node of its first key, once that is ready: by its SHA if the node is known to have it, else
-// with its text.
-func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Reply, error) {
+// with its text. It decides some calls; 0 if it only reads or writes states.
+func (s *Store) run(ctx context.Context, sc *script, args []any, keys, calls int) (Reply, error) {
 	if s.warmer == nil {
+		s.sent(calls)
 		return s.invoke(ctx, sc, args, keys)
 	}
 	key := args[3].(string)
@@ -299,6 +303,7 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 	if !known {
 		args[0], args[1] = eval, sc.text
 	}
+	s.sent(calls)
 	reply, err := s.invoke(ctx, sc, args, keys)
 	switch {
 	case err != nil:
@@ -307,6 +312,14 @@ func (s *Store) run(ctx context.Context, sc *script, args []any, keys int) (Repl
 		c.learn(sc, known)
 	}
 	return reply, err
+}
+
+// sent counts a script with calls.
+func (s *Store) sent(calls int) {
+	if calls > 0 {
+		s.batches.Add(1)
+		s.batched.Add(int64(calls))
+	}
 }
 
 // invoke sends a script without waiting for a node to be ready. If the node does not know the SHA, and so nothing ran,
@@ -348,7 +361,7 @@ func (s *Store) plan(l *quota.Limit) (*plan, error) {
 	p = &plan{rule: spec.Rule}
 	if scripted, ok := l.Algorithm().(driver.Scripted); ok {
 		var err error
-		if p.script, err = s.scripts.one(spec.Rule, scripted.Lua()); err != nil {
+		if p.script, err = s.scripts.one(spec.Rule, spec.Reads, scripted.Lua()); err != nil {
 			return nil, err
 		}
 		if p.script == nil && !s.crowded.Swap(true) {

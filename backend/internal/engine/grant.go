@@ -12,7 +12,7 @@ import (
 // The record of a grant under a request id is recordHead, the time and, for each charge, the length and the
 // bytes of the state it was decided on. From these the same decisions are made again. Where it does not follow from the
 // charges how much was charged, as of OpUpTo, of shadows and of alternatives, a number for each charge comes last: 0 if it is
-// of an alternative that was not taken, 1 if it is a shadow that was not made, and else 2, and more by the tokens of an OpUpTo.
+// of an alternative that was not taken, 1 if it is a shadow that was not made, and else 2, and more by the tokens of an OpUpTo, or by the time at which a hold lapses.
 // A script knows of no more than maxCost tokens: see replay. A key that several alternatives have has one state.
 
 var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
@@ -76,15 +76,17 @@ func replay(grant string, cs []quota.Charge, out []quota.Decision) error {
 			mark = number(rest[numberSize*i:])
 		}
 		if mark < 2 {
-			if out[i].Charged, out[i].Delay = 0, 0; mark == 1 {
+			if out[i].Charged, out[i].Delay, out[i].Held, out[i].Until = 0, 0, 0, 0; mark == 1 {
 				out[i].Allowed = false // also where the limit's numbers admit it now
 			}
 			continue
 		}
 		out[i].Allowed, out[i].RetryAfter = true, 0
 		switch cs[i].Op {
-		case quota.OpTake, quota.OpDebit:
+		case quota.OpTake, quota.OpDebit, quota.OpSpend:
 			out[i].Charged = cs[i].Cost
+		case quota.OpHold, quota.OpRenew: // also where the limit's TTL is another now
+			out[i].Held, out[i].Until = cs[i].Cost+cs[i].Held, quota.Micros(mark-2)
 		case quota.OpAhead:
 			if out[i].Charged = cs[i].Cost; !granted {
 				out[i].Delay = cs[i].Request().Arg.Duration() // it was no longer
@@ -119,5 +121,7 @@ func denyBefore(marks string, out []quota.Decision) {
 
 // marked reports whether the record of a grant to some charges ends with a number for each.
 func marked(cs []quota.Charge) bool {
-	return slices.ContainsFunc(cs, func(c quota.Charge) bool { return c.Op == quota.OpUpTo || c.Shadow || c.Alternative > 0 })
+	return slices.ContainsFunc(cs, func(c quota.Charge) bool {
+		return c.Op == quota.OpUpTo || c.Op == quota.OpHold || c.Op == quota.OpRenew || c.Shadow || c.Alternative > 0
+	})
 }

@@ -55,7 +55,16 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	if h.Kind == "redis" && major(h.Version) < minMajor {
 		s.notice("version", fmt.Sprintf("the server's version is %q; accepted: %d and later", h.Version, minMajor))
 	}
+	s.seen.Store(&h)
 	return h, nil
+}
+
+// Readings tells the scripts with calls, the swaps of algorithms without Lua, and what the servers told.
+func (s *Store) Readings(tell func(driver.Reading)) {
+	tell(driver.Reading{Metric: driver.MetricBatches, Value: s.batches.Load()})
+	tell(driver.Reading{Metric: driver.MetricBatchedCalls, Value: s.batched.Load()})
+	driver.Readings(s.cas, tell)
+	s.seen.Load().Readings(tell)
 }
 
 // software returns the kind of a server and its own version. Most servers other than Redis tell in redis_version the

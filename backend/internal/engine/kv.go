@@ -40,7 +40,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 	for _, key := range keys {
 		args = append(args, k.s.o.Prefix+key)
 	}
-	r, err := k.s.run(ctx, k.s.scripts.load, k.s.appendClock(args), len(keys))
+	r, err := k.s.run(ctx, k.s.scripts.load, k.s.appendClock(args), len(keys), 0)
 	if err != nil {
 		return nil, 0, ofRead(err)
 	}
@@ -94,7 +94,7 @@ func (k *kv) Swap(ctx context.Context, changes []driver.Change) (bool, error) {
 		}
 		args = append(args, c.Old.Revision, value, strconv.FormatInt(ttl, 10))
 	}
-	r, err := k.s.run(ctx, k.s.scripts.swap, args, len(changes))
+	r, err := k.s.run(ctx, k.s.scripts.swap, args, len(changes), 0)
 	if err != nil {
 		return false, err
 	}

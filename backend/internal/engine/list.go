@@ -22,9 +22,13 @@ import (
 // Scanner is a Client that can walk over the keys of a node.
 type Scanner interface {
 	// Scan sends INFO server and SCAN to a node, in one round trip. node is the name that Placer.Node gave for the slot
-	// of the key; "" is a single server. A refusal of INFO is no error. Scan fails as Do does.
+	// of the key; "" is a single server. A refusal of INFO is no error. Scan fails as Do does, and with ErrNodeGone where the client
+	// has no such node any more.
 	Scan(ctx context.Context, node, key string, scan []string) (Scanned, error)
 }
+
+// ErrNodeGone is the error of a Scan of which nothing was sent, because the slot has another node.
+var ErrNodeGone = fmt.Errorf("redis: %w: nothing was sent: the node of a slot is another one by now", quota.ErrUnavailable)
 
 // Scanned is the reply to a Scan.
 type Scanned struct {

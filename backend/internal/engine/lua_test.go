@@ -20,7 +20,7 @@ func TestAssignments(t *testing.T) {
 	texts := map[string]string{"load": s.load.text.(string), "swap": s.swap.text.(string), "probe": probeScript()}
 	for name, rule := range rules() {
 		kernel := rule.(driver.Scripted).Lua()
-		single, err := s.one(rule.Spec().Rule, kernel)
+		single, err := s.one(rule.Spec().Rule, rule.Spec().Reads, kernel)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -66,6 +66,7 @@ type scripts struct {
 	// mu guards the fields below. A kernel or script does not change once it is here.
 	mu      sync.RWMutex
 	kernels map[quota.Rule]string
+	reads   map[quota.Rule]quota.Rule // Spec.Reads of those
 	single  map[quota.Rule]*script
 	batches map[quota.Rule]*script
 	mix     *script
@@ -79,7 +80,7 @@ func newScripts(injected bool) *scripts {
 	s := &scripts{
 		clock:   serverClock,
 		slack:   strconv.FormatInt(driver.ExpirySlack.Milliseconds(), 10),
-		kernels: map[quota.Rule]string{}, single: map[quota.Rule]*script{}, batches: map[quota.Rule]*script{}, mix: &script{},
+		kernels: map[quota.Rule]string{}, reads: map[quota.Rule]quota.Rule{}, single: map[quota.Rule]*script{}, batches: map[quota.Rule]*script{}, mix: &script{},
 	}
 	if injected {
 		s.clock, s.slack = injectedClock, strconv.Itoa(injectedSlack)
@@ -89,25 +90,25 @@ func newScripts(injected bool) *scripts {
 }
 
 // one returns the script of a charge that goes alone to a limit with this rule and kernel, or nil where there are maxRules
-// others. It fails with ErrMisconfigured if the rule has come with another kernel before.
-func (s *scripts) one(rule quota.Rule, kernel string) (*script, error) {
+// others. It fails with ErrMisconfigured if the rule has come with another kernel before. reads is Spec.Reads.
+func (s *scripts) one(rule, reads quota.Rule, kernel string) (*script, error) {
 	s.mu.RLock()
-	sc, known := s.single[rule], s.kernels[rule]
+	sc, known, other := s.single[rule], s.kernels[rule], s.reads[rule]
 	s.mu.RUnlock()
 	if sc == nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if known = s.kernels[rule]; known == "" {
+		if known, other = s.kernels[rule], s.reads[rule]; known == "" {
 			if len(s.kernels) == maxRules {
 				return nil, nil
 			}
-			known = kernel
-			s.kernels[rule] = kernel
+			known, other = kernel, reads
+			s.kernels[rule], s.reads[rule] = kernel, reads
 		}
-		sc = newScript(s.assemble("local function kernel"+kernelParams+kernel+"\nend\n", singleText))
+		sc = newScript(s.assemble("local function kernel"+kernelParams+kernel+"\nend\n", singleText, rule))
 		s.single[rule] = sc
 	}
-	if known != kernel {
+	if known != kernel || other != reads {
 		return nil, fmt.Errorf("redis: %w: two algorithms have the rule %q; accepted: a rule for each algorithm", quota.ErrMisconfigured, rule)
 	}
 	return sc, nil
@@ -191,13 +192,19 @@ func (s *scripts) ofRules(rules []quota.Rule) *script {
 		b.WriteString("if rule == '" + r.String() + "' then return function" + kernelParams + s.kernels[r] + "\nend end\n")
 	}
 	b.WriteString("end\n")
-	return newScript(s.assemble(b.String(), batchText))
+	return newScript(s.assemble(b.String(), batchText, rules...))
 }
 
 // assemble returns a text behind the locals, the clock and the kernels, and fills in the constants of the
-// text. Kernels come from algorithms and stay as they are.
-func (s *scripts) assemble(kernels, text string) string {
-	text = strings.ReplaceAll(text, "HELPERS", stateText)
+// text, which serves states of some rules. Kernels come from algorithms and stay as they are.
+func (s *scripts) assemble(kernels, text string, rules ...quota.Rule) string {
+	var reads strings.Builder
+	for _, r := range slices.Compact(rules) {
+		if other := s.reads[r].String(); other != "" {
+			fmt.Fprintf(&reads, "elseif name == '%s' and sub(v, 1, %d) == '\\%03d%s' then n = %d\n", r, 1+len(other), len(other), other, 1+len(other)+numberSize)
+		}
+	}
+	text = strings.ReplaceAll(strings.ReplaceAll(text, "HELPERS", stateText), "READS", reads.String())
 	return preludeText + s.clock + kernels + strings.NewReplacer(
 		"SLACK", s.slack,
 		"NUMBERS", "'>"+strings.Repeat("i7", 1+fewParams)+"'",

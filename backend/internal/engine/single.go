@@ -24,7 +24,7 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 			args = append(args, text(min(r.Floor, maxCost)))
 		}
 	}
-	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1)
+	r, err := s.run(ctx, t.plan.script, s.appendClock(args), 1, 1)
 	if isForeign(err) {
 		// Nothing was charged. The script of several charges returns the state, and so the error can tell whose
 		// it is.

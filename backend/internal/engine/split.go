@@ -166,10 +166,11 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	for _, p := range parts {
 		groups := map[string]int{} // an id holds in one group
 		for _, i := range p.indexes {
-			if q.decisions[i].Charged == 0 {
+			n := max(q.decisions[i].Charged, q.decisions[i].Held)
+			if n == 0 || q.charges[i].Op == quota.OpRenew { // a renewal stays: nobody else may take its place
 				continue
 			}
-			c := q.charges[i].Refund(q.decisions[i], q.decisions[i].Charged)
+			c := q.charges[i].Refund(q.decisions[i], n)
 			c.ID = s.giveBackID()
 			g := quota.Group(c.Key)
 			k, known := groups[g]
@@ -206,7 +207,8 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 	}
 	for k, r := range refunds {
 		for j, i := range places[k] {
-			if q.decisions[i].Charged, q.decisions[i].Delay = 0, 0; errs[k] == nil {
+			d := &q.decisions[i]
+			if d.Charged, d.Delay, d.Held, d.Until = 0, 0, 0, 0; errs[k] == nil {
 				q.decisions[i].Remaining, q.decisions[i].ResetAfter = r.decisions[j].Remaining, r.decisions[j].ResetAfter
 			}
 		}

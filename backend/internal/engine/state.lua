@@ -1,12 +1,18 @@
 -- decode returns the state that v holds, of the rule in the header h: its unit, a, b, c and tail. Each number
 -- has 7 bytes; c and tail are left out if they are zero. It returns nil if no kernel wrote v: numbers from
--- 2^53 on are not exact.
+-- 2^53 on are not exact. A state of a rule that the header's rule reads as its own has a header of another length.
 local function decode(v, h)
   local n, u = #h
+  local same = sub(v, 1, n) == h
+  if not same and sub(v, 1, n - 7) ~= sub(h, 1, n - 7) then
+    local name = sub(h, 2, n - 7)
+    if name == '' then return
+    READS
+    else return end
+  end
   local more = #v - n - 14
   if more < 0 or more % 7 > 0 or more > MOST then return end
-  if sub(v, 1, n) ~= h then
-    if sub(v, 1, n - 7) ~= sub(h, 1, n - 7) then return end
+  if not same then
     u = unpack('>I7', v, n - 6)
     if u == 0 or u >= BIG then return end
   end
@@ -17,14 +23,19 @@ local function decode(v, h)
     if c >= BIG then return end
     if more > 7 then
       tail = {}
-      for i = n + 22, #v, 7 do
-        local x = unpack('>I7', v, i)
-        if x >= BIG then return end
-        tail[#tail + 1] = x
+      local count = more / 7 - 1
+      for from = 0, count - 1, 100 do -- in one call for each hundred
+        local some = min(count - from, 100)
+        local numbers = {unpack('>' .. string.rep('I7', some), v, n + 22 + 7 * from)}
+        for i = 1, some do
+          local x = numbers[i]
+          if x >= BIG then return end
+          tail[from + i] = x
+        end
       end
     end
   end
-  return u or unpack('>I7', h, n - 6), a, b, c, tail
+  return u or unpack('>I7', h, #h - 6), a, b, c, tail
 end
 
 -- encode returns the bytes of a state, or false for a fresh state.
@@ -34,10 +45,12 @@ local function encode(h, u, a, b, c, tail)
   if c > 0 or tail then
     v = v .. pack('>I7', c)
     if tail then
-      local t = {}
-      for i = 1, #tail do t[i] = pack('>I7', tail[i]) end
-      -- Some servers cannot join thousands at once.
-      for i = 1, #t, 1024 do v = v .. table.concat(t, '', i, min(i + 1023, #t)) end
+      local t, n, spread = {v}, #tail, rawget(_G, 'unpack') or table.unpack
+      for i = 1, n, 100 do
+        local last = min(i + 99, n)
+        t[#t + 1] = pack('>' .. string.rep('I7', last - i + 1), spread(tail, i, last))
+      end
+      v = table.concat(t)
     end
   end
   if u ~= unpack('>I7', h, #h - 6) then h = sub(h, 1, #h - 7) .. pack('>I7', u) end

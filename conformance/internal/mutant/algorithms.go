@@ -23,7 +23,7 @@ type Algorithm struct {
 	Name   string // the fault
 	Rule   string // the rule of conformance.Algorithm that it breaks
 	Clause string // the part of the rule's text that it breaks
-	Says   string // a part of the failure's text that names the fault
+	Says   string // as that of a Store
 	// Make returns the broken algorithm, or its twin without the fault, and others of its Rule.
 	Make func(fault bool) []quota.Algorithm
 }
@@ -210,7 +210,7 @@ func (h hopeful) Forecast(d quota.Decision, n int64) time.Duration {
 // Algorithms returns the broken algorithms.
 func Algorithms() []Algorithm {
 	var calls, scratch atomic.Int64
-	return []Algorithm{
+	return append([]Algorithm{
 		{"a state that is as fresh denies the whole capacity", "A1", "decides as the zero State", "want: as the zero State", bend(bucket(10), func(fault bool, a quota.Algorithm, s quota.State, r quota.Request, now quota.Micros) (quota.State, quota.Verdict) {
 			if _, v := a.Decide(s, quota.Request{Op: quota.OpPeek}, now); fault && !s.IsZero() && v.ResetAfter == 0 && r.Op == quota.OpTake && r.Cost == 10 {
 				return s, quota.Verdict{Remaining: 10, RetryAfter: 1}
@@ -578,5 +578,5 @@ func Algorithms() []Algorithm {
 			}
 			return []quota.Algorithm{hopeful{bucket(10), late}}
 		}},
-	}
+	}, holders()...)
 }

@@ -153,7 +153,7 @@ func ids() []*Store {
 		{Name: "ids are alike but for case", Rule: "C1", Clause: "whatever bytes the key has", Case: "ids", Says: "the id was granted to", alter: naming(func(_ *Handle, c *quota.Charge) string {
 			return quota.Group(c.Key) + "/" + strings.ToLower(c.ID)
 		})},
-		{Name: "ids have 16 bits", Rule: "C3", Clause: "a request id is granted once", Case: "thousands", Says: "the id was granted to other charges", alter: naming(func(_ *Handle, c *quota.Charge) string {
+		{Name: "ids have 16 bits", Rule: "C3", Clause: "a request id is granted once", Case: "thousands", Says: "the id was granted to other charges | an id that is new", alter: naming(func(_ *Handle, c *quota.Charge) string {
 			return fmt.Sprint(crc32.ChecksumIEEE([]byte(quota.Group(c.Key)+"/"+c.ID)) >> 16)
 		})},
 		{Name: "the last thousand ids are remembered", Rule: "C3", Clause: "a request id is granted once", Case: "thousands", Says: "which was granted before, as were", alter: forgetting(1000, true)},
