@@ -42,6 +42,10 @@ func TestCalendarConformance(t *testing.T) {
 			algorithm.Calendar(7, algorithm.Yearly(time.February, 29).In("Pacific/Apia").At(23)),
 			algorithm.Calendar(7, algorithm.Weekly(time.Monday)),
 		},
+		"held": {
+			algorithm.Held(algorithm.Calendar(10, algorithm.Monthly(31).In("Europe/Berlin")), time.Minute),
+			algorithm.Held(algorithm.Calendar(1000, algorithm.Daily().In("America/Santiago")), time.Hour),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var boundaries [][]time.Time

@@ -20,17 +20,22 @@ const (
 	kinds
 )
 
-// Rules of random charges only: with holds, and with windows that go by the date.
+// Rules with holds.
 const (
 	heldBucket = kinds + iota
 	heldFirst
 	heldLog
 	concurrency
-	calendar
+)
+
+// Rules of calendars, whose windows go by the date.
+const (
+	calendar = concurrency + 1 + iota
+	heldCalendar
 	allKinds
 )
 
-var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency", "calendar"}
+var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency", "calendar", "held-calendar"}
 
 var periods = []algorithm.Period{
 	algorithm.Daily(), algorithm.Daily().In("America/Santiago").At(2), algorithm.Weekly(time.Monday).In("Asia/Shanghai"), algorithm.Monthly(31).In("Europe/Berlin"),
@@ -47,10 +52,12 @@ func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm 
 		return algorithm.FixedWindowFromFirst(limit, period)
 	case sliding:
 		return algorithm.SlidingWindow(limit, period)
-	case calendar:
-		return algorithm.Calendar(limit, periods[refill%int64(len(periods))])
 	case slidingLog:
 		return algorithm.SlidingWindowLog(limit, period)
+	case calendar:
+		return algorithm.Calendar(limit, periods[refill%int64(len(periods))])
+	case heldCalendar:
+		return algorithm.Held(newRule(calendar, limit, refill, period), ttlOf(refill))
 	case concurrency:
 		return algorithm.Concurrency(limit, ttlOf(refill))
 	default:
