@@ -172,6 +172,56 @@ func ExampleFixedWindowFromFirst() {
 	// 12:01:40 allowed: true remaining: 0 retry after: 0s
 }
 
+// The windows begin at a quarter past each hour.
+func ExampleFixedWindowOffset() {
+	rule := algorithm.FixedWindowOffset(10, time.Hour, 15*time.Minute)
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("calls", rule), nil))
+
+	for range 3 {
+		d := quota.Must(limiter.Take(context.Background(), "agent-123", 10))
+		fmt.Println(now.Format(time.TimeOnly), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(10 * time.Minute)
+	}
+	// Output:
+	// 12:00:00 allowed: true remaining: 0 retry after: 0s
+	// 12:10:00 allowed: false remaining: 0 retry after: 5m0s
+	// 12:20:00 allowed: true remaining: 0 retry after: 0s
+}
+
+// A budget of the month from the 15th to the 15th: in this one the clock is set forward, and an hour is missing.
+func ExampleCalendar() {
+	rule := algorithm.Calendar(5_000_000, algorithm.Monthly(15).In("Europe/Berlin"))
+	berlin := quota.Must(time.LoadLocation("Europe/Berlin"))
+	now := time.Date(2027, 3, 15, 0, 0, 0, 0, berlin)
+	store := quota.Must(local.NewWithOptions(local.Options{Clock: func() time.Time { return now }}))
+	limiter := quota.Must(quota.NewLimiter(store, quota.NewLimit("budget", rule), nil))
+
+	for range 3 {
+		d := quota.Must(limiter.Take(context.Background(), "team", 5_000_000))
+		fmt.Println(now.Format(time.DateTime), "allowed:", d.Allowed, "remaining:", d.Remaining, "retry after:", d.RetryAfter)
+		now = now.Add(d.RetryAfter)
+	}
+	// Output:
+	// 2027-03-15 00:00:00 allowed: true remaining: 0 retry after: 0s
+	// 2027-03-15 00:00:00 allowed: false remaining: 0 retry after: 743h0m0s
+	// 2027-04-15 00:00:00 allowed: true remaining: 0 retry after: 0s
+}
+
+// Periods as they stand in the text of a calendar.
+func ExamplePeriod() {
+	fmt.Println(algorithm.Daily())
+	fmt.Println(algorithm.Weekly(time.Sunday).In("Asia/Tokyo"))
+	fmt.Println(algorithm.Monthly(31).In("Europe/Berlin").At(8))
+	fmt.Println(algorithm.Yearly(time.April, 6).In("Europe/London"))
+	// Output:
+	// day UTC
+	// week Asia/Tokyo anchor sunday
+	// month Europe/Berlin anchor 31 at 8h
+	// year Europe/London anchor april-6
+}
+
 // Limits are written down as text, in a program or in its configuration, and every limit tells its text and its numbers.
 func ExampleParseLimit() {
 	for _, text := range []string{"tokens: 1000 burst 10/s bucket", "calls: 100/1m sliding", "jobs: 100/1d fixed"} {

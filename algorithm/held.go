@@ -185,12 +185,12 @@ func (h *held) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.S
 	after := slots
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek, quota.OpUpTo, quota.OpHold, quota.OpDebit:
-		n := r.Cost
+		n, first := r.Cost, v.RetryAfter
 		if r.Op == quota.OpUpTo {
 			n = r.Taking(h.in.Capacity - sum).Cost // of a pool
 		}
 		if n = min(n, maxHeld-sum); !v.Allowed {
-			v.RetryAfter = h.retryAfter(in, slots, r.Need(), sum, v.RetryAfter, now)
+			v.RetryAfter = h.retryAfter(in, slots, r.Need(), sum, first, now)
 		} else if n > 0 && (r.Op == quota.OpHold || h.pool && r.Op != quota.OpPeek) {
 			after = with(slots, to, n)
 			sum += n

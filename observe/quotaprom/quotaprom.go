@@ -1,4 +1,4 @@
-// Package quotaprom tells Prometheus what limiters decide, and how the stores and policies behind them are.
+// Package quotaprom tells Prometheus of the decisions of limiters, and of the state of the stores and policies behind them.
 //
 //	metrics := quotaprom.New(nil)
 //	limiter, err := quota.NewLimiter(store, limit, &quota.Options{Observers: []func(context.Context, *quota.Call){metrics.Observe}})
@@ -96,7 +96,7 @@ type Options struct {
 	HealthTimeout time.Duration
 }
 
-// Metrics is a prometheus.Collector of what limiters decide. Use New to make one. Methods may be called concurrently.
+// Metrics is a prometheus.Collector of the decisions of limiters. Use New to make one. Methods may be called concurrently.
 type Metrics struct {
 	o Options
 
@@ -117,7 +117,7 @@ type Metrics struct {
 	ofMetrics map[driver.Metric]*prometheus.Desc
 }
 
-// A Limiter is what [Metrics.Watch] watches: a [quota.Limiter] or [quota.Charger], or one of package fleetquota.
+// A Limiter can be watched by [Metrics.Watch]: it is a [quota.Limiter] or [quota.Charger], or one of package fleetquota.
 type Limiter interface {
 	Store() quota.Store // with its policies
 	Waiting() int

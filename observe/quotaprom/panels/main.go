@@ -113,7 +113,7 @@ func run(out string, took time.Duration) error {
 }
 
 var (
-	tokens = quota.NewLimit("tokens", algorithm.TokenBucket(20_000, 2000, time.Second))
+	tokens = quota.NewLimit("tokens", algorithm.TokenBucket(40_000, 40_000, time.Second))
 	calls  = quota.NewLimit("calls", algorithm.TokenBucket(100, 50, time.Second))
 )
 
@@ -247,9 +247,12 @@ func quantile(scrapes []scraped, name, id string, q, scale float64) line {
 	return l
 }
 
+// sorted returns the lines that are not 0 throughout.
 func sorted(lines map[string][]point) (all []line) {
 	for _, name := range slices.Sorted(maps.Keys(lines)) {
-		all = append(all, line{name, lines[name]})
+		if slices.ContainsFunc(lines[name], func(p point) bool { return p.y != 0 }) {
+			all = append(all, line{name, lines[name]})
+		}
 	}
 	return all
 }
