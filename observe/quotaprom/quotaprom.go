@@ -1,4 +1,4 @@
-// Package quotaprom tells Prometheus what limiters decide, and how the stores and policies behind them are.
+// Package quotaprom tells Prometheus the decisions of limiters, and the state of the stores and policies behind them.
 //
 //	metrics := quotaprom.New(nil)
 //	limiter, err := quota.NewLimiter(store, limit, &quota.Options{Observers: []func(context.Context, *quota.Call){metrics.Observe}})
@@ -10,7 +10,7 @@
 //
 // # Calls
 //
-//	fleetquota_decisions_total{limit,op,outcome,source}   charges, by what became of them
+//	fleetquota_decisions_total{limit,op,outcome,source}   charges, by their outcome
 //	fleetquota_tokens_total{limit,outcome}                tokens: charged, returned, denied, shadow_denied, and replayed under a request id
 //	fleetquota_never_denials_total{limit}                 denials of charges that can never fit: larger than the limit
 //	fleetquota_utilization_ratio{limit}                   how much of the limit was used after a decision: over 0.8 is near the limit
@@ -96,7 +96,7 @@ type Options struct {
 	HealthTimeout time.Duration
 }
 
-// Metrics is a prometheus.Collector of what limiters decide. Use New to make one. Methods may be called concurrently.
+// Metrics is a prometheus.Collector of the decisions of limiters. Use New to make one. Methods may be called concurrently.
 type Metrics struct {
 	o Options
 
@@ -117,7 +117,7 @@ type Metrics struct {
 	ofMetrics map[driver.Metric]*prometheus.Desc
 }
 
-// A Limiter is what [Metrics.Watch] watches: a [quota.Limiter] or [quota.Charger], or one of package fleetquota.
+// A Limiter is watched by [Metrics.Watch]: a [quota.Limiter] or [quota.Charger], or one of package fleetquota.
 type Limiter interface {
 	Store() quota.Store // with its policies
 	Waiting() int
@@ -187,7 +187,7 @@ func New(o *Options) *Metrics {
 	if o.Tenant != nil {
 		tenant = []string{"tenant"}
 	}
-	m.decisions = counter("decisions_total", "Charges by what became of them.", append(tenant, "limit", "op", "outcome", "source")...)
+	m.decisions = counter("decisions_total", "Charges by their outcome.", append(tenant, "limit", "op", "outcome", "source")...)
 	m.tokens = counter("tokens_total", "Tokens that were charged, given back, and denied.", append(tenant, "limit", "outcome")...)
 	m.never = counter("never_denials_total", "Denials of charges that can never fit.", "limit")
 	m.failures = counter("errors_total", "Calls that failed, by the class of their error.", "class")
