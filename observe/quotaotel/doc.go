@@ -1,4 +1,4 @@
-// Package quotaotel tells OpenTelemetry what limiters decide: as metrics, as events on the callers' spans, and as spans around
+// Package quotaotel tells OpenTelemetry of the decisions of limiters: as metrics, as events on the callers' spans, and as spans around
 // a store's round trips. It needs the API alone; the SDK is the program's.
 //
 //	telemetry, err := quotaotel.New(nil)
@@ -17,7 +17,7 @@
 // They are those of package quotaprom, under names of OpenTelemetry:
 //
 //	fleetquota.decisions             {decision}  charges, by fleetquota.limit, .op, .outcome and .source
-//	fleetquota.tokens                {token}     charged, returned, denied, shadow_denied, by fleetquota.limit and .outcome
+//	fleetquota.tokens                {token}     charged, returned, denied, shadow_denied, and replayed under a request id, by fleetquota.limit and .outcome
 //	fleetquota.never_denials         {decision}  denials of charges that can never fit, by fleetquota.limit
 //	fleetquota.errors                {call}      calls that failed, by error.type, a word of driver.Class
 //	fleetquota.decision.duration     s           the time of calls that asked the store, without waits, by fleetquota.source

@@ -33,7 +33,7 @@ type Options struct {
 	MaxLimits int
 }
 
-// Telemetry tells OpenTelemetry what limiters decide. [New] makes one.
+// Telemetry tells OpenTelemetry of the decisions of limiters. [New] makes one.
 type Telemetry struct {
 	maxLimits int
 	tracer    trace.Tracer
@@ -214,11 +214,12 @@ func (t *Telemetry) read(observer metric.Observer, waiters metric.Int64Observabl
 
 // limitOptions are the options of measurements of a limit. They are made once, for each costs an allocation.
 type limitOptions struct {
-	name                                    string
-	plain                                   []metric.RecordOption
-	never                                   []metric.AddOption
-	charged, returned, denied, shadowDenied []metric.AddOption
-	decisions                               [ops][len(outcomes)][unknown + 2]atomic.Pointer[[]metric.AddOption]
+	name                        string
+	plain                       []metric.RecordOption
+	never                       []metric.AddOption
+	charged, returned, replayed []metric.AddOption
+	denied, shadowDenied        []metric.AddOption
+	decisions                   [ops][len(outcomes)][unknown + 2]atomic.Pointer[[]metric.AddOption]
 }
 
 // ops is how many operations have options of their own. An operation of a refused call is any number: those above have the last.
@@ -244,7 +245,7 @@ func newLimitOptions(name string) *limitOptions {
 	plain := metric.WithAttributeSet(attribute.NewSet(limit))
 	return &limitOptions{
 		name: name, plain: []metric.RecordOption{plain}, never: []metric.AddOption{plain},
-		charged: of("charged"), returned: of("returned"), denied: of("denied"), shadowDenied: of("shadow_denied"),
+		charged: of("charged"), returned: of("returned"), replayed: of("replayed"), denied: of("denied"), shadowDenied: of("shadow_denied"),
 	}
 }
 
@@ -332,9 +333,12 @@ func (t *Telemetry) charge(ctx context.Context, c *quota.Charge, d *quota.Decisi
 	switch {
 	case made && d.Allowed:
 		outcome = allowed
-		if d.Charged > 0 {
+		switch {
+		case d.Replayed:
+			t.tokens.Add(ctx, max(d.Charged, 0), limit.replayed...)
+		case d.Charged > 0:
 			t.tokens.Add(ctx, d.Charged, limit.charged...)
-		} else if d.Charged < 0 {
+		case d.Charged < 0:
 			t.tokens.Add(ctx, -d.Charged, limit.returned...)
 		}
 	case d.Shadow && !d.Allowed:

@@ -83,7 +83,7 @@ func (s *sdk) collect(t *testing.T) map[string]metricdata.Metrics {
 func text(set attribute.Set) string {
 	var words []string
 	for _, kv := range set.ToSlice() {
-		words = append(words, kv.Value.Emit())
+		words = append(words, kv.Value.String())
 	}
 	return strings.Join(words, " ")
 }
@@ -134,8 +134,11 @@ func TestMetrics(t *testing.T) {
 	limiter.Peek(ctx, "k", 9)                                                                                          // denied, never, no tokens
 	limiter.ChargeAll(ctx, quota.Charge{Key: "k", Cost: 5}, quota.Charge{Limit: day, Key: "k", Cost: 7})               // denied 5, and not made
 	limiter.ChargeAll(ctx, quota.Charge{Key: "k", Cost: 5, Shadow: true}, quota.Charge{Limit: day, Key: "k", Cost: 7}) // shadow_denied 5, and 7 charged
-	limiter.Take(ctx, "", 1)                                                                                           // refused
-	limiter.Take(ctx, "k", -1)                                                                                         // refused
+	for range 2 {                                                                                                      // 2 charged, and 2 replayed
+		limiter.ChargeAll(ctx, quota.Charge{Limit: day, Key: "again", Cost: 2, ID: "id"})
+	}
+	limiter.Take(ctx, "", 1)   // refused
+	limiter.Take(ctx, "k", -1) // refused
 	store.FailNext(1, quota.ErrUnavailable)
 	limiter.Take(ctx, "k", 1) // the fallback, allowed 1
 	store.FailNext(1, quota.ErrMisconfigured)
@@ -148,9 +151,9 @@ func TestMetrics(t *testing.T) {
 	for name, want := range map[string]map[string]int64{
 		"fleetquota.decisions": {
 			"five take allowed store": 1, "five refund allowed store": 1, "five take denied store": 3, "five peek denied store": 1, "day take not_made store": 1,
-			"five take shadow_denied store": 1, "day take allowed store": 1, "five take refused none": 2, "five take allowed fallback": 1, "five debit error none": 1, "five take error none": 1,
+			"five take shadow_denied store": 1, "day take allowed store": 3, "five take refused none": 2, "five take allowed fallback": 1, "five debit error none": 1, "five take error none": 1,
 		},
-		"fleetquota.tokens":             {"five charged": 5, "five returned": 1, "five denied": 17, "five shadow_denied": 5, "day charged": 7},
+		"fleetquota.tokens":             {"five charged": 5, "five returned": 1, "five denied": 17, "five shadow_denied": 5, "day charged": 9, "day replayed": 2},
 		"fleetquota.never_denials":      {"five": 2},
 		"fleetquota.denial.retry_after": {"five": 2},
 		"fleetquota.waiters":            {"": 0},
@@ -164,10 +167,10 @@ func TestMetrics(t *testing.T) {
 	if failures["invalid"] != 2 || failures["misconfigured"] != 1 || failures["deadline"] != 1 {
 		t.Errorf("errors: got %v, want 2 invalid, 1 misconfigured and 1 deadline", failures)
 	}
-	if got := sums(t, m["fleetquota.decision.duration"]); got["fallback"] != 1 || got["store"] != 7 || got["none"] != 2 {
+	if got := sums(t, m["fleetquota.decision.duration"]); got["fallback"] != 1 || got["store"] != 9 || got["none"] != 2 {
 		t.Errorf("durations: got %v, want those of the calls that asked", got)
 	}
-	if got := sums(t, m["fleetquota.utilization"]); got["day"] != 2 || got["five"] < 7 {
+	if got := sums(t, m["fleetquota.utilization"]); got["day"] != 4 || got["five"] < 7 {
 		t.Errorf("utilization: got %v, want one of each charge but peeks", got)
 	}
 	// The numbers of stores and policies.
@@ -232,7 +235,7 @@ func TestCardinality(t *testing.T) {
 func event(e sdktrace.Event) string {
 	words := []string{e.Name}
 	for _, kv := range e.Attributes {
-		words = append(words, string(kv.Key)+"="+kv.Value.Emit())
+		words = append(words, string(kv.Key)+"="+kv.Value.String())
 	}
 	return strings.Join(words, " ")
 }

@@ -166,3 +166,21 @@ func TestDocs(t *testing.T) {
 		}
 	}
 }
+
+// TestOperating: each metric that docs/operating.md names is registered.
+func TestOperating(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := registeredNames(t)
+	found := named.FindAllString(string(text), -1)
+	if len(found) < 12 {
+		t.Errorf("docs/operating.md: got the metrics %v, want 12 or more", found)
+	}
+	for _, name := range found {
+		if _, known := names[name]; !known {
+			t.Errorf("docs/operating.md: metric %s is not registered", name)
+		}
+	}
+}

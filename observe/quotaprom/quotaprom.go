@@ -1,4 +1,4 @@
-// Package quotaprom tells Prometheus the decisions of limiters, and the state of the stores and policies behind them.
+// Package quotaprom tells Prometheus of the decisions of limiters, and of the state of the stores and policies behind them.
 //
 //	metrics := quotaprom.New(nil)
 //	limiter, err := quota.NewLimiter(store, limit, &quota.Options{Observers: []func(context.Context, *quota.Call){metrics.Observe}})
@@ -117,7 +117,7 @@ type Metrics struct {
 	ofMetrics map[driver.Metric]*prometheus.Desc
 }
 
-// A Limiter is watched by [Metrics.Watch]: a [quota.Limiter] or [quota.Charger], or one of package fleetquota.
+// A Limiter can be watched by [Metrics.Watch]: it is a [quota.Limiter] or [quota.Charger], or one of package fleetquota.
 type Limiter interface {
 	Store() quota.Store // with its policies
 	Waiting() int

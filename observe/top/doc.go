@@ -16,10 +16,10 @@
 // A limit has two rankings, with weights in its tokens:
 //
 //   - Denied: of each denied call, the cost of the charges that did not fit. A cost above the capacity counts as the capacity,
-//     and one of 0 as 1. Not counted are peeks, shadows, and denials by a policy that cannot ask the store
-//     ([quota.FromClosed]). Of alternatives those of the decider's list are counted.
+//     and one of 0 as 1. Not counted are peeks, renewals of holds, shadows, and denials by a policy that
+//     cannot ask the store ([quota.FromClosed]). Of alternatives those of the decider's list are counted.
 //   - Used: the tokens that were charged. Tokens given back, by refunds and settles, are told beside them in [Row.Back], and
-//     not subtracted: the order is by use before corrections.
+//     not subtracted: the order is by use before corrections. A repeat of a request id or correction counts nothing.
 //
 // Failed calls charge and deny no key, and are in neither.
 //

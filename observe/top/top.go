@@ -85,9 +85,10 @@ func (t *Observer) Observe(_ context.Context, call *quota.Call) {
 	for i := range call.Decisions {
 		c, d := &call.Charges[i], &call.Decisions[i]
 		switch {
+		case d.Replayed:
 		case d.Charged != 0:
 			t.count(now, used, c, d.Charged)
-		case !call.Granted && !d.Allowed && !d.Shadow && c.Op != quota.OpPeek && d.Source != quota.FromClosed &&
+		case !call.Granted && !d.Allowed && !d.Shadow && c.Op != quota.OpPeek && c.Op != quota.OpRenew && d.Source != quota.FromClosed &&
 			d.Alternative == call.Decisions[call.Decider].Alternative:
 			t.count(now, denied, c, max(1, min(c.Cost, c.Limit.Capacity())))
 		}

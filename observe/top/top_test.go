@@ -264,8 +264,12 @@ func TestCounted(t *testing.T) {
 	op := func(c quota.Charge, op quota.Op) quota.Charge { c.Op = op; return c }
 	shadow := func(c quota.Charge) quota.Charge { c.Shadow = true; return c }
 
-	d := list(taken).Decisions[0]                              // used 3
-	list(taken.Settle(d, 1))                                   // back 2
+	d := list(taken).Decisions[0] // used 3
+	list(taken.Settle(d, 1))      // back 2
+	for range 2 {
+		list(quota.Charge{Limit: five, Key: "again", Cost: 3, ID: "id"}) // used 3, once
+		list(taken.Settle(d, 1))                                         // and no more back
+	}
 	list(of("never", 1<<50))                                   // denied 5: the capacity
 	list(op(of("debt", 5), quota.OpDebit))                     // used 5
 	list(of("debt", 1), of("fits", 1))                         // denied: debt 1, and fits none
@@ -283,13 +287,14 @@ func TestCounted(t *testing.T) {
 	}
 	closed := quota.Call{Charges: []quota.Charge{of("closed", 1)}, Decisions: []quota.Decision{{Source: quota.FromClosed}}}
 	observer.Observe(bg, &closed)
+	observer.Observe(bg, &quota.Call{Charges: []quota.Charge{op(of("renewed", 0), quota.OpRenew)}, Decisions: []quota.Decision{{}}})
 
 	over := list(op(of("over", 1), quota.OpPeek)).Decisions[0]
 	r := observer.Report()
 	if len(r.Limits) != 1 || r.Limits[0].Limit != "five" {
 		t.Fatalf("limits: got %+v, want five", r.Limits)
 	}
-	used := map[string]int64{"taken": 3, "debt": 5, "beside": 2, "tried": 2, "over": 5 - over.Remaining}
+	used := map[string]int64{"taken": 3, "again": 3, "debt": 5, "beside": 2, "tried": 2, "over": 5 - over.Remaining}
 	denied := map[string]int64{"never": 5 + 5, "debt": 1 + 2}
 	if over.Remaining < 0 {
 		denied["over"] = 1
