@@ -1,5 +1,5 @@
 // Command panels runs a small fleet through a load and an outage, scrapes its metrics four times a second, and draws the main
-// panels of the dashboard from what it scraped. Call it in the folder of the module:
+// panels of the dashboard from the samples. Call it in the folder of the module:
 //
 //	go run ./panels -out ../../docs/metrics.svg
 package main
