@@ -83,6 +83,12 @@ func (p *page) output(i int) (text string, ok bool) {
 	return "", false
 }
 
+// shows reports whether a page has the output of block i.
+func (p *page) shows(i int) bool {
+	_, ok := p.output(i)
+	return ok
+}
+
 // command returns the output of a command in a clean environment. If the command fails, so does the test.
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
@@ -201,26 +207,40 @@ var checks = map[string]func(t *testing.T){
 		}
 	},
 	outage: func(t *testing.T) {
-		if _, err := exec.LookPath("redis-server"); err != nil {
-			t.Skip("there is no redis-server")
-		}
-		want := ""
-		for _, p := range pages(t) {
-			for i, b := range p.blocks {
-				if text, ok := p.output(i); ok && strings.TrimSpace(b.text) == outage {
-					want = text
-				}
-			}
-		}
-		if out := command(t, "go", "run", "./examples/outage"); want == "" || shape(out) != shape(want) || !strings.Contains(out, "The bound holds.") {
-			t.Errorf("got output of another shape than the page shows:\n%s\nthe shape: got\n%s\nwant\n%s", out, shape(out), shape(want))
-		}
+		checkShape(t, outage, "The bound holds.")
+	},
+	gateway: func(t *testing.T) {
+		checkShape(t, gateway, "Nothing was over its limit, and all that was held came back.")
 	},
 }
 
-const outage = "go run ./examples/outage"
+// checkShape runs an example whose output a page shows, which differs between runs in its numbers.
+func checkShape(t *testing.T, example, verdict string) {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("there is no redis-server")
+	}
+	want := ""
+	for _, p := range pages(t) {
+		for i, b := range p.blocks {
+			if text, ok := p.output(i); ok && strings.TrimSpace(b.text) == example {
+				want = text
+			}
+		}
+	}
+	words := strings.Fields(example)
+	if out := command(t, words[0], words[1:]...); want == "" || shape(out) != shape(want) || !strings.Contains(out, verdict) {
+		t.Errorf("got output of another shape than the page shows:\n%s\nthe shape: got\n%s\nwant\n%s", out, shape(out), shape(want))
+	}
+}
 
-// shape returns the part of the output of examples/outage that does not differ between runs: the text without lines
+// Examples that a page shows with their output.
+const (
+	outage  = "go run ./examples/outage"
+	gateway = "go run ./examples/gateway -redis"
+)
+
+// shape returns the part of the output of an example that does not differ between runs: the text without lines
 // that were left out, without numbers and states, and without a line that repeats the line before.
 func shape(text string) string {
 	var lines []string
@@ -242,7 +262,7 @@ func TestDocsCommands(t *testing.T) {
 			if b.language != "sh" {
 				continue
 			}
-			if _, ok := p.output(i); ok && strings.TrimSpace(b.text) != outage {
+			if command := strings.TrimSpace(b.text); command != outage && command != gateway && p.shows(i) {
 				t.Errorf("%s: no test checks the output of %q", p.path, b.text)
 			}
 			for line := range strings.Lines(b.text) {

@@ -83,7 +83,7 @@ func TestProse(t *testing.T) {
 // TestSnippetsOfWaiting: RetryAfter is 292 years where a cost can never fit. No snippet, program or example sleeps that long:
 // each tests for Never, or uses Wait.
 func TestSnippetsOfWaiting(t *testing.T) {
-	sleeps := regexp.MustCompile(`(Sleep|After|NewTimer|Reset|AfterFunc|WithTimeout)\([^\n]*\.RetryAfter\b`)
+	sleeps := regexp.MustCompile(`\b(Sleep|After|NewTimer|Reset|AfterFunc|WithTimeout)\([^\n]*\.RetryAfter\b`)
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		example := strings.HasPrefix(d.Name(), "example_")
 		switch {

@@ -123,6 +123,13 @@ func TestConformance(t *testing.T) {
 		)
 		test(t, algorithm.Held(algorithm.TokenBucket(5<<40, 5<<40, 30*day), 10*year))
 	})
+	t.Run("Held Calendar", func(t *testing.T) {
+		test(t,
+			algorithm.Held(algorithm.Calendar(10, algorithm.Monthly(31).In("Europe/Berlin")), 3*time.Hour),
+			algorithm.Held(algorithm.Calendar(1000, algorithm.Daily()), minute),
+			algorithm.Held(algorithm.FixedWindowOffset(10, day, 8*time.Hour), time.Hour),
+		)
+	})
 	t.Run("Concurrency", func(t *testing.T) {
 		test(t,
 			algorithm.Concurrency(10, minute),

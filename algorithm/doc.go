@@ -1,5 +1,5 @@
-// Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding window log
-// and fixed window, and the rules without quota and without limit. Each is a pure function over integers, see
+// Package algorithm has the rules that limits are kept by: token bucket, sliding window, sliding window log,
+// fixed window and calendar, and the rules without quota and without limit. Each is a pure function over integers, see
 // [quota.Algorithm].
 //
 //	bucket := algorithm.TokenBucket(1000, 21, 2*time.Second) // 10.5 tokens a second, exactly
@@ -16,7 +16,11 @@
 //	SlidingWindow     2·limit in any window, 1·limit if steady   3 numbers    "n a minute", cheaply
 //	SlidingWindowLog  limit in any window                        2 a charge   "n a minute", to the letter; few charges
 //	FixedWindow       limit in each aligned window               2 numbers    "n a calendar day (UTC)"
+//	FixedWindowOffset    limit in each window, begun later       2 numbers    "n an hour, from a quarter past"
 //	FixedWindowFromFirst  limit in each window from first use    2 numbers    "n a session", resets spread out
+//	Calendar          limit in each day, week, month or year     3 numbers    "n a month, from the 15th, in Berlin"
+//	Held(rule, ttl)   as the rule inside, held tokens included   and 38       estimates: hold, then spend; crashes come back
+//	Concurrency       n tokens in use at once                    38 numbers   streams, jobs and connections at once
 //	DenyAll           nothing                                    none         a plan that is switched off
 //	Unlimited         everything                                 none         a plan without this limit
 //
@@ -35,7 +39,7 @@
 // The numbers of a limit may change while it is in use, see [quota.NewLimit]: consumed tokens stay consumed. New
 // numbers hold for the time since a key's last charge too, because a state has no rate: a bucket that gets a higher
 // rate counts the refill of that time by it. Windows that are fixed or slide finish a window by the length that it
-// began with.
+// began with, and those of a calendar by the zone and anchor.
 //
 // # Debt
 //

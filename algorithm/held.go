@@ -90,7 +90,10 @@ func newHeld(rule quota.Algorithm, ttl time.Duration, pool bool) (quota.Algorith
 		h.spec.Reads = h.in.Rule
 		h.spec.Rule[len(h.in.Rule.String())] = 'h'
 	}
-	if _, ok := rule.(driver.Scripted); ok {
+	switch rule := rule.(type) {
+	case driver.Moving:
+		return &heldMoving{heldScripted{h}, rule}, nil
+	case driver.Scripted:
 		return &heldScripted{h}, nil
 	}
 	return h, nil
@@ -182,12 +185,12 @@ func (h *held) Decide(s quota.State, r quota.Request, now quota.Micros) (quota.S
 	after := slots
 	switch r.Op {
 	case quota.OpTake, quota.OpPeek, quota.OpUpTo, quota.OpHold, quota.OpDebit:
-		n := r.Cost
+		n, first := r.Cost, v.RetryAfter
 		if r.Op == quota.OpUpTo {
 			n = r.Taking(h.in.Capacity - sum).Cost // of a pool
 		}
 		if n = min(n, maxHeld-sum); !v.Allowed {
-			v.RetryAfter = h.retryAfter(in, slots, r.Need(), sum, v.RetryAfter, now)
+			v.RetryAfter = h.retryAfter(in, slots, r.Need(), sum, first, now)
 		} else if n > 0 && (r.Op == quota.OpHold || h.pool && r.Op != quota.OpPeek) {
 			after = with(slots, to, n)
 			sum += n
@@ -386,4 +389,17 @@ type heldScripted struct{ *held }
 func (h *heldScripted) Lua() string {
 	return fmt.Sprintf("local pool = %v\nlocal function inner(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)\n%s\nend\n%s",
 		h.pool, h.inner.(driver.Scripted).Lua(), heldLua)
+}
+
+// heldMoving is held around a rule whose Lua takes numbers that change with time.
+type heldMoving struct {
+	heldScripted
+	moving driver.Moving
+}
+
+// ParamsAt returns the numbers of the rule inside, and the ttl.
+func (h *heldMoving) ParamsAt(now quota.Micros) (params [8]int64, from, to quota.Micros) {
+	params, from, to = h.moving.ParamsAt(now)
+	params[7] = h.spec.Params[7]
+	return params, from, to
 }

@@ -47,6 +47,7 @@ elseif op == 9 then
 end
 local allowed, wrote, reset, taken
 allowed, wrote, reset, u, a, b, c, inside, taken = inner(u, a, b, c, inside, ask, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, 0, above)
+if allowed == nil then return nil, false, 0, was, a, b, c, old, 0 end -- the rule inside has no numbers for this time
 if op == 7 then
   taken = to
   if allowed then add = min(cost, 4503599627370495 - sum) end

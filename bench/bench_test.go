@@ -11,7 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -57,13 +60,17 @@ func read(t *testing.T, path ...string) string {
 func TestQuick(t *testing.T) {
 	redisserver.Require(t)
 	pgserver.Require(t)
+	if err := canPin(); err != nil {
+		t.Skip(err)
+	}
 	page := filepath.Join(t.TempDir(), "performance.md")
 	if err := os.WriteFile(page, []byte("before\n"+figuresBegin+"old\n"+figuresEnd+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir, log := quick(t, "", "-docs", page)
 	results := read(t, dir, "RESULTS.md")
-	for _, subjects := range [][]subject{localSubjects, httpSubjects, redisSubjects, postgresSubjects} {
+	for _, subjects := range [][]subject{localSubjects, httpSubjects, redisSubjects, standardSubjects, jobSubjects(groupings[0]),
+		localIDSubjects, redisIDSubjects, postgresSubjects} {
 		for _, s := range subjects {
 			if !strings.Contains(results, s.name) {
 				t.Errorf("no figures of %s", s.name)
@@ -118,12 +125,12 @@ func TestArguments(t *testing.T) {
 
 // TestSameWork checks that all subjects do the work that is compared.
 func TestSameWork(t *testing.T) {
-	check := func(subjects []subject, at *target) {
+	check := func(subjects []subject, at *target, capacity int64) {
 		for _, s := range subjects {
 			if s.kind == floor {
 				continue
 			}
-			take, end, err := s.open(numbers{3, time.Hour}, at)
+			take, end, err := s.open(numbers{capacity, time.Hour}, at)
 			if err != nil {
 				t.Errorf("%s: %v", s.name, err)
 				continue
@@ -132,7 +139,7 @@ func TestSameWork(t *testing.T) {
 				for n := range 5 {
 					got, err := take(t.Context(), newKeyset(2).at(i))
 					if err != nil || got != (n < 3) {
-						t.Errorf("%s: charge %d of 5 to a bucket of 3: got %v, %v; want %v, no error", s.name, n+1, got, err, n < 3)
+						t.Errorf("%s: charge %d of 5, of which 3 fit: got %v, %v; want %v, no error", s.name, n+1, got, err, n < 3)
 					}
 				}
 			}
@@ -144,9 +151,93 @@ func TestSameWork(t *testing.T) {
 			}
 		}
 	}
-	check(localSubjects, nil)
-	check(redisSubjects, &target{masters: []*redisserver.Server{redisserver.Start(t)}})
-	check(postgresSubjects, &target{postgres: pgserver.Start(t).URL("postgres")})
+	check(localSubjects, nil, 3)
+	check(localIDSubjects, nil, 3)
+	at := &target{masters: []*redisserver.Server{redisserver.Start(t)}}
+	check(redisSubjects, at, 3)
+	check(standardSubjects, at, 3)
+	check(redisIDSubjects, at, 3)
+	for _, g := range groupings {
+		check(jobSubjects(g), at, 4) // the third job needs an estimate of 2 where 2 are left
+	}
+	check(postgresSubjects, &target{postgres: pgserver.Start(t).URL("postgres")}, 3)
+}
+
+// TestJob checks that a job's owners are charged the actual cost, all of them or none.
+func TestJob(t *testing.T) {
+	of := ofOwners(numbers{4, time.Hour})
+	of[1].capacity = 2 // the team's, so that a second job does not fit
+	for _, job := range []struct {
+		name    string
+		charges charges
+	}{{"one by one", oneByOne}, {"at once", allAtOnce}} {
+		var mu sync.Mutex
+		var used [3]int
+		take := byKeys(groupings[0], job.charges, func(_ context.Context, i int, _ string, n int) (bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if n > 0 && used[i]+n > int(of[i].capacity) {
+				return false, nil
+			}
+			used[i] += n
+			return true, nil
+		})
+		for i, want := range []bool{true, false, false} {
+			got, err := take(t.Context(), newKeyset(1).at(0))
+			if err != nil || got != want || used != [3]int{actual, actual, actual} {
+				t.Errorf("%s, job %d: got %v, %v, used %v; want %v, no error, %d of each", job.name, i+1, got, err, used, want, actual)
+			}
+		}
+	}
+}
+
+// TestPin checks that threads are kept on a processor each, and freed.
+func TestPin(t *testing.T) {
+	if err := canPin(); err != nil {
+		t.Skip(err)
+	}
+	at := &target{masters: []*redisserver.Server{redisserver.Start(t)}}
+	servers, err := at.processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// processorsOf returns the processors that the threads of a process may use, as text.
+	processorsOf := func(pid int) (list []string) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range threads {
+			b, err := os.ReadFile(path)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // the thread has ended
+			}
+			_, rest, _ := strings.Cut(string(b), "Cpus_allowed_list:")
+			line, _, _ := strings.Cut(rest, "\n")
+			if line = strings.TrimSpace(line); !slices.Contains(list, line) {
+				list = append(list, line)
+			}
+		}
+		return list
+	}
+	before, threads := processorsOf(os.Getpid()), runtime.GOMAXPROCS(0)
+	for _, on := range []placement{onOne, onTwo} {
+		undo, err := pin(on, servers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, server := processorsOf(os.Getpid()), processorsOf(servers[0])
+		if len(client) != 1 || len(server) != 1 || strings.ContainsAny(client[0]+server[0], "-,") || (client[0] == server[0]) != (on == onOne) {
+			t.Errorf("%s: got client on %v and server on %v", on, client, server)
+		}
+		if err := undo(); err != nil {
+			t.Fatal(err)
+		}
+		client, server = processorsOf(os.Getpid()), processorsOf(servers[0])
+		if !slices.Equal(client, before) || !slices.Equal(server, before) || runtime.GOMAXPROCS(0) != threads {
+			t.Errorf("%s, undone: got client on %v, server on %v, GOMAXPROCS %d; want both on %v, %d", on, client, server, runtime.GOMAXPROCS(0), before, threads)
+		}
+	}
 }
 
 func newRunner(t *testing.T) *runner {
@@ -201,8 +292,8 @@ func TestFailures(t *testing.T) {
 		switch {
 		case want == "" && (row.err != nil || len(row.samples) != 2):
 			t.Errorf("%s: got error %v and %d samples, want no error and 2 samples", row.subject, row.err, len(row.samples))
-		case want != "" && (row.err == nil || !strings.Contains(row.err.Error(), want) || row.failed != 2 || len(row.samples) != 0):
-			t.Errorf("%s: got error %v, %d failures, %d samples; want %q, 2 failures, no samples", row.subject, row.err, row.failed, len(row.samples), want)
+		case want != "" && (row.err == nil || !strings.Contains(row.err.Error(), want) || row.failed != 2 || row.samples[0] != nil || row.samples[1] != nil):
+			t.Errorf("%s: got error %v, %d failures, samples %v; want %q, 2 failures, no samples", row.subject, row.err, row.failed, row.samples, want)
 		}
 	}
 	if n := hung.Load(); n != 1 {
@@ -212,7 +303,7 @@ func TestFailures(t *testing.T) {
 
 // TestOpenLoop checks that latencies count from when a decision was due, not from when it began.
 func TestOpenLoop(t *testing.T) {
-	l := &load{keys: newKeyset(1), goroutines: 1, every: 1, take: func(context.Context, string) (bool, error) {
+	l := &load{keys: newKeyset(1), goroutines: 1, every: 1, late: time.Hour, take: func(context.Context, string) (bool, error) {
 		for start := time.Now(); time.Since(start) < time.Millisecond; {
 		}
 		return true, nil
@@ -227,6 +318,47 @@ func TestOpenLoop(t *testing.T) {
 	}
 	if s[decisions] > 1000 || s[offered] != 5000 {
 		t.Errorf("got %v decisions/s of %v/s offered, want at most 1000 of 5000", s[decisions], s[offered])
+	}
+	l.late = 50 * time.Millisecond
+	s, err = l.openLoop(t.Context(), 5000, 20*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, has := s[p99]; has || s[decisions] == 0 || s[offered] != 5000 {
+		t.Errorf("at least 80 ms behind: got %v, want no latencies", s)
+	}
+}
+
+// TestOpenLoopPace checks that a decision is asked for when it is due, and not when the next one is.
+func TestOpenLoopPace(t *testing.T) {
+	l := &load{keys: newKeyset(1), goroutines: 4, every: 1, late: time.Hour, take: func(context.Context, string) (bool, error) { return true, nil }}
+	s, err := l.openLoop(t.Context(), 20, 200*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s[p50] > 40_000 {
+		t.Errorf("p50 at a decision each 50 ms: got %v µs, want 40000 at most", s[p50])
+	}
+}
+
+// TestBeside checks that rows are compared count by count.
+func TestBeside(t *testing.T) {
+	var all results
+	w, own, other := work{section: "callers"}, subject{name: "own"}, subject{name: "other"}
+	for _, rates := range [][2]float64{{10, 20}, {0, 5}, {40, 50}} { // the second count of the first one fails
+		var err error
+		if rates[0] == 0 {
+			err = errors.New("broken")
+		}
+		all.add(w, own, sample{decisions: rates[0]}, err)
+		all.add(w, other, sample{decisions: rates[1]}, nil)
+	}
+	table := all.table(w)
+	if ratio, ok := table.row("own").beside(table.row("other"), decisions); !ok || ratio != 0.65 {
+		t.Errorf("the median of 0.5 and 0.8: got %v, %v; want 0.65", ratio, ok)
+	}
+	if _, ok := table.row("own").beside(table.row("none"), decisions); ok {
+		t.Error("beside a row without figures: got a ratio, want none")
 	}
 }
 
@@ -281,7 +413,7 @@ func TestReport(t *testing.T) {
 		}
 		return samples
 	}
-	local := work{"local", 1, false, 64}
+	local := work{section: "local", keys: 1, goroutines: 64}
 	add(local, localStore, ours, rates(9e6, 10e6, 11e6)...)
 	add(local, localLimiter, ours, rates(7e6)...)
 	add(local, sethvargo, peer, rates(8e6)...)
@@ -299,9 +431,31 @@ func TestReport(t *testing.T) {
 	add(hot, onRueidis, ours, rates(900_000)...)
 	add(hot, leasedRueidis, leased, rates(40_000_000)...)
 	add(hot, "redis_rate", peer, rates(100_000)...)
-	paced := r.busiest("latency", full.redis)
-	add(paced, onRueidis, ours, sample{p99: 900, offered: 70_000})
-	add(paced, "redis_rate", peer, sample{p99: 800, offered: 30_000})
+	paced := latencyWork(&full, 1000)
+	add(paced, onRueidis, ours, sample{p99: 700, offered: 1000}, sample{decisions: 900, offered: 1000})
+	add(paced, "redis_rate", peer, sample{p99: 750, offered: 1000})
+	paced = latencyWork(&full, 10_000)
+	add(paced, onRueidis, ours, sample{p99: 700, offered: 10_000}, sample{p99: 900, offered: 10_000})
+	add(paced, "redis_rate", peer, sample{p99: 750, offered: 10_000}, sample{decisions: 9_000, offered: 10_000})
+	paced = latencyWork(&full, 50_000)
+	add(paced, onRueidis, ours, sample{p99: 1000, offered: 50_000})
+	add(paced, "redis_rate", peer, sample{decisions: 40_000, offered: 50_000})
+	for _, on := range []placement{onOne, onTwo} {
+		lone := work{section: "callers", keys: full.redis, goroutines: 1, on: on}
+		// The counts differ by more than the subjects: pairs tell these apart, and the medians do not.
+		add(lone, goRedisScript, floor, rates(10_000, 20_000, 40_000)...)
+		add(lone, onGoRedis, ours, rates(9_500, 19_000, 38_000)...)
+		add(lone, standardGoRedis, ours, rates(8_000, 16_000, 32_000)...)
+		add(lone, "redis_rate", peer, rates(6_000, 12_000, 24_000)...)
+	}
+	for _, section := range []string{"job", "cluster job"} {
+		add(r.jobWork(section), onRueidis, ours, rates(60_000)...)
+		add(r.jobWork(section), "redis_rate"+inSequence, peer, rates(14_000)...)
+		add(r.jobWork(section), redisRateAuto+", at once", peer, rates(20_000)...)
+	}
+	ids := work{section: "ids", keys: full.job, goroutines: 64, how: "local"}
+	add(ids, localNoIDs, ours, rates(4e6, 5e6)...)
+	add(ids, localIDs, ours, rates(1e6, 3e6)...)
 	add(work{section: "memory", keys: full.local}, localStore, ours, sample{heapBytes: 90, objects: 1})
 	add(work{section: "memory", keys: full.local}, xtimeKeyed, peer, sample{heapBytes: 200, objects: 4.4})
 	for i, keys := range full.growth {

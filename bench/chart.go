@@ -2,8 +2,14 @@ package main
 
 import (
 	"bytes"
-	"encoding/xml"
-	"fmt"
+	"image/color"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 // chart is a picture of bars, one below the other.
@@ -19,57 +25,67 @@ type bar struct {
 	value, least, greatest float64
 }
 
-const (
-	chartWidth = 760
-	labelWidth = 280
-	valueWidth = 80
-	barHeight  = 24
-	titleSpace = 44
-)
-
-// style has the colours of both themes, which the reader's browser chooses from.
-const style = `
-.back { fill: #ffffff } text { font: 13px sans-serif; fill: #1f2328 } .title { font-weight: bold } .spread { stroke: #1f2328 }
-.ours { fill: #0969da } .leased { fill: #54aeff } .peer { fill: #8c959f } .floor { fill: #d0d7de }
-@media (prefers-color-scheme: dark) {
-.back { fill: #0d1117 } text { fill: #e6edf3 } .spread { stroke: #e6edf3 }
-.ours { fill: #2f81f7 } .leased { fill: #79c0ff } .peer { fill: #6e7681 } .floor { fill: #30363d }
+var colors = map[kind]color.Color{
+	peer:   color.RGBA{0x8c, 0x95, 0x9f, 0xff},
+	ours:   color.RGBA{0x09, 0x69, 0xda, 0xff},
+	leased: color.RGBA{0x54, 0xae, 0xff, 0xff},
+	floor:  color.RGBA{0xd0, 0xd7, 0xde, 0xff},
 }
-`
 
-func (k kind) String() string { return [...]string{"peer", "ours", "leased", "floor"}[k] }
-
-func (c chart) svg() []byte {
-	var b bytes.Buffer
-	height := titleSpace + barHeight*len(c.bars) + barHeight/2
-	longest := 0.0
-	for _, bar := range c.bars {
-		longest = max(longest, bar.greatest)
-	}
-	x := func(v float64) float64 {
-		if longest == 0 {
-			return labelWidth
+func (c chart) svg() ([]byte, error) {
+	const width, barHeight, room = 580, 20, 44 // points
+	p := plot.New()
+	p.Title.Text = c.title
+	p.Title.Padding = 6
+	p.X.Min, p.X.Max = 0, 0
+	p.HideX()
+	names := make([]string, len(c.bars)) // from below
+	ends := plotter.XYLabels{}
+	for i, b := range c.bars {
+		y := len(c.bars) - 1 - i
+		names[y] = b.label
+		p.X.Max = max(p.X.Max, 1.15*b.greatest) // the figure stands behind
+		body, err := plotter.NewBarChart(plotter.Values{b.value}, barHeight*0.75)
+		if err != nil {
+			return nil, err
 		}
-		return labelWidth + v/longest*(chartWidth-labelWidth-valueWidth)
+		body.Horizontal, body.XMin, body.Color, body.LineStyle.Width = true, float64(y), colors[b.kind], 0
+		spread, err := plotter.NewXErrorBars(struct {
+			plotter.XYs
+			plotter.XErrors
+		}{plotter.XYs{{X: b.value, Y: float64(y)}}, plotter.XErrors{{Low: b.least - b.value, High: b.greatest - b.value}}})
+		if err != nil {
+			return nil, err
+		}
+		p.Add(body, spread)
+		ends.XYs = append(ends.XYs, plotter.XY{X: b.greatest, Y: float64(y)})
+		ends.Labels = append(ends.Labels, " "+number(b.value))
 	}
-	fmt.Fprintf(&b, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %[1]d %[2]d\" role=\"img\">\n", chartWidth, height)
-	fmt.Fprintf(&b, "<title>%s</title>\n<style>%s</style>\n", escape(c.title), style)
-	fmt.Fprintf(&b, "<rect class=\"back\" width=\"%d\" height=\"%d\"/>\n", chartWidth, height)
-	fmt.Fprintf(&b, "<text class=\"title\" x=\"12\" y=\"26\">%s</text>\n", escape(c.title))
-	for i, bar := range c.bars {
-		y := titleSpace + barHeight*i
-		middle := float64(y) + barHeight/2
-		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", labelWidth-8, y+17, escape(bar.label))
-		fmt.Fprintf(&b, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>\n", bar.kind, labelWidth, y+3, max(1, x(bar.value)-labelWidth), barHeight-6)
-		fmt.Fprintf(&b, "<line class=\"spread\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", x(bar.least), middle, x(bar.greatest), middle)
-		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", x(bar.greatest)+6, y+17, number(bar.value))
+	figures, err := plotter.NewLabels(ends)
+	if err != nil {
+		return nil, err
 	}
-	b.WriteString("</svg>\n")
-	return b.Bytes()
+	for i := range figures.TextStyle {
+		figures.TextStyle[i].YAlign = draw.YCenter
+	}
+	p.Add(figures)
+	p.NominalY(names...)
+	sans(&p.Title.TextStyle.Font, &p.Y.Tick.Label.Font)
+	for i := range figures.TextStyle {
+		sans(&figures.TextStyle[i].Font)
+	}
+	canvas := vgsvg.New(width, vg.Length(barHeight*len(c.bars)+room))
+	p.Draw(draw.Crop(draw.New(canvas), 8, -8, 0, -4))
+	var b bytes.Buffer
+	if _, err := canvas.WriteTo(&b); err != nil {
+		return nil, err
+	}
+	// Where a browser lacks the font it takes another one of the same widths.
+	return bytes.ReplaceAll(b.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")), nil
 }
 
-func escape(s string) string {
-	var b bytes.Buffer
-	_ = xml.EscapeText(&b, []byte(s))
-	return b.String()
+func sans(fonts ...*font.Font) {
+	for _, f := range fonts {
+		f.Variant = "Sans"
+	}
 }

@@ -80,23 +80,35 @@ func openSethvargo(n numbers, _ *target) (take, func(), error) {
 	}, func() { store.Close(context.Background()) }, nil
 }
 
+func ululeLimiter(store ulule.Store, n numbers) *ulule.Limiter {
+	return ulule.New(store, ulule.Rate{Period: day, Limit: n.capacity})
+}
+
 func ululeTake(store ulule.Store, n numbers) take {
-	l := ulule.New(store, ulule.Rate{Period: day, Limit: n.capacity})
+	l := ululeLimiter(store, n)
 	return func(ctx context.Context, key string) (bool, error) {
 		c, err := l.Get(ctx, key)
 		return !c.Reached, err
 	}
 }
 
-func throttledTake(store throttled.GCRAStoreCtx, n numbers) (take, func(), error) {
+func throttledLimiter(store throttled.GCRAStoreCtx, n numbers) (*throttled.GCRARateLimiterCtx, error) {
 	l, err := throttled.NewGCRARateLimiterCtx(store, throttled.RateQuota{
 		MaxRate: throttled.PerDuration(1, n.period), MaxBurst: int(n.capacity - 1),
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	// It tries again when another caller was faster, ten times unless told: on one key it would mostly fail.
 	l.SetMaxCASAttemptsLimit(1 << 20)
+	return l, nil
+}
+
+func throttledTake(store throttled.GCRAStoreCtx, n numbers) (take, func(), error) {
+	l, err := throttledLimiter(store, n)
+	if err != nil {
+		return nil, nil, err
+	}
 	return func(ctx context.Context, key string) (bool, error) {
 		limited, _, err := l.RateLimitCtx(ctx, key, 1)
 		return !limited, err

@@ -1,16 +1,20 @@
 // Command bench compares this library with others on the same work, and writes the figures as tables and charts.
 // It is a module of its own, so that the other libraries are not among this library's dependencies.
 //
-//	go -C bench run .          # about 20 minutes: writes RESULTS.md and charts/
+//	go -C bench run .          # about half an hour: writes RESULTS.md and charts/
 //	go -C bench run . -quick   # every measurement once and briefly: it shows that bench works, the figures are useless
 //
 // It needs Go, and for the comparison on Redis redis-server 7.0 or newer in the PATH; it starts its own servers on
-// free loopback ports; for the comparison on PostgreSQL it needs that. -only local,http,redis,cluster,latency,growth,postgres chooses sections, and the files then have no
-// others. -out is the directory to write to. -docs names a page between whose markers the headlines go.
+// free loopback ports; for the comparison on PostgreSQL it needs that. -only chooses sections, such as redis,callers, and the
+// files then have no others. -out is the directory to write to. -docs names a page between whose markers the headlines go.
 //
 // Every subject comes once in every count, in a new random order, so that other load on the machine affects all
 // subjects alike. The figures are medians over the counts. A subject that fails, or does not come to an end, is
 // reported as failed, and the others go on.
+//
+// With one goroutine or a few on Redis a decision is as long as its round trip, and that depends on whether client and
+// server are woken on one processor or on two. So such rows come twice: with both kept on one processor, and with a
+// processor for each. That needs Linux; elsewhere these rows are left out, and the report says so.
 package main
 
 import (
@@ -40,7 +44,7 @@ func main() {
 }
 
 // sectionNames are the sections that -only chooses from, in their order in the report.
-var sectionNames = []string{"local", "http", "redis", "cluster", "latency", "growth", "postgres"}
+var sectionNames = []string{"local", "http", "ids", "redis", "callers", "job", "cluster", "latency", "growth", "postgres"}
 
 func run(ctx context.Context, args []string, log io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -90,6 +94,9 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 			return err
 		}
 	}
+	if slices.Contains(chosen, "ids") {
+		r.ids(localIDSubjects, nil, "local", 1, r.size.many())
+	}
 	if chosen = slices.DeleteFunc(chosen, func(s string) bool { return s == "local" || s == "http" || s == "postgres" }); len(chosen) > 0 {
 		if err := redisserver.Available(); err != nil {
 			r.miss("Redis: there is no redis-server: " + err.Error())
@@ -126,6 +133,11 @@ func (r *runner) onPostgres(dir string, m *machine) error {
 
 // onServers runs the sections that need Redis.
 func (r *runner) onServers(dir string, chosen []string, m *machine) error {
+	if err := canPin(); err != nil {
+		r.miss("1 to 4 goroutines on Redis: " + err.Error())
+	} else {
+		r.placements = []placement{onOne, onTwo}
+	}
 	if slices.ContainsFunc(chosen, func(s string) bool { return s != "cluster" }) {
 		at, stop, err := launchServer(dir)
 		if err != nil {
@@ -139,6 +151,8 @@ func (r *runner) onServers(dir string, chosen []string, m *machine) error {
 		m.redis = info["redis_version"]
 		for _, section := range chosen {
 			switch section {
+			case "ids":
+				r.ids(redisIDSubjects, at, "Redis", r.size.many())
 			case "redis":
 				r.redis(at)
 				if _, err := exec.LookPath("redis-benchmark"); err != nil {
@@ -146,6 +160,10 @@ func (r *runner) onServers(dir string, chosen []string, m *machine) error {
 				} else {
 					r.redisBenchmarks(at)
 				}
+			case "callers":
+				r.callers(at)
+			case "job":
+				r.job("job", at)
 			case "latency":
 				r.latency(at)
 			case "growth":
@@ -154,13 +172,18 @@ func (r *runner) onServers(dir string, chosen []string, m *machine) error {
 		}
 		stop()
 	}
-	if slices.Contains(chosen, "cluster") && r.ctx.Err() == nil {
+	if onCluster := []string{"cluster", "job"}; slices.ContainsFunc(chosen, func(s string) bool { return slices.Contains(onCluster, s) }) && r.ctx.Err() == nil {
 		at, stop, err := launchCluster(filepath.Join(dir, "cluster"))
 		if err != nil {
 			return err
 		}
 		defer stop()
-		r.cluster(at)
+		if slices.Contains(chosen, "job") {
+			r.job("cluster job", at)
+		}
+		if slices.Contains(chosen, "cluster") {
+			r.cluster(at)
+		}
 	}
 	return nil
 }

@@ -46,6 +46,8 @@ type load struct {
 	// some is timed.
 	every int
 	at    *target // nil for local
+	// late is how far a subject may be behind at the end of an open loop.
+	late time.Duration
 	// memory returns the memory that the keys take.
 	memory func() (sample, error)
 }
@@ -68,7 +70,8 @@ func (l *load) closedLoop(ctx context.Context, d time.Duration) (sample, error) 
 }
 
 // openLoop offers decisions at a steady rate for a time, whether or not the earlier ones are answered. A latency
-// counts from when the decision was due, so that it includes the wait for a free goroutine or connection.
+// counts from when the decision was due, so that it includes the wait for a free goroutine or connection. A subject that
+// did not keep the rate has no latencies: they would tell how long the measurement took.
 func (l *load) openLoop(ctx context.Context, rate float64, d time.Duration) (sample, error) {
 	total := int(rate * d.Seconds())
 	due := make(chan time.Time, total)
@@ -78,7 +81,7 @@ func (l *load) openLoop(ctx context.Context, rate float64, d time.Duration) (sam
 		defer runtime.UnlockOSThread()
 		defer close(due)
 		for i := 0; i < total && ctx.Err() == nil; nap() {
-			for n := min(total, int(rate*time.Since(start).Seconds())); i < n; i++ {
+			for n := min(total, 1+int(rate*time.Since(start).Seconds())); i < n; i++ {
 				due <- start.Add(time.Duration(float64(i) / rate * float64(time.Second)))
 			}
 		}
@@ -92,10 +95,16 @@ func (l *load) openLoop(ctx context.Context, rate float64, d time.Duration) (sam
 			}
 		}
 	})
-	if err == nil {
-		s[offered] = rate
+	if err != nil {
+		return nil, err
 	}
-	return s, err
+	s[offered] = rate
+	if behind := time.Duration(float64(total)/s[decisions]*float64(time.Second)) - d; behind > l.late {
+		delete(s, p50)
+		delete(s, p99)
+		delete(s, p999)
+	}
+	return s, nil
 }
 
 // worker is one goroutine's part of a measurement.

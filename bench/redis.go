@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/throttled/throttled/v2/store/goredisstore.v9"
 	ululeredis "github.com/ulule/limiter/v3/drivers/store/redis"
 
+	"github.com/fleetquota/fleetquota"
 	"github.com/fleetquota/fleetquota/backend/goredis"
 	"github.com/fleetquota/fleetquota/backend/lease"
 	fleetrueidis "github.com/fleetquota/fleetquota/backend/rueidis"
@@ -27,18 +29,32 @@ import (
 
 // The names of subjects that targets refer to.
 const (
-	onRueidis     = "fleetquota on rueidis"
-	leasedRueidis = "fleetquota, leases on rueidis"
-	rueidisINCR   = "floor: rueidis INCR"
-	redisRateAuto = "redis_rate, auto-pipelined"
+	onGoRedis       = "fleetquota on go-redis"
+	onRueidis       = "fleetquota on rueidis"
+	standardGoRedis = "fleetquota on go-redis, through Standard"
+	standardRueidis = "fleetquota on rueidis, through Standard"
+	leasedRueidis   = "fleetquota, leases on rueidis"
+	goRedisINCR     = "floor: go-redis INCR"
+	rueidisINCR     = "floor: rueidis INCR"
+	goRedisScript   = "floor: go-redis, a script of TIME, GET and SET"
+	rueidisScript   = "floor: rueidis, a script of TIME, GET and SET"
+	redisRateAuto   = "redis_rate, auto-pipelined"
+	ululeAuto       = "ulule/limiter, auto-pipelined"
 )
+
+// pairs are subjects that are compared with another one count by count: with the least that a decision needs on the
+// client below, or with charges that have no request id.
+var pairs = map[string]string{
+	onGoRedis: goRedisScript, standardGoRedis: goRedisScript,
+	onRueidis: rueidisScript, standardRueidis: rueidisScript,
+	localIDs: localNoIDs, goRedisIDs: goRedisNoIDs, rueidisIDs: rueidisNoIDs,
+}
 
 // Where a client has settings, a peer is there once with each that can be the best for it.
 var redisSubjects = []subject{
-	{"fleetquota on go-redis", ours, func(n numbers, at *target) (take, func(), error) {
-		client := goRedis(at)
-		store, err := goredis.New(client, nil)
-		return opened(store, err, n, func() { client.Close() })
+	{onGoRedis, ours, func(n numbers, at *target) (take, func(), error) {
+		store, end, err := goRedisStore(at)
+		return opened(store, err, n, end)
 	}},
 	{onRueidis, ours, func(n numbers, at *target) (take, func(), error) {
 		store, end, err := rueidisStore(at)
@@ -68,7 +84,7 @@ var redisSubjects = []subject{
 		store, err := ululeredis.NewStore(client)
 		return ululeTake(store, n), func() { client.Close() }, err
 	}},
-	{"ulule/limiter, auto-pipelined", peer, func(n numbers, at *target) (take, func(), error) {
+	{ululeAuto, peer, func(n numbers, at *target) (take, func(), error) {
 		client, auto, err := autoPipelined(at)
 		if err != nil {
 			return nil, nil, err
@@ -85,7 +101,7 @@ var redisSubjects = []subject{
 		t, _, err := throttledTake(store, n)
 		return t, func() { client.Close() }, err
 	}},
-	{"floor: go-redis INCR", floor, func(_ numbers, at *target) (take, func(), error) {
+	{goRedisINCR, floor, func(_ numbers, at *target) (take, func(), error) {
 		client := goRedis(at)
 		return func(ctx context.Context, key string) (bool, error) {
 			return true, client.Incr(ctx, key).Err()
@@ -103,11 +119,53 @@ var redisSubjects = []subject{
 	{rueidisINCR, floor, rueidisFloor(func(c rueidis.Client, key string) rueidis.Completed {
 		return c.B().Incr().Key(key).Build()
 	})},
-	{"floor: rueidis, a script that returns 1", floor, rueidisScript("return 1")},
-	{"floor: rueidis, a script of GET and SET", floor, rueidisScript(getAndSet)},
+	{"floor: rueidis, a script that returns 1", floor, rueidisScripted("return 1")},
+	{rueidisScript, floor, rueidisScripted(timeGetSet)},
+	{goRedisScript, floor, func(_ numbers, at *target) (take, func(), error) {
+		client, script := goRedis(at), redis.NewScript(timeGetSet)
+		return func(ctx context.Context, key string) (bool, error) {
+			return true, script.Run(ctx, client, []string{key}).Err()
+		}, func() { client.Close() }, nil
+	}},
 }
 
-const getAndSet = `local n = redis.call("GET", KEYS[1]) or 0; redis.call("SET", KEYS[1], n + 1, "PX", 3600000) return n`
+// timeGetSet does the least that a decision by the server's clock must do.
+const timeGetSet = `redis.call("TIME") local n = redis.call("GET", KEYS[1]) or 0 redis.call("SET", KEYS[1], n + 1, "PX", 3600000) return n`
+
+// standardSubjects are as programs have them that use the front door.
+var standardSubjects = []subject{
+	{standardGoRedis, ours, throughStandard("goredis")},
+	{standardRueidis, ours, throughStandard("rueidis")},
+}
+
+func throughStandard(client string) func(numbers, *target) (take, func(), error) {
+	return func(n numbers, at *target) (take, func(), error) {
+		limiter, err := frontDoor(client, at, bucket(n))
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(ctx context.Context, key string) (bool, error) {
+			d, err := limiter.Take(ctx, key, 1)
+			return d.Allowed, errors.Join(err, ofStore(d))
+		}, func() { limiter.Close() }, nil
+	}
+}
+
+// frontDoor opens a limiter as FromEnv does with FLEET_SIZE: with the policies of Standard, and around them Fallback. The
+// timeout is longer, for machines that are busy.
+func frontDoor(client string, at *target, limit *quota.Limit) (*fleetquota.Limiter, error) {
+	return fleetquota.New(context.Background(), fleetquota.Config{
+		URL: at.url(client), Limit: limit, Fleet: 10, Timeout: 5 * time.Second, Logger: slog.New(slog.DiscardHandler),
+	})
+}
+
+// ofStore fails where the fallback decided.
+func ofStore(d quota.Decision) error {
+	if d.Source != quota.FromStore {
+		return fmt.Errorf("the store did not decide: %v", d)
+	}
+	return nil
+}
 
 // opened uses a store as programs do; end closes the client under it.
 func opened(store quota.Store, err error, n numbers, end func()) (take, func(), error) {
@@ -144,6 +202,12 @@ func newRueidis(at *target) (rueidis.Client, error) {
 	return rueidis.NewClient(o)
 }
 
+func goRedisStore(at *target) (quota.Store, func(), error) {
+	client := goRedis(at)
+	store, err := goredis.New(client, nil)
+	return store, func() { client.Close() }, err
+}
+
 func rueidisStore(at *target) (quota.Store, func(), error) {
 	client, err := newRueidis(at)
 	if err != nil {
@@ -153,8 +217,12 @@ func rueidisStore(at *target) (quota.Store, func(), error) {
 	return store, client.Close, err
 }
 
+func redisRateLimit(n numbers) redis_rate.Limit {
+	return redis_rate.Limit{Rate: 1, Period: n.period, Burst: int(n.capacity)}
+}
+
 func redisRate(l *redis_rate.Limiter, n numbers) take {
-	limit := redis_rate.Limit{Rate: 1, Period: n.period, Burst: int(n.capacity)}
+	limit := redisRateLimit(n)
 	return func(ctx context.Context, key string) (bool, error) {
 		r, err := l.Allow(ctx, key, limit)
 		return err == nil && r.Allowed > 0, err
@@ -173,7 +241,7 @@ func rueidisFloor(command func(c rueidis.Client, key string) rueidis.Completed) 
 	}
 }
 
-func rueidisScript(text string) func(numbers, *target) (take, func(), error) {
+func rueidisScripted(text string) func(numbers, *target) (take, func(), error) {
 	script := rueidis.NewLuaScript(text)
 	return func(_ numbers, at *target) (take, func(), error) {
 		client, err := newRueidis(at)
@@ -231,6 +299,32 @@ func (t *target) addrs() []string {
 		list = append(list, s.Addr())
 	}
 	return list
+}
+
+// url is the target for the front door.
+func (t *target) url(client string) string {
+	addrs := t.addrs()
+	if !t.cluster {
+		return "redis://" + addrs[0] + "?client=" + client
+	}
+	return "redis+cluster://" + addrs[0] + "?addr=" + strings.Join(addrs[1:], "&addr=") + "&client=" + client
+}
+
+// processes returns the numbers of the servers' processes.
+func (t *target) processes() ([]int, error) {
+	var list []int
+	for _, s := range t.masters {
+		info, err := s.Info("server")
+		if err != nil {
+			return nil, err
+		}
+		n, err := strconv.Atoi(info["process_id"])
+		if err != nil {
+			return nil, fmt.Errorf("INFO server: process_id: %w", err)
+		}
+		list = append(list, n)
+	}
+	return list, nil
 }
 
 // flush removes all keys and scripts.
@@ -311,7 +405,7 @@ var redisBenchmarks = []struct {
 }{
 	{"redis-benchmark: INCR", []string{"INCR", "agent-__rand_int__"}},
 	{"redis-benchmark: a script that returns 1", []string{"EVALSHA", "return 1", "1", "agent-__rand_int__"}},
-	{"redis-benchmark: a script of GET and SET", []string{"EVALSHA", getAndSet, "1", "agent-__rand_int__"}},
+	{"redis-benchmark: a script of TIME, GET and SET", []string{"EVALSHA", timeGetSet, "1", "agent-__rand_int__"}},
 }
 
 // redisBenchmark sends a command n times and returns how many a second. The second word of an EVALSHA is the

@@ -84,21 +84,34 @@ var views = []view{
 		heapBytes, []metric{objects, collect, pause}},
 	{"http", "HTTP middleware", "A request through the handler, limited by the client's address, in memory, without a connection. Each library writes its own fields.",
 		decisions, []metric{p50, p99, p999, allocs}},
+	{"ids", "Request ids", "Both subjects of a pair make an id for each charge, and one sends it.",
+		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
 	{"redis", "Redis, one server", "Client and server share the processors.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
+	{"callers", "Redis, few callers", "A decision is as long as its round trip. On one processor, client and server wait for each other; with a processor each, every message wakes the other side. The client has one processor in both. All subjects are open at once and take turns, so that those of a pair follow each other closely. Through Standard: with the timeout, bulkhead, breaker and fallback of FromEnv.",
+		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
+	{"job", "Main job, Redis", jobNote,
+		decisions, []metric{p50, p99, allocs, serverCPU}},
+	{"cluster job", "Main job, Redis Cluster", "The same on three masters, which share the processors. fleetquota decides three groups in parts.",
+		decisions, []metric{p50, p99, allocs, serverCPU}},
 	{"redis memory", "Redis, memory", "used_memory has the server's tables in it, MEMORY USAGE has not.",
 		usedBytes, []metric{keyBytes}},
 	{"benchmark", "redis-benchmark", "50 connections, 16 commands on end on each.",
 		decisions, []metric{serverCPU}},
 	{"cluster", "Redis Cluster, three masters", "They share the processors too: this shows the cost of a cluster, and not its gain.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
-	{"latency", "Latency at 70 % of each one's own peak", "Decisions are offered at a steady rate, answered or not, and latencies count from when a decision was due. The rate is kept to within about 0.1 ms.",
-		p99, []metric{p50, p999, offered, decisions}},
+	{"latency", "Latency at fixed rates", "Decisions are offered at a steady rate, answered or not, and latencies count from when a decision was due, so that none is left out because the one before was late. The rate is kept to within about 0.1 ms, which is part of all latencies, the floors' too. A subject that is 100 ms behind at the end did not keep the rate, and has no latencies.",
+		p99, []metric{p50, p999, decisions}},
 	{"growth", "Growth", "",
 		decisions, []metric{serverCPU, usedBytes, keyBytes}},
 	{"postgres", "PostgreSQL", "Client and server share the processors, and a commit waits for the disk unless synchronous_commit is off. UPDATE … WHERE counts and gives nothing back. A pool has 16 connections.",
 		decisions, []metric{p50, p99, p999, allocs}},
 }
+
+const jobNote = "A decision here is a whole job: an estimate is taken of an agent's quota, its team's and its fleet's, and when the actual cost is known all three are settled. " +
+	"fleetquota takes and settles lists, all charges or none, through Standard and Fallback as FromEnv makes them, and with request ids where the keys are of one group. " +
+	"The peers have neither lists nor ids nor settles: they make three calls, and three that give back, **which is not atomic**: a program that ends between two of them has charged a part. " +
+	"Their calls come in sequence, or at once, for the client to put them into one pipeline."
 
 func viewOf(section string) *view {
 	return &views[slices.IndexFunc(views, func(v view) bool { return v.section == section })]
@@ -111,6 +124,9 @@ func (w work) String() string {
 	} else {
 		parts = append(parts, number(float64(w.keys))+" keys")
 	}
+	if w.how != "" {
+		parts = append(parts, w.how)
+	}
 	if w.denied {
 		parts = append(parts, "denied")
 	}
@@ -118,6 +134,9 @@ func (w work) String() string {
 		parts = append(parts, "1 goroutine")
 	} else if w.goroutines > 1 {
 		parts = append(parts, fmt.Sprint(w.goroutines, " goroutines"))
+	}
+	if w.on != anywhere {
+		parts = append(parts, string(w.on))
 	}
 	return strings.Join(parts, ", ")
 }
@@ -278,11 +297,15 @@ func (r *report) section(b *bytes.Buffer, v *view) {
 			}
 			first = false
 		}
-		fmt.Fprintf(b, "\n### %s\n\n| | %s | least–greatest | of the best peer |", t.work.title(), v.lead)
-		for _, c := range v.columns {
-			fmt.Fprintf(b, " %s |", c)
+		columns := []string{string(v.lead), "least–greatest", "of the best peer"}
+		paired := slices.ContainsFunc(t.rows, func(row *row) bool { return t.pair(row) != nil })
+		if paired {
+			columns = append(columns, "of its pair, count by count")
 		}
-		fmt.Fprintf(b, "\n|---|%s\n", strings.Repeat("---|", 3+len(v.columns)))
+		for _, c := range v.columns {
+			columns = append(columns, string(c))
+		}
+		fmt.Fprintf(b, "\n### %s\n\n| | %s |\n|---|%s\n", t.work.title(), strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
 		_, theirs := t.best(v.lead, peer)
 		for _, row := range t.sorted(v.lead) {
 			name := row.subject
@@ -290,28 +313,60 @@ func (r *report) section(b *bytes.Buffer, v *view) {
 				name = "**" + name + "**"
 			}
 			if row.failed > 0 {
-				name += fmt.Sprintf(" (failed %d of %d times: %s)", row.failed, row.failed+len(row.samples), clean(row.err))
+				name += fmt.Sprintf(" (failed %d of %d times: %s)", row.failed, len(row.samples), clean(row.err))
+			}
+			if n := row.behind(); n > 0 {
+				name += fmt.Sprintf(" (did not keep the rate %d of %d times)", n, len(row.samples))
 			}
 			median, least, greatest, ok := row.of(v.lead)
-			if !ok {
-				fmt.Fprintf(b, "| %s | failed |%s\n", name, strings.Repeat(" |", 2+len(v.columns)))
-				continue
+			cells := []string{number(median), number(least) + "–" + number(greatest), ""}
+			switch {
+			case !ok && row.failed == len(row.samples):
+				cells = []string{"failed", "", ""}
+			case !ok:
+				cells = []string{"too slow", "", ""}
+			case theirs != 0:
+				cells[2] = times(v.lead.ratio(median, theirs))
 			}
-			ratio := ""
-			if theirs != 0 {
-				ratio = times(v.lead.ratio(median, theirs))
+			if paired {
+				text := ""
+				if other := t.pair(row); other != nil {
+					if ratio, ok := row.beside(other, v.lead); ok {
+						text = times(ratio) + " of " + other.subject
+					}
+				}
+				cells = append(cells, text)
 			}
-			fmt.Fprintf(b, "| %s | %s | %s–%s | %s |", name, number(median), number(least), number(greatest), ratio)
 			for _, c := range v.columns {
 				text := ""
 				if v, _, _, ok := row.of(c); ok {
 					text = number(v)
 				}
-				fmt.Fprintf(b, " %s |", text)
+				cells = append(cells, text)
 			}
-			b.WriteByte('\n')
+			fmt.Fprintf(b, "| %s | %s |\n", name, strings.Join(cells, " | "))
 		}
 	}
+}
+
+// pair returns the row that a row is compared with count by count, or nil.
+func (t *table) pair(r *row) *row {
+	i := slices.IndexFunc(t.rows, func(o *row) bool { return o.subject == pairs[r.subject] })
+	if i < 0 {
+		return nil
+	}
+	return t.rows[i]
+}
+
+// behind returns how often a subject did not keep the rate that was offered.
+func (r *row) behind() (n int) {
+	for _, s := range r.samples {
+		_, open := s[offered]
+		if _, kept := s[p99]; open && !kept {
+			n++
+		}
+	}
+	return n
 }
 
 // clean makes an error part of a line.
@@ -335,17 +390,31 @@ func (r *report) headlines() []headline {
 	s := &r.machine.size
 	one, few, all := "one key", number(float64(s.redis))+" keys", number(float64(s.local))+" keys"
 	many, most := fmt.Sprintf(", %d goroutines", s.many()), fmt.Sprintf(", %d goroutines", s.most())
-	return []headline{
-		{"local-one-key", "local, " + one + many, work{"local", 1, false, s.many()}, decisions, ours},
-		{"local-many-keys", "local, " + all + many, work{"local", s.local, false, s.many()}, decisions, ours},
+	list := []headline{
+		{"local-one-key", "local, " + one + many, work{section: "local", keys: 1, goroutines: s.many()}, decisions, ours},
+		{"local-many-keys", "local, " + all + many, work{section: "local", keys: s.local, goroutines: s.many()}, decisions, ours},
 		{"local-memory", "local, " + all, work{section: "memory", keys: s.local}, heapBytes, ours},
 		{"redis-one-key", "Redis, " + one + most, r.busiest("redis", 1), decisions, ours},
 		{"redis-leases", "Redis, with leases, " + one + most, r.busiest("redis", 1), decisions, leased},
 		{"redis-many-keys", "Redis, " + few + most, r.busiest("redis", s.redis), decisions, ours},
 		{"redis-cpu", "Redis, " + few + most, r.busiest("redis", s.redis), serverCPU, ours},
+		{"redis-caller-one", "Redis, " + few + ", 1 goroutine, " + string(onOne), work{section: "callers", keys: s.redis, goroutines: 1, on: onOne}, decisions, ours},
+		{"redis-caller-two", "Redis, " + few + ", 1 goroutine, " + string(onTwo), work{section: "callers", keys: s.redis, goroutines: 1, on: onTwo}, decisions, ours},
+		{"job", "main job, Redis, " + groupings[0].name + most, r.jobWork("job"), decisions, ours},
+		{"cluster-job", "main job, Redis Cluster, " + groupings[0].name + most, r.jobWork("cluster job"), decisions, ours},
 		{"cluster-many-keys", "Redis Cluster, " + few + most, r.busiest("cluster", s.redis), decisions, ours},
-		{"latency", "Redis, at 70 % of each one's own peak", r.busiest("latency", s.redis), p99, ours},
 	}
+	for _, rate := range s.rates {
+		w := latencyWork(s, rate)
+		list = append(list, headline{fmt.Sprint("latency-", rate), "Redis, " + few + ", " + w.how, w, p99, ours})
+	}
+	return list
+}
+
+// jobWork is the main job in one group, by the most goroutines.
+func (r *report) jobWork(section string) work {
+	s := &r.machine.size
+	return work{section: section, keys: s.job, goroutines: s.most(), how: groupings[0].name}
 }
 
 func (r *report) charts() []chart {
@@ -361,7 +430,9 @@ func (r *report) charts() []chart {
 				c.bars = append(c.bars, bar{row.subject, row.kind, v, least, greatest})
 			}
 		}
-		list = append(list, c)
+		if len(c.bars) > 0 {
+			list = append(list, c)
+		}
 	}
 	c := chart{name: "growth", title: fmt.Sprintf("%s, %d goroutines: %s", onRueidis, r.machine.size.most(), decisions)}
 	for _, keys := range r.machine.size.growth {
@@ -416,11 +487,24 @@ func write(dir, page string, r *report) error {
 	if err := os.MkdirAll(filepath.Join(dir, "charts"), 0o755); err != nil {
 		return err
 	}
+	old, err := filepath.Glob(filepath.Join(dir, "charts", "*.svg"))
+	if err != nil {
+		return err
+	}
+	for _, path := range old { // of a run that had others
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
 	if err := os.WriteFile(filepath.Join(dir, "RESULTS.md"), r.markdown(), 0o644); err != nil {
 		return err
 	}
 	for _, c := range r.charts() {
-		if err := os.WriteFile(filepath.Join(dir, "charts", c.name+".svg"), c.svg(), 0o644); err != nil {
+		picture, err := c.svg()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "charts", c.name+".svg"), picture, 0o644); err != nil {
 			return err
 		}
 	}

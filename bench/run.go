@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,18 +14,33 @@ import (
 
 // work is the task of all subjects of a table. Its section says how it is done.
 type work struct {
-	section    string // "local", "memory", "http", "redis", "redis memory", "benchmark", "cluster", "latency", "growth" or "postgres"
+	section    string // that of a view
 	keys       int
 	denied     bool
 	goroutines int
+	how        string // what else tells a table from others of its section, such as the rate that is offered
+	on         placement
 }
+
+// A placement says on which processors client and server run.
+type placement string
+
+const (
+	anywhere placement = ""
+	onOne    placement = "client and server on one processor"
+	onTwo    placement = "a processor each"
+)
+
+// callers are the numbers of goroutines that are few: how fast these are depends on the placement.
+var callers = []int{1, 2, 4}
 
 // size says how much there is to do.
 type size struct {
-	local, redis, postgres int // keys
-	growth                 []int
-	goroutines             [4]int
-	benchmark              int // commands of redis-benchmark
+	local, redis, job, postgres int // keys
+	growth                      []int
+	goroutines                  [4]int
+	rates                       []int // decisions/s
+	benchmark                   int   // commands of redis-benchmark
 }
 
 // many and most are the numbers of goroutines of tables that come with fewer than all.
@@ -32,22 +48,24 @@ func (s *size) many() int { return s.goroutines[2] }
 func (s *size) most() int { return s.goroutines[3] }
 
 var (
-	full = size{local: 1_000_000, redis: 100_000, postgres: 10_000, growth: []int{1000, 10_000, 100_000, 1_000_000},
-		goroutines: [...]int{1, 2, 64, 256}, benchmark: 300_000}
-	small = size{local: 1000, redis: 500, postgres: 100, growth: []int{100, 1000}, goroutines: [...]int{1, 2, 8, 32}, benchmark: 1000}
+	full = size{local: 1_000_000, redis: 100_000, job: 10_000, postgres: 10_000, growth: []int{1000, 10_000, 100_000, 1_000_000},
+		goroutines: [...]int{1, 2, 64, 256}, rates: []int{1000, 10_000, 50_000}, benchmark: 300_000}
+	small = size{local: 1000, redis: 500, job: 100, postgres: 100, growth: []int{100, 1000},
+		goroutines: [...]int{1, 2, 8, 32}, rates: []int{1000, 5000}, benchmark: 1000}
 )
 
 // runner does the measurements.
 type runner struct {
-	ctx     context.Context
-	log     io.Writer
-	counts  int
-	long    time.Duration // of one measurement
-	limit   time.Duration
-	size    size
-	results results
-	missed  []string
-	endless map[string]error // the subjects that were given up
+	ctx        context.Context
+	log        io.Writer
+	counts     int
+	long       time.Duration // of one measurement
+	limit      time.Duration
+	size       size
+	placements []placement // of few goroutines on Redis
+	results    results
+	missed     []string
+	endless    map[string]error // the subjects that were given up
 }
 
 // miss notes a thing that is not measured, and the reason.
@@ -93,9 +111,9 @@ func (r *runner) redis(at *target) {
 	one, all := newKeyset(1), newKeyset(r.size.redis)
 	r.eachCount("redis", redisSubjects, func(s subject) {
 		for _, denied := range []bool{false, true} {
-			goroutines := r.size.goroutines[:]
+			goroutines := []int{r.size.many(), r.size.most()}
 			if denied {
-				goroutines = []int{1, r.size.most()}
+				goroutines = goroutines[1:]
 			}
 			r.visit(s, at, one, denied, r.closed("redis", one, denied, goroutines))
 			steps := r.closed("redis", all, denied, goroutines)
@@ -104,6 +122,34 @@ func (r *runner) redis(at *target) {
 			}
 			r.visit(s, at, all, denied, steps)
 		}
+	})
+}
+
+// callers measures few goroutines. A decision takes as long as its round trip, and a round trip depends on the placement
+// and on other load of the machine. So all subjects are open at once, and take turns.
+func (r *runner) callers(at *target) {
+	subjects := slices.DeleteFunc(slices.Concat(redisSubjects, standardSubjects), func(s subject) bool { return s.kind == leased })
+	for _, denied := range []bool{false, true} {
+		r.turns("callers", subjects, at, r.size.redis, denied, r.placed(work{section: "callers", keys: r.size.redis, denied: denied}, callers...))
+	}
+}
+
+// job measures the main job: over keys of one group, and of three.
+func (r *runner) job(section string, at *target) {
+	agents := newKeyset(r.size.job)
+	for _, grouping := range groupings {
+		r.eachCount(section+", "+grouping.name, jobSubjects(grouping), func(s subject) {
+			w := work{section: section, keys: agents.len(), how: grouping.name}
+			r.visit(s, at, agents, false, append(r.placed(w, 1), r.steps(w, []placement{anywhere}, r.size.most())...))
+		})
+	}
+}
+
+// ids compares charges that have a request id with charges that have none.
+func (r *runner) ids(subjects []subject, at *target, how string, goroutines ...int) {
+	keys := newKeyset(r.size.job)
+	r.eachCount("ids, "+how, subjects, func(s subject) {
+		r.visit(s, at, keys, false, r.steps(work{section: "ids", keys: keys.len(), how: how}, []placement{anywhere}, goroutines...))
 	})
 }
 
@@ -127,7 +173,8 @@ func (r *runner) cluster(at *target) {
 	floorOnce := slices.DeleteFunc(slices.Clone(redisSubjects), func(s subject) bool { return s.kind == floor && s.name != rueidisINCR })
 	r.eachCount("cluster", floorOnce, func(s subject) {
 		r.visit(s, at, one, false, r.closed("cluster", one, false, []int{r.size.most()}))
-		r.visit(s, at, all, false, r.closed("cluster", all, false, []int{1, r.size.many(), r.size.most()}))
+		r.visit(s, at, all, false, append(r.placed(work{section: "cluster", keys: all.len()}, 1),
+			r.closed("cluster", all, false, []int{r.size.many(), r.size.most()})...))
 	})
 }
 
@@ -151,21 +198,29 @@ func (r *runner) postgres(at, redis *target) {
 	})
 }
 
-// latency offers each subject decisions at 70 % of the peak rate that it just showed.
+// latency offers decisions at fixed rates. The floors show how much of a latency is that of the round trip, and of the
+// measurement.
 func (r *runner) latency(at *target) {
 	all := newKeyset(r.size.redis)
 	// Leases are left out: one decision takes less time than the two readings of the clock around it.
-	subjects := slices.DeleteFunc(slices.Clone(redisSubjects), func(s subject) bool { return s.kind == floor || s.kind == leased })
-	r.eachCount("latency", subjects, func(s subject) {
-		r.visit(s, at, all, false, []step{{work{section: "latency", keys: all.len(), goroutines: r.size.most()}, func(ctx context.Context, l *load) (sample, error) {
+	subjects := slices.DeleteFunc(slices.Clone(redisSubjects), func(s subject) bool {
+		return s.kind == leased || s.kind == floor && s.name != goRedisINCR && s.name != rueidisINCR
+	})
+	var steps []step
+	for _, rate := range r.size.rates {
+		steps = append(steps, step{latencyWork(&r.size, rate), func(ctx context.Context, l *load) (sample, error) {
 			l.goroutines = r.size.most()
-			peak, err := r.warm(ctx, l)
-			if err != nil {
+			if _, err := l.openLoop(ctx, float64(rate), r.long); err != nil {
 				return nil, err
 			}
-			return l.openLoop(ctx, 0.7*peak[decisions], 3*r.long)
-		}}})
-	})
+			return l.openLoop(ctx, float64(rate), 10*r.long)
+		}})
+	}
+	r.eachCount("latency", subjects, func(s subject) { r.visit(s, at, all, false, steps) })
+}
+
+func latencyWork(s *size, rate int) work {
+	return work{section: "latency", keys: s.redis, goroutines: s.most(), how: number(float64(rate)) + " decisions/s offered"}
 }
 
 func (r *runner) growth(at *target) {
@@ -197,12 +252,24 @@ func (r *runner) growth(at *target) {
 func memory(_ context.Context, l *load) (sample, error) { return l.memory() }
 
 // closed returns a measurement for each number of goroutines.
-func (r *runner) closed(section string, keys keyset, denied bool, goroutines []int) (steps []step) {
-	for _, g := range goroutines {
-		steps = append(steps, step{work{section, keys.len(), denied, g}, func(ctx context.Context, l *load) (sample, error) {
-			l.goroutines = g
-			return r.warm(ctx, l)
-		}})
+func (r *runner) closed(section string, keys keyset, denied bool, goroutines []int) []step {
+	return r.steps(work{section: section, keys: keys.len(), denied: denied}, []placement{anywhere}, goroutines...)
+}
+
+// placed returns a measurement for each placement and each number of goroutines, which are few.
+func (r *runner) placed(w work, goroutines ...int) []step {
+	return r.steps(w, r.placements, goroutines...)
+}
+
+func (r *runner) steps(w work, on []placement, goroutines ...int) (steps []step) {
+	for _, w.on = range on {
+		for _, g := range goroutines {
+			w.goroutines = g
+			steps = append(steps, step{w, func(ctx context.Context, l *load) (sample, error) {
+				l.goroutines = g
+				return r.warm(ctx, l)
+			}})
+		}
 	}
 	return steps
 }
@@ -219,41 +286,105 @@ func (r *runner) warm(ctx context.Context, l *load) (sample, error) {
 	return l.closedLoop(ctx, d)
 }
 
-// visit opens a subject, fills the keys, and runs the steps. A failure is the result of all steps it prevents.
-func (r *runner) visit(s subject, at *target, keys keyset, denied bool, steps []step) {
-	if denied && s.kind == floor {
-		return
+// guest is a subject that is open, and whose keys are filled, or the error that prevented it.
+type guest struct {
+	subject
+	load *load
+	end  func()
+	err  error
+}
+
+// open empties the target, opens subjects, and fills the keys of each, which are a part of all keys.
+func (r *runner) open(subjects []subject, at *target, keys keyset, denied bool) (guests []*guest) {
+	var failed error
+	if at != nil {
+		failed = at.flush()
 	}
-	type prepared struct {
-		load *load
-		end  func()
+	for i, s := range subjects {
+		if denied && s.kind == floor {
+			continue
+		}
+		g := &guest{subject: s, err: cmp.Or(r.endless[s.name], failed)}
+		if g.err == nil {
+			prepared, err := bounded(r, func(ctx context.Context) (guest, error) {
+				l, end, err := prepare(ctx, s, at, keys.part(i, len(subjects)), denied)
+				return guest{load: l, end: end}, err
+			})
+			g.load, g.end, g.err = prepared.load, prepared.end, err
+		}
+		guests = append(guests, g)
 	}
-	var p prepared
-	err := r.endless[s.name]
-	if err == nil {
-		p, err = bounded(r, func(ctx context.Context) (prepared, error) {
-			l, end, err := prepare(ctx, s, at, keys, denied)
-			return prepared{l, end}, err
+	return guests
+}
+
+// do runs a step, and adds its result or the error that prevented it.
+func (r *runner) do(g *guest, step step) {
+	var got sample
+	if g.load != nil && !errors.Is(g.err, errEndless) {
+		got, g.err = r.pinned(step.work.on, g.load.at, func() (sample, error) {
+			return bounded(r, func(ctx context.Context) (sample, error) { return step.run(ctx, g.load) })
 		})
 	}
-	if p.end != nil {
-		defer func() { _, _ = bounded(r, func(context.Context) (any, error) { p.end(); return nil, nil }) }()
+	if r.ctx.Err() != nil {
+		return
 	}
-	for _, step := range steps {
-		var got sample
-		if p.load != nil && !errors.Is(err, errEndless) {
-			got, err = bounded(r, func(ctx context.Context) (sample, error) { return step.run(ctx, p.load) })
-		}
-		if r.ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			fmt.Fprintf(r.log, "FAILED: %s: %+v: %v\n", s.name, step.work, err)
-		}
-		r.results.add(step.work, s, got, err)
+	if g.err != nil {
+		fmt.Fprintf(r.log, "FAILED: %s: %+v: %v\n", g.name, step.work, g.err)
 	}
-	if errors.Is(err, errEndless) {
-		r.endless[s.name] = err
+	r.results.add(step.work, g.subject, got, g.err)
+	if errors.Is(g.err, errEndless) {
+		r.endless[g.name] = g.err
+	}
+}
+
+func (r *runner) pinned(on placement, at *target, f func() (sample, error)) (sample, error) {
+	if on == anywhere {
+		return f()
+	}
+	servers, err := at.processes()
+	if err != nil {
+		return nil, err
+	}
+	undo, err := pin(on, servers)
+	if err != nil {
+		return nil, err
+	}
+	got, err := f()
+	return got, cmp.Or(err, undo())
+}
+
+func (r *runner) close(g *guest) {
+	if g.end != nil {
+		_, _ = bounded(r, func(context.Context) (any, error) { g.end(); return nil, nil })
+	}
+}
+
+// visit opens a subject, runs the steps, and closes it.
+func (r *runner) visit(s subject, at *target, keys keyset, denied bool, steps []step) {
+	for _, g := range r.open([]subject{s}, at, keys, denied) {
+		for _, step := range steps {
+			r.do(g, step)
+		}
+		r.close(g)
+	}
+}
+
+// turns opens all subjects at once, with as many keys of each, and runs each step in every count with one after the other, in random order.
+func (r *runner) turns(section string, subjects []subject, at *target, keys int, denied bool, steps []step) {
+	if len(steps) == 0 {
+		return
+	}
+	guests := r.open(subjects, at, newKeyset(len(subjects)*keys), denied)
+	for count := range r.counts {
+		fmt.Fprintf(r.log, "%s %s, count %d of %d\n", time.Now().Format(time.TimeOnly), section, count+1, r.counts)
+		for _, step := range steps {
+			for _, i := range rand.Perm(len(guests)) {
+				r.do(guests[i], step)
+			}
+		}
+	}
+	for _, g := range guests {
+		r.close(g)
 	}
 }
 
@@ -266,15 +397,12 @@ func prepare(ctx context.Context, s subject, at *target, keys keyset, denied boo
 	case keys.len() == 1:
 		n = plenty
 	}
-	l := &load{keys: keys, denied: denied, every: 32, at: at}
+	l := &load{keys: keys, denied: denied, every: 32, at: at, late: 100 * time.Millisecond}
 	first := 0
 	if at != nil {
 		l.every = 1
 		// The first keys make connections and buffers, whose memory must not count as memory of keys.
 		first = keys.len() / 100
-		if err := at.flush(); err != nil {
-			return nil, nil, err
-		}
 	}
 	var before runtime.MemStats
 	if at == nil {
@@ -373,7 +501,7 @@ type table struct {
 type row struct {
 	subject string
 	kind    kind
-	samples []sample
+	samples []sample // one for each count; nil where it failed
 	failed  int
 	err     error // the first
 }
@@ -399,13 +527,13 @@ func (r *results) add(w work, s subject, got sample, err error) {
 		t.rows = append(t.rows, &row{subject: s.name, kind: s.kind})
 	}
 	row := t.rows[i]
-	if err == nil {
-		row.samples = append(row.samples, got)
-		return
+	if err != nil {
+		got = nil
+		if row.failed++; row.err == nil {
+			row.err = err
+		}
 	}
-	if row.failed++; row.err == nil {
-		row.err = err
-	}
+	row.samples = append(row.samples, got)
 }
 
 // of returns a metric's median, least and greatest; ok is false if it was not measured.
@@ -420,10 +548,28 @@ func (r *row) of(m metric) (median, least, greatest float64, ok bool) {
 		return 0, 0, 0, false
 	}
 	slices.Sort(all)
-	middle := len(all) / 2
-	median = all[middle]
-	if len(all)%2 == 0 {
-		median = (median + all[middle-1]) / 2
+	return middle(all), all[0], all[len(all)-1], true
+}
+
+// middle returns the median of sorted numbers.
+func middle(sorted []float64) float64 {
+	n := len(sorted)
+	return (sorted[n/2] + sorted[(n-1)/2]) / 2
+}
+
+// beside compares a row with another one, count by count, and returns the median of the ratios.
+func (r *row) beside(o *row, m metric) (ratio float64, ok bool) {
+	var all []float64
+	for i := range min(len(r.samples), len(o.samples)) {
+		own, ok := r.samples[i][m]
+		other, ok2 := o.samples[i][m]
+		if ok && ok2 {
+			all = append(all, m.ratio(own, other))
+		}
 	}
-	return median, all[0], all[len(all)-1], true
+	if len(all) == 0 {
+		return 0, false
+	}
+	slices.Sort(all)
+	return middle(all), true
 }

@@ -82,6 +82,12 @@ func newKeyset(n int) keyset {
 func (k keyset) len() int        { return len(k) / keyLength }
 func (k keyset) at(i int) string { return string(k[i*keyLength : (i+1)*keyLength]) }
 
+// part returns the i-th of equal parts.
+func (k keyset) part(i, parts int) keyset {
+	n := k.len() / parts * keyLength
+	return k[i*n : (i+1)*n]
+}
+
 // picker returns a function that returns keys in random order.
 func (k keyset) picker() func() string {
 	if k.len() == 1 {

@@ -83,10 +83,10 @@ func (a *auditor) prepare(f *form, n int, then func()) *asked {
 	}
 	cs := make([]quota.Charge, len(f.ops))
 	for i := range cs {
-		cs[i] = quota.Charge{Limit: a.limit, Key: fmt.Sprint("c", a.serial, between, i), Op: quota.OpDebit, Cost: inUse}
+		cs[i] = f.ops[i].use(a.limit, fmt.Sprint("c", a.serial, between, i))
 	}
 	for i, d := range a.inSteps(f, cs, a.charge) {
-		cs[i] = f.ops[i].on(limit, cs[i].Key, id, d.At)
+		cs[i] = f.ops[i].on(limit, cs[i].Key, id, d)
 	}
 	return &asked{form: f, cs: cs}
 }
@@ -217,7 +217,7 @@ func (a *auditor) look(calls []*asked) {
 func (a *auditor) added(k *asked) []int64 {
 	peeks := make([]quota.Charge, len(k.cs))
 	for i := range peeks {
-		peeks[i] = quota.Charge{Limit: a.limit, Key: k.cs[i].Key, Op: quota.OpPeek}
+		peeks[i] = quota.Charge{Limit: k.ops[i].limit(a.limit), Key: k.cs[i].Key, Op: quota.OpPeek}
 	}
 	added := make([]int64, len(peeks))
 	for i, d := range a.inSteps(k.form, peeks, a.ask) {

@@ -38,7 +38,7 @@ func closed(t *trial) {
 				if id != "" && t.lacks(IDs) {
 					continue
 				}
-				c := operations[i].on(l, "key", id, 1)
+				c := operations[i].on(l, "key", id, quota.Decision{At: 1, Until: 1})
 				d, err := h.take(bg, c)
 				t.wantClosed("Charge", c, []quota.Decision{d}, err)
 				ds, err := h.chargeAll(bg, c)

@@ -66,7 +66,7 @@ func doneContexts(t *trial) {
 				if id != "" && t.lacks(IDs) {
 					continue
 				}
-				c := operations[i].on(l, "g", id, 1)
+				c := operations[i].on(l, "g", id, quota.Decision{At: 1, Until: 1})
 				d, err := h.take(ctx, c)
 				if err != nil {
 					d = quota.Decision{}

@@ -40,7 +40,7 @@ func Fuzz(f *testing.F, h Harness) {
 // fuzz plays the trace that the data encode.
 func (t *trial) fuzz(data []byte) {
 	rng := rand.New(&source{data: data, after: rand.NewPCG(uint64(len(data)), 0)})
-	sh := &shape{kinds: kinds, limits: 2, keys: 3, list: 4, steps: min(1+len(data)/16, 64), ops: anyOps, cost: randomCost, change: rng.IntN(4) == 0, expiry: rng.IntN(4) == 0, floors: rng.IntN(2) == 0, shadow: rng.IntN(2) == 0}
+	sh := &shape{kinds: random, limits: 2, keys: 3, list: 4, steps: min(1+len(data)/16, 64), ops: anyOps, cost: randomCost, change: rng.IntN(4) == 0, expiry: rng.IntN(4) == 0, floors: rng.IntN(2) == 0, shadow: rng.IntN(2) == 0}
 	sh.ids = !t.lacks(IDs) && rng.IntN(3) == 0
 	injected := !t.lacks(Clock)
 	p := t.player(t.root, injected)

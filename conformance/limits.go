@@ -38,6 +38,15 @@ var (
 	slidingLog = kind{"SlidingWindowLog", func(n numbers) quota.Algorithm {
 		return algorithm.SlidingWindowLog(n.limit, n.period)
 	}}
+	offsetWindow = kind{"FixedWindowOffset", func(n numbers) quota.Algorithm {
+		return algorithm.FixedWindowOffset(n.limit, n.period, (n.period / 3).Truncate(time.Microsecond))
+	}}
+	// calendar has windows of UTC, which no machine lacks.
+	calendar = kind{"Calendar", func(n numbers) quota.Algorithm {
+		return algorithm.Calendar(n.limit, []algorithm.Period{
+			algorithm.Daily(), algorithm.Weekly(time.Monday).At(8), algorithm.Monthly(31), algorithm.Yearly(time.February, 29),
+		}[n.refill%4])
+	}}
 	// goOnly stands for an algorithm of a program's own, without Lua.
 	goOnly = kind{"an algorithm in Go only", func(n numbers) quota.Algorithm {
 		return tally{n.limit}
@@ -57,6 +66,8 @@ var (
 
 	builtIn = []kind{tokenBucket, fixedWindow, fromFirst, slidingWindow, slidingLog}
 	kinds   = append(slices.Clip(builtIn), goOnly)
+	// random are the kinds of random traces.
+	random = append(slices.Clip(kinds), offsetWindow, calendar)
 )
 
 // heldKind returns the kind of a rule with holds.
@@ -198,6 +209,8 @@ func (t *trial) named(name string, k kind, n numbers) *quota.Limit {
 	switch k.name {
 	case tokenBucket.name, heldKinds[0].name, heldKinds[1].name, heldKinds[2].name, heldKinds[3].name:
 		text = fmt.Sprintf("%s(%d, %d, %v)", k.name, n.limit, n.refill, n.period)
+	case offsetWindow.name, calendar.name:
+		text = fmt.Sprint(l.Algorithm())
 	case goOnly.name:
 		text = fmt.Sprintf("%s, of %d that do not come back", k.name, n.limit)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -32,17 +33,39 @@ var operations = []operation{
 	{name: "refund", charge: quota.Charge{Op: quota.OpRefund, Cost: 3}, receipt: true, once: -3, twice: -6},
 	{name: "settle", charge: quota.Charge{Op: quota.OpDebit, Cost: 2}, receipt: true, once: 2, twice: 4},
 	{name: "reset", charge: quota.Charge{Op: quota.OpReset}, once: -inUse, twice: -inUse},
+	{name: "hold", charge: quota.Charge{Op: quota.OpHold, Cost: 3}, once: 3, twice: 6},
+	{name: "spend", charge: quota.Charge{Op: quota.OpSpend, Cost: 3, Held: inUse}, receipt: true, once: 3 - inUse, twice: 6 - inUse},
 	{name: "take ahead", charge: quota.Charge{Op: quota.OpAhead, Cost: 3, Within: time.Hour}, once: 3, twice: 6},
 }
 
-// on returns the operation's charge to a limit and key.
-func (o *operation) on(l *quota.Limit, key, id string, at quota.Micros) quota.Charge {
+// on returns the operation's charge to a limit and key. of is the decision on use.
+func (o *operation) on(l *quota.Limit, key, id string, of quota.Decision) quota.Charge {
 	c := o.charge
-	c.Limit, c.Key, c.ID = l, key, id
-	if o.receipt {
-		c.MadeAt = at
+	c.Limit, c.Key, c.ID = o.limit(l), key, id
+	switch {
+	case c.Op == quota.OpSpend:
+		c.Until = of.Until
+	case o.receipt:
+		c.MadeAt = of.At
 	}
 	return c
+}
+
+// use returns the charge that brings a key to inUse.
+func (o *operation) use(l *quota.Limit, key string) quota.Charge {
+	c := quota.Charge{Limit: o.limit(l), Key: key, Op: quota.OpDebit, Cost: inUse}
+	if o.charge.Op == quota.OpSpend {
+		c.Op = quota.OpHold
+	}
+	return c
+}
+
+// limit returns a limit, or, of an operation with holds, one of another name whose rule has holds.
+func (o *operation) limit(l *quota.Limit) *quota.Limit {
+	if !o.charge.Op.Holds() {
+		return l
+	}
+	return quota.NewLimit(l.Name()+"-held", algorithm.Held(l.Algorithm(), time.Hour))
 }
 
 // form is a form of a call: the operations of its charges, one for each.

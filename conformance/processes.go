@@ -24,7 +24,7 @@ import (
 var processCases = []testCase{
 	{rule: c4, name: "processes", needs: []Feature{Exact, Shared}, provisional: "1.1", run: func(t *trial) {
 		t.needProcess()
-		t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 30, traces: 64, own: true})
+		t.search(shape{kinds: random, limits: 2, keys: 3, list: 3, steps: 30, traces: 64, own: true})
 	}},
 	{rule: c4, name: "budget of processes", needs: []Feature{Shared}, provisional: "1.1", run: func(t *trial) {
 		t.needProcess()
@@ -399,7 +399,7 @@ func (s *server) do(q question, a *reply) error {
 // limit returns the limit of a recipe.
 func (s *server) limit(r recipe) *quota.Limit {
 	if s.limits[r] == nil {
-		for _, k := range slices.Concat(kinds, keepNone, heldKinds) {
+		for _, k := range slices.Concat(random, keepNone, heldKinds) {
 			if k.name == r.Kind {
 				s.limits[r] = s.t.named(r.Name, k, r.numbers())
 			}

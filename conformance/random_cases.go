@@ -15,22 +15,22 @@ var randomCases = func() (cs []testCase) {
 	}
 	return append(cs,
 		testCase{rule: s1, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 3, keys: 4, list: 4, steps: 40, traces: 192})
+			t.search(shape{kinds: random, limits: 3, keys: 4, list: 4, steps: 40, traces: 192})
 		}},
 		testCase{rule: s1, name: "big numbers", needs: []Feature{Exact}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 1, keys: 2, list: 2, steps: 20, traces: 192, big: true})
+			t.search(shape{kinds: random, limits: 1, keys: 2, list: 2, steps: 20, traces: 192, big: true})
 		}},
 		testCase{rule: s1, name: "clock steps back", needs: []Feature{Exact, Clock}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 192, back: true})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 2, steps: 40, traces: 192, back: true})
 		}},
 		testCase{rule: s1, name: "own clock", needs: []Feature{Exact}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, own: true})
+			t.search(shape{kinds: random, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, own: true})
 		}},
 		testCase{rule: s1, name: "floors", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: asking})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: asking})
 		}},
 		testCase{rule: s1, name: "up to", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: upTo})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 3, steps: 30, traces: 192, floors: true, cost: edgeCost, ops: upTo})
 		}},
 		testCase{rule: s1, name: "holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: heldKinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 192, floors: true, ops: holdOps})
@@ -49,43 +49,43 @@ var randomCases = func() (cs []testCase) {
 		testCase{rule: c3, name: "holds of another TTL", needs: []Feature{Exact, IDs}, provisional: "1.1", run: heldRepeats},
 		testCase{rule: s2, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
 			needLists(t)
-			t.search(shape{kinds: kinds, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})
+			t.search(shape{kinds: random, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})
 		}},
 		testCase{rule: s2, name: "shadows", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 4, steps: 30, traces: 192, shadow: true, cost: edgeCost})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 4, steps: 30, traces: 192, shadow: true, cost: edgeCost})
 		}},
 		testCase{rule: s2, name: "alternatives", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
 			needLists(t)
-			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 2, steps: 30, traces: 192, first: true, shadow: true, cost: edgeCost, ops: mayDeny})
+			t.search(shape{kinds: random, limits: 2, keys: 3, list: 2, steps: 30, traces: 192, first: true, shadow: true, cost: edgeCost, ops: mayDeny})
 		}},
 		testCase{rule: s3, name: "single charges", needs: []Feature{Exact}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 1, keys: 1, steps: 24, traces: 192, ops: asking, cost: edgeCost})
+			t.search(shape{kinds: random, limits: 1, keys: 1, steps: 24, traces: 192, ops: asking, cost: edgeCost})
 		}},
 		testCase{rule: s3, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
 			needLists(t)
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 24, traces: 128, ops: asking, cost: edgeCost})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 3, steps: 24, traces: 128, ops: asking, cost: edgeCost})
 		}},
 		testCase{rule: s5, name: "clock", needs: []Feature{Exact, Clock}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 1, keys: 2, steps: 30, traces: 192, expiry: true})
+			t.search(shape{kinds: random, limits: 1, keys: 2, steps: 30, traces: 192, expiry: true})
 		}},
 		testCase{rule: c2, name: "numbers", needs: []Feature{Exact}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 192, change: true})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 2, steps: 40, traces: 192, change: true})
 		}},
 		testCase{rule: c3, name: "repeats", needs: []Feature{Exact, IDs}, run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
+			t.search(shape{kinds: random, limits: 2, keys: 3, list: 3, steps: 40, traces: 128, ids: true})
 		}},
 		testCase{rule: c3, name: "clock steps back", needs: []Feature{Exact, IDs, Clock}, provisional: "1.1", run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 128, ids: true, back: true})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 2, steps: 40, traces: 128, ids: true, back: true})
 		}},
 		testCase{rule: c3, name: "shadows", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, shadow: true})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, shadow: true})
 		}},
 		testCase{rule: c3, name: "alternatives", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
 			needLists(t)
-			t.search(shape{kinds: kinds, limits: 2, keys: 3, list: 2, steps: 40, traces: 128, ids: true, first: true, cost: edgeCost, ops: mayDeny})
+			t.search(shape{kinds: random, limits: 2, keys: 3, list: 2, steps: 40, traces: 128, ids: true, first: true, cost: edgeCost, ops: mayDeny})
 		}},
 		testCase{rule: c3, name: "up to", needs: []Feature{Exact, IDs}, provisional: "1.1", run: func(t *trial) {
-			t.search(shape{kinds: kinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: upTo})
+			t.search(shape{kinds: random, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: upTo})
 		}},
 	)
 }()

@@ -74,6 +74,10 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 // pass. Its decisions are [quota.FromFallback]; their Capacity, Remaining and times are those of the share. A
 // cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
 //
+// Tokens are held on the share, see [quota.OpHold]: a hold that was made here is spent here, or, once the primary decides again,
+// charged to it, and its renewal is then a hold of the primary's, which may be denied. A hold of the primary cannot be spent or
+// renewed here: the primary's error passes.
+//
 // Close waits for the debits of all keys that owe quota, for FallbackOptions.CloseWithin at most, and then
 // closes both stores.
 //

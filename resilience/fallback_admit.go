@@ -30,9 +30,10 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	for i := range cs {
 		switch {
 		case stateless(cs[i].Limit):
-		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback, cs[i].Op.Holds():
+		case cs[i].Op == quota.OpReset, cs[i].Op == quota.OpRefund && cs[i].From != quota.FromFallback,
+			(cs[i].Op == quota.OpSpend || cs[i].Op == quota.OpRenew) && cs[i].From != quota.FromFallback:
 			return cause
-		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit:
+		case cs[i].Op == quota.OpRefund, cs[i].Op == quota.OpDebit, cs[i].Op == quota.OpSpend, cs[i].Op == quota.OpRenew:
 			corrects = true
 		}
 		share, err := f.limits.of(cs[i].Limit, l.n)
@@ -218,7 +219,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 	}
 	owed := k.debt.owed
 	switch c.Op {
-	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit:
+	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit, quota.OpSpend:
 		k.debt.admit(d.Charged)
 		k.limit = c.Limit
 	case quota.OpRefund:

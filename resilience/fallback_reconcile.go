@@ -56,7 +56,16 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 	sent := append([]quota.Charge(nil), cs...)
 	for i := range sent {
 		before[i] = f.snapshot(&sent[i])
-		if c := &sent[i]; c.Op == quota.OpRefund && c.From == quota.FromFallback {
+		c := &sent[i]
+		if c.From != quota.FromFallback {
+			continue
+		}
+		switch c.Op {
+		case quota.OpSpend: // the hold is the share's, where it lapses; the primary is charged
+			c.Held, c.From = 0, quota.FromStore
+		case quota.OpRenew: // from now on the primary holds the tokens
+			c.Op, c.Cost, c.Held, c.Until, c.From = quota.OpHold, c.Held, 0, 0, quota.FromStore
+		case quota.OpRefund:
 			c.MadeAt, c.From = before[i].chargedAt(c.MadeAt), quota.FromStore
 			if c.MadeAt == 0 {
 				c.Cost = 0 // the primary has not charged it, or its time is no longer known
@@ -221,5 +230,5 @@ func byStore(d *quota.Decision) bool {
 
 // corrects reports whether a charge may change a debt.
 func corrects(c *quota.Charge) bool {
-	return (c.Op == quota.OpReset || c.Op == quota.OpRefund && c.From == quota.FromFallback) && !stateless(c.Limit)
+	return (c.Op == quota.OpReset || c.From == quota.FromFallback && (c.Op == quota.OpRefund || c.Op.Holds())) && !stateless(c.Limit)
 }

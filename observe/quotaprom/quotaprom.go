@@ -10,7 +10,7 @@
 //
 // # Calls
 //
-//	fleetquota_decisions_total{limit,op,outcome,source}   charges, by what became of them
+//	fleetquota_decisions_total{limit,op,outcome,source}   charges, by their outcome
 //	fleetquota_tokens_total{limit,outcome}                tokens: charged, returned, denied, shadow_denied, and replayed under a request id
 //	fleetquota_never_denials_total{limit}                 denials of charges that can never fit: larger than the limit
 //	fleetquota_utilization_ratio{limit}                   how much of the limit was used after a decision: over 0.8 is near the limit
@@ -187,7 +187,7 @@ func New(o *Options) *Metrics {
 	if o.Tenant != nil {
 		tenant = []string{"tenant"}
 	}
-	m.decisions = counter("decisions_total", "Charges by what became of them.", append(tenant, "limit", "op", "outcome", "source")...)
+	m.decisions = counter("decisions_total", "Charges by their outcome.", append(tenant, "limit", "op", "outcome", "source")...)
 	m.tokens = counter("tokens_total", "Tokens that were charged, given back, and denied.", append(tenant, "limit", "outcome")...)
 	m.never = counter("never_denials_total", "Denials of charges that can never fit.", "limit")
 	m.failures = counter("errors_total", "Calls that failed, by the class of their error.", "class")

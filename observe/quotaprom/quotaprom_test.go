@@ -121,6 +121,7 @@ func TestOutcomes(t *testing.T) {
 	limiter := quota.Must(charger.For(a))
 	m.Watch(limiter)
 	m.Watch(charger) // the same
+	m.WatchStore(store)
 	d, _ := limiter.Take(bg, "k", 4)
 	limiter.Settle(bg, "k", d, 1)
 	limiter.Debit(bg, "k", 1)

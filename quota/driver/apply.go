@@ -34,7 +34,8 @@ func ApplyOne(c *quota.Charge, it *Item, now quota.Micros, d *quota.Decision) er
 // Of alternatives, see [quota.Charge], only the charges of the first that fits are made; a limit and key that is in several
 // of them has an item for each charge, of which at most one is marked.
 //
-// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule. A limit whose rule keeps no
+// It fails with ErrMisconfigured, and changes nothing, where an item belongs to another rule that the limit's rule does not
+// read, see quota.Spec. A limit whose rule keeps no
 // state leaves items of any rule as they are. It fails with ErrInvalid where a limit is not valid, see [quota.Limit.Err].
 func Apply(cs []quota.Charge, items []Item, now quota.Micros, out []quota.Decision) error {
 	for i := range cs {

@@ -27,7 +27,7 @@
 // [Graded], [Prompt], [Placed] and [HealthReporter] tell callers more about a store, a [Measured] tells numbers for metrics, and a
 // [Lister] lists its keys. [Find]
 // finds them through wrappers, so a [Wrapper] need not pass on those that it does not change. [KeyLister] extends a [KV] or
-// [Transactor]. [Scripted], [Sharer] and [OneSharer] extend a [quota.Algorithm].
+// [Transactor]. [Scripted], [Moving], [Sharer] and [OneSharer] extend a [quota.Algorithm].
 //
 // # Errors
 //

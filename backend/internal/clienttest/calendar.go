@@ -113,6 +113,28 @@ func calendars(t *testing.T, l library) {
 		}
 	}
 
+	// Holds of a month, each operation by a process of its own.
+	holds := limitOf("holds", algorithm.Held(algorithm.Calendar(100, algorithm.Monthly(15).In("Europe/Berlin")), time.Hour))
+	hold := quota.Charge{Limit: holds, Key: "k", Op: quota.OpHold, Cost: 60}
+	first := func(c quota.Charge) quota.Decision {
+		s, _ := process(-months)
+		d := take(t, s, c)
+		if n := calls(); n != 2 {
+			t.Errorf("%s: script calls: got %d, want 2", c.Op, n)
+		}
+		return d
+	}
+	d := first(hold)
+	if over := first(hold); over.Allowed || over.Remaining != 40 {
+		t.Errorf("a second hold of 60 of 100: got %+v, want it denied, 40 remaining", over)
+	}
+	if d = first(hold.Renew(d)); !d.Allowed || d.Remaining != 40 {
+		t.Errorf("renew: got %+v, want it allowed, 40 remaining", d)
+	}
+	if d = first(hold.Settle(d, 50)); !d.Allowed || d.Remaining != 50 || !d.At.Time().Add(d.ResetAfter).Equal(end) {
+		t.Errorf("spend of 50: got %+v, want 50 remaining, until %v", d, end)
+	}
+
 	// A list is granted or denied as a whole, once.
 	for _, test := range []struct {
 		name          string

@@ -26,10 +26,21 @@ const (
 	heldFirst
 	heldLog
 	concurrency
+)
+
+// Rules of calendars, whose windows go by the date.
+const (
+	calendar = concurrency + 1 + iota
+	heldCalendar
 	allKinds
 )
 
-var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency"}
+var kindNames = [allKinds]string{"bucket", "fixed", "first", "sliding", "log", "held-bucket", "held-first", "held-log", "concurrency", "calendar", "held-calendar"}
+
+var periods = []algorithm.Period{
+	algorithm.Daily(), algorithm.Daily().In("America/Santiago").At(2), algorithm.Weekly(time.Monday).In("Asia/Shanghai"), algorithm.Monthly(31).In("Europe/Berlin"),
+	algorithm.Monthly(1), algorithm.Yearly(time.February, 29).In("Pacific/Apia"),
+}
 
 func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm {
 	switch k {
@@ -43,6 +54,10 @@ func newRule(k kind, limit, refill int64, period time.Duration) quota.Algorithm 
 		return algorithm.SlidingWindow(limit, period)
 	case slidingLog:
 		return algorithm.SlidingWindowLog(limit, period)
+	case calendar:
+		return algorithm.Calendar(limit, periods[refill%int64(len(periods))])
+	case heldCalendar:
+		return algorithm.Held(newRule(calendar, limit, refill, period), ttlOf(refill))
 	case concurrency:
 		return algorithm.Concurrency(limit, ttlOf(refill))
 	default:
@@ -87,7 +102,11 @@ func randomRule(rng *rand.Rand, k kind) quota.Algorithm {
 		default:
 			n = numbers{magnitude(rng, 20), magnitude(rng, 20), usual[rng.IntN(len(usual))]}
 		}
-		if r := newRule(k, n.limit, n.refill, n.period); quota.NewLimit("n", r).Err() == nil {
+		r := newRule(k, n.limit, n.refill, n.period)
+		if k == fixed && rng.IntN(2) == 0 {
+			r = algorithm.FixedWindowOffset(n.limit, n.period, time.Duration(rng.Int64N(n.period.Microseconds()))*time.Microsecond)
+		}
+		if quota.NewLimit("n", r).Err() == nil {
 			return r
 		}
 	}

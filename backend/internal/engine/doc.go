@@ -18,7 +18,9 @@
 //     attempt that all charges to the node share, under a time of its own. A charge whose context ends meanwhile is
 //     not sent, and is no failure of the store; the attempt goes on. Once in the store's life the attempt also asks
 //     the node whether it computes as the scripts need it (probe.go).
-//  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua.
+//  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua. The numbers of a driver.Moving are those
+//     for the time that the server's clock probably shows (moving.go); where it shows another, the charges come back to this
+//     step, once.
 //  5. The call is sent once: by the script's SHA if the node is known to have the script, else with its text. Only
 //     if the node has forgotten the script, in which case nothing ran, is it sent again. A connection that breaks
 //     makes the node not ready; a timeout has an attempt find out.

@@ -133,27 +133,7 @@ func interrupted() []*Store {
 				}
 				return err
 			})},
-		{Name: "a part of a list that failed leaves the parts before it", Rule: "S4", Clause: definite, Case: "calls and faults", Says: "want no key charged", Grade: driver.OneGroup, alter: sent(
-			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-				made := false
-				for i, j := 0, 0; i < len(cs); i = j {
-					for j = i; j < len(cs) && quota.Group(cs[j].Key) == quota.Group(cs[i].Key); j++ {
-					}
-					if err := s.once(ctx, cs[i:j], out[i:j]); err != nil {
-						if made && !s.fault {
-							err = fmt.Errorf("mutant: %w: a part of the list: %v", quota.ErrIndeterminate, err)
-						}
-						return err
-					}
-					made = made || !driver.OnlyPeeks(cs[i:j])
-				}
-				if quota.Group(cs[0].Key) != quota.Group(cs[len(cs)-1].Key) {
-					for i := range out {
-						out[i].Split = true
-					}
-				}
-				return nil
-			})},
+		{Name: "a part of a list that failed leaves the parts before it", Rule: "S4", Clause: definite, Case: "calls and faults", Says: "want no key charged", Grade: driver.OneGroup, alter: parting(manner{definite: true})},
 		{Name: "a context that ends while a reset is made is its error", Rule: "S4", Clause: definite, Case: "calls and contexts that end", Says: "want no key charged", alter: sent(
 			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
 				err := s.once(ctx, cs, out)

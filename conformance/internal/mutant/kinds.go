@@ -368,7 +368,7 @@ func closing() []*Store {
 			})},
 		{Name: "the first charge of a list in flight is made when the store is closed", Rule: "S4", Clause: "one that returns an error charged nothing", Case: "calls in flight at Close", Says: "tokens are charged; want", alter: sent(
 			func(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-				for n := 0; len(cs) > 1 && n < 20 && s.gate.Open() == nil; n++ {
+				for n := 0; len(cs) > 1 && n < 5 && s.gate.Open() == nil; n++ {
 					runtime.Gosched()
 				}
 				if closed := s.gate.Open(); closed != nil {

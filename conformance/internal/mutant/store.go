@@ -197,7 +197,7 @@ func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
 	}
 	if cs[0].ID != "" {
 		if g, keep := s.record(cs, out); keep {
-			g.until = later(now, s.window)
+			g.until = later(now, s.window+driver.IDLifetime(cs, now)-quota.IDWindow)
 			d.grants[s.id(s, &cs[0])] = g
 		}
 	}

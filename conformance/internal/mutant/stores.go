@@ -134,6 +134,7 @@ type manner struct {
 	one      bool // all decisions tell the time of the first
 	keep     bool // the grants of a denied list are not given back
 	first    bool // alternatives are taken in parts too
+	definite bool // the error of a part does not say that others are charged
 }
 
 // splitting takes a list over several groups group by group: first the charges that may be denied. If one is denied, the
@@ -166,7 +167,7 @@ func splitting(s *Handle, ctx context.Context, cs []quota.Charge, out []quota.De
 			charges[j] = cs[i]
 			alter(&charges[j], &out[i])
 		}
-		if err := s.once(ctx, charges, decisions); err != nil && begun {
+		if err := s.once(ctx, charges, decisions); err != nil && begun && !how.definite {
 			return fmt.Errorf("mutant: %w: a part of the list may be charged: %v", quota.ErrIndeterminate, err)
 		} else if err != nil {
 			return err

@@ -1,5 +1,5 @@
 // Command panels runs a small fleet through a load and an outage, scrapes its metrics four times a second, and draws the main
-// panels of the dashboard from what it scraped. Call it in the folder of the module:
+// panels of the dashboard from the samples. Call it in the folder of the module:
 //
 //	go run ./panels -out ../../docs/metrics.svg
 package main
@@ -113,7 +113,7 @@ func run(out string, took time.Duration) error {
 }
 
 var (
-	tokens = quota.NewLimit("tokens", algorithm.TokenBucket(20_000, 2000, time.Second))
+	tokens = quota.NewLimit("tokens", algorithm.TokenBucket(40_000, 40_000, time.Second))
 	calls  = quota.NewLimit("calls", algorithm.TokenBucket(100, 50, time.Second))
 )
 
@@ -247,9 +247,12 @@ func quantile(scrapes []scraped, name, id string, q, scale float64) line {
 	return l
 }
 
+// sorted returns the lines that are not 0 throughout.
 func sorted(lines map[string][]point) (all []line) {
 	for _, name := range slices.Sorted(maps.Keys(lines)) {
-		all = append(all, line{name, lines[name]})
+		if slices.ContainsFunc(lines[name], func(p point) bool { return p.y != 0 }) {
+			all = append(all, line{name, lines[name]})
+		}
 	}
 	return all
 }
