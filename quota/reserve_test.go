@@ -883,6 +883,12 @@ func (r *lockedRand) n(n int) int {
 	return r.IntN(n)
 }
 
+func (r *lockedRand) upTo(d time.Duration) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Duration(r.Int64N(int64(d)))
+}
+
 func crashingFleet(t *testing.T, random *rand.Rand, seed int) {
 	rng := &lockedRand{Rand: random}
 	rng.n(seed + 1)
@@ -919,7 +925,7 @@ func crashingFleet(t *testing.T, random *rand.Rand, seed int) {
 
 // process takes slots until it dies, after a random time.
 func process(t *testing.T, store quota.Store, rng *lockedRand, count func(int)) {
-	dies, cancel := context.WithTimeout(bg, time.Duration(rng.n(int(6*ttl))))
+	dies, cancel := context.WithTimeout(bg, rng.upTo(6*ttl))
 	defer cancel()
 	lim := member(t, crash{store, rng, func() bool { return dies.Err() != nil }}, slots, &quota.Options{Notice: func(quota.Notice) {}})
 	defer lim.Close()
@@ -935,7 +941,7 @@ func process(t *testing.T, store quota.Store, rng *lockedRand, count func(int)) 
 				}
 				count(n)
 				select {
-				case <-time.After(time.Duration(rng.n(int(3 * ttl)))):
+				case <-time.After(rng.upTo(3*ttl)):
 				case <-r.Lost():
 				case <-dies.Done():
 				}
