@@ -941,7 +941,7 @@ func process(t *testing.T, store quota.Store, rng *lockedRand, count func(int)) 
 				}
 				count(n)
 				select {
-				case <-time.After(rng.upTo(3*ttl)):
+				case <-time.After(rng.upTo(3 * ttl)):
 				case <-r.Lost():
 				case <-dies.Done():
 				}
