@@ -308,7 +308,8 @@ func (a *auditor) settled() {
 	for _, k := range a.substituted {
 		added := a.added(k)
 		for i, o := range k.ops {
-			if added[i] != o.once && added[i] != o.twice && a.first == "" {
+			lapses := o.charge.Op == quota.OpHold && added[i] == 0 // it charges nothing, and may have been on the fallback alone
+			if added[i] != o.once && added[i] != o.twice && !lapses && a.first == "" {
 				a.first = fmt.Sprintf("%s, with this event: %s\n%s\n\tthen %s\n\twant %s", strings.TrimSpace(showSome(k.cs)), k.event, answer(k.ds[:min(len(k.ds), 4)], nil), count(k, added), want)
 			}
 		}

@@ -73,6 +73,7 @@
 // A wrapper may decide in the store's place and say so by Decision.Source. The suite tests the calls that the store answered. Of
 // a call that is [quota.FromFallback] it demands that the store is charged once for the tokens that it tells, by the end of
 // Close, and at most once more, where the call reached the store and the reply was lost; a request id does not make these one.
+// Tokens that such a call holds may be held in the store, or lapse where they are.
 //
 // # Processes, and the race detector
 //

@@ -113,7 +113,7 @@ func overRueidis(addrs []string, cluster bool) func(testing.TB, dialer) func(con
 func inMemoryWithFallback(t *testing.T, n int64) {
 	var exempt []conformance.Exemption
 	if n > 1 {
-		for _, rule := range []string{"S1", "S2", "S3", "S5", "C2", "C3/repeats", "C3/shadows", "C3/up to"} {
+		for _, rule := range []string{"S1", "S2", "S3", "S5", "C2", "C3/repeats", "C3/clock steps back", "C3/shadows", "C3/alternatives", "C3/up to", "C3/holds"} {
 			exempt = append(exempt, conformance.Exemption{Rule: rule, Reason: "of some limits one of several instances has no share"})
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -367,7 +368,7 @@ func Algorithms() []Algorithm {
 			next.B *= unit
 			return next, v
 		})},
-		{"the list has no end", "A10", "the list within MaxTail", "want: at most 8256", listing(func(given []int64, s *quota.State, _ quota.Micros) {
+		{"the list has no end", "A10", "the list within MaxTail", "want: at most " + strconv.Itoa(quota.MaxTail), listing(func(given []int64, s *quota.State, _ quota.Micros) {
 			s.Tail = append(slices.Clone(given), s.Tail[len(s.Tail)-2:]...)
 		})},
 		{"denies everything", "A11", "Remaining is the most that can be taken", "a peek of the capacity on the zero State", answered(func(r quota.Request, v *quota.Verdict) {
