@@ -66,7 +66,7 @@ func (r *remote) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.D
 	}
 	r.calls = append(r.calls, cs...)
 	k, _ := ctx.Value(takerKey{}).(*taker)
-	if k != nil {
+	if k != nil && (k.refunds || cs[0].Op != quota.OpRefund) { // the lease gives back when the caller may have its answer
 		k.sent, k.asked, k.untold = cs[0].Cost, time.Now(), 0
 	}
 	r.mu.Unlock()
