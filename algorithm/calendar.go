@@ -83,28 +83,8 @@ func (c *calendar) Decide(s quota.State, r quota.Request, now quota.Micros) (quo
 		}
 	}
 
-	v.Allowed = true
-	kept := count
-	switch r.Op {
-	case quota.OpUpTo:
-		r = r.Taking(c.limit - count)
-		fallthrough
-	case quota.OpTake, quota.OpPeek:
-		if need := r.Need(); need > c.limit {
-			v.Allowed, v.RetryAfter = false, forever
-		} else if count+need > c.limit {
-			v.Allowed, v.RetryAfter = false, quota.Micros(end-t)
-		} else if r.Op == quota.OpTake {
-			kept += r.Cost
-		}
-	case quota.OpDebit:
-		kept = min(kept+min(r.Cost, maxHeld), maxHeld)
-	case quota.OpRefund:
-		if int64(r.Arg) >= start {
-			kept = max(kept-r.Cost, 0)
-		}
-	case quota.OpReset:
-		kept = 0
+	kept := inWindow(r, c.limit, count, start, end, t, &v)
+	if r.Op == quota.OpReset {
 		v.Write = !s.IsZero()
 	}
 	switch {

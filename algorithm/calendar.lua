@@ -12,25 +12,7 @@ if u > 0 then
   if a - now > 1000000 then changed, a, c = true, start, fin end
   if b > 0 and now < c then start, fin, count = a, c, min(b, most) end
 end
-if op == 6 then
-  cost = max(min(cost, p1 - count - keep), at)
-  op = 0
-end
-local allowed, kept = true, count
-if op <= 1 then
-  local need = cost + keep
-  if need > p1 or count + need > p1 then
-    allowed = false
-  elseif op == 0 then
-    kept = count + cost
-  end
-elseif op == 2 then
-  kept = min(kept + min(cost, most), most)
-elseif op == 3 then
-  if at >= start then kept = max(kept - cost, 0) end
-else
-  kept, changed = 0, u > 0
-end
+INWINDOW
 if kept ~= count then
   local is = fin - start
   if kept > count and count > 0 and (is > 2 * length or 2 * is < length) then

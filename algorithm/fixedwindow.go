@@ -16,7 +16,6 @@ type fixedWindow struct {
 	window    int64 // µs
 	offset    int64 // µs, below window: windows begin so long after whole multiples of window
 	fromFirst bool  // a window begins at a first charge
-	most      int64 // the largest count
 }
 
 // FixedWindow returns a rule of limit tokens in each window. Windows are aligned to the Unix epoch, so a
@@ -61,7 +60,7 @@ func newFixedWindow(limit int64, window, offset time.Duration, fromFirst bool) (
 	if offset < 0 || offset >= window || offset%time.Microsecond != 0 {
 		return nil, invalid("offset is %v; accepted: whole microseconds from 0 to less than the window, %v", offset, window)
 	}
-	return &fixedWindow{limit: limit, window: w, offset: offset.Microseconds(), fromFirst: fromFirst, most: maxHeld}, nil
+	return &fixedWindow{limit: limit, window: w, offset: offset.Microseconds(), fromFirst: fromFirst}, nil
 }
 
 // windowMicros checks the arguments of the window rules, and returns the window in µs.
@@ -75,9 +74,9 @@ func (f *fixedWindow) Spec() quota.Spec {
 		rule, fromFirst = quota.Rule{'f', 'f', '1'}, 1
 	}
 	return quota.Spec{
-		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: f.most - f.limit,
+		Rule: rule, Unit: f.window, Capacity: f.limit, Debt: maxHeld - f.limit,
 		Window: time.Duration(f.window) * time.Microsecond,
-		Params: [8]int64{f.limit, f.most, fromFirst, f.offset},
+		Params: [8]int64{f.limit, maxHeld, fromFirst, f.offset},
 	}
 }
 
@@ -93,33 +92,13 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 			}
 		}
 		if s.B > 0 && t < s.A+s.Unit {
-			start, unit, count = s.A, s.Unit, min(s.B, f.most)
+			start, unit, count = s.A, s.Unit, min(s.B, maxHeld)
 		}
 	}
 	end := start + unit
 
-	v.Allowed = true
-	kept := count
-	switch r.Op {
-	case quota.OpUpTo:
-		r = r.Taking(f.limit - count)
-		fallthrough
-	case quota.OpTake, quota.OpPeek:
-		if need := r.Need(); need > f.limit {
-			v.Allowed, v.RetryAfter = false, forever
-		} else if count+need > f.limit {
-			v.Allowed, v.RetryAfter = false, quota.Micros(end-t)
-		} else if r.Op == quota.OpTake {
-			kept += r.Cost
-		}
-	case quota.OpDebit:
-		kept = min(kept+min(r.Cost, f.most), f.most)
-	case quota.OpRefund:
-		if int64(r.Arg) >= start {
-			kept = max(kept-r.Cost, 0)
-		}
-	case quota.OpReset:
-		kept = 0
+	kept := inWindow(r, f.limit, count, start, end, t, &v)
+	if r.Op == quota.OpReset {
 		v.Write = !s.IsZero()
 	}
 	switch {
@@ -139,6 +118,34 @@ func (f *fixedWindow) Decide(s quota.State, r quota.Request, now quota.Micros) (
 		v.ResetAfter = quota.Micros(end - t)
 	}
 	return s, v
+}
+
+// inWindow decides a request at t in a window from start to end that has count tokens, and returns how many it has then.
+func inWindow(r quota.Request, limit, count, start, end, t int64, v *quota.Verdict) (kept int64) {
+	v.Allowed = true
+	kept = count
+	switch r.Op {
+	case quota.OpUpTo:
+		r = r.Taking(limit - count)
+		fallthrough
+	case quota.OpTake, quota.OpPeek:
+		if need := r.Need(); need > limit {
+			v.Allowed, v.RetryAfter = false, forever
+		} else if count+need > limit {
+			v.Allowed, v.RetryAfter = false, quota.Micros(end-t)
+		} else if r.Op == quota.OpTake {
+			kept += r.Cost
+		}
+	case quota.OpDebit:
+		kept = min(kept+min(r.Cost, maxHeld), maxHeld)
+	case quota.OpRefund:
+		if int64(r.Arg) >= start {
+			kept = max(kept-r.Cost, 0)
+		}
+	case quota.OpReset:
+		kept = 0
+	}
+	return kept
 }
 
 // start returns when the window of a first charge at t begins.

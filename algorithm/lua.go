@@ -1,6 +1,9 @@
 package algorithm
 
-import _ "embed"
+import (
+	_ "embed"
+	"strings"
+)
 
 // The same rules in Lua, see driver.Scripted. Where the two differ, the Go is right.
 var (
@@ -11,9 +14,11 @@ var (
 	//go:embed slidinglog.lua
 	slidingLogLua string
 	//go:embed fixedwindow.lua
-	fixedWindowLua string
+	fixedWindowText string
 	//go:embed calendar.lua
-	calendarLua string
+	calendarText string
+	//go:embed inwindow.lua
+	inWindowText string
 	//go:embed stateless.lua
 	statelessLua string
 	//go:embed held.lua
@@ -21,6 +26,11 @@ var (
 	//go:embed pool.lua
 	poolLua string
 )
+
+var fixedWindowLua, calendarLua = inWindowLua(fixedWindowText), inWindowLua(calendarText)
+
+// inWindowLua returns the Lua of a rule whose windows have one count, with the part that such rules share.
+func inWindowLua(text string) string { return strings.Replace(text, "INWINDOW\n", inWindowText, 1) }
 
 // Lua returns the rule's Lua, see driver.Scripted.
 func (*tokenBucket) Lua() string { return tokenBucketLua }
