@@ -61,6 +61,14 @@ func begin(cs []Charge, ds []Decision) *observed {
 	return o
 }
 
+// observe returns the call of a list that begins now, or nil where the charger has no observers.
+func (ch *Charger) observe(cs []Charge, ds []Decision) *observed {
+	if ch.observer == nil {
+		return nil
+	}
+	return begin(cs, ds)
+}
+
 // beginOne returns the call of a charge that begins now. The charge is then o.charge[0].
 func beginOne(c *Charge) *observed {
 	o := begin(nil, nil)
@@ -87,8 +95,12 @@ func (o *observed) waits() (end func()) {
 	return func() { o.Waited += now() - from }
 }
 
-// over tells the observers of the outcome of a call whose limiter has a limit of its own, or nil. o must not be used any more.
+// over tells the observers of the outcome of a call whose limiter has a limit of its own, or nil. o must not be used any more; nil
+// is told to none.
 func (ch *Charger) over(ctx context.Context, own *Limit, o *observed, err error) {
+	if o == nil {
+		return
+	}
 	if ch.observer != nil {
 		o.end(own, err)
 		ch.observer(ctx, &o.Call)

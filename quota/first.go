@@ -44,14 +44,9 @@ func (ch *Charger) first(ctx context.Context, own *Limit, lists [][]Charge) (Res
 		}
 	}
 	ds := make([]Decision, len(cs))
-	var o *observed
-	if ch.observer != nil {
-		o = begin(cs, ds)
-	}
+	o := ch.observe(cs, ds)
 	err := ch.takeFirst(ctx, own, cs, ds, o)
-	if o != nil {
-		ch.over(ctx, own, o, err)
-	}
+	ch.over(ctx, own, o, err)
 	if err != nil {
 		return Result{}, err
 	}

@@ -243,16 +243,8 @@ func (k *keeper) run() {
 
 // sleep returns after a time, or when the first task is another one.
 func (k *keeper) sleep(from time.Time, d time.Duration) {
-	var due <-chan time.Time
-	if k.ch.clock != nil {
-		timer, stop := k.ch.clock.After(from, d)
-		defer stop()
-		due = timer
-	} else {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		due = timer.C
-	}
+	due, stop := k.ch.after(from, d)
+	defer stop()
 	select {
 	case <-due:
 	case <-k.changed:
@@ -465,10 +457,7 @@ func (k *keeper) close() {
 // send has a list decided, in a call of its own that observers are told of.
 func (ch *Charger) send(ctx context.Context, cs []Charge) (ds []Decision, err error) {
 	ds = make([]Decision, len(cs))
-	var o *observed
-	if ch.observer != nil {
-		o = begin(cs, ds)
-	}
+	o := ch.observe(cs, ds)
 	func() {
 		defer func() {
 			if v := recover(); v != nil {
@@ -479,9 +468,7 @@ func (ch *Charger) send(ctx context.Context, cs []Charge) (ds []Decision, err er
 			err = ch.chargeAll(ctx, cs, ds, o)
 		}
 	}()
-	if o != nil {
-		ch.over(ctx, nil, o, err)
-	}
+	ch.over(ctx, nil, o, err)
 	return ds, err
 }
 

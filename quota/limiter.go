@@ -254,11 +254,7 @@ func (l *Limiter) ChargeAll(ctx context.Context, charges ...Charge) (Result, err
 func (ch *Charger) list(ctx context.Context, own *Limit, charges []Charge) (Result, []Charge, error) {
 	cs := slices.Clone(charges)
 	ds := make([]Decision, len(cs))
-	if ch.observer == nil {
-		r, err := ch.doAll(ctx, own, cs, ds, nil)
-		return r, cs, err
-	}
-	o := begin(cs, ds)
+	o := ch.observe(cs, ds)
 	r, err := ch.doAll(ctx, own, cs, ds, o)
 	ch.over(ctx, own, o, err)
 	return r, cs, err

@@ -101,18 +101,13 @@ func (l *Limiter) Reserve(ctx context.Context, charges ...Charge) (*Reservation,
 func (ch *Charger) reserve(ctx context.Context, own *Limit, charges []Charge) (*Reservation, error) {
 	cs := slices.Clone(charges)
 	ds := make([]Decision, len(cs))
-	var o *observed
-	if ch.observer != nil {
-		o = begin(cs, ds)
-	}
+	o := ch.observe(cs, ds)
 	sent := ch.time()
 	unnamed, err := ch.fillHolds(own, cs)
 	if err == nil {
 		err = ch.chargeAll(ctx, cs, ds, o)
 	}
-	if o != nil {
-		ch.over(ctx, own, o, err)
-	}
+	ch.over(ctx, own, o, err)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +172,7 @@ func (ch *Charger) reservation(own *Limit, unnamed uint64, cs []Charge, ds []Dec
 	id := "reserve/" + cs[0].ID
 	if cs[0].ID == "" {
 		id = "reserve:" + rand.Text() // an id of a program cannot be mistaken for it: that would have a slash
-	} else if len(id) > maxID-len("/9223372036854775807") {
+	} else if len(id) > maxReservationID {
 		id = "reserve/" + correctionID(cs[0].ID)
 	}
 	r.divide(id)
@@ -197,6 +192,9 @@ func (ch *Charger) reservation(own *Limit, unnamed uint64, cs []Charge, ds []Dec
 	}
 	return r
 }
+
+// maxReservationID is the longest id of a reservation, in bytes: request ids add the number of a turn.
+const maxReservationID = maxID - len("/9223372036854775807")
 
 // divide makes the parts of a reservation, with one id for all: ids count within their group.
 func (r *Reservation) divide(id string) {

@@ -150,7 +150,7 @@ func (ch *Charger) resume(ctx context.Context, own *Limit, text []byte, limits [
 	if t.Version != reservationVersion {
 		return nil, invalid("version of a reservation's text", t.Version, fmt.Sprint(reservationVersion))
 	}
-	if len(t.ID) > maxID-len("/9223372036854775807") || !utf8.ValidString(t.ID) {
+	if len(t.ID) > maxReservationID || !utf8.ValidString(t.ID) {
 		return nil, invalid("id of a reservation's text", t.ID, "that of MarshalText")
 	}
 	r := &Reservation{Result: Result{Granted: true}, ch: ch, own: own}

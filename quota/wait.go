@@ -497,16 +497,8 @@ func (ch *Charger) pause(ctx context.Context, w *waiting, from time.Time, after,
 	}
 	longest -= rand.N(longest / 2).Truncate(time.Microsecond) // the store counts whole ones
 	after = min(after, longest)
-	var due <-chan time.Time
-	if ch.clock != nil {
-		timer, stop := ch.clock.After(from, after)
-		defer stop()
-		due = timer
-	} else {
-		timer := time.NewTimer(after)
-		defer timer.Stop()
-		due = timer.C
-	}
+	due, stop := ch.after(from, after)
+	defer stop()
 	select {
 	case <-due:
 	case <-w.turn:
@@ -514,6 +506,15 @@ func (ch *Charger) pause(ctx context.Context, w *waiting, from time.Time, after,
 		return false
 	}
 	return true
+}
+
+// after returns a timer that is due when a time has passed since from, by the clock that waiting callers follow.
+func (ch *Charger) after(from time.Time, d time.Duration) (due <-chan time.Time, stop func()) {
+	if ch.clock != nil {
+		return ch.clock.After(from, d)
+	}
+	timer := time.NewTimer(d)
+	return timer.C, func() { timer.Stop() }
 }
 
 // clocked is driver.Clocked: a store of tests, whose time waiting callers follow.
