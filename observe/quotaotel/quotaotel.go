@@ -1,19 +1,18 @@
 package quotaotel
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"reflect"
 	"sync"
 	"sync/atomic"
-	"unique"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/fleetquota/fleetquota/backend"
+	"github.com/fleetquota/fleetquota/observe/internal/calls"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -41,26 +40,13 @@ type Telemetry struct {
 	decisions, tokens, never, failures       metric.Int64Counter
 	durations, utilization, retryAfter, wait metric.Float64Histogram
 
-	limits     atomic.Pointer[map[unique.Handle[string]]*limitOptions] // by name; a map does not change once it is here
+	limits     calls.Limits[limitOptions]
 	other      *limitOptions
 	failed     sync.Map // of string, a class: the []metric.AddOption of an error
-	durationOf [unknown + 2][]metric.RecordOption
+	durationOf [calls.Sources][]metric.RecordOption
 
-	mu       sync.Mutex // held while limits is replaced, and guards the fields below
-	chargers []watched
+	watched calls.Watched
 }
-
-// watched is a limiter or charger whose store is asked for its numbers.
-type watched interface {
-	Store() quota.Store
-	Waiting() int
-}
-
-// unknown is the number of a source that this release does not know, and noSource that of a call that failed.
-const (
-	unknown  = int(quota.FromLease) + 1
-	noSource = unknown + 1
-)
 
 // New returns telemetry of no call. An option that is not accepted is [quota.ErrInvalid]; other errors are the provider's.
 func New(o *Options) (*Telemetry, error) {
@@ -86,18 +72,10 @@ func New(o *Options) (*Telemetry, error) {
 		return nil, fmt.Errorf("quotaotel: %w", err)
 	}
 	t.other = newLimitOptions("other")
-	t.limits.Store(&map[unique.Handle[string]]*limitOptions{})
 	for i := range t.durationOf {
-		t.durationOf[i] = []metric.RecordOption{metric.WithAttributes(attribute.String("fleetquota.source", sourceName(i)))}
+		t.durationOf[i] = []metric.RecordOption{metric.WithAttributes(attribute.String("fleetquota.source", calls.Source(i).String()))}
 	}
 	return t, nil
-}
-
-func sourceName(i int) string {
-	if i == noSource {
-		return "none"
-	}
-	return quota.Source(i).String()
 }
 
 // instruments makes the instruments, and the callback of those that are read.
@@ -160,93 +138,44 @@ func (t *Telemetry) Watch(limiter interface {
 	Store() quota.Store
 	Waiting() int
 }) {
-	w := watched(limiter)
-	if l, ok := limiter.(*quota.Limiter); ok {
-		w = l.Charger // limiters of one charger share its waiting callers
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, known := range t.chargers {
-		if known == w {
-			return
-		}
-	}
-	t.chargers = append(t.chargers, w)
+	t.watched.Add(limiter)
 }
 
 // read tells an observer the numbers of this moment.
 func (t *Telemetry) read(observer metric.Observer, waiters metric.Int64Observable, of map[driver.Metric]metric.Int64Observable) {
-	t.mu.Lock()
-	chargers := t.chargers[:len(t.chargers):len(t.chargers)]
-	t.mu.Unlock()
-	waiting, sums, stores := 0, map[driver.Reading]int64{}, map[quota.Store]bool{}
-	for _, c := range chargers {
-		waiting += c.Waiting()
-		store := c.Store()
-		if reflect.TypeOf(store).Comparable() {
-			if stores[store] {
-				continue
-			}
-			stores[store] = true
-		}
-		for _, r := range backend.Readings(store) {
-			value := r.Value
-			r.Value = 0
-			sums[r] += value
-		}
-	}
-	observer.ObserveInt64(waiters, int64(waiting))
-	for r, value := range sums {
-		store := "primary"
-		if r.Fallback {
-			store = "fallback"
-		}
-		attributes := []attribute.KeyValue{attribute.String("fleetquota.store", store)}
+	observer.ObserveInt64(waiters, int64(t.watched.Waiting()))
+	for _, r := range t.watched.Readings() {
+		attributes := []attribute.KeyValue{attribute.String("fleetquota.store", calls.StoreName(r))}
 		if r.Metric.ByNode() {
 			attributes = append(attributes, attribute.String("fleetquota.node", r.Node))
 		}
 		if r.Metric == driver.MetricServers {
 			attributes = append(attributes, attribute.String("fleetquota.server.kind", r.Server), attribute.String("fleetquota.server.version", r.Version))
 		}
-		observer.ObserveInt64(of[r.Metric], value, metric.WithAttributes(attributes...))
+		observer.ObserveInt64(of[r.Metric], r.Value, metric.WithAttributes(attributes...))
 	}
 }
 
 // limitOptions are the options of measurements of a limit. They are made once, for each costs an allocation.
 type limitOptions struct {
-	name                        string
-	plain                       []metric.RecordOption
-	never                       []metric.AddOption
-	charged, returned, replayed []metric.AddOption
-	denied, shadowDenied        []metric.AddOption
-	decisions                   [ops][len(outcomes)][unknown + 2]atomic.Pointer[[]metric.AddOption]
+	name      string
+	plain     []metric.RecordOption
+	never     []metric.AddOption
+	tokens    [calls.KindsOfToken][]metric.AddOption
+	decisions [ops][calls.Outcomes][calls.Sources]atomic.Pointer[[]metric.AddOption]
 }
 
 // ops is how many operations have options of their own. An operation of a refused call is any number: those above have the last.
 const ops = 16
 
-// outcomes of a charge.
-const (
-	allowed = iota
-	denied
-	notMade
-	shadowDenied
-	failed
-	refused
-)
-
-var outcomes = [...]string{"allowed", "denied", "not_made", "shadow_denied", "error", "refused"}
-
 func newLimitOptions(name string) *limitOptions {
 	limit := attribute.String("fleetquota.limit", name)
-	of := func(outcome string) []metric.AddOption {
-		return []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(limit, attribute.String("fleetquota.outcome", outcome)))}
-	}
 	plain := metric.WithAttributeSet(attribute.NewSet(limit))
-	return &limitOptions{
-		name: name, plain: []metric.RecordOption{plain}, never: []metric.AddOption{plain},
-		charged: of("charged"), returned: of("returned"), replayed: of("replayed"), denied: of("denied"), shadowDenied: of("shadow_denied"),
+	l := &limitOptions{name: name, plain: []metric.RecordOption{plain}, never: []metric.AddOption{plain}}
+	for k := calls.NoTokens + 1; k < calls.KindsOfToken; k++ {
+		l.tokens[k] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(limit, attribute.String("fleetquota.outcome", k.String())))}
 	}
+	return l
 }
 
 // limit returns the options of a limit, which is nil or not valid in a refused call.
@@ -254,36 +183,21 @@ func (t *Telemetry) limit(l *quota.Limit) *limitOptions {
 	if l == nil || l.Err() != nil {
 		return t.other
 	}
-	if known := (*t.limits.Load())[l.Handle()]; known != nil {
+	if known := t.limits.Find(l); known != nil {
 		return known
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	all := *t.limits.Load()
-	if known := all[l.Handle()]; known != nil {
-		return known
-	}
-	if len(all) >= t.maxLimits {
-		return t.other
-	}
-	grown := make(map[unique.Handle[string]]*limitOptions, len(all)+1)
-	for k, v := range all {
-		grown[k] = v
-	}
-	grown[l.Handle()] = newLimitOptions(l.Name())
-	t.limits.Store(&grown)
-	return grown[l.Handle()]
+	return cmp.Or(t.limits.Add(l, t.maxLimits, func() *limitOptions { return newLimitOptions(l.Name()) }), t.other)
 }
 
 // decision counts a charge.
-func (t *Telemetry) decision(ctx context.Context, limit *limitOptions, op quota.Op, outcome, source int) {
+func (t *Telemetry) decision(ctx context.Context, limit *limitOptions, op quota.Op, outcome calls.Outcome, source calls.Source) {
 	op = min(op, ops-1)
 	cached := &limit.decisions[op][outcome][source]
 	options := cached.Load()
 	if options == nil {
 		options = &[]metric.AddOption{metric.WithAttributeSet(attribute.NewSet(
 			attribute.String("fleetquota.limit", limit.name), attribute.String("fleetquota.op", op.String()),
-			attribute.String("fleetquota.outcome", outcomes[outcome]), attribute.String("fleetquota.source", sourceName(source))))}
+			attribute.String("fleetquota.outcome", outcome.String()), attribute.String("fleetquota.source", source.String())))}
 		cached.Store(options)
 	}
 	t.decisions.Add(ctx, 1, *options...)
@@ -298,9 +212,9 @@ func (t *Telemetry) Observe(ctx context.Context, c *quota.Call) {
 	}
 	decided, decider := &c.Charges[c.Decider], &c.Decisions[c.Decider]
 	for i := range c.Charges {
-		t.charge(ctx, &c.Charges[i], &c.Decisions[i], c.Granted && c.Decisions[i].Alternative == decider.Alternative, c.Granted)
+		t.charge(ctx, &c.Charges[i], &c.Decisions[i], calls.Of(c, i))
 	}
-	t.durations.Record(ctx, c.Took.Seconds(), t.durationOf[min(int(decider.Source), unknown)]...)
+	t.durations.Record(ctx, c.Took.Seconds(), t.durationOf[calls.SourceOf(decider)]...)
 	t.waited(ctx, span, c, decided)
 	if !c.Granted && decided.Op != quota.OpPeek && span.IsRecording() {
 		attributes := []attribute.KeyValue{
@@ -327,53 +241,29 @@ func (t *Telemetry) waited(ctx context.Context, span trace.Span, c *quota.Call, 
 	}
 }
 
-// charge counts a charge and its decision. made says that its list was granted and taken, and granted that any was.
-func (t *Telemetry) charge(ctx context.Context, c *quota.Charge, d *quota.Decision, made, granted bool) {
-	limit, outcome := t.limit(c.Limit), notMade
-	switch {
-	case made && d.Allowed:
-		outcome = allowed
-		switch {
-		case d.Replayed:
-			t.tokens.Add(ctx, max(d.Charged, 0), limit.replayed...)
-		case d.Charged > 0:
-			t.tokens.Add(ctx, d.Charged, limit.charged...)
-		case d.Charged < 0:
-			t.tokens.Add(ctx, -d.Charged, limit.returned...)
-		}
-	case d.Shadow && !d.Allowed:
-		outcome = shadowDenied
-		if c.Op != quota.OpPeek {
-			t.tokens.Add(ctx, c.Cost, limit.shadowDenied...)
-		}
-	case !granted && !d.Allowed:
-		outcome = denied
-		if c.Op != quota.OpPeek {
-			t.tokens.Add(ctx, c.Cost, limit.denied...)
-		}
-		if d.RetryAfter == quota.Never {
-			t.never.Add(ctx, 1, limit.never...)
-		} else {
-			t.retryAfter.Record(ctx, d.RetryAfter.Seconds(), limit.plain...)
-		}
+// charge counts a charge and its decision.
+func (t *Telemetry) charge(ctx context.Context, c *quota.Charge, d *quota.Decision, is calls.Charge) {
+	limit := t.limit(c.Limit)
+	if is.Tokens != calls.NoTokens {
+		t.tokens.Add(ctx, is.Count, limit.tokens[is.Tokens]...)
 	}
-	t.decision(ctx, limit, c.Op, outcome, min(int(d.Source), unknown))
-	switch d.Source {
-	case quota.FromOpen, quota.FromClosed: // which know nothing of the key
+	switch {
+	case is.Outcome != calls.Denied:
+	case d.RetryAfter == quota.Never:
+		t.never.Add(ctx, 1, limit.never...)
 	default:
-		if c.Op != quota.OpPeek && d.Capacity > 0 {
-			t.utilization.Record(ctx, 1-float64(d.Remaining)/float64(d.Capacity), limit.plain...)
-		}
+		t.retryAfter.Record(ctx, d.RetryAfter.Seconds(), limit.plain...)
+	}
+	t.decision(ctx, limit, c.Op, is.Outcome, calls.SourceOf(d))
+	if used, ok := calls.Utilization(c, d); ok {
+		t.utilization.Record(ctx, used, limit.plain...)
 	}
 }
 
 // fail counts a call that failed.
 func (t *Telemetry) fail(ctx context.Context, span trace.Span, c *quota.Call) {
-	outcome := failed
-	if c.Refused {
-		outcome = refused
-	} else {
-		t.durations.Record(ctx, c.Took.Seconds(), t.durationOf[noSource]...)
+	if !c.Refused {
+		t.durations.Record(ctx, c.Took.Seconds(), t.durationOf[calls.NoSource]...)
 	}
 	class := driver.Class(c.Err)
 	options, ok := t.failed.Load(class)
@@ -382,7 +272,7 @@ func (t *Telemetry) fail(ctx context.Context, span trace.Span, c *quota.Call) {
 	}
 	t.failures.Add(ctx, 1, options.([]metric.AddOption)...)
 	for i := range c.Charges {
-		t.decision(ctx, t.limit(c.Charges[i].Limit), c.Charges[i].Op, outcome, noSource)
+		t.decision(ctx, t.limit(c.Charges[i].Limit), c.Charges[i].Op, calls.OfError(c), calls.NoSource)
 	}
 	if len(c.Charges) > 0 {
 		t.waited(ctx, span, c, &c.Charges[0])

@@ -46,20 +46,20 @@
 package quotaprom
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
-	"unique"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fleetquota/fleetquota/backend"
+	"github.com/fleetquota/fleetquota/observe/internal/calls"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -103,15 +103,14 @@ type Metrics struct {
 	decisions, tokens, never      *prometheus.CounterVec
 	utilization, retryAfter, wait *prometheus.HistogramVec
 	failures                      *prometheus.CounterVec
-	errors                        [len(classes)]prometheus.Counter
-	durations                     [sources]*latency
+	errors                        map[string]prometheus.Counter // by driver.Class
+	durations                     [calls.Sources]*latency
 
-	limits    atomic.Pointer[map[unique.Handle[string]]*limitSeries] // by name; a map does not change once it is here
+	limits    calls.Limits[limitSeries]
 	other     *limitSeries
 	tenants   atomic.Pointer[map[string]bool]
-	mu        sync.Mutex // held while these are replaced, and guards the fields below
-	stores    []quota.Store
-	waiters   []Limiter
+	mu        sync.Mutex // held while maps of tenants and decisions are replaced
+	watched   calls.Watched
 	waiting   *prometheus.Desc
 	up        *prometheus.Desc
 	ofMetrics map[driver.Metric]*prometheus.Desc
@@ -123,42 +122,6 @@ type Limiter interface {
 	Waiting() int
 }
 
-// sources is how many labels source there are: those of quota.Source, unknown, and none.
-const (
-	sources       = int(quota.FromLease) + 3
-	unknownSource = sources - 2
-	noSource      = sources - 1
-)
-
-func sourceName(i int) string {
-	if i == noSource {
-		return "none"
-	}
-	return quota.Source(i).String()
-}
-
-// outcomes of a charge.
-const (
-	allowed = iota
-	denied
-	notMade
-	shadowDenied
-	failed
-	refused
-)
-
-var outcomeNames = [...]string{"allowed", "denied", "not_made", "shadow_denied", "error", "refused"}
-
-// classes are the values of the label class, and the errors that they stand for, the first one that an error carries.
-var classes = [...]struct {
-	name string
-	err  error
-}{
-	{"invalid", quota.ErrInvalid}, {"indeterminate", quota.ErrIndeterminate}, {"unavailable", quota.ErrUnavailable}, {"overloaded", quota.ErrOverloaded},
-	{"misconfigured", quota.ErrMisconfigured}, {"conflict", quota.ErrConflict}, {"cross_slot", quota.ErrCrossSlot}, {"closed", quota.ErrClosed},
-	{"canceled", context.Canceled}, {"deadline", context.DeadlineExceeded}, {"other", nil},
-}
-
 // New returns metrics of no call. It panics where an option is negative, as prometheus.MustRegister does.
 func New(o *Options) *Metrics {
 	if o == nil {
@@ -167,7 +130,7 @@ func New(o *Options) *Metrics {
 	if o.MaxLimits < 0 || o.MaxTenants < 0 || o.HealthTimeout < 0 {
 		panic(fmt.Sprintf("quotaprom: Options are %d limits, %d tenants and a timeout of %v; accepted: 0 or more", o.MaxLimits, o.MaxTenants, o.HealthTimeout))
 	}
-	m := &Metrics{o: *o, ofMetrics: map[driver.Metric]*prometheus.Desc{}}
+	m := &Metrics{o: *o, errors: map[string]prometheus.Counter{}, ofMetrics: map[driver.Metric]*prometheus.Desc{}}
 	if m.o.MaxLimits == 0 {
 		m.o.MaxLimits = DefaultMaxLimits
 	}
@@ -199,10 +162,10 @@ func New(o *Options) *Metrics {
 		[]float64{0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600})
 	duration := prometheus.NewDesc("fleetquota_decision_duration_seconds", "The time of calls that asked the store, without waits for quota.", []string{"source"}, nil)
 	for i := range m.durations {
-		m.durations[i] = newLatency(duration, pair("source", sourceName(i)))
+		m.durations[i] = newLatency(duration, pair("source", calls.Source(i).String()))
 	}
-	for i := range classes {
-		m.errors[i] = m.failures.WithLabelValues(classes[i].name)
+	for class := range driver.Classes() {
+		m.errors[class] = m.failures.WithLabelValues(class)
 	}
 	m.waiting = prometheus.NewDesc("fleetquota_waiters", "Calls of Wait and WaitAll that wait now.", nil, nil)
 	m.up = prometheus.NewDesc("fleetquota_server_up", "1 if the servers of the stores answered the scrape's question for their health, else 0.", nil, nil)
@@ -219,7 +182,6 @@ func New(o *Options) *Metrics {
 		}
 		m.ofMetrics[metric] = prometheus.NewDesc(name, metric.Help(), labels, nil)
 	}
-	m.limits.Store(&map[unique.Handle[string]]*limitSeries{})
 	m.tenants.Store(&map[string]bool{})
 	m.other = m.newLimit("other")
 	return m
@@ -227,39 +189,10 @@ func New(o *Options) *Metrics {
 
 // Watch has scrapes tell the numbers of a limiter's store and policies, and its waiting callers, from now on. Of several limiters
 // and chargers the numbers are added up; a store that they share is told once.
-func (m *Metrics) Watch(l Limiter) {
-	// Limiters of one charger share its waiting callers.
-	if limiter, ok := l.(*quota.Limiter); ok {
-		l = limiter.Charger
-	}
-	m.mu.Lock()
-	for _, known := range m.waiters {
-		if same(known, l) {
-			m.mu.Unlock()
-			return
-		}
-	}
-	m.waiters = append(m.waiters, l)
-	m.mu.Unlock()
-	m.WatchStore(l.Store())
-}
+func (m *Metrics) Watch(l Limiter) { m.watched.Add(l) }
 
 // WatchStore has scrapes tell the numbers of a store and the policies around it from now on. It is for stores without a limiter.
-func (m *Metrics) WatchStore(s quota.Store) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, known := range m.stores {
-		if same(known, s) {
-			return
-		}
-	}
-	m.stores = append(m.stores, s)
-}
-
-// same reports whether two values are one.
-func same(a, b any) bool {
-	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
-}
+func (m *Metrics) WatchStore(s quota.Store) { m.watched.AddStore(s) }
 
 // limitSeries are the series of a limit.
 type limitSeries struct {
@@ -272,11 +205,15 @@ type limitSeries struct {
 
 // chargeSeries are the series of a limit and tenant.
 type chargeSeries struct {
-	charged, returned, replayed, denied, shadowDenied prometheus.Counter
-	decisions                                         atomic.Pointer[map[decisionKey]prometheus.Counter] // a map does not change once it is here
+	tokens    [calls.KindsOfToken]prometheus.Counter
+	decisions atomic.Pointer[map[decisionKey]prometheus.Counter] // a map does not change once it is here
 }
 
-type decisionKey struct{ op, outcome, source uint8 }
+type decisionKey struct {
+	op      quota.Op
+	outcome calls.Outcome
+	source  calls.Source
+}
 
 func (m *Metrics) newLimit(name string) *limitSeries {
 	s := &limitSeries{
@@ -292,10 +229,10 @@ func (m *Metrics) newLimit(name string) *limitSeries {
 }
 
 func (m *Metrics) newCharges(limit string, tenant []string) *chargeSeries {
-	counter := func(outcome string) prometheus.Counter {
-		return m.tokens.WithLabelValues(append(tenant[:len(tenant):len(tenant)], limit, outcome)...)
+	s := &chargeSeries{}
+	for k := calls.NoTokens + 1; k < calls.KindsOfToken; k++ {
+		s.tokens[k] = m.tokens.WithLabelValues(append(tenant[:len(tenant):len(tenant)], limit, k.String())...)
 	}
-	s := &chargeSeries{charged: counter("charged"), returned: counter("returned"), replayed: counter("replayed"), denied: counter("denied"), shadowDenied: counter("shadow_denied")}
 	s.decisions.Store(&map[decisionKey]prometheus.Counter{})
 	return s
 }
@@ -305,28 +242,16 @@ func (m *Metrics) limit(l *quota.Limit) *limitSeries {
 	if l == nil || l.Err() != nil {
 		return m.other
 	}
-	limits := *m.limits.Load()
-	s := limits[l.Handle()]
-	switch {
-	case s != nil:
-		return s
-	case len(limits) >= m.o.MaxLimits:
-		return m.other
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	limits = *m.limits.Load()
-	if s := limits[l.Handle()]; s != nil {
+	if s := m.limits.Find(l); s != nil {
 		return s
 	}
-	if len(limits) >= m.o.MaxLimits {
-		return m.other
-	}
-	if s = m.other; l.Name() != s.name {
-		s = m.newLimit(l.Name())
-	}
-	m.limits.Store(with(limits, l.Handle(), s))
-	return s
+	s := m.limits.Add(l, m.o.MaxLimits, func() *limitSeries {
+		if l.Name() == m.other.name {
+			return m.other
+		}
+		return m.newLimit(l.Name())
+	})
+	return cmp.Or(s, m.other)
 }
 
 // with returns a copy of a map with one entry more.
@@ -381,8 +306,8 @@ func (m *Metrics) tenant(name string) string {
 }
 
 // count counts a charge.
-func (m *Metrics) count(limit *limitSeries, s *chargeSeries, c *quota.Charge, outcome, source int) {
-	k := decisionKey{uint8(c.Op), uint8(outcome), uint8(source)}
+func (m *Metrics) count(limit *limitSeries, s *chargeSeries, c *quota.Charge, outcome calls.Outcome, source calls.Source) {
+	k := decisionKey{c.Op, outcome, source}
 	counter := (*s.decisions.Load())[k]
 	if counter == nil {
 		counter = m.newDecisions(limit, s, c, k)
@@ -395,7 +320,7 @@ func (m *Metrics) newDecisions(limit *limitSeries, s *chargeSeries, c *quota.Cha
 	if m.o.Tenant != nil {
 		labels = []string{m.tenant(m.o.Tenant(c.Key))}
 	}
-	counter := m.decisions.WithLabelValues(append(labels, limit.name, c.Op.String(), outcomeNames[k.outcome], sourceName(int(k.source)))...)
+	counter := m.decisions.WithLabelValues(append(labels, limit.name, c.Op.String(), k.outcome.String(), k.source.String())...)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.decisions.Store(with(*s.decisions.Load(), k, counter))
@@ -408,76 +333,45 @@ func (m *Metrics) Observe(ctx context.Context, c *quota.Call) {
 		m.fail(ctx, c)
 		return
 	}
-	taken := c.Decisions[c.Decider].Alternative
 	for i := range c.Charges {
-		m.charge(&c.Charges[i], &c.Decisions[i], c.Granted && c.Decisions[i].Alternative == taken, c.Granted)
+		m.charge(&c.Charges[i], &c.Decisions[i], calls.Of(c, i))
 	}
 	decider := &c.Decisions[c.Decider]
-	m.durations[min(int(decider.Source), unknownSource)].observe(c.Took, m.o.Exemplar(ctx))
+	m.durations[calls.SourceOf(decider)].observe(c.Took, m.o.Exemplar(ctx))
 	if c.Waited > 0 {
 		m.limit(c.Charges[c.Decider].Limit).wait.Observe(c.Waited.Seconds())
 	}
 }
 
-// charge counts a charge and its decision. made says that its list was granted and taken, and granted that any was.
-func (m *Metrics) charge(c *quota.Charge, d *quota.Decision, made, granted bool) {
+// charge counts a charge and its decision.
+func (m *Metrics) charge(c *quota.Charge, d *quota.Decision, is calls.Charge) {
 	limit := m.limit(c.Limit)
 	s := m.charges(limit, c.Key)
-	outcome := notMade
-	switch {
-	case made && d.Allowed:
-		outcome = allowed
-		switch {
-		case d.Replayed:
-			s.replayed.Add(max(float64(d.Charged), 0))
-		case d.Charged > 0:
-			s.charged.Add(float64(d.Charged))
-		case d.Charged < 0:
-			s.returned.Add(-float64(d.Charged))
-		}
-	case d.Shadow && !d.Allowed:
-		outcome = shadowDenied
-		if c.Op != quota.OpPeek {
-			s.shadowDenied.Add(float64(c.Cost))
-		}
-	case !granted && !d.Allowed:
-		outcome = denied
-		if c.Op != quota.OpPeek {
-			s.denied.Add(float64(c.Cost))
-		}
-		if d.RetryAfter == quota.Never {
-			limit.never.Inc()
-		} else {
-			limit.retryAfter.Observe(d.RetryAfter.Seconds())
-		}
+	if is.Tokens != calls.NoTokens {
+		s.tokens[is.Tokens].Add(float64(is.Count))
 	}
-	m.count(limit, s, c, outcome, min(int(d.Source), unknownSource))
-	switch d.Source {
-	case quota.FromOpen, quota.FromClosed: // which know nothing of the key
+	switch {
+	case is.Outcome != calls.Denied:
+	case d.RetryAfter == quota.Never:
+		limit.never.Inc()
 	default:
-		if c.Op != quota.OpPeek && d.Capacity > 0 {
-			limit.utilization.Observe(1 - float64(d.Remaining)/float64(d.Capacity))
-		}
+		limit.retryAfter.Observe(d.RetryAfter.Seconds())
+	}
+	m.count(limit, s, c, is.Outcome, calls.SourceOf(d))
+	if used, ok := calls.Utilization(c, d); ok {
+		limit.utilization.Observe(used)
 	}
 }
 
 // fail counts a call that failed.
 func (m *Metrics) fail(ctx context.Context, c *quota.Call) {
-	outcome := failed
-	if c.Refused {
-		outcome = refused
-	} else {
-		m.durations[noSource].observe(c.Took, m.o.Exemplar(ctx))
+	if !c.Refused {
+		m.durations[calls.NoSource].observe(c.Took, m.o.Exemplar(ctx))
 	}
-	for i := range classes {
-		if classes[i].err == nil || errors.Is(c.Err, classes[i].err) {
-			m.errors[i].Inc()
-			break
-		}
-	}
+	m.errors[driver.Class(c.Err)].Inc()
 	for i := range c.Charges {
 		limit := m.limit(c.Charges[i].Limit)
-		m.count(limit, m.charges(limit, c.Charges[i].Key), &c.Charges[i], outcome, noSource)
+		m.count(limit, m.charges(limit, c.Charges[i].Key), &c.Charges[i], calls.OfError(c), calls.NoSource)
 	}
 	if c.Waited > 0 && len(c.Charges) > 0 {
 		m.limit(c.Charges[0].Limit).wait.Observe(c.Waited.Seconds())
@@ -510,22 +404,12 @@ func (m *Metrics) Collect(metrics chan<- prometheus.Metric) {
 	for _, l := range m.durations {
 		metrics <- l
 	}
-	m.mu.Lock()
-	stores, limiters := m.stores[:len(m.stores):len(m.stores)], m.waiters[:len(m.waiters):len(m.waiters)]
-	m.mu.Unlock()
-	waiting := 0
-	for _, l := range limiters {
-		waiting += l.Waiting()
-	}
-	metrics <- prometheus.MustNewConstMetric(m.waiting, prometheus.GaugeValue, float64(waiting))
-	if m.o.HealthTimeout > 0 && len(stores) > 0 {
+	metrics <- prometheus.MustNewConstMetric(m.waiting, prometheus.GaugeValue, float64(m.watched.Waiting()))
+	if stores := m.watched.Stores(); m.o.HealthTimeout > 0 && len(stores) > 0 {
 		metrics <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, m.ask(stores))
 	}
-	for r, value := range sums(stores) {
-		labels := []string{"primary"}
-		if r.Fallback {
-			labels[0] = "fallback"
-		}
+	for _, r := range m.watched.Readings() {
+		labels := []string{calls.StoreName(r)}
 		if r.Metric.ByNode() {
 			labels = append(labels, r.Node)
 		}
@@ -536,31 +420,8 @@ func (m *Metrics) Collect(metrics chan<- prometheus.Metric) {
 		if r.Metric.Counter() {
 			kind = prometheus.CounterValue
 		}
-		metrics <- prometheus.MustNewConstMetric(m.ofMetrics[r.Metric], kind, float64(value), labels...)
+		metrics <- prometheus.MustNewConstMetric(m.ofMetrics[r.Metric], kind, float64(r.Value), labels...)
 	}
-}
-
-// maxNodes is how many nodes of a store are told apart.
-const maxNodes = 256
-
-// sums returns the readings of stores, added up, by readings without a value.
-func sums(stores []quota.Store) map[driver.Reading]int64 {
-	all, nodes := map[driver.Reading]int64{}, map[string]bool{}
-	for _, s := range stores {
-		for _, r := range backend.Readings(s) {
-			value := r.Value
-			r.Value = 0
-			if r.Metric.ByNode() && !nodes[r.Node] {
-				if len(nodes) < maxNodes {
-					nodes[r.Node] = true
-				} else {
-					r.Node = "other"
-				}
-			}
-			all[r] += value
-		}
-	}
-	return all
 }
 
 // ask asks the servers of stores for their health, and returns 1 if all answered. A store without servers counts as well.

@@ -46,7 +46,7 @@ func (t *Observer) Report() Report {
 	now := time.Since(t.began)
 	window := int64(now / t.o.Window)
 	r := Report{Since: t.began.Add(time.Duration(max(0, window-1)) * t.o.Window), Until: t.began.Add(now), Uncounted: t.uncounted.Load(), Limits: []Limit{}}
-	for name, l := range *t.limits.Load() {
+	for name, l := range t.limits.All() {
 		r.Limits = append(r.Limits, l.report(name, window))
 	}
 	r.sort()

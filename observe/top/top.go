@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
-	"maps"
 	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unique"
 
+	"github.com/fleetquota/fleetquota/observe/internal/calls"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -42,8 +41,7 @@ type Observer struct {
 	began time.Time
 	seed  maphash.Seed
 
-	limits    atomic.Pointer[map[unique.Handle[string]]*limit] // by name; a new map for each new limit
-	mu        sync.Mutex                                       // held while limits is replaced
+	limits    calls.Limits[limit]
 	uncounted atomic.Int64
 }
 
@@ -65,7 +63,6 @@ func New(o *Options) (*Observer, error) {
 	if t.o.Window == 0 {
 		t.o.Window = DefaultWindow
 	}
-	t.limits.Store(&map[unique.Handle[string]]*limit{})
 	return t, nil
 }
 
@@ -97,9 +94,9 @@ func (t *Observer) Observe(_ context.Context, call *quota.Call) {
 
 // count adds a weight to a key of a ranking, or where it is negative to the tokens that the key gave back.
 func (t *Observer) count(now time.Duration, ranking int, c *quota.Charge, weight int64) {
-	l := (*t.limits.Load())[c.Limit.Handle()]
+	l := t.limits.Find(c.Limit)
 	if l == nil {
-		if l = t.add(c.Limit); l == nil {
+		if l = t.limits.Add(c.Limit, MaxLimits, func() *limit { return &limit{} }); l == nil {
 			t.uncounted.Add(1)
 			return
 		}
@@ -113,21 +110,6 @@ func (t *Observer) count(now time.Duration, ranking int, c *quota.Charge, weight
 	s.advance(int64(now / t.o.Window))
 	s.now[ranking].add(key, weight, t.o.Keys)
 	s.mu.Unlock()
-}
-
-// add returns the rankings of a limit, new ones if need be; nil where there are too many.
-func (t *Observer) add(ql *quota.Limit) *limit {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	all := *t.limits.Load()
-	if l := all[ql.Handle()]; l != nil || len(all) == MaxLimits {
-		return l
-	}
-	all = maps.Clone(all)
-	l := &limit{}
-	all[ql.Handle()] = l
-	t.limits.Store(&all)
-	return l
 }
 
 // shards is how many parts the rankings of a limit have, by a hash of the key, so that callers seldom wait for each other.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -56,6 +57,18 @@ func Class(err error) string {
 		}
 	}
 	return "other"
+}
+
+// Classes yields the words of Class but "".
+func Classes() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, c := range classes {
+			if !yield(c.word) {
+				return
+			}
+		}
+		yield("other")
+	}
 }
 
 // A RoundTripError is an error that several calls got from one round trip, such as the lost reply to a batch: a breaker
