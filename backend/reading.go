@@ -17,8 +17,8 @@ import (
 //	}
 //
 // Readings does no I/O, and may be called concurrently: each number is right at some moment of the call, and those of different
-// metrics may be of different moments. What servers told is of the last [Health]. The result is nil for a store that tells
-// nothing, and for nil.
+// metrics may be of different moments. The numbers of servers are those of the last [Health]. The result is nil for a nil store,
+// and for one without numbers.
 func Readings(s quota.Store) (all []driver.Reading) {
 	sums := map[driver.Reading]int64{} // by readings without a value
 	driver.Readings(s, func(r driver.Reading) {

@@ -71,7 +71,7 @@ type AlgorithmHarness struct {
 //	A19 Ahead      OpAhead charges as a debit does what refill repays in time, says when, and charges nothing else
 //	A20 Floor      a take with a floor is admitted where a peek of both is, charges its cost, and waits as that peek says
 //	A21 UpTo       OpUpTo takes the tokens that are left above the floor, at most its cost, or waits for the least
-//	A22 Holds      OpHold holds what a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves what is held and brings nothing back
+//	A22 Holds      OpHold holds the tokens that a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves the held tokens and brings nothing back
 //	A23 Windows    the whole capacity comes back at the given boundaries and at no other time; needs AlgorithmHarness.Boundaries
 //
 // The search is random and starts at the boundaries. A failure shows the shortest trace found, and the seed:
@@ -158,7 +158,7 @@ var (
 	a19 = &rule{"A19", "Ahead", "OpAhead charges as a debit does what refill repays in time, says when, and charges nothing else"}
 	a20 = &rule{"A20", "Floor", "a take with a floor is admitted where a peek of both is, charges its cost, and waits as that peek says"}
 	a21 = &rule{"A21", "UpTo", "OpUpTo takes the tokens that are left above the floor, at most its cost, or waits for the least"}
-	a22 = &rule{"A22", "Holds", "OpHold holds what a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves what is held and brings nothing back"}
+	a22 = &rule{"A22", "Holds", "OpHold holds the tokens that a take would get, until Spec.Lapse and no longer; OpSpend ends it by its receipt at any TTL and charges its cost; OpRenew moves the held tokens and brings nothing back"}
 	a23 = &rule{"A23", "Windows", "the whole capacity comes back at the given boundaries and at no other time"}
 )
 

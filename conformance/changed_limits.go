@@ -102,7 +102,7 @@ func rulesWithoutState(t *trial) {
 	t.perform(trace)
 }
 
-// getsHolds changes limits that hold state to their rule with holds, which goes on with what was consumed.
+// getsHolds changes limits in use to their rule with holds. The consumption stays.
 func getsHolds(t *trial) {
 	var trace []step
 	for i, k := range builtIn {

@@ -113,7 +113,7 @@ func (s *fail) Charge(ctx context.Context, c quota.Charge) (quota.Decision, erro
 		s.answered(d.Source)
 		return d, nil
 	}
-	if !c.Op.Deniable() || c.Op == quota.OpRenew || !s.answers(ctx, err) {
+	if !answerable([]quota.Charge{c}) || !s.answers(ctx, err) {
 		return d, err
 	}
 	if wrong := c.Limit.Err(); wrong != nil {

@@ -187,7 +187,7 @@ func (s *Store) List(ctx context.Context, l driver.Listing) (driver.Page, error)
 // [driver.Reporter].
 func (s *Store) Report(r driver.Reports) { s.engine.Report(r) }
 
-// Readings tells the scripts that decided calls, and what Health saw last. See [driver.Measured].
+// Readings tells how many scripts decided calls, and the numbers of the last Health. See [driver.Measured].
 func (s *Store) Readings(tell func(driver.Reading)) { s.engine.Readings(tell) }
 
 // Close closes the store, and the client if the store was made from a URL. Waiting and later calls fail with

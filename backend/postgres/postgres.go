@@ -149,7 +149,7 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	return h, err
 }
 
-// Readings tells the expired rows that this store removed, and what Health saw last; the store that Unwrap returns tells the
+// Readings tells the expired rows that this store removed, and the numbers of the last Health; the store that Unwrap returns tells the
 // transactions. See driver.Measured.
 func (s *Store) Readings(tell func(driver.Reading)) {
 	tell(driver.Reading{Metric: driver.MetricSweptKeys, Value: s.database.swept.Load()})

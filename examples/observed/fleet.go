@@ -31,7 +31,7 @@ type fleet struct {
 	ledger  *ledger
 }
 
-// keys are the agents. The last one was named by somebody who tries to get a script into a page.
+// keys are the agents. The last name is an attempt to get a script into a page.
 var keys = func() (keys []string) {
 	for team := range 3 {
 		for agent := range 4 {

@@ -2,7 +2,7 @@
 //
 //	go -C examples/observed run . -listen :8080
 //
-//	/metrics   what limiters decide and how the store is, for Prometheus
+//	/metrics   decisions, and the state of the store, for Prometheus
 //	/top       the keys that are denied most and use most
 //	/traces    the latest spans, of an exporter in memory
 //	/ledger    the sums that the agents counted themselves

@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/fleetquota/fleetquota/observe/internal/calls"
+	"github.com/fleetquota/fleetquota/observe/internal/watched"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -45,7 +46,7 @@ type Telemetry struct {
 	failed     sync.Map // of string, a class: the []metric.AddOption of an error
 	durationOf [calls.Sources][]metric.RecordOption
 
-	watched calls.Watched
+	watched watched.Set
 }
 
 // New returns telemetry of no call. An option that is not accepted is [quota.ErrInvalid]; other errors are the provider's.
@@ -145,7 +146,7 @@ func (t *Telemetry) Watch(limiter interface {
 func (t *Telemetry) read(observer metric.Observer, waiters metric.Int64Observable, of map[driver.Metric]metric.Int64Observable) {
 	observer.ObserveInt64(waiters, int64(t.watched.Waiting()))
 	for _, r := range t.watched.Readings() {
-		attributes := []attribute.KeyValue{attribute.String("fleetquota.store", calls.StoreName(r))}
+		attributes := []attribute.KeyValue{attribute.String("fleetquota.store", watched.StoreName(r))}
 		if r.Metric.ByNode() {
 			attributes = append(attributes, attribute.String("fleetquota.node", r.Node))
 		}

@@ -60,6 +60,7 @@ import (
 
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/observe/internal/calls"
+	"github.com/fleetquota/fleetquota/observe/internal/watched"
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
@@ -110,7 +111,7 @@ type Metrics struct {
 	other     *limitSeries
 	tenants   atomic.Pointer[map[string]bool]
 	mu        sync.Mutex // held while maps of tenants and decisions are replaced
-	watched   calls.Watched
+	watched   watched.Set
 	waiting   *prometheus.Desc
 	up        *prometheus.Desc
 	ofMetrics map[driver.Metric]*prometheus.Desc
@@ -409,7 +410,7 @@ func (m *Metrics) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, m.ask(stores))
 	}
 	for _, r := range m.watched.Readings() {
-		labels := []string{calls.StoreName(r)}
+		labels := []string{watched.StoreName(r)}
 		if r.Metric.ByNode() {
 			labels = append(labels, r.Node)
 		}

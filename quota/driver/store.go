@@ -124,7 +124,7 @@ func (s *store) Readings(tell func(Reading)) {
 	tell(Reading{Metric: MetricOvertaken, Value: stats.Lost})
 }
 
-// Readings tells the store's counts, and what the servers told.
+// Readings tells the store's counts, and the numbers of the last Health.
 func (h *healthy) Readings(tell func(Reading)) {
 	h.store.Readings(tell)
 	h.seen.Load().Readings(tell)

@@ -59,7 +59,7 @@ func (s *Store) Health(ctx context.Context) (driver.Health, error) {
 	return h, nil
 }
 
-// Readings tells the scripts with calls, the swaps of algorithms without Lua, and what the servers told.
+// Readings tells how many scripts decided calls, the numbers of the compare-and-swap store, and those of the last Health.
 func (s *Store) Readings(tell func(driver.Reading)) {
 	tell(driver.Reading{Metric: driver.MetricBatches, Value: s.batches.Load()})
 	tell(driver.Reading{Metric: driver.MetricBatchedCalls, Value: s.batched.Load()})

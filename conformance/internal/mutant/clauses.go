@@ -42,5 +42,5 @@ var Clauses = map[string][]string{
 	"A20": {"a take with a floor is admitted where a peek of both is", "charges its cost", "waits as that peek says"},
 	"A23": {"the whole capacity comes back at the given boundaries and at no other time"},
 	"A21": {"OpUpTo takes the tokens that are left above the floor", "at most its cost", "waits for the least"},
-	"A22": {"OpHold holds what a take would get", "until Spec.Lapse", "no longer", "OpSpend ends it by its receipt", "at any TTL", "charges its cost", "OpRenew moves what is held", "brings nothing back"},
+	"A22": {"OpHold holds the tokens that a take would get", "until Spec.Lapse", "no longer", "OpSpend ends it by its receipt", "at any TTL", "charges its cost", "OpRenew moves the held tokens", "brings nothing back"},
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// heldMark is where the first number of a tail of algorithm.Held begins; what it is above is the number of pairs.
+// heldMark is where the first number of a tail of algorithm.Held begins, to which the number of pairs is added.
 const heldMark = 1<<53 - 64
 
 // lapses returns a state whose holds lapse so much later.
@@ -39,7 +39,7 @@ func heldAsked(f func(a quota.Algorithm, s *quota.State, r *quota.Request, now q
 // holders are the mutants of A22.
 func holders() []Algorithm {
 	const (
-		holds, spends, renews = "OpHold holds what a take would get", "OpSpend ends it by its receipt", "OpRenew moves what is held"
+		holds, spends, renews = "OpHold holds the tokens that a take would get", "OpSpend ends it by its receipt", "OpRenew moves the held tokens"
 	)
 	on := func(op quota.Op, f func(a quota.Algorithm, s *quota.State, r *quota.Request, now quota.Micros)) func(bool) []quota.Algorithm {
 		return heldAsked(func(a quota.Algorithm, s *quota.State, r *quota.Request, now quota.Micros) {
@@ -51,7 +51,7 @@ func holders() []Algorithm {
 	return []Algorithm{
 		{"a hold leaves a token", "A22", holds, "want: as a take", on(quota.OpHold, func(_ quota.Algorithm, _ *quota.State, r *quota.Request, _ quota.Micros) { r.Floor++ })},
 		{"a hold is charged", "A22", holds, "before a hold lapses", on(quota.OpHold, func(_ quota.Algorithm, _ *quota.State, r *quota.Request, _ quota.Micros) { r.Op = quota.OpTake })},
-		{"a peek does not count what is held", "A22", holds, "before a hold lapses", on(quota.OpPeek, func(_ quota.Algorithm, s *quota.State, _ *quota.Request, _ quota.Micros) {
+		{"a peek does not count held tokens", "A22", holds, "before a hold lapses", on(quota.OpPeek, func(_ quota.Algorithm, s *quota.State, _ *quota.Request, _ quota.Micros) {
 			if len(s.Tail) > 0 && s.Tail[0] > heldMark {
 				s.Tail = nil
 			}
@@ -103,7 +103,7 @@ func heldStores() []*Store {
 			}
 		})},
 		{Name: "the time of lapse is rounded to milliseconds", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) { c.Until -= c.Until % 1000 })},
-		{Name: "a spend gives back what it costs", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) {
+		{Name: "a spend gives back as many tokens as it costs", Rule: "S1", Clause: verdicts, Case: "holds", Says: "differing in", alter: charging(func(c *quota.Charge) {
 			if c.Op == quota.OpSpend {
 				c.Held = min(c.Held, c.Cost)
 			}

@@ -1,9 +1,9 @@
-// Package calls says what observed calls come to, for all packages of metrics alike.
+// Package calls has the outcomes of observed calls, by one rule for all packages of metrics.
 package calls
 
 import "github.com/fleetquota/fleetquota/quota"
 
-// An Outcome is what became of a charge.
+// An Outcome is the outcome of a charge.
 type Outcome uint8
 
 const (
@@ -47,14 +47,14 @@ func (k Tokens) String() string {
 	return [KindsOfToken]string{"", "charged", "returned", "replayed", "denied", "shadow_denied"}[k]
 }
 
-// A Charge is what a charge of a call that was decided comes to.
+// A Charge has the outcome of a charge, and the tokens that count for it.
 type Charge struct {
 	Outcome Outcome
 	Tokens  Tokens
 	Count   int64 // of the tokens
 }
 
-// Of returns what charge i of a call that was decided comes to.
+// Of returns the outcome of charge i of a call that was decided.
 func Of(call *quota.Call, i int) Charge {
 	c, d := &call.Charges[i], &call.Decisions[i]
 	made := call.Granted && d.Alternative == call.Decisions[call.Decider].Alternative
@@ -84,7 +84,7 @@ func asked(o Outcome, k Tokens, c *quota.Charge) Charge {
 }
 
 // Utilization returns how much of the limit was used after a decision; above 1 is debt. It reports false for a peek, and for a
-// policy's answer, which knows nothing of the key.
+// policy's answer, which has no state of the key.
 func Utilization(c *quota.Charge, d *quota.Decision) (used float64, ok bool) {
 	if c.Op == quota.OpPeek || d.Capacity <= 0 || d.Source == quota.FromOpen || d.Source == quota.FromClosed {
 		return 0, false

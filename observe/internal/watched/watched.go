@@ -1,4 +1,5 @@
-package calls
+// Package watched reads the numbers of limiters and stores, for all packages of metrics alike.
+package watched
 
 import (
 	"reflect"
@@ -16,15 +17,15 @@ type Limiter interface {
 	Waiting() int
 }
 
-// Watched are the limiters and stores whose numbers are read. The zero value has none. Methods may be called concurrently.
-type Watched struct {
+// Set is the limiters and stores whose numbers are read. The zero value is empty. Methods may be called concurrently.
+type Set struct {
 	mu       sync.Mutex
 	limiters []Limiter
 	stores   []quota.Store
 }
 
 // Add adds a limiter and its store, unless they are there.
-func (w *Watched) Add(l Limiter) {
+func (w *Set) Add(l Limiter) {
 	if limiter, ok := l.(*quota.Limiter); ok {
 		l = limiter.Charger // limiters of one charger share its waiting callers
 	}
@@ -35,7 +36,7 @@ func (w *Watched) Add(l Limiter) {
 }
 
 // AddStore adds a store, with its policies, unless it is there.
-func (w *Watched) AddStore(s quota.Store) {
+func (w *Set) AddStore(s quota.Store) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	add(&w.stores, s)
@@ -52,14 +53,14 @@ func add[T any](list *[]T, v T) {
 }
 
 // Stores returns the stores.
-func (w *Watched) Stores() []quota.Store {
+func (w *Set) Stores() []quota.Store {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.stores)
 }
 
 // Waiting returns how many callers wait now.
-func (w *Watched) Waiting() (n int) {
+func (w *Set) Waiting() (n int) {
 	w.mu.Lock()
 	limiters := slices.Clone(w.limiters)
 	w.mu.Unlock()
@@ -73,7 +74,7 @@ func (w *Watched) Waiting() (n int) {
 const maxNodes = 256
 
 // Readings returns the numbers of all stores, added up.
-func (w *Watched) Readings() (all []driver.Reading) {
+func (w *Set) Readings() (all []driver.Reading) {
 	sums, nodes := map[driver.Reading]int64{}, map[string]bool{} // the sums by readings without a value
 	for _, s := range w.Stores() {
 		for _, r := range backend.Readings(s) {
