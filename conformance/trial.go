@@ -42,7 +42,7 @@ type trial struct {
 func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
 	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}, recipes: map[*quota.Limit]recipe{}}
 	t.root = newRecorder(t)
-	t.until = time.Now().Add(time.Duration(s.sized(1)) * s.search)
+	t.until = time.Now().Add(time.Duration(s.sized(1)) * s.budget)
 	return t
 }
 
