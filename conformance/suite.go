@@ -110,8 +110,8 @@ type suite struct {
 	options
 	h        Harness
 	full     bool
-	budget   time.Duration // of a random search, which is shorter than search where go test -short asks for that
-	run      string        // the beginning of the names of this run's data, which no other run has
+	short    bool   // whether random traces take a third of search, as go test -short asks
+	run      string // the beginning of the names of this run's data, which no other run has
 	opened   atomic.Int64
 	grade    atomic.Uint32 // as the store that was opened last says
 	prompt   atomic.Bool
@@ -131,12 +131,8 @@ func newSuite(h Harness, o options) (*suite, error) {
 	if s.patience == 0 {
 		s.patience = patience
 	}
-	s.budget = s.search
 	if s.search == 0 {
-		s.search, s.budget = enough, enough
-		if testing.Short() {
-			s.budget /= 3
-		}
+		s.search, s.short = enough, testing.Short()
 	}
 	if s.slowness == nil {
 		s.slowness = slowness
