@@ -278,7 +278,7 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 		}
 		s.locate(t, &q.charges[i])
 	}
-	if s.o.Batching == BatchNone || q.charges[0].ID != "" {
+	if s.o.Batching == BatchNone || q.givesBack {
 		return s.send(ctx, []queued{{list: q}}, nil)
 	}
 	return s.gatherList(ctx, q)
