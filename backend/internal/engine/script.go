@@ -211,6 +211,7 @@ func (s *scripts) assemble(kernels, text string, rules ...quota.Rule) string {
 		"NUMBERS", "'>"+strings.Repeat("i7", 1+fewParams)+"'",
 		"FEW", strconv.Itoa((1+fewParams)*numberSize),
 		"MORE", "'>"+strings.Repeat("i7", 1+len(quota.Spec{}.Params))+"'",
+		"HUNDRED", "'>"+strings.Repeat("I7", 100)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
 		"BIG", strconv.FormatInt(quota.MaxNumber, 10),
 		"FOREIGN", "{err = '"+foreign+"'}",
