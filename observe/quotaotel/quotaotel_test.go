@@ -225,7 +225,7 @@ func TestExemplars(t *testing.T) {
 // Whatever keys, limits and operations come, the number of series is bounded.
 func TestCardinality(t *testing.T) {
 	s := newSDK(t, 3)
-	for i := range 100_000 {
+	for i := range testenv.Sized(20_000, 100_000) {
 		limit := quota.NewLimit(fmt.Sprint("limit-", i%10), algorithm.FixedWindow(5, time.Hour))
 		s.Observe(t.Context(), &quota.Call{Charges: []quota.Charge{{Limit: limit, Key: fmt.Sprint("key-", i), Cost: 1}}, Decisions: []quota.Decision{{Source: quota.Source(i % 256)}}})
 		s.Observe(t.Context(), &quota.Call{Charges: []quota.Charge{{Key: fmt.Sprint("\xff", i), Op: quota.Op(i % 256)}}, Err: errors.New("any"), Refused: true})
