@@ -99,9 +99,6 @@ func (o *observed) waits() (end func()) {
 // overOne is over for the call of a single charge, which it gets with its decision only now: a copy of numbers that were written
 // just before has to wait for them. It is [observed.end] in fewer steps, for a Take in memory takes little longer than observing it.
 func (ch *Charger) overOne(ctx context.Context, o *observed, c *Charge, d *Decision, err error) {
-	if o == nil {
-		return
-	}
 	o.Took = now() - o.began
 	o.charge[0], o.Charges = *c, o.charge[:]
 	if err != nil {

@@ -123,7 +123,9 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 		if err == nil && d.Allowed {
 			d.receipt = r
 		}
-		l.overOne(ctx, o, &c, &d, err)
+		if o != nil {
+			l.overOne(ctx, o, &c, &d, err)
+		}
 		return d, err
 	}
 	return l.do(ctx, Charge{Key: key, Cost: n})
@@ -328,7 +330,9 @@ func (ch *Charger) doWithin(ctx, within context.Context, own *Limit, c *Charge) 
 	if err = ch.fill(own, c); err == nil {
 		d, err = ch.decide(within, c, o)
 	}
-	ch.overOne(ctx, o, c, &d, err)
+	if o != nil {
+		ch.overOne(ctx, o, c, &d, err)
+	}
 	return d, err
 }
 
