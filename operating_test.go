@@ -18,7 +18,6 @@ import (
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
-	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -189,17 +188,16 @@ func TestSizing(t *testing.T) {
 		}
 		return n
 	}
-	many := testenv.Sized(5_000, 20_000)
 	for _, test := range []struct {
 		limit          string
 		keys, charges  int
 		length, stated int64 // of the key, and of the state as the page says
 	}{
-		{"tokens: 1000 burst 1000/1h bucket", many, 1, 20, 32},
-		{"tokens: 1000 burst 1000/1h bucket", many, 1, 80, 32},
-		{"tokens: 1000/1h sliding", many, 1, 40, 25},
-		{"tokens: 1000/100h fixed", many, 1, 40, 25},
-		{"tokens: 1000/1h log", many / 50, 50, 40, 18 + 14*50},
+		{"tokens: 1000 burst 1000/1h bucket", 20_000, 1, 20, 32},
+		{"tokens: 1000 burst 1000/1h bucket", 20_000, 1, 80, 32},
+		{"tokens: 1000/1h sliding", 20_000, 1, 40, 25},
+		{"tokens: 1000/100h fixed", 20_000, 1, 40, 25},
+		{"tokens: 1000/1h log", 400, 50, 40, 18 + 14*50},
 	} {
 		limit := quota.Must(algorithm.ParseLimit(test.limit))
 		if _, err := server.Do("FLUSHALL"); err != nil {

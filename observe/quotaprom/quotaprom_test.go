@@ -262,7 +262,7 @@ func TestSeries(t *testing.T) {
 	for i := range 5 { // the others come too late
 		limiter.Peek(bg, fmt.Sprintf("tenant-%d/0", i), 1)
 	}
-	some, many := 100_000, testenv.Sized(100_000, 1_000_000) // some are needed for all series to come
+	some, many := 100_000, testenv.Sized(100_000, 1_000_000) // by the first 100 000 keys all series have come
 	keys(some)
 	before := len(scrape(t, r))
 	keys(many)
