@@ -339,7 +339,7 @@ func (k *callKey) asked() any {
 
 // asked returns the argument for a list.
 func (q *list) asked() string {
-	dst := make([]byte, 0, 32*len(q.charges))
+	dst := make([]byte, 0, 128)
 	if q.charges[0].ID != "" {
 		dst = append(dst, '#')
 	}

@@ -210,9 +210,12 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, err
 	s.counts(c.Key)
 	t := target{plan: p}
 	if p.script == nil || c.ID != "" {
-		var out [1]quota.Decision
-		err := s.decide(ctx, &list{charges: []quota.Charge{c}, targets: []target{t}, decisions: out[:]})
-		return out[0], err
+		q := &lone{charge: [1]quota.Charge{c}, target: [1]target{t}}
+		q.list = list{charges: q.charge[:], targets: q.target[:], indexes: q.index[:0], decisions: q.decision[:], own: true}
+		if err := s.decide(ctx, &q.list); err != nil {
+			return quota.Decision{}, err
+		}
+		return q.decision[0], nil
 	}
 	if s.o.Batching == BatchNone {
 		return s.alone(ctx, &c, &t)

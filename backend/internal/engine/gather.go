@@ -67,6 +67,16 @@ type list struct {
 	decisions []quota.Decision
 	err       error
 	givesBack bool // it goes by itself: other calls, and the end of the queue, must not hold it up
+	own       bool // the charges and decisions are the store's
+}
+
+// lone is a list of one charge, in one allocation.
+type lone struct {
+	list
+	charge   [1]quota.Charge
+	target   [1]target
+	index    [1]int
+	decision [1]quota.Decision
 }
 
 // queue returns the queue of a charge.
@@ -157,12 +167,18 @@ func (s *Store) gatherList(ctx context.Context, q *list) error {
 	var waited *list
 	err := s.batcher.Do(ctx, s.queue(&q.charges[0], &q.targets[0]), q.work(),
 		func() error { return s.send(ctx, []queued{{list: q}}, nil) },
-		func() queued { // a copy: the caller may leave, and use its charges and decisions again
+		func() queued {
+			if waited = q; q.own {
+				return queued{list: q}
+			}
+			// A copy: the caller may leave, and use its charges and decisions again.
 			waited = &list{charges: slices.Clone(q.charges), targets: q.targets, decisions: make([]quota.Decision, len(q.charges))}
 			return queued{list: waited}
 		})
 	if waited != nil && err == nil {
-		copy(q.decisions, waited.decisions)
+		if waited != q {
+			copy(q.decisions, waited.decisions)
+		}
 		return waited.err
 	}
 	return err

@@ -19,7 +19,8 @@ import (
 
 // idKey returns the key of a charge's request id in Redis. It is never the key of a limit.
 func (s *Store) idKey(c *quota.Charge) string {
-	return string(driver.AppendIDKey([]byte(s.o.Prefix), quota.Group(c.Key), c.ID))
+	buf := make([]byte, 0, 128)
+	return string(driver.AppendIDKey(append(buf, s.o.Prefix...), quota.Group(c.Key), c.ID))
 }
 
 // recordHead returns the first bytes of the record of a grant: the charges' fingerprint.
