@@ -10,7 +10,7 @@
 // # Memory
 //
 // A key of up to 22 bytes takes some 80 bytes with its text, and each 28 bytes more another 32 (a sliding
-// window log 16 more for each charge it remembers). A request id takes some 150 bytes. The garbage collector scans only
+// window log 16 more for each charge it remembers). A request id takes some 160 bytes. The garbage collector scans only
 // the logs of windows. Calls remove keys whose quota is whole again, and ids that may be forgotten, a few at a time, whether
 // they are granted or denied. The work of one call is bounded: a table that grows or shrinks does so in small steps.
 //
