@@ -145,11 +145,11 @@ func (o *observed) end(own *Limit, err error) {
 }
 
 // observed returns the operation as observers get it: a correction that its receipt does not allow is a refund.
-func (op Op) observed() Op {
-	if op >= opOfDenial && op <= opExcessive {
+func (o Op) observed() Op {
+	if o >= opOfDenial && o <= opExcessive {
 		return OpRefund
 	}
-	return op
+	return o
 }
 
 // compose returns one observer that calls all of them, in their order; nil for none.

@@ -198,8 +198,8 @@ func TestFailedCallsLeaveNoID(t *testing.T) {
 	}
 }
 
-// check fails unless the log and the indexes agree with each other. It returns the places of the records that have an entry.
-func (g *grants) check(t *testing.T) (linked []uint64) {
+// checked fails unless the log and the indexes of g agree with each other. It returns the places of the records that have an entry.
+func checked(t *testing.T, g *grants) (linked []uint64) {
 	t.Helper()
 	if 4*g.live > 3*len(g.index) {
 		t.Fatalf("index of %d: got %d ids, want three quarters at most", len(g.index), g.live)
@@ -316,7 +316,7 @@ func TestGrants(t *testing.T) {
 				moved++
 			}
 			if step%25 == 0 {
-				g.check(t)
+				checked(t, &g)
 			}
 			if int64(g.live) != ids.used.Load() {
 				t.Fatalf("step %d: ids: got room taken for %d, want %d", step, ids.used.Load(), g.live)
@@ -328,7 +328,7 @@ func TestGrants(t *testing.T) {
 				break
 			}
 		}
-		if g.check(t); g.live != 0 || g.pages != nil || g.index != nil || ids.used.Load() != 0 {
+		if checked(t, &g); g.live != 0 || g.pages != nil || g.index != nil || ids.used.Load() != 0 {
 			t.Fatalf("after all ids expired: got %d ids, %d pages, an index of %d; want none", g.live, len(g.pages), len(g.index))
 		}
 	}

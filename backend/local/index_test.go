@@ -276,7 +276,7 @@ func (s *Store) checkAll(t *testing.T) {
 			used[&s.keys]++
 			classes[&s.keys][s.classOf(string(tb.read(nil, sl, int(sl.size))))]++
 		}
-		for _, at := range s.grants[i].check(t) {
+		for _, at := range checked(t, &s.grants[i]) {
 			class, key, _ := s.grants[i].sizes(at)
 			if want := s.classOf(string(s.grants[i].read(nil, at+headerSize, key))); class != want {
 				t.Fatalf("class of an id's record: got %d, want %d", class, want)
