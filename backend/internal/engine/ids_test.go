@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,6 +26,7 @@ func TestGatherIDs(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGathering(t, false, Options{})
 				ids := 0
+				var mu sync.Mutex
 				var errs []error
 				begin := func(n int) {
 					for range n {
@@ -39,6 +41,8 @@ func TestGatherIDs(t *testing.T) {
 							if err == nil && (!quota.Granted(out) || out[0].Remaining != 9) {
 								err = fmt.Errorf("got %v, want a grant with 9 remaining", out)
 							}
+							mu.Lock()
+							defer mu.Unlock()
 							errs = append(errs, err)
 						})
 						synctest.Wait()
