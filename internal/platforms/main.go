@@ -4,7 +4,7 @@
 //	go run ./internal/platforms .=linux/386,windows/amd64 ./bench=linux/386
 //
 // It checks types from source, for compiling all dependencies takes minutes a platform. Bodies of functions of
-// dependencies are left out. What several modules need is checked once a platform.
+// dependencies are left out. A package that several modules need is checked once a platform.
 package main
 
 import (

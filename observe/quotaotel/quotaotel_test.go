@@ -95,6 +95,16 @@ func text(set attribute.Set) string {
 	return strings.Join(words, " ")
 }
 
+// wantSums fails unless metrics have the sums of want, by their names.
+func wantSums(t *testing.T, metrics map[string]metricdata.Metrics, want map[string]map[string]int64) {
+	t.Helper()
+	for name, points := range want {
+		if got := sums(t, metrics[name]); !maps.Equal(got, points) {
+			t.Errorf("%s: got %v, want %v", name, got, points)
+		}
+	}
+}
+
 // sums returns the points of a metric: the values of numbers, and the counts of histograms.
 func sums(t *testing.T, m metricdata.Metrics) map[string]int64 {
 	t.Helper()
@@ -198,11 +208,7 @@ func TestMetrics(t *testing.T) {
 	if len(want) < 5 {
 		t.Errorf("readings: got %v, want those of two stores and a fallback", want)
 	}
-	for name, points := range want {
-		if got := sums(t, m[name]); !maps.Equal(got, points) {
-			t.Errorf("%s: got %v, want %v", name, got, points)
-		}
-	}
+	wantSums(t, m, want)
 }
 
 // The duration of a call has an exemplar with the caller's trace.
@@ -259,17 +265,13 @@ func TestTenants(t *testing.T) {
 	}
 	decided("a/2")
 	m := s.collect(t)
-	for name, want := range map[string]map[string]int64{
+	wantSums(t, m, map[string]map[string]int64{
 		"fleetquota.decisions": {
 			"n take allowed store a": 3, "n take allowed store b": 2, "n take allowed store ": 2, "n take allowed store other": strangers + 1,
 			"other take refused none other": strangers,
 		},
 		"fleetquota.tokens": {"n charged a": 6, "n charged b": 4, "n charged ": 4, "n charged other": 2*strangers + 2},
-	} {
-		if got := sums(t, m[name]); !maps.Equal(got, want) {
-			t.Errorf("%s: got %v, want %v", name, got, want)
-		}
-	}
+	})
 }
 
 // The numbers of reservations are those of the limiter.

@@ -98,6 +98,23 @@ type named struct {
 	key   string
 }
 
+// wantStates fails unless the server has the states of items, byte by byte.
+func wantStates(t *testing.T, s *Store, client *redis.Client, items map[named]driver.Item) {
+	t.Helper()
+	for n, it := range items {
+		c := quota.Charge{Limit: n.limit, Key: n.key}
+		var to target
+		s.locate(&to, &c)
+		want := ""
+		if !it.State.IsZero() {
+			want = pack(&it)
+		}
+		if got, err := client.Get(bg, to.key).Result(); err != nil && err != redis.Nil || got != want {
+			t.Errorf("state of%s:\n got %x, error %v\nwant %x", show([]quota.Charge{c}), got, err, want)
+		}
+	}
+}
+
 // idGrant is what a request id was granted to.
 type idGrant struct {
 	charges   []quota.Charge
@@ -252,18 +269,7 @@ func TestBatchOfIDs(t *testing.T) {
 			t.Errorf("calls with an id, %s: got %d, want 20 or more for the test to tell", kind, kinds[kind])
 		}
 	}
-	for n, it := range items {
-		c := quota.Charge{Limit: n.limit, Key: n.key}
-		var to target
-		s.locate(&to, &c)
-		want := ""
-		if !it.State.IsZero() {
-			want = pack(&it)
-		}
-		if got, err := client.Get(bg, to.key).Result(); err != nil && err != redis.Nil || got != want {
-			t.Errorf("state of%s:\n got %x, error %v\nwant %x", show([]quota.Charge{c}), got, err, want)
-		}
-	}
+	wantStates(t, s, client, items)
 }
 
 // recordOf returns the record of a grant, byte by byte as grant.go describes it.
