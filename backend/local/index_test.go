@@ -36,6 +36,11 @@ func (sh *shard) check(t *testing.T) {
 	if live != sh.live {
 		t.Fatalf("live: got %d, want the %d linked slots", sh.live, live)
 	}
+	for _, sl := range sh.each {
+		if sl.expires < sh.soonest {
+			t.Fatalf("time of the first slot to be whole: got %d, want at most %d", sh.soonest, sl.expires)
+		}
+	}
 	if old := sh.old; old != nil {
 		for i, e := range old.index[:old.place] {
 			if e != 0 {
@@ -99,6 +104,31 @@ func checkTable(t *testing.T, tb *table, indexes ...[]uint64) int {
 		}
 	}
 	return len(linked)
+}
+
+// TestSoonest makes and removes keys between sweeps: check sees that none of them may be whole earlier than sweep knows.
+func TestSoonest(t *testing.T) {
+	r := random(t)
+	s, l := New(), bucket("n", 1, time.Second)
+	for range sized(20, 300) {
+		var sh shard
+		for range 1000 {
+			h := r.Uint64N(40) << 32
+			key := fmt.Sprint(h)
+			switch n := sh.find(h, l.Handle(), key); {
+			case n < 0:
+				n = sh.insert(h, key, kind{limit: l.Handle()})
+				sh.expire(sh.table.slots.at(uint32(n)), quota.Micros(1+r.IntN(1000)))
+			case r.IntN(4) == 0:
+				sh.remove(tag(h), uint32(n), s)
+			}
+			if r.IntN(50) == 0 {
+				sh.soonest = 0 // so that sweep goes on
+			}
+			sh.sweep(r.IntN(6), 0, s)
+			sh.check(t)
+		}
+	}
 }
 
 // each yields the slots in use.

@@ -251,6 +251,41 @@ func TestEveryCallSweeps(t *testing.T) {
 	}
 }
 
+// While no key can be whole, sweeping rests; it goes on in time.
+func TestSweepingRests(t *testing.T) {
+	s, c := withClock(0)
+	l := bucket("n", 100, 100*time.Second)
+	const keys = 3000
+	round := func() (swept int) {
+		hands := [shardCount]int{}
+		for i := range s.shards {
+			hands[i] = s.shards[i].hand
+		}
+		for i := range 100 * keys {
+			take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("k", i%keys), Op: quota.OpPeek})
+		}
+		for i := range s.shards {
+			if s.shards[i].hand != hands[i] {
+				swept++
+			}
+		}
+		return swept
+	}
+	for i := range keys {
+		take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("k", i), Cost: 1})
+	}
+	round() // which looks at every place of a shard twice
+	if swept := round(); s.Len() != keys || swept != 0 {
+		t.Errorf("while no key is whole: got %d keys, and %d shards swept; want %d, 0", s.Len(), swept, keys)
+	}
+	s.checkAll(t)
+	c.add(100 * time.Second)
+	if swept := round(); swept == 0 || s.Len() > keys/20 {
+		t.Errorf("when all keys are whole: got %d keys, and %d shards swept; want %d at most, some", s.Len(), swept, keys/20)
+	}
+	s.checkAll(t)
+}
+
 func heap() int64 {
 	var m runtime.MemStats
 	runtime.GC()

@@ -121,7 +121,7 @@ func (sh *shard) resize(size int, slots *table) {
 		sh.old = &older{index: sh.index, table: slots}
 	}
 	sh.index = make([]uint64, size)
-	sh.hand, sh.soonest, sh.seen = 0, 0, 0
+	sh.hand, sh.soonest, sh.seen = 0, 0, math.MaxInt64
 }
 
 // move moves the entry at a place of the old index to the new one, and returns its slot.
@@ -164,10 +164,14 @@ func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
 }
 
 // sweep looks at some places of the index, or moves the entries of four times as many of the old index, and removes the slots
-// whose state equals a fresh one by now: at most one for each place. It reports whether it removed one.
+// whose state equals a fresh one by now: at most one for each place. It looks at none while it is known that there is no such
+// slot, for the slots of a large store are in no cache. It reports whether it removed one.
 func (sh *shard) sweep(looks int, now quota.Micros, s *Store) (freed bool) {
 	if sh.old != nil {
 		sh.moveOn(4 * looks) // most of them are empty, and two indexes take more memory than one
+		return false
+	}
+	if sh.soonest > now {
 		return false
 	}
 	for removals := looks; looks > 0 && removals > 0 && sh.live > 0; looks-- {
@@ -209,7 +213,7 @@ func (sh *shard) shrink() {
 func (sh *shard) moveOn(looks int) {
 	for ; looks > 0; looks-- {
 		if sh.old.place == len(sh.old.index) {
-			sh.old = nil
+			sh.old, sh.seen = nil, math.MaxInt64 // sweep begins its first round
 			return
 		}
 		if sh.old.index[sh.old.place] != 0 {

@@ -79,7 +79,7 @@ func TestOneCallDoesBoundedWork(t *testing.T) {
 				t.Fatalf("call %d of %s, at %d keys: got %d places looked at, %d keys removed; want %d and %d at most", i, phase, before, places, before-s.Len(), bound, removals)
 			}
 		}
-		if total == 0 && phase != "refuse" {
+		if total == 0 && phase != "refuse" && phase != "hold" { // then no key can be whole
 			t.Errorf("%s: got no work, want some", phase)
 		}
 	}
