@@ -192,6 +192,15 @@ var checks = map[string]func(t *testing.T){
 			t.Errorf("got %d benchmarks, want 6:\n%s", n, out)
 		}
 	},
+	"go test -v -run HeldMemory -bench HeldOnServer -benchtime 20x ./backend/internal/engine": func(t *testing.T) {
+		if _, err := exec.LookPath("redis-server"); err != nil {
+			t.Skip("there is no redis-server")
+		}
+		out := command(t, "go", "test", "-v", "-run", "HeldMemory", "-bench", "HeldOnServer", "-benchtime", "1x", "./backend/internal/engine")
+		if !strings.Contains(out, "MEMORY USAGE") || !strings.Contains(out, "x/hold-17-slots") {
+			t.Errorf("got\n%s\nwant memory and time of holds", out)
+		}
+	},
 	"go -C examples/observed run . -listen :8080": func(t *testing.T) {
 		if out := command(t, "go", "-C", "examples/observed", "run", ".", "-listen", "127.0.0.1:0", "-for", "500ms"); !strings.Contains(out, "/metrics") || !strings.Contains(out, ", 0 failed\n") {
 			t.Errorf("got\n%s\nwant the pages, and calls of which none failed", out)

@@ -60,7 +60,7 @@ func TestConformance(t *testing.T) {
 	eval := eval(t)
 	test := func(t *testing.T, algorithms ...quota.Algorithm) {
 		if testenv.Race && !testenv.Full() { // which has the case of several goroutines to see
-			algorithms = algorithms[:min(len(algorithms), 2)]
+			algorithms = algorithms[:1]
 		}
 		conformance.Algorithm(t, conformance.AlgorithmHarness{Algorithms: algorithms, Eval: eval})
 	}

@@ -1,5 +1,5 @@
 -- held.Decide. p8 is the ttl in µs; pool says that no rule is inside. The rest is the rule's inside, which inner decides.
-local slot, was, old = max(floor(p8 / 16), 1), u, tail
+local slot, was, old = max((p8 - p8 % 16) / 16, 1), u, tail
 local to = now + p8 + slot - 1
 to = to - to % slot
 if pool then
@@ -11,18 +11,18 @@ if pool then
     cost = 0
   end
 end
-local changed, head, first, last, sum, inside = false, 0, 1, 0, 0, tail
+local changed, first, last, sum, inside = false, 1, 0, 0, tail
 if tail and tail[1] >= 9007199254740928 then
-  local n, from = #tail, 2
-  local k = max(min(tail[1] - 9007199254740928, floor((n - 2) / 2)), 0)
-  if k > 0 then head, first, last, from = tail[2], 3, 2 + 2 * k, 3 + 2 * k end
+  local n, from, k = #tail, 2, tail[1] - 9007199254740928
+  if 2 + 2 * k > n then k = floor((n - 2) / 2) end
+  if k > 0 then first, last, from = 3, 2 + 2 * k, 3 + 2 * k end
   inside = nil
   if from <= n then
     inside = {}
     for i = from, n do inside[i - from + 1] = tail[i] end
   end
-  if head - now > 1000000 then
-    local moved = {0, 0}
+  if k > 0 and tail[2] - now > 1000000 then
+    local moved, head = {0, 0}, tail[2]
     for i = 3, last, 2 do
       moved[i], moved[i + 1] = max(tail[i] - head + now, 0), tail[i + 1]
     end
@@ -30,7 +30,7 @@ if tail and tail[1] >= 9007199254740928 then
   end
   while first < last and tail[first] <= now do first = first + 2 end
   for i = first + 1, last, 2 do sum = sum + tail[i] end
-  sum = min(sum, 4503599627370495)
+  if sum > 4503599627370495 then sum = 4503599627370495 end
 end
 if a == 0 and b == 0 and c == 0 and not inside then u = 0 end
 
@@ -75,27 +75,36 @@ if not (changed or wrote or add > 0 or less > 0) then
   if first < last then reset = max(reset, tail[last - 1] - now) end
   return allowed, false, reset, was, a, b, c, old, taken
 end
-local out, n = {0, now}, 2
-for i = first, last, 2 do
-  local lapse, some = tail[i], tail[i + 1]
-  if i == drop then some = some - less end
-  if add > 0 and lapse >= to then
-    if lapse == to then
-      some = min(some + add, 4503599627370495)
-    else
-      n = n + 2
-      out[n - 1], out[n] = to, add
-    end
-    add = 0
-  end
-  if some > 0 then
-    n = n + 2
-    out[n - 1], out[n] = lapse, some
+-- The pairs go to a new table, which has room for some from the start: to grow it costs more than to fill it.
+local out, n = nil, 2
+if last - first < 6 then
+  out = {0, now, nil, nil, nil, nil, nil, nil}
+else
+  out = {0, now, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}
+end
+for i = first, last do
+  n = n + 1
+  out[n] = tail[i]
+end
+if less > 0 then
+  local i = drop - first + 3
+  out[i + 1] = out[i + 1] - less
+  if out[i + 1] <= 0 then
+    for j = i + 2, n do out[j - 2] = out[j] end
+    out[n - 1], out[n] = nil, nil
+    n = n - 2
   end
 end
 if add > 0 then
-  n = n + 2
-  out[n - 1], out[n] = to, add
+  local i = n - 1
+  while i > 2 and out[i] > to do i = i - 2 end
+  if i > 2 and out[i] == to then
+    out[i + 1] = min(out[i + 1] + add, 4503599627370495)
+  else
+    for j = n, i + 2, -1 do out[j + 2] = out[j] end
+    out[i + 2], out[i + 3] = to, add
+    n = n + 2
+  end
 end
 if n > 128 then -- slots of more than three ttls: the first lapses with the second
   out[6] = min(out[4] + out[6], 4503599627370495)

@@ -55,9 +55,9 @@
 //
 // A failure names the rule and its meaning, the answer and the right answer, the shortest sequence of charges found
 // that shows the fault, and the seed: FLEETQUOTA_SEED in the environment repeats the random choices.
-// FLEETQUOTA_FULL=1 makes the suite search ten times as long, and FLEETQUOTA_STRICT=1 has provisional cases fail the test. The
-// last line names the failure to begin with. A store that answers none of the simplest calls fails the case answers, within
-// seconds, and the run ends.
+// FLEETQUOTA_FULL=1 makes the suite search ten times as long, and go test -short makes it play random sequences of charges for a
+// third of their time. FLEETQUOTA_STRICT=1 has provisional cases fail the test. The last line names the failure to begin with. A
+// store that answers none of the simplest calls fails the case answers, within seconds, and the run ends.
 //
 // # Algorithms
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -115,6 +116,23 @@ func TestSeedReplays(t *testing.T) {
 	t.Setenv("FLEETQUOTA_SEED", "eight")
 	if _, err := newSuite(wrong(), options{}); err == nil {
 		t.Error("FLEETQUOTA_SEED=eight: got no error, want one")
+	}
+}
+
+// Under go test -short random traces take a third of their time, and all else as long as ever.
+func TestShort(t *testing.T) {
+	t.Setenv("FLEETQUOTA_FULL", "")
+	defer flag.Set("test.short", fmt.Sprint(testing.Short()))
+	for setting, want := range map[string]time.Duration{"false": enough, "true": enough / 3} {
+		flag.Set("test.short", setting)
+		s, err := newSuite(wrong(), options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		of := newTrial(s, t, cases()[1])
+		if got := enough - of.until.Sub(of.traced); s.search != enough || got != want {
+			t.Errorf("-short=%s: got traces for %v, and %v for all else; want %v and %v", setting, got, s.search, want, enough)
+		}
 	}
 }
 

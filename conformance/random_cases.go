@@ -37,7 +37,7 @@ var randomCases = func() (cs []testCase) {
 		}},
 		testCase{rule: s2, name: "holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
 			needLists(t)
-			t.search(shape{kinds: slices.Concat(kinds, heldKinds, heldKinds), limits: 3, keys: 3, list: 4, steps: 40, traces: 192, shadow: true, back: true, cost: edgeCost, ops: holdOps})
+			t.search(shape{kinds: slices.Concat(kinds, heldKinds, heldKinds), limits: 3, keys: 3, list: 4, steps: 40, traces: 192, shadow: true, cost: edgeCost, ops: holdOps})
 		}},
 		testCase{rule: c2, name: "holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) {
 			t.search(shape{kinds: heldKinds, limits: 2, keys: 2, list: 2, steps: 40, traces: 128, change: true, ops: holdOps})

@@ -89,7 +89,7 @@ func (t *trial) search(sh shape) {
 	t.together(workers, func(w int) {
 		rng := t.suite.random(fmt.Sprint(t.of.path(), w))
 		more := func(n int) bool {
-			return n < t.suite.sized(sh.traces)/workers && !t.hasFailed() && (n == 0 || time.Now().Before(t.until))
+			return n < t.suite.sized(sh.traces)/workers && !t.hasFailed() && (n == 0 || time.Now().Before(t.traced))
 		}
 		for n := 0; more(n); {
 			t.within(func(in *recorder) {

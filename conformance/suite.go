@@ -110,6 +110,7 @@ type suite struct {
 	options
 	h        Harness
 	full     bool
+	short    bool   // whether random traces take a third of search, as go test -short asks
 	run      string // the beginning of the names of this run's data, which no other run has
 	opened   atomic.Int64
 	grade    atomic.Uint32 // as the store that was opened last says
@@ -131,7 +132,7 @@ func newSuite(h Harness, o options) (*suite, error) {
 		s.patience = patience
 	}
 	if s.search == 0 {
-		s.search = enough
+		s.search, s.short = enough, testing.Short()
 	}
 	if s.slowness == nil {
 		s.slowness = slowness

@@ -23,6 +23,7 @@ type trial struct {
 	rng      *rand.Rand // of the case's own goroutine
 	root     *recorder
 	until    time.Time // the end of random searches, if they did enough
+	traced   time.Time // the end of random traces, which is sooner under go test -short
 	progress atomic.Int64
 	own      atomic.Int64 // above 0 while the suite works without the store, which a busy machine may make take long
 	finished atomic.Bool
@@ -42,7 +43,11 @@ type trial struct {
 func newTrial(s *suite, tb testing.TB, c *testCase) *trial {
 	t := &trial{suite: s, of: c, tb: tb, rng: s.random(c.path()), calls: map[*string]struct{}{}, limits: map[*quota.Limit]string{}, recipes: map[*quota.Limit]recipe{}}
 	t.root = newRecorder(t)
-	t.until = time.Now().Add(time.Duration(s.sized(1)) * s.search)
+	now, search := time.Now(), time.Duration(s.sized(1))*s.search
+	t.until, t.traced = now.Add(search), now.Add(search)
+	if s.short {
+		t.traced = now.Add(search / 3)
+	}
 	return t
 }
 

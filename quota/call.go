@@ -61,7 +61,8 @@ func begin(cs []Charge, ds []Decision) *observed {
 	return o
 }
 
-// observe returns the call of a list that begins now, or nil where the charger has no observers.
+// observe returns the call of a list that begins now, or nil where the charger has no observers. Of a single charge there is
+// no list yet: see overOne.
 func (ch *Charger) observe(cs []Charge, ds []Decision) *observed {
 	if ch.observer == nil {
 		return nil
@@ -69,7 +70,7 @@ func (ch *Charger) observe(cs []Charge, ds []Decision) *observed {
 	return begin(cs, ds)
 }
 
-// beginOne returns the call of a charge that begins now. The charge is then o.charge[0].
+// beginOne returns the call of a charge that waits and begins now. The charge is then o.charge[0].
 func beginOne(c *Charge) *observed {
 	o := begin(nil, nil)
 	o.charge[0] = *c
@@ -93,6 +94,23 @@ func (o *observed) ask() {
 func (o *observed) waits() (end func()) {
 	from := now()
 	return func() { o.Waited += now() - from }
+}
+
+// overOne is over for the call of a single charge, which it gets with its decision only now: a copy of numbers that were written
+// just before has to wait for them. It is [observed.end] in fewer steps, for a Take in memory takes little longer than observing it.
+func (ch *Charger) overOne(ctx context.Context, o *observed, c *Charge, d *Decision, err error) {
+	o.Took = now() - o.began
+	o.charge[0], o.Charges = *c, o.charge[:]
+	if err != nil {
+		o.Err, o.Refused = err, !o.asked
+		o.charge[0].Op = c.Op.observed()
+	} else {
+		o.decision[0] = *d
+		o.Decisions, o.Granted = o.decision[:], d.Allowed || d.Shadow
+	}
+	ch.observer(ctx, &o.Call)
+	o.Call, o.charge, o.asked = Call{}, [1]Charge{}, false
+	observedPool.Put(o)
 }
 
 // over tells the observers of the outcome of a call whose limiter has a limit of its own, or nil. o must not be used any more; nil
@@ -122,10 +140,16 @@ func (o *observed) end(own *Limit, err error) {
 		if c.Limit == nil {
 			c.Limit = own
 		}
-		if c.Op >= opOfDenial && c.Op <= opExcessive { // a correction that its receipt does not allow
-			c.Op = OpRefund
-		}
+		c.Op = c.Op.observed()
 	}
+}
+
+// observed returns the operation as observers get it: a correction that its receipt does not allow is a refund.
+func (o Op) observed() Op {
+	if o >= opOfDenial && o <= opExcessive {
+		return OpRefund
+	}
+	return o
 }
 
 // compose returns one observer that calls all of them, in their order; nil for none.

@@ -41,6 +41,59 @@ type keeper struct {
 	changed chan struct{} // of size 1: gets an element when the first task is another one
 	slots   chan struct{} // of size maxRenewals
 	all     sync.WaitGroup
+	counts  struct{ Open, Owed, Settled, Released, Lost, Lapsed int64 } // see Charger.Reservations
+}
+
+// Reservations returns numbers of the reservations of this charger and its limiters: how many are Open, which no call of Settle or
+// Release has finished, with those of processes that [Charger.Resume] continues here; and how many finishes are Owed to the store,
+// which could not take them and is asked again. The others count since the charger was made: reservations that were Settled and
+// Released, as the store has it; those that were Lost while they were open, see [Reservation.Lost]; and those that Lapsed before the
+// store could be told how they ended, so that what they used is not charged.
+func (ch *Charger) Reservations() struct{ Open, Owed, Settled, Released, Lost, Lapsed int64 } {
+	k := &ch.keeper
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.counts
+}
+
+// open counts a reservation that is open from now on. The caller must hold k.mu.
+func (k *keeper) open(r *Reservation) {
+	k.counts.Open++
+	if r.opened = true; r.isLost {
+		k.counts.Lost++
+	}
+}
+
+// owes notes whether the finish of a part is owed to the store. The caller must hold k.mu.
+func (k *keeper) owes(p *part, owed bool) {
+	if owed && !p.owed {
+		k.counts.Owed++
+	} else if !owed && p.owed {
+		k.counts.Owed--
+	}
+	p.owed = owed
+}
+
+// lapsed counts a reservation that lapsed before a part could be finished. The caller must hold k.mu.
+func (k *keeper) lapsed(p *part) {
+	if k.owes(p, false); !p.r.lapsed {
+		p.r.lapsed = true
+		k.counts.Lapsed++
+	}
+}
+
+// finished counts a reservation whose parts are all finished. The caller must hold k.mu and Reservation.busy.
+func (k *keeper) finished(r *Reservation) {
+	for i := range r.parts {
+		if p := &r.parts[i]; !p.over || p.err != nil {
+			return
+		}
+	}
+	if r.released {
+		k.counts.Released++
+	} else {
+		k.counts.Settled++
+	}
 }
 
 // task is the next thing to do for a renewal, or for a part whose finish is repeated.

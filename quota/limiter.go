@@ -62,7 +62,7 @@ type Limiter struct {
 	*Charger
 	limit *Limit
 	store Store // the Charger's
-	plain bool  // there are neither observers nor LimitFor
+	plain bool  // there is no LimitFor
 }
 
 // NewCharger returns a charger on a store. A nil store is ErrInvalid.
@@ -105,7 +105,7 @@ func (ch *Charger) For(limit *Limit) (*Limiter, error) {
 	if err := limit.Err(); err != nil {
 		return nil, err
 	}
-	return &Limiter{Charger: ch, limit: limit, store: ch.store, plain: ch.limitFor == nil && ch.observer == nil}, nil
+	return &Limiter{Charger: ch, limit: limit, store: ch.store, plain: ch.limitFor == nil}, nil
 }
 
 // Take charges n tokens to the key if they fit. A denial is a decision that is not Allowed; its RetryAfter says when
@@ -116,10 +116,15 @@ func (l *Limiter) Take(ctx context.Context, key string, n int64) (d Decision, er
 	// a decision that is not copied once more.
 	if l.plain && n >= 0 && validKey(key) {
 		c := Charge{Limit: l.limit, Key: key, Cost: n}
+		o := l.observe(nil, nil)
 		r := receiptFor(&c)
+		o.ask()
 		d, err = l.store.Charge(ctx, c)
 		if err == nil && d.Allowed {
 			d.receipt = r
+		}
+		if o != nil {
+			l.overOne(ctx, o, &c, &d, err)
 		}
 		return d, err
 	}
@@ -320,19 +325,14 @@ func (l *Limiter) do(ctx context.Context, c Charge) (Decision, error) {
 // doWithin decides a charge to own, or to the limit that LimitFor chooses. The store gets the context within; the limit is left
 // in c.
 func (ch *Charger) doWithin(ctx, within context.Context, own *Limit, c *Charge) (d Decision, err error) {
+	o := ch.observe(nil, nil)
 	c.Limit = own
-	if ch.observer == nil {
-		if err = ch.fill(own, c); err == nil {
-			d, err = ch.decide(within, *c, nil)
-		}
-		return d, err
+	if err = ch.fill(own, c); err == nil {
+		d, err = ch.decide(within, c, o)
 	}
-	o := beginOne(c)
-	if err = ch.fill(own, &o.charge[0]); err == nil {
-		o.decision[0], err = ch.decide(within, o.charge[0], o)
+	if o != nil {
+		ch.overOne(ctx, o, c, &d, err)
 	}
-	c.Limit, d = o.charge[0].Limit, o.decision[0]
-	ch.over(ctx, own, o, err)
 	return d, err
 }
 
@@ -352,19 +352,19 @@ func (ch *Charger) fill(own *Limit, c *Charge) error {
 }
 
 // decide has the store decide a charge, unless it corrects a receipt that was corrected before.
-func (ch *Charger) decide(ctx context.Context, c Charge, o *observed) (Decision, error) {
+func (ch *Charger) decide(ctx context.Context, c *Charge, o *observed) (d Decision, err error) {
 	if c.remembered() {
 		var ds [1]Decision
-		err := ch.chargeAll(ctx, []Charge{c}, ds[:], o)
+		err := ch.chargeAll(ctx, []Charge{*c}, ds[:], o)
 		return ds[0], err
 	}
-	r := receiptFor(&c)
+	r := receiptFor(c)
 	o.ask()
-	d, err := ch.store.Charge(ctx, c)
+	d, err = ch.store.Charge(ctx, *c)
 	if err == nil && d.Allowed {
 		d.receipt = r
 		if d.Charged < 0 || c.Op == OpSpend {
-			ch.gaveBack(&c)
+			ch.gaveBack(c)
 		}
 	}
 	return d, err

@@ -45,6 +45,8 @@ type Reservation struct {
 
 	// Guarded by keeper.mu.
 	isLost   bool
+	opened   bool    // counted as open, once
+	lapsed   bool    // counted as such
 	actual   []int64 // nil while the reservation is open
 	released bool    // by Release
 }
@@ -65,6 +67,7 @@ type part struct {
 
 	// Guarded by keeper.mu.
 	task               // repeats the finish
+	owed      bool     // its finish is, to the store
 	shared    bool     // other processes may know of it: its renewals have ids of the part
 	turn      int      // how often it was renewed while shared
 	next      *renewal // while shared
@@ -195,6 +198,7 @@ func (ch *Charger) reservation(own *Limit, unnamed uint64, cs []Charge, ds []Dec
 	k := &ch.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.open(r)
 	for i := range r.parts {
 		p := &r.parts[i]
 		p.shared = cs[0].ID != "" // a repeat makes the same reservation once more
@@ -298,6 +302,7 @@ func (r *Reservation) finish(ctx context.Context, actual []int64, release bool) 
 	first := r.actual == nil
 	if first {
 		r.actual, r.released = actual, release
+		k.counts.Open--
 	}
 	same := slices.Equal(r.actual, actual)
 	released := r.released
@@ -345,7 +350,9 @@ func (r *Reservation) unlock() { <-r.busy }
 // lose closes the channel of Lost. The caller must hold keeper.mu.
 func (r *Reservation) lose() {
 	if !r.isLost && r.actual == nil {
-		r.isLost = true
+		if r.isLost = true; r.opened {
+			r.ch.keeper.counts.Lost++
+		}
 		close(r.lost)
 	}
 }
@@ -405,6 +412,11 @@ func (p *part) end(err error) {
 	defer k.mu.Unlock()
 	p.over, p.err = true, p.perhaps(err)
 	k.cancel(&p.task)
+	if k.owes(p, false); errors.Is(err, ErrExpired) {
+		k.lapsed(p)
+	} else {
+		k.finished(p.r)
+	}
 }
 
 // perhaps returns err as the error of a finish that may have been made by an earlier attempt.
@@ -524,8 +536,10 @@ func (p *part) postpone(cause error) error {
 	}
 	p.unknown = p.unknown || Charged(cause) == ChargeUnknown
 	if k.closed || !now.Before(p.until) {
+		k.lapsed(p)
 		return p.perhaps(cause)
 	}
+	k.owes(p, true)
 	if p.task.place < 0 {
 		p.pause = min(max(2*p.pause, leastRepeat), mostRepeat)
 		k.schedule(&p.task, now.Add(jitter(p.pause)))

@@ -185,6 +185,10 @@ func (ch *Charger) resume(ctx context.Context, own *Limit, text []byte, limits [
 			return nil, err
 		}
 	}
+	k := &ch.keeper
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.open(r)
 	return r, nil
 }
 

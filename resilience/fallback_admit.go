@@ -55,7 +55,11 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	}()
 	switch err := f.admit(ctx, l, cause); {
 	case err == errNoRoom && corrects:
-		return definite(cause, fmt.Errorf("resilience: %w: the fallback has no room for the state of a key", quota.ErrOverloaded))
+		err = fmt.Errorf("resilience: %w: the fallback has no room for the state of a key", quota.ErrOverloaded)
+		if cause != nil {
+			err = fmt.Errorf("%w: %w", err, cause)
+		}
+		return err
 	case err == errNoRoom:
 		for i := range here {
 			out[i] = quota.Decision{

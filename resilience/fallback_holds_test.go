@@ -268,9 +268,14 @@ type ofFleet struct{ quota.Store }
 func (ofFleet) Close() error { return nil }
 
 // TestFallbackFleetOfHolders has four instances hold slots, renew them, give them back, and forget them, while the store comes and
-// goes. There are never more in use than the store and the shares have, and while the store stays away no more than it has.
+// goes. At most as many are in use as the store and the shares have, B + Σ b_i; once each instance has called the store, it grants a
+// slot only below B; and an outage of more than a TTL leaves Σ b_i. With each second seed the store flaps and is not asked for slots, so
+// it cannot deny what the shares give in one outage after another: Σ b_i at all times, of which each instance gets one in the first.
 func TestFallbackFleetOfHolders(t *testing.T) {
+	const whole, shares = 8, 8
+	full := 0 // seeds in which all slots of the shares alone were in use
 	for seed := range uint64(sized(30, 500)) {
+		flaps := seed%2 == 1
 		synctest.Test(t, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
 			r := &remote{Store: local.New()}
@@ -285,14 +290,14 @@ func TestFallbackFleetOfHolders(t *testing.T) {
 			}
 			var open []*holder
 			slot := slotOf(quota.OpHold, 1)
-			most, mostDown := 0, 0
-			since := time.Now() // of the store's latest outage, or zero time while it is up
-			up := true
+			most, mostDown, mostGranted := 0, 0, 0
+			since := time.Now() // of the store's latest outage
+			up, told := true, true
 			for range 1000 {
 				time.Sleep(time.Duration(rng.Int64N(int64(time.Second))))
 				now := time.Now()
-				if lasts := []int{120, 4}[seed%2]; rng.IntN(lasts) == 0 { // with each second seed the store flaps
-					if up = !up; up {
+				if lasts := map[bool]int{false: 120, true: 4}[flaps]; rng.IntN(lasts) == 0 {
+					if up, told = !up, false; up {
 						r.set(nil, nil)
 					} else {
 						r.set(as(quota.ErrUnavailable), nil)
@@ -320,27 +325,43 @@ func TestFallbackFleetOfHolders(t *testing.T) {
 				}
 				for by := range fleet {
 					c := slot
-					if up && seed%2 == 1 { // the store has slots left, and does not know what the shares have given
+					if up && flaps {
 						c = slotOf(quota.OpPeek, 1)
 					}
 					if d, err := fleet[by].Charge(bg, c); err != nil {
 						t.Fatal(err)
 					} else if d.Allowed && c.Op == quota.OpHold {
 						open = append(open, &holder{d, by, now.Add(20 * time.Second)})
+						if d.Source == store && told {
+							mostGranted = max(mostGranted, len(open))
+						}
 					}
 				}
+				told = up
 				most = max(most, len(open))
 				if !up && now.Sub(since) > 65*time.Second { // the store's own have lapsed
 					mostDown = max(mostDown, len(open))
 				}
 			}
-			if most > 16 || most < 8 || mostDown > 8 {
-				t.Errorf("seed %d: slots in use: got %d, and %d while the store was away; want 8 to 16, and 8 at most", seed, most, mostDown)
+			least, atMost := whole, whole+shares
+			if flaps {
+				if least, atMost = len(fleet), shares; most == shares {
+					full++
+				}
+			}
+			if most < least || most > atMost {
+				t.Errorf("seed %d: slots in use: got %d, want %d to %d", seed, most, least, atMost)
+			}
+			if mostGranted > whole || mostDown > shares {
+				t.Errorf("seed %d: slots in use: got %d with a grant of the store, and %d in a long outage; want at most %d and %d", seed, mostGranted, mostDown, whole, shares)
 			}
 			for i := range fleet {
 				fleet[i].Close()
 			}
 		})
+	}
+	if full == 0 {
+		t.Errorf("no seed had all %d slots of the shares in use", shares)
 	}
 }
 

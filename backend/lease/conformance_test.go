@@ -56,6 +56,7 @@ func leased(t testing.TB, below quota.Store, o conformance.Opening) quota.Store 
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	stores := &shared{stores: map[string]*local.Store{}}
 	conformance.Run(t, conformance.Harness{
 		Name:  "lease over local",
@@ -75,6 +76,7 @@ func TestConformance(t *testing.T) {
 }
 
 func TestConformanceOnRedis(t *testing.T) {
+	t.Parallel()
 	server := redisserver.Start(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
 	t.Cleanup(func() { client.Close() })

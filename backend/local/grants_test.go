@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,4 +196,183 @@ func TestFailedCallsLeaveNoID(t *testing.T) {
 			t.Errorf("take with an id while the store is full: got %v, %d ids; want ErrOverloaded, none", err, s.ids.used.Load())
 		}
 	}
+}
+
+// checked fails unless the log and the indexes of g agree with each other. It returns the places of the records that have an entry.
+func checked(t *testing.T, g *grants) (linked []uint64) {
+	t.Helper()
+	if 4*g.live > 3*len(g.index) {
+		t.Fatalf("index of %d: got %d ids, want three quarters at most", len(g.index), g.live)
+	}
+	for i, e := range g.old[:min(g.place, len(g.old))] {
+		if e != 0 {
+			t.Fatalf("old index: got an entry at place %d, before %d, want none", i, g.place)
+		}
+	}
+	entries := map[uint64]int{}
+	for _, index := range [][]uint64{g.index, g.old} {
+		for _, e := range index {
+			if e != 0 {
+				entries[e]++
+			}
+		}
+	}
+	at := g.head
+	for at < g.tail {
+		if uint32(g.word(at+2*word)) != 0 {
+			if n := entries[g.entry(at)]; n != 1 {
+				t.Fatalf("entries of the record at %d: got %d, want 1", at, n)
+			}
+			linked = append(linked, at)
+		}
+		at += g.word(at+2*word) >> 32
+	}
+	if at != g.tail || len(linked) != g.live || len(entries) != g.live {
+		t.Fatalf("log: got its end at %d, %d records and %d entries in use; want %d, %d, %d", at, len(linked), len(entries), g.tail, g.live, g.live)
+	}
+	if size := uint64(len(page{})); uint64(len(g.pages)) != (g.tail+size-1)/size-g.head/size {
+		t.Fatalf("pages of %d to %d: got %d, want those between", g.head, g.tail, len(g.pages))
+	}
+	return linked
+}
+
+// TestGrants runs random operations on the ids of one part and on a map: new ids, repeats, ids that are remembered for long, and
+// ids that expire or are found expired. Hashes come from a small set, so that ids share tags.
+func TestGrants(t *testing.T) {
+	r := random(t)
+	l := bucket("n", 1<<30, time.Hour)
+	s, _ := withClock(0)
+	moved, shrunk, growing := 0, 0, 0
+	for range sized(60, 600) {
+		var g grants
+		var ids room
+		ids.most = 1 << 30
+		type grant struct {
+			d       quota.Decision
+			expires quota.Micros
+		}
+		model := map[string]grant{}
+		spread := uint64(1) << r.IntN(12)
+		hashes := map[string]uint64{}
+		now := quota.Micros(1 << 50)
+		for step := range 1500 {
+			if step%300 == 0 && r.IntN(2) == 0 {
+				now += quota.Micros(r.Int64N(int64(3 * window)))
+				for range r.IntN(300) {
+					size := len(g.index)
+					if g.tidy(4, now, &ids); len(g.index) > 0 && len(g.index) < size {
+						shrunk++
+					}
+				}
+			}
+			now += quota.Micros(r.Int64N(int64(window / 300)))
+			id := fmt.Sprintf("%0*d", 1+r.IntN(2)*r.IntN(120), r.IntN(3000))
+			cs := []quota.Charge{{Limit: l, Key: "k", Cost: 1, ID: id}}
+			if r.IntN(4) == 0 {
+				cs[0].Op, cs[0].Until = quota.OpSpend, now+quota.Micros(r.Int64N(int64(3*window)))
+			}
+			rq := s.request(nil, cs)
+			if h, ok := hashes[id]; ok {
+				rq.hash = h
+			} else {
+				rq.hash = r.Uint64N(spread) << 32
+				hashes[id] = rq.hash
+			}
+			want, known := model[id]
+			known = known && want.expires > now
+			at, ok := g.find(&rq)
+			if ok && g.expires(at) <= now {
+				g.forget(at, &ids)
+				ok = false
+			}
+			if ok != known {
+				t.Fatalf("step %d: grant of id %q: got one %v, want %v", step, id, ok, known)
+			}
+			if ok {
+				out := make([]quota.Decision, 1)
+				if err := g.repeat(at, &rq, cs, out); err == nil {
+					if out[0].Remaining != want.d.Remaining || out[0].Until != want.d.Until || out[0].At != want.d.At || g.expires(at) != want.expires {
+						t.Fatalf("step %d: repeat of id %q: got %+v, until %d; want %+v, until %d", step, id, out[0], g.expires(at), want.d, want.expires)
+					}
+				}
+			} else {
+				ids.take(rq.class)
+				d := quota.Decision{Allowed: true, Remaining: r.Int64(), Until: quota.Micros(r.Int64()), At: now}
+				before := len(g.index)
+				g.remember(&rq, cs, now, []quota.Decision{d})
+				if before > 0 && len(g.index) > before {
+					growing++
+				}
+				at, _ := g.find(&rq)
+				model[id] = grant{d, g.expires(at)}
+			}
+			before, head := g.live, g.head
+			dropped := 0
+			for at := head; at < g.tail && uint32(g.word(at+2*word)) == 0; at += g.word(at+2*word) >> 32 {
+				dropped++
+			}
+			g.tidy(r.IntN(6), now, &ids)
+			if g.head > head && before == g.live && dropped == 0 {
+				moved++
+			}
+			if step%25 == 0 {
+				checked(t, &g)
+			}
+			if int64(g.live) != ids.used.Load() {
+				t.Fatalf("step %d: ids: got room taken for %d, want %d", step, ids.used.Load(), g.live)
+			}
+		}
+		now += 4 * window
+		for range 10_000 {
+			if g.tidy(grantsEach, now, &ids); g.tail == 0 {
+				break
+			}
+		}
+		if checked(t, &g); g.live != 0 || g.pages != nil || g.index != nil || ids.used.Load() != 0 {
+			t.Fatalf("after all ids expired: got %d ids, %d pages, an index of %d; want none", g.live, len(g.pages), len(g.index))
+		}
+	}
+	if moved < 100 || shrunk < 10 || growing < 100 {
+		t.Errorf("got %d moves to the tail, %d shrinks, %d growths; want 100, 10, 100 or more", moved, shrunk, growing)
+	}
+}
+
+// A charge with a new request id allocates no more than the memory that remembers it: less than one object, as charges without do.
+func TestIDAllocs(t *testing.T) {
+	s, _ := withClock(0)
+	l := bucket("n", 1<<40, time.Hour)
+	ids := make([]string, 20_000)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("0190163d-8694-739b-aea5-%012d", i)
+	}
+	next := 0
+	for name, call := range map[string]func(id string){
+		"charge": func(id string) {
+			s.Charge(bg, quota.Charge{Limit: l, Key: "team/agent", Cost: 1, ID: id})
+		},
+		"replay": func(string) {
+			s.Charge(bg, quota.Charge{Limit: l, Key: "team/agent", Cost: 1, ID: ids[0]})
+		},
+	} {
+		call(ids[0])
+		if n := testing.AllocsPerRun(5000, func() { next++; call(ids[next]) }); n != 0 {
+			t.Errorf("allocations of a %s with a request id: got %v, want 0", name, n)
+		}
+	}
+}
+
+func TestBytesPerID(t *testing.T) {
+	s, _ := withClock(0)
+	l := bucket("tokens", 1<<40, time.Hour)
+	n := sized(100_000, 1_000_000)
+	before := heap()
+	for i := range n {
+		take(t, s, quota.Charge{Limit: l, Key: fmt.Sprint("team-", i%1000, "/agent"), Cost: 1, ID: fmt.Sprintf("0190163d-8694-739b-aea5-%012d", i)})
+	}
+	each := float64(heap()-before) / float64(n)
+	t.Logf("%.1f bytes an id", each)
+	if each > 170 {
+		t.Errorf("bytes an id: got %.1f, want 170 at most", each)
+	}
+	runtime.KeepAlive(s)
 }

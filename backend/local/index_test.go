@@ -64,9 +64,6 @@ func checkTable(t *testing.T, tb *table, indexes ...[]uint64) int {
 		sl := tb.slots.at(n)
 		slots[sl.kind]++
 		size, want := len(sl.text), int(sl.size)
-		if tb.kinds.list[sl.kind].kind == idKind {
-			want += int(sl.a + sl.b)
-		}
 		for at := sl.next; at != 0; at = tb.pieces.at(at - 1).next {
 			if pieces[at-1] {
 				t.Fatalf("piece %d is linked twice", at-1)
@@ -207,7 +204,7 @@ func TestIndex(t *testing.T) {
 				delete(model, nm)
 			case known || grow == growing:
 				if !known {
-					n = sh.insert(h, nm.key, len(nm.key), kind{limit: limit.Handle()})
+					n = sh.insert(h, nm.key, kind{limit: limit.Handle()})
 				}
 				it := driver.Item{Rule: quota.Rule{'x'}, State: quota.State{Unit: 1 + r.Int64N(50), A: r.Int64()}}
 				if r.IntN(3) == 0 {
@@ -276,9 +273,16 @@ func (s *Store) checkAll(t *testing.T) {
 		sh := &s.shards[i]
 		sh.check(t)
 		for tb, sl := range sh.each {
-			r := s.roomOf(tb, sl)
-			used[r]++
-			classes[r][s.classOf(string(tb.read(nil, sl, int(sl.size))))]++
+			used[&s.keys]++
+			classes[&s.keys][s.classOf(string(tb.read(nil, sl, int(sl.size))))]++
+		}
+		for _, at := range checked(t, &s.grants[i]) {
+			class, key, _ := s.grants[i].sizes(at)
+			if want := s.classOf(string(s.grants[i].read(nil, at+headerSize, key))); class != want {
+				t.Fatalf("class of an id's record: got %d, want %d", class, want)
+			}
+			used[&s.ids]++
+			classes[&s.ids][class]++
 		}
 	}
 	for _, r := range []*room{&s.keys, &s.ids} {

@@ -14,9 +14,6 @@ type kind struct {
 	unit  int64
 }
 
-// idKind is the kind of the slots that hold a request id. It has no limit.
-var idKind = kind{rule: quota.Rule{'i', 'd'}}
-
 // kinds numbers the kinds in use, so that a slot holds a number and no pointer. A number is found in constant time.
 type kinds struct {
 	list    []numbered

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -92,7 +91,7 @@ func (s *Store) listShard(at place, l *driver.Listing, page *driver.Page) (last 
 				continue
 			}
 			sl := t.slots.at(uint32(e) - 1)
-			if sl.expires > now && t.kinds.list[sl.kind].limit != (unique.Handle[string]{}) {
+			if sl.expires > now {
 				entries = append(entries, entry{e >> 32, sl, t})
 			}
 		}

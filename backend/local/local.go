@@ -10,9 +10,9 @@
 // # Memory
 //
 // A key of up to 22 bytes takes some 80 bytes with its text, and each 28 bytes more another 32 (a sliding
-// window log 16 more for each charge it remembers). A request id takes some 200 bytes. The garbage collector scans only
-// the logs. Calls remove keys whose quota is whole again, and ids that may be forgotten, a few at a time, whether they are
-// granted or denied. The work of one call is bounded: a table that grows or shrinks does so in small steps.
+// window log 16 more for each charge it remembers). A request id takes some 160 bytes. The garbage collector scans only
+// the logs of windows. Calls remove keys whose quota is whole again, and ids that may be forgotten, a few at a time, whether
+// they are granted or denied. The work of one call is bounded: a table that grows or shrinks does so in small steps.
 //
 // The number of keys is bounded. When the store is full of keys that still hold consumption, charges to further keys
 // fail with [quota.ErrOverloaded] and are not charged. A key that holds consumption is never evicted, so flooding
@@ -33,7 +33,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/bits"
-	"sync"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -53,7 +52,8 @@ type Options struct {
 	MaxKeys int
 	// MaxIDs bounds the request ids that the store remembers, each for quota.IDWindow, in the same way; 0 is
 	// DefaultMaxIDs. It must not be negative. When there is no room for an id the call is quota.ErrOverloaded, and not
-	// charged; ids that are remembered are still repeated, and none is forgotten early.
+	// charged; ids that are remembered are still repeated, and none is forgotten early. An id that is remembered for
+	// longer, because its call ended or renewed a hold, may take its room for up to quota.IDWindow more.
 	MaxIDs int
 	// Clock tells the time, for tests; nil is the monotonic clock. It may be called concurrently, and is
 	// called with a lock held: it must not call the store.
@@ -63,6 +63,7 @@ type Options struct {
 // Store is a quota.Store in memory. Use New or NewWithOptions to make one. Methods may be called concurrently.
 type Store struct {
 	shards [shardCount]shard // the first field, because cache lines begin there
+	grants [shardCount]grants
 
 	clock func() time.Time
 	start time.Time // of the monotonic clock
@@ -71,10 +72,6 @@ type Store struct {
 	gate  driver.Gate
 	keys  room
 	ids   room
-
-	reclaiming sync.Mutex
-	hand       int  // the shard that reclaim looks at next
-	reclaimed  bool // the last reclaim removed a key
 }
 
 const shardCount = 256
@@ -147,24 +144,25 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, e
 		return d, err
 	}
 	if c.ID != "" {
-		var out [1]quota.Decision
-		err = s.chargeAll([]quota.Charge{c}, out[:])
+		cs, out := [1]quota.Charge{c}, [1]quota.Decision{}
+		err = s.chargeAll(cs[:], out[:])
 		return out[0], err
 	}
 	h := driver.Hash(s.seed, &c)
 	for try := 0; ; try++ {
-		now, full, err := s.try(h, &c, &d)
+		now, full, err := s.try(h, &c, nil, &d)
 		if full == nil {
 			return d, err
 		}
-		if try > reclaimTries || !s.reclaim(now) {
+		if try > reclaimTries || !s.reclaim(full, now) {
 			return quota.Decision{}, full.refusal()
 		}
 	}
 }
 
-// try decides and stores a charge, or returns the room that is full.
-func (s *Store) try(h uint64, c *quota.Charge, d *quota.Decision) (now quota.Micros, full *room, err error) {
+// try decides and stores a charge, or returns the room that is full. r is nil unless the charge has a request id, whose room
+// it takes.
+func (s *Store) try(h uint64, c *quota.Charge, r *request, d *quota.Decision) (now quota.Micros, full *room, err error) {
 	sh := &s.shards[h%shardCount]
 	now = s.lock(sh)
 	defer sh.mu.Unlock() // the clock and the algorithm may panic
@@ -174,11 +172,20 @@ func (s *Store) try(h uint64, c *quota.Charge, d *quota.Decision) (now quota.Mic
 	n := sh.find(h, c.Limit.Handle(), c.Key)
 	var it driver.Item
 	sh.table.load(n, now, &it)
-	if err = driver.ApplyOne(c, &it, now, d); err == nil && it.Write {
-		if needs(n, &it) && !s.keys.take(s.classOf(c.Key)) {
+	if err = driver.ApplyOne(c, &it, now, d); err == nil && (it.Write || r != nil) {
+		needs := needs(n, &it)
+		if needs && !s.keys.take(s.classOf(c.Key)) {
 			return now, &s.keys, nil
 		}
-		s.keep(sh, h, n, c, &it, d)
+		if r != nil && !s.takeRoom(r, d.Allowed || d.Shadow) {
+			if needs {
+				s.keys.give(s.classOf(c.Key))
+			}
+			return now, &s.ids, nil
+		}
+		if it.Write {
+			s.keep(sh, h, n, c, &it, d)
+		}
 	}
 	sh.tidy(now, s)
 	return now, nil, err
@@ -203,24 +210,35 @@ func (s *Store) chargeAll(cs []quota.Charge, out []quota.Decision) error {
 		hashes = append(hashes, h)
 		set.add(h % shardCount)
 	}
-	var r *request
+	var few [512]byte
+	var r request
 	if cs[0].ID != "" {
-		r = s.request(cs)
-		set.add(r.hash % shardCount)
+		r = s.request(few[:0], cs)
 	}
 	for try := 0; ; try++ {
-		now, full, err := s.tryAll(cs, hashes, r, &set, out)
+		var now quota.Micros
+		var full *room
+		var err error
+		if cs[0].ID != "" {
+			now, full, err = s.tryOnce(&r, cs, hashes, &set, out)
+		} else {
+			now, full, err = s.tryAll(cs, hashes, nil, &set, out)
+		}
 		if full == nil {
 			return err
 		}
-		if try > reclaimTries+len(cs) || !s.reclaim(now) {
+		if try > reclaimTries+len(cs) || !s.reclaim(full, now) {
 			return full.refusal()
 		}
 	}
 }
 
-// tryAll decides and stores a list, or returns the room that is full.
+// tryAll decides and stores a list, or returns the room that is full. r is nil unless the list has a request id, whose room
+// it takes.
 func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, r *request, set *shardSet, out []quota.Decision) (now quota.Micros, full *room, err error) {
+	if len(cs) == 1 {
+		return s.try(hashes[0], &cs[0], r, &out[0])
+	}
 	set.lock(s)
 	defer set.unlock(s) // the clock and the algorithms may panic
 	now = s.now()
@@ -237,11 +255,6 @@ func (s *Store) tryAll(cs []quota.Charge, hashes []uint64, r *request, set *shar
 
 // decideAll is tryAll under the locks.
 func (s *Store) decideAll(cs []quota.Charge, hashes []uint64, r *request, now quota.Micros, out []quota.Decision) (full *room, err error) {
-	if r != nil {
-		if granted, err := s.repeat(r, cs, now, out); granted {
-			return nil, err
-		}
-	}
 	var fewItems [8]driver.Item
 	var fewSlots [8]int
 	items, slots := fewItems[:0], fewSlots[:0]
@@ -254,19 +267,13 @@ func (s *Store) decideAll(cs []quota.Charge, hashes []uint64, r *request, now qu
 	if err := driver.Apply(cs, items, now, out); err != nil {
 		return nil, err
 	}
-	if r != nil && (!quota.Granted(out) || driver.OnlyPeeks(cs)) {
-		r = nil // nothing to remember
-	}
-	if full = s.takeRooms(cs, items, slots, r); full != nil {
+	if full = s.takeRooms(cs, items, slots, r, out); full != nil {
 		return full, nil
 	}
 	for i := range items {
 		if items[i].Write {
 			s.keep(&s.shards[hashes[i]%shardCount], hashes[i], slots[i], &cs[i], &items[i], &out[i])
 		}
-	}
-	if r != nil {
-		s.remember(r, cs, now, out)
 	}
 	return nil, nil
 }
@@ -304,19 +311,19 @@ func (s *Store) now() quota.Micros {
 	return s.epoch + quota.Micros(time.Since(s.start)/time.Microsecond)
 }
 
-// needs reports whether an item in slot n, or in none where n is negative, needs a new slot.
-func needs(n int, it *driver.Item) bool { return n < 0 && !it.State.IsZero() }
+// needs reports whether an item that may be marked, in slot n or in none where n is negative, needs a new slot.
+func needs(n int, it *driver.Item) bool { return it.Write && n < 0 && !it.State.IsZero() }
 
 // takeRooms takes the room for the new keys of a list, and for its request id unless r is nil, or returns the one that is
 // full.
-func (s *Store) takeRooms(cs []quota.Charge, items []driver.Item, slots []int, r *request) (full *room) {
+func (s *Store) takeRooms(cs []quota.Charge, items []driver.Item, slots []int, r *request, out []quota.Decision) (full *room) {
 	for i := range items {
-		if items[i].Write && needs(slots[i], &items[i]) && !s.keys.take(s.classOf(cs[i].Key)) {
+		if needs(slots[i], &items[i]) && !s.keys.take(s.classOf(cs[i].Key)) {
 			s.giveRooms(cs[:i], items, slots)
 			return &s.keys
 		}
 	}
-	if r != nil && !s.ids.take(r.class) {
+	if r != nil && !s.takeRoom(r, quota.Granted(out)) {
 		s.giveRooms(cs, items, slots)
 		return &s.ids
 	}
@@ -326,7 +333,7 @@ func (s *Store) takeRooms(cs []quota.Charge, items []driver.Item, slots []int, r
 // giveRooms gives back the room for the new keys of some charges.
 func (s *Store) giveRooms(cs []quota.Charge, items []driver.Item, slots []int) {
 	for i := range cs {
-		if items[i].Write && needs(slots[i], &items[i]) {
+		if needs(slots[i], &items[i]) {
 			s.keys.give(s.classOf(cs[i].Key))
 		}
 	}
@@ -344,7 +351,7 @@ func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *driver.Ite
 		}
 		return
 	case n < 0:
-		n = sh.insert(h, c.Key, len(c.Key), kind{c.Limit.Handle(), it.Rule, it.State.Unit})
+		n = sh.insert(h, c.Key, kind{c.Limit.Handle(), it.Rule, it.State.Unit})
 		sh.due += newSlot
 	}
 	sh.save(n, it, d.At+quota.Micros(d.ResetAfter/time.Microsecond))
@@ -354,30 +361,37 @@ func (s *Store) keep(sh *shard, h uint64, n int, c *quota.Charge, it *driver.Ite
 // that reclaim made. A list needs room for several keys, and tries more often.
 const reclaimTries = 3
 
-// reclaim removes some keys that are whole again from any shard, and reports whether it found one. It looks at few places,
-// so that a refused charge stays cheap, and at fewer at a time, so that no lock is held for long; and at none in shards
-// that are known to have no such key.
-func (s *Store) reclaim(now quota.Micros) bool {
+// reclaim makes room: it removes some keys that are whole again from any shard, or some ids that may be forgotten, whichever the
+// room is for. It reports whether it found one. It looks at few places, so that a refused charge stays cheap, and at fewer at
+// a time, so that no lock is held for long; and at none in shards that are known to have no such key.
+func (s *Store) reclaim(r *room, now quota.Micros) bool {
 	const places, each = 4096, 512
-	if !s.reclaiming.TryLock() {
+	if !r.reclaiming.TryLock() {
 		// Another call reclaims at this moment: its result holds for this charge too.
-		s.reclaiming.Lock()
-		defer s.reclaiming.Unlock()
-		return s.reclaimed
+		r.reclaiming.Lock()
+		defer r.reclaiming.Unlock()
+		return r.reclaimed
 	}
-	defer s.reclaiming.Unlock()
-	s.reclaimed = false
-	for looked, shards := 0, 0; looked < places && shards < shardCount && !s.reclaimed; shards++ {
-		sh := &s.shards[s.hand]
-		s.hand = (s.hand + 1) % shardCount
-		sh.mu.Lock()
-		if looks := min(len(sh.index), each); sh.soonest <= now && sh.live > 0 {
-			looked += looks
-			s.reclaimed = sh.sweep(looks, now, s)
+	defer r.reclaiming.Unlock()
+	r.reclaimed = false
+	for looked, shards := 0, 0; looked < places && shards < shardCount && !r.reclaimed; shards++ {
+		if r == &s.ids {
+			t := &s.grants[r.hand]
+			t.mu.Lock()
+			r.reclaimed = t.tidy(each, now, r)
+			t.mu.Unlock()
+		} else {
+			sh := &s.shards[r.hand]
+			sh.mu.Lock()
+			if looks := min(len(sh.index), each); sh.soonest <= now && sh.live > 0 {
+				looked += looks
+				r.reclaimed = sh.sweep(looks, now, s)
+			}
+			sh.mu.Unlock()
 		}
-		sh.mu.Unlock()
+		r.hand = (r.hand + 1) % shardCount
 	}
-	return s.reclaimed
+	return r.reclaimed
 }
 
 // shardSet is a set of shards that are locked together, in ascending order so that two lists never wait for each

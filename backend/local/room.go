@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"hash/maphash"
+	"sync"
 	"sync/atomic"
-	"unique"
 
 	"github.com/fleetquota/fleetquota/quota"
 )
@@ -21,6 +21,10 @@ type room struct {
 	given   atomic.Int64 // places of keys and ids that were removed
 	refused atomic.Int64 // charges that found no room
 	classes [classCount]atomic.Int32
+
+	reclaiming sync.Mutex
+	hand       int  // the shard that reclaim looks at next
+	reclaimed  bool // the last reclaim made room
 }
 
 const classCount = 4096
@@ -52,14 +56,6 @@ func (r *room) refusal() error {
 		full = fmt.Sprintf("the key's group has as many %s as the store has room left for; it has room for %d", r.of, r.most)
 	}
 	return fmt.Errorf("local: %w: %s; accepted: %s that it holds, or a larger %s", quota.ErrOverloaded, full, r.of, r.option)
-}
-
-// roomOf returns the room that a slot takes.
-func (s *Store) roomOf(t *table, sl *slot) *room {
-	if t.kinds.list[sl.kind].limit == (unique.Handle[string]{}) {
-		return &s.ids
-	}
-	return &s.keys
 }
 
 // classOf returns the class of a key's group.

@@ -10,7 +10,7 @@ import (
 	"github.com/fleetquota/fleetquota/quota/driver"
 )
 
-// shard is a part of the keys and request ids, chosen by their hashes. A table changes its size in small steps, which
+// shard is a part of the keys, chosen by their hashes. A table changes its size in small steps, which
 // sweep takes: until it is done some entries are in the old index.
 type shard struct {
 	// The first cache line, which every charge writes.
@@ -82,27 +82,23 @@ func (sh *shard) expire(sl *slot, expires quota.Micros) {
 	sh.soonest, sh.seen = min(sh.soonest, expires), min(sh.seen, expires)
 }
 
-// insert makes a slot for a text that begins with a key of some size; the shard must not have the key.
-func (sh *shard) insert(h uint64, text string, size int, k kind) int {
+// insert makes a slot for a key, which the shard must not have.
+func (sh *shard) insert(h uint64, key string, k kind) int {
 	if 4*(sh.live+1) > 3*len(sh.index) {
 		for sh.old != nil { // a list with so many keys in so small an index
 			sh.moveOn(len(sh.index))
 		}
 		sh.resize(max(16, 2*len(sh.index)), nil)
 	}
-	n := sh.table.add(text, size, k)
+	n := sh.table.add(key, k)
 	sh.live++
-	link(sh.index, tag(h), n)
+	link(sh.index, entry(tag(h), n))
 	return int(n)
 }
 
 // remove frees slot n, whose hash has this tag. The entry must not be in the old index.
 func (sh *shard) remove(tag uint64, n uint32, s *Store) {
-	mask := uint64(len(sh.index) - 1)
-	i := tag & mask
-	for uint32(sh.index[i]) != n+1 {
-		i = (i + 1) & mask
-	}
+	i, _ := placeOf(sh.index, entry(tag, n))
 	sh.removeAt(i, s)
 }
 
@@ -111,9 +107,8 @@ func (sh *shard) removeAt(i uint64, s *Store) {
 	n := uint32(sh.index[i]) - 1
 	unlink(sh.index, i)
 	sl := sh.table.slots.at(n)
-	r := s.roomOf(&sh.table, sl)
-	r.give(s.class(&sh.table, sl))
-	r.given.Add(1)
+	s.keys.give(s.class(&sh.table, sl))
+	s.keys.given.Add(1)
 	sh.table.free(n)
 	sh.live--
 	sh.soonest, sh.seen = 0, 0 // unlink may have moved an entry to a place that sweep has looked at
@@ -137,7 +132,7 @@ func (sh *shard) move(place uint64) uint32 {
 	if sh.old.table != nil {
 		n = sh.table.adopt(sh.old.table, n)
 	}
-	link(sh.index, e>>32, n)
+	link(sh.index, entry(e>>32, n))
 	return n
 }
 
@@ -154,12 +149,17 @@ func (sh *shard) tidy(now quota.Micros, s *Store) {
 }
 
 // tidyAnother sweeps a few places of a random shard, because a shard whose keys are not charged any more does
-// not sweep itself. The caller may hold the locks of other shards, so tidyAnother does not wait for that
-// shard's lock.
+// not sweep itself, and looks at a few request ids. The caller may hold the locks of other shards, so tidyAnother does not
+// wait for a lock.
 func (sh *shard) tidyAnother(now quota.Micros, s *Store) {
-	if other := &s.shards[rand.N(shardCount)]; other.mu.TryLock() {
+	n := rand.N(shardCount)
+	if other := &s.shards[n]; other.mu.TryLock() {
 		other.sweep(8, now, s)
 		other.mu.Unlock()
+	}
+	if ids := &s.grants[n]; ids.mu.TryLock() {
+		ids.tidy(8, now, &s.ids)
+		ids.mu.Unlock()
 	}
 }
 

@@ -16,17 +16,17 @@ type table struct {
 	pieces slab[piece]
 }
 
-// slot holds the state of a limit and key, in one cache line unless the key is long; or a request id, see grant.
+// slot holds the state of a limit and key, in one cache line unless the key is long.
 type slot struct {
 	a, b, c int64
 	expires quota.Micros // from then on the state equals a fresh one
 	kind    uint32
-	next    uint32 // the number of the text's next piece, plus one; 0 is none
+	next    uint32 // the number of the key's next piece, plus one; 0 is none
 	size    uint16 // of the key in bytes; 0 is a free slot
 	text    [22]byte
 }
 
-// piece is a further part of a long text.
+// piece is a further part of a long key.
 type piece struct {
 	next uint32 // the number of the next piece, plus one; 0 is none
 	text [28]byte
@@ -55,7 +55,7 @@ func (t *table) find(index []uint64, h uint64, limit unique.Handle[string], key 
 	}
 }
 
-// holds reports whether the text of a slot begins with key; the slot's key must have the same length.
+// holds reports whether a slot's key is key, which must have the same length.
 func (t *table) holds(sl *slot, key string) bool {
 	if len(key) <= len(sl.text) {
 		return string(sl.text[:len(key)]) == key
@@ -75,7 +75,7 @@ func (t *table) holds(sl *slot, key string) bool {
 	return true
 }
 
-// read appends the first n bytes of a slot's text to dst.
+// read appends the first n bytes of a slot's key to dst.
 func (t *table) read(dst []byte, sl *slot, n int) []byte {
 	dst = append(dst, sl.text[:min(n, len(sl.text))]...)
 	for at := sl.next; len(dst) < n; {
@@ -103,17 +103,17 @@ func (t *table) load(n int, now quota.Micros, it *driver.Item) {
 	}
 }
 
-// add makes a slot for a text that begins with a key of some size.
-func (t *table) add(text string, size int, k kind) uint32 {
+// add makes a slot for a key.
+func (t *table) add(key string, k kind) uint32 {
 	n := t.slots.take()
 	sl := t.slots.at(n)
-	*sl = slot{kind: t.kinds.add(k), size: uint16(size)}
-	text = text[copy(sl.text[:], text):]
-	for at := &sl.next; len(text) > 0; {
+	*sl = slot{kind: t.kinds.add(k), size: uint16(len(key))}
+	key = key[copy(sl.text[:], key):]
+	for at := &sl.next; len(key) > 0; {
 		next := t.pieces.take()
 		*at = next + 1
 		r := t.pieces.at(next)
-		text = text[copy(r.text[:], text):]
+		key = key[copy(r.text[:], key):]
 		r.next, at = 0, &r.next
 	}
 	return n
@@ -157,14 +157,28 @@ func (t *table) setTail(n uint32, tail []int64) {
 	t.tails[n] = tail
 }
 
-// link enters slot n in an index.
-func link(index []uint64, tag uint64, n uint32) {
+// entry returns the index entry of slot n.
+func entry(tag uint64, n uint32) uint64 { return tag<<32 | uint64(n+1) }
+
+// link adds an entry, whose upper half is its tag, to an index.
+func link(index []uint64, e uint64) {
 	mask := uint64(len(index) - 1)
-	i := tag & mask
+	i := e >> 32 & mask
 	for index[i] != 0 {
 		i = (i + 1) & mask
 	}
-	index[i] = tag<<32 | uint64(n+1)
+	index[i] = e
+}
+
+// placeOf returns the place of an entry in an index, if it is there.
+func placeOf(index []uint64, e uint64) (i uint64, ok bool) {
+	mask := uint64(len(index) - 1)
+	for i = e >> 32 & mask; len(index) > 0 && index[i] != 0; i = (i + 1) & mask {
+		if index[i] == e {
+			return i, true
+		}
+	}
+	return 0, false
 }
 
 // unlink empties a place of an index.

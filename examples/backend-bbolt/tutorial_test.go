@@ -86,10 +86,14 @@ func TestTutorial(t *testing.T) {
 		t.Fatal(err)
 	}
 	proxy := "file://" + filepath.ToSlash(strings.TrimSpace(string(cache))) + "/cache/download"
+	flags := "GOFLAGS="
+	if testing.Short() {
+		flags += "-short"
+	}
 	try := func(command ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off", "GOSUMDB=off", "GOPROXY="+proxy,
+		cmd.Env = append(os.Environ(), flags, "GOWORK=off", "GOSUMDB=off", "GOPROXY="+proxy,
 			"FLEETQUOTA_CONFORMANCE_REPORT=") // TestConformance reports
 		out, err := cmd.CombinedOutput()
 		return string(out), err

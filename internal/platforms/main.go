@@ -1,10 +1,10 @@
-// Command platforms checks that the packages and tests of the module in the working directory compile on the platforms
-// in its arguments, such as linux/386:
+// Command platforms checks that the packages and tests of modules compile on platforms. Its arguments are the modules'
+// folders, each with its platforms:
 //
-//	go run ./internal/platforms linux/386 windows/amd64
+//	go run ./internal/platforms .=linux/386,windows/amd64 ./bench=linux/386
 //
 // It checks types from source, for compiling all dependencies takes minutes a platform. Bodies of functions of
-// dependencies are left out.
+// dependencies are left out. A package that several modules need is checked once a platform.
 package main
 
 import (
@@ -16,22 +16,38 @@ import (
 	"go/token"
 	"go/types"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 func main() {
 	c := checker{fset: token.NewFileSet(), files: map[string]*ast.File{}}
-	for _, platform := range os.Args[1:] {
-		n, err := c.check(platform)
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", platform, err)
-			c.failed = true
-			continue
+	var platforms []string
+	folders := map[string][]string{} // by platform
+	for _, arg := range os.Args[1:] {
+		folder, list, _ := strings.Cut(arg, "=")
+		for platform := range strings.SplitSeq(list, ",") {
+			if !slices.Contains(platforms, platform) {
+				platforms = append(platforms, platform)
+			}
+			folders[platform] = append(folders[platform], folder)
 		}
-		fmt.Printf("%s: %d packages and tests\n", platform, n)
+	}
+	for _, platform := range platforms {
+		c.known = nil
+		for _, folder := range folders[platform] {
+			n, err := c.check(folder, platform)
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "%s: %s: %v\n", folder, platform, err)
+				c.failed = true
+				continue
+			}
+			fmt.Printf("%s: %s: %d packages and tests\n", folder, platform, n)
+		}
 	}
 	if c.failed {
 		os.Exit(1)
@@ -51,19 +67,29 @@ type pkg struct {
 type checker struct {
 	fset   *token.FileSet
 	files  map[string]*ast.File // parsed, by path
+	known  map[string][]known   // packages of one platform, by import path
 	failed bool
 }
 
-// check checks one platform and returns the number of packages and tests of the module.
-func (c *checker) check(platform string) (checked int, err error) {
+// known is a package that was checked, for a module that may be another.
+type known struct {
+	*types.Package
+	pkg
+}
+
+// check checks one module on one platform and returns the number of its packages and tests.
+func (c *checker) check(folder, platform string) (checked int, err error) {
 	system, arch, ok := strings.Cut(platform, "/")
 	sizes := types.SizesFor("gc", arch)
 	if !ok || sizes == nil {
 		return 0, errors.New("unknown platform; accepted: GOOS/GOARCH")
 	}
-	list, err := load(system, arch)
+	list, err := load(folder, system, arch)
 	if err != nil {
 		return 0, err
+	}
+	if c.known == nil {
+		c.known = map[string][]known{}
 	}
 	done := map[string]*types.Package{"unsafe": types.Unsafe}
 	for _, p := range list {
@@ -73,9 +99,16 @@ func (c *checker) check(platform string) (checked int, err error) {
 		if done[p.ImportPath] != nil || strings.HasSuffix(p.ImportPath, ".test") { // a test's generated main
 			continue
 		}
+		if !p.DepOnly {
+			checked++
+		}
+		if i := slices.IndexFunc(c.known[p.ImportPath], func(k known) bool { return k.serves(&p, done) }); i >= 0 {
+			done[p.ImportPath] = c.known[p.ImportPath][i].Package
+			continue
+		}
 		var files []*ast.File
 		for _, name := range p.GoFiles {
-			f, err := c.parse(filepath.Join(p.Dir, name))
+			f, err := c.parse(filepath.Join(p.Dir, name), !p.DepOnly)
 			if err != nil {
 				return 0, err
 			}
@@ -103,25 +136,39 @@ func (c *checker) check(platform string) (checked int, err error) {
 		}
 		// Errors are told above.
 		done[p.ImportPath], _ = config.Check(p.ImportPath, c.fset, files, nil)
-		if !p.DepOnly {
-			checked++
-		}
+		c.known[p.ImportPath] = append(c.known[p.ImportPath], known{done[p.ImportPath], p})
 	}
 	return checked, nil
 }
 
-func (c *checker) parse(path string) (*ast.File, error) {
-	if f := c.files[path]; f != nil {
+// serves reports whether the package is p too: of the same files, and on the same packages.
+func (k *known) serves(p *pkg, done map[string]*types.Package) bool {
+	return k.Dir == p.Dir && slices.Equal(k.GoFiles, p.GoFiles) && maps.Equal(k.ImportMap, p.ImportMap) && (p.DepOnly || !k.DepOnly) &&
+		!slices.ContainsFunc(k.Package.Imports(), func(i *types.Package) bool { return done[i.Path()] != i })
+}
+
+// parse returns a file. Without the bodies of its functions it takes a fraction of the memory.
+func (c *checker) parse(path string, bodies bool) (*ast.File, error) {
+	key := fmt.Sprint(path, bodies)
+	if f := c.files[key]; f != nil {
 		return f, nil
 	}
 	f, err := parser.ParseFile(c.fset, path, nil, parser.SkipObjectResolution)
-	c.files[path] = f
+	if err == nil && !bodies {
+		for _, d := range f.Decls {
+			if d, ok := d.(*ast.FuncDecl); ok && d.Body != nil {
+				d.Body = &ast.BlockStmt{}
+			}
+		}
+	}
+	c.files[key] = f
 	return f, err
 }
 
 // load lists the module's packages and tests, each after the packages that it needs.
-func load(system, arch string) (list []pkg, err error) {
+func load(folder, system, arch string) (list []pkg, err error) {
 	cmd := exec.Command("go", "list", "-deps", "-test", "-json=ImportPath,Dir,GoFiles,ImportMap,DepOnly,Module,Error", "./...")
+	cmd.Dir = folder
 	cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH="+arch, "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

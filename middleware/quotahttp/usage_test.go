@@ -208,9 +208,6 @@ func TestReadUsage(t *testing.T) {
 
 // The memory that looking takes does not grow with the answer.
 func TestUsageMemory(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes 64 MiB")
-	}
 	part := []byte(strings.Repeat("x", 1<<20))
 	h := handler(t, quotatest.New(t, nil), settled(new(errorList)), func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -25,6 +25,7 @@
 //	fleetquota.denial.retry_after    s           how long denied callers have to wait, by fleetquota.limit
 //	fleetquota.wait.duration         s           how long calls of Wait waited for quota, by fleetquota.limit
 //	fleetquota.waiters               {call}      calls of Wait that wait now
+//	fleetquota.reservations_open                 reservations that are not finished; and so _owed, _settled, _released, _lost and _lapsed
 //
 // The outcome of a charge is allowed where it was made; denied where it did not fit and its list was denied; not_made where it
 // fits, or was not the alternative taken; shadow_denied of a shadow that did not fit; error where the call failed, and refused
@@ -47,7 +48,8 @@
 //
 // # Cardinality
 //
-// No attribute holds a key. At most [Options.MaxLimits] names of limits are told apart, and further ones are "other".
+// No attribute holds a key. At most [Options.MaxLimits] names of limits are told apart, and further ones are "other". With
+// [Options.Tenant] decisions and tokens have the attribute fleetquota.tenant too, of at most MaxTenants values and "other".
 //
 // # Cost
 //

@@ -21,8 +21,11 @@ import (
 // scope is the name of the meter and the tracer.
 const scope = "github.com/fleetquota/fleetquota"
 
-// DefaultMaxLimits is Options.MaxLimits where that is 0.
-const DefaultMaxLimits = 200
+// Defaults of [Options].
+const (
+	DefaultMaxLimits  = 200
+	DefaultMaxTenants = 100
+)
 
 // Options are the options of New. The zero value, and nil, take the defaults.
 type Options struct {
@@ -31,12 +34,20 @@ type Options struct {
 	TracerProvider trace.TracerProvider
 	// MaxLimits is how many names of limits are told apart; 0 is DefaultMaxLimits.
 	MaxLimits int
+	// Tenant returns the tenant of a key, for the attribute fleetquota.tenant of fleetquota.decisions and fleetquota.tokens; nil leaves
+	// it out. It is called for each charge, concurrently, also with keys of refused calls, which have any bytes and length. A
+	// tenant that is not in UTF-8 is "other".
+	Tenant func(key string) string
+	// MaxTenants is how many tenants are told apart, those that came first; further ones are "other". 0 is DefaultMaxTenants.
+	MaxTenants int
 }
 
 // Telemetry tells OpenTelemetry of the decisions of limiters. [New] makes one.
 type Telemetry struct {
-	maxLimits int
-	tracer    trace.Tracer
+	maxLimits, maxTenants int
+	tenant                func(key string) string // nil for none
+	tenants               calls.Tenants
+	tracer                trace.Tracer
 
 	decisions, tokens, never, failures       metric.Int64Counter
 	durations, utilization, retryAfter, wait metric.Float64Histogram
@@ -54,13 +65,13 @@ func New(o *Options) (*Telemetry, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	t := &Telemetry{maxLimits: o.MaxLimits}
-	switch {
-	case t.maxLimits < 0:
-		return nil, fmt.Errorf("quotaotel: %w: Options.MaxLimits is %d; accepted: 0 or more", quota.ErrInvalid, t.maxLimits)
-	case t.maxLimits == 0:
-		t.maxLimits = DefaultMaxLimits
+	if o.MaxLimits < 0 {
+		return nil, fmt.Errorf("quotaotel: %w: Options.MaxLimits is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxLimits)
 	}
+	if o.MaxTenants < 0 {
+		return nil, fmt.Errorf("quotaotel: %w: Options.MaxTenants is %d; accepted: 0 or more", quota.ErrInvalid, o.MaxTenants)
+	}
+	t := &Telemetry{maxLimits: cmp.Or(o.MaxLimits, DefaultMaxLimits), maxTenants: cmp.Or(o.MaxTenants, DefaultMaxTenants), tenant: o.Tenant}
 	meters, tracers := o.MeterProvider, o.TracerProvider
 	if meters == nil {
 		meters = otel.GetMeterProvider()
@@ -72,7 +83,7 @@ func New(o *Options) (*Telemetry, error) {
 	if err := t.instruments(meters.Meter(scope)); err != nil {
 		return nil, fmt.Errorf("quotaotel: %w", err)
 	}
-	t.other = newLimitOptions("other")
+	t.other = newLimitOptions(calls.Other)
 	for i := range t.durationOf {
 		t.durationOf[i] = []metric.RecordOption{metric.WithAttributes(attribute.String("fleetquota.source", calls.Source(i).String()))}
 	}
@@ -113,27 +124,41 @@ func (t *Telemetry) instruments(m metric.Meter) (err error) {
 		return err
 	}
 	all, of := []metric.Observable{waiters}, map[driver.Metric]metric.Int64Observable{}
-	for k := range driver.Metrics() {
-		name, help := "fleetquota."+k.String(), metric.WithDescription(k.Help())
-		var o metric.Int64Observable
-		if k.Counter() {
-			o, err = m.Int64ObservableCounter(name, help)
+	observable := func(name, help string, counter bool) (o metric.Int64Observable, err error) {
+		if counter {
+			o, err = m.Int64ObservableCounter("fleetquota."+name, metric.WithDescription(help))
 		} else {
-			o, err = m.Int64ObservableGauge(name, help)
+			o, err = m.Int64ObservableGauge("fleetquota."+name, metric.WithDescription(help))
 		}
+		all = append(all, o)
+		return o, err
+	}
+	var reserved []metric.Int64Observable // of watched.OfReservations
+	for _, r := range watched.OfReservations {
+		o, err := observable(r.Name, r.Help, r.Counter)
 		if err != nil {
 			return err
 		}
-		all, of[k] = append(all, o), o
+		reserved = append(reserved, o)
+	}
+	for k := range driver.Metrics() {
+		if of[k], err = observable(k.String(), k.Help(), k.Counter()); err != nil {
+			return err
+		}
 	}
 	_, err = m.RegisterCallback(func(_ context.Context, observer metric.Observer) error {
-		t.read(observer, waiters, of)
+		observer.ObserveInt64(waiters, int64(t.watched.Waiting()))
+		reservations := t.watched.Reservations()
+		for i, r := range watched.OfReservations {
+			observer.ObserveInt64(reserved[i], r.Of(reservations))
+		}
+		t.read(observer, of)
 		return nil
 	}, all...)
 	return err
 }
 
-// Watch has the SDK read the numbers of a limiter's store and policies, and its waiting callers, from now on. Of several limiters
+// Watch has the SDK read the numbers of a limiter's store and policies, its waiting callers and its reservations from now on. Of several limiters
 // and chargers the numbers are added up; a store that they share is read once.
 func (t *Telemetry) Watch(limiter interface {
 	Store() quota.Store
@@ -142,9 +167,8 @@ func (t *Telemetry) Watch(limiter interface {
 	t.watched.Add(limiter)
 }
 
-// read tells an observer the numbers of this moment.
-func (t *Telemetry) read(observer metric.Observer, waiters metric.Int64Observable, of map[driver.Metric]metric.Int64Observable) {
-	observer.ObserveInt64(waiters, int64(t.watched.Waiting()))
+// read tells an observer the stores' numbers of this moment.
+func (t *Telemetry) read(observer metric.Observer, of map[driver.Metric]metric.Int64Observable) {
 	for _, r := range t.watched.Readings() {
 		attributes := []attribute.KeyValue{attribute.String("fleetquota.store", watched.StoreName(r))}
 		if r.Metric.ByNode() {
@@ -159,12 +183,21 @@ func (t *Telemetry) read(observer metric.Observer, waiters metric.Int64Observabl
 
 // limitOptions are the options of measurements of a limit. They are made once, for each costs an allocation.
 type limitOptions struct {
-	name      string
-	plain     []metric.RecordOption
-	never     []metric.AddOption
-	tokens    [calls.KindsOfToken][]metric.AddOption
-	decisions [ops][calls.Outcomes][calls.Sources]atomic.Pointer[[]metric.AddOption]
+	name    string
+	plain   []metric.RecordOption
+	never   []metric.AddOption
+	charges *chargeOptions // without a tenant
+	tenants calls.ByTenant[chargeOptions]
 }
+
+// chargeOptions are the options of measurements of a limit and tenant.
+type chargeOptions struct {
+	of        []attribute.KeyValue // the limit and the tenant
+	tokens    [calls.KindsOfToken][]metric.AddOption
+	decisions [ops]atomic.Pointer[decisionOptions]
+}
+
+type decisionOptions [calls.Outcomes][calls.Sources]atomic.Pointer[[]metric.AddOption]
 
 // ops is how many operations have options of their own. An operation of a refused call is any number: those above have the last.
 const ops = 16
@@ -172,11 +205,31 @@ const ops = 16
 func newLimitOptions(name string) *limitOptions {
 	limit := attribute.String("fleetquota.limit", name)
 	plain := metric.WithAttributeSet(attribute.NewSet(limit))
-	l := &limitOptions{name: name, plain: []metric.RecordOption{plain}, never: []metric.AddOption{plain}}
+	return &limitOptions{name: name, plain: []metric.RecordOption{plain}, never: []metric.AddOption{plain}, charges: newChargeOptions(limit)}
+}
+
+func newChargeOptions(of ...attribute.KeyValue) *chargeOptions {
+	c := &chargeOptions{of: of}
 	for k := calls.NoTokens + 1; k < calls.KindsOfToken; k++ {
-		l.tokens[k] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(limit, attribute.String("fleetquota.outcome", k.String())))}
+		c.tokens[k] = c.with(attribute.String("fleetquota.outcome", k.String()))
 	}
-	return l
+	return c
+}
+
+// with returns options with the limit, the tenant, and more attributes.
+func (c *chargeOptions) with(more ...attribute.KeyValue) []metric.AddOption {
+	return []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(append(more, c.of...)...))}
+}
+
+// charges returns the options of a limit and of a key's tenant.
+func (t *Telemetry) charges(limit *limitOptions, key string) *chargeOptions {
+	if t.tenant == nil {
+		return limit.charges
+	}
+	tenant := t.tenants.Label(t.tenant(key), t.maxTenants)
+	return limit.tenants.Of(tenant, func() *chargeOptions {
+		return newChargeOptions(attribute.String("fleetquota.limit", limit.name), attribute.String("fleetquota.tenant", tenant))
+	})
 }
 
 // limit returns the options of a limit, which is nil or not valid in a refused call.
@@ -191,14 +244,18 @@ func (t *Telemetry) limit(l *quota.Limit) *limitOptions {
 }
 
 // decision counts a charge.
-func (t *Telemetry) decision(ctx context.Context, limit *limitOptions, op quota.Op, outcome calls.Outcome, source calls.Source) {
+func (t *Telemetry) decision(ctx context.Context, c *chargeOptions, op quota.Op, outcome calls.Outcome, source calls.Source) {
 	op = min(op, ops-1)
-	cached := &limit.decisions[op][outcome][source]
+	of := c.decisions[op].Load()
+	if of == nil {
+		c.decisions[op].CompareAndSwap(nil, new(decisionOptions))
+		of = c.decisions[op].Load()
+	}
+	cached := &of[outcome][source]
 	options := cached.Load()
 	if options == nil {
-		options = &[]metric.AddOption{metric.WithAttributeSet(attribute.NewSet(
-			attribute.String("fleetquota.limit", limit.name), attribute.String("fleetquota.op", op.String()),
-			attribute.String("fleetquota.outcome", outcome.String()), attribute.String("fleetquota.source", source.String())))}
+		made := c.with(attribute.String("fleetquota.op", op.String()), attribute.String("fleetquota.outcome", outcome.String()), attribute.String("fleetquota.source", source.String()))
+		options = &made
 		cached.Store(options)
 	}
 	t.decisions.Add(ctx, 1, *options...)
@@ -245,8 +302,9 @@ func (t *Telemetry) waited(ctx context.Context, span trace.Span, c *quota.Call, 
 // charge counts a charge and its decision.
 func (t *Telemetry) charge(ctx context.Context, c *quota.Charge, d *quota.Decision, is calls.Charge) {
 	limit := t.limit(c.Limit)
+	charges := t.charges(limit, c.Key)
 	if is.Tokens != calls.NoTokens {
-		t.tokens.Add(ctx, is.Count, limit.tokens[is.Tokens]...)
+		t.tokens.Add(ctx, is.Count, charges.tokens[is.Tokens]...)
 	}
 	switch {
 	case is.Outcome != calls.Denied:
@@ -255,7 +313,7 @@ func (t *Telemetry) charge(ctx context.Context, c *quota.Charge, d *quota.Decisi
 	default:
 		t.retryAfter.Record(ctx, d.RetryAfter.Seconds(), limit.plain...)
 	}
-	t.decision(ctx, limit, c.Op, is.Outcome, calls.SourceOf(d))
+	t.decision(ctx, charges, c.Op, is.Outcome, calls.SourceOf(d))
 	if used, ok := calls.Utilization(c, d); ok {
 		t.utilization.Record(ctx, used, limit.plain...)
 	}
@@ -273,7 +331,8 @@ func (t *Telemetry) fail(ctx context.Context, span trace.Span, c *quota.Call) {
 	}
 	t.failures.Add(ctx, 1, options.([]metric.AddOption)...)
 	for i := range c.Charges {
-		t.decision(ctx, t.limit(c.Charges[i].Limit), c.Charges[i].Op, calls.OfError(c), calls.NoSource)
+		charge := &c.Charges[i]
+		t.decision(ctx, t.charges(t.limit(charge.Limit), charge.Key), charge.Op, calls.OfError(c), calls.NoSource)
 	}
 	if len(c.Charges) > 0 {
 		t.waited(ctx, span, c, &c.Charges[0])

@@ -45,12 +45,18 @@ type sdk struct {
 
 func newSDK(t testing.TB, maxLimits int) *sdk {
 	t.Helper()
+	return newSDKWith(t, quotaotel.Options{MaxLimits: maxLimits})
+}
+
+func newSDKWith(t testing.TB, o quotaotel.Options) *sdk {
+	t.Helper()
 	s := &sdk{reader: metric.NewManualReader(), spans: tracetest.NewInMemoryExporter()}
 	meters, tracers := metric.NewMeterProvider(metric.WithReader(s.reader)), sdktrace.NewTracerProvider(sdktrace.WithSyncer(s.spans))
 	t.Cleanup(func() { meters.Shutdown(context.Background()); tracers.Shutdown(context.Background()) })
 	s.tracer = tracers.Tracer("test")
 	var err error
-	s.Telemetry, err = quotaotel.New(&quotaotel.Options{MeterProvider: meters, TracerProvider: tracers, MaxLimits: maxLimits})
+	o.MeterProvider, o.TracerProvider = meters, tracers
+	s.Telemetry, err = quotaotel.New(&o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +93,16 @@ func text(set attribute.Set) string {
 		words = append(words, kv.Value.String())
 	}
 	return strings.Join(words, " ")
+}
+
+// wantSums fails unless metrics have the sums of want, by their names.
+func wantSums(t *testing.T, metrics map[string]metricdata.Metrics, want map[string]map[string]int64) {
+	t.Helper()
+	for name, points := range want {
+		if got := sums(t, metrics[name]); !maps.Equal(got, points) {
+			t.Errorf("%s: got %v, want %v", name, got, points)
+		}
+	}
 }
 
 // sums returns the points of a metric: the values of numbers, and the counts of histograms.
@@ -192,11 +208,7 @@ func TestMetrics(t *testing.T) {
 	if len(want) < 5 {
 		t.Errorf("readings: got %v, want those of two stores and a fallback", want)
 	}
-	for name, points := range want {
-		if got := sums(t, m[name]); !maps.Equal(got, points) {
-			t.Errorf("%s: got %v, want %v", name, got, points)
-		}
-	}
+	wantSums(t, m, want)
 }
 
 // The duration of a call has an exemplar with the caller's trace.
@@ -219,7 +231,7 @@ func TestExemplars(t *testing.T) {
 // Whatever keys, limits and operations come, the number of series is bounded.
 func TestCardinality(t *testing.T) {
 	s := newSDK(t, 3)
-	for i := range 100_000 {
+	for i := range testenv.Sized(20_000, 100_000) {
 		limit := quota.NewLimit(fmt.Sprint("limit-", i%10), algorithm.FixedWindow(5, time.Hour))
 		s.Observe(t.Context(), &quota.Call{Charges: []quota.Charge{{Limit: limit, Key: fmt.Sprint("key-", i), Cost: 1}}, Decisions: []quota.Decision{{Source: quota.Source(i % 256)}}})
 		s.Observe(t.Context(), &quota.Call{Charges: []quota.Charge{{Key: fmt.Sprint("\xff", i), Op: quota.Op(i % 256)}}, Err: errors.New("any"), Refused: true})
@@ -228,6 +240,58 @@ func TestCardinality(t *testing.T) {
 	for name, most := range map[string]int{"fleetquota.decisions": 4*7 + 16, "fleetquota.tokens": 4, "fleetquota.errors": 1, "fleetquota.decision.duration": 7} {
 		if got := len(sums(t, m[name])); got == 0 || got > most {
 			t.Errorf("%s: got %d series, want at most %d", name, got, most)
+		}
+	}
+}
+
+// Tenants are told apart, the first ones, and whatever tenants come after them, the number of series does not grow.
+func TestTenants(t *testing.T) {
+	tenant := func(key string) string { name, _, _ := strings.Cut(key, "/"); return name }
+	s := newSDKWith(t, quotaotel.Options{Tenant: tenant, MaxTenants: 3})
+	limit := quota.NewLimit("n", algorithm.FixedWindow(5, time.Hour))
+	decided := func(key string) {
+		s.Observe(t.Context(), &quota.Call{Charges: []quota.Charge{{Limit: limit, Key: key, Cost: 2}}, Decisions: []quota.Decision{{Allowed: true, Charged: 2}}, Granted: true})
+	}
+	decided("\xff\xfe") // not in UTF-8
+	for range 2 {
+		decided("a/1")
+		decided("b/1")
+		decided("/") // the tenant ""
+	}
+	const strangers = 100_000
+	for i := range strangers {
+		decided(fmt.Sprintf("stranger-%d/%d", i, i))
+		s.Observe(t.Context(), &quota.Call{Charges: []quota.Charge{{Key: fmt.Sprintf("\xff%d", i)}}, Err: quota.ErrInvalid, Refused: true})
+	}
+	decided("a/2")
+	m := s.collect(t)
+	wantSums(t, m, map[string]map[string]int64{
+		"fleetquota.decisions": {
+			"n take allowed store a": 3, "n take allowed store b": 2, "n take allowed store ": 2, "n take allowed store other": strangers + 1,
+			"other take refused none other": strangers,
+		},
+		"fleetquota.tokens": {"n charged a": 6, "n charged b": 4, "n charged ": 4, "n charged other": 2*strangers + 2},
+	})
+}
+
+// The numbers of reservations are those of the limiter.
+func TestReservations(t *testing.T) {
+	s := newSDK(t, 0)
+	limiter := quota.Must(quota.NewLimiter(local.New(), quota.NewLimit("n", algorithm.Concurrency(5, time.Hour)), s.options()))
+	defer limiter.Close()
+	s.Watch(limiter)
+	for i := range 4 {
+		r := quota.Must(limiter.Reserve(t.Context(), quota.Charge{Key: "k", Cost: 1}))
+		if i == 0 {
+			r.Release(t.Context())
+		} else if i < 3 {
+			r.Settle(t.Context())
+		}
+	}
+	m := s.collect(t)
+	for name, want := range map[string]int64{"open": 1, "owed": 0, "settled": 2, "released": 1, "lost": 0, "lapsed": 0} {
+		if got := sums(t, m["fleetquota.reservations_"+name]); len(got) != 1 || got[""] != want {
+			t.Errorf("reservations_%s: got %v, want %d", name, got, want)
 		}
 	}
 }
@@ -457,6 +521,9 @@ func TestOptions(t *testing.T) {
 	if _, err := quotaotel.New(&quotaotel.Options{MaxLimits: -1}); !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "MaxLimits is -1; accepted: ") {
 		t.Errorf("MaxLimits of -1: got %v, want ErrInvalid", err)
 	}
+	if _, err := quotaotel.New(&quotaotel.Options{MaxTenants: -1}); !errors.Is(err, quota.ErrInvalid) || !strings.Contains(err.Error(), "MaxTenants is -1; accepted: ") {
+		t.Errorf("MaxTenants of -1: got %v, want ErrInvalid", err)
+	}
 	if _, err := quotaotel.New(nil); err != nil {
 		t.Errorf("the global providers: got %v, want none", err)
 	}
@@ -468,7 +535,7 @@ func TestAllocs(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	meters := metric.NewMeterProvider(metric.WithReader(metric.NewManualReader()))
-	telemetry := quota.Must(quotaotel.New(&quotaotel.Options{MeterProvider: meters}))
+	telemetry := quota.Must(quotaotel.New(&quotaotel.Options{MeterProvider: meters, Tenant: func(key string) string { return key }}))
 	limit := quota.NewLimit("n", algorithm.FixedWindow(5, time.Hour))
 	for _, d := range []quota.Decision{{Allowed: true, Charged: 1, Capacity: 5}, {Capacity: 5, RetryAfter: time.Second}, {Capacity: 5, RetryAfter: quota.Never}} {
 		call := &quota.Call{Charges: []quota.Charge{{Limit: limit, Key: "k", Cost: 1}}, Decisions: []quota.Decision{d}, Granted: d.Allowed}

@@ -3,6 +3,7 @@ package quotaprom_test
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -181,6 +182,39 @@ func TestOperating(t *testing.T) {
 	for _, name := range found {
 		if _, known := names[name]; !known {
 			t.Errorf("docs/operating.md: metric %s is not registered", name)
+		}
+	}
+}
+
+// TestPromtool: Prometheus' own tool accepts the alert rules, and each rule fires in the test of rules where it should, and only there.
+func TestPromtool(t *testing.T) {
+	tests, err := os.ReadFile("../grafana/alerts_test.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := os.ReadFile("../grafana/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
+		if !strings.Contains(string(tests), `alertname="`+alert[1]+`",alertstate="firing"`) {
+			t.Errorf("alerts_test.yaml: got no test in which %s fires, want one of each alert", alert[1])
+		}
+	}
+	checkNames(t, "alerts_test.yaml", string(tests), registeredNames(t))
+	tool, err := exec.LookPath("promtool")
+	if err != nil {
+		const text = "SKIPPED: THE ALERT RULES WERE NOT CHECKED BY PROMETHEUS: there is no promtool, such as that of Debian's package prometheus"
+		if os.Getenv("FLEETQUOTA_REQUIRE_PROMTOOL") != "" {
+			t.Fatal(text)
+		}
+		t.Skip(text)
+	}
+	for _, args := range [][]string{{"check", "rules", "alerts.yaml"}, {"test", "rules", "alerts_test.yaml"}} {
+		command := exec.CommandContext(t.Context(), tool, args...)
+		command.Dir = "../grafana"
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: got %v, want success:\n%s", strings.Join(args, " "), err, out)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func IDLifetime(cs []quota.Charge, now quota.Micros) time.Duration {
 // charge. A store keeps it with a request id, and refuses the id where other charges come with it. It is
 // cryptographic (SHA-256, cut): a caller that found two lists with one fingerprint would get the grant of one for the other.
 func Fingerprint(cs []quota.Charge) [16]byte {
-	var text []byte
+	text := make([]byte, 0, 256)
 	for i := range cs {
 		c := &cs[i]
 		text = AppendKey(text, c.Limit.Name(), c.Key)

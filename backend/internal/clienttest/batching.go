@@ -19,12 +19,19 @@ import (
 
 // crowd makes calls from 64 goroutines to as many keys as there are goroutines, unless it is given others.
 func crowd(s quota.Store, l *quota.Limit, keys []string, calls int) *tally {
+	return crowdOf(calls, func(y *tally, w, i int) {
+		y.do(bg, s, quota.Charge{Limit: l, Key: keys[(w+i*64)%len(keys)], Cost: 1})
+	})
+}
+
+// crowdOf makes calls from 64 goroutines.
+func crowdOf(calls int, do func(y *tally, w, i int)) *tally {
 	y := &tally{}
 	var wg sync.WaitGroup
 	for w := range 64 {
 		wg.Go(func() {
 			for i := range calls {
-				y.do(bg, s, quota.Charge{Limit: l, Key: keys[(w+i*64)%len(keys)], Cost: 1})
+				do(y, w, i)
 			}
 		})
 	}
@@ -71,11 +78,31 @@ func batchingOneServer(t *testing.T, l library) {
 		list := keys(64) // a goroutine has a key: without other keys its calls go alone
 		ok(t, crowd(s, limit, list, 1).failure())
 		learnt(t, s)
-		before, calls := runs(t, server), sized(50, 500)
-		y := crowd(s, limit, list, calls)
-		ok(t, y.failure())
-		if n := runs(t, server) - before; test.together != (n < y.ok/2) || !test.together && n != y.ok {
-			t.Errorf("%q: scripts of %d charges: got %d, want batches of any keys: %v", test.parameters, y.ok, n, test.together)
+		calls := sized(50, 500)
+		charge := func(w, i int) quota.Charge { return quota.Charge{Limit: limit, Key: list[w], Cost: 1} }
+		withID := func(w, i int) quota.Charge {
+			c := charge(w, i)
+			c.ID = fmt.Sprint(test.parameters, w, "-", i)
+			return c
+		}
+		for name, do := range map[string]func(y *tally, w, i int){
+			"charges":          func(y *tally, w, i int) { y.do(bg, s, charge(w, i)) },
+			"charges with ids": func(y *tally, w, i int) { y.do(bg, s, withID(w, i)) },
+			"lists with ids": func(y *tally, w, i int) {
+				cs := []quota.Charge{withID(w, i), withID(w, i)}
+				cs[1].Key, cs[0].ID = list[w]+"/sub", cs[0].ID+"l"
+				cs[1].ID = cs[0].ID
+				out := make([]quota.Decision, 2)
+				err := s.ChargeAll(bg, cs, out)
+				y.add(out[0], err, 0)
+			},
+		} {
+			before := runs(t, server)
+			y := crowdOf(calls, do)
+			ok(t, y.failure())
+			if n := runs(t, server) - before; test.together != (n < y.ok/2) || !test.together && n != y.ok {
+				t.Errorf("%q: scripts of %d %s: got %d, want batches of any keys: %v", test.parameters, y.ok, name, n, test.together)
+			}
 		}
 		if test.parameters == "&strict=true" {
 			cs := spread(limit, "steps", 3)

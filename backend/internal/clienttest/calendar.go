@@ -168,27 +168,47 @@ func calendars(t *testing.T, l library) {
 		}
 	}
 
-	// Of a batch only the charges are sent again for which the numbers did not serve.
-	{
-		s, e := process(-months)
-		c := func(l *quota.Limit, key string) quota.Charge { return quota.Charge{Limit: l, Key: key, Cost: 1} }
+	// Of a batch only the charges are sent again for which the numbers did not serve. With request ids each is made once all the
+	// same, and a process whose clock is wrong need not send a repetition again.
+	for _, id := range []string{"", "id "} {
+		name := "batch " + id
 		var together [][]quota.Charge
 		for i := range 5 {
-			key := fmt.Sprint("batch ", i%2)
-			together = append(together, []quota.Charge{c(month, key)}, []quota.Charge{c(bucket, key)}, []quota.Charge{c(month, key), c(bucket, key)}, []quota.Charge{c(bucket, key), c(bucket, "other")})
-		}
-		ds, errs := engine.Together(bg, e, together)
-		for i := range together {
-			if errs[i] != nil || !quota.Granted(ds[i]) {
-				t.Errorf("item %d of a batch: got %v, %v, want it granted", i, ds[i], errs[i])
+			key := fmt.Sprint(name, i%2)
+			n := 0
+			list := func(cs ...quota.Charge) {
+				for j := range cs {
+					if cs[j].Cost = 1; id != "" {
+						cs[j].ID = fmt.Sprint(id, i, " ", n)
+					}
+				}
+				n++
+				together = append(together, cs)
 			}
+			list(quota.Charge{Limit: month, Key: key})
+			list(quota.Charge{Limit: bucket, Key: key})
+			list(quota.Charge{Limit: month, Key: key}, quota.Charge{Limit: bucket, Key: key})
+			list(quota.Charge{Limit: bucket, Key: key}, quota.Charge{Limit: bucket, Key: name + "other"})
 		}
-		if n := calls(); n != 2 {
-			t.Errorf("script calls of a batch: got %d, want 2", n)
-		}
-		for key, want := range map[string][2]int64{"batch 0": {94, 91}, "batch 1": {96, 94}} {
-			if m, b := left(s, month, key), left(s, bucket, key); m != want[0] || b != want[1] {
-				t.Errorf("%s: remaining: got %d of the month and %d of the bucket, want %v", key, m, b, want)
+		for _, again := range []bool{false, true} {
+			if again && id == "" {
+				break
+			}
+			s, e := process(-months)
+			ds, errs := engine.Together(bg, e, together)
+			for i := range together {
+				if errs[i] != nil || !quota.Granted(ds[i]) || ds[i][0].Replayed != again {
+					t.Errorf("item %d of a batch, again: %v: got %v, %v, want it granted", i, again, ds[i], errs[i])
+				}
+			}
+			if n := calls(); n != map[bool]int{false: 2, true: 1}[again] {
+				t.Errorf("script calls of a batch, again: %v: got %d, want 2, and 1 where it is repeated", again, n)
+			}
+			for i, want := range [][2]int64{{94, 91}, {96, 94}} {
+				key := fmt.Sprint(name, i)
+				if m, b := left(s, month, key), left(s, bucket, key); m != want[0] || b != want[1] {
+					t.Errorf("%s: remaining: got %d of the month and %d of the bucket, want %v", key, m, b, want)
+				}
 			}
 		}
 	}

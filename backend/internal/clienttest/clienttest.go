@@ -29,6 +29,7 @@ import (
 	"github.com/fleetquota/fleetquota/backend/internal/engine"
 	"github.com/fleetquota/fleetquota/conformance"
 	"github.com/fleetquota/fleetquota/internal/redisserver"
+	"github.com/fleetquota/fleetquota/internal/testenv"
 	"github.com/fleetquota/fleetquota/quota"
 )
 
@@ -173,11 +174,16 @@ func Run(t *testing.T, name string, engineOf func(quota.Store) *engine.Store) {
 const addrsVariable = "CLIENTTEST_ADDRS"
 
 // Conformance runs the suite that every store passes, on a server, on one whose scripts take any keys, and on a cluster, all
-// through connections that fail, and in two processes.
+// through connections that fail, and in two processes. Under the race detector each client has a server of another kind, but where
+// the tests run at full size: ./test has both clients on a cluster without it, and package resilience one with it.
 func Conformance(t *testing.T, name string) {
 	l := named(t, name)
+	watched := map[string]string{"goredis": "on a server", "rueidis": "in any batches"}[name]
 	run := func(name string, b engine.Batching, start func(t *testing.T) target) {
 		t.Run(name, func(t *testing.T) {
+			if testenv.Race && !testenv.Full() && name != watched {
+				t.Skipf("under the race detector %s runs %s alone, and the rest at full size", l.name, watched)
+			}
 			t.Parallel()
 			to := start(t)
 			c := l.dial(t, to)

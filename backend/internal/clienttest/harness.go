@@ -40,10 +40,10 @@ var (
 	sized = testenv.Sized
 )
 
-// volume is sized for tests that only compute: a quarter under the race detector, which is slow.
+// volume is sized for tests that only compute: an eighth under the race detector, which is slow.
 func volume(reduced, whole int) int {
 	if raceEnabled {
-		reduced /= 4
+		reduced /= 8
 	}
 	return sized(reduced, whole)
 }

@@ -83,6 +83,7 @@ func miniConformance(t *testing.T, l library) {
 
 // miniDifferential: random requests make exactly the decisions and the states of the Go kernels, byte for byte.
 func miniDifferential(t *testing.T, l library) {
+	l.only(t, "goredis")
 	withoutRace(t)
 	for _, injected := range []bool{true, false} {
 		t.Run(fmt.Sprintf("injected=%v", injected), func(t *testing.T) {

@@ -160,7 +160,7 @@ func cures(t *testing.T, l library) {
 	}{
 		{"TLS to a plain port", "rediss://" + plain.Addr() + "?dial_timeout=1s", quota.ErrUnavailable, "does not speak TLS, accepted for it: a URL without TLS"},
 		{"no TLS to a port with TLS", "redis://" + secure.Addr(), quota.ErrUnavailable, "accepted for it: rediss://, or the parameter tls=true"},
-		{"a right that a script lacks", "redis://app:p@" + plain.Addr(), quota.ErrMisconfigured, "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del +scan"},
+		{"a right that a script lacks", "redis://app:p@" + plain.Addr(), quota.ErrMisconfigured, "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +mget +set +del +scan"},
 		{"no right to scripts", "redis://weak:p@" + plain.Addr(), quota.ErrMisconfigured, "the user lacks +eval; accepted: a user with the rights ~quota:* +evalsha"},
 		{"keys of another prefix", "redis://app:p@" + plain.Addr() + "?prefix=other:", quota.ErrMisconfigured, "the user lacks ~PREFIX*"},
 		{"another authority", "rediss://" + secure.Addr(), quota.ErrMisconfigured, "parameter ca"},

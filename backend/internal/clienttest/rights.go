@@ -19,7 +19,7 @@ const secret = "s3cret-of-app"
 
 // The rights of a user must suffice, and none may be unneeded. The documentation has the same lines.
 var (
-	rights        = []string{"~quota:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", scanRight}
+	rights        = []string{"~quota:*", "+evalsha", "+eval", "+time", "+get", batchRight, "+set", "+del", scanRight}
 	serverRights  = []string{infoRight} // of a server that is no cluster's
 	rueidisRights = []string{"+ping"}
 	clusterRights = []string{"+cluster|slots"}
@@ -28,6 +28,7 @@ var (
 
 const (
 	databaseRight = "+select"
+	batchRight    = "+mget"   // to read the keys of a batch at once
 	scanRight     = "+scan"   // for listings
 	infoRight     = "+info"   // for Health, and to know whether there is one server
 	movingRight   = "+asking" // while a slot is on its way from one node to another
@@ -155,6 +156,13 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 		if right == infoRight { // see batchingNoRight
 			ok(t, err)
 			until(t, "an INFO to be refused", func() bool { return strings.Contains(fmt.Sprint(user.refused(t)), "object info") })
+			continue
+		}
+		if right == batchRight { // which GET makes up for, key by key
+			ok(t, err)
+			if log := fmt.Sprint(user.refused(t)); !strings.Contains(log, "object mget") {
+				t.Errorf("without %s: got refusals %s, want some of it", right, log)
+			}
 			continue
 		}
 		if right == scanRight {

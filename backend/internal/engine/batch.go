@@ -29,8 +29,8 @@ type callKey struct {
 	first, last *single  // the single charges to the key, in order; nil for none
 }
 
-// send sends items in one script, or in one for each hash tag where their keys may be on several servers. A list
-// with a request id must be the only item. It returns the error of the first item.
+// send sends items in one script, or in one for each hash tag where their keys may be on several servers. It returns the
+// error of the first item.
 func (s *Store) send(ctx context.Context, items []queued, roundTrip any) error {
 	if s.cluster || s.anyKeys() {
 		s.sendParts(ctx, items, roundTrip)
@@ -130,7 +130,7 @@ func (s *Store) newCall(items []queued) (c *call, left []queued) {
 			key.last = q
 		}
 	}
-	if c.mixed && !c.remembered() { // the record of a grant has the states in the order of the charges
+	if c.mixed {
 		c.sort()
 	}
 	return c, left
@@ -183,9 +183,6 @@ func (c *call) sort() {
 	}
 }
 
-// remembered reports whether the call is a list with a request id.
-func (c *call) remembered() bool { return len(c.lists) > 0 && c.lists[0].charges[0].ID != "" }
-
 // sendCall sends a call and writes the answers into its charges. A call that is refused because of some keys
 // is sent again in parts.
 func (s *Store) sendCall(ctx context.Context, c *call, roundTrip any) {
@@ -225,6 +222,16 @@ func (c *call) calls() int {
 	n := len(c.lists)
 	for i := range c.keys {
 		for q := c.keys[i].first; q != nil; q = q.next {
+			n++
+		}
+	}
+	return n
+}
+
+// ids returns how many of the call's lists have a request id.
+func (c *call) ids() (n int) {
+	for _, q := range c.lists {
+		if q.charges[0].ID != "" {
 			n++
 		}
 	}
@@ -273,15 +280,16 @@ func (s *Store) encode(c *call) (script *script, args []any, keys int) {
 		}
 	}
 	rules := make([]quota.Rule, 0, runs)
-	args = make([]any, 3, 3+1+2+3*runs+2*len(c.keys)+len(c.lists)+2+1)
+	args = make([]any, 3, 3+2+3*runs+2*len(c.keys)+3*len(c.lists)+1)
 	for i := range c.keys {
 		args = append(args, c.keys[i].key)
 	}
-	keys = len(c.keys)
-	if c.remembered() {
-		args = append(args, s.idKey(&c.lists[0].charges[0]))
-		keys++
+	for _, q := range c.lists {
+		if q.charges[0].ID != "" {
+			args = append(args, s.idKey(&q.charges[0]))
+		}
 	}
+	keys = len(args) - 3
 	args = append(args, text(len(c.keys)), text(len(c.lists)))
 	for i := 0; i < len(c.keys); {
 		p := c.keys[i].plan
@@ -300,15 +308,8 @@ func (s *Store) encode(c *call) (script *script, args []any, keys int) {
 	}
 	for _, q := range c.lists {
 		args = append(args, q.asked())
-	}
-	if c.remembered() {
-		record := ""
-		if first := c.lists[0].charges; !driver.OnlyPeeks(first) {
-			record = recordHead(first)
-		}
-		args = append(args, record, idLifetime)
-		if marked(c.lists[0].charges) {
-			args = append(args, small[1])
+		if q.charges[0].ID != "" {
+			args = append(args, q.head())
 		}
 	}
 	script = s.scripts.batch(rules)
@@ -338,7 +339,10 @@ func (k *callKey) asked() any {
 
 // asked returns the argument for a list.
 func (q *list) asked() string {
-	dst := make([]byte, 0, 32*len(q.charges))
+	dst := make([]byte, 0, 128)
+	if q.charges[0].ID != "" {
+		dst = append(dst, '#')
+	}
 	for i := range q.charges {
 		dst = append(strconv.AppendInt(dst, int64(q.indexes[i]+1), 10), ' ')
 		flags := quota.Op(0)
@@ -374,16 +378,10 @@ func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
 // conclude decides the charges again on the states that the script found. An error is about the call as a
 // whole.
 func (s *Store) conclude(c *call, r Reply) error {
-	if r.Len() == 1 && c.remembered() {
-		if grant, ok := r.Text(0); ok {
-			q := c.lists[0]
-			q.err = replay(grant, q.charges, q.decisions)
-			return nil
-		}
-	}
 	now, positive, ok := stamp(r)
 	changes, counted := r.Int(1)
-	if !ok || !positive || !counted || r.Len() != 2+len(c.keys) {
+	record := 2 + len(c.keys) // the element of the next request id
+	if !ok || !positive || !counted || r.Len() != record+c.ids() {
 		return badReply(r)
 	}
 	var items []driver.Item // of the keys, for the lists
@@ -419,6 +417,15 @@ func (s *Store) conclude(c *call, r Reply) error {
 		}
 	}
 	for _, q := range c.lists {
+		if q.charges[0].ID != "" {
+			found, err := q.replay(r, record)
+			if err != nil {
+				return err
+			}
+			if record++; found {
+				continue
+			}
+		}
 		granted := q.conclude(items, broken, now)
 		if granted {
 			changes--

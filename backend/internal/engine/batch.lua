@@ -1,18 +1,18 @@
 -- Charges that go in one call: single charges, each decided by itself, and then lists, each granted or denied
 -- as a whole, in order.
 --
--- KEYS: the keys of the charges, each once; and last the key of a request id, if the only list has one.
+-- KEYS: the keys of the charges, each once; and then the keys of the lists' request ids, in the order of the lists.
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
 -- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges,
 -- with op 16 higher of a shadow, and 32 higher of the first charge of a further alternative, of which the first that fits is
--- charged. Behind at comes the floor, as '+floor', unless it is 0. With a request id last the beginning of the record of a
--- grant, '' for none, the lifetime of the record in ms, which begins when the last of the holds lapses that the list ends or
--- renews, and '1' if the record ends with a number for each charge, see grant.go.
+-- charged. Behind at comes the floor, as '+floor', unless it is 0. A list with a request id begins with '#', and behind it
+-- stands the beginning of the record of its grant, see grant.go: 16 bytes, a byte more if the record ends with a number for
+-- each charge, or '' if no record is made.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
--- sum), and the states as they were; 0 stands for a key that holds no string. If the request id has a record,
--- the reply is that.
+-- sum), the states as they were, where 0 stands for a key that holds no string, and for each request id its record, 0 for
+-- no string, or nil if the list was decided: then a list behind it with the same id finds the record of its grant.
 HELPERS
 -- numbers returns the unit and p1 to p8 of a limit.
 local function numbers(packed)
@@ -22,13 +22,13 @@ local function numbers(packed)
 end
 local A, K = ARGV, KEYS
 local n, lists = A[1] + 0, A[2] + 0
-if K[n + 1] then
-  local grant = call('GET', K[n + 1])
-  if grant then return {grant} end
-end
 local reply, values, lifetimes, changes = {now, 0}, {}, {}, 0
-local states, runs = {}, {} -- of the keys, for the lists
+local units, as, bs, cs, tails, runs = {}, {}, {}, {}, {}, {} -- the states of the keys, for the lists; nil without a unit
+-- The states of several keys come by one command. It shows no difference between a key that holds no string and one that is
+-- not there, and a user may lack the right to it: where it found nothing, GET is asked.
+local found = n > 1 and n <= 1000 and pcall('MGET', (rawget(_G, 'unpack') or table.unpack)(K, 1, n)) or {}
 local j, done = 3, 0
+local before, cost -- an argument of single charges, most of which are alike, and its number
 local kernels = {} -- those that are used: to build one costs as much as a decision
 while done < n do
   local h = A[j]
@@ -40,12 +40,18 @@ while done < n do
     kernels[rule] = kernel
   end
   local unit, p1, p2, p3, p4, p5, p6, p7, p8 = numbers(A[j + 1])
-  local run = lists > 0 and {h = h, kernel = kernel, numbers = A[j + 1]}
+  local run = lists > 0 and {
+    h = h,
+    unit = unit,
+    kernel = function(k, op, cost, at, keep)
+      return kernel(units[k], as[k], bs[k], cs[k], tails[k], op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)
+    end,
+  }
   local first = done + 1
   done = done + A[j + 2]
   j = j + 3
   for k = first, done do
-    local v = unit > 0 and pcall('GET', K[k]) -- a rule of unit 0 keeps no state: that of another rule stays
+    local v = unit > 0 and (found[k] or pcall('GET', K[k])) -- a rule of unit 0 keeps no state: that of another rule stays
     local u, a, b, c, tail = 0, 0, 0, 0
     if v then
       local rest = #v - size
@@ -64,9 +70,10 @@ while done < n do
       end
     end
     reply[k + 2] = v
-    if u then
-      local asked, changed, reset, _ = A[j], false
-      local cost = tonumber(asked)
+    local asked = A[j]
+    if u and asked ~= '' then
+      local changed, reset, _ = false
+      if asked ~= before then before, cost = asked, tonumber(asked) end
       if cost then
         _, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, 0, cost, 0, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, 0)
         if changed then changes = changes + 1 end
@@ -93,73 +100,123 @@ while done < n do
         lifetimes[k] = ceil(reset / 1000) + SLACK
       end
     end
-    if run then states[k], runs[k] = {u, a, b, c, tail}, run end
+    if run then units[k], as[k], bs[k], cs[k], tails[k], runs[k] = u, a, b, c, tail, run end
     j = j + 1
   end
 end
-local granted, taken, lapse = 0, nil, now
+local granted, ids = 0, {} -- lists; the numbers in KEYS of request ids with a new record
+local lapses, known = {}, {} -- of these; the records of ids, by key, false for none
 if lists > 0 then
-  -- decide returns the kernel's answer to a charge, or nil if the key does not hold a state of its rule.
-  local function decide(k, op, cost, at, keep)
-    local s, run = states[k], runs[k]
-    if not s[1] then return end
-    local unit, p1, p2, p3, p4, p5, p6, p7, p8 = numbers(run.numbers)
-    return {run.kernel(s[1], s[2], s[3], s[4], s[5], op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)}
-  end
-  local changed = {}
-  for i = j, j + lists - 1 do
-    local charges, new, all, sound = {}, {}, true, true
-    local first, from, to = 1 -- of the charges of an alternative; of those that are made
-    for k, op, cost, at, keep in gmatch(A[i], '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
-      local c = {k + 0, op + 0, cost + 0, at + 0}
-      local shadow = c[2] >= 16
-      if shadow then
-        if c[2] >= 32 then
-          if all and not from then from, to = first, #charges end
-          first, all, c[2] = #charges + 1, true, c[2] - 32
-          shadow = c[2] >= 16
-        end
-        if shadow then c[2] = c[2] - 16 end
-      end
-      if c[2] >= 8 and c[4] > lapse then lapse = c[4] end
-      local d
-      if c[2] == 8 and K[n + 1] and now - c[4] >= A[j + 2] * 1000 then -- the id may have been granted, and be forgotten
-        d = decide(c[1], 1, 0, 0, 0)
-        if d then d[1] = false end
+  local changed = {} -- the keys with states that lists changed
+  -- value returns the bytes of a key's state.
+  local function value(k)
+    local v = values[k]
+    if changed[k] then
+      local run, u, a, b, c, tail = runs[k], units[k], as[k], bs[k], cs[k], tails[k]
+      if u ~= run.unit or tail or c > 0 then
+        v = encode(run.h, u, a, b, c, tail)
       else
-        d = decide(c[1], c[2], c[3], c[4], tonumber(keep) or 0)
+        v = run.h .. pack('>I7I7', a, b)
       end
-      charges[#charges + 1], new[#new + 1] = c, d or false
-      sound = sound and d and d[1] ~= nil -- nil says that the numbers do not serve for now, see moving.go
-      all = all and d and (d[1] or shadow)
+      values[k], changed[k] = v, nil
+    elseif v == nil then
+      v = reply[k + 2]
     end
-    if all and not from then from, to = first, #charges end
-    if sound then
-      if from then
-        granted, taken = granted + 1, {}
-        for l, c in ipairs(charges) do
-          taken[l] = 0
-          if from <= l and l <= to then taken[l] = new[l][1] and 2 + (c[2] >= 6 and new[l][9] or 0) or 1 end
-        end
-      else
-        -- A denied list changes nothing, but a state ahead of the clock is moved to it.
-        for l, c in ipairs(charges) do
-          new[l] = decide(c[1], 1, c[2] <= 1 and c[3] or 0, c[4], 0)
-        end
+    return v or ''
+  end
+  local id, stamp = n, pack('>I7', now) -- the last of KEYS that was used
+  -- The charges of a list, and the kernel's answers to them. The tables serve one list after the other.
+  local keys, ops, costs, ats, parts = {}, {}, {}, {}, {}
+  local oks, writes, resets, newUnits, newAs, newBs, newCs, newTails, marks = {}, {}, {}, {}, {}, {}, {}, {}, {}
+  for _ = 1, lists do
+    local asked, head, record = A[j], nil, nil
+    j = j + 1
+    if byte(asked) == 35 then
+      head, id = A[j], id + 1
+      j = j + 1
+      record = known[K[id]]
+      if record == nil then
+        record = pcall('GET', K[id])
+        known[K[id]] = record
       end
-      for l = from or 1, to or #charges do
-        local c, d = charges[l], new[l]
-        if d[2] then
-          if not (d[3] >= 0 and d[3] < BIG) then error('FLEETQUOTA the kernel returned no time') end
-          states[c[1]], lifetimes[c[1]] = {d[4], d[5], d[6], d[7], d[8]}, ceil(d[3] / 1000) + SLACK
-          changed[c[1]] = true
+      reply[id + 2] = type(record) == 'table' and 0 or record
+    end
+    if not record then
+      local m, all, sound, lapse = 0, true, true, now
+      local first, from, to = 1 -- of the charges of an alternative; of those that are made
+      for k, op, cost, at, keep in gmatch(asked, '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
+        k, op, at = k + 0, op + 0, at + 0
+        local shadow = op >= 16
+        if shadow then
+          if op >= 32 then
+            if all and not from then from, to = first, m end
+            first, all, op = m + 1, true, op - 32
+            shadow = op >= 16
+          end
+          if shadow then op = op - 16 end
+        end
+        if op >= 8 and at > lapse then lapse = at end
+        m = m + 1
+        keys[m], ops[m], costs[m], ats[m] = k, op, cost + 0, at
+        local ok
+        if units[k] then
+          local kernel = runs[k].kernel
+          local late = op == 8 and head and now - at >= IDWINDOW * 1000 -- the id may have been granted, and be forgotten
+          if late then op, cost, at, keep = 1, 0, 0, 0 end
+          ok, writes[m], resets[m], newUnits[m], newAs[m], newBs[m], newCs[m], newTails[m], marks[m] = kernel(k, op, cost + 0, at, tonumber(keep) or 0)
+          sound = sound and ok ~= nil -- nil says that the numbers do not serve for now, see moving.go
+          if late then ok = false end
+        else
+          sound = false
+        end
+        oks[m] = ok or false
+        all = all and (ok or shadow)
+      end
+      if all and not from then from, to = first, m end
+      if sound then
+        if from then
+          granted = granted + 1
+          if head and head ~= '' then
+            local marked, count = #head > 16, 2
+            parts[1], parts[2] = marked and sub(head, 1, 16) or head, stamp
+            for l = 1, m do
+              local k, again = keys[l], false
+              for i = 1, first > 1 and l - 1 or 0 do again = again or keys[i] == k end -- a key of two alternatives
+              if not again then
+                local v = value(k)
+                parts[count + 1], parts[count + 2] = pack('>I7', #v), v
+                count = count + 2
+              end
+            end
+            for l = 1, marked and m or 0 do
+              local mark = 0
+              if from <= l and l <= to then mark = oks[l] and 2 + (ops[l] >= 6 and marks[l] or 0) or 1 end
+              count = count + 1
+              parts[count] = pack('>I7', mark)
+            end
+            known[K[id]] = table.concat(parts, '', 1, count)
+            ids[#ids + 1], lapses[id] = id, lapse
+          end
+        else
+          -- A denied list changes nothing, but a state ahead of the clock is moved to it.
+          for l = 1, m do
+            local k, op = keys[l], ops[l]
+            oks[l], writes[l], resets[l], newUnits[l], newAs[l], newBs[l], newCs[l], newTails[l] = runs[k].kernel(k, 1, op <= 1 and costs[l] or 0, ats[l], 0)
+          end
+        end
+        for l = from or 1, to or m do
+          if writes[l] then
+            local k, reset = keys[l], resets[l]
+            if not (reset >= 0 and reset < BIG) then error('FLEETQUOTA the kernel returned no time') end
+            units[k], as[k], bs[k], cs[k], tails[k] = newUnits[l], newAs[l], newBs[l], newCs[l], newTails[l]
+            lifetimes[k], changed[k] = ceil(reset / 1000) + SLACK, true
+          end
         end
       end
     end
   end
-  for k in pairs(changed) do
-    local s = states[k]
-    values[k] = encode(runs[k].h, s[1], s[2], s[3], s[4], s[5])
+  for k = 1, n do
+    if changed[k] then value(k) end
   end
 end
 -- Everything that can fail comes before the first write; a user may lack the right to DEL.
@@ -170,17 +227,10 @@ for k = 1, n do
   local v = values[k]
   if v then call('SET', K[k], v, 'PX', lifetimes[k]) end
 end
-if granted > 0 and K[n + 1] and A[j + 1] ~= '' then
-  local record = {A[j + 1], pack('>I7', now)}
-  for k = 1, n do
-    local v = reply[k + 2] or ''
-    record[#record + 1] = pack('>I7', #v)
-    record[#record + 1] = v
-  end
-  if A[j + 3] then
-    for l = 1, #taken do record[#record + 1] = pack('>I7', taken[l]) end
-  end
-  call('SET', K[n + 1], table.concat(record), 'PX', A[j + 2] + (lapse > now and ceil((lapse - now) / 1000) + 1 or 0))
+for _, id in ipairs(ids) do
+  local lifetime, lapse = 'IDWINDOW', lapses[id] -- as text: to make one of a number costs a fifth of the call
+  if lapse > now then lifetime = IDWINDOW + ceil((lapse - now) / 1000) + 1 end
+  call('SET', K[id], known[K[id]], 'PX', lifetime)
 end
 reply[2] = changes + granted
 return reply

@@ -29,11 +29,7 @@ func TestMixedBatch(t *testing.T) {
 	for name, a := range rules() {
 		limits = append(limits, limitOf(name, a))
 	}
-	type name struct {
-		limit *quota.Limit
-		key   string
-	}
-	items := map[name]driver.Item{}
+	items := map[named]driver.Item{}
 	charge := func() quota.Charge {
 		c := quota.Charge{Limit: limits[rng.IntN(len(limits))], Key: fmt.Sprint("k", rng.IntN(4)), Cost: rng.Int64N(5), Op: quota.Op(rng.IntN(7))}
 		switch c.Op {
@@ -79,7 +75,7 @@ func TestMixedBatch(t *testing.T) {
 				}
 				its, want := make([]driver.Item, len(cs)), make([]quota.Decision, len(cs))
 				for j, c := range cs {
-					its[j] = items[name{c.Limit, c.Key}]
+					its[j] = items[named{c.Limit, c.Key}]
 				}
 				if err := driver.Apply(cs, its, now, want); err != nil {
 					t.Fatal(err)
@@ -88,23 +84,12 @@ func TestMixedBatch(t *testing.T) {
 					t.Fatalf("request %d of %d:%s\n got %v, error %v\nwant %v", i, len(batch), show(cs), got[i], errs[i], want)
 				}
 				for j, c := range cs {
-					items[name{c.Limit, c.Key}] = its[j]
+					items[named{c.Limit, c.Key}] = its[j]
 				}
 			}
 		}
 	}
-	for n, it := range items {
-		c := quota.Charge{Limit: n.limit, Key: n.key}
-		var to target
-		s.locate(&to, &c)
-		want := ""
-		if !it.State.IsZero() {
-			want = pack(&it)
-		}
-		if got, err := client.Get(bg, to.key).Result(); err != nil && err != redis.Nil || got != want {
-			t.Errorf("state of%s:\n got %x, error %v\nwant %x", show([]quota.Charge{c}), got, err, want)
-		}
-	}
+	wantStates(t, s, client, items)
 }
 
 // Every script keeps a state until it is as fresh, and for ExpirySlack longer.

@@ -18,9 +18,9 @@
 //     attempt that all charges to the node share, under a time of its own. A charge whose context ends meanwhile is
 //     not sent, and is no failure of the store; the attempt goes on. Once in the store's life the attempt also asks
 //     the node whether it computes as the scripts need it (probe.go).
-//  4. The call is encoded: for single.lua if a charge goes alone, else for batch.lua. The numbers of a driver.Moving are those
-//     for the time that the server's clock probably shows (moving.go); where it shows another, the charges come back to this
-//     step, once.
+//  4. The call is encoded: for single.lua if a charge goes alone that has no request id, else for batch.lua. The numbers of a
+//     driver.Moving are those for the time that the server's clock probably shows (moving.go); where it shows another, the
+//     charges come back to this step, once.
 //  5. The call is sent once: by the script's SHA if the node is known to have the script, else with its text. Only
 //     if the node has forgotten the script, in which case nothing ran, is it sent again. A connection that breaks
 //     makes the node not ready; a timeout has an attempt find out.
@@ -38,7 +38,7 @@
 // rule, has a script of its rule; other batches have one script of all rules that they use, see scripts. There are
 // two drivers, and so two forms in which a charge travels. single.lua decides one charge and builds no table and no
 // function but for rare states: it sets the latency of a store without load. batch.lua decides everything else: many
-// single charges, lists, and lists with a request id. state.lua reads and writes states for both. load.lua and
+// single charges, and lists, of which a single charge with a request id is one. state.lua reads and writes states for both. load.lua and
 // swap.lua serve algorithms without Lua, by compare-and-swap.
 //
 // A new field of a charge touches Charge.Request, single.go and single.lua, appendCharge in batch.go and batch.lua,

@@ -210,9 +210,12 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, err
 	s.counts(c.Key)
 	t := target{plan: p}
 	if p.script == nil || c.ID != "" {
-		var out [1]quota.Decision
-		err := s.decide(ctx, &list{charges: []quota.Charge{c}, targets: []target{t}, decisions: out[:]})
-		return out[0], err
+		q := &lone{charge: [1]quota.Charge{c}, target: [1]target{t}}
+		q.list = list{charges: q.charge[:], targets: q.target[:], indexes: q.index[:0], decisions: q.decision[:], own: true}
+		if err := s.decide(ctx, &q.list); err != nil {
+			return quota.Decision{}, err
+		}
+		return q.decision[0], nil
 	}
 	if s.o.Batching == BatchNone {
 		return s.alone(ctx, &c, &t)
@@ -278,7 +281,7 @@ func (s *Store) decide(ctx context.Context, q *list) error {
 		}
 		s.locate(t, &q.charges[i])
 	}
-	if s.o.Batching == BatchNone || q.charges[0].ID != "" {
+	if s.o.Batching == BatchNone || q.givesBack {
 		return s.send(ctx, []queued{{list: q}}, nil)
 	}
 	return s.gatherList(ctx, q)

@@ -137,7 +137,7 @@ func cure(said string) string {
 	} else if strings.Contains(said, "key") {
 		lacks = "the user lacks ~PREFIX*, where PREFIX is quota: by default; "
 	}
-	return "; " + lacks + "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +set +del +scan +info, and +ping for rueidis"
+	return "; " + lacks + "accepted: a user with the rights ~quota:* +evalsha +eval +time +get +mget +set +del +scan +info, and +ping for rueidis"
 }
 
 // WarmError classifies an error reply to a question that Warm asks to see whether a connection is there: nil if it

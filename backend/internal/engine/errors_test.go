@@ -188,7 +188,7 @@ func TestRights(t *testing.T) {
 		"ERR The user executing the script can't run this command or subcommand script: f1, on @u:9": "",
 	} {
 		got := ReplyError(errors.New(text)).Error()
-		if !strings.Contains(got, lacks) || !strings.Contains(got, "+evalsha +eval +time +get +set +del") {
+		if !strings.Contains(got, lacks) || !strings.Contains(got, "+evalsha +eval +time +get +mget +set +del") {
 			t.Errorf("ReplyError(%q): got %q, want a text with %q and the rights", text, got, lacks)
 		}
 	}

@@ -21,8 +21,12 @@ const pieceSize = 2048
 // driver.Listed says.
 func (p *plan) work() int { return 1 + int(p.bytes.Load()/pieceSize) }
 
-// work returns the work of a list. One list may be more than maxBatch, for it must be decided in one step.
+// work returns the work of a list: that of its charges, and as much as a charge for the record of a request id. One list may
+// be more than maxBatch, for it must be decided in one step.
 func (q *list) work() (n int) {
+	if q.charges[0].ID != "" {
+		n = 1
+	}
 	for i := range q.targets {
 		n += q.targets[i].plan.work()
 	}
@@ -55,13 +59,24 @@ type single struct {
 	err      error
 }
 
-// list is charges that are granted or denied as a whole, and the answer.
+// list is charges that are granted or denied as a whole, or one charge with a request id, and the answer.
 type list struct {
 	charges   []quota.Charge
 	targets   []target
 	indexes   []int // of the charges' keys in a call
 	decisions []quota.Decision
 	err       error
+	givesBack bool // it goes by itself: other calls, and the end of the queue, must not hold it up
+	own       bool // the charges and decisions are the store's
+}
+
+// lone is a list of one charge, in one allocation.
+type lone struct {
+	list
+	charge   [1]quota.Charge
+	target   [1]target
+	index    [1]int
+	decision [1]quota.Decision
 }
 
 // queue returns the queue of a charge.
@@ -152,12 +167,18 @@ func (s *Store) gatherList(ctx context.Context, q *list) error {
 	var waited *list
 	err := s.batcher.Do(ctx, s.queue(&q.charges[0], &q.targets[0]), q.work(),
 		func() error { return s.send(ctx, []queued{{list: q}}, nil) },
-		func() queued { // a copy: the caller may leave, and use its charges and decisions again
+		func() queued {
+			if waited = q; q.own {
+				return queued{list: q}
+			}
+			// A copy: the caller may leave, and use its charges and decisions again.
 			waited = &list{charges: slices.Clone(q.charges), targets: q.targets, decisions: make([]quota.Decision, len(q.charges))}
 			return queued{list: waited}
 		})
 	if waited != nil && err == nil {
-		copy(q.decisions, waited.decisions)
+		if waited != q {
+			copy(q.decisions, waited.decisions)
+		}
 		return waited.err
 	}
 	return err
@@ -175,7 +196,7 @@ func Together(ctx context.Context, s *Store, calls [][]quota.Charge) ([][]quota.
 			}
 			s.locate(&targets[j], &cs[j])
 		}
-		if len(cs) == 1 {
+		if len(cs) == 1 && cs[0].ID == "" {
 			items[i].single = &single{charge: cs[0], target: targets[0]}
 		} else {
 			items[i].list = &list{charges: cs, targets: targets, decisions: make([]quota.Decision, len(cs))}

@@ -3,7 +3,6 @@ package engine
 import (
 	"fmt"
 	"slices"
-	"strconv"
 
 	"github.com/fleetquota/fleetquota/quota"
 	"github.com/fleetquota/fleetquota/quota/driver"
@@ -14,12 +13,14 @@ import (
 // charges how much was charged, as of OpUpTo, of shadows and of alternatives, a number for each charge comes last: 0 if it is
 // of an alternative that was not taken, 1 if it is a shadow that was not made, and else 2, and more by the tokens of an OpUpTo, or by the time at which a hold lapses.
 // A script knows of no more than maxCost tokens: see replay. A key that several alternatives have has one state.
-
-var idLifetime any = strconv.FormatInt(quota.IDWindow.Milliseconds(), 10)
+//
+// A batch has the ids of several calls. Each of its lists finds the record of its id, or is decided and recorded, with the
+// states that the batch had come to by then. So a list finds also the record of a list before it in the batch.
 
 // idKey returns the key of a charge's request id in Redis. It is never the key of a limit.
 func (s *Store) idKey(c *quota.Charge) string {
-	return string(driver.AppendIDKey([]byte(s.o.Prefix), quota.Group(c.Key), c.ID))
+	buf := make([]byte, 0, 128)
+	return string(driver.AppendIDKey(append(buf, s.o.Prefix...), quota.Group(c.Key), c.ID))
 }
 
 // recordHead returns the first bytes of the record of a grant: the charges' fingerprint.
@@ -29,6 +30,35 @@ func recordHead(cs []quota.Charge) string {
 }
 
 const headSize = 16
+
+// head returns the beginning of the record of a list's grant, as batch.lua reads it.
+func (q *list) head() any {
+	switch {
+	case driver.OnlyPeeks(q.charges):
+		return none
+	case marked(q.charges):
+		return recordHead(q.charges) + "+"
+	}
+	return recordHead(q.charges)
+}
+
+// replay gives a list with a request id the decisions of its record, element i of a reply, and reports whether there is one.
+// An error is about the reply.
+func (q *list) replay(r Reply, i int) (found bool, err error) {
+	grant, text := r.Text(i)
+	if n, ok := r.Int(i); !text && (!ok || n != 0) {
+		return false, badReply(r)
+	}
+	switch {
+	case !text:
+		q.err = errType
+	case grant == "":
+		return false, nil
+	default:
+		q.err = Catch("an algorithm", true, func() error { return replay(grant, q.charges, q.decisions) })
+	}
+	return true, nil
+}
 
 // replay decides charges again as the record of their grant says. It fails with ErrInvalid if the record is
 // of other charges, and with ErrMisconfigured if it is no record.

@@ -170,7 +170,7 @@ func TestPanicOfAlgorithm(t *testing.T) {
 		_, err := s.Charge(bg, charge("a", unlucky))
 		unknowing(t, fmt.Sprintf("a charge alone, reply %d", held), err, "a bug in Decide", want)
 	}
-	reply = elements{string(appendNumber([]byte(recordHead([]quota.Charge{{Limit: limit, Key: "a", Cost: unlucky, ID: "x"}})), now)) + "\x00\x00\x00\x00\x00\x00\x00"}
+	reply = elements{now, int64(0), nil, string(appendNumber([]byte(recordHead([]quota.Charge{{Limit: limit, Key: "a", Cost: unlucky, ID: "x"}})), now)) + "\x00\x00\x00\x00\x00\x00\x00"}
 	_, err := s.Charge(bg, quota.Charge{Limit: limit, Key: "a", Cost: unlucky, ID: "x"})
 	unknowing(t, "a charge whose grant is replayed", err, "a bug in Decide", quota.ChargeUnknown)
 

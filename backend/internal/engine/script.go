@@ -207,9 +207,11 @@ func (s *scripts) assemble(kernels, text string, rules ...quota.Rule) string {
 	text = strings.ReplaceAll(strings.ReplaceAll(text, "HELPERS", stateText), "READS", reads.String())
 	return preludeText + s.clock + kernels + strings.NewReplacer(
 		"SLACK", s.slack,
+		"IDWINDOW", strconv.FormatInt(quota.IDWindow.Milliseconds(), 10),
 		"NUMBERS", "'>"+strings.Repeat("i7", 1+fewParams)+"'",
 		"FEW", strconv.Itoa((1+fewParams)*numberSize),
 		"MORE", "'>"+strings.Repeat("i7", 1+len(quota.Spec{}.Params))+"'",
+		"HUNDRED", "'>"+strings.Repeat("I7", 100)+"'",
 		"MOST", strconv.Itoa((1+quota.MaxTail)*numberSize),
 		"BIG", strconv.FormatInt(quota.MaxNumber, 10),
 		"FOREIGN", "{err = '"+foreign+"'}",

@@ -177,7 +177,7 @@ func (s *Store) giveBack(ctx context.Context, q *list, parts []part) error {
 			if !known {
 				k = len(refunds)
 				groups[g] = k
-				refunds, places = append(refunds, &list{}), append(places, nil)
+				refunds, places = append(refunds, &list{givesBack: true}), append(places, nil)
 			}
 			r := refunds[k]
 			if len(r.charges) > 0 {

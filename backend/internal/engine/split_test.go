@@ -84,7 +84,7 @@ func TestSplitErrors(t *testing.T) {
 					if listed { // full: ten are used
 						return elements{now, int64(0), pack(&full)}, nil
 					}
-					return elements{now, int64(1), nil}, nil
+					return elements{now, int64(1), nil, nil}[:2+keys], nil
 				})
 				cs := make([]quota.Charge, 3)
 				for i := range cs {
@@ -139,7 +139,7 @@ func TestGiveBackDeadline(t *testing.T) {
 						time.Sleep(300 * time.Millisecond)
 						made.Store(true)
 					}
-					return elements{int64(1_795_427_141_791_724), int64(1), nil}, nil
+					return elements{int64(1_795_427_141_791_724), int64(1), nil, nil}[:2+keys], nil
 				})
 				l := limitOf("n", window(10))
 				ctx, cancel := end(t.Context())

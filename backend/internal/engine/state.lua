@@ -22,15 +22,16 @@ local function decode(v, h)
     c = unpack('>I7', v, n + 15)
     if c >= BIG then return end
     if more > 7 then
-      tail = {}
-      local count = more / 7 - 1
+      local count, spread = more / 7 - 1, rawget(_G, 'unpack') or table.unpack
       for from = 0, count - 1, 100 do -- in one call for each hundred
         local some = min(count - from, 100)
-        local numbers = {unpack('>' .. string.rep('I7', some), v, n + 22 + 7 * from)}
-        for i = 1, some do
-          local x = numbers[i]
-          if x >= BIG then return end
-          tail[from + i] = x
+        local numbers = {unpack(sub(HUNDRED, 1, 1 + 2 * some), v, n + 22 + 7 * from)}
+        numbers[some + 1] = nil -- where a next number would begin
+        if max(spread(numbers)) >= BIG then return end
+        if not tail then
+          tail = numbers
+        else
+          for i = 1, some do tail[from + i] = numbers[i] end
         end
       end
     end
@@ -48,7 +49,7 @@ local function encode(h, u, a, b, c, tail)
       local t, n, spread = {v}, #tail, rawget(_G, 'unpack') or table.unpack
       for i = 1, n, 100 do
         local last = min(i + 99, n)
-        t[#t + 1] = pack('>' .. string.rep('I7', last - i + 1), spread(tail, i, last))
+        t[#t + 1] = pack(sub(HUNDRED, 1, 3 + 2 * (last - i)), spread(tail, i, last))
       end
       v = table.concat(t)
     end

@@ -70,6 +70,42 @@ func (w *Set) Waiting() (n int) {
 	return n
 }
 
+// Reservations are the numbers of the reservations of a limiter. They are those of [quota.Charger.Reservations].
+type Reservations = struct{ Open, Owed, Settled, Released, Lost, Lapsed int64 }
+
+// OfReservations are the metrics of reservations.
+var OfReservations = []struct {
+	Name, Help string
+	Counter    bool
+	Of         func(Reservations) int64
+}{
+	{"reservations_open", "The reservations that no Settle or Release has finished.", false, func(r Reservations) int64 { return r.Open }},
+	{"reservations_owed", "The finishes of reservations that the store could not take yet, and that are repeated.", false, func(r Reservations) int64 { return r.Owed }},
+	{"reservations_settled", "The reservations that were settled.", true, func(r Reservations) int64 { return r.Settled }},
+	{"reservations_released", "The reservations that were released.", true, func(r Reservations) int64 { return r.Released }},
+	{"reservations_lost", "The reservations whose hold ended while they were open: others may take what they use.", true, func(r Reservations) int64 { return r.Lost }},
+	{"reservations_lapsed", "The reservations that lapsed before the store could be told how they ended: what they used is not charged.", true, func(r Reservations) int64 { return r.Lapsed }},
+}
+
+// Reservations returns the numbers of all limiters that have reservations, added up.
+func (w *Set) Reservations() (sum Reservations) {
+	w.mu.Lock()
+	limiters := slices.Clone(w.limiters)
+	w.mu.Unlock()
+	for _, l := range limiters {
+		if l, ok := l.(interface{ Reservations() Reservations }); ok {
+			n := l.Reservations()
+			sum.Open += n.Open
+			sum.Owed += n.Owed
+			sum.Settled += n.Settled
+			sum.Released += n.Released
+			sum.Lost += n.Lost
+			sum.Lapsed += n.Lapsed
+		}
+	}
+	return sum
+}
+
 // maxNodes is how many nodes are told apart; further ones are "other".
 const maxNodes = 256
 
