@@ -152,7 +152,7 @@ func TestFallbackHoldsAreNotForgotten(t *testing.T) {
 		o.up()
 		o.want(slotOf(quota.OpPeek, 0), store, true, 6)
 		for i := range 1000 {
-			o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("other/", i), Cost: 90})
+			o.do(quota.Charge{Limit: limit, Key: fmt.Sprint("other/", i), Cost: 40}) // more than the slots' key, and little enough to make room for it
 		}
 		o.down()
 		if d := o.do(slotOf(quota.OpHold, 1)); d.Allowed {
@@ -235,6 +235,25 @@ func TestFallbackHoldsWithoutRoom(t *testing.T) {
 		o.leftInStore(held, 30, "when they fit")
 		o.do(of(quota.OpHold, 0).Settle(one, 35))
 		o.leftInStore(held, 15, "after a settle")
+	})
+}
+
+// A settle between two outages, of which the store could not be told yet, is taken of the share in the second.
+func TestFallbackHoldsFinishedBetween(t *testing.T) {
+	held := quota.NewLimit("held", algorithm.Held(algorithm.FixedWindow(100, 24*time.Hour), time.Minute))
+	of := func(op quota.Op, n int64) quota.Charge { return quota.Charge{Limit: held, Key: "k", Op: op, Cost: n} }
+	inOutage(t, func(o *outage) {
+		o.down()
+		one := o.do(of(quota.OpHold, 5))
+		o.up()
+		o.want(of(quota.OpPeek, 0), store, true, 95)
+		o.down()
+		if d := o.do(of(quota.OpHold, 0).Settle(one, 20)); d.Source != fall || d.Remaining != 5 {
+			t.Errorf("a settle: got %v, want 5 of the share's 25 left", d)
+		}
+		o.want(of(quota.OpHold, 6), fall, false, 5)
+		o.up()
+		o.want(of(quota.OpPeek, 0), store, true, 80)
 	})
 }
 
