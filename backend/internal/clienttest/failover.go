@@ -178,7 +178,7 @@ func halfMoved(t *testing.T, l library) {
 	y.exact(t, charged(t, direct, limit, old, fresh))
 
 	lost := proxies.Inject(redisserver.Fault{
-		Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"), Probability: 0.1, Seed: seed(t),
+		Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"), Every: 10, Seed: seed(t),
 	})
 	z = calls(s, limit, []string{fresh}, 300)
 	proxies.Clear()

@@ -18,11 +18,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// drops is a fault that loses replies to scripts which ran: 1 % of them, or 4 % of a reduced run.
+// drops is a fault that loses replies to scripts which ran: one of a hundred, or of 25 in a reduced run.
 func drops(seed uint64) redisserver.Fault {
 	return redisserver.Fault{
 		Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"),
-		Probability: 0.01 * float64(sized(4, 1)), Seed: seed,
+		Every: sized(25, 100), Seed: seed,
 	}
 }
 
@@ -130,7 +130,7 @@ func linearizable(t *testing.T, l library) {
 	limit := counted(linearCapacity)
 	random := rand.New(rand.NewPCG(seed(t), 0))
 	calls(s, counted(plenty), keys(1), 1)
-	lost := proxies.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Probability: 0.15, Seed: random.Uint64()})
+	lost := proxies.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Every: 7, Seed: random.Uint64()})
 	var unknown atomic.Int64
 	for round := range sized(30, 1000) {
 		const clients, each = 6, 8
