@@ -19,7 +19,7 @@ const (
 	clearRounds = 2
 	maxRounds   = 20
 	roundPause  = 50 * time.Millisecond
-	roundLimit  = time.Second
+	roundLimit  = 300 * time.Millisecond
 	roundLooks  = 10 // for connections that callers put back, one each ms
 )
 
@@ -49,8 +49,9 @@ func (a *adapter) leave() {
 }
 
 // dropReplicas drops the connections of a pool that lead to a replica, and reports whether it saw that none is left. It takes
-// idle connections like a caller and keeps them until it has all: the pool hands out the latest first, so one that was in use
-// would stay hidden. It keeps them for a moment only, since callers make new ones meanwhile.
+// connections like a caller and keeps them until it has all: the pool hands out the latest first, so one that was in use would
+// stay hidden. It takes idle ones, for the pool would make new ones for more, unless it is full and has takers queue. It keeps
+// them for a moment only, since callers make new ones meanwhile.
 func dropReplicas(client *redis.Client) (none bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
@@ -63,13 +64,17 @@ func dropReplicas(client *redis.Client) (none bool) {
 	none = true
 	for range roundLooks {
 		stats := client.PoolStats()
-		if int(stats.TotalConns) <= len(kept) {
+		missing := int(stats.TotalConns) - len(kept)
+		if missing <= 0 {
 			return none
 		}
-		if stats.IdleConns == 0 {
+		if int(stats.TotalConns) < client.Options().PoolSize {
+			missing = int(stats.IdleConns)
+		}
+		if missing == 0 {
 			time.Sleep(time.Millisecond)
 		}
-		taken := make([]*redis.Conn, stats.IdleConns)
+		taken := make([]*redis.Conn, missing)
 		for i := range taken {
 			taken[i] = client.Conn()
 		}

@@ -431,7 +431,7 @@ func idle(t *testing.T, l library) {
 		t.Parallel()
 		proxy := redisserver.StartProxy(t, redisserver.Start(t).Addr())
 		s := l.open(t, "redis://"+proxy.Addr()+"?dial_timeout=10s")
-		const handshake = 800 * time.Millisecond
+		const handshake = 2 * time.Second // half of it is time for a call also on a busy machine
 		for range 2 {
 			calls(s, limit, list, 64).only(t)
 			slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: handshake})
@@ -498,7 +498,7 @@ func hasty(t *testing.T, l library) {
 				time.Sleep(5 * time.Millisecond)
 				for _, key := range list {
 					wg.Go(func() {
-						ctx, cancel := context.WithTimeout(bg, 2*time.Second)
+						ctx, cancel := context.WithTimeout(bg, patience)
 						defer cancel()
 						if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
 							t.Errorf("a patient caller: got error %v, want none", err)
