@@ -268,7 +268,7 @@ func demoted(t *testing.T, l library) {
 			proxy := redisserver.StartProxy(t, old.Addr())
 			var s quota.Store
 			if test.kind == "URL" {
-				s = l.open(t, "redis://app:"+secret+"@"+proxy.Addr())
+				s = l.open(t, "redis://app:"+secret+"@"+proxy.Addr()+"?timeout=2s&dial_timeout=2s") // as those of dial
 			} else {
 				s = l.dial(t, target{addrs: []string{proxy.Addr()}, user: "app", password: secret})
 			}
@@ -309,7 +309,7 @@ func demoted(t *testing.T, l library) {
 	t.Run("remains", func(t *testing.T) {
 		t.Parallel()
 		server := redisserver.Start(t)
-		s := l.open(t, "redis://"+server.Addr())
+		s := l.open(t, patiently("redis://"+server.Addr()))
 		limit, list := counted(plenty), keys(8)
 		calls(s, limit, list, 100)
 		connections := func() (n int) {
@@ -393,7 +393,7 @@ func unowned(t *testing.T, l library) {
 	t.Parallel()
 	c := redisserver.StartCluster(t, "--cluster-require-full-coverage", "no")
 	limit, list := counted(plenty), keys(8)
-	stores := map[string]quota.Store{"client": l.dial(t, clustered(c)).store, "URL": l.open(t, clusterURL(c, ""))}
+	stores := map[string]quota.Store{"client": l.dial(t, clustered(c)).store, "URL": l.open(t, patiently(clusterURL(c, "")))}
 	for _, s := range stores {
 		until(t, "the store to decide", func() bool { return calls(s, limit, list, 64).errors() == 0 })
 	}

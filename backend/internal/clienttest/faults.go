@@ -431,7 +431,7 @@ func idle(t *testing.T, l library) {
 		t.Parallel()
 		proxy := redisserver.StartProxy(t, redisserver.Start(t).Addr())
 		s := l.open(t, "redis://"+proxy.Addr()+"?dial_timeout=10s")
-		const handshake = 2 * time.Second // half of it is time for a call also on a busy machine
+		const handshake = 800 * time.Millisecond
 		for range 2 {
 			calls(s, limit, list, 64).only(t)
 			slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: handshake})
@@ -440,8 +440,9 @@ func idle(t *testing.T, l library) {
 			time.Sleep(2 * handshake)
 			for range 64 {
 				ctx, cancel := context.WithTimeout(bg, handshake/2)
-				if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
-					t.Errorf("a caller with less time than a handshake takes: got error %v, want none", err)
+				// A call that was sent may time out on a busy machine.
+				if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil && class(err) != quota.ErrIndeterminate {
+					t.Errorf("a caller with less time than a handshake takes: got error %v, want none, or one of a call that was sent", err)
 				}
 				cancel()
 			}
@@ -451,7 +452,7 @@ func idle(t *testing.T, l library) {
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
 		c := redisserver.StartCluster(t)
-		s := l.open(t, clusterURL(c, ""))
+		s := l.open(t, patiently(clusterURL(c, "")))
 		calls(s, limit, list, 64).only(t)
 		n, err := c.MasterFor(stateOf(list[0]))
 		ok(t, err)
@@ -478,7 +479,7 @@ func hasty(t *testing.T, l library) {
 			proxy := redisserver.StartProxy(t, server.Addr())
 			var s quota.Store
 			if kind == "URL" {
-				s = l.open(t, "redis://"+proxy.Addr())
+				s = l.open(t, patiently("redis://"+proxy.Addr()))
 			} else {
 				s = l.dial(t, target{addrs: []string{proxy.Addr()}})
 			}
