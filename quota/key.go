@@ -41,24 +41,41 @@ func CheckKey(key string) error {
 	return nil
 }
 
+// validKey looks at eight bytes at a time, for it is a part of every decision.
 func validKey(key string) bool {
 	if len(key) == 0 || len(key) > MaxKey {
 		return false
 	}
-	empty, all := true, byte(0) // whether the segment is, and all bytes in one
-	for i := 0; i < len(key); i++ {
-		c := key[i]
-		all |= c
-		if c != '/' {
-			empty = false
-			continue
-		}
-		if empty {
+	all, slash := uint64(0), uint64(0x80) // all bytes in one, and 0x80 where a segment begins
+	rest := key
+	for ; len(rest) >= 8; rest = rest[8:] {
+		w := word(rest)
+		all |= w
+		other := w ^ 0x2f2f2f2f2f2f2f2f // a byte of it is 0 where one of w is a slash; slashes has 0x80 there, and 0 elsewhere
+		slashes := ^(other&0x7f7f7f7f7f7f7f7f + 0x7f7f7f7f7f7f7f7f | other | 0x7f7f7f7f7f7f7f7f)
+		if slashes&(slashes<<8|slash) != 0 {
 			return false
 		}
-		empty = true
+		slash = slashes >> 56
 	}
-	return !empty && (all < utf8.RuneSelf || utf8.ValidString(key))
+	for i := range len(rest) {
+		all |= uint64(rest[i])
+		switch {
+		case rest[i] != '/':
+			slash = 0
+		case slash != 0:
+			return false
+		default:
+			slash = 0x80
+		}
+	}
+	return slash == 0 && (all&0x8080808080808080 == 0 || utf8.ValidString(key))
+}
+
+// word returns the first eight bytes of s as a number.
+func word(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 // Group returns the key's first segment: keys of one group stay together, on one node of a cluster, and a list of charges to

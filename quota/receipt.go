@@ -35,9 +35,24 @@ func receiptFor(c *Charge) receipt {
 	return receipt{c.hash(), serial | 1}
 }
 
-// hash returns a hash of the charge's limit and key. maphash.Comparable takes 5 ns where maphash.String takes 7 to 11.
+// hash returns a hash of the charge's limit and key, which begins with the secret one of the limit's name. It guards against
+// mistakes and places no key in a table; the hash of package maphash takes twice as long.
 func (c *Charge) hash() uint64 {
-	return maphash.Comparable(nameSeed, c.Key) ^ bits.RotateLeft64(c.Limit.hash, 17)
+	h, rest := c.Limit.hash^uint64(len(c.Key)), c.Key
+	for ; len(rest) >= 8; rest = rest[8:] {
+		h = mix(h ^ word(rest))
+	}
+	last := uint64(0)
+	for i := range len(rest) {
+		last = last<<8 | uint64(rest[i])
+	}
+	return mix(h ^ last)
+}
+
+// mix returns a number of which every bit depends on every bit of x: both halves of a product, with 2^64 by the golden ratio.
+func mix(x uint64) uint64 {
+	hi, lo := bits.Mul64(x, 0x9e3779b97f4a7c15)
+	return hi ^ lo
 }
 
 // Operations of corrections that no receipt allows.

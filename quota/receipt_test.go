@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -74,6 +75,33 @@ func TestReceiptChecks(t *testing.T) {
 }
 
 // A receipt is of the limit that LimitFor chose for its key, by either door.
+// A receipt is refused for every key that differs in a byte or in its length.
+func TestReceiptOfASimilarKey(t *testing.T) {
+	lim := newLimiter(t, local.New(), testkit.Bucket("n", 10, time.Hour), nil)
+	const long = "team-7/agent-0000042"
+	for n := 1; n <= len(long); n++ {
+		key := strings.TrimSuffix(long[:n], "/") + "k"
+		d := must[quota.Decision](t)(lim.Take(bg, key, 5))
+		others := []string{key + "\x00", "\x00" + key, key + key}
+		if n >= 16 {
+			others = append(others, key[8:16]+key[:8]+key[16:])
+		}
+		for i := range key {
+			b := []byte(key)
+			b[i]++
+			others = append(others, string(b))
+		}
+		for _, other := range others {
+			if _, err := lim.Settle(bg, other, d, 1); !errors.Is(err, quota.ErrInvalid) {
+				t.Errorf("settle of %q by the receipt of %q: got %v, want ErrInvalid", other, key, err)
+			}
+		}
+		if d, err := lim.Settle(bg, key, d, 1); err != nil || d.Charged != -4 {
+			t.Errorf("settle of %q: got %v, %v, want 4 given back", key, d, err)
+		}
+	}
+}
+
 func TestReceiptOfAChosenLimit(t *testing.T) {
 	eachDoor(t, func(t *testing.T, door string) {
 		plan := testkit.Bucket("plan", 20, time.Hour)
