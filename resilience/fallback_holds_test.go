@@ -384,14 +384,26 @@ func TestFallbackFleetOfHolders(t *testing.T) {
 	}
 }
 
-// Of two slots an instance of four has a share of none: two are not eight.
+// Of two slots an instance of four has a share of none, and with AtLeastOne it refuses the limit: two are not eight.
 func TestFallbackConcurrency(t *testing.T) {
-	streams := quota.NewLimit("streams", algorithm.Concurrency(2, time.Minute))
-	inOutage(t, func(o *outage) {
-		o.down()
-		for _, op := range []quota.Op{quota.OpHold, quota.OpTake} {
-			if d := o.do(quota.Charge{Limit: streams, Key: "k", Op: op, Cost: 1}); d.Allowed || d.Source != fall {
-				t.Errorf("%v of a share of none: got %v, want a denial of the fallback", op, d)
+	synctest.Test(t, func(t *testing.T) {
+		streams := quota.NewLimit("streams", algorithm.Concurrency(2, time.Minute))
+		for _, least := range []bool{false, true} {
+			r := &remote{Store: local.New()}
+			r.set(as(quota.ErrUnavailable), nil)
+			for range 4 {
+				s := wrap(t, ofFleet{r}, resilience.Fallback(local.New(), resilience.Instances(4), &resilience.FallbackOptions{AtLeastOne: least}))
+				for _, op := range []quota.Op{quota.OpHold, quota.OpTake} {
+					switch d, err := s.Charge(bg, quota.Charge{Limit: streams, Key: "k", Op: op, Cost: 1}); {
+					case least:
+						wantErr(t, err, quota.ErrInvalid)
+					case err != nil || d.Allowed || d.Source != fall:
+						t.Errorf("%v of a share of none: got %v, %v; want a denial of the fallback", op, d, err)
+					}
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 	})
