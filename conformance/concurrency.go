@@ -15,7 +15,8 @@ import (
 var concurrencyCases = []testCase{
 	{rule: s2, name: "pairs", needs: []Feature{Exact}, run: pairs},
 	{rule: c4, name: "budget", run: budget},
-	{rule: c4, name: "linearizable", needs: []Feature{Exact}, run: linearizable},
+	{rule: c4, name: "linearizable", needs: []Feature{Exact}, run: func(t *trial) { linearizable(t, kinds, anyOps, 1) }},
+	{rule: c4, name: "linearizable holds", needs: []Feature{Exact}, provisional: "1.1", run: func(t *trial) { linearizable(t, heldKinds, holdOps, 59_999, 1) }},
 	{rule: c5, name: "total", run: total},
 }
 
@@ -137,13 +138,14 @@ func (m linear) step(state, in, out any) (bool, any) {
 	return true, strings.Join(lines, "\n")
 }
 
-// linearizable records the calls and answers of goroutines, and looks for an order that explains them.
-func linearizable(t *trial) {
+// linearizable records the calls and answers of goroutines, and looks for an order that explains them. The refills, of which
+// each round has another, are the ttls of holds too: with 1 they lapse meanwhile.
+func linearizable(t *trial, kinds []kind, ops []quota.Op, refills ...int64) {
 	const clients, calls = 6, 8
 	t.rounds(4*len(kinds), func(round int) {
 		t.within(func(in *recorder) {
 			k := kinds[round%len(kinds)]
-			l := t.named("tokens", k, numbers{6, 1, 100 * time.Hour})
+			l := t.named("tokens", k, numbers{6, refills[round/len(kinds)%len(refills)], 100 * time.Hour})
 			hs := t.handles(in, clients)
 			lists := driver.AtomicityOf(hs[0].store) != driver.OneKey
 			names := []string{"g/a", "g/b", "g/c"}
@@ -156,16 +158,24 @@ func linearizable(t *trial) {
 			var unknown atomic.Bool
 			t.together(clients, func(i int) {
 				rng := t.suite.random(fmt.Sprint(t.of.path(), round, i))
-				made := map[string]quota.Micros{}
+				made, held := map[string]quota.Micros{}, map[string]quota.Decision{}
 				for range calls {
 					var cs []quota.Charge
 					for j, n := range rng.Perm(len(names)) {
 						if j > 0 && (!lists || rng.IntN(3) > 0) {
 							continue
 						}
-						c := quota.Charge{Limit: l, Key: names[n], Cost: 1 + rng.Int64N(3), Op: oneOf(rng, anyOps)}
-						if c.Op == quota.OpRefund {
+						c := quota.Charge{Limit: l, Key: names[n], Cost: 1 + rng.Int64N(3), Op: oneOf(rng, ops)}
+						switch of, ok := held[c.Key]; {
+						case c.Op == quota.OpRefund:
 							c.MadeAt = made[c.Key]
+						case c.Op != quota.OpSpend && c.Op != quota.OpRenew:
+						case !ok:
+							c.Op = quota.OpHold
+						default:
+							if c.Held, c.Until = of.Held, of.Until; c.Op == quota.OpRenew {
+								c.Cost = 0
+							}
 						}
 						accept(rng, &c, quota.Decision{ResetAfter: 1000 * time.Hour})
 						cs = append(cs, c)
@@ -180,6 +190,9 @@ func linearizable(t *trial) {
 					for j := range ds {
 						if ds[j].Charged > 0 {
 							made[cs[j].Key] = ds[j].At
+						}
+						if ds[j].Until > 0 {
+							held[cs[j].Key] = ds[j]
 						}
 					}
 					op.Output = ds

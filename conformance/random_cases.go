@@ -47,6 +47,8 @@ var randomCases = func() (cs []testCase) {
 			t.search(shape{kinds: heldKinds, limits: 2, keys: 2, list: 3, steps: 40, traces: 128, ids: true, change: true, ops: holdOps})
 		}},
 		testCase{rule: c3, name: "holds of another TTL", needs: []Feature{Exact, IDs}, provisional: "1.1", run: heldRepeats},
+		testCase{rule: c3, name: "finishes", needs: []Feature{Exact, IDs}, provisional: "1.1", run: finishes},
+		testCase{rule: c3, name: "lives of finishes", needs: []Feature{Exact, IDs, Clock}, provisional: "1.1", run: livesOfFinishes},
 		testCase{rule: s2, name: "lists", needs: []Feature{Exact}, run: func(t *trial) {
 			needLists(t)
 			t.search(shape{kinds: random, limits: 3, keys: 5, list: 6, steps: 30, traces: 128, cost: edgeCost})

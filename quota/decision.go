@@ -12,7 +12,7 @@ type Source uint8
 const (
 	// FromStore: by the store, the only authority.
 	FromStore Source = iota
-	// FromFallback: by a fallback store, while the store could not be reached.
+	// FromFallback: by a fallback store, while the store could not be reached, or later on a hold that it made meanwhile.
 	FromFallback
 	// FromOpen: by a policy that admits while the store cannot be reached.
 	FromOpen

@@ -125,18 +125,34 @@ func (ch *Charger) reserve(ctx context.Context, own *Limit, charges []Charge) (*
 // second for holds that other processes release; it never sleeps until holds lapse. Since holds end at any time, it does not fail
 // early where the context's deadline comes before they lapse.
 func (l *Limiter) Acquire(ctx context.Context, key string, n int64) (*Reservation, error) {
-	cs, ds := []Charge{{Key: key, Cost: n}}, make([]Decision, 1)
+	return l.acquire(ctx, l.limit, []Charge{{Key: key, Cost: n}})
+}
+
+// AcquireAll reserves quota for a list of charges, all-or-nothing, and waits until it is there: [Limiter.Acquire] for several limits
+// or keys. Lists wait as those of [Limiter.WaitAll] do, and hold nothing meanwhile. Charges are as of [Charger.Reserve], without
+// request ids.
+func (ch *Charger) AcquireAll(ctx context.Context, charges ...Charge) (*Reservation, error) {
+	return ch.acquire(ctx, nil, slices.Clone(charges))
+}
+
+// AcquireAll is [Charger.AcquireAll]; a charge without a limit goes to the limiter's own.
+func (l *Limiter) AcquireAll(ctx context.Context, charges ...Charge) (*Reservation, error) {
+	return l.acquire(ctx, l.limit, slices.Clone(charges))
+}
+
+func (ch *Charger) acquire(ctx context.Context, own *Limit, cs []Charge) (*Reservation, error) {
+	ds := make([]Decision, len(cs))
 	o := begin(cs, ds)
-	unnamed, err := l.fillHolds(l.limit, cs)
-	w := &waiting{charges: cs, decisions: ds, limit: l.limit, own: unnamed, observed: o, holds: true}
+	unnamed, err := ch.fillHolds(own, cs)
+	w := &waiting{charges: cs, decisions: ds, limit: own, own: unnamed, observed: o, holds: true}
 	if err == nil {
-		err = l.wait(ctx, w)
+		err = ch.wait(ctx, w)
 	}
-	l.over(ctx, l.limit, o, err)
+	ch.over(ctx, own, o, err)
 	if err != nil {
 		return nil, err
 	}
-	return l.reservation(l.limit, unnamed, cs, ds, w.sent), nil
+	return ch.reservation(own, unnamed, cs, ds, w.sent), nil
 }
 
 // fillHolds fills in the limits of a list, makes holds of its takes where the limits have them, and checks the list.

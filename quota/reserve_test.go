@@ -298,6 +298,64 @@ func TestReservationIsLost(t *testing.T) {
 	})
 }
 
+// inPlace is a store whose answers to holds a policy makes: its source is that of all of them, and where it is FromOpen no renewal
+// reaches the store.
+type inPlace struct {
+	quota.Store
+	source atomic.Int64
+}
+
+func (s *inPlace) Charge(ctx context.Context, c quota.Charge) (d quota.Decision, err error) {
+	source := quota.Source(s.source.Load())
+	if source == quota.FromOpen && c.Op == quota.OpRenew {
+		return quota.Decision{Allowed: true, Source: source, Capacity: c.Limit.Capacity(), Remaining: c.Limit.Capacity()}, nil
+	}
+	if d, err = s.Store.Charge(ctx, c); c.Op.Holds() {
+		d.Source = source
+	}
+	return d, err
+}
+
+// A renewal that a policy granted in the store's place is none: it is repeated, and the hold is the store's until it lapses.
+func TestRenewalInPlaceOfTheStore(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *quotatest.Store) {
+		p := &inPlace{Store: s}
+		lim := member(t, p, slots, nil)
+		r, late := reserve(t, lim, quota.Charge{Key: "k", Cost: 3}), reserve(t, lim, quota.Charge{Key: "k", Cost: 2})
+		p.source.Store(int64(quota.FromOpen))
+		time.Sleep(ttl * 3 / 4)
+		if isLost(r) {
+			t.Error("lost while the hold is there: got true, want false")
+		}
+		p.source.Store(int64(quota.FromStore))
+		time.Sleep(5 * ttl)
+		wantLeft(t, lim, slots, 5, "when the store answers again")
+		if err := r.Release(bg); err != nil {
+			t.Error(err)
+		}
+		wantLeft(t, lim, slots, 8, "after a release")
+		p.source.Store(int64(quota.FromOpen))
+		<-late.Lost()
+		wantLeft(t, lim, slots, 10, "when the store has answered no renewal for a ttl")
+	})
+}
+
+// A hold of an instance's share has no text: another process would finish another hold.
+func TestNoTextOfAShare(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *quotatest.Store) {
+		p := &inPlace{Store: s}
+		lim := member(t, p, slots, nil)
+		text := must[[]byte](t)(reserve(t, lim, quota.Charge{Key: "k", Cost: 1}).MarshalText())
+		text = []byte(strings.Replace(string(text), `"held":`, `"source":1,"held":`, 1))
+		_, err := lim.Resume(bg, text)
+		testkit.WantInvalid(t, err, "charge of a reservation's text")
+		p.source.Store(int64(quota.FromFallback))
+		if _, err := reserve(t, lim, quota.Charge{Key: "k", Cost: 1}).MarshalText(); !errors.Is(err, quota.ErrUnavailable) {
+			t.Errorf("text of a hold of a share: got error %v, want ErrUnavailable", err)
+		}
+	})
+}
+
 // TestFrozenStore: a store that hangs for half of a ttl loses no reservation.
 func TestFrozenStore(t *testing.T) {
 	for i := range 8 {

@@ -42,8 +42,9 @@ const reservationVersion = 1
 // The text is JSON and holds the keys. Whoever can change it can finish holds of other keys: keep it from those who must not. From
 // the first text on, each renewal of the reservation is a call of its own, and no longer one with all others of the key.
 //
-// It fails with ErrInvalid on a reservation that is denied or finished, and with the store's error where a renewal is under
-// way whose outcome is not known.
+// It fails with ErrInvalid on a reservation that is denied or finished, with the store's error where a renewal is under
+// way whose outcome is not known, and with ErrUnavailable where a fallback holds the tokens, on this process's share: no other
+// process can finish such a hold.
 func (r *Reservation) MarshalText() ([]byte, error) {
 	if r.parts == nil {
 		return nil, invalid("reservation", "denied", "an open one")
@@ -60,6 +61,11 @@ func (r *Reservation) MarshalText() ([]byte, error) {
 	k.mu.Unlock()
 	if finished {
 		return nil, invalid("reservation", "finished", "an open one")
+	}
+	for i := range r.Decisions {
+		if d := &r.Decisions[i]; d.Until != 0 && d.Source == FromFallback {
+			return nil, fmt.Errorf("quota: %w: tokens are held on this process's share of limit %s, where no other process can finish the reservation", ErrUnavailable, r.charges[i].Limit.name)
+		}
 	}
 	for i := range r.parts {
 		if err := r.parts[i].share(ctx); err != nil {
@@ -244,7 +250,8 @@ func (ch *Charger) parse(own *Limit, t *chargeText, limits []*Limit) (c Charge, 
 		return c, d, invalid("limit of a reservation's text", t.Limit, "the name of a limit with holds that the limiter has for the key, or of one of limits")
 	case c.Limit == nil:
 		return c, d, invalid("limit of a reservation's text", t.Limit, "the name of the limit that the limiter has for the key, or of one of limits")
-	case t.Op != OpTake && t.Op != OpHold && t.Op != OpPeek, min(t.Cost, t.Charged, t.Held, int64(t.Until), int64(t.At)) < 0, max(t.Until, t.At) > MaxNumber:
+	case t.Op != OpTake && t.Op != OpHold && t.Op != OpPeek, min(t.Cost, t.Charged, t.Held, int64(t.Until), int64(t.At)) < 0, max(t.Until, t.At) > MaxNumber,
+		t.Until != 0 && t.Source == FromFallback:
 		return c, d, invalid("charge of a reservation's text", fmt.Sprintf("%+v", *t), "one of MarshalText")
 	}
 	d = Decision{Allowed: !t.Denied, Shadow: t.Shadow, Source: t.Source, Capacity: c.Limit.spec.Capacity, Charged: t.Charged, Held: t.Held, Until: t.Until, At: t.At}

@@ -74,9 +74,12 @@ func Instances(n int64) func() int64 { return func() int64 { return n } }
 // pass. Its decisions are [quota.FromFallback]; their Capacity, Remaining and times are those of the share. A
 // cost above the share is denied, with a RetryAfter that is a guess if the whole limit could admit it.
 //
-// Tokens are held on the share, see [quota.OpHold]: a hold that was made here is spent here, or, once the primary decides again,
-// charged to it, and its renewal is then a hold of the primary's, which may be denied. A hold of the primary cannot be spent or
-// renewed here: the primary's error passes.
+// Tokens are held on the share, see [quota.OpHold]. A hold that was made here is renewed and spent here, also when the primary decides
+// again, and by this instance alone; [quota.FromFallback] decides it. The primary holds as many tokens from the key's next call on,
+// until they are spent here or lapse, or for a TTL if this instance ends before: where its rule is algorithm.Concurrency always,
+// else where they fit, and what is really used is charged in any case. So callers of a fleet hold at most B + Σ b_i at a time, and B
+// once all instances have called. A list with such a hold beside charges that the primary may deny is quota.ErrCrossSlot. A hold of
+// the primary cannot be spent or renewed here: the primary's error passes.
 //
 // Close waits for the debits of all keys that owe quota, for FallbackOptions.CloseWithin at most, and then
 // closes both stores.
@@ -191,7 +194,7 @@ func (f *fallback) Charge(ctx context.Context, c quota.Charge) (quota.Decision, 
 		return quota.Decision{}, err
 	}
 	before := f.snapshot(&c)
-	if before.owed > 0 || corrects(&c) {
+	if before.unpaid || corrects(&c) {
 		return f.one(c, func(cs []quota.Charge, out []quota.Decision) error { return f.reconcileAndTake(ctx, cs, out) })
 	}
 	d, err := f.inner.Charge(ctx, c)
@@ -220,7 +223,7 @@ func (f *fallback) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota
 			return err
 		}
 		s := f.snapshot(&cs[i])
-		if s.owed > 0 || corrects(&cs[i]) {
+		if s.unpaid || corrects(&cs[i]) {
 			return f.reconcileAndTake(ctx, cs, out)
 		}
 		before = append(before, s)

@@ -19,7 +19,8 @@ type localCall struct {
 
 var errNoRoom = errors.New("no room for the key's state")
 
-// decide makes the decisions that the primary failed to make, because of cause.
+// decide makes the decisions that the primary failed to make, because of cause. Without a cause they finish or renew holds: the
+// shares need not serve for that.
 func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.Decision, cause error) error {
 	if err := f.gate.Open(); err != nil {
 		return definite(cause, err) // Close is charging the debts: no more may be made
@@ -42,7 +43,9 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 		}
 		l.limits[i], here[i] = share, here[i].OnShare(share)
 	}
-	f.degrade(cause)
+	if cause != nil {
+		f.degrade(cause)
+	}
 	decided := false
 	defer func() {
 		// Even if the store panics, no other call may wait for this one for ever.
@@ -52,7 +55,11 @@ func (f *fallback) decide(ctx context.Context, cs []quota.Charge, out []quota.De
 	}()
 	switch err := f.admit(ctx, l, cause); {
 	case err == errNoRoom && corrects:
-		return fmt.Errorf("resilience: %w: the fallback has no room for the state of a key: %w", quota.ErrOverloaded, cause)
+		err = fmt.Errorf("resilience: %w: the fallback has no room for the state of a key", quota.ErrOverloaded)
+		if cause != nil {
+			err = fmt.Errorf("%w: %w", err, cause)
+		}
+		return err
 	case err == errNoRoom:
 		for i := range here {
 			out[i] = quota.Decision{
@@ -143,7 +150,7 @@ func (f *fallback) admitKey(l *localCall, i int, cause error) (k *keyState, used
 		return nil, noFill, nil, cause // the refund belongs to the primary
 	}
 	used = noFill
-	if k.share.mustFill() { // asked first: the limit's rule may panic
+	if cause != nil && k.share.mustFill() { // asked first: the limit's rule may panic
 		used = k.usedOfShare(c.Limit, l.limits[i], l.n, now)
 	}
 	return k, used, k.share.admit(), nil
@@ -171,7 +178,7 @@ func (k *keyState) usedOfShare(whole, share *quota.Limit, n int64, now time.Dura
 }
 
 // fill fills the bucket of a share, to which only this call is admitted, and ends its admission if that
-// fails.
+// fails. A bucket with holds stays as it is, but for refill.
 func (f *fallback) fill(ctx context.Context, k *keyState, share *quota.Limit, used int64) (err error) {
 	var d quota.Decision
 	filled := false // remains so if the store panics
@@ -184,9 +191,19 @@ func (f *fallback) fill(ctx context.Context, k *keyState, share *quota.Limit, us
 			k.share.release()
 		}
 	}()
-	d, err = f.store.Charge(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpReset})
-	if err == nil && used > 0 {
-		d, err = f.store.Charge(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpDebit, Cost: used})
+	first, debit := quota.OpReset, used
+	k.table.mu.Lock()
+	holds := k.holds != nil && len(k.holds.open) > 0
+	k.table.mu.Unlock()
+	if holds {
+		first = quota.OpPeek
+	}
+	if d, err = f.store.Charge(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: first}); err == nil && holds {
+		debit = used - (d.Capacity - d.Remaining)
+		used = max(used, d.Capacity-d.Remaining)
+	}
+	if err == nil && debit > 0 {
+		d, err = f.store.Charge(ctx, quota.Charge{Limit: share, Key: k.id.key, Op: quota.OpDebit, Cost: debit})
 	}
 	filled = err == nil
 	return err
@@ -213,14 +230,25 @@ func (f *fallback) release(l *localCall, out []quota.Decision) {
 // decidedHere takes over a decision of the fallback's store. granted says that the call it belongs to was
 // granted. The caller holds the lock.
 func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool, now time.Duration) {
-	k.share.record(c.Op, d, now)
+	if k.share.serving || !ofShare(c) {
+		k.share.record(c.Op, d, now)
+	}
 	if !granted || d.Replayed {
 		return
+	}
+	charged := d.Charged
+	if c.Op.Holds() {
+		if c.Op == quota.OpSpend && debitHolds(c.Limit) { // nothing is charged there but slots
+			charged = 0
+		}
+		if back := k.heldHere(c, d); !k.share.serving {
+			k.share.finished(d.At, charged-back, now)
+		}
 	}
 	owed := k.debt.owed
 	switch c.Op {
 	case quota.OpTake, quota.OpAhead, quota.OpUpTo, quota.OpDebit, quota.OpSpend:
-		k.debt.admit(d.Charged)
+		k.debt.admit(charged)
 		k.limit = c.Limit
 	case quota.OpRefund:
 		k.debt.refund(c.Cost)
@@ -231,7 +259,7 @@ func (k *keyState) decidedHere(c *quota.Charge, d *quota.Decision, granted bool,
 // definite returns the error of a call that is not decided here either, with the cause only where that says that the primary
 // may have charged the call.
 func definite(cause, err error) error {
-	if quota.Charged(cause) == quota.ChargeUnknown {
+	if cause != nil && quota.Charged(cause) == quota.ChargeUnknown {
 		return failedBoth(cause, err)
 	}
 	return err
@@ -240,6 +268,9 @@ func definite(cause, err error) error {
 // failedBoth returns the error of a call that neither store decided. It must not be taken for one that says
 // "not charged" if either error says that this is unknown.
 func failedBoth(cause, err error) error {
+	if cause == nil {
+		return fmt.Errorf("resilience: a hold of this instance's share is not finished: %w", err)
+	}
 	if errors.Is(err, quota.ErrIndeterminate) && !errors.Is(cause, quota.ErrIndeterminate) {
 		return fmt.Errorf("resilience: %w; before that the store failed: %v", err, cause)
 	}

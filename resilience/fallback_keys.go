@@ -75,6 +75,7 @@ type keyState struct {
 	limit *quota.Limit // of the latest admission in the primary's place, nil if there was none
 	known known
 	debt  debt
+	holds *holds // nil if no tokens are held here
 	share share
 }
 
@@ -84,6 +85,7 @@ type snapshot struct {
 	key     *keyState // nil if it had none
 	version uint32
 	owed    int64
+	unpaid  bool // the primary must be charged a debt, or told of holds
 }
 
 // stateless reports whether the limit's rule keeps no state. Such a limit has no quota to share, and owes none: its
@@ -101,7 +103,10 @@ func (f *fallback) snapshot(c *quota.Charge) snapshot {
 	}
 	s.table.mu.Lock()
 	if k := s.table.keys[keyOf(c)]; k != nil {
-		s.key, s.version, s.owed = k, k.known.version, k.debt.owed
+		s.key, s.version, s.owed, s.unpaid = k, k.known.version, k.debt.owed, k.debt.owed > 0
+		if k.holds != nil {
+			s.unpaid = s.unpaid || k.untold(c, f.now())
+		}
 	}
 	s.table.mu.Unlock()
 	return s
@@ -125,6 +130,7 @@ func (f *fallback) record(c *quota.Charge, d *quota.Decision, before snapshot, w
 	if k != nil && wasReset {
 		owed := k.debt.owed
 		k.debt.forgive(before.owed)
+		k.holds.forget()
 		k.owes(owed)
 	}
 	inOrder := k != nil && !k.dropped && k.known.version == before.version
@@ -243,10 +249,10 @@ func (t *keyTable) forget(k *known, now time.Duration) {
 	}
 }
 
-// weight returns the weight of a state: 0 if a new one would say the same, mustKeep if the key owes quota or a call is
+// weight returns the weight of a state: 0 if a new one would say the same, mustKeep if the key owes quota or holds tokens or a call is
 // using it. The caller holds the lock.
 func (k *keyState) weight(now time.Duration) int64 {
-	if k.debt.owed > 0 || k.share.inFlight > 0 {
+	if k.debt.owed > 0 || k.share.inFlight > 0 || k.holds != nil && k.holding(k.limit, now) != nil {
 		return mustKeep
 	}
 	return k.known.weight(now)

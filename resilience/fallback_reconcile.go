@@ -33,15 +33,11 @@ func (r *reconciliation) add(k *keyState, l *quota.Limit) {
 
 // reconcileAndTake charges the primary the debts of a call's keys, and then asks it for the decisions.
 func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
-	within, translated := ctx, func(err error) error { return err }
-	if f.budget > 0 {
-		d := &deadline{Context: ctx, at: time.Now().Add(f.budget)}
-		if own, ok := ctx.Deadline(); !ok || d.at.Before(own) {
-			defer d.release()
-			within = d
-			translated = func(err error) error { err, _ = timedOut(ctx, d, f.budget, err); return err }
-		}
+	if finishes(cs) {
+		return f.finish(ctx, cs, out)
 	}
+	within, translated, release := f.within(ctx)
+	defer release()
 	if err := f.reconcile(within, cs); err != nil {
 		err = translated(err)
 		if f.takesOver(ctx, err) {
@@ -57,15 +53,10 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 	for i := range sent {
 		before[i] = f.snapshot(&sent[i])
 		c := &sent[i]
-		if c.From != quota.FromFallback {
-			continue
-		}
-		switch c.Op {
-		case quota.OpSpend: // the hold is the share's, where it lapses; the primary is charged
-			c.Held, c.From = 0, quota.FromStore
-		case quota.OpRenew: // from now on the primary holds the tokens
-			c.Op, c.Cost, c.Held, c.Until, c.From = quota.OpHold, c.Held, 0, 0, quota.FromStore
-		case quota.OpRefund:
+		switch {
+		case ofShare(c):
+			return errTwoStores
+		case c.From == quota.FromFallback && c.Op == quota.OpRefund:
 			c.MadeAt, c.From = before[i].chargedAt(c.MadeAt), quota.FromStore
 			if c.MadeAt == 0 {
 				c.Cost = 0 // the primary has not charged it, or its time is no longer known
@@ -92,6 +83,17 @@ func (f *fallback) reconcileAndTake(ctx context.Context, cs []quota.Charge, out 
 	return nil
 }
 
+// within returns the context of a call and the reconciliation in front of it, and a function that translates the error of one of them.
+func (f *fallback) within(ctx context.Context) (within context.Context, translated func(error) error, release func()) {
+	if f.budget > 0 {
+		d := &deadline{Context: ctx, at: time.Now().Add(f.budget)}
+		if own, ok := ctx.Deadline(); !ok || d.at.Before(own) {
+			return d, func(err error) error { err, _ = timedOut(ctx, d, f.budget, err); return err }, d.release
+		}
+	}
+	return ctx, func(err error) error { return err }, func() {}
+}
+
 // chargedAt returns the primary's time at which it charged an admission of the fallback's store, and 0 if it
 // did not or if that is no longer known.
 func (s snapshot) chargedAt(admitted quota.Micros) quota.Micros {
@@ -103,15 +105,24 @@ func (s snapshot) chargedAt(admitted quota.Micros) quota.Micros {
 	return s.key.debt.chargedAt(admitted, s.key.known.at)
 }
 
-// reconcile charges the primary the debts of a list's keys. Debts that another call is charging it leaves
-// alone.
+// reconcile charges the primary the debts of a list's keys, and has it hold the tokens that are held here. Debts and holds that
+// another call is charging it leaves alone.
 func (f *fallback) reconcile(ctx context.Context, cs []quota.Charge) error {
 	for {
 		more, err := f.reconcileOnce(ctx, cs)
-		if err != nil || !more {
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+	}
+	for i := range cs {
+		if err := f.place(ctx, &cs[i]); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // reconcileOnce sends the reconciliations that the debts of a list's keys need now. more says that one of them
@@ -190,8 +201,7 @@ func (f *fallback) send(ctx context.Context, r *reconciliation) (err error) {
 		err = quota.ErrUnavailable
 	}
 	if err != nil {
-		// A context's error is a sign that nothing was sent only if this context ended.
-		r.unknown = wasUnknown || quota.Charged(err) == quota.ChargeUnknown || ofContext(err) && ctx.Err() == nil
+		r.unknown = wasUnknown || mayBeCharged(ctx, err)
 		return err
 	}
 	now := f.now()
@@ -228,7 +238,7 @@ func byStore(d *quota.Decision) bool {
 	return d.Source == quota.FromStore || d.Source == quota.FromLease
 }
 
-// corrects reports whether a charge may change a debt.
+// corrects reports whether a charge may change a debt, or holds.
 func corrects(c *quota.Charge) bool {
-	return (c.Op == quota.OpReset || c.From == quota.FromFallback && (c.Op == quota.OpRefund || c.Op.Holds())) && !stateless(c.Limit)
+	return (c.Op == quota.OpReset || c.From == quota.FromFallback && c.Op == quota.OpRefund) && !stateless(c.Limit) || ofShare(c)
 }

@@ -78,6 +78,13 @@ func (s *share) record(op quota.Op, d *quota.Decision, now time.Duration) {
 	}
 }
 
+// finished takes over a decision that ended or renewed a hold while the bucket was not serving, and by which so many tokens more
+// are used. Of the refill meanwhile it takes no account.
+func (s *share) finished(at quota.Micros, used int64, now time.Duration) {
+	s.used += used
+	s.at, s.seen = max(s.at, at), now
+}
+
 // suspend ends the service of the bucket: the primary decides on the key again.
 func (s *share) suspend(now time.Duration) {
 	if s.serving {

@@ -2,7 +2,6 @@ package goredis
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,12 +13,14 @@ import (
 // that was demoted, and would carry peeks there. So a client made from a URL is replaced by a new one, and of a caller's
 // client the idle connections to a replica are dropped. Neither needs a right.
 
-// Connections are looked at in rounds, since some are in use, until clearRounds in a row found none to a replica.
+// Connections are looked at in rounds, since some are in use or being made, until clearRounds in a row had all of them and
+// found none to a replica.
 const (
-	clearRounds = 3
+	clearRounds = 2
 	maxRounds   = 20
 	roundPause  = 50 * time.Millisecond
-	roundLimit  = time.Second
+	roundLimit  = 300 * time.Millisecond
+	roundLooks  = 10 // for connections that callers put back, one each ms
 )
 
 // leave leaves the connections that lead to a replica.
@@ -40,36 +41,62 @@ func (a *adapter) leave() {
 		return
 	}
 	for round, clear := 0, 0; round < maxRounds && clear < clearRounds; round++ {
-		if clear++; dropReplicas(a.single.Load()) > 0 {
+		if clear++; !dropReplicas(a.single.Load()) {
 			clear = 0
 		}
 		time.Sleep(roundPause)
 	}
 }
 
-// dropReplicas drops the idle connections of a pool that lead to a replica, and returns their number. It takes each like
-// a caller, and as many as there are in all: the pool hands out the latest first, and one that comes back meanwhile would
-// hide the oldest.
-func dropReplicas(client *redis.Client) int64 {
+// dropReplicas drops the connections of a pool that lead to a replica, and reports whether it saw that none is left. It takes
+// connections like a caller and keeps them until it has all: the pool hands out the latest first, so one that was in use would
+// stay hidden. It takes idle ones, for the pool would make new ones for more, unless it is full and has takers queue. It keeps
+// them for a moment only, since callers make new ones meanwhile.
+func dropReplicas(client *redis.Client) (none bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
-	taken := make([]*redis.Conn, client.PoolStats().TotalConns)
-	for i := range taken {
-		taken[i] = client.Conn()
-	}
-	var dropped atomic.Int64
-	engine.Each(len(taken), func(i int) error {
-		if !ofPrimary(taken[i].Do(ctx, "HELLO")) {
-			taken[i].Do(ctx, "QUIT")
-			taken[i].Do(ctx, "HELLO") // finds the connection closed, and so the pool drops it
-			dropped.Add(1)
+	var kept []*redis.Conn
+	defer func() {
+		for _, conn := range kept {
+			conn.Close()
 		}
-		return nil
-	})
-	for _, conn := range taken {
-		conn.Close()
+	}()
+	none = true
+	for range roundLooks {
+		stats := client.PoolStats()
+		missing := int(stats.TotalConns) - len(kept)
+		if missing <= 0 {
+			return none
+		}
+		if int(stats.TotalConns) < client.Options().PoolSize {
+			missing = int(stats.IdleConns)
+		}
+		if missing == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		taken := make([]*redis.Conn, missing)
+		for i := range taken {
+			taken[i] = client.Conn()
+		}
+		ofReplica := make([]bool, len(taken))
+		engine.Each(len(taken), func(i int) error {
+			if !ofPrimary(taken[i].Do(ctx, "HELLO")) {
+				taken[i].Do(ctx, "QUIT")
+				taken[i].Do(ctx, "HELLO") // finds the connection closed, and so the pool drops it
+				taken[i].Close()
+				ofReplica[i] = true
+			}
+			return nil
+		})
+		for i, conn := range taken {
+			if ofReplica[i] {
+				none = false
+			} else {
+				kept = append(kept, conn)
+			}
+		}
 	}
-	return dropped.Load()
+	return false
 }
 
 // ofPrimary reports whether the server that answered HELLO is a primary.

@@ -63,6 +63,7 @@
 //	refund of a FromLease receipt  the lease if it is still the one that was charged; else the store
 //	other refunds                  the store
 //	reset                          the store; the key's lease is dropped, or goes back if the store did not reset
+//	hold, renewal, spend           the store
 //	a list, a request id, cost 0   the store; if a list is denied, the leases of its keys go back and it asks again
 //	other rules or limits          the store
 //

@@ -749,6 +749,40 @@ func TestOtherLimits(t *testing.T) {
 	}
 }
 
+// TestHolds passes holds on to the store below, with their renewals and spends, also where the key has a lease of the limit as it was
+// without holds; and it leases no tokens of a limit with holds.
+func TestHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below := newRemote(t)
+		s := open(t, below, Options{})
+		warm(t, s, one(1), 50)
+		for _, l := range []*quota.Limit{quota.NewLimit(slow.Name(), algorithm.Held(slow.Algorithm(), time.Minute)), quota.NewLimit("slots", algorithm.Concurrency(100, time.Minute))} {
+			of := quota.Charge{Limit: l, Key: "team/agent"}
+			want := func(c quota.Charge, more int64) quota.Decision {
+				t.Helper()
+				peek := of
+				peek.Op = quota.OpPeek
+				before := take(t, s, peek).Remaining
+				d := take(t, s, c)
+				if left := take(t, s, peek).Remaining; !d.Allowed || d.Source != quota.FromStore || left != before+more {
+					t.Errorf("%v of %v: got %v, and %d left; want the store's, and %d", c.Op, l, d, left, before+more)
+				}
+				return d
+			}
+			hold := of
+			hold.Op, hold.Cost = quota.OpHold, 10
+			d := want(hold, -10)
+			d = want(hold.Renew(d), 0)
+			want(hold.Settle(d, 0), 10)
+			for range 100 {
+				hold.Op, hold.Cost = quota.OpTake, 1
+				want(hold, -1)
+				time.Sleep(time.Microsecond)
+			}
+		}
+	})
+}
+
 // TestChangedLimit does not pay for a charge under new numbers with a lease under the old ones.
 func TestChangedLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

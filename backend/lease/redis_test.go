@@ -18,7 +18,7 @@ import (
 func TestFleetOnRedis(t *testing.T) {
 	server := redisserver.Start(t)
 	proxy := redisserver.StartProxy(t, server.Addr())
-	proxy.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Probability: 0.05, Seed: 1})
+	proxy.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Every: 20, Seed: 1})
 	const n, capacity = 4, 200_000
 	limit := bucket(capacity, 1, 10*time.Minute) // no refill during the test
 	fleet := quota.Charge{Limit: limit, Key: "fleet"}

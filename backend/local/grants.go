@@ -20,10 +20,11 @@ import (
 // longer, it moves to the tail then; so the room of such an id may come free later, by quota.IDWindow at most.
 type grants struct {
 	mu         sync.Mutex
-	index      []uint64 // 31 bits of hash, above them a 1, and a place in the log, in words; 0 is empty
-	live       int      // entries
-	head, tail uint64   // of the log, in bytes; both are 0 if the log is empty
-	pages      []*page  // of the log, from the head's to the tail's
+	index      []uint64     // 31 bits of hash, above them a 1, and a place in the log, in words; 0 is empty
+	live       int          // entries
+	head, tail uint64       // of the log, in bytes; both are 0 if the log is empty
+	pages      []*page      // of the log, from the head's to the tail's
+	due        quota.Micros // of the record at the head; 0 if it was not read
 
 	old   []uint64 // the index that index replaces, until moveOn has moved its entries
 	place int      // the entries of the places of old before it are in index
@@ -34,7 +35,7 @@ type page [1024]byte
 // A record begins with four words: when it is due; the time of the decisions; the tag of its index entry, or 0 if it has none any
 // more, and its size in bytes; and the class of its group, and the sizes of its key and of its charges. Behind them are the
 // key, which is the group and the id, and the charges, as appendCharges writes them; and as varints how much longer than
-// quota.IDWindow it has to be remembered, and the numbers of the decisions. Its size is a multiple of the word's.
+// quota.IDWindow it has to be remembered, and the numbers of the decisions: a byte that tells which are not 0, and these. Its size is a multiple of the word's.
 const (
 	word       = 8
 	headerSize = 4 * word
@@ -161,9 +162,13 @@ func (t *grants) repeat(at uint64, r *request, cs []quota.Charge, out []quota.De
 	for i := range out {
 		d := &out[i]
 		*d = quota.Decision{Replayed: true, Shadow: cs[i].Shadow, Alternative: cs[i].Alternative, At: quota.Micros(t.word(at + word))}
-		for _, n := range [...]*int64{&d.Capacity, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter), &d.Held, (*int64)(&d.Until)} {
-			*n, size = binary.Varint(text)
-			text = text[size:]
+		set := text[0]
+		text = text[1:]
+		for j, n := range [...]*int64{&d.Capacity, &d.Remaining, &d.Charged, (*int64)(&d.ResetAfter), (*int64)(&d.Delay), (*int64)(&d.RetryAfter), &d.Held, (*int64)(&d.Until)} {
+			if set>>j&1 == 1 {
+				*n, size = binary.Varint(text)
+				text = text[size:]
+			}
 		}
 		d.Allowed = d.RetryAfter == 0
 	}
@@ -175,8 +180,13 @@ func (t *grants) remember(r *request, cs []quota.Charge, now quota.Micros, ds []
 	record := binary.AppendVarint(r.record, int64(quota.Micros(driver.IDLifetime(cs, now)/time.Microsecond)-window))
 	for i := range ds {
 		d := &ds[i]
-		for _, n := range [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay), int64(d.RetryAfter), d.Held, int64(d.Until)} {
-			record = binary.AppendVarint(record, n)
+		set := len(record)
+		record = append(record, 0)
+		for j, n := range [...]int64{d.Capacity, d.Remaining, d.Charged, int64(d.ResetAfter), int64(d.Delay), int64(d.RetryAfter), d.Held, int64(d.Until)} {
+			if n != 0 {
+				record[set] |= 1 << j
+				record = binary.AppendVarint(record, n)
+			}
 		}
 	}
 	for len(record)%word != 0 {
@@ -201,11 +211,12 @@ func (t *grants) remember(r *request, cs []quota.Charge, now quota.Micros, ds []
 // index. It reports whether it forgot a record.
 func (t *grants) tidy(looks int, now quota.Micros, r *room) (freed bool) {
 	t.moveOn(4 * looks)
-	for ; looks > 0 && t.head < t.tail; looks-- {
+	for ; looks > 0 && t.head < t.tail && t.due <= now; looks-- { // the head's record is in no cache
 		at := t.head
 		size := int(t.word(at+2*word) >> 32)
 		if linked := uint32(t.word(at+2*word)) != 0; linked {
-			if quota.Micros(t.word(at)) > now {
+			if due := quota.Micros(t.word(at)); due > now {
+				t.due = due
 				break
 			}
 			if t.expires(at) > now {
@@ -320,6 +331,7 @@ func (t *grants) write(record []byte) (at uint64) {
 
 // drop removes the record at the head of the log.
 func (t *grants) drop(size int) {
+	t.due = 0
 	first := t.head / uint64(len(page{}))
 	t.head += uint64(size)
 	for range t.head/uint64(len(page{})) - first {
@@ -338,12 +350,17 @@ func appendCharges(dst []byte, cs []quota.Charge) []byte {
 		for _, text := range [...]string{c.Limit.Name(), c.Key} {
 			dst = append(binary.AppendUvarint(dst, uint64(len(text))), text...)
 		}
-		dst = append(dst, byte(c.Op))
+		op := byte(c.Op)
 		if c.Shadow {
-			dst[len(dst)-1] |= 1 << 7
+			op |= 1 << 7
 		}
-		for _, n := range [...]int64{c.Cost, int64(c.MadeAt), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, c.Held, int64(c.Until), int64(c.Alternative)} {
-			dst = binary.AppendVarint(dst, n)
+		few := [...]int64{int64(c.MadeAt), int64(c.Within), c.Floor, int64(c.FloorOf), c.Least, c.Held, int64(c.Until), int64(c.Alternative)}
+		if few != [len(few)]int64{} {
+			op |= 1 << 6
+		}
+		dst = binary.AppendVarint(append(dst, op), c.Cost)
+		for j := 0; op&(1<<6) != 0 && j < len(few); j++ {
+			dst = binary.AppendVarint(dst, few[j])
 		}
 	}
 	return dst

@@ -371,8 +371,8 @@ func TestBytesPerID(t *testing.T) {
 	}
 	each := float64(heap()-before) / float64(n)
 	t.Logf("%.1f bytes an id", each)
-	if each > 170 {
-		t.Errorf("bytes an id: got %.1f, want 170 at most", each)
+	if each > 155 {
+		t.Errorf("bytes an id: got %.1f, want 155 at most", each)
 	}
 	runtime.KeepAlive(s)
 }

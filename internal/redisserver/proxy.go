@@ -37,10 +37,10 @@ type Fault struct {
 	// Match chooses requests by their arguments, such as Commands("EVALSHA"); nil chooses all, a client's
 	// handshake included.
 	Match func(args []string) bool
-	// Probability is the chance that a chosen request meets the fault; 0 means always. Seed makes the choice
-	// repeatable.
-	Probability float64
-	Seed        uint64
+	// Every is how many chosen requests there are to one that meets the fault, which may be any of them; 0 and 1
+	// mean that all meet it. Seed makes the choice repeatable.
+	Every int
+	Seed  uint64
 	// Delay belongs to DelayReply and DelayRequest.
 	Delay time.Duration
 }
@@ -62,6 +62,8 @@ type Injection struct {
 	fault Fault
 	mu    sync.Mutex
 	rng   *rand.Rand
+	place int // of the next request among Every
+	next  int // the place of the one that meets the fault
 	fired int
 }
 
@@ -78,11 +80,16 @@ func (i *Injection) meets(args []string) bool {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.fault.Probability > 0 && i.rng.Float64() >= i.fault.Probability {
-		return false
+	every := max(i.fault.Every, 1)
+	if i.place == 0 {
+		i.next = i.rng.IntN(every)
 	}
-	i.fired++
-	return true
+	met := i.place == i.next
+	i.place = (i.place + 1) % every
+	if met {
+		i.fired++
+	}
+	return met
 }
 
 // Proxy stands between clients and one server, speaks RESP2 and RESP3 without TLS, and breaks connections on

@@ -507,18 +507,30 @@ func TestProxy(t *testing.T) {
 	}))
 
 	reset()
-	var fired [2]int
-	for k := range fired {
-		i := p.Inject(Fault{Action: DelayReply, Probability: 0.3, Seed: 7})
+	var places [2][]int // of the requests that met the fault
+	for k := range places {
+		i := p.Inject(Fault{Action: DelayReply, Every: 4, Seed: 7})
 		c := dial(t, p.Addr())
-		for range 200 {
+		for n := range 200 {
 			must[any](t)(c.do("PING"))
+			if i.Fired() > len(places[k]) {
+				places[k] = append(places[k], n)
+			}
 		}
-		fired[k] = i.Fired()
 		p.Clear()
 	}
-	if fired[0] != fired[1] || fired[0] < 30 || fired[0] > 90 {
-		t.Errorf("of 200 requests with probability 0.3: got %v fired, want 30 to 90, as many each time", fired)
+	if !slices.Equal(places[0], places[1]) {
+		t.Errorf("requests that met a fault with one seed: got %v, then %v; want the same", places[0], places[1])
+	}
+	offsets := map[int]bool{}
+	for k, n := range places[0] {
+		offsets[n%4] = true
+		if n/4 != k {
+			t.Fatalf("requests that met a fault: got %v, want one of each four", places[0])
+		}
+	}
+	if len(places[0]) != 50 || len(offsets) != 4 {
+		t.Errorf("of 200 requests met a fault: got %v, want 50 at all places among four", places[0])
 	}
 
 	// RESP3: pushes are no replies.

@@ -118,14 +118,17 @@ func hops(r *http.Request) func(yield func(string) bool) {
 // error does not repeat the text, which any sender may have written.
 func parseAddress(text string) (netip.Addr, error) {
 	text = strings.Trim(text, " \t")
-	a, err := netip.ParseAddr(text)
-	if err != nil {
+	var a netip.Addr
+	var err error
+	switch n := len(text); { // a form that is tried in vain costs as much as one that fits, and an error
+	case n > 0 && text[0] == '[' && text[n-1] == ']':
+		a, err = netip.ParseAddr(text[1 : n-1])
+	case n > 0 && text[0] == '[', strings.Count(text, ":") == 1:
 		var with netip.AddrPort
-		if with, err = netip.ParseAddrPort(text); err == nil {
-			a = with.Addr()
-		} else if n := len(text); n > 2 && text[0] == '[' && text[n-1] == ']' {
-			a, err = netip.ParseAddr(text[1 : n-1])
-		}
+		with, err = netip.ParseAddrPort(text)
+		a = with.Addr()
+	default:
+		a, err = netip.ParseAddr(text)
 	}
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("%w: a client's address of %d bytes is none", ErrNoKey, len(text))

@@ -20,11 +20,11 @@ func TestAllocs(t *testing.T) {
 		limit   string
 		most    float64
 	}{
-		{quotahttp.NoHeaders, "requests: 1000000000/24h fixed", 7},
-		{quotahttp.GitHub, "requests: 1000000000/24h fixed", 9},
-		{quotahttp.IETF, "requests: 1000000000/24h fixed", 9},
-		{quotahttp.GitHub, "requests: 0/24h fixed", 12},
-		{quotahttp.IETF, "requests: 0/24h fixed", 12},
+		{quotahttp.NoHeaders, "requests: 1000000000/24h fixed", 5},
+		{quotahttp.GitHub, "requests: 1000000000/24h fixed", 7},
+		{quotahttp.IETF, "requests: 1000000000/24h fixed", 7},
+		{quotahttp.GitHub, "requests: 0/24h fixed", 8},
+		{quotahttp.IETF, "requests: 0/24h fixed", 8},
 	} {
 		store := local.New()
 		defer store.Close()

@@ -48,7 +48,8 @@
 // # Clients
 //
 // [NewTransport] is the other side: it waits for quota before it sends a request, and holds off a whole fleet
-// as long as a server says.
+// as long as a server says. Where a limit has holds, such as that of the streams that all processes have open at a server, a
+// request holds its charges until its answer is over.
 //
 // # Concurrency
 //

@@ -1,10 +1,13 @@
 package quotahttp_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"time"
 
 	"github.com/fleetquota/fleetquota/algorithm"
 	"github.com/fleetquota/fleetquota/backend/local"
@@ -67,4 +70,27 @@ func ExampleReceipt_Settle() {
 	// /read "tokens";r=300;t=70
 	// /failed "tokens";r=250;t=75
 	// / "tokens";r=250;t=75
+}
+
+// A client of which all processes together have at most one stream open at a server.
+func ExampleNewTransport_streams() {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "data: hello") }))
+	defer server.Close()
+	streams := quota.NewLimit("streams", algorithm.Concurrency(1, time.Minute))
+	limiter := quota.Must(quota.NewLimiter(local.New(), streams, nil))
+	defer limiter.Close()
+	client := http.Client{Transport: quota.Must(quotahttp.NewTransport(limiter, nil, quotahttp.By(quotahttp.Host, streams)))}
+
+	first := quota.Must(client.Get(server.URL))
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := client.Do(quota.Must(http.NewRequestWithContext(ctx, "GET", server.URL, nil)))
+	fmt.Println("while the first is open:", errors.Is(err, context.DeadlineExceeded))
+	first.Body.Close()
+	second := quota.Must(client.Get(server.URL))
+	fmt.Println("when it is closed:", second.StatusCode)
+	second.Body.Close()
+	// Output:
+	// while the first is open: true
+	// when it is closed: 200
 }

@@ -230,11 +230,13 @@ func (f *fields) set() {
 			end = f.begins[i+1]
 		}
 		values[i] = text[f.begins[i]:end]
-		if before := f.header[key]; len(before) > 0 && (key == policyField || key == limitField) {
-			f.header[key] = append(before[:len(before):len(before)], values[i])
-		} else {
-			f.header[key] = values[i : i+1 : i+1]
+		value := values[i : i+1 : i+1]
+		if key == policyField || key == limitField {
+			if before := f.header[key]; len(before) > 0 {
+				value = append(before[:len(before):len(before)], values[i])
+			}
 		}
+		f.header[key] = value
 	}
 	if f.expose {
 		f.header.Add(exposeField, strings.Join(f.keys[:f.n], ", "))

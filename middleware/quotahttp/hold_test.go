@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,6 +119,59 @@ func TestHoldsOfClientsThatLeave(t *testing.T) {
 		if len(errs) != 1 || !errors.Is(errs[0], quota.ErrIndeterminate) {
 			t.Errorf("errors told: got %v, want one of a settle that is repeated", errs)
 		}
+	})
+}
+
+// mortal is the store of a process, which reaches it no more once it is dead.
+type mortal struct {
+	quota.Store
+	dead atomic.Bool
+}
+
+func (m *mortal) Charge(ctx context.Context, c quota.Charge) (quota.Decision, error) {
+	if m.dead.Load() {
+		return quota.Decision{}, quota.ErrUnavailable
+	}
+	return m.Store.Charge(ctx, c)
+}
+
+func (m *mortal) ChargeAll(ctx context.Context, cs []quota.Charge, out []quota.Decision) error {
+	if m.dead.Load() {
+		return quota.ErrUnavailable
+	}
+	return m.Store.ChargeAll(ctx, cs, out)
+}
+
+func (*mortal) Close() error { return nil }
+
+// TestHoldsOfADeadProcess: the requests of a process that dies while their handlers run hold nothing for longer than the limits' TTL and
+// a sixteenth of it, and no shorter while it lives. Nothing is charged for them.
+func TestHoldsOfADeadProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := quotatest.New(t, &quotatest.Options{Clock: time.Now})
+		_, other := holding(t, s, nil, ok)
+		process := &mortal{Store: s}
+		dies := newLimiter(t, process, &quota.Options{Notice: func(quota.Notice) {}})
+		defer dies.Close()
+		limits, err := quotahttp.New(dies, &quotahttp.Options{Error: func(*http.Request, error) {}}, byPeer(streams), byPeer(heldTokens).Cost(func(*http.Request) int64 { return 100 }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		end, done := make(chan struct{}), make(chan struct{})
+		h := limits(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
+		go func() {
+			send(h)
+			close(done)
+		}()
+		time.Sleep(10 * time.Minute)
+		wantHeld(t, other, 1, 900, "while the process lives")
+		process.dead.Store(true)
+		wantHeld(t, other, 1, 900, "when it is dead")
+		time.Sleep(time.Minute + time.Minute/16)
+		wantHeld(t, other, 2, 1000, "a TTL and a sixteenth later")
+		close(end)
+		<-done
+		wantHeld(t, other, 2, 1000, "at the end")
 	})
 }
 

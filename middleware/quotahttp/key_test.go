@@ -214,13 +214,17 @@ func TestKeys(t *testing.T) {
 // FuzzAddress: whatever stands in the fields and in the peer's address, the key is valid or there is none, it
 // is short, and no panic.
 func FuzzAddress(f *testing.F) {
-	for _, s := range []string{"203.0.113.9", "10.0.0.1, 203.0.113.9:80", "[::1]:80", "::ffff:1.2.3.4", "fe80::1%eth0", ",", "", "[", "[]", "unknown", "1.2.3.4.5", strings.Repeat("1.1.1.1,", 64)} {
+	for _, s := range []string{"203.0.113.9", "10.0.0.1, 203.0.113.9:80", "[::1]:80", "::ffff:1.2.3.4", "fe80::1%eth0", ",", "", "[", "[]", "unknown", "1.2.3.4.5", "[::1]", "[1.2.3.4]", "[1.2.3.4]:80", "[::1]:80]", "::1:80", "1.2.3.4:99999", "fe80::1%a:b", "[fe80::1%a]:80", " 1.2.3.4:5\t", strings.Repeat("1.1.1.1,", 64)} {
 		f.Add(s, "10.0.0.1:1")
 		f.Add("", s)
 	}
 	trusted := quotahttp.Proxies(netip.MustParsePrefix("10.0.0.0/8"))
 	f.Fuzz(func(t *testing.T, field, peer string) {
 		r := &http.Request{RemoteAddr: peer, Header: http.Header{"X-Forwarded-For": {field}}}
+		want, wantErr := anyForm(strings.Trim(peer, " \t"))
+		if got, err := quotahttp.Peer(r); got != want.Unmap().WithZone("") || (err == nil) != (wantErr == nil) {
+			t.Errorf("address of the peer %q: got %v, %v; want %v, %v", peer, got, err, want, wantErr)
+		}
 		for _, find := range []quotahttp.Address{quotahttp.Peer, trusted, quotahttp.ProxyCount(1), quotahttp.ProxyCount(3), quotahttp.AddressHeader("X-Forwarded-For")} {
 			for _, key := range []quotahttp.Key{quotahttp.IP(find), quotahttp.Network(find, 8, 128)} {
 				got, err := key(r)
@@ -233,6 +237,21 @@ func FuzzAddress(f *testing.F) {
 			}
 		}
 	})
+}
+
+// anyForm reads an address in each form that is accepted, one after the other.
+func anyForm(text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	if err == nil {
+		return a, nil
+	}
+	if with, err := netip.ParseAddrPort(text); err == nil {
+		return with.Addr(), nil
+	}
+	if n := len(text); n > 2 && text[0] == '[' && text[n-1] == ']' {
+		return netip.ParseAddr(text[1 : n-1])
+	}
+	return netip.Addr{}, err
 }
 
 // FuzzHeader: whatever a field says, the key is valid, tells nothing of it, or there is none.

@@ -96,23 +96,23 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 		m.refuse(w, r, &Refusal{Status: http.StatusInternalServerError, RetryAfter: quota.Never, Err: err})
 		return
 	}
-	v := &visit{Context: r.Context(), receipt: Receipt{limiter: m.limiter, outer: From(r.Context())}}
-	if len(charges) > 0 {
-		result, reserved, err := m.ask(r.Context(), charges)
-		if err == nil {
-			m.o.Headers.tell(w.Header(), charges, result.Decisions, len(r.Header["Origin"]) > 0)
-		}
-		switch {
-		case err != nil && !m.letThrough(w, r, err):
-			return
-		case err == nil && !result.Granted:
-			m.refuse(w, r, denial(charges, &result))
-			return
-		case err == nil:
-			v.receipt.charges, v.receipt.decisions, v.receipt.reserved = charges, result.Decisions, reserved
-		}
+	if len(charges) == 0 {
+		m.run(next, w, r, nil, nil, nil)
+		return
 	}
-	m.run(next, w, r, v)
+	result, reserved, err := m.ask(r.Context(), charges)
+	if err != nil {
+		if m.letThrough(w, r, err) {
+			m.run(next, w, r, nil, nil, nil)
+		}
+		return
+	}
+	m.o.Headers.tell(w.Header(), charges, result.Decisions, len(r.Header["Origin"]) > 0)
+	if !result.Granted {
+		m.refuse(w, r, denial(charges, &result))
+		return
+	}
+	m.run(next, w, r, charges, result.Decisions, reserved)
 }
 
 // ask has the charges of a request decided. Where a limit has holds they are reserved.

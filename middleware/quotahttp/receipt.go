@@ -34,10 +34,12 @@ func From(ctx context.Context) *Receipt {
 
 type receiptKey struct{}
 
-// visit is the context of a request whose handler runs, in one piece with its receipt.
+// visit is the context of a request whose handler runs, in one piece with its receipt and the request that has the
+// context: on a store in memory, a request takes about as long as its allocations.
 type visit struct {
 	context.Context
 	receipt Receipt
+	request http.Request
 }
 
 func (v *visit) Value(key any) any {
@@ -134,17 +136,19 @@ func (r *Receipt) correct(to []quota.Charge, i int, actual int64) []quota.Charge
 	return to
 }
 
-// run runs the handler, and makes the corrections when it is over, however it ends.
-func (m *middleware) run(next http.Handler, w http.ResponseWriter, r *http.Request, v *visit) {
+// run runs the handler of a request that was charged, and makes the corrections when it is over, however it ends.
+func (m *middleware) run(next http.Handler, w http.ResponseWriter, r *http.Request, charges []quota.Charge, decisions []quota.Decision, reserved *quota.Reservation) {
+	v := &visit{Context: r.Context(), receipt: Receipt{limiter: m.limiter, outer: From(r.Context()), charges: charges, decisions: decisions, reserved: reserved}}
+	v.request = *r.WithContext(v)
+	r = &v.request
 	var answer *writer
 	if m.o.Refund != nil || len(m.o.Settle) > 0 {
 		answer = &writer{ResponseWriter: w}
-		if len(m.o.Settle) > 0 && len(v.receipt.charges) > 0 {
+		if len(m.o.Settle) > 0 && len(charges) > 0 {
 			answer.usage = &usageReader{read: m.o.ReadUsage}
 		}
 		w = answer.wrap()
 	}
-	r = r.WithContext(v)
 	returned := false
 	defer func() { m.over(r, &v.receipt, answer, returned) }()
 	next.ServeHTTP(w, r)

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/fleetquota/fleetquota/quota"
@@ -37,7 +38,8 @@ func (f *Refusal) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	case http.StatusServiceUnavailable:
 		kind, title = typeReducedCapacity, "Temporarily reduced capacity"
 	}
-	b := append(append(make([]byte, 0, 256), `{"type":"`...), kind...) // no text here needs an escape
+	buffer := problems.Get().(*[]byte)
+	b := append(append((*buffer)[:0], `{"type":"`...), kind...) // no text here needs an escape
 	b = append(append(append(b, `","title":"`...), title...), `","status":`...)
 	b = strconv.AppendInt(b, int64(f.Status), 10)
 	for i, name := range f.Limits {
@@ -52,17 +54,28 @@ func (f *Refusal) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(f.Status)
-	_, _ = w.Write(append(b, "}\n"...)) // the client may have left
+	b = append(b, "}\n"...)
+	_, _ = w.Write(b) // the client may have left
+	*buffer = b
+	problems.Put(buffer)
 }
+
+// problems holds buffers for bodies, which no io.Writer keeps.
+var problems = sync.Pool{New: func() any { return new([]byte) }}
 
 // denial returns the refusal of a list that was denied.
 func denial(charges []quota.Charge, result *quota.Result) *Refusal {
-	f := &Refusal{Status: http.StatusTooManyRequests, RetryAfter: result.RetryAfter()}
+	whole := &struct { // one piece of memory
+		Refusal
+		name [1]string
+	}{Refusal: Refusal{Status: http.StatusTooManyRequests, RetryAfter: result.RetryAfter()}}
+	f := &whole.Refusal
 	if decider := &result.Decisions[result.Decider]; decider.Source == quota.FromClosed && decider.RetryAfter != quota.Never {
 		f.Status = http.StatusServiceUnavailable
 		f.Err = fmt.Errorf("quotahttp: %w: a policy denies while the store cannot decide", quota.ErrUnavailable)
 		return f
 	}
+	f.Limits = whole.name[:0]
 	longest := time.Duration(0)
 	for i := range charges {
 		d, name := &result.Decisions[i], charges[i].Limit.Name()

@@ -28,7 +28,8 @@ func By(key Key, limits ...*quota.Limit) Rule {
 		}
 		charges := make([]quota.Charge, len(limits))
 		for i, limit := range limits {
-			charges[i] = quota.Charge{Limit: limit, Key: k, Cost: 1}
+			c := &charges[i]
+			c.Limit, c.Key, c.Cost = limit, k, 1
 		}
 		return charges, nil
 	}

@@ -3,8 +3,10 @@ package quotahttp
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,8 +32,8 @@ type TransportOptions struct {
 	// FailOpen sends a request, uncharged, where the store failed. A request for which there is no quota in
 	// time is not sent.
 	FailOpen bool
-	// Error is told each error of the store after which a request was sent all the same: with FailOpen, and
-	// where a refusal could not be noted. nil logs as [Options.Error] does.
+	// Error is told each error of the store after which a request was sent all the same: with FailOpen,
+	// where a refusal could not be noted, and where holds could not be ended at once. nil logs as [Options.Error] does.
 	Error func(r *http.Request, err error)
 }
 
@@ -47,6 +49,14 @@ func Host(r *http.Request) (string, error) {
 // NewTransport returns a transport for an http.Client that waits for quota before it sends a request, as
 // [quota.Limiter.WaitAll] does: it fails at once where the request's deadline comes before the quota. The
 // charges are those of the rules, of which there may be none.
+//
+// Where a limit has holds, such as algorithm.Concurrency of the streams that are open at once, the charges are reserved
+// ([quota.Limiter.AcquireAll]) from before the request is sent until its answer is over: its body is closed or read to its
+// end, or the request's context ends, or the request fails. Then slots come back, and other charges are settled with
+// their cost. So bodies must be closed, as for any http.Client; a process that dies keeps nothing for longer than the limit's TTL.
+//
+//	streams := quota.NewLimit("streams", algorithm.Concurrency(100, time.Minute)) // of all processes together
+//	transport, err := quotahttp.NewTransport(limiter, nil, quotahttp.By(quotahttp.Host, streams))
 //
 // It learns from each answer how long the server refuses such requests: by Retry-After of 403, 429 and 503,
 // in seconds or as a date, by RateLimit of the draft, and by the fields of GitHub, OpenAI, Anthropic and
@@ -89,9 +99,10 @@ type transport struct {
 }
 
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	var held *quota.Reservation
 	key, err := t.o.Backoff(r)
 	if err == nil {
-		err = t.wait(r, key)
+		held, err = t.wait(r, key)
 	}
 	if err != nil {
 		if r.Body != nil {
@@ -99,27 +110,88 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	resp, err := t.o.Next.RoundTrip(r)
-	if err == nil {
-		if d := blockedFor(resp, time.Now()); d > 0 {
-			t.holdOff(r, key, d)
+	end := t.ending(r, held)
+	answered := false
+	defer func() {
+		if !answered { // it failed, or the next transport panics
+			end()
 		}
+	}()
+	resp, err := t.o.Next.RoundTrip(r)
+	if err != nil {
+		return resp, err
 	}
-	return resp, err
+	if d := blockedFor(resp, time.Now()); d > 0 {
+		t.holdOff(r, key, d)
+	}
+	if answered = held != nil && resp.Body != nil && resp.Body != http.NoBody; answered {
+		resp.Body = heldUntilRead(r.Context(), resp.Body, end)
+	}
+	return resp, nil
 }
 
-// wait charges a request, and returns when it may be sent.
-func (t *transport) wait(r *http.Request, key string) error {
+// ending returns a function that ends a request's reservation, once. The charges are settled with their cost.
+func (t *transport) ending(r *http.Request, held *quota.Reservation) func() {
+	if held == nil {
+		return func() {}
+	}
+	return sync.OnceFunc(func() {
+		if err := held.Settle(r.Context()); err != nil { // it outlives the context
+			t.o.Error(r, err)
+		}
+	})
+}
+
+// heldBody is the body of an answer whose request holds tokens until it is over.
+type heldBody struct {
+	io.ReadCloser
+	end  func()
+	stop func() bool // of waiting for the end of the context
+}
+
+// heldUntilRead returns a body that calls end when it is closed, or read to its end, or the context ends. A body that can be
+// written to, of a protocol to which the server switched, can be still.
+func heldUntilRead(ctx context.Context, body io.ReadCloser, end func()) io.ReadCloser {
+	b := &heldBody{body, end, context.AfterFunc(ctx, end)}
+	if w, ok := body.(io.Writer); ok {
+		return &struct {
+			*heldBody
+			io.Writer
+		}{b, w}
+	}
+	return b
+}
+
+func (b *heldBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.over()
+	}
+	return n, err
+}
+
+func (b *heldBody) Close() error {
+	defer b.over()
+	return b.ReadCloser.Close()
+}
+
+func (b *heldBody) over() {
+	b.stop()
+	b.end()
+}
+
+// wait charges a request, and returns when it may be sent, with what it holds or nil.
+func (t *transport) wait(r *http.Request, key string) (*quota.Reservation, error) {
 	charges, err := t.charger.charges(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = t.take(r.Context(), charges, quota.Charge{Limit: Backoff, Key: key, Op: quota.OpPeek, Floor: Backoff.Capacity()})
+	held, err := t.take(r.Context(), charges, quota.Charge{Limit: Backoff, Key: key, Op: quota.OpPeek, Floor: Backoff.Capacity()})
 	if err == nil || !t.o.FailOpen || r.Context().Err() != nil || !storeFailed(err) {
-		return err
+		return held, err
 	}
 	t.o.Error(r, err)
-	return nil
+	return nil, nil
 }
 
 // storeFailed tells an error of the store from those of a wait: an invalid request, a deadline that comes
@@ -136,8 +208,45 @@ func storeFailed(err error) bool {
 
 // take takes charges once the peek of the backoff is allowed as well: in one step where that is so at once.
 // Requests that wait do so for their own charges first and for the backoff then, for in one list a request
-// without quota would hold up all others of its host. While some wait, others do not try to overtake them.
-func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff quota.Charge) error {
+// without quota would hold up all others of its host. While some wait, others do not try to overtake them. Charges are reserved
+// where a limit has holds.
+func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff quota.Charge) (*quota.Reservation, error) {
+	if slices.ContainsFunc(charges, func(c quota.Charge) bool { return c.Limit.TTL() > 0 }) {
+		return t.reserve(ctx, charges, backoff)
+	}
+	return nil, t.takeAll(ctx, charges, backoff)
+}
+
+// reserve is take for charges of which some are held. A request that waits holds none of them while its server refuses.
+func (t *transport) reserve(ctx context.Context, charges []quota.Charge, backoff quota.Charge) (*quota.Reservation, error) {
+	limiter := t.charger.limiter
+	if t.waiting.Load() == 0 {
+		r, err := limiter.Reserve(ctx, append(slices.Clone(charges), backoff)...)
+		if err != nil || r.Granted {
+			return r, err
+		}
+	}
+	t.waiting.Add(1)
+	defer t.waiting.Add(-1)
+	for {
+		if _, err := limiter.WaitAll(ctx, backoff); err != nil {
+			return nil, err
+		}
+		r, err := limiter.AcquireAll(ctx, charges...)
+		if err != nil {
+			return nil, err
+		}
+		still, err := limiter.ChargeAll(ctx, backoff)
+		if err == nil && still.Granted {
+			return r, nil
+		}
+		if err = errors.Join(err, r.Release(ctx)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (t *transport) takeAll(ctx context.Context, charges []quota.Charge, backoff quota.Charge) error {
 	limiter := t.charger.limiter
 	if t.waiting.Load() == 0 {
 		r, err := limiter.ChargeAll(ctx, append(slices.Clone(charges), backoff)...)

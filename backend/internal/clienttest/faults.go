@@ -18,11 +18,11 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// drops is a fault that loses replies to scripts which ran: 1 % of them, or 4 % of a reduced run.
+// drops is a fault that loses replies to scripts which ran: one of a hundred, or of 25 in a reduced run.
 func drops(seed uint64) redisserver.Fault {
 	return redisserver.Fault{
 		Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA", "EVAL"),
-		Probability: 0.01 * float64(sized(4, 1)), Seed: seed,
+		Every: sized(25, 100), Seed: seed,
 	}
 }
 
@@ -130,7 +130,7 @@ func linearizable(t *testing.T, l library) {
 	limit := counted(linearCapacity)
 	random := rand.New(rand.NewPCG(seed(t), 0))
 	calls(s, counted(plenty), keys(1), 1)
-	lost := proxies.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Probability: 0.15, Seed: random.Uint64()})
+	lost := proxies.Inject(redisserver.Fault{Action: redisserver.DropReply, Match: redisserver.Commands("EVALSHA"), Every: 7, Seed: random.Uint64()})
 	var unknown atomic.Int64
 	for round := range sized(30, 1000) {
 		const clients, each = 6, 8
@@ -440,8 +440,9 @@ func idle(t *testing.T, l library) {
 			time.Sleep(2 * handshake)
 			for range 64 {
 				ctx, cancel := context.WithTimeout(bg, handshake/2)
-				if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil {
-					t.Errorf("a caller with less time than a handshake takes: got error %v, want none", err)
+				// A call that was sent may time out on a busy machine.
+				if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: list[0], Cost: 1}); err != nil && class(err) != quota.ErrIndeterminate {
+					t.Errorf("a caller with less time than a handshake takes: got error %v, want none, or one of a call that was sent", err)
 				}
 				cancel()
 			}
@@ -451,7 +452,7 @@ func idle(t *testing.T, l library) {
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
 		c := redisserver.StartCluster(t)
-		s := l.open(t, clusterURL(c, ""))
+		s := l.open(t, patiently(clusterURL(c, "")))
 		calls(s, limit, list, 64).only(t)
 		n, err := c.MasterFor(stateOf(list[0]))
 		ok(t, err)
@@ -478,7 +479,7 @@ func hasty(t *testing.T, l library) {
 			proxy := redisserver.StartProxy(t, server.Addr())
 			var s quota.Store
 			if kind == "URL" {
-				s = l.open(t, "redis://"+proxy.Addr())
+				s = l.open(t, patiently("redis://"+proxy.Addr()))
 			} else {
 				s = l.dial(t, target{addrs: []string{proxy.Addr()}})
 			}
@@ -498,7 +499,7 @@ func hasty(t *testing.T, l library) {
 				time.Sleep(5 * time.Millisecond)
 				for _, key := range list {
 					wg.Go(func() {
-						ctx, cancel := context.WithTimeout(bg, 2*time.Second)
+						ctx, cancel := context.WithTimeout(bg, patience)
 						defer cancel()
 						if _, err := s.Charge(ctx, quota.Charge{Limit: limit, Key: key, Cost: 1}); err != nil {
 							t.Errorf("a patient caller: got error %v, want none", err)

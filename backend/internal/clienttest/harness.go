@@ -55,17 +55,19 @@ func ok(t testing.TB, err error) {
 	}
 }
 
-// until waits for something to come true.
-func until(t testing.TB, what string, true func() bool) time.Duration {
+// until waits for something to come true, and returns after how long it was still untrue: when the last try that failed
+// began. What a busy machine takes to look is not in it.
+func until(t testing.TB, what string, true func() bool) (untrue time.Duration) {
 	t.Helper()
 	start := time.Now()
-	for !true() {
+	for try := start; !true(); try = time.Now() {
+		untrue = try.Sub(start)
 		if time.Since(start) > patience {
 			t.Fatalf("waited %v for %s", patience, what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return time.Since(start)
+	return untrue
 }
 
 // Servers, and looks at them past the store.

@@ -165,7 +165,7 @@ func listingsBroken(t *testing.T, l library) {
 	t.Run("restart", func(t *testing.T) {
 		t.Parallel()
 		server := redisserver.Start(t)
-		s := l.open(t, "redis://"+server.Addr())
+		s := l.open(t, patiently("redis://"+server.Addr()))
 		cursor := begin(t, s)
 		server.Kill()
 		ok(t, server.Restart())
@@ -174,7 +174,7 @@ func listingsBroken(t *testing.T, l library) {
 	t.Run("failover", func(t *testing.T) {
 		t.Parallel()
 		c := redisserver.StartCluster(t)
-		s := l.open(t, clusterURL(c, ""))
+		s := l.open(t, patiently(clusterURL(c, "")))
 		cursor := begin(t, s)
 		_, err := c.Failover(c.Nodes[0])
 		ok(t, err)
@@ -198,7 +198,7 @@ func listingsBroken(t *testing.T, l library) {
 	})
 	t.Run("closed", func(t *testing.T) {
 		t.Parallel()
-		s := l.open(t, "redis://"+redisserver.Start(t).Addr())
+		s := l.open(t, patiently("redis://"+redisserver.Start(t).Addr()))
 		p := page
 		p.Cursor = begin(t, s)
 		s.Close()

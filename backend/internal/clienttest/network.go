@@ -14,8 +14,19 @@ import (
 	"github.com/fleetquota/fleetquota/quota"
 )
 
-// unhurried is a parameter of URLs: a loaded machine must not hide a reason behind a timeout.
+// unhurried is parameters of URLs: a busy machine must not hide a reason behind a timeout.
 const unhurried = "dial_timeout=10s&timeout=10s"
+
+// patiently returns a URL with these parameters, unless it has a timeout of its own.
+func patiently(url string) string {
+	if strings.Contains(url, "timeout=") {
+		return url
+	}
+	if strings.Contains(url, "?") {
+		return url + "&" + unhurried
+	}
+	return url + "?" + unhurried
+}
 
 // urlServerName: a server that is reached by another name than its certificate holds, as through a tunnel, is
 // verified by the name of the URL.
@@ -95,16 +106,16 @@ func urlProtocol(t *testing.T, l library) {
 		"RESP2":  withoutHello(t, server, "-NOPROTO unsupported protocol version\r\n", func(args []string) bool { return len(args) > 1 && args[1] == "3" }),
 		"modern": server.Addr(),
 	} {
-		works(t, l.open(t, "redis://"+addr), name)
-		works(t, l.open(t, "redis://"+addr+"?protocol=2"), name+"-2")
+		works(t, l.open(t, patiently("redis://"+addr)), name)
+		works(t, l.open(t, patiently("redis://"+addr+"?protocol=2")), name+"-2")
 	}
 	closing := withoutHello(t, server, "", every)
 	_, err := one(l.open(t, "redis://"+closing+"?"+unhurried), "k")
 	if class(err) != quota.ErrUnavailable || !strings.Contains(err.Error(), "protocol=2") {
 		t.Errorf("a proxy that closes the connection at HELLO: got error %v, want ErrUnavailable that names protocol=2", err)
 	}
-	works(t, l.open(t, "redis://"+closing+"?protocol=2"), "closing")
-	works(t, l.open(t, "redis://u:p@"+closing+"/3?protocol=2"), "closing-3")
+	works(t, l.open(t, patiently("redis://"+closing+"?protocol=2")), "closing")
+	works(t, l.open(t, patiently("redis://u:p@"+closing+"/3?protocol=2")), "closing-3")
 	if n := countKeys(t, server, "3", "quota:"); n != 1 {
 		t.Errorf("keys of database 3: got %d, want 1", n)
 	}
@@ -166,14 +177,7 @@ func cures(t *testing.T, l library) {
 		{"another authority", "rediss://" + secure.Addr(), quota.ErrMisconfigured, "parameter ca"},
 		{"a database that is not there", "redis://" + plain.Addr() + "/99", quota.ErrMisconfigured, "accepted: the number of a database that the server has"},
 	} {
-		if !strings.Contains(c.url, "dial_timeout") {
-			sep := "?"
-			if strings.Contains(c.url, "?") {
-				sep = "&"
-			}
-			c.url += sep + unhurried
-		}
-		_, err := one(l.open(t, c.url), "k")
+		_, err := one(l.open(t, patiently(c.url)), "k")
 		if class(err) != c.want || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: got error %v, want %v that says %q", c.name, err, c.want, c.says)
 		}

@@ -126,7 +126,7 @@ func rightsNeeded(t *testing.T, l library) {
 func needed(t *testing.T, l library, user app, cluster bool, url string, own target) {
 	list := rightsOn(t, l.name, cluster, user)
 	user.may(t, list...)
-	s := l.open(t, url)
+	s := l.open(t, patiently(url))
 	ok(t, use(s, "first"))
 	time.Sleep(1500 * time.Millisecond) // rueidis looks after its connections
 	ok(t, use(s, "second"))
@@ -142,11 +142,11 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 	user.may(t, blind...)
 	is(t, "Health without "+infoRight, health(s), quota.ErrMisconfigured)
 	user.may(t, append(blind, infoRight)...)
-	is(t, "Health with "+infoRight, health(l.open(t, url)), nil)
+	is(t, "Health with "+infoRight, health(l.open(t, patiently(url))), nil)
 
 	for i, right := range list {
 		user.may(t, slices.Delete(slices.Clone(list), i, i+1)...)
-		s := l.open(t, url)
+		s := l.open(t, patiently(url))
 		err := use(s, "third")
 		if right == "+ping" { // the client is not told that it was refused, but the server's log is
 			ok(t, err)
@@ -178,12 +178,12 @@ func needed(t *testing.T, l library, user app, cluster bool, url string, own tar
 		}
 	}
 	user.may(t, list...)
-	_, err = one(l.open(t, url+"?prefix=other:"), "k")
+	_, err = one(l.open(t, patiently(url+"?prefix=other:")), "k")
 	is(t, "keys of another prefix", err, quota.ErrMisconfigured)
 	if !cluster {
-		is(t, "a database without "+databaseRight, use(l.open(t, url+"/1"), "k"), quota.ErrMisconfigured)
+		is(t, "a database without "+databaseRight, use(l.open(t, patiently(url+"/1")), "k"), quota.ErrMisconfigured)
 		user.may(t, append(slices.Clone(list), databaseRight)...)
-		ok(t, use(l.open(t, url+"/1"), "k"))
+		ok(t, use(l.open(t, patiently(url+"/1")), "k"))
 	}
 }
 

@@ -43,8 +43,9 @@ func works(t *testing.T, s quota.Store, key string) {
 // eventually waits until a call to the store succeeds.
 func eventually(t *testing.T, s quota.Store, most time.Duration) {
 	t.Helper()
-	took := until(t, "a call to succeed", func() bool { _, err := one(s, "eventually"); return err == nil })
-	if took > most {
+	start := time.Now()
+	until(t, "a call to succeed", func() bool { _, err := one(s, "eventually"); return err == nil })
+	if took := time.Since(start); took > most {
 		t.Errorf("first call that succeeds: got it after %v, want at most %v", took, most)
 	}
 }
@@ -62,7 +63,7 @@ func urlSingle(t *testing.T, l library) {
 		"redis://" + server.Addr() + "/6?prefix=none:&batching=none":             driver.OneGroup,
 		"redis://" + server.Addr() + "/7?prefix=auto:&batching=auto&strict=true": driver.OneGroup,
 	} {
-		s := l.open(t, url)
+		s := l.open(t, patiently(url))
 		works(t, s, "k")
 		if got := s.(driver.Graded).Atomicity(); got != grade {
 			t.Errorf("%s: Atomicity: got %v, want %v", url, got, grade)
@@ -74,7 +75,7 @@ func urlSingle(t *testing.T, l library) {
 		}
 	}
 	cs := []quota.Charge{{Limit: ten, Key: "a", Cost: 1}, {Limit: ten, Key: "b", Cost: 1}}
-	err := l.open(t, "redis://"+server.Addr()+"?strict=true").ChargeAll(bg, cs, make([]quota.Decision, 2))
+	err := l.open(t, patiently("redis://"+server.Addr()+"?strict=true")).ChargeAll(bg, cs, make([]quota.Decision, 2))
 	is(t, "a list over two groups with strict=true", err, quota.ErrCrossSlot)
 }
 
@@ -84,12 +85,12 @@ func urlTLS(t *testing.T, l library) {
 	works(t, l.open(t, "rediss://"+server.Addr()+"?"+ca(server)), "a")
 	works(t, l.open(t, fmt.Sprintf("rediss://localhost:%d?", server.Port())+ca(server)), "b")
 	for name, url := range map[string]string{
-		"an unknown authority": "rediss://" + server.Addr() + "?dial_timeout=10s", // a loaded machine must not hide the reason
-		"another authority":    "rediss://" + server.Addr() + "?dial_timeout=10s&" + ca(other),
-		"another name":         "rediss://" + elsewhere + "?dial_timeout=10s&" + ca(server),
+		"an unknown authority": "rediss://" + server.Addr() + "",
+		"another authority":    "rediss://" + server.Addr() + "?" + ca(other),
+		"another name":         "rediss://" + elsewhere + "?" + ca(server),
 		"no TLS":               "redis://" + server.Addr(),
 	} {
-		_, err := one(l.open(t, url), "k")
+		_, err := one(l.open(t, patiently(url)), "k")
 		want, text := quota.ErrMisconfigured, "certificate"
 		if name == "no TLS" {
 			want, text = quota.ErrUnavailable, "" // the server may close the connection without a word
@@ -159,12 +160,12 @@ func brokenTLS(t *testing.T, l library) {
 func urlCluster(t *testing.T, l library) {
 	cluster := redisserver.StartCluster(t)
 	for name, url := range map[string]string{
-		"one": "redis+cluster://" + cluster.Addrs()[0] + "?dial_timeout=10s", // a loaded machine connects slowly
+		"one": "redis+cluster://" + cluster.Addrs()[0] + "",
 		"all": clusterURL(cluster, ""),
 		// A node that is away is no reason to fail while another one is there.
-		"dead": "redis+cluster://127.0.0.1:1?dial_timeout=10s&addr=" + cluster.Addrs()[4],
+		"dead": "redis+cluster://127.0.0.1:1?addr=" + cluster.Addrs()[4],
 	} {
-		s := l.open(t, url)
+		s := l.open(t, patiently(url))
 		for i := range 20 { // keys on all masters
 			works(t, s, fmt.Sprint(name, i))
 		}
@@ -214,7 +215,7 @@ func notACluster(t *testing.T, l library) {
 		"no right to CLUSTER SLOTS":   "redis+cluster://noslots:p@" + cluster.Addrs()[0],
 		"no right, several addresses": clusterURL(cluster, "noslots:p@"),
 	} {
-		s := l.open(t, url)
+		s := l.open(t, patiently(url))
 		for range 3 {
 			_, err := one(s, "k")
 			is(t, name, err, quota.ErrMisconfigured)
@@ -237,7 +238,7 @@ func urlSentinelTLS(t *testing.T, l library) {
 		"no password for the sentinel":      url,
 		"a wrong password for the sentinel": url + "&sentinel_password=server-password",
 	} {
-		if _, err := one(l.open(t, url), "k"); !errors.Is(err, quota.ErrMisconfigured) || strings.Contains(err.Error(), "-password") {
+		if _, err := one(l.open(t, patiently(url)), "k"); !errors.Is(err, quota.ErrMisconfigured) || strings.Contains(err.Error(), "-password") {
 			t.Errorf("%s: got error %v, want ErrMisconfigured without a password", name, err)
 		}
 	}
@@ -318,7 +319,7 @@ func silentServer(t *testing.T, l library) {
 	} {
 		addr, connections := silent(t)
 		url := fmt.Sprintf(scheme, addr) + "timeout=100ms&dial_timeout=200ms"
-		s := l.open(t, url)
+		s := l.open(t, patiently(url))
 		const most = 900 * time.Millisecond // an attempt: rueidis asks three sentinels for 200 ms each
 		var all sync.WaitGroup
 		for i := range 20 {
@@ -353,7 +354,7 @@ func silentServer(t *testing.T, l library) {
 func heedsContext(t *testing.T, l library, url string) {
 	t.Helper()
 	for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
-		s := l.open(t, url)
+		s := l.open(t, patiently(url))
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		if want == context.Canceled {
 			ctx, cancel = context.WithCancel(t.Context())

@@ -331,7 +331,7 @@ func (k *callKey) asked() any {
 		for r := c.Request(); q != nil && q.charge.Request() == r; q = q.next {
 			times++
 		}
-		dst = append(appendCharge(dst, c, 0), ' ')
+		dst = append(appendCharge(dst, c), ' ')
 		dst = append(strconv.AppendInt(dst, times, 10), ' ')
 	}
 	return string(dst)
@@ -344,29 +344,39 @@ func (q *list) asked() string {
 		dst = append(dst, '#')
 	}
 	for i := range q.charges {
-		dst = append(strconv.AppendInt(dst, int64(q.indexes[i]+1), 10), ' ')
-		flags := quota.Op(0)
-		if q.charges[i].Shadow {
-			flags = shadowFlag
+		c := &q.charges[i]
+		op := int64(c.Op)
+		if c.Shadow {
+			op += shadowFlag
 		}
-		if i > 0 && q.charges[i].Alternative != q.charges[i-1].Alternative {
-			flags += alternativeFlag
+		if i > 0 && c.Alternative != q.charges[i-1].Alternative {
+			op += alternativeFlag
 		}
-		dst = append(appendCharge(dst, &q.charges[i], flags), ' ')
+		r := c.Request()
+		if r.Floor > 0 {
+			op += floorFlag
+		}
+		for _, n := range [...]int64{int64(q.indexes[i] + 1), op, min(c.Cost, maxCost), int64(r.Arg)} {
+			dst = appendNumber(dst, n)
+		}
+		if r.Floor > 0 {
+			dst = appendNumber(dst, min(r.Floor, maxCost))
+		}
 	}
 	return string(dst)
 }
 
-// Flags are added to the operation of a charge in a list: of a shadow, which must not deny it, and of the first charge of an
-// alternative but the first. A shadow alone has no list to deny.
+// Flags are added to the operation of a charge in a list: of a shadow, which must not deny it, of the first charge of an
+// alternative but the first, and of a charge whose floor follows. A shadow alone has no list to deny.
 const (
-	shadowFlag      = 16
-	alternativeFlag = 32
+	shadowFlag      = 256
+	alternativeFlag = 512
+	floorFlag       = 1024
 )
 
-// appendCharge appends a charge as batch.lua reads it: "op cost at", or "op cost at+floor", with flags added to op.
-func appendCharge(dst []byte, c *quota.Charge, flags quota.Op) []byte {
-	dst = append(strconv.AppendInt(dst, int64(c.Op+flags), 10), ' ')
+// appendCharge appends a charge as batch.lua reads it among single charges: "op cost at", or "op cost at+floor".
+func appendCharge(dst []byte, c *quota.Charge) []byte {
+	dst = append(strconv.AppendInt(dst, int64(c.Op), 10), ' ')
 	dst = append(strconv.AppendInt(dst, min(c.Cost, maxCost), 10), ' ')
 	r := c.Request()
 	if dst = strconv.AppendInt(dst, int64(r.Arg), 10); r.Floor > 0 {

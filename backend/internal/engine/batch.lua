@@ -4,11 +4,11 @@
 -- KEYS: the keys of the charges, each once; and then the keys of the lists' request ids, in the order of the lists.
 -- ARGV: the number of keys of charges, and the number of lists. For every run of keys with the same numbers:
 -- header, numbers, and length of the run; then for each of its keys the single charges, in order: the cost of
--- one take, or 'op cost at times' for each of several, or ''. Then each list: 'key op cost at' for each of its charges,
--- with op 16 higher of a shadow, and 32 higher of the first charge of a further alternative, of which the first that fits is
--- charged. Behind at comes the floor, as '+floor', unless it is 0. A list with a request id begins with '#', and behind it
--- stands the beginning of the record of its grant, see grant.go: 16 bytes, a byte more if the record ends with a number for
--- each charge, or '' if no record is made.
+-- one take, or 'op cost at times' for each of several, with the floor behind at, as '+floor', unless it is 0; or ''. Then each
+-- list: key, op, cost and at of each of its charges, as numbers of 7 bytes, with op 256 higher of a shadow, 512 higher of the
+-- first charge of a further alternative, of which the first that fits is charged, and 1024 higher where the floor follows. A list
+-- with a request id begins with '#', and behind it stands the beginning of the record of its grant, see grant.go: 16 bytes, a
+-- byte more if the record ends with a number for each charge, or '' if no record is made.
 --
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), the states as they were, where 0 stands for a key that holds no string, and for each request id its record, 0 for
@@ -23,7 +23,10 @@ end
 local A, K = ARGV, KEYS
 local n, lists = A[1] + 0, A[2] + 0
 local reply, values, lifetimes, changes = {now, 0}, {}, {}, 0
-local units, as, bs, cs, tails, runs = {}, {}, {}, {}, {}, {} -- the states of the keys, for the lists; nil without a unit
+-- For the lists, a table for each key: its state, without a unit if it has none that can be read; its run of keys; and whether
+-- a list changed the state. A run is its header, unit, kernel and p1 to p8. Few tables are made, and each at its size: to
+-- make and to grow one costs as much as a decision.
+local states = {}
 -- The states of several keys come by one command. It shows no difference between a key that holds no string and one that is
 -- not there, and a user may lack the right to it: where it found nothing, GET is asked.
 local found = n > 1 and n <= 1000 and pcall('MGET', (rawget(_G, 'unpack') or table.unpack)(K, 1, n)) or {}
@@ -40,13 +43,7 @@ while done < n do
     kernels[rule] = kernel
   end
   local unit, p1, p2, p3, p4, p5, p6, p7, p8 = numbers(A[j + 1])
-  local run = lists > 0 and {
-    h = h,
-    unit = unit,
-    kernel = function(k, op, cost, at, keep)
-      return kernel(units[k], as[k], bs[k], cs[k], tails[k], op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)
-    end,
-  }
+  local run = lists > 0 and {h, unit, kernel, p1, p2, p3, p4, p5, p6, p7, p8}
   local first = done + 1
   done = done + A[j + 2]
   j = j + 3
@@ -100,39 +97,45 @@ while done < n do
         lifetimes[k] = ceil(reset / 1000) + SLACK
       end
     end
-    if run then units[k], as[k], bs[k], cs[k], tails[k], runs[k] = u, a, b, c, tail, run end
+    if run then states[k] = {u, a, b, c, run, false, tail} end
     j = j + 1
   end
 end
 local granted, ids = 0, {} -- lists; the numbers in KEYS of request ids with a new record
 local lapses, known = {}, {} -- of these; the records of ids, by key, false for none
 if lists > 0 then
-  local changed = {} -- the keys with states that lists changed
+  -- decide asks the kernel of a key's rule.
+  local function decide(k, op, cost, at, keep)
+    local s = states[k]
+    local r = s[5]
+    return r[3](s[1], s[2], s[3], s[4], s[7], op, cost, at, now, r[2], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], keep)
+  end
   -- value returns the bytes of a key's state.
   local function value(k)
-    local v = values[k]
-    if changed[k] then
-      local run, u, a, b, c, tail = runs[k], units[k], as[k], bs[k], cs[k], tails[k]
-      if u ~= run.unit or tail or c > 0 then
-        v = encode(run.h, u, a, b, c, tail)
+    local v, s = values[k], states[k]
+    if s[6] then
+      local r, u, c, tail = s[5], s[1], s[4], s[7]
+      if u ~= r[2] or tail then
+        v = encode(r[1], u, s[2], s[3], c, tail)
+      elseif c > 0 then
+        v = r[1] .. pack('>I7I7I7', s[2], s[3], c)
       else
-        v = run.h .. pack('>I7I7', a, b)
+        v = r[1] .. pack('>I7I7', s[2], s[3])
       end
-      values[k], changed[k] = v, nil
+      values[k], s[6] = v, false
     elseif v == nil then
       v = reply[k + 2]
     end
     return v or ''
   end
-  local id, stamp = n, pack('>I7', now) -- the last of KEYS that was used
-  -- The charges of a list, and the kernel's answers to them. The tables serve one list after the other.
-  local keys, ops, costs, ats, parts = {}, {}, {}, {}, {}
-  local oks, writes, resets, newUnits, newAs, newBs, newCs, newTails, marks = {}, {}, {}, {}, {}, {}, {}, {}, {}
+  local id, size, length, stamp = n, -1 -- the last of KEYS that was used; the length of a state, and its bytes; those of now
+  local parts = {0, 0, 0, 0, 0, 0, 0, 0} -- of a record
+  local charges = {0, 0, 0, 0} -- of a list: key, op, cost, at, and the kernel's answers
   for _ = 1, lists do
-    local asked, head, record = A[j], nil, nil
+    local asked, i, head, record = A[j], 1
     j = j + 1
     if byte(asked) == 35 then
-      head, id = A[j], id + 1
+      head, i, id = A[j], 2, id + 1
       j = j + 1
       record = known[K[id]]
       if record == nil then
@@ -142,35 +145,42 @@ if lists > 0 then
       reply[id + 2] = type(record) == 'table' and 0 or record
     end
     if not record then
-      local m, all, sound, lapse = 0, true, true, now
+      local m, all, sound, lapse, last = 0, true, true, now, #asked
       local first, from, to = 1 -- of the charges of an alternative; of those that are made
-      for k, op, cost, at, keep in gmatch(asked, '(%d+) (%d+) (%d+) (%d+)%+?(%d*)') do
-        k, op, at = k + 0, op + 0, at + 0
-        local shadow = op >= 16
-        if shadow then
-          if op >= 32 then
-            if all and not from then from, to = first, m end
-            first, all, op = m + 1, true, op - 32
-            shadow = op >= 16
+      while i < last do
+        local k, op, cost, at = unpack('>I7I7I7I7', asked, i)
+        local shadow, keep = false, 0
+        i = i + 28
+        if op >= 256 then
+          if op >= 1024 then
+            keep = unpack('>I7', asked, i)
+            op, i = op - 1024, i + 7
           end
-          if shadow then op = op - 16 end
+          if op >= 512 then
+            if all and not from then from, to = first, m end
+            first, all, op = m + 1, true, op - 512
+          end
+          shadow = op >= 256
+          if shadow then op = op - 256 end
         end
         if op >= 8 and at > lapse then lapse = at end
         m = m + 1
-        keys[m], ops[m], costs[m], ats[m] = k, op, cost + 0, at
-        local ok
-        if units[k] then
-          local kernel = runs[k].kernel
+        local s = states[k]
+        if s[1] then
           local late = op == 8 and head and now - at >= IDWINDOW * 1000 -- the id may have been granted, and be forgotten
-          if late then op, cost, at, keep = 1, 0, 0, 0 end
-          ok, writes[m], resets[m], newUnits[m], newAs[m], newBs[m], newCs[m], newTails[m], marks[m] = kernel(k, op, cost + 0, at, tonumber(keep) or 0)
-          sound = sound and ok ~= nil -- nil says that the numbers do not serve for now, see moving.go
+          local ok, wrote, reset, u, a, b, c, tail, mark
+          if late then
+            ok, wrote, reset, u, a, b, c, tail, mark = decide(k, 1, 0, 0, 0)
+          else
+            ok, wrote, reset, u, a, b, c, tail, mark = decide(k, op, cost, at, keep)
+          end
+          if ok == nil then sound = false end -- the numbers do not serve for now, see moving.go
           if late then ok = false end
+          all = all and (ok or shadow)
+          charges[m] = {k, op, cost, at, ok, wrote, reset, u, a, b, c, tail, mark}
         else
           sound = false
         end
-        oks[m] = ok or false
-        all = all and (ok or shadow)
       end
       if all and not from then from, to = first, m end
       if sound then
@@ -178,19 +188,21 @@ if lists > 0 then
           granted = granted + 1
           if head and head ~= '' then
             local marked, count = #head > 16, 2
+            stamp = stamp or pack('>I7', now)
             parts[1], parts[2] = marked and sub(head, 1, 16) or head, stamp
             for l = 1, m do
-              local k, again = keys[l], false
-              for i = 1, first > 1 and l - 1 or 0 do again = again or keys[i] == k end -- a key of two alternatives
+              local k, again = charges[l][1], false
+              for o = 1, first > 1 and l - 1 or 0 do again = again or charges[o][1] == k end -- a key of two alternatives
               if not again then
                 local v = value(k)
-                parts[count + 1], parts[count + 2] = pack('>I7', #v), v
+                if #v ~= size then size, length = #v, pack('>I7', #v) end
+                parts[count + 1], parts[count + 2] = length, v
                 count = count + 2
               end
             end
             for l = 1, marked and m or 0 do
-              local mark = 0
-              if from <= l and l <= to then mark = oks[l] and 2 + (ops[l] >= 6 and marks[l] or 0) or 1 end
+              local mark, x = 0, charges[l]
+              if from <= l and l <= to then mark = x[5] and 2 + (x[2] >= 6 and x[13] or 0) or 1 end
               count = count + 1
               parts[count] = pack('>I7', mark)
             end
@@ -200,23 +212,25 @@ if lists > 0 then
         else
           -- A denied list changes nothing, but a state ahead of the clock is moved to it.
           for l = 1, m do
-            local k, op = keys[l], ops[l]
-            oks[l], writes[l], resets[l], newUnits[l], newAs[l], newBs[l], newCs[l], newTails[l] = runs[k].kernel(k, 1, op <= 1 and costs[l] or 0, ats[l], 0)
+            local k, op, cost, at = charges[l][1], charges[l][2], charges[l][3], charges[l][4]
+            charges[l] = {k, op, cost, at, decide(k, 1, op <= 1 and cost or 0, at, 0)}
           end
         end
         for l = from or 1, to or m do
-          if writes[l] then
-            local k, reset = keys[l], resets[l]
+          local x = charges[l]
+          if x[6] then
+            local k, reset = x[1], x[7]
             if not (reset >= 0 and reset < BIG) then error('FLEETQUOTA the kernel returned no time') end
-            units[k], as[k], bs[k], cs[k], tails[k] = newUnits[l], newAs[l], newBs[l], newCs[l], newTails[l]
-            lifetimes[k], changed[k] = ceil(reset / 1000) + SLACK, true
+            local s = states[k]
+            s[1], s[2], s[3], s[4], s[6], s[7] = x[8], x[9], x[10], x[11], true, x[12]
+            lifetimes[k] = ceil(reset / 1000) + SLACK
           end
         end
       end
     end
   end
   for k = 1, n do
-    if changed[k] then value(k) end
+    if states[k][6] then value(k) end
   end
 end
 -- Everything that can fail comes before the first write; a user may lack the right to DEL.

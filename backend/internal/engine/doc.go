@@ -41,7 +41,7 @@
 // single charges, and lists, of which a single charge with a request id is one. state.lua reads and writes states for both. load.lua and
 // swap.lua serve algorithms without Lua, by compare-and-swap.
 //
-// A new field of a charge touches Charge.Request, single.go and single.lua, appendCharge in batch.go and batch.lua,
+// A new field of a charge touches Charge.Request, single.go and single.lua, appendCharge and list.asked in batch.go, batch.lua,
 // kernelParams in script.go, Fingerprint, SameCharge and the documentation of Scripted in quota/driver, and
 // the Lua harness of package conformance.
 //

@@ -14,7 +14,7 @@ import (
 )
 
 // A charge without a floor, of a rule with up to six parameters, is sent as ever: a floor adds an argument of its own or
-// digits behind those of the charge, and further parameters are sent only where there are some.
+// digits behind those of the charge, in a list a number, and further parameters are sent only where there are some.
 func TestFloorCostsOthersNothing(t *testing.T) {
 	var sent [][]any
 	s := newStore(t, false, func(args []any, keys int) (Reply, error) {
@@ -50,12 +50,12 @@ func TestFloorCostsOthersNothing(t *testing.T) {
 		{"a take", alone(take), 2, "[3]"},
 		{"a take with a floor", alone(above), 2, "[3 0 0 2]"},
 		{"a peek with a floor", alone(peek), 2, "[3 1 0 2]"},
-		{"a list", list(take, quota.Charge{Limit: bucket, Key: "g/l", Cost: 4}), 7, "[1 0 3 0 2 0 4 0 ]"},
-		{"a list with floors", list(above, quota.Charge{Limit: bucket, Key: "g/l", Cost: 4}), 7, "[1 0 3 0+2 2 0 4 0 ]"},
+		{"a list", list(take, quota.Charge{Limit: bucket, Key: "g/l", Cost: 4}), 7, "[" + packed(1, 0, 3, 0, 2, 0, 4, 0) + "]"},
+		{"a list with floors", list(above, quota.Charge{Limit: bucket, Key: "g/l", Cost: 4}), 7, "[" + packed(1, 1024, 3, 0, 2, 2, 0, 4, 0) + "]"},
 	} {
 		args := last(c.do)
 		if got := fmt.Sprint(args[c.from:]); got != c.want {
-			t.Errorf("%s: got arguments %s, want %s", c.name, got, c.want)
+			t.Errorf("%s: got arguments %q, want %q", c.name, got, c.want)
 		}
 	}
 	for _, c := range []struct {
@@ -68,6 +68,15 @@ func TestFloorCostsOthersNothing(t *testing.T) {
 			t.Errorf("numbers of a rule with the parameters %v: got %d bytes, want %d", c.params, got, c.bytes)
 		}
 	}
+}
+
+// packed returns numbers as a list of charges has them.
+func packed(numbers ...int64) string {
+	var b []byte
+	for _, n := range numbers {
+		b = appendNumber(b, n)
+	}
+	return string(b)
 }
 
 // withParams is a rule with other parameters.

@@ -62,7 +62,7 @@ func TestSplitErrors(t *testing.T) {
 				s := newStore(t, true, func(args []any, keys int) (Reply, error) {
 					key := args[3].(string)
 					asked := args[3+keys+6].(string)
-					call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[strings.Fields(asked)[1][0]-'0']
+					call := strings.TrimSuffix(strings.TrimPrefix(key, "quota:{"), "}:n") + ":" + [...]string{"take", "peek", "debit", "refund", "reset"}[number(strings.TrimPrefix(asked, "#")[numberSize:])]
 					mu.Lock()
 					defer mu.Unlock()
 					calls = append(calls, call)

@@ -75,6 +75,16 @@ func holders() []Algorithm {
 			spec := a.Spec()
 			r.Arg = spec.Lapse(r.Arg - quota.Micros(spec.TTL.Microseconds()))
 		})},
+		{"slots of another TTL are made those of the limit's own", "A22", "at any TTL", "is released by", heldAsked(func(a quota.Algorithm, s *quota.State, _ *quota.Request, _ quota.Micros) {
+			spec := a.Spec()
+			if len(s.Tail) > 0 && s.Tail[0] > heldMark {
+				s.Tail = slices.Clone(s.Tail)
+				for i := range s.Tail[0] - heldMark {
+					until := &s.Tail[2+2*i]
+					*until = int64(spec.Lapse(quota.Micros(*until - spec.TTL.Microseconds())))
+				}
+			}
+		})},
 		{"a spend is not charged", "A22", "charges its cost", "as a debit without the hold", on(quota.OpSpend, func(_ quota.Algorithm, _ *quota.State, r *quota.Request, _ quota.Micros) { r.Cost = 0 })},
 		{"a renewal moves nothing", "A22", renews, "is renewed 1 µs before", on(quota.OpRenew, func(_ quota.Algorithm, _ *quota.State, r *quota.Request, _ quota.Micros) { r.Arg++ })},
 		{"a renewal is granted and moves nothing", "A22", renews, "has not lapsed", on(quota.OpRenew, func(_ quota.Algorithm, _ *quota.State, r *quota.Request, _ quota.Micros) { r.Floor = 0 })},
@@ -86,6 +96,16 @@ func holders() []Algorithm {
 			return next, v
 		})},
 	}
+}
+
+// unrecorded is a mutant that does not remember the ids of some calls that end or renew holds.
+func unrecorded(name string, some func(c *quota.Charge, d *quota.Decision) bool) *Store {
+	return &Store{Name: name, Rule: "C3", Clause: "a request id is granted once", Case: "finishes", Says: "the id was granted to", alter: func(p *parts) {
+		p.record = func(cs []quota.Charge, out []quota.Decision) (grant, bool) {
+			g, keep := sound().record(cs, out)
+			return g, keep && !(p.fault && some(&cs[0], &out[0]))
+		}
+	}}
 }
 
 // heldStores are the mutants of stores that concern holds.
@@ -143,6 +163,26 @@ func heldStores() []*Store {
 					}
 				}
 				return err
+			}
+		}},
+		unrecorded("a release that is repeated gives back another's tokens", func(c *quota.Charge, d *quota.Decision) bool {
+			return c.Op == quota.OpSpend && d.At < c.Until
+		}),
+		unrecorded("a renewal that is repeated moves another's tokens", func(c *quota.Charge, _ *quota.Decision) bool { return c.Op == quota.OpRenew }),
+		unrecorded("a spend after the lapse is charged again by its repeat", func(c *quota.Charge, d *quota.Decision) bool {
+			return c.Op == quota.OpSpend && d.At >= c.Until
+		}),
+		{Name: "the id of a finish is forgotten before another call can no longer end the hold", Rule: "C3", Clause: "a request id is granted once", Case: "lives of finishes", Says: "the id was granted to", alter: func(p *parts) {
+			if p.fault {
+				p.lifetime = func([]quota.Charge, quota.Micros) time.Duration { return 0 }
+			}
+		}},
+		{Name: "the id of a renewal is forgotten IDWindow after it", Rule: "C3", Clause: "a request id is granted once", Case: "lives of finishes", Says: "the id was granted to", alter: func(p *parts) {
+			p.lifetime = func(cs []quota.Charge, now quota.Micros) time.Duration {
+				if p.fault && cs[0].Op == quota.OpRenew {
+					return 0
+				}
+				return sound().lifetime(cs, now)
 			}
 		}},
 	}

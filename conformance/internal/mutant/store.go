@@ -56,8 +56,10 @@ type parts struct {
 	done   func(s *Handle, cs []quota.Charge) // when a call was decided, under the lock
 	recall func(s *Handle, g grant, cs []quota.Charge, out []quota.Decision) error
 	record func(cs []quota.Charge, out []quota.Decision) (grant, bool)
-	window time.Duration
-	close  func(s *Handle) error
+	window time.Duration // in which ids are remembered
+	// lifetime is how long the id of a call is remembered beyond that.
+	lifetime func(cs []quota.Charge, now quota.Micros) time.Duration
+	close    func(s *Handle) error
 	// names are the keys in their order from which a listing with a prefix takes pages, and page is the page behind a key.
 	names func(s *Handle, l *driver.Listing) []driver.ListedKey
 	page  func(names []driver.ListedKey, after string, size int) (page []driver.ListedKey, next string)
@@ -101,9 +103,12 @@ func sound() parts {
 			return grant{charges: slices.Clone(cs), decisions: slices.Clone(out)}, quota.Granted(out) && !driver.OnlyPeeks(cs)
 		},
 		window: quota.IDWindow,
-		close:  func(s *Handle) error { s.gate.Close(); return nil },
-		names:  (*Handle).named,
-		page:   pageBehind,
+		lifetime: func(cs []quota.Charge, now quota.Micros) time.Duration {
+			return driver.IDLifetime(cs, now) - quota.IDWindow
+		},
+		close: func(s *Handle) error { s.gate.Close(); return nil },
+		names: (*Handle).named,
+		page:  pageBehind,
 	}
 }
 
@@ -197,7 +202,7 @@ func (s *Handle) serve(cs []quota.Charge, out []quota.Decision) error {
 	}
 	if cs[0].ID != "" {
 		if g, keep := s.record(cs, out); keep {
-			g.until = later(now, s.window+driver.IDLifetime(cs, now)-quota.IDWindow)
+			g.until = later(now, s.window+s.lifetime(cs, now))
 			d.grants[s.id(s, &cs[0])] = g
 		}
 	}

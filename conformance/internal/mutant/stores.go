@@ -1026,21 +1026,8 @@ func usual() []*Store {
 				}
 			}
 		}},
-		{Name: "a handle caches the states that it has read", Rule: "C4", Clause: "calls at the same time are decided as in some order, one after the other", Case: "linearizable", Says: "No order of these calls explains the answers", alter: func(p *parts) {
-			seen := map[string]driver.Item{}
-			p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
-				for i := range cs {
-					if it, ok := seen[plainKey(&cs[i])]; ok && p.fault {
-						items[i] = it
-					}
-				}
-				err := driver.Apply(cs, items, now, out)
-				for i := range cs {
-					seen[plainKey(&cs[i])] = items[i]
-				}
-				return err
-			}
-		}},
+		caching("a handle caches the states that it has read", "linearizable", func(quota.Op) bool { return true }),
+		caching("a handle makes, ends and renews holds on the states that it has read", "linearizable holds", quota.Op.Holds),
 		// The store's description of itself.
 		{Name: "says one key, and decides a list as far as it fits", Rule: "C6", Clause: "decided in one step all the same", Case: "beyond", Says: "where the right answer", Grade: driver.OneKey, alter: apart},
 		{Name: "says one group, and splits without a mark", Rule: "C6", Clause: "marked Split", Case: "marked", Says: "Split set", Grade: driver.OneGroup, alter: parting(manner{unmarked: func(int, bool) bool { return true }})},
@@ -1073,4 +1060,23 @@ func usual() []*Store {
 			}
 		}},
 	}
+}
+
+// caching is a mutant of which a handle decides some operations on the latest states that it has seen.
+func caching(name, of string, some func(quota.Op) bool) *Store {
+	return &Store{Name: name, Rule: "C4", Clause: "calls at the same time are decided as in some order, one after the other", Case: of, Says: "No order of these calls explains the answers", alter: func(p *parts) {
+		seen := map[string]driver.Item{}
+		p.apply = func(cs []quota.Charge, items []driver.Item, now quota.Micros, out []quota.Decision) error {
+			for i := range cs {
+				if it, ok := seen[plainKey(&cs[i])]; ok && p.fault && some(cs[i].Op) {
+					items[i] = it
+				}
+			}
+			err := driver.Apply(cs, items, now, out)
+			for i := range cs {
+				seen[plainKey(&cs[i])] = items[i]
+			}
+			return err
+		}
+	}}
 }
