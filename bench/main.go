@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 		out    = flags.String("out", ".", "the `directory` for RESULTS.md and charts/")
 		docs   = flags.String("docs", "", "a `page` between whose markers the headlines go")
 		counts = flags.Int("count", 5, "how often everything is measured")
-		long   = flags.Duration("time", 300*time.Millisecond, "how long one measurement takes")
+		long   = flags.Duration("time", 200*time.Millisecond, "how long one measurement takes")
 		limit  = flags.Duration("limit", time.Minute, "after how long a subject that does not come to an end is given up")
 	)
 	if err := flags.Parse(args); err != nil {
