@@ -120,6 +120,15 @@ func (h *holds) forget() {
 	}
 }
 
+// nextOfHolds returns the holds of a key, and the charge that the primary needs for them now. ok says that there is one. The caller holds
+// the lock.
+func (k *keyState) nextOfHolds(c *quota.Charge, now time.Duration) (h *holds, call quota.Charge, ok bool) {
+	if h = k.holding(c.Limit, now); h != nil {
+		call, ok = h.next(k, c, now)
+	}
+	return h, call, ok
+}
+
 // next returns the charge that the primary needs now, so that it holds as many tokens as are open. It has no request id yet, but
 // for one of unknown outcome. ok says that there is one. The caller holds the lock.
 func (h *holds) next(k *keyState, c *quota.Charge, now time.Duration) (call quota.Charge, ok bool) {
@@ -153,11 +162,7 @@ func (k *keyState) untold(c *quota.Charge, now time.Duration) bool {
 	if c.Limit.TTL() == 0 {
 		return false
 	}
-	h := k.holding(c.Limit, now)
-	if h == nil {
-		return false
-	}
-	_, ok := h.next(k, c, now)
+	_, _, ok := k.nextOfHolds(c, now)
 	return ok
 }
 
@@ -193,12 +198,12 @@ func (f *fallback) place(ctx context.Context, c *quota.Charge) error {
 	for {
 		t.mu.Lock()
 		k := t.keys[keyOf(c)]
-		if k == nil || k.holding(c.Limit, f.now()) == nil {
+		if k == nil {
 			t.mu.Unlock()
 			return nil
 		}
-		h, now := k.holds, f.now()
-		call, ok := h.next(k, c, now)
+		now := f.now()
+		h, call, ok := k.nextOfHolds(c, now)
 		if !ok {
 			t.mu.Unlock()
 			return nil

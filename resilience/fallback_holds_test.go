@@ -69,6 +69,12 @@ func slotOf(op quota.Op, n int64) quota.Charge {
 	return quota.Charge{Limit: eight, Key: "k", Op: op, Cost: n}
 }
 
+var daily = quota.NewLimit("held", algorithm.Held(algorithm.FixedWindow(100, 24*time.Hour), time.Minute))
+
+func heldOf(op quota.Op, n int64) quota.Charge {
+	return quota.Charge{Limit: daily, Key: "k", Op: op, Cost: n}
+}
+
 // Slots that were taken on a share are taken in the store from the first call on that it answers, also where it has given all of its
 // own; they stay taken for as long as they are renewed, and come back once, and nobody else's do.
 func TestFallbackHoldsAreTheStores(t *testing.T) {
@@ -215,45 +221,41 @@ func TestFallbackHoldsAreToldOnce(t *testing.T) {
 
 // Tokens of another rule are held in the store where they fit, and where they do not when they do; their costs are charged there.
 func TestFallbackHoldsWithoutRoom(t *testing.T) {
-	held := quota.NewLimit("held", algorithm.Held(algorithm.FixedWindow(100, 24*time.Hour), time.Minute))
-	of := func(op quota.Op, n int64) quota.Charge { return quota.Charge{Limit: held, Key: "k", Op: op, Cost: n} }
 	inOutage(t, func(o *outage) {
 		o.down()
-		one := o.do(of(quota.OpHold, 20))
-		if _, err := o.r.Store.Charge(bg, of(quota.OpTake, 90)); err != nil {
+		one := o.do(heldOf(quota.OpHold, 20))
+		if _, err := o.r.Store.Charge(bg, heldOf(quota.OpTake, 90)); err != nil {
 			t.Fatal(err)
 		}
 		o.up()
-		o.want(of(quota.OpPeek, 0), store, true, 10) // 20 do not fit
+		o.want(heldOf(quota.OpPeek, 0), store, true, 10) // 20 do not fit
 		o.r.calls()
-		o.want(of(quota.OpPeek, 0), store, true, 10)
+		o.want(heldOf(quota.OpPeek, 0), store, true, 10)
 		o.asked("peek 0") // it is not asked each time
-		o.r.Store.Charge(bg, of(quota.OpReset, 0))
-		o.r.Store.Charge(bg, of(quota.OpTake, 50))
+		o.r.Store.Charge(bg, heldOf(quota.OpReset, 0))
+		o.r.Store.Charge(bg, heldOf(quota.OpTake, 50))
 		time.Sleep(20 * time.Second)
-		one = o.do(of(quota.OpHold, 0).Renew(one))
-		o.leftInStore(held, 30, "when they fit")
-		o.do(of(quota.OpHold, 0).Settle(one, 35))
-		o.leftInStore(held, 15, "after a settle")
+		one = o.do(heldOf(quota.OpHold, 0).Renew(one))
+		o.leftInStore(daily, 30, "when they fit")
+		o.do(heldOf(quota.OpHold, 0).Settle(one, 35))
+		o.leftInStore(daily, 15, "after a settle")
 	})
 }
 
 // A settle between two outages, of which the store could not be told yet, is taken of the share in the second.
 func TestFallbackHoldsFinishedBetween(t *testing.T) {
-	held := quota.NewLimit("held", algorithm.Held(algorithm.FixedWindow(100, 24*time.Hour), time.Minute))
-	of := func(op quota.Op, n int64) quota.Charge { return quota.Charge{Limit: held, Key: "k", Op: op, Cost: n} }
 	inOutage(t, func(o *outage) {
 		o.down()
-		one := o.do(of(quota.OpHold, 5))
+		one := o.do(heldOf(quota.OpHold, 5))
 		o.up()
-		o.want(of(quota.OpPeek, 0), store, true, 95)
+		o.want(heldOf(quota.OpPeek, 0), store, true, 95)
 		o.down()
-		if d := o.do(of(quota.OpHold, 0).Settle(one, 20)); d.Source != fall || d.Remaining != 5 {
+		if d := o.do(heldOf(quota.OpHold, 0).Settle(one, 20)); d.Source != fall || d.Remaining != 5 {
 			t.Errorf("a settle: got %v, want 5 of the share's 25 left", d)
 		}
-		o.want(of(quota.OpHold, 6), fall, false, 5)
+		o.want(heldOf(quota.OpHold, 6), fall, false, 5)
 		o.up()
-		o.want(of(quota.OpPeek, 0), store, true, 80)
+		o.want(heldOf(quota.OpPeek, 0), store, true, 80)
 	})
 }
 

@@ -35,7 +35,8 @@ type page [1024]byte
 // A record begins with four words: when it is due; the time of the decisions; the tag of its index entry, or 0 if it has none any
 // more, and its size in bytes; and the class of its group, and the sizes of its key and of its charges. Behind them are the
 // key, which is the group and the id, and the charges, as appendCharges writes them; and as varints how much longer than
-// quota.IDWindow it has to be remembered, and the numbers of the decisions: a byte that tells which are not 0, and these. Its size is a multiple of the word's.
+// quota.IDWindow it has to be remembered, and the numbers of the decisions: a byte that tells which are not 0, and these. Its
+// size is a multiple of the word's.
 const (
 	word       = 8
 	headerSize = 4 * word

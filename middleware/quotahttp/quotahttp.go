@@ -117,17 +117,22 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 
 // ask has the charges of a request decided. Where a limit has holds they are reserved.
 func (m *middleware) ask(ctx context.Context, charges []quota.Charge) (quota.Result, *quota.Reservation, error) {
-	for i := range charges {
-		if charges[i].Limit.TTL() > 0 && (charges[i].Op == quota.OpTake || charges[i].Op == quota.OpHold) {
-			r, err := m.limiter.Reserve(ctx, charges...)
-			if err != nil {
-				return quota.Result{}, nil, err
-			}
-			return r.Result, r, nil
+	if holds(charges) {
+		r, err := m.limiter.Reserve(ctx, charges...)
+		if err != nil {
+			return quota.Result{}, nil, err
 		}
+		return r.Result, r, nil
 	}
 	result, err := m.limiter.ChargeAll(ctx, charges...)
 	return result, nil, err
+}
+
+// holds reports whether a list must be reserved: it takes or holds tokens of a limit that has holds.
+func holds(charges []quota.Charge) bool {
+	return slices.ContainsFunc(charges, func(c quota.Charge) bool {
+		return c.Limit.TTL() > 0 && (c.Op == quota.OpTake || c.Op == quota.OpHold)
+	})
 }
 
 // charges returns the charges of a request, each with its limit.

@@ -211,7 +211,7 @@ func storeFailed(err error) bool {
 // without quota would hold up all others of its host. While some wait, others do not try to overtake them. Charges are reserved
 // where a limit has holds.
 func (t *transport) take(ctx context.Context, charges []quota.Charge, backoff quota.Charge) (*quota.Reservation, error) {
-	if slices.ContainsFunc(charges, func(c quota.Charge) bool { return c.Limit.TTL() > 0 }) {
+	if holds(charges) {
 		return t.reserve(ctx, charges, backoff)
 	}
 	return nil, t.takeAll(ctx, charges, backoff)

@@ -110,7 +110,7 @@ func urlProtocol(t *testing.T, l library) {
 		works(t, l.open(t, patiently("redis://"+addr+"?protocol=2")), name+"-2")
 	}
 	closing := withoutHello(t, server, "", every)
-	_, err := one(l.open(t, "redis://"+closing+"?"+unhurried), "k")
+	_, err := one(l.open(t, patiently("redis://"+closing)), "k")
 	if class(err) != quota.ErrUnavailable || !strings.Contains(err.Error(), "protocol=2") {
 		t.Errorf("a proxy that closes the connection at HELLO: got error %v, want ErrUnavailable that names protocol=2", err)
 	}
@@ -120,9 +120,9 @@ func urlProtocol(t *testing.T, l library) {
 		t.Errorf("keys of database 3: got %d, want 1", n)
 	}
 	cluster := redisserver.StartCluster(t)
-	works(t, l.open(t, "redis+cluster://"+cluster.Addrs()[0]+"?protocol=2&"+unhurried), "cluster")
+	works(t, l.open(t, patiently("redis+cluster://"+cluster.Addrs()[0]+"?protocol=2")), "cluster")
 	sentinel := redisserver.StartSentinel(t)
-	works(t, l.open(t, sentinelURL(sentinel)+"&protocol=2&"+unhurried), "sentinel")
+	works(t, l.open(t, patiently(sentinelURL(sentinel)+"&protocol=2")), "sentinel")
 }
 
 // urlSocket: a server is reached by its Unix socket, with a user and a database, and comes back after a restart.

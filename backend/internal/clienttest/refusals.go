@@ -373,7 +373,7 @@ func wrongLua(t *testing.T, l library) {
 		}
 		return "", false
 	})
-	s := l.open(t, "redis://"+addr+"?"+unhurried)
+	s := l.open(t, patiently("redis://"+addr))
 	for range 2 {
 		_, err := one(s, "k")
 		tellsOfLua(t, "a charge", err)

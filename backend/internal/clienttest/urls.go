@@ -406,7 +406,7 @@ func closeClosesConnections(t *testing.T, l library) {
 	s.Close()
 	gone()
 
-	s = l.open(t, "redis://"+server.Addr()+"?dial_timeout=10s&timeout=10s")
+	s = l.open(t, patiently("redis://"+server.Addr()))
 	ok(t, server.Pause())
 	done := make(chan error, 2)
 	go func() { _, err := one(s, "k"); done <- err }()
