@@ -17,6 +17,12 @@ import (
 // maxInFlight is how many calls a queue has in flight before items wait.
 const maxInFlight = 4
 
+// More than few callers at once are a crowd, and crowdYields yields later it is over unless it was seen again.
+const (
+	few         = 3
+	crowdYields = 8
+)
+
 // Batcher sends items that wait for one destination together. There is no timer: an item waits only while its
 // queue has maxInFlight calls in flight, and when the first of these ends, the waiting items go, up to Max in a
 // batch. Methods may be called concurrently.
@@ -48,6 +54,7 @@ type Queue[T any] struct {
 	mu       sync.Mutex
 	inFlight int
 	filling  bool // a caller is about to send, and takes the waiting items along
+	crowd    int  // how many callers may still yield before they send
 	waiting  []*batch[T]
 	closed   bool
 }
@@ -70,9 +77,9 @@ type batch[T any] struct {
 // item makes waits and goes with others; then Do returns an error if the item will have no answer, and does
 // not wait beyond the context. Neither function is called with a lock held.
 //
-// A caller that is about to send while another call is in flight first yields to the goroutines that can run: callers
-// that one reply woke come again together, and most would miss the call by a moment. A lone caller sends at once: a yield
-// may move it to another processor, which costs it more than a third of a round trip on loopback.
+// A caller in a crowd that is about to send while another call is in flight first yields to the goroutines that can run:
+// callers that one reply woke come again together, and most would miss the call by a moment. A few callers send at once: a
+// yield may move one to another processor, which costs it more than a third of a round trip on loopback.
 func (b *Batcher[T]) Do(ctx context.Context, q *Queue[T], size int, alone func() error, item func() T) (err error) {
 	free, filled, err := q.enter()
 	if err != nil {
@@ -90,7 +97,9 @@ func (b *Batcher[T]) Do(ctx context.Context, q *Queue[T], size int, alone func()
 func (q *Queue[T]) enter() (free, filled bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if free = !q.closed && !q.filling && q.inFlight < maxInFlight; free && q.inFlight > 0 {
+	q.saw(q.inFlight + 1)
+	if free = !q.closed && !q.filling && q.inFlight < maxInFlight; free && q.inFlight > 0 && q.crowd > 0 {
+		q.crowd--
 		q.filling = true
 		q.mu.Unlock()
 		runtime.Gosched()
@@ -106,6 +115,13 @@ func (q *Queue[T]) enter() (free, filled bool, err error) {
 		q.inFlight++
 	}
 	return free, filled, nil
+}
+
+// saw notes that there are at least so many callers. The caller holds q.mu.
+func (q *Queue[T]) saw(callers int) {
+	if callers > few {
+		q.crowd = crowdYields
+	}
 }
 
 // leave ends a call that enter gave. err is the call's error, ctx its context.
@@ -190,6 +206,7 @@ func (q *Queue[T]) next(timeout error) *batch[T] {
 		q.waiting = nil
 	}
 	w.sent = true
+	q.saw(q.inFlight - 1 + len(w.items))
 	return w
 }
 

@@ -217,10 +217,15 @@ func (s *Store) Charge(ctx context.Context, c quota.Charge) (quota.Decision, err
 		}
 		return q.decision[0], nil
 	}
+	return s.one(ctx, &c, &t)
+}
+
+// one decides a charge without a request id, of an algorithm with Lua.
+func (s *Store) one(ctx context.Context, c *quota.Charge, t *target) (quota.Decision, error) {
 	if s.o.Batching == BatchNone {
-		return s.alone(ctx, &c, &t)
+		return s.alone(ctx, c, t)
 	}
-	return s.gather(ctx, &c, &t)
+	return s.gather(ctx, c, t)
 }
 
 // ChargeAll decides a list of charges and writes a decision for each to out.

@@ -333,27 +333,42 @@ func TestTimedOut(t *testing.T) {
 	})
 }
 
-// Callers that can run when one is about to send go with it.
+// Where many callers come at once, those that can run when one is about to send go with it. A few callers send at once, and
+// so do those that a crowd has left behind, after some yields.
 func TestFilling(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, func(t *testing.T) {
 		g := newGathering(t, false, Options{})
-		for i := range 20 {
-			g.wg.Go(func() {
-				if _, err := g.store.Charge(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint("a", i), Cost: 1}); err != nil {
-					t.Error(err)
-				}
-			})
+		// come has callers come at once and answers them. It returns how many keys their scripts had.
+		come := func(callers int) (keys []int) {
+			first := len(g.calls)
+			for i := range callers {
+				g.wg.Go(func() {
+					if _, err := g.store.Charge(bg, quota.Charge{Limit: g.limit, Key: fmt.Sprint("a", i), Cost: 1}); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			synctest.Wait()
+			for i := first; i < len(g.calls); i++ {
+				keys = append(keys, g.calls[i].keys)
+			}
+			g.end()
+			return keys
 		}
-		synctest.Wait()
-		keys := 0
-		for _, c := range g.calls {
-			keys += c.keys
+		want := func(callers int, want ...int) {
+			t.Helper()
+			if got := come(callers); !slices.Equal(got, want) {
+				t.Errorf("%d callers: got scripts of %d keys, want %d", callers, got, want)
+			}
 		}
-		if keys != 20 || len(g.calls) == maxInFlight {
-			t.Errorf("got %d keys in %d scripts, want 20 in fewer than %d", keys, len(g.calls), maxInFlight)
+		want(few, 1, 1, 1)
+		want(20, 1, 1, 1, 17)
+		want(20, 1, 19)
+		for range crowdYields {
+			want(few, 1, 2)
 		}
-		g.end()
+		want(few, 1, 1, 1)
 	})
 }
 

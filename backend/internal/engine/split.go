@@ -93,8 +93,16 @@ func (s *Store) takeSplit(ctx context.Context, q *list, parts []part) error {
 // and whether any part was decided.
 func (s *Store) decideParts(ctx context.Context, q *list, parts []part) (any bool, errs []error) {
 	errs = Each(len(parts), func(i int) error {
+		first := parts[i].indexes[0]
+		node := s.nodeOf(s.slotOf(&q.targets[first]))
+		if c, t := &q.charges[first], &q.targets[first]; len(parts[i].indexes) == 1 && c.ID == "" && t.plan.script != nil {
+			d, err := s.one(ctx, c, t)
+			if err == nil {
+				q.decisions[first] = d
+			}
+			return driver.AtNode(err, node)
+		}
 		p := parts[i].of(q)
-		node := s.nodeOf(s.slotOf(&p.targets[0]))
 		if err := s.decide(ctx, p); err != nil {
 			return driver.AtNode(err, node)
 		}
