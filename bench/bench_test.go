@@ -277,7 +277,7 @@ func TestFailures(t *testing.T) {
 		fake("slow", first(func(ctx context.Context, _ string) (bool, error) { <-ctx.Done(); return false, ctx.Err() })),
 		fake("hung", first(func(context.Context, string) (bool, error) { hung.Add(1); <-hang; return true, nil })),
 	}
-	steps := r.closed("local", keys, false, []int{1})
+	steps := r.closed(work{section: "local", keys: keys.len()}, 1)
 	for _, s := range subjects {
 		r.limit = time.Minute
 		if s.name == "slow" || s.name == "hung" {

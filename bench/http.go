@@ -120,8 +120,8 @@ func (r *runner) http() {
 	goroutines := []int{1, r.size.many()}
 	r.eachCount("http", httpSubjects, func(s subject) {
 		for _, denied := range []bool{false, true} {
-			r.visit(s, nil, one, denied, r.closed("http", one, denied, goroutines))
-			r.visit(s, nil, all, denied, r.closed("http", all, denied, goroutines))
+			r.visit(s, nil, one, denied, r.closed(work{section: "http", keys: 1, denied: denied}, goroutines...))
+			r.visit(s, nil, all, denied, r.closed(work{section: "http", keys: all.len(), denied: denied}, goroutines...))
 		}
 	})
 }

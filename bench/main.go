@@ -9,7 +9,8 @@
 // files then have no others. -out is the directory to write to. -docs names a page between whose markers the headlines go.
 //
 // Every subject comes once in every count, in a new random order, so that other load on the machine affects all
-// subjects alike. The figures are medians over the counts. A subject that fails, or does not come to an end, is
+// subjects alike. Against Redis and with request ids, all subjects are open at once and a count is four short turns of each: a
+// virtual machine may be half as fast a second later. The figures are medians over the counts, or turns. A subject that fails, or does not come to an end, is
 // reported as failed, and the others go on.
 //
 // With one goroutine or a few on Redis a decision is as long as its round trip, and that depends on whether client and

@@ -46,6 +46,7 @@ type load struct {
 	// some is timed.
 	every int
 	at    *target // nil for local
+	long  time.Duration
 	// late is how far a subject may be behind at the end of an open loop.
 	late time.Duration
 	// memory returns the memory that the keys take.

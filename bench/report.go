@@ -88,7 +88,7 @@ var views = []view{
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
 	{"redis", "Redis, one server", "Client and server share the processors.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
-	{"callers", "Redis, few callers", "A decision is as long as its round trip. On one processor, client and server wait for each other; with a processor each, every message wakes the other side. The client has one processor in both. All subjects are open at once and take turns, so that those of a pair follow each other closely. Through Standard: with the timeout, bulkhead, breaker and fallback of FromEnv.",
+	{"callers", "Redis, few callers", "A decision is as long as its round trip. On one processor, client and server wait for each other; with a processor each, every message wakes the other side. The client has one processor in both. Through Standard: with the timeout, bulkhead, breaker and fallback of FromEnv.",
 		decisions, []metric{p50, p99, p999, allocs, serverCPU}},
 	{"job", "Main job, Redis", jobNote,
 		decisions, []metric{p50, p99, allocs, serverCPU}},
@@ -219,7 +219,7 @@ func times(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) + " ×"
 func (r *report) markdown() []byte {
 	var b bytes.Buffer
 	m := &r.machine
-	fmt.Fprintf(&b, "# Results\n\nWritten by `go -C bench run .`, which does it again. Medians over %d counts.\n\n", m.counts)
+	fmt.Fprintf(&b, "# Results\n\nWritten by `go -C bench run .`, which does it again. Medians over %d counts, or, against Redis and with request ids, over %d short turns.\n\n", m.counts, m.counts*turnsOfCount)
 	fmt.Fprintf(&b, "%s. It took %v.\n\n%s.\n", m, m.took.Round(time.Second), strings.Join(m.modules, ", "))
 	if m.counts < 5 {
 		b.WriteString("\n**Too short a run: the figures are useless.**\n")

@@ -97,8 +97,8 @@ func (r *runner) local() {
 	one, all := newKeyset(1), newKeyset(r.size.local)
 	r.eachCount("local", localSubjects, func(s subject) {
 		for _, denied := range []bool{false, true} {
-			r.visit(s, nil, one, denied, r.closed("local", one, denied, r.size.goroutines[:]))
-			steps := r.closed("local", all, denied, r.size.goroutines[:])
+			r.visit(s, nil, one, denied, r.closed(work{section: "local", keys: 1, denied: denied}, r.size.goroutines[:]...))
+			steps := r.closed(work{section: "local", keys: all.len(), denied: denied}, r.size.goroutines[:]...)
 			if !denied {
 				steps = append([]step{{work{section: "memory", keys: all.len()}, memory}}, steps...)
 			}
@@ -108,49 +108,43 @@ func (r *runner) local() {
 }
 
 func (r *runner) redis(at *target) {
-	one, all := newKeyset(1), newKeyset(r.size.redis)
-	r.eachCount("redis", redisSubjects, func(s subject) {
-		for _, denied := range []bool{false, true} {
-			goroutines := []int{r.size.many(), r.size.most()}
-			if denied {
-				goroutines = goroutines[1:]
-			}
-			r.visit(s, at, one, denied, r.closed("redis", one, denied, goroutines))
-			steps := r.closed("redis", all, denied, goroutines)
-			if !denied {
-				steps = append([]step{{work{section: "redis memory", keys: all.len()}, memory}}, steps...)
-			}
-			r.visit(s, at, all, denied, steps)
-		}
+	all := newKeyset(r.size.redis)
+	r.eachCount("redis memory", redisSubjects, func(s subject) {
+		r.visit(s, at, all, false, []step{{work{section: "redis memory", keys: all.len()}, memory}})
 	})
+	for _, denied := range []bool{false, true} {
+		goroutines := []int{r.size.many(), r.size.most()}
+		if denied {
+			goroutines = goroutines[1:]
+		}
+		for _, keys := range []int{1, r.size.redis} {
+			w := work{section: "redis", keys: keys, denied: denied}
+			r.turns(redisSubjects, at, w, r.closed(w, goroutines...))
+		}
+	}
 }
 
-// callers measures few goroutines. A decision takes as long as its round trip, and a round trip depends on the placement
-// and on other load of the machine. So all subjects are open at once, and take turns.
+// callers measures few goroutines. A decision takes as long as its round trip, which depends on the placement.
 func (r *runner) callers(at *target) {
 	subjects := slices.DeleteFunc(slices.Concat(redisSubjects, standardSubjects), func(s subject) bool { return s.kind == leased })
 	for _, denied := range []bool{false, true} {
-		r.turns("callers", subjects, at, r.size.redis, denied, r.placed(work{section: "callers", keys: r.size.redis, denied: denied}, callers...))
+		w := work{section: "callers", keys: r.size.redis, denied: denied}
+		r.turns(subjects, at, w, r.placed(w, callers...))
 	}
 }
 
 // job measures the main job: over keys of one group, and of three.
 func (r *runner) job(section string, at *target) {
-	agents := newKeyset(r.size.job)
 	for _, grouping := range groupings {
-		r.eachCount(section+", "+grouping.name, jobSubjects(grouping), func(s subject) {
-			w := work{section: section, keys: agents.len(), how: grouping.name}
-			r.visit(s, at, agents, false, append(r.placed(w, 1), r.steps(w, []placement{anywhere}, r.size.most())...))
-		})
+		w := work{section: section, keys: r.size.job, how: grouping.name}
+		r.turns(jobSubjects(grouping), at, w, append(r.placed(w, 1), r.closed(w, r.size.most())...))
 	}
 }
 
 // ids compares charges that have a request id with charges that have none.
 func (r *runner) ids(subjects []subject, at *target, how string, goroutines ...int) {
-	keys := newKeyset(r.size.job)
-	r.eachCount("ids, "+how, subjects, func(s subject) {
-		r.visit(s, at, keys, false, r.steps(work{section: "ids", keys: keys.len(), how: how}, []placement{anywhere}, goroutines...))
-	})
+	w := work{section: "ids", keys: r.size.job, how: how}
+	r.turns(subjects, at, w, r.closed(w, goroutines...))
 }
 
 func (r *runner) redisBenchmarks(at *target) {
@@ -169,13 +163,10 @@ func (r *runner) redisBenchmarks(at *target) {
 }
 
 func (r *runner) cluster(at *target) {
-	one, all := newKeyset(1), newKeyset(r.size.redis)
 	floorOnce := slices.DeleteFunc(slices.Clone(redisSubjects), func(s subject) bool { return s.kind == floor && s.name != rueidisINCR })
-	r.eachCount("cluster", floorOnce, func(s subject) {
-		r.visit(s, at, one, false, r.closed("cluster", one, false, []int{r.size.most()}))
-		r.visit(s, at, all, false, append(r.placed(work{section: "cluster", keys: all.len()}, 1),
-			r.closed("cluster", all, false, []int{r.size.many(), r.size.most()})...))
-	})
+	one, all := work{section: "cluster", keys: 1}, work{section: "cluster", keys: r.size.redis}
+	r.turns(floorOnce, at, one, r.closed(one, r.size.most()))
+	r.turns(floorOnce, at, all, append(r.placed(all, 1), r.closed(all, r.size.many(), r.size.most())...))
 }
 
 // postgres measures few keys: what is compared is the work of a decision. Beside it comes this library on Redis, if
@@ -186,15 +177,17 @@ func (r *runner) postgres(at, redis *target) {
 	if redis != nil {
 		subjects = append(subjects, redisSubjects[0])
 	}
-	goroutines := []int{1, r.size.many()}
+	closed := func(keys keyset, denied bool) []step {
+		return r.closed(work{section: "postgres", keys: keys.len(), denied: denied}, 1, r.size.many())
+	}
 	r.eachCount("postgres", subjects, func(s subject) {
 		to := at
 		if s.name == redisSubjects[0].name {
 			to = redis
 		}
-		r.visit(s, to, one, false, r.closed("postgres", one, false, goroutines))
-		r.visit(s, to, all, false, r.closed("postgres", all, false, goroutines))
-		r.visit(s, to, one, true, r.closed("postgres", one, true, goroutines))
+		r.visit(s, to, one, false, closed(one, false))
+		r.visit(s, to, all, false, closed(all, false))
+		r.visit(s, to, one, true, closed(one, true))
 	})
 }
 
@@ -252,8 +245,8 @@ func (r *runner) growth(at *target) {
 func memory(_ context.Context, l *load) (sample, error) { return l.memory() }
 
 // closed returns a measurement for each number of goroutines.
-func (r *runner) closed(section string, keys keyset, denied bool, goroutines []int) []step {
-	return r.steps(work{section: section, keys: keys.len(), denied: denied}, []placement{anywhere}, goroutines...)
+func (r *runner) closed(w work, goroutines ...int) []step {
+	return r.steps(w, []placement{anywhere}, goroutines...)
 }
 
 // placed returns a measurement for each placement and each number of goroutines, which are few.
@@ -276,7 +269,7 @@ func (r *runner) steps(w work, on []placement, goroutines ...int) (steps []step)
 
 // warm measures a closed loop that has been running for some time.
 func (r *runner) warm(ctx context.Context, l *load) (sample, error) {
-	d := r.long
+	d := l.long
 	if l.at == nil {
 		d /= 2 // there is less that varies
 	}
@@ -310,7 +303,9 @@ func (r *runner) open(subjects []subject, at *target, keys keyset, denied bool) 
 				l, end, err := prepare(ctx, s, at, keys.part(i, len(subjects)), denied)
 				return guest{load: l, end: end}, err
 			})
-			g.load, g.end, g.err = prepared.load, prepared.end, err
+			if g.load, g.end, g.err = prepared.load, prepared.end, err; err == nil {
+				g.load.long = r.long
+			}
 		}
 		guests = append(guests, g)
 	}
@@ -369,17 +364,28 @@ func (r *runner) visit(s subject, at *target, keys keyset, denied bool, steps []
 	}
 }
 
-// turns opens all subjects at once, with as many keys of each, and runs each step in every count with one after the other, in random order.
-func (r *runner) turns(section string, subjects []subject, at *target, keys int, denied bool, steps []step) {
+// turnsOfCount is how many short turns of all subjects are a count: the speed of a virtual machine changes within a second, and
+// so all must come in each of them.
+const turnsOfCount = 4
+
+// turns opens all subjects at once, with as many keys of each, and runs each step with one after the other, in random order.
+func (r *runner) turns(subjects []subject, at *target, w work, steps []step) {
 	if len(steps) == 0 {
 		return
 	}
-	guests := r.open(subjects, at, newKeyset(len(subjects)*keys), denied)
+	guests := r.open(subjects, at, newKeyset(len(subjects)*w.keys), w.denied)
+	for _, g := range guests {
+		if g.load != nil {
+			g.load.long = r.long / turnsOfCount
+		}
+	}
 	for count := range r.counts {
-		fmt.Fprintf(r.log, "%s %s, count %d of %d\n", time.Now().Format(time.TimeOnly), section, count+1, r.counts)
 		for _, step := range steps {
-			for _, i := range rand.Perm(len(guests)) {
-				r.do(guests[i], step)
+			fmt.Fprintf(r.log, "%s %s, count %d of %d\n", time.Now().Format(time.TimeOnly), step.work.title(), count+1, r.counts)
+			for range turnsOfCount {
+				for _, i := range rand.Perm(len(guests)) {
+					r.do(guests[i], step)
+				}
 			}
 		}
 	}
