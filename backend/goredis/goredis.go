@@ -286,8 +286,13 @@ func (a *adapter) Do(ctx context.Context, args []any, _ int) (engine.Reply, erro
 }
 
 func replyOf(cmd *redis.Cmd) engine.Reply {
-	r, _ := cmd.Val().([]any)
-	return reply(r)
+	switch r := cmd.Val().(type) {
+	case []any:
+		return reply(r)
+	case string:
+		return engine.Bulk(r)
+	}
+	return reply(nil)
 }
 
 // DoAll sends scripts to a single server in one pipeline.

@@ -262,7 +262,13 @@ func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, e
 	if gone { // it was another connection that was closed
 		a.gone.Store(false)
 	}
-	call.reply, _ = result.ToArray() // nil if it is none
+	m, _ := result.ToMessage()
+	if m.IsString() {
+		text, _ := m.ToString()
+		call.bulk = engine.Bulk(text)
+		return &call.bulk, nil
+	}
+	call.reply, _ = m.ToArray() // nil if it is none
 	return &call.reply, nil
 }
 
@@ -270,6 +276,7 @@ func (a *adapter) do(ctx context.Context, args []any, keys int) (engine.Reply, e
 type call struct {
 	waiting
 	reply reply
+	bulk  engine.Bulk
 }
 
 const (

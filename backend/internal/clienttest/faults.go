@@ -489,7 +489,7 @@ func hasty(t *testing.T, l library) {
 				slow := proxy.Inject(redisserver.Fault{Action: redisserver.DelayReply, Match: redisserver.Commands("HELLO"), Delay: 100 * time.Millisecond})
 				time.Sleep(200 * time.Millisecond) // no handshake of the last round is under way
 				proxy.Reset()
-				time.Sleep(50 * time.Millisecond) // the client notices, also on a busy machine: else it would write to a connection that is gone
+				time.Sleep(200 * time.Millisecond) // the client notices, also on a busy machine: else it would write to a connection that is gone
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(bg, 20*time.Millisecond)

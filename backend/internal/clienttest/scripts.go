@@ -1,6 +1,7 @@
 package clienttest
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -261,7 +262,8 @@ func kernels(t *testing.T, l library) {
 // replies: whatever a server, or a program that stands before it, answers to a script, the client's side of
 // the engine makes an error of the right class of it and never panics.
 func replies(t *testing.T, l library) {
-	const now = ":1795427141791724\r\n"
+	const micros, now = 1795427141791724, ":1795427141791724\r\n"
+	stamp := string(binary.BigEndian.AppendUint64(nil, micros)[1:]) // begins the reply to a charge that goes alone
 	var answer atomic.Value
 	store := l.dial(t, target{addrs: []string{fakeRedis(t, func([]string) string { return answer.Load().(string) })}}).store
 	scripted := yearly("a", 10)
@@ -273,6 +275,7 @@ func replies(t *testing.T, l library) {
 		"*5\r\n" + now + "$-1\r\n$-1\r\n$-1\r\n$-1\r\n", "*2\r\n:0\r\n$-1\r\n", "*3\r\n:0\r\n$-1\r\n$-1\r\n", "*2\r\n:9223372036854775807\r\n$-1\r\n",
 		"*2\r\n:-9223372036854775808\r\n$-1\r\n", "*3\r\n:-9223372036854775808\r\n$-1\r\n$-1\r\n", "*2\r\n,1.5\r\n$-1\r\n", "*2\r\n#t\r\n_\r\n", "*2\r\n" + now + "#t\r\n",
 		"*2\r\n(3492890328409238509324850943850943825024385\r\n_\r\n", "*2\r\n-ERR inside\r\n" + now, "*2\r\n" + now + "-ERR inside\r\n", "%1\r\n" + now + now, "#f\r\n", ",1.5\r\n",
+		"$6\r\n" + stamp[1:] + "\r\n", "$7\r\n\x00\x00\x00\x00\x00\x00\x00\r\n", "$7\r\n\x7f" + stamp[1:] + "\r\n", "$12\r\n" + stamp + "hello\r\n",
 		"*2\r\n" + now + "%1\r\n+a\r\n+b\r\n", "-ERR user_script:1: boom\r\n",
 	} {
 		answer.Store(reply)
@@ -308,7 +311,7 @@ func replies(t *testing.T, l library) {
 		is(t, reply, err, want)
 	}
 	// The answer of a script is a decision here too, or the test would prove little.
-	answer.Store("*2\r\n" + now + "$-1\r\n")
+	answer.Store("$7\r\n" + stamp + "\r\n")
 	if d := take(t, store, one); d.Remaining != 9 {
 		t.Errorf("a script's answer: got %+v, want 9 left", d)
 	}

@@ -388,7 +388,7 @@ func appendCharge(dst []byte, c *quota.Charge) []byte {
 // conclude decides the charges again on the states that the script found. An error is about the call as a
 // whole.
 func (s *Store) conclude(c *call, r Reply) error {
-	now, positive, ok := stamp(r)
+	now, positive, ok := stamp(r.Int(0))
 	changes, counted := r.Int(1)
 	record := 2 + len(c.keys) // the element of the next request id
 	if !ok || !positive || !counted || r.Len() != record+c.ids() {

@@ -13,6 +13,7 @@
 -- The reply is the time, how many single charges changed a state and how many lists were granted (their
 -- sum), the states as they were, where 0 stands for a key that holds no string, and for each request id its record, 0 for
 -- no string, or nil if the list was decided: then a list behind it with the same id finds the record of its grant.
+local pcall, byte, gmatch = redis.pcall, string.byte, string.gmatch
 HELPERS
 -- numbers returns the unit and p1 to p8 of a limit.
 local function numbers(packed)
@@ -22,11 +23,12 @@ local function numbers(packed)
 end
 local A, K = ARGV, KEYS
 local n, lists = A[1] + 0, A[2] + 0
-local reply, values, lifetimes, changes = {now, 0}, {}, {}, 0
+-- Tables have room for a list's few keys: to grow one costs more than the room.
+local reply, values, lifetimes, changes = {now, 0, nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 -- For the lists, a table for each key: its state, without a unit if it has none that can be read; its run of keys; and whether
 -- a list changed the state. A run is its header, unit, kernel and p1 to p8. Few tables are made, and each at its size: to
 -- make and to grow one costs as much as a decision.
-local states = {}
+local states = {nil, nil, nil, nil}
 -- The states of several keys come by one command. It shows no difference between a key that holds no string and one that is
 -- not there, and a user may lack the right to it: where it found nothing, GET is asked.
 local found = n > 1 and n <= 1000 and pcall('MGET', (rawget(_G, 'unpack') or table.unpack)(K, 1, n)) or {}
@@ -72,14 +74,14 @@ while done < n do
       local changed, reset, _ = false
       if asked ~= before then before, cost = asked, tonumber(asked) end
       if cost then
-        _, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, 0, cost, 0, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, 0)
+        _, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, 0, cost, 0, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, 0, floor, ceil, min, max)
         if changed then changes = changes + 1 end
       else
         for op, cost, at, keep, times in gmatch(asked, '(%d+) (%d+) (%d+)%+?(%d*) (%d+)') do
           op, cost, at, keep = op + 0, cost + 0, at + 0, (tonumber(keep) or 0)
           for _ = 1, times + 0 do
             local _, wrote, after
-            _, wrote, after, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)
+            _, wrote, after, u, a, b, c, tail = kernel(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep, floor, ceil, min, max)
             if not wrote then break end -- the next charge of the run would change nothing either
             changed, reset, changes = true, after, changes + 1
           end
@@ -108,7 +110,8 @@ if lists > 0 then
   local function decide(k, op, cost, at, keep)
     local s = states[k]
     local r = s[5]
-    return r[3](s[1], s[2], s[3], s[4], s[7], op, cost, at, now, r[2], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], keep)
+    return r[3](s[1], s[2], s[3], s[4], s[7], op, cost, at, now, r[2], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], keep,
+      floor, ceil, min, max)
   end
   -- value returns the bytes of a key's state.
   local function value(k)

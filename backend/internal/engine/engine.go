@@ -28,14 +28,26 @@ type Client interface {
 	Close() error
 }
 
-// Reply is an array reply of integers, bulk strings and nulls. Other elements are neither an Int nor a Text.
+// Reply is an array reply of integers, bulk strings and nulls, or a Bulk. Other elements are neither an Int nor a Text.
 type Reply interface {
-	// Len returns the number of elements; it is 0 if the reply is no array.
+	// Len returns the number of elements; it is 0 if the reply is neither an array nor a bulk string.
 	Len() int
 	// Int returns element i if it is an integer.
 	Int(i int) (n int64, ok bool)
 	// Text returns element i if it is a bulk string, or "" if it is null.
 	Text(i int) (text string, ok bool)
+}
+
+// Bulk is the Reply of a bulk string that stands alone, as that of an array with nothing else.
+type Bulk string
+
+func (Bulk) Len() int              { return 1 }
+func (Bulk) Int(int) (int64, bool) { return 0, false }
+func (b Bulk) Text(i int) (string, bool) {
+	if i != 0 {
+		return "", false
+	}
+	return string(b), true
 }
 
 // Options are common to all stores in Redis. The zero value has the defaults.
@@ -469,10 +481,9 @@ func text[T ~int | ~int64](n T) any {
 	return strconv.FormatInt(int64(n), 10)
 }
 
-// stamp returns the script's time, and whether it is positive. ok is false if the first element is no time.
-func stamp(r Reply) (now quota.Micros, yes, ok bool) {
-	n, ok := r.Int(0)
-	return quota.Micros(max(n, -n)), n > 0, ok && n != 0 && exact(n)
+// stamp returns the script's time, and whether it is positive. ok is false if n is no number, or no time.
+func stamp(n int64, number bool) (now quota.Micros, yes, ok bool) {
+	return quota.Micros(max(n, -n)), n > 0, number && n != 0 && exact(n)
 }
 
 func badReply(r Reply) error {

@@ -20,11 +20,7 @@ func (o other) Lua() string { return o.lua }
 
 func TestOneLuaForARule(t *testing.T) {
 	s := newStore(t, false, func(args []any, keys int) (Reply, error) {
-		r := elements{int64(1_795_427_141_791_724)}
-		for range keys {
-			r = append(r, nil)
-		}
-		return r, nil
+		return freshReply(args, keys), nil
 	})
 	good := quota.Charge{Limit: limitOf("a", window(10)), Key: "k", Cost: 1}
 	bad := quota.Charge{Limit: limitOf("b", other{window(11), "return true"}), Key: "k", Cost: 1}
@@ -46,7 +42,7 @@ func TestOneLuaForARule(t *testing.T) {
 
 // Specs made without end do not fill the memory.
 func TestPlansAreBounded(t *testing.T) {
-	s := newStore(t, false, func(args []any, keys int) (Reply, error) { return elements{int64(1_795_427_141_791_724), nil}, nil })
+	s := newStore(t, false, func(args []any, keys int) (Reply, error) { return freshReply(args, keys), nil })
 	for n := range int64(3 * maxPlans) {
 		if _, err := s.Charge(bg, quota.Charge{Limit: limitOf("a", window(n+1)), Key: "k", Cost: 1}); err != nil {
 			t.Fatal(err)

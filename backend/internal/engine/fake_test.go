@@ -45,6 +45,26 @@ func (e elements) Text(i int) (string, bool) {
 	return s, ok
 }
 
+// singleReply is the reply to a charge that goes alone: the time, negative if no state changed, and the state as it was.
+func singleReply(now int64, state string) Bulk { return Bulk(appendNumber(nil, now)) + Bulk(state) }
+
+// freshReply is the reply to a script that found no state: of a charge that goes alone, of a batch whose charges all are granted and
+// change their states, or of one that loads states.
+func freshReply(args []any, keys int) Reply {
+	const now = int64(1_795_427_141_791_724)
+	r := elements{now}
+	switch args := args[3+keys:]; {
+	case len(args) >= 6:
+		r = append(r, changes(args))
+	case len(args) > 0:
+		return singleReply(now, "")
+	}
+	for range keys {
+		r = append(r, nil)
+	}
+	return r
+}
+
 func newStore(t testing.TB, cluster bool, f fake) *Store {
 	t.Helper()
 	o := Options{}
@@ -76,7 +96,13 @@ func sender(client *redis.Client, calls *int) fake {
 			return nil, err
 		}
 		*calls++
-		return elements(cmd.Val().([]any)), nil
+		switch r := cmd.Val().(type) {
+		case []any:
+			return elements(r), nil
+		case string:
+			return Bulk(r), nil
+		}
+		return elements{}, nil
 	}
 }
 

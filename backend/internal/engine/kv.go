@@ -44,7 +44,7 @@ func (k *kv) Load(ctx context.Context, keys []string) ([]driver.Entry, quota.Mic
 	if err != nil {
 		return nil, 0, ofRead(err)
 	}
-	now, positive, ok := stamp(r)
+	now, positive, ok := stamp(r.Int(0))
 	if !ok || !positive || r.Len() != 1+len(keys) {
 		return nil, 0, ofRead(badReply(r))
 	}

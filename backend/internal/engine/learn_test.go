@@ -42,14 +42,7 @@ func (p *place) Do(_ context.Context, args []any, keys int) (Reply, error) {
 			return nil, err
 		}
 	}
-	r := elements{int64(1_795_427_141_791_724)}
-	if len(args) > 3+keys+3 {
-		r = append(r, changes(args[3+keys:]))
-	}
-	for range keys {
-		r = append(r, nil)
-	}
-	return r, nil
+	return freshReply(args, keys), nil
 }
 
 func (*place) Info(context.Context) ([]string, error) { return nil, nil }

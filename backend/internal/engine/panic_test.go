@@ -143,7 +143,7 @@ func TestPanicOfAlgorithm(t *testing.T) {
 	limit := limitOf("n", brittle{Algorithm: window(20)})
 	charge := func(key string, cost int64) quota.Charge { return quota.Charge{Limit: limit, Key: key, Cost: cost} }
 	const now = int64(1_795_427_141_791_724)
-	reply := elements{now, int64(5), nil, nil, nil, nil, nil}
+	var reply Reply = elements{now, int64(5), nil, nil, nil, nil, nil}
 	s := newStore(t, false, func([]any, int) (Reply, error) { return reply, nil })
 	calls := [][]quota.Charge{
 		{charge("a", 1)}, {charge("b", 2)}, {charge("b", unlucky)}, {charge("b", 3)}, {charge("c", 4)},
@@ -166,7 +166,7 @@ func TestPanicOfAlgorithm(t *testing.T) {
 	unknowing(t, "a charge that changed nothing", errs[1], "a bug in Decide", quota.NotCharged)
 
 	for held, want := range map[int64]quota.ChargeState{now: quota.ChargeUnknown, -now: quota.NotCharged} {
-		reply = elements{held, nil}
+		reply = singleReply(held, "")
 		_, err := s.Charge(bg, charge("a", unlucky))
 		unknowing(t, fmt.Sprintf("a charge alone, reply %d", held), err, "a bug in Decide", want)
 	}
@@ -223,12 +223,8 @@ func TestPanicInPart(t *testing.T) {
 	brittle, sound := limitOf("n", hidden{brittle{Algorithm: window(20)}}), limitOf("m", window(30)) // specs of their own
 	var refunded atomic.Bool
 	s := newStore(t, true, func(args []any, keys int) (Reply, error) {
-		const now = int64(1_795_427_141_791_724)
-		if keys == 2 { // with a request id
-			refunded.Store(true)
-			return elements{now, int64(1), nil, nil}, nil
-		}
-		return elements{now, nil}, nil
+		refunded.Store(refunded.Load() || keys == 2) // with a request id
+		return freshReply(args, keys), nil
 	})
 	err := s.ChargeAll(bg, []quota.Charge{{Limit: sound, Key: "a", Cost: 1}, {Limit: brittle, Key: "b", Cost: unlucky}}, make([]quota.Decision, 2))
 	if !errors.Is(err, quota.ErrMisconfigured) || !refunded.Load() {
@@ -289,7 +285,7 @@ func newStoreWith(t *testing.T, o Options) *Store {
 		if r := probeReply(args); r != nil {
 			return r, nil
 		}
-		return elements{int64(1_795_427_141_791_724), nil}, nil
+		return freshReply(args, keys), nil
 	}), false, o)
 	if err != nil {
 		t.Fatal(err)

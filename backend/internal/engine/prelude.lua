@@ -1,9 +1,9 @@
-local call, pcall, byte, sub, gmatch = redis.call, redis.pcall, string.byte, string.sub, string.gmatch
+local call, sub = redis.call, string.sub
 local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
 local struct = rawget(_G, 'struct')
 if not struct then
   -- A server without the library, such as miniredis: the same for runs of whole numbers of 7 bytes, big-endian.
-  local char, concat, spread = string.char, table.concat, rawget(_G, 'unpack') or table.unpack
+  local byte, char, concat, spread = string.byte, string.char, table.concat, rawget(_G, 'unpack') or table.unpack
   struct = {}
   function struct.pack(_, ...)
     local numbers, bytes = {...}, {}

@@ -53,6 +53,7 @@ var checks = []check{
 	{"the operator %", "floor(m % 1000000)", int64(largest % 1000000)},
 	{"math.min", "min(m, m - 1)", int64(largest - 1)},
 	{"math.max", "max(m, m - 1)", int64(largest)},
+	{"struct.pack", "pack('>i7', -m)", string(appendNumber(nil, -largest))},
 	// The longest lifetime is written in digits; a server may write a large number with an exponent or a fraction.
 	{"the text of a number", "'' .. ceil(m / 1000)", strconv.FormatInt(largest/1000+1, 10)},
 	{"string.byte", "byte(A[4], 7)", int64(largest & 255)},
@@ -62,7 +63,7 @@ var checks = []check{
 	{"TIME", "digits", int64(1)},
 }
 
-const probeText = `local A = ARGV
+const probeText = `local A, byte, gmatch = ARGV, string.byte, string.gmatch
 local n1, n2, n3, n4, n5, n6, n7 = unpack(NUMBERS, A[1])
 local m, e = A[2] + 0, A[3] + 0
 local u1, u2 = unpack('>I7I7', 'xy' .. A[4], 3)

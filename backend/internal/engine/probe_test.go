@@ -58,9 +58,9 @@ const garnet = `{
     at = at or 1
     local numbers = {}
     for i = 1, (#format - 1) / 2 do
-      local x = byte(v, at)
+      local x = string.byte(v, at)
       if sub(format, 2, 2) == 'i' and x >= 128 then x = x - 256 end
-      for j = at + 1, at + 6 do x = x * 256 + byte(v, j) end
+      for j = at + 1, at + 6 do x = x * 256 + string.byte(v, j) end
       numbers[i] = x
       at = at + 7
     end
@@ -127,7 +127,7 @@ func TestProbeRefused(t *testing.T) {
 			return r, nil
 		}
 		decided = append(decided, key)
-		return elements{int64(1), ""}, nil
+		return singleReply(1, ""), nil
 	})
 	s, err := New(otherwise{send, ""}, false, Options{Batching: BatchAll})
 	if err != nil {

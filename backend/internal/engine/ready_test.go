@@ -79,7 +79,7 @@ func (w *warmed) attempts() string {
 func granted(args []any, _ int) (Reply, error) {
 	const alone = 7
 	if len(args) == alone {
-		return elements{int64(1), ""}, nil
+		return singleReply(1, ""), nil
 	}
 	charges := int64(1)
 	if asked := strings.Fields(args[len(args)-1].(string)); len(asked) > 1 {

@@ -27,6 +27,14 @@ func TestHostileReplies(t *testing.T) {
 		_, held := r.Text(1)
 		hostile(t, fmt.Sprintf("reply %d: %.60q", i, []any(r)), r, true, held)
 	}
+	for i, r := range []Bulk{
+		"", "x", singleReply(now, "")[:numberSize-1], singleReply(0, ""), singleReply(1<<53+1, ""), singleReply(-1<<53-1, ""), singleReply(-1<<55, ""),
+		singleReply(now, "\x00"), singleReply(now, string(make([]byte, 1<<20))), singleReply(now, state[:len(state)-1]), singleReply(now, state+"x"),
+		singleReply(now, "\xff"+state[1:]), singleReply(now, pack(&driver.Item{Rule: quota.Rule{'t', 'b', '1'}, State: quota.State{Unit: 1}})),
+		singleReply(-now, ""), // a grant on a fresh state, said to be none
+	} {
+		hostile(t, fmt.Sprintf("bulk reply %d: %.60q", i, string(r)), r, true, i >= 7)
+	}
 
 	rng := random(t)
 	pick := func(depth int) any { return nil }
@@ -62,6 +70,12 @@ func TestHostileReplies(t *testing.T) {
 			r[i] = pick(0)
 		}
 		hostile(t, fmt.Sprintf("%q", []any(r)), r, false, false)
+		bulk := singleReply([]int64{now, -now, 0, 1, -1, 1 << 53}[rng.IntN(6)], state)
+		b := []byte(bulk[:rng.IntN(len(bulk)+1)])
+		for range min(rng.IntN(3), len(b)) {
+			b[rng.IntN(len(b))] = byte(rng.Uint32())
+		}
+		hostile(t, fmt.Sprintf("bulk %q", b), Bulk(b), false, false)
 	}
 }
 

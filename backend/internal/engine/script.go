@@ -31,7 +31,8 @@ var batchText string
 const (
 	serverClock   = "local t = call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n"
 	injectedClock = "local now = table.remove(ARGV) + 0\n"
-	kernelParams  = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep)\n"
+	// The functions are parameters too: a function that took them from around it would cost more to make than to call.
+	kernelParams = "(u, a, b, c, tail, op, cost, at, now, unit, p1, p2, p3, p4, p5, p6, p7, p8, keep, floor, ceil, min, max)\n"
 )
 
 // foreign is the error of a script whose key holds something else than a state of its rule.

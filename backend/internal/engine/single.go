@@ -33,11 +33,15 @@ func (s *Store) alone(ctx context.Context, c *quota.Charge, t *target) (quota.De
 	if err != nil {
 		return quota.Decision{}, err
 	}
-	now, wrote, ok := stamp(r)
-	held, text := r.Text(1)
-	if !ok || !text || r.Len() != 2 {
+	text, ok := r.Text(0)
+	if !ok || r.Len() != 1 || len(text) < numberSize {
 		return quota.Decision{}, badReply(r)
 	}
+	now, wrote, ok := stamp(signed(text), true)
+	if !ok {
+		return quota.Decision{}, badReply(r)
+	}
+	held := text[numberSize:]
 	if !n.serve(now) && !wrote {
 		s.shows(now)
 		return s.aloneAgain(ctx, c, t)

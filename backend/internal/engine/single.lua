@@ -1,7 +1,8 @@
 -- One charge, decided by itself. KEYS: its key. ARGV: header, numbers, cost and, unless it is a take without a floor, op, at
 -- and, if it is not 0, the floor.
--- The reply is the time, negative if no state changed, and the state as it was. A state without tail, in the
--- unit of the limit, is read and written in line: to build the functions costs as much as the arithmetic.
+-- The reply is one string, for a table costs as much as the arithmetic: the time, as a number of 7 bytes that is negative if no
+-- state changed, and the state as it was, or nothing. A state without tail, in the unit of the limit, is read and written in
+-- line: to build the functions costs as much again.
 local A = ARGV
 local h = A[1]
 local unit, p1, p2, p3, p4, p5, p6, p7, p8
@@ -31,11 +32,11 @@ if v then
 end
 local allowed, changed, reset
 allowed, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, (A[4] or 0) + 0, A[3] + 0, (A[5] or 0) + 0, now,
-  unit, p1, p2, p3, p4, p5, p6, p7, p8, (A[6] or 0) + 0)
-if not changed then return {-now, v} end
+  unit, p1, p2, p3, p4, p5, p6, p7, p8, (A[6] or 0) + 0, floor, ceil, min, max)
+if not changed then return pack('>i7', -now) .. (v or '') end
 if u == 0 then
   call('DEL', KEYS[1])
-  return {now, v}
+  return pack('>i7', now) .. v
 end
 local state
 if u ~= unit or tail then
@@ -47,4 +48,4 @@ else
   state = h .. pack('>I7I7', a, b)
 end
 call('SET', KEYS[1], state, 'PX', ceil(reset / 1000) + SLACK)
-return {now, v}
+return pack('>i7', now) .. (v or '')

@@ -88,13 +88,13 @@ func TestSplitErrors(t *testing.T) {
 					}
 					switch {
 					case listed: // full: ten are used
-						return elements{-now, pack(&full)}, nil
+						return singleReply(-now, pack(&full)), nil
 					case op == "refund":
-						return elements{now, int64(1), nil, nil}, nil
+						return freshReply(args, keys), nil
 					case op == "peek" || op == "reset": // nothing changed
-						return elements{-now, nil}, nil
+						return singleReply(-now, ""), nil
 					}
-					return elements{now, nil}, nil
+					return singleReply(now, ""), nil
 				})
 				cs := make([]quota.Charge, 3)
 				for i := range cs {
@@ -148,9 +148,8 @@ func TestGiveBackDeadline(t *testing.T) {
 					case keys == 2: // the give-back
 						time.Sleep(300 * time.Millisecond)
 						made.Store(true)
-						return elements{int64(1_795_427_141_791_724), int64(1), nil, nil}, nil
 					}
-					return elements{int64(1_795_427_141_791_724), nil}, nil
+					return freshReply(args, keys), nil
 				})
 				l := limitOf("n", window(10))
 				ctx, cancel := end(t.Context())

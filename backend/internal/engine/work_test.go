@@ -30,15 +30,12 @@ func (l *logs) Do(_ context.Context, args []any, keys int) (Reply, error) {
 	defer l.mu.Unlock()
 	l.keys = append(l.keys, keys)
 	l.most = max(l.most, keys*len(l.state))
-	batch, fresh := len(args) >= 3+keys+6, l.state == ""
-	r := elements{int64(-l.now)}
-	switch {
-	case batch && fresh:
-		r = elements{int64(l.now), changes(args[3+keys:])}
-	case batch:
-		r = elements{int64(l.now), int64(0)}
-	case fresh:
-		r = elements{int64(l.now)}
+	r, stamp := elements{int64(l.now), int64(0)}, int64(-l.now)
+	if l.state == "" {
+		r[1], stamp = changes(args[3+keys:]), int64(l.now)
+	}
+	if len(args) < 3+keys+6 {
+		return singleReply(stamp, l.state), nil
 	}
 	for range keys {
 		r = append(r, l.state)
