@@ -239,6 +239,7 @@ func checked(t *testing.T, g *grants) (linked []uint64) {
 // TestGrants runs random operations on the ids of one part and on a map: new ids, repeats, ids that are remembered for long, and
 // ids that expire or are found expired. Hashes come from a small set, so that ids share tags.
 func TestGrants(t *testing.T) {
+	withoutRace(t)
 	r := random(t)
 	l := bucket("n", 1<<30, time.Hour)
 	s, _ := withClock(0)

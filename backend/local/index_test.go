@@ -330,6 +330,7 @@ func (s *Store) checkAll(t *testing.T) {
 // TestSweepingChangesNothing runs histories over many keys, in which crowds come and expire so that shards
 // grow, sweep and shrink, beside a map from which nothing is ever removed: each decision is the same.
 func TestSweepingChangesNothing(t *testing.T) {
+	withoutRace(t)
 	r := random(t)
 	limits := append(everyRule(5, time.Second), bucket("slow", 1000, 24*time.Hour))
 	s, c := withClock(0)

@@ -20,6 +20,15 @@ var bg = context.Background()
 // sized returns the size of a test.
 var sized = testenv.Sized
 
+// withoutRace skips a test of one goroutine under the race detector, which is slow and has nothing to see there: ./test runs it
+// without it.
+func withoutRace(t *testing.T) {
+	t.Helper()
+	if testenv.Race && !testenv.Full() {
+		t.Skip("this test runs without the race detector, and with it at full size")
+	}
+}
+
 // random returns a generator whose seed a failing test prints.
 var random = testenv.Random
 

@@ -213,6 +213,7 @@ func TestMemoryFollowsActiveKeys(t *testing.T) {
 
 // Every call pays for sweeping, whatever its answer: a crowd that is whole again goes although no charge is granted any more.
 func TestEveryCallSweeps(t *testing.T) {
+	withoutRace(t)
 	for name, call := range map[string]func(s *Store, i int){
 		"denials": func(s *Store, i int) {
 			s.Charge(bg, quota.Charge{Limit: bucket("n", 1, time.Hour), Key: fmt.Sprint("active", i%100), Cost: 2})
@@ -253,6 +254,7 @@ func TestEveryCallSweeps(t *testing.T) {
 
 // While no key can be whole, sweeping rests; it goes on in time.
 func TestSweepingRests(t *testing.T) {
+	withoutRace(t)
 	s, c := withClock(0)
 	l := bucket("n", 100, 100*time.Second)
 	const keys = 3000
