@@ -40,12 +40,25 @@ var (
 	sized = testenv.Sized
 )
 
-// volume is sized for tests that only compute: an eighth under the race detector, which is slow.
-func volume(reduced, whole int) int {
+// volume is sized for tests that only compute: an eighth under the race detector, which is slow, and a third of that with the
+// second client, whose engine is that of the first.
+func (l library) volume(reduced, whole int) int {
 	if raceEnabled {
 		reduced /= 8
 	}
+	if l.name != libraries[0].name {
+		reduced /= 3
+	}
 	return sized(reduced, whole)
+}
+
+// spared is the pause of a goroutine that makes calls until it is stopped, and a longer one under the race detector, whose calls
+// take several times as much of the machine.
+func spared(usual, race time.Duration) time.Duration {
+	if raceEnabled && !testenv.Full() {
+		return race
+	}
+	return usual
 }
 
 func ok(t testing.TB, err error) {

@@ -169,7 +169,7 @@ func load(t testing.TB, s quota.Store, l *quota.Limit, keys []string) (y *tally,
 				default:
 				}
 				y.do(bg, s, quota.Charge{Limit: l, Key: keys[i%len(keys)], Cost: 1})
-				time.Sleep(2 * time.Millisecond)
+				time.Sleep(spared(2*time.Millisecond, 5*time.Millisecond))
 			}
 		})
 	}

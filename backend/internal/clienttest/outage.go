@@ -20,13 +20,14 @@ import (
 
 const (
 	// backWithin is how soon the keys of a master are decided by the store again, once the cluster is whole.
-	backWithin = 2 * time.Second
-	// pauseOfLoad is the pause of a load's goroutine between two calls: the machine must have time to spare.
-	pauseOfLoad = 25 * time.Millisecond
+	backWithin  = 2 * time.Second
 	loadWorkers = 4 // goroutines of a load
 	// few is the size of the limit of which the other masters' keys must not get more.
 	few = 5
 )
+
+// pauseOfLoad is the pause of a load's goroutine between two calls: the machine must have time to spare.
+func pauseOfLoad() time.Duration { return spared(25*time.Millisecond, 60*time.Millisecond) }
 
 // outages are the ways in which one of three masters fails. Normal runs take those of the sample.
 var outages = []struct {
@@ -437,7 +438,7 @@ func outageNewMaster(t *testing.T, l library) {
 							select {
 							case <-stop:
 								return
-							case <-time.After(pauseOfLoad):
+							case <-time.After(pauseOfLoad()):
 								decides()
 							}
 						}
@@ -507,7 +508,7 @@ func (y *outageCalls) load(s quota.Store, keys []string, workers int, done chan 
 					select {
 					case <-done:
 						return
-					case <-time.After(pauseOfLoad):
+					case <-time.After(pauseOfLoad()):
 					}
 					y.do(s, quota.Charge{Limit: l, Key: keys[i%len(keys)], Cost: 1})
 				}

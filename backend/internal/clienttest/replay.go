@@ -23,7 +23,7 @@ func differential(t *testing.T, l library) {
 	for _, injected := range []bool{true, false} {
 		t.Run(fmt.Sprintf("injected=%v", injected), func(t *testing.T) {
 			server.resetCounts(t)
-			r := replay(t, server, open, volume(40_000, 400_000), injected, nil)
+			r := replay(t, server, open, l.volume(40_000, 400_000), injected, nil)
 			counts := server.count(t)
 			scripts := counts["evalsha"].calls - counts["evalsha"].failed + counts["eval"].calls
 			if int64(scripts) != r.lists.Load()+workers {
@@ -427,7 +427,7 @@ func (w *worker) poke(t *testing.T, c quota.Charge) driver.Item {
 // the Go kernels say of each alone, in order, and take one script call.
 func batches(t *testing.T, l library) {
 	server, open := l.single(t)
-	replayBatches(t, l, server, open, volume(40_000, 400_000))
+	replayBatches(t, l, server, open, l.volume(40_000, 400_000))
 }
 
 // replayBatches has workers, each with keys and a clock of its own, make batches of so many charges.

@@ -18,7 +18,7 @@ func swaps(t *testing.T, l library) {
 	for _, injected := range []bool{true, false} {
 		t.Run(fmt.Sprintf("injected=%v", injected), func(t *testing.T) {
 			server.FlushAll(bg)
-			r := replay(t, server, open, volume(8_000, 80_000), injected, func(k kind) bool { return k == bucket || k == slidingLog })
+			r := replay(t, server, open, l.volume(8_000, 80_000), injected, func(k kind) bool { return k == bucket || k == slidingLog })
 			t.Logf("%d lists, %d charges, %d granted, %d unsure", r.lists.Load(), r.charges.Load(), r.granted.Load(), r.unsure.Load())
 		})
 	}
