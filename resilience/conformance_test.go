@@ -54,13 +54,25 @@ func addrs(start func() []string) []string {
 // dialer connects to the proxies of connections that can be broken; nil is a client's own.
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// onRedis runs the suite on a backend inside the preset, through connections that fail, and in two processes.
+// long are the cases that take most work of a client and a server, for the size or number of keys, and none of the policies. The
+// clients' own suites have them, and so has the preset in memory.
+var long = []string{"S2/every length", "C1/thousands", "C1/largest keys", "C1/ids that meet", "C3/thousands"}
+
+// onRedis runs the suite on a backend inside the preset, through connections that fail, and in two processes. At normal sizes it
+// leaves out the long cases.
 func onRedis(t *testing.T, name string, addrs []string, open func(t testing.TB, d dialer) func(conformance.Opening) (quota.Store, error)) {
 	t.Run(name, func(t *testing.T) {
 		t.Parallel()
 		sound := open(t, nil)
+		var exempt []conformance.Exemption
+		for _, name := range long {
+			if !testenv.Full() {
+				exempt = append(exempt, conformance.Exemption{Rule: name, Reason: "it runs without policies, and at full size"})
+			}
+		}
 		conformance.Run(t, conformance.Harness{
-			Name: name + " in resilience.Standard",
+			Name:   name + " in resilience.Standard",
+			Exempt: exempt,
 			Open: func(t testing.TB, o conformance.Opening) quota.Store {
 				s, err := sound(o)
 				return inPreset(t, s, err)
