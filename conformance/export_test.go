@@ -39,4 +39,7 @@ func RuleTexts() map[string]string {
 	return all
 }
 
-const RaceEnabled = raceEnabled
+const (
+	RaceEnabled = raceEnabled
+	Enough      = enough
+)
