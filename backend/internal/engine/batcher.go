@@ -17,11 +17,8 @@ import (
 // maxInFlight is how many calls a queue has in flight before items wait.
 const maxInFlight = 4
 
-// More than few callers at once are a crowd, and crowdYields yields later it is over unless it was seen again.
-const (
-	few         = 3
-	crowdYields = 8
-)
+// More than maxInFlight callers at once are a crowd, and crowdYields yields later it is over unless it was seen again.
+const crowdYields = 8
 
 // Batcher sends items that wait for one destination together. There is no timer: an item waits only while its
 // queue has maxInFlight calls in flight, and when the first of these ends, the waiting items go, up to Max in a
@@ -119,7 +116,7 @@ func (q *Queue[T]) enter() (free, filled bool, err error) {
 
 // saw notes that there are at least so many callers. The caller holds q.mu.
 func (q *Queue[T]) saw(callers int) {
-	if callers > few {
+	if callers > maxInFlight {
 		q.crowd = crowdYields
 	}
 }

@@ -326,8 +326,8 @@ func TestTimedOut(t *testing.T) {
 	})
 }
 
-// Where many callers come at once, those that can run when one is about to send go with it. A few callers send at once, and
-// so do those that a crowd has left behind, after some yields.
+// Where more callers come at once than calls may be in flight, those that can run when one is about to send go with it. Fewer
+// callers send at once, and so do those that a crowd has left behind, after some yields.
 func TestFilling(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, func(t *testing.T) {
@@ -349,19 +349,19 @@ func TestFilling(t *testing.T) {
 			g.end()
 			return keys
 		}
-		want := func(when string, callers int, want bool) {
-			t.Helper()
-			if got := come(callers); (len(got) == min(callers, maxInFlight)) != want {
-				t.Errorf("%d callers %s: got scripts of %d keys; want as many as callers, or %d: %v", callers, when, got, maxInFlight, want)
-			}
+		if got, want := come(maxInFlight), []int{1, 1, 1, 1}; !slices.Equal(got, want) {
+			t.Errorf("a few callers: got scripts of %d keys, want %d", got, want)
 		}
-		want("at first", few, true)
 		come(20)
-		want("in a crowd", 20, false)
-		for range crowdYields { // those that it left behind may yield
-			come(few)
+		if got := come(20); len(got) == maxInFlight {
+			t.Errorf("20 callers: got scripts of %d keys, want fewer scripts than may be in flight", got)
 		}
-		want("when it has passed", few, true)
+		for range crowdYields {
+			come(maxInFlight)
+		}
+		if got, want := come(maxInFlight), []int{1, 1, 1, 1}; !slices.Equal(got, want) {
+			t.Errorf("a few callers after a crowd: got scripts of %d keys, want %d", got, want)
+		}
 	})
 }
 
