@@ -23,11 +23,10 @@ local function numbers(packed)
 end
 local A, K = ARGV, KEYS
 local n, lists = A[1] + 0, A[2] + 0
--- Tables have room for a list's few keys: to grow one costs more than the room.
 local reply, values, lifetimes, changes = {now, 0, nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 -- For the lists, a table for each key: its state, without a unit if it has none that can be read; its run of keys; and whether
--- a list changed the state. A run is its header, unit, kernel and p1 to p8. Few tables are made, and each at its size: to
--- make and to grow one costs as much as a decision.
+-- a list changed the state. A run is its header, unit, kernel and p1 to p8. Few tables are made, and each with room for
+-- its size, or for a list's few keys: to make and to grow one costs as much as a decision.
 local states = {nil, nil, nil, nil}
 -- The states of several keys come by one command. It shows no difference between a key that holds no string and one that is
 -- not there, and a user may lack the right to it: where it found nothing, GET is asked.
