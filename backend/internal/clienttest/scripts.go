@@ -218,6 +218,7 @@ func kernels(t *testing.T, l library) {
 		"grants":      {"return true, true, 1000, unit, 1, 1, 0, nil", true},
 		"denies":      {"return false, false, 0, u, a, b, c, tail", false},
 		"is fresh":    {"return true, false, 0, u, a, b, c, tail", false},
+		"forgets":     {"return true, true, 0, 0, 0, 0, 0, nil", true},
 		"throws":      {"error('boom')", false},
 		"is broken":   {"return return", false},
 		"no numbers":  {"return true, true, 1000, unit, 'x', {}, 0, nil", false},
@@ -239,6 +240,8 @@ func kernels(t *testing.T, l library) {
 			switch name {
 			case "is broken":
 				alone, list = quota.ErrMisconfigured, quota.ErrMisconfigured
+			case "forgets": // a state that is not there: no reply tells of the difference
+				alone, list = nil, nil
 			case "no time", "no end", "in the past":
 				list = quota.ErrMisconfigured
 			}

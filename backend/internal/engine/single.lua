@@ -36,7 +36,7 @@ allowed, changed, reset, u, a, b, c, tail = kernel(u, a, b, c, tail, (A[4] or 0)
 if not changed then return pack('>i7', -now) .. (v or '') end
 if u == 0 then
   call('DEL', KEYS[1])
-  return pack('>i7', now) .. v
+  return pack('>i7', now) .. (v or '')
 end
 local state
 if u ~= unit or tail then
