@@ -122,7 +122,7 @@ func batchingProxy(t *testing.T, l library) {
 	for _, parameters := range []string{"", "&strict=true", "&batching=slot", "&batching=none"} {
 		t.Run(parameters, func(t *testing.T) {
 			a, b := redisserver.Start(t), redisserver.Start(t)
-			s := l.open(t, "redis://"+routed(t, "127.0.0.1:0", a.Addr(), b.Addr())+"?timeout=10s"+parameters)
+			s := l.open(t, "redis://"+routed(t, "127.0.0.1:0", a.Addr(), b.Addr())+"?timeout=30s"+parameters)
 			exact(t, s, "first")
 			exact(t, s, "second") // after it has learnt
 			for _, server := range []*redisserver.Server{a, b} {
@@ -179,7 +179,7 @@ func batchingOneShard(t *testing.T, l library) {
 	})
 	limit, list := counted(plenty), keys(64)
 	for _, parameters := range []string{"", "&strict=true", "&batching=slot", "&batching=all"} {
-		s := l.open(t, "redis://"+server.Addr()+"?timeout=10s"+parameters)
+		s := l.open(t, "redis://"+server.Addr()+"?timeout=30s"+parameters)
 		y := crowd(s, limit, list, sized(50, 500))
 		if ok(t, y.failure()); y.ok != 64*int64(sized(50, 500)) {
 			t.Errorf("%q: got %v, want all granted", parameters, y)
